@@ -1,0 +1,1 @@
+"""Prefect and the command line: who runs when. Nothing here computes."""

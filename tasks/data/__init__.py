@@ -1,0 +1,1 @@
+"""From files people have to checked, split and tokenised records."""

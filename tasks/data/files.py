@@ -1,0 +1,82 @@
+"""Where the pipeline's files lie, and writing them whole or not at all."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import InputError
+
+PREPARED, VALIDATED = Path("data/prepare"), Path("data/validate")
+MODELS, METRICS, CURVES, REPORTS = Path("models"), Path("metrics"), Path("curves"), Path("reports")
+# What a checkout keeps to itself and DVC never sees: locks, checkpoints, failure notes, data docs, servers' homes.
+STATE = Path(".trueline")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success it takes the place of `path`, on failure nothing is left.
+
+    Serves files and folders alike: the block creates the one it wants.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    workplace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        draft = workplace / path.name
+        yield draft
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(draft, path)
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write indented JSON; the same content gives the same bytes."""
+    with replacing(path) as draft:
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        draft.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object the pipeline wrote.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: run the stage that writes it (dvc repro)") from None
+    except ValueError:
+        raise InputError(f"{path} is damaged: delete it and run dvc repro") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: delete it and run dvc repro")
+    return content
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line; the same rows give the same bytes."""
+    with replacing(path) as draft, draft.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Read rows the pipeline wrote, one at a time.
+
+    Raises:
+        InputError: the file is missing, or a row is damaged.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist: run the stage that writes it (dvc repro)")
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield json.loads(line)
+            except ValueError:
+                raise InputError(f"{path} row {number} is damaged: delete the file and run dvc repro") from None

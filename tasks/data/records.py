@@ -1,0 +1,87 @@
+"""The canonical rows: what every source becomes and every later stage reads.
+
+A record is a NamedTuple in memory and one JSON object a line on disk, with the field names below as keys.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple, TypedDict
+
+from tasks.data.files import read_jsonl, write_jsonl
+
+Split = Literal["train", "validation", "test"]
+Kind = Literal["demonstrations", "preferences", "prompts"]
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+class Demonstration(NamedTuple):
+    """A prompt and an answer to imitate."""
+
+    id: str  # stable: a hash of the content, so that the same row has the same id in every run
+    split: Split
+    source: str  # the file or data set it came from, as params.yaml names it
+    row: int  # its row there, from 1
+    prompt: list[Message]  # ends with the user's turn
+    response: str  # the assistant's turn
+
+
+class Preference(NamedTuple):
+    """A prompt and two answers, of which an annotator chose one."""
+
+    id: str
+    split: Split
+    source: str
+    row: int
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+
+
+class Prompt(NamedTuple):
+    """A prompt to answer, with reference answers where there are some."""
+
+    id: str
+    split: Split
+    source: str
+    row: int
+    prompt: list[Message]
+    references: list[str]
+
+
+Record = Demonstration | Preference | Prompt
+TYPES: dict[Kind, type[Demonstration] | type[Preference] | type[Prompt]] = {
+    "demonstrations": Demonstration,
+    "preferences": Preference,
+    "prompts": Prompt,
+}
+
+
+def write_records(folder: Path, kind: Kind, records: Iterable[Record]) -> None:
+    """Write the records of one kind to `folder`/`kind`.jsonl."""
+    write_jsonl(folder / f"{kind}.jsonl", (record._asdict() for record in records))
+
+
+def read_demonstrations(folder: Path, split: Split | None = None) -> list[Demonstration]:
+    """Read the demonstrations of a folder, of one split or of all."""
+    return [Demonstration(**row) for row in _rows(folder, "demonstrations", split)]
+
+
+def read_preferences(folder: Path, split: Split | None = None) -> list[Preference]:
+    """Read the preference pairs of a folder, of one split or of all."""
+    return [Preference(**row) for row in _rows(folder, "preferences", split)]
+
+
+def read_prompts(folder: Path, split: Split | None = None) -> list[Prompt]:
+    """Read the prompts of a folder, of one split or of all."""
+    return [Prompt(**row) for row in _rows(folder, "prompts", split)]
+
+
+def _rows(folder: Path, kind: Kind, split: Split | None) -> Iterator[dict[str, object]]:
+    rows = read_jsonl(folder / f"{kind}.jsonl")
+    return (row for row in rows if split is None or row["split"] == split)

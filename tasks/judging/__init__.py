@@ -1,0 +1,1 @@
+"""What was gained, whether it is real, and whether it may be promoted."""

@@ -1,0 +1,1 @@
+"""The mathematics of learning from preferences, and what its loops share."""

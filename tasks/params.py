@@ -1,0 +1,298 @@
+"""params.yaml as frozen, typed settings: an unknown key or an ill-typed value is an error."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tasks.errors import InputError
+
+PARAMS_FILE = Path("params.yaml")
+# As a source it stands for the built-in example: a real path, so that DVC follows its content.
+EXAMPLE = "tasks/data/example.py"
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Schedule = Literal["linear", "cosine", "constant"]
+
+
+class Section(BaseModel):
+    """A group of settings: immutable, strict about types, closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Runtime(Section):
+    """How the arithmetic is carried out."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    threads: Count
+    precision: Literal["fp32", "bf16"]
+    micro_batch: Count
+    checkpoint_every: Annotated[int, Field(ge=0)]
+
+
+class Source(Section):
+    """Where rows come from and how their columns are called."""
+
+    source: str
+    columns: dict[str, str]
+    limit: Count | None
+
+
+class Split(Section):
+    """Shares of the prompts that are held out."""
+
+    validation: Annotated[float, Field(gt=0, lt=1)]
+    test: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _leaves_training_data(self) -> "Split":
+        if self.validation + self.test >= 1:
+            raise ValueError("validation and test together must leave a share for training")
+        return self
+
+
+class Example(Section):
+    """Size and noise of the built-in example."""
+
+    demonstrations: Count
+    preferences: Count
+    prompts: Count
+    faulty: Share
+    label_noise: Annotated[float, Field(ge=0, lt=0.5)]
+
+
+class Prepare(Section):
+    """Raw files to canonical records."""
+
+    demonstrations: Source
+    preferences: Source
+    prompts: Source
+    split: Split
+    example: Example
+
+
+class Validate(Section):
+    """Thresholds of the data checks."""
+
+    max_tokens: Count
+    max_quarantined: Share
+    min_rows: Count
+    max_length_bias: Share
+    max_personal_data: Share
+    warn: list[str]
+
+
+class Scratch(Section):
+    """Shape of the model made from scratch."""
+
+    vocabulary: Annotated[int, Field(ge=300)]
+    hidden_size: Count
+    layers: Count
+    heads: Count
+    context: Count
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "Scratch":
+        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
+            raise ValueError("hidden_size must be an even multiple of heads")
+        return self
+
+
+class Base(Section):
+    """The model everything starts from."""
+
+    source: str
+    chat_template: str | None
+    pad_token: str | None
+    scratch: Scratch
+
+
+class Lora(Section):
+    """Low-rank adapters; rank 0 trains all weights."""
+
+    rank: Annotated[int, Field(ge=0)]
+    alpha: Positive
+    targets: Literal["all-linear"] | list[str]
+
+
+class Training(Section):
+    """What every supervised trainer needs."""
+
+    epochs: Count
+    batch_size: Count
+    learning_rate: Positive
+    warmup: Share
+    schedule: Schedule
+    weight_decay: NotNegative
+    max_grad_norm: Positive
+
+
+class Sft(Training):
+    """Supervised fine-tuning."""
+
+
+class Reward(Training):
+    """The reward model."""
+
+    margin: NotNegative
+    centering: NotNegative
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
+
+
+class Align(Section):
+    """Which algorithm aligns the policy."""
+
+    method: Literal["dpo", "ppo"]
+
+
+class Dpo(Training):
+    """Direct preference optimisation."""
+
+    loss: Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm", "simpo"]
+    beta: Positive
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
+    nll_weight: NotNegative
+    simpo_gamma: float
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "Dpo":
+        if self.label_smoothing and self.loss not in ("sigmoid", "robust"):
+            raise ValueError(f"label_smoothing would be ignored by the loss {self.loss}: set it to 0")
+        return self
+
+
+class Ppo(Section):
+    """Proximal policy optimisation."""
+
+    iterations: Count
+    rollouts: Count
+    epochs: Count
+    minibatches: Count
+    max_new_tokens: Count
+    temperature: Positive
+    learning_rate: Positive
+    critic_learning_rate: Positive
+    critic_warmup: Annotated[int, Field(ge=0)]
+    schedule: Schedule
+    max_grad_norm: Positive
+    kl_coefficient: NotNegative
+    kl_estimator: Literal["k1", "k2", "k3"]
+    kl_target: Positive | None
+    kl_horizon: Count
+    gamma: Share
+    gae_lambda: Share
+    clip: Positive
+    value_clip: Positive
+    dual_clip: Annotated[float, Field(gt=1)] | None
+    entropy_bonus: NotNegative
+    score_clip: Positive | None
+    missing_eos_penalty: NotNegative
+    whiten_rewards: bool
+    integration_alpha: Annotated[float, Field(gt=0, le=1)]
+    max_update_kl: Positive | None
+
+    @model_validator(mode="after")
+    def _minibatches_are_filled(self) -> "Ppo":
+        if self.minibatches > self.rollouts:
+            raise ValueError("minibatches must not exceed rollouts")
+        return self
+
+
+class Evaluate(Section):
+    """How models are compared."""
+
+    prompts: Count | None
+    max_new_tokens: Count
+    temperature: NotNegative
+    batch_size: Count
+    bootstrap: Annotated[int, Field(ge=100)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+
+
+class Gate(Section):
+    """Thresholds of the promotion gate."""
+
+    min_win_rate: Share
+    max_kl: Positive
+    min_reward_accuracy: Share
+    max_length_ratio: Positive
+    min_eos_rate: Share
+
+
+class Registry(Section):
+    """Names in MLflow."""
+
+    policy: str
+    reward: str
+    experiment: str
+
+
+class Params(Section):
+    """All settings of the pipeline."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    runtime: Runtime
+    prepare: Prepare
+    validate_: Validate = Field(alias="validate")
+    base: Base
+    lora: Lora
+    sft: Sft
+    reward: Reward
+    align: Align
+    dpo: Dpo
+    ppo: Ppo
+    evaluate: Evaluate
+    gate: Gate
+    registry: Registry
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read and check the settings.
+
+    Raises:
+        InputError: the file is missing, is not YAML, has an unknown key or a value of the wrong type.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: run from the project's root, where it lies") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    try:
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        row = f" row {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{row} is not valid YAML: mend its indentation, quotes or colons") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"{path} holds no settings: restore it from git")
+    return parse_params(settings, str(path))
+
+
+def parse_params(settings: dict[str, object], origin: str = "params") -> Params:
+    """Check settings that have been read already.
+
+    Raises:
+        InputError: an unknown or missing key, or a value of the wrong type or size; `origin` names the file.
+    """
+    try:
+        return Params.model_validate(settings)
+    except ValidationError as error:
+        raise InputError(f"{origin}: {_sentence(error)}") from None
+
+
+def _sentence(error: ValidationError) -> str:
+    first, others = error.errors()[0], error.error_count() - 1
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        said = f"{key} is not a setting: remove it or mend its spelling"
+    elif first["type"] == "missing":
+        said = f"{key} is missing: add it"
+    else:
+        said = f"{key} is {first['input']!r}, but {first['msg'][0].lower()}{first['msg'][1:]}: change it"
+    return said + (f" (and {others} more)" if others else "")

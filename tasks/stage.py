@@ -1,0 +1,92 @@
+"""What every stage process does around its work: signals, exit codes, one sentence for bad input.
+
+Exit codes: 0 done; 2 the input must be mended (one sentence, no traceback); 75 a passing fault of the
+surroundings, worth a retry; 1 a bug, with its traceback; 130 and 143 interrupted. DVC turns every failure
+into 255, so the kind and the sentence are also left in a note for whoever started DVC.
+"""
+
+import ctypes
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Literal, NamedTuple, NoReturn
+
+from tasks.data.files import STATE, read_json, write_json
+from tasks.errors import InputError
+from tasks.params import Params, load_params
+
+FAILURE_NOTE = STATE / "failure.json"
+EXIT_CODES: dict["FailureKind", int] = {"input": 2, "transient": 75, "bug": 1, "interrupted": 130}
+FailureKind = Literal["input", "transient", "bug", "interrupted"]
+
+
+class Failure(NamedTuple):
+    """Why the last stage that failed did so."""
+
+    stage: str
+    kind: FailureKind
+    message: str
+
+
+def main(stage: Callable[[Params], None]) -> NoReturn:
+    """Run a stage as a process of its own; never returns."""
+    die_with_parent()
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    FAILURE_NOTE.unlink(missing_ok=True)
+    try:
+        stage(load_params())
+    except BaseException as error:
+        kind, message = classify(error)
+        _leave_as_before(Failure(stage.__name__, kind, message))
+        if kind == "bug":
+            raise
+        print(f"{stage.__name__}: {message}", file=sys.stderr)
+        sys.exit(143 if isinstance(error, SystemExit) else EXIT_CODES[kind])
+    sys.exit(0)
+
+
+def classify(error: BaseException) -> tuple[FailureKind, str]:
+    """Tell whose fault an error is, and the sentence that says so."""
+    if isinstance(error, InputError):
+        return "input", str(error)
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "interrupted", "interrupted; run again to go on"
+    if isinstance(error, ConnectionError | TimeoutError):
+        return "transient", f"a connection failed ({error}): run again when it is back"
+    if isinstance(error, OSError):
+        place = error.filename or os.getcwd()
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "input", f"no space left on the disk of {place}: free some and run again"
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return "input", f"no permission for {place}: grant it or run as its owner"
+    return "bug", f"{type(error).__name__}: {error}"
+
+
+def last_failure() -> Failure | None:
+    """Read the note of the stage that failed last, if one did since the last success."""
+    return Failure(**read_json(FAILURE_NOTE)) if FAILURE_NOTE.exists() else None
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when its parent dies: a killed dvc must leave no trainer behind (Linux)."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def _exit_on_sigterm(_number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(143)
+
+
+def _leave_as_before(failure: Failure) -> None:
+    """DVC has deleted the stage's outputs before it ran: bring them back, and leave the note."""
+    from tasks.registry.stages import restore_outputs
+
+    try:
+        restore_outputs(failure.stage)
+        write_json(FAILURE_NOTE, failure._asdict())
+    except OSError as error:  # a full or read-only disk: the sentence on stderr must still come out
+        print(f"{failure.stage}: could not restore earlier outputs ({error}): run dvc checkout", file=sys.stderr)
