@@ -11,9 +11,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Literal, NamedTuple, NoReturn
 
+from tasks import STARTED_BY
 from tasks.data.files import STATE, read_json, write_json
 from tasks.errors import InputError
 from tasks.params import Params, load_params
@@ -33,10 +35,10 @@ class Failure(NamedTuple):
 
 def main(stage: Callable[[Params], None]) -> NoReturn:
     """Run a stage as a process of its own; never returns."""
-    die_with_parent()
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     FAILURE_NOTE.unlink(missing_ok=True)
     try:
+        die_with_parent()
         stage(load_params())
     except BaseException as error:
         kind, message = classify(error)
@@ -57,7 +59,7 @@ def classify(error: BaseException) -> tuple[FailureKind, str]:
     if isinstance(error, ConnectionError | TimeoutError):
         return "transient", f"a connection failed ({error}): run again when it is back"
     if isinstance(error, OSError):
-        place = error.filename or os.getcwd()
+        place = error.filename or Path.cwd()
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return "input", f"no space left on the disk of {place}: free some and run again"
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -71,10 +73,16 @@ def last_failure() -> Failure | None:
 
 
 def die_with_parent() -> None:
-    """Have the kernel end this process when its parent dies: a killed dvc must leave no trainer behind (Linux)."""
+    """Have the kernel end this process when its parent dies: a killed dvc must leave no trainer behind (Linux).
+
+    Raises:
+        SystemExit: the parent is dead already.
+    """
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    if os.getppid() != STARTED_BY:
+        sys.exit(143)
 
 
 def _exit_on_sigterm(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -88,5 +96,5 @@ def _leave_as_before(failure: Failure) -> None:
     try:
         restore_outputs(failure.stage)
         write_json(FAILURE_NOTE, failure._asdict())
-    except OSError as error:  # a full or read-only disk: the sentence on stderr must still come out
+    except (OSError, InputError) as error:  # a full or read-only disk, a cache that lost them: the sentence on stderr must still come out
         print(f"{failure.stage}: could not restore earlier outputs ({error}): run dvc checkout", file=sys.stderr)

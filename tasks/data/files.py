@@ -1,7 +1,6 @@
 """Where the pipeline's files lie, and writing them whole or not at all."""
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield draft
         if path.is_dir():
             shutil.rmtree(path)
-        os.replace(draft, path)
+        draft.replace(path)
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
 
@@ -61,7 +60,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line; the same rows give the same bytes."""
-    with replacing(path) as draft, draft.open("w", encoding="utf-8") as file:
+    # Half a surrogate pair, which UTF-8 cannot hold, becomes its JSON escape: damaged text can be kept and shown.
+    with replacing(path) as draft, draft.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 

@@ -5,7 +5,7 @@ A record is a NamedTuple in memory and one JSON object a line on disk, with the 
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from tasks.data.files import read_jsonl, write_jsonl
 
@@ -82,6 +82,6 @@ def read_prompts(folder: Path, split: Split | None = None) -> list[Prompt]:
     return [Prompt(**row) for row in _rows(folder, "prompts", split)]
 
 
-def _rows(folder: Path, kind: Kind, split: Split | None) -> Iterator[dict[str, object]]:
+def _rows(folder: Path, kind: Kind, split: Split | None) -> Iterator[dict[str, Any]]:
     rows = read_jsonl(folder / f"{kind}.jsonl")
     return (row for row in rows if split is None or row["split"] == split)

@@ -1,0 +1,112 @@
+"""Talking to a model of the pipeline: any stage's, or any version in the registry."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.data.files import MODELS, STATE
+from tasks.data.records import Message
+from tasks.data.tokens import decode, encode_prompt, load_tokenizer
+from tasks.errors import InputError
+from tasks.params import Params
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+STAGES = ("base", "sft", "dpo", "ppo")
+
+
+class Conversation:
+    """Turns that have been taken, and a model to take the next one."""
+
+    def __init__(self, model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", params: Params) -> None:
+        """Begin with no turn."""
+        self.messages: list[Message] = []
+        self._model, self._tokenizer, self._params = model, tokenizer, params
+
+    def ask(self, text: str) -> str:
+        """Take the user's turn and give the model's answer; a turn that cannot be answered is not kept.
+
+        Raises:
+            InputError: the conversation and its answer are longer than the model's context.
+        """
+        from tasks.learning.rollouts import generate
+
+        asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
+        settings = self._params.evaluate
+        [ids] = generate(
+            self._model,
+            self._tokenizer,
+            [encode_prompt(self._tokenizer, asked)],
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            seed=self._params.seed + len(asked),
+            batch_size=1,
+        )
+        answer = decode(self._tokenizer, ids).strip()
+        self.messages = [*asked, {"role": "assistant", "content": answer}]
+        return answer
+
+
+def begin(folder: Path, params: Params) -> Conversation:
+    """Load a model and begin a conversation with it."""
+    from tasks.learning.models import load_policy, set_up
+
+    set_up(params)
+    return Conversation(load_policy(folder, params, trainable=False), load_tokenizer(folder), params)
+
+
+def stage_folder(stage: str) -> Path:
+    """Give the folder of a stage's model.
+
+    Raises:
+        InputError: no such stage has a model to talk to, or it has not run.
+    """
+    if stage not in STAGES:
+        raise InputError(f"{stage} has no model to talk to: choose one of {', '.join(STAGES)}")
+    if not (MODELS / stage).is_dir():
+        raise InputError(f"{MODELS / stage} does not exist: run the stage that writes it (trueline run)")
+    return MODELS / stage
+
+
+def version_folder(version: str, params: Params) -> Path:
+    """Bring a registered policy back from DVC's cache.
+
+    Raises:
+        InputError: there is no such version or alias, or the cache lacks it.
+    """
+    from tasks.registry.lineage import why
+    from tasks.registry.stages import materialise
+
+    md5: str = why(params, version)["policy"]["md5"]
+    folder = STATE / "policies" / md5
+    if not folder.is_dir():
+        materialise(md5, folder)
+    return folder
+
+
+def talk(conversation: Conversation) -> None:
+    """Answer line by line until the input ends or says /exit; /new forgets what was said."""
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        print("Type a message. /new starts over, /exit ends.", file=sys.stderr)
+    while True:
+        if is_terminal:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line or line.strip() == "/exit":
+            return
+        if line.strip() == "/new":
+            conversation.messages = []
+        elif line.strip():
+            _answer(conversation, line.strip())
+
+
+def _answer(conversation: Conversation, text: str) -> None:
+    try:
+        print(conversation.ask(text), flush=True)
+    except InputError as error:
+        if not sys.stdin.isatty():
+            raise
+        print(f"{error} (/new starts over)", file=sys.stderr)

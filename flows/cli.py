@@ -1,0 +1,222 @@
+"""The command line: `trueline …`. Every import that costs time is made by the command that needs it."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from tasks.errors import InputError
+
+if TYPE_CHECKING:
+    from flows.pipeline import Result
+    from tasks.params import Params
+
+Content = TypeVar("Content")
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
+
+
+app = typer.Typer(
+    help="From a base model and preference data to an aligned model that can be defended.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run a command; what a user must mend is one sentence and exit code 2, without a traceback."""
+    try:
+        app()
+    except InputError as error:
+        sentence = str(error)
+    except OSError as error:
+        from tasks.stage import classify
+
+        kind, sentence = classify(error)
+        if kind == "bug":
+            raise
+    else:
+        return
+    print(f"trueline: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+@app.command()
+def run(as_json: AsJson = False) -> None:
+    """Run the pipeline: every stage that has changed, then the gate, and promotion if it says so."""
+    from flows.locks import refuse_a_second
+    from flows.preflight import preflight
+    from flows.reproduce import StageError
+    from flows.server import local_server
+
+    refuse_a_second()
+    preflight()
+    with local_server():
+        from flows.pipeline import pipeline
+
+        try:
+            result = pipeline()
+        except StageError as error:
+            print(f"trueline: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+    from flows.display import show_result
+
+    _report(_result_data(result), as_json, show_result)
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Show which stages are up to date, champion and challenger, who runs the flow, what failed last."""
+    from flows.display import show_status
+    from flows.status import status as gather
+
+    _report(gather(_params()), as_json, show_status)
+
+
+@app.command()
+def promote(as_json: AsJson = False) -> None:
+    """Make the candidate in dvc.lock champion, if its gate says so."""
+    from flows.display import show_verdict
+    from tasks.registry import promotion
+
+    verdict = promotion.promote(_params())
+    _report(dict(verdict), as_json, show_verdict)
+    if not verdict["promoted"] and verdict["champion"] != verdict["version"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def rollback(
+    reason: Annotated[str, typer.Option(help="Why; kept in the record.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make the previous champion champion again."""
+    from flows.display import show_verdict
+    from tasks.registry import promotion
+
+    _report(dict(promotion.rollback(_params(), reason)), as_json, show_verdict)
+
+
+@app.command()
+def why(
+    version: Annotated[str, typer.Argument(metavar="VERSION|ALIAS", help="Such as 3, champion, previous.")],
+    as_json: AsJson = False,
+) -> None:
+    """Explain a policy: its data, reward model, base, gate, opponent, parameters, commit."""
+    from flows.display import show_tree
+    from tasks.registry import lineage
+
+    _report(lineage.why(_params(), version), as_json, show_tree)
+
+
+@app.command()
+def history(as_json: AsJson = False) -> None:
+    """List every promotion and rollback, oldest first."""
+    from flows.display import show_history
+    from tasks.registry import lineage
+
+    _report(lineage.history(), as_json, show_history)
+
+
+@app.command()
+def sync(as_json: AsJson = False) -> None:
+    """Bring MLflow up to what dvc.lock and the record say, as after a plain dvc repro."""
+    from flows.display import show_synced
+    from tasks.registry import lineage
+
+    synced = lineage.sync(_params())
+    _report(dict(synced), as_json, show_synced)
+    if synced["alarms"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def schedule(
+    cron: Annotated[str, typer.Option(help="Five fields, as in '0 3 * * 1': Mondays at 3:00.")],
+    timezone: Annotated[str, typer.Option(help="Whose clock counts.")] = "UTC",
+) -> None:
+    """Serve the flow to a Prefect server (PREFECT_API_URL; see make server), so that it runs by the clock."""
+    import os
+
+    from flows.deploy import schedule as serve
+    from flows.server import API_URL
+
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"  # here Prefect's lines are what one waits for
+    serve(cron, timezone, os.environ.setdefault("PREFECT_API_URL", API_URL))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Examine machine and checkout, and say how to mend what is wrong."""
+    from flows.display import show_findings
+    from flows.doctor import examine
+
+    findings = examine()
+    _report([finding._asdict() for finding in findings], as_json, show_findings)
+    if any(finding.level == "fail" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def chat(
+    message: Annotated[str | None, typer.Argument(help="One message; without it, a conversation.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Talk to this stage's model: base, sft, dpo or ppo.")] = None,
+    version: Annotated[str | None, typer.Option(help="Talk to this version or alias; champion if neither.")] = None,
+) -> None:
+    """Talk to the champion, or to any stage's model."""
+    from flows.chat import begin, stage_folder, talk, version_folder
+
+    if stage and version:
+        raise InputError("--stage and --version name two models: give one of them")
+    params = _params()
+    folder = stage_folder(stage) if stage else version_folder(version or "champion", params)
+    conversation = begin(folder, params)
+    if message is None:
+        talk(conversation)
+    else:
+        print(conversation.ask(message))
+
+
+@app.command()
+def configure(
+    overlays: Annotated[list[str], typer.Argument(metavar="FILE|KEY=VALUE...", help="Later ones win.")],
+    as_json: AsJson = False,
+) -> None:
+    """Change params.yaml by a named setting or single keys; comments stay, and nothing invalid is written."""
+    from flows.display import show_changes
+    from flows.settings import configure as change
+
+    _report([item._asdict() for item in change(overlays)], as_json, show_changes)
+
+
+def _params() -> "Params":
+    from tasks.params import load_params
+
+    return load_params()
+
+
+def _result_data(result: "Result") -> dict[str, Any]:
+    return {
+        "stages": [{**row._asdict(), "seconds": round(row.seconds, 2)} for row in result.stages],
+        "registered": result.registered,
+        "verdict": result.verdict,
+        "alarms": result.alarms,
+        "places": {name: str(path) for name, path in PLACES.items() if path.exists()},
+    }
+
+
+PLACES = {"report": Path("reports/gate/report.html"), "data docs": Path(".trueline/data_docs/index.html")}
+
+
+def _report(content: Content, as_json: bool, show: Callable[[Content], None]) -> None:
+    if as_json:
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        show(content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""What the commands show to people; with --json they print the same data instead."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
+
+from tasks.registry.store import tracking_uri
+
+MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
+_console = Console(highlight=False)
+
+
+def show_result(result: Mapping[str, Any]) -> None:
+    """A row a stage, the verdict, and where to look next."""
+    rows = [(row["stage"], row["outcome"], f"{row['seconds']:.1f}", row["figure"]) for row in result["stages"]]
+    _table(("stage", "", "seconds", "figure"), rows, right=(2,))
+    show_verdict(result["verdict"])
+    for alarm in result["alarms"]:
+        _line(f"Alarm: {alarm}")
+    _console.print()
+    for name, path in result["places"].items():
+        _line(f"{name:<10} {path}")
+    _line(f"{'MLflow':<10} {_ui_command()}")
+    _line(f"{'next':<10} trueline why {_whom(result['verdict'])} · trueline chat · trueline history")
+
+
+def show_verdict(verdict: Mapping[str, Any]) -> None:
+    """Who is champion now, and why."""
+    if verdict["promoted"]:
+        _line(f"Version {verdict['version']} is champion now.")
+    else:
+        champion = verdict["champion"]
+        _line(f"Version {verdict['version']} was not promoted; champion: {champion if champion else 'none'}.")
+    for reason in verdict["reasons"]:
+        _line(f"  {reason}")
+
+
+def show_status(status: Mapping[str, Any]) -> None:
+    """A row a stage, then the registry, the flow and the last failure."""
+    _table(("stage", "state"), list(status["stages"].items()))
+    registry = status["registry"]
+    if registry["error"]:
+        _line(f"registry    {registry['error']}")
+    else:
+        _line(f"champion    {registry['champion'] or 'none'}")
+        _line(f"challenger  {registry['challenger'] or 'none'}")
+    flow, failure = status["flow"], status["failure"]
+    _line(f"flow        {_holder(flow) if flow else 'none runs'}")
+    if failure:
+        _line(f"failed      {failure['stage']}: {failure['message']}")
+
+
+def show_history(decisions: Sequence[Mapping[str, Any]]) -> None:
+    """A row a decision."""
+    if not decisions:
+        _line("Nothing has been promoted yet: trueline run")
+        return
+    rows = [
+        (row["time"], row["who"], row["action"], str(row["champion"]["version"]), " ".join(row["reasons"]))
+        for row in decisions
+    ]
+    _table(("time", "who", "action", "champion", "reasons"), rows)
+
+
+def show_synced(synced: Mapping[str, Any]) -> None:
+    """A row a tracked stage."""
+    _table(("stage", "lineage", "run"), [(row["stage"], row["status"], row["run_id"]) for row in synced["stages"]])
+    for alarm in synced["alarms"]:
+        _line(f"Alarm: {alarm}")
+
+
+def show_findings(findings: Sequence[Mapping[str, Any]]) -> None:
+    """A row a check."""
+    rows = [(row["check"], MARKS[row["level"]], _escaped(row["found"]), _escaped(row["cure"])) for row in findings]
+    _table(("check", "", "found", "cure"), rows, marked_up=True)
+
+
+def show_changes(changes: Sequence[Mapping[str, Any]]) -> None:
+    """A line a setting."""
+    for change in changes:
+        _line(f"{change['key']}: {change['before']} → {change['after']}")
+    if not changes:
+        _line("params.yaml says so already.")
+
+
+def show_tree(content: Mapping[str, Any]) -> None:
+    """Nested data as a tree."""
+    tree = Tree("policy")
+    _grow(tree, content)
+    _console.print(tree)
+
+
+def _grow(tree: Tree, content: Mapping[str, Any]) -> None:
+    for name, value in content.items():
+        if isinstance(value, Mapping) and value:
+            _grow(tree.add(_escaped(name)), value)
+        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            _grow(tree.add(_escaped(name)), {str(place): item for place, item in enumerate(value, start=1)})
+        else:
+            tree.add(_escaped(f"{name}: {_short(value)}"))
+
+
+def _short(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), marked_up: bool = False
+) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for place, name in enumerate(header):
+        table.add_column(name, justify="right" if place in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(row if marked_up else map(_escaped, row)))
+    _console.print(table)
+
+
+def _line(text: str) -> None:
+    _console.print(text, markup=False, soft_wrap=True)
+
+
+def _escaped(text: object) -> str:
+    from rich.markup import escape
+
+    return escape(str(text))
+
+
+def _holder(flow: Mapping[str, Any]) -> str:
+    from flows.locks import Holder
+
+    return str(Holder(**flow))
+
+
+def _whom(verdict: Mapping[str, Any]) -> str:
+    return "champion" if verdict["champion"] == verdict["version"] else str(verdict["version"])
+
+
+def _ui_command() -> str:
+    uri = tracking_uri()
+    return f".venv/bin/mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri

@@ -1,0 +1,179 @@
+"""What is wrong with this machine and checkout, and how to mend it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from flows import locks
+from flows.preflight import check_exists, sources
+from flows.status import registry
+from tasks.data.files import STATE
+from tasks.errors import InputError
+from tasks.params import load_params
+from tasks.stage import last_failure
+
+Level = Literal["ok", "warn", "fail"]
+LOCK_FILE = Path("requirements.lock")
+OLDEST_PYTHON = (3, 11)
+GIGABYTE = 2**30
+# The built-in example needs under 1 GB; DVC's cache keeps every model ever made.
+LEAST_FREE, LITTLE_FREE = 1 * GIGABYTE, 10 * GIGABYTE
+
+
+class Finding(NamedTuple):
+    """What one check found."""
+
+    check: str
+    level: Level
+    found: str
+    cure: str  # empty where nothing is wrong
+
+
+def examine() -> list[Finding]:
+    """Run every check; a check that finds nothing wrong says so."""
+    return [finding for check in CHECKS for finding in check()]
+
+
+def check_python() -> Iterator[Finding]:
+    """The interpreter is new enough."""
+    found = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        yield Finding("Python", "fail", found, "install Python 3.11 or later and run make run PYTHON=python3.11")
+    else:
+        yield Finding("Python", "ok", found, "")
+
+
+def check_packages() -> Iterator[Finding]:
+    """The installed versions are those of the lock file."""
+    if not LOCK_FILE.exists():
+        yield Finding("packages", "warn", f"{LOCK_FILE} does not exist", "restore it from git")
+        return
+    pinned = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;]+)", LOCK_FILE.read_text(encoding="utf-8"), re.MULTILINE))
+    other = [f"{name} {_installed(name)} (not {wanted})" for name, wanted in pinned.items() if _differs(name, wanted)]
+    if other:
+        shown = ", ".join(other[:5]) + (f" and {len(other) - 5} more" if len(other) > 5 else "")
+        yield Finding("packages", "warn", shown, f"make clean, then make run: installs what {LOCK_FILE} says")
+    else:
+        yield Finding("packages", "ok", f"{len(pinned)} as in {LOCK_FILE}", "")
+
+
+def check_repositories() -> Iterator[Finding]:
+    """Git is installed, and the folder is the root of a git and a DVC repository."""
+    if shutil.which("git") is None:
+        yield Finding("git", "fail", "not installed", "install git")
+    elif not Path(".git").exists():
+        yield Finding("git", "warn", "not the root of a git repository", "git init: runs are tagged with the commit")
+    else:
+        yield Finding("git", "ok", "a repository", "")
+    if Path(".dvc").is_dir():
+        yield Finding("DVC", "ok", "a repository", "")
+    else:
+        yield Finding("DVC", "fail", "not the root of a DVC repository", "run from the folder that holds dvc.yaml")
+
+
+def check_disk() -> Iterator[Finding]:
+    """There is room, and it may be written to."""
+    free = shutil.disk_usage(".").free
+    level: Level = "fail" if free < LEAST_FREE else "warn" if free < LITTLE_FREE else "ok"
+    cure = "" if level == "ok" else "free some: dvc gc --workspace drops models that no longer count"
+    yield Finding("disk", level, f"{free / GIGABYTE:.1f} GB free", cure)
+    if os.access(".", os.W_OK):
+        yield Finding("permission", "ok", "the checkout is writable", "")
+    else:
+        yield Finding("permission", "fail", f"no write permission for {Path.cwd()}", "grant it or run as its owner")
+
+
+def check_settings() -> Iterator[Finding]:
+    """params.yaml holds, what it names exists, and the tracking server answers."""
+    try:
+        params = load_params()
+    except InputError as error:
+        yield Finding("settings", "fail", str(error), "mend params.yaml")
+        return
+    yield Finding("settings", "ok", "params.yaml holds", "")
+    for key, source in sources(params).items():
+        try:
+            check_exists(key, source)
+            yield Finding(key, "ok", source, "")
+        except InputError:
+            yield Finding(key, "fail", f"{source} does not exist", f"trueline configure {key}=PATH")
+    unreachable = registry(params)["error"]
+    if unreachable:
+        yield Finding("MLflow", "fail", unreachable, "start the server, or unset MLFLOW_TRACKING_URI")
+    else:
+        yield Finding("MLflow", "ok", os.environ.get("MLFLOW_TRACKING_URI", "mlflow.db in the checkout"), "")
+    yield from check_device(params.runtime.device)
+
+
+def check_device(wanted: str) -> Iterator[Finding]:
+    """The device that the settings ask for is there."""
+    import torch
+
+    found = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        yield Finding("device", "fail", found, "trueline configure runtime.device=auto")
+    else:
+        yield Finding("device", "ok", f"{found}, {os.cpu_count()} CPU cores", "")
+
+
+def check_leftovers() -> Iterator[Finding]:
+    """What an earlier run left behind: a failure, an unfinished training, half-written files."""
+    running = locks.holder()
+    if running:
+        yield Finding("flow", "warn", f"runs: {running}", "wait for it, or end that process")
+        return
+    failure = last_failure()
+    if failure:
+        yield Finding("failure", "warn", f"{failure.stage}: {failure.message}", "mend it, then trueline run")
+    checkpoints = sorted(path.name for path in (STATE / "checkpoints").glob("*") if any(path.iterdir()))
+    if checkpoints:
+        found = f"unfinished: {', '.join(checkpoints)}"
+        yield Finding("checkpoints", "warn", found, "trueline run goes on from there, if the settings are the same")
+    drafts = sorted(str(path) for place in ("data", "models", "metrics", "reports") for path in _drafts(Path(place)))
+    if drafts:
+        yield Finding("drafts", "warn", f"half-written: {', '.join(drafts)}", f"rm -r {' '.join(drafts)}")
+    if not (failure or checkpoints or drafts):
+        yield Finding("leftovers", "ok", "none", "")
+
+
+def _drafts(place: Path) -> list[Path]:
+    """The temporary folders of tasks.data.files.replacing, which only a process that was killed leaves behind."""
+    return [path for path in place.glob(".*.*") if path.is_dir()]
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name).partition("+")[0]
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _differs(name: str, wanted: str) -> bool:
+    return _installed(name) != wanted
+
+
+def check_pip() -> Iterator[Finding]:
+    """The installed packages agree with one another."""
+    checked = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
+    if checked.returncode == 0:
+        yield Finding("pip check", "ok", "no broken requirements", "")
+    else:
+        first = (checked.stdout or checked.stderr).splitlines()[0]
+        yield Finding("pip check", "warn", first, f"make clean, then make run: installs what {LOCK_FILE} says")
+
+
+CHECKS: list[Callable[[], Iterator[Finding]]] = [
+    check_python,
+    check_packages,
+    check_pip,
+    check_repositories,
+    check_disk,
+    check_settings,
+    check_leftovers,
+]

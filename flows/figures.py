@@ -1,0 +1,74 @@
+"""The one figure of each stage that tells most, read from its metrics."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tasks.data.files import METRICS, read_json
+from tasks.params import load_params
+
+Metrics = Mapping[str, Any]
+
+
+def telling_figure(stage: str) -> str:
+    """Give a stage's telling figure in a few words; empty where the stage has none."""
+    name = load_params().align.method if stage == "align" else stage
+    tell, path = TELLING.get(name), METRICS / f"{name}.json"
+    if tell is None or not path.exists():
+        return ""
+    return tell(read_json(path))
+
+
+def _prepare(metrics: Metrics) -> str:
+    return f"{sum(kind['records'] for kind in metrics.values()):,} records"
+
+
+def _base(metrics: Metrics) -> str:
+    return f"{metrics['parameters']:,} parameters"
+
+
+def _validate(metrics: Metrics) -> str:
+    kinds = [kind for kind in metrics.values() if isinstance(kind, Mapping)]
+    return f"{sum(kind['quarantined'] for kind in kinds):,} of {sum(kind['rows'] for kind in kinds):,} rows quarantined"
+
+
+def _sft(metrics: Metrics) -> str:
+    held_out = metrics["validation"]
+    return f"held-out loss {held_out['before']['loss']:.3f} → {held_out['after']['loss']:.3f}"
+
+
+def _reward(metrics: Metrics) -> str:
+    accuracy = metrics["accuracy"]
+    return f"held-out accuracy {accuracy['value']:.1%} [{accuracy['low']:.1%}, {accuracy['high']:.1%}]"
+
+
+def _dpo(metrics: Metrics) -> str:
+    after = metrics["validation"]["after"]
+    return f"held-out loss {after['loss']:.3f}, pairs ordered right {after['accuracy']:.1%}"
+
+
+def _ppo(metrics: Metrics) -> str:
+    return f"reward {metrics['first']['reward']:.2f} → {metrics['last']['reward']:.2f}"
+
+
+def _evaluate(metrics: Metrics) -> str:
+    rate = metrics["win_rate"]["vs_sft"]
+    if rate["value"] is None:
+        return "no win rate"
+    return f"win rate over SFT {rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
+
+
+def _gate(metrics: Metrics) -> str:
+    return str(metrics["decision"])
+
+
+TELLING: dict[str, Callable[[Metrics], str]] = {
+    "prepare": _prepare,
+    "base": _base,
+    "validate": _validate,
+    "sft": _sft,
+    "reward": _reward,
+    "dpo": _dpo,
+    "ppo": _ppo,
+    "evaluate": _evaluate,
+    "gate": _gate,
+}

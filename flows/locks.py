@@ -1,0 +1,97 @@
+"""One flow at a time in a checkout: a lock that the system takes back when its holder dies."""
+
+import fcntl
+import json
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from tasks.data.files import STATE
+from tasks.errors import InputError
+
+FLOW_LOCK = STATE / "flow.lock"
+
+
+class Holder(NamedTuple):
+    """Who runs the flow."""
+
+    pid: int
+    host: str
+    since: str  # UTC
+    command: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since} ({self.command})"
+
+
+@contextmanager
+def one_flow_at_a_time(path: Path = FLOW_LOCK) -> Iterator[None]:
+    """Hold the lock for a block.
+
+    Raises:
+        InputError: another process holds it; the sentence says who.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        if not _taken(file, fcntl.LOCK_EX):
+            raise InputError(_refusal(_read(file)))
+        _write(file, Holder(os.getpid(), socket.gethostname(), _now(), shlex.join(sys.argv)))
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def holder(path: Path = FLOW_LOCK) -> Holder | None:
+    """Tell who holds the lock, or None where nobody does."""
+    if not path.exists():
+        return None
+    with path.open("r", encoding="utf-8") as file:
+        return None if _taken(file, fcntl.LOCK_SH) else _read(file)
+
+
+def refuse_a_second() -> None:
+    """Stop early where a flow runs already, before anything is started for another one.
+
+    Raises:
+        InputError: another process holds the lock; the sentence says who.
+    """
+    running = holder()
+    if running:
+        raise InputError(_refusal(running))
+
+
+def _refusal(running: Holder) -> str:
+    return f"a flow runs in this checkout already: {running}; wait for it, or end that process"
+
+
+def _taken(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _write(file: IO[str], running: Holder) -> None:
+    file.truncate(0)
+    file.write(json.dumps(running._asdict()))
+    file.flush()
+
+
+def _read(file: IO[str]) -> Holder:
+    file.seek(0)
+    try:
+        return Holder(**json.loads(file.read()))
+    except (ValueError, TypeError):  # the holder has the lock and is about to write who it is
+        return Holder(0, "this machine", "just now", "starting")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,78 @@
+"""The flow: name the opponent, walk DVC's plan, sync the lineage, register, and promote if the gate says so."""
+
+from typing import Any, NamedTuple
+
+from prefect import Task, flow, task
+from prefect.client.schemas.objects import State, TaskRun
+
+from flows.locks import one_flow_at_a_time
+from flows.preflight import preflight
+from flows.reproduce import StageError, StageRun, reproduce
+from tasks.params import Params, load_params
+from tasks.registry import lineage, promotion
+from tasks.registry.opponent import refresh_opponent
+from tasks.registry.stages import plan
+
+RETRY_DELAYS = [10.0, 60.0]  # seconds
+
+
+class Result(NamedTuple):
+    """What came of a flow."""
+
+    stages: list[StageRun]
+    registered: promotion.Registered
+    verdict: promotion.Verdict
+    alarms: list[str]  # stages that gave other bytes than before on the same input
+
+
+def is_passing(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Tell a fault that may pass by itself from bad input and from bugs: only such a one is tried again."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, StageError) and error.failure.kind == "transient"
+
+
+def _run_name() -> str:
+    return f"align by {load_params().align.method}"
+
+
+run_stage = task(retries=len(RETRY_DELAYS), retry_delay_seconds=RETRY_DELAYS, retry_condition_fn=is_passing)(reproduce)
+
+
+@task(name="opponent")
+def name_opponent(params: Params) -> None:
+    """Write whom the candidate must beat into opponent.json."""
+    refresh_opponent(params)
+
+
+@task(name="lineage")
+def sync_lineage(params: Params) -> lineage.Synced:
+    """Link every stage's outputs with the MLflow run that made them."""
+    return lineage.sync(params)
+
+
+@task(name="register")
+def register(params: Params) -> promotion.Registered:
+    """Make the candidate a version in the registry."""
+    return promotion.register(params)
+
+
+@task(name="promote")
+def promote(params: Params) -> promotion.Verdict:
+    """Make the candidate champion, if the gate says so."""
+    return promotion.promote(params)
+
+
+@flow(name="trueline", flow_run_name=_run_name)
+def pipeline() -> Result:
+    """Take raw data to a promoted model.
+
+    Raises:
+        InputError: something must be mended, or another flow runs in this checkout.
+        StageError: a stage failed for a reason of its own.
+    """
+    with one_flow_at_a_time():
+        params = preflight()
+        name_opponent(params)
+        stages = [run_stage.with_options(name=stage)(stage) for stage in plan()]
+        synced = sync_lineage(params)
+        return Result(stages, register(params), promote(params), synced["alarms"])

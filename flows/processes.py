@@ -1,0 +1,85 @@
+"""Child processes that never outlive whoever started them.
+
+A child leads a process group of its own, and the whole group is ended when its block is left by an error, Ctrl+C or
+cancellation. The kernel ends the child should this process be killed outright (Linux).
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+# Time for a stage to bring its earlier outputs back and to close its MLflow run.
+GRACE_SECONDS = 15.0
+
+
+@contextmanager
+def child(
+    command: Sequence[str], *, stdout: int | IO[str] | None = None, stderr: int | IO[str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Start a command; waits for it when the block is left, and ends its whole group where the block raises."""
+    with subprocess.Popen(
+        [sys.executable, "-m", __name__, *command],
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        text=True,
+        env=_environment(),
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        except BaseException:
+            end_group(process)
+            raise
+
+
+def end_group(process: subprocess.Popen[str], grace: float = GRACE_SECONDS) -> None:
+    """Ask a process group to end, wait up to `grace` seconds, and kill what is left of it."""
+    try:
+        _signal(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + grace
+        while _lives(process) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        _signal(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
+def _lives(process: subprocess.Popen[str]) -> bool:
+    """Tell whether any member of the group still works; the leader may be gone before its children are."""
+    process.poll()
+    return any(_group_of(other) == process.pid for other in psutil.process_iter(["status"]))
+
+
+def _group_of(process: psutil.Process) -> int | None:
+    if process.info["status"] == psutil.STATUS_ZOMBIE:
+        return None
+    with suppress(ProcessLookupError):
+        return os.getpgid(process.pid)
+    return None
+
+
+def _environment() -> dict[str, str]:
+    """Find `python` and `dvc` of this virtual environment first, whether or not it was activated; print at once."""
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return {**os.environ, "PATH": programs, "PYTHONUNBUFFERED": "1"}
+
+
+if __name__ == "__main__":
+    from tasks.stage import die_with_parent
+
+    die_with_parent()  # outlasts the exec
+    os.execvp(sys.argv[1], sys.argv[1:])

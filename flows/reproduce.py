@@ -1,0 +1,75 @@
+"""One stage brought up to date by DVC's own command line, and what came of it."""
+
+import subprocess
+import sys
+import time
+from typing import Literal, NamedTuple
+
+from flows.figures import telling_figure
+from flows.processes import child
+from tasks.errors import InputError
+from tasks.stage import FAILURE_NOTE, Failure, last_failure
+
+Outcome = Literal["ran", "reused"]
+# What DVC says of its own bookkeeping, stage after stage; the rest is shown.
+BOOKKEEPING = (
+    "Generating lock file",
+    "Updating lock file",
+    "To track the changes with git",
+    "To enable auto staging",
+    "Use `dvc push`",
+    "Data and pipelines are up to date",
+    "\tgit add",
+    "\tdvc config core.autostage",
+)
+
+
+class StageRun(NamedTuple):
+    """What came of a stage."""
+
+    stage: str
+    outcome: Outcome
+    seconds: float
+    figure: str  # the one that tells most, from its metrics
+
+
+class StageError(RuntimeError):
+    """A stage did not come to its end, through no fault of the input."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+    def __str__(self) -> str:
+        return f"{self.failure.stage} failed: {self.failure.message}"
+
+
+def reproduce(stage: str) -> StageRun:
+    """Run a stage where it has changed, or take its outputs from the cache, as `dvc repro` would.
+
+    Raises:
+        InputError: the stage says that its input must be mended.
+        StageError: it failed for another reason.
+    """
+    FAILURE_NOTE.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
+    started, ran = time.monotonic(), False
+    with child(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            ran = ran or line.startswith(f"Running stage '{stage}'")
+            if line.strip() and not line.startswith(BOOKKEEPING):
+                sys.stderr.write(line)
+        if process.wait() != 0:
+            raise _error(stage)
+    return StageRun(stage, "ran" if ran else "reused", time.monotonic() - started, telling_figure(stage))
+
+
+def _error(stage: str) -> Exception:
+    failure = last_failure()
+    if failure is None:
+        message = "DVC refused it, or the system ended it (out of memory?); the lines above say more"
+        return StageError(Failure(stage, "bug", message))
+    if failure.kind == "input":
+        return InputError(f"{failure.stage}: {failure.message}")
+    return StageError(failure)

@@ -1,0 +1,80 @@
+"""Where the checkout stands: stages, champion and challenger, who runs the flow, what failed last."""
+
+import json
+import subprocess
+import sys
+from typing import Any, Literal
+
+from flows import locks
+from flows.processes import child
+from tasks.errors import InputError
+from tasks.params import Params
+from tasks.registry.stages import lock_entry, plan
+from tasks.registry.store import main_checkout, open_store, tracking_uri
+from tasks.registry.versions import CHALLENGER, CHAMPION, holder
+from tasks.stage import last_failure
+
+StageState = Literal["up to date", "changed", "missing", "never ran", "busy"]
+
+
+def status(params: Params) -> dict[str, Any]:
+    """Gather it as plain data: stages, registry, flow (its holder), failure.
+
+    Raises:
+        InputError: DVC cannot read the pipeline.
+    """
+    running, failure = locks.holder(), last_failure()
+    return {
+        # A stage that runs has locked its files against DVC's other commands.
+        "stages": dict.fromkeys(plan(), "busy") if running else stage_states(),
+        "registry": registry(params),
+        "flow": running and running._asdict(),
+        "failure": failure and failure._asdict(),
+    }
+
+
+def stage_states() -> dict[str, StageState]:
+    """Tell of every stage, in the order of the plan, whether it is up to date."""
+    changes = _dvc_status()
+    return {stage: _state(stage, changes.get(stage, [])) for stage in plan()}
+
+
+def registry(params: Params) -> dict[str, Any]:
+    """Give the versions that are champion and challenger, or the reason why the registry cannot be asked."""
+    versions: dict[str, Any] = {CHAMPION: None, CHALLENGER: None, "error": None}
+    if tracking_uri().startswith("sqlite:///") and not (main_checkout() / "mlflow.db").exists():
+        return versions
+    try:
+        store = open_store(params.registry.experiment)
+    except InputError as error:  # all the rest is still worth knowing
+        return versions | {"error": str(error)}
+    for alias in (CHAMPION, CHALLENGER):
+        found = holder(store, params, alias)
+        versions[alias] = found and found["version"]
+    return versions
+
+
+def _dvc_status() -> dict[str, list[Any]]:
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "status", "--json"]
+    with child(command, stdout=subprocess.PIPE) as process:
+        said, _ = process.communicate()
+    if process.returncode != 0:
+        raise InputError(
+            "DVC cannot tell what has changed, the lines above say why: wait if a stage runs, else mend it"
+        )
+    changes: dict[str, list[Any]] = json.loads(said)
+    return changes
+
+
+def _state(stage: str, changes: list[Any]) -> StageState:
+    if not changes:
+        return "up to date"
+    if lock_entry(stage) is None:
+        return "never ran"
+    outputs = [kind for change in changes if isinstance(change, dict) for kind in _output_changes(change)]
+    only_gone = len(outputs) == len(changes) and set(outputs) == {"deleted"}
+    return "missing" if only_gone else "changed"
+
+
+def _output_changes(change: dict[str, Any]) -> set[str]:
+    return set(change.get("changed outs", {}).values())

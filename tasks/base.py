@@ -1,0 +1,363 @@
+"""Reads a local model folder, a hub model or the built-in example, writes models/base and metrics/base.json."""
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from tasks.data import example
+from tasks.data.files import METRICS, MODELS, read_json, replacing, write_json
+from tasks.errors import InputError
+from tasks.params import EXAMPLE, Base, Example, Params, Scratch, Section
+from tasks.stage import main
+
+if TYPE_CHECKING:  # transformers costs seconds to import: only the functions that need it pay
+    from transformers import PreTrainedTokenizerBase
+
+Kind = Literal["scratch", "folder", "hub"]
+
+# What a model folder needs, and nothing else: no second copy of the weights in another format, no code.
+WANTED = (
+    *("config.json", "generation_config.json", "*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json"),
+)
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+PAD, TURN_START, TURN_END = "<|pad|>", "<|im_start|>", "<|im_end|>"
+TEMPLATES = {
+    "chatml": "{% for message in messages %}"
+    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "plain": "{% for message in messages %}{{ message.role | capitalize }}: {{ message.content }}"
+    "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}Assistant: {% endif %}",
+}
+# Demonstrations whose text the tokenizer of the model from scratch is trained on.
+TOKENIZER_ROWS = 2000
+
+
+class Pointer(Section):
+    """A hub model at an exact commit."""
+
+    hub: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    revision: str = Field(pattern=r"^[0-9a-f]{40}$")
+
+
+def base(params: Params) -> None:
+    """Fix the exact bytes of the base model, with the tokenizer, chat template and padding token every stage uses.
+
+    Raises:
+        InputError: the source is missing or is not a model the pipeline can train safely; the sentence has the cure.
+    """
+    with replacing(MODELS / "base") as draft:
+        kind = _obtain(params, draft)
+        _check_weights(draft, params.base.source)
+        _settle_tokenizer(draft, params.base)
+        metrics = _measure(draft, kind)
+    write_json(METRICS / "base.json", metrics)
+
+
+def _obtain(params: Params, draft: Path) -> Kind:
+    """Bring the model's files into `draft`, and say where they came from."""
+    source = Path(params.base.source)
+    if params.base.source == EXAMPLE:
+        make_scratch(params.base.scratch, params.seed, draft)
+        return "scratch"
+    if source.suffix in (".yaml", ".yml"):
+        _copy(_download(read_pointer(source)), draft, params.base.source)
+        return "hub"
+    if not source.is_dir():
+        raise InputError(f"base.source {source} is no folder: give a model folder, a .yaml hub pointer or {EXAMPLE}")
+    _copy(source, draft, params.base.source)
+    return "folder"
+
+
+# --- From scratch
+
+
+def make_scratch(shape: Scratch, seed: int, folder: Path) -> None:
+    """Save a randomly initialised Llama and a tokenizer trained on the built-in example; same seed, same bytes."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = train_tokenizer(shape, seed)
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden_size,
+        intermediate_size=math.ceil(shape.hidden_size * 8 / 3 / 16) * 16,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=shape.context,
+        # Untied, a model this small learns to copy an order number in half the steps.
+        tie_word_embeddings=False,
+        # Narrow layers need larger weights than the default .02 to pass a signal on at the start.
+        initializer_range=0.5 * shape.hidden_size**-0.5,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def train_tokenizer(shape: Scratch, seed: int) -> "PreTrainedTokenizerBase":
+    """Train a byte-level BPE tokenizer, digits one by one so that a model can copy numbers, on the example's text.
+
+    Raises:
+        InputError: the text has too few words for the vocabulary.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=shape.vocabulary,
+        special_tokens=[PAD, TURN_START, TURN_END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(_tokenizer_text(seed), trainer)
+    if bpe.get_vocab_size() < shape.vocabulary:
+        raise InputError(
+            f"params.yaml: base.scratch.vocabulary is {shape.vocabulary}, but the built-in example's text"
+            f" gives only {bpe.get_vocab_size()} tokens: lower it"
+        )
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=bpe,
+        pad_token=PAD,
+        eos_token=TURN_END,
+        extra_special_tokens=[TURN_START],
+        chat_template=TEMPLATES["chatml"],
+        model_max_length=shape.context,
+    )
+
+
+def _tokenizer_text(seed: int) -> Iterator[str]:
+    """Text of the example from a stream of its own, with the roles as the chat template writes them."""
+    settings = Example(demonstrations=TOKENIZER_ROWS, preferences=1, prompts=1, faulty=0.5, label_noise=0.0)
+    for row in example.demonstrations(settings, f"{seed} tokenizer"):
+        yield f"user\n{row['prompt']}"
+        yield f"assistant\n{row['response']}"
+
+
+# --- From a folder or from the hub
+
+
+def read_pointer(path: Path) -> Pointer:
+    """Read a .yaml that names a hub model.
+
+    Raises:
+        InputError: the file is missing, or does not hold a hub id and a full commit hash.
+    """
+    cure = "it needs hub: organisation/name and revision: the full commit hash of 40 hexadecimal digits"
+    try:
+        return Pointer.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"base.source {path} does not exist: write it; {cure}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValidationError):
+        raise InputError(f"{path} names no hub model: {cure}") from None
+
+
+def _download(pointer: Pointer) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name = f"{pointer.hub} at {pointer.revision}"
+    try:
+        return Path(snapshot_download(pointer.hub, revision=pointer.revision, allow_patterns=list(WANTED)))
+    except LocalEntryNotFoundError:  # neither in the local cache nor reachable
+        if constants.HF_HUB_OFFLINE:
+            raise InputError(f"{name} is not in the local cache: unset HF_HUB_OFFLINE, or give a folder") from None
+        raise ConnectionError(f"the Hugging Face hub cannot be reached for {name}") from None
+    except HfHubHTTPError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f"the hub refuses {name} ({reason}): mend its name or revision, or log in") from None
+
+
+def _copy(source: Path, draft: Path, name: str) -> None:
+    """Copy the wanted files, links followed, byte by byte."""
+    if not (source / "config.json").is_file():
+        raise InputError(f"{name} has no config.json: give a Hugging Face model folder")
+    if not any((source / file).is_file() for file in VOCABULARY_FILES):
+        raise InputError(f"{name} has no tokenizer: save the model's tokenizer there (tokenizer.save_pretrained)")
+    draft.mkdir()
+    for file in sorted({file for pattern in WANTED for file in source.glob(pattern)}):
+        shutil.copyfile(file, draft / file.name)
+
+
+# --- Checks
+
+
+def _check_weights(folder: Path, name: str) -> None:
+    """The configuration can be read without foreign code, and all weights are there as safetensors."""
+    from transformers import AutoConfig
+
+    settings = _read_settings(folder / "config.json", name)
+    if "auto_map" in settings:
+        raise InputError(f"{name} needs code of its own (auto_map in config.json): choose a model transformers brings")
+    try:
+        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{name}: transformers cannot use config.json ({reason}): mend it") from None
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"{name} has no safetensors weights: convert to safetensors (load, then model.save_pretrained)"
+        )
+    index = folder / "model.safetensors.index.json"
+    shards = set(_read_settings(index, name)["weight_map"].values()) if index.exists() else set()
+    for shard in sorted(shards):
+        if not (folder / shard).is_file():
+            raise InputError(f"{name} lacks {shard}, which its index names: copy the folder again")
+    _count_parameters(folder, name)
+
+
+def _read_settings(path: Path, name: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise InputError(f"{name}: {path.name} is no JSON object: copy the folder again")
+    return settings
+
+
+def _count_parameters(folder: Path, name: str) -> int:
+    from safetensors import SafetensorError, safe_open
+
+    count = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                count += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+        except SafetensorError as error:
+            raise InputError(f"{name}: {file.name} is damaged ({error}): copy the folder again") from None
+    return count
+
+
+# --- The tokenizer
+
+
+def _settle_tokenizer(folder: Path, settings: Base) -> None:
+    """Give the tokenizer the chat template and padding token of the settings where it needs them, and check them."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    name = settings.source
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{name}: its tokenizer does not load ({reason}): save it again") from None
+    if tokenizer.eos_token is None:
+        raise InputError(f"{name}: its tokenizer has no end-of-sequence token: set eos_token in tokenizer_config.json")
+    room = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config().vocab_size
+    if len(tokenizer) > room:
+        raise InputError(
+            f"{name}: its tokenizer has {len(tokenizer)} tokens, but the model's embedding only {room} rows:"
+            " use the tokenizer the model was trained with"
+        )
+    _settle_template(tokenizer, settings)
+    _settle_pad(tokenizer, settings)
+    check_template(tokenizer, name)
+    if settings.chat_template is not None or settings.pad_token is not None:  # else the bytes stay as they came
+        tokenizer.save_pretrained(folder)
+    if settings.pad_token is not None:
+        _write_pad_id(folder, tokenizer.pad_token_id)
+
+
+def _settle_template(tokenizer: "PreTrainedTokenizerBase", settings: Base) -> None:
+    if tokenizer.chat_template:
+        if settings.chat_template is not None:
+            raise InputError(f"{settings.source} brings its own chat template: set base.chat_template to null")
+        return
+    if settings.chat_template is None:
+        raise InputError(f"{settings.source} has no chat template: set base.chat_template: chatml, plain or a file")
+    tokenizer.chat_template = _read_template(settings.chat_template)
+    vocabulary = tokenizer.get_vocab()
+    if settings.chat_template == "chatml" and not {TURN_START, TURN_END} <= vocabulary.keys():
+        raise InputError(f"{settings.source}: its vocabulary lacks {TURN_START}: set base.chat_template: plain")
+
+
+def _read_template(choice: str) -> str:
+    if choice in TEMPLATES:
+        return TEMPLATES[choice]
+    try:
+        return Path(choice).read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError):
+        raise InputError(f"base.chat_template {choice} is no text file: give chatml, plain or a Jinja file") from None
+
+
+def _settle_pad(tokenizer: "PreTrainedTokenizerBase", settings: Base) -> None:
+    if settings.pad_token is not None:
+        if settings.pad_token not in tokenizer.get_vocab():
+            raise InputError(f"base.pad_token {settings.pad_token} is not in the vocabulary: name a token that is")
+        tokenizer.pad_token = settings.pad_token
+    elif tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+        fault = "has no padding token" if tokenizer.pad_token is None else "pads with its end-of-sequence token"
+        spare = next(iter(_spare_tokens(tokenizer)), tokenizer.eos_token)
+        raise InputError(f"{settings.source}: its tokenizer {fault}: name one, as in base.pad_token: '{spare}'")
+
+
+def _spare_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """Special tokens that could pad, the likeliest first."""
+    taken = (tokenizer.eos_token, tokenizer.bos_token, TURN_START, TURN_END)
+    spare = [str(token) for token in tokenizer.all_special_tokens if token not in taken]
+    return sorted(spare, key=lambda token: (not re.search("pad|unk|endoftext", token), token))
+
+
+def check_template(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
+    """Check that the chat template writes a conversation, and an answer behind the prompt it writes for generation.
+
+    Raises:
+        InputError: it raises, loses the answer, or writes another beginning once there is an answer.
+    """
+    from jinja2 import TemplateError
+
+    asked = [{"role": "user", "content": "One question."}]
+    answered = [*asked, {"role": "assistant", "content": "One answer."}]
+    try:
+        prompt = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
+        whole = str(tokenizer.apply_chat_template(answered, tokenize=False))
+    except (TemplateError, TypeError, ValueError) as error:
+        raise InputError(f"{name}: its chat template raises ({error}): mend it or set base.chat_template") from None
+    if "One question." not in prompt or not whole.startswith(prompt) or "One answer." not in whole[len(prompt) :]:
+        raise InputError(f"{name}: its chat template does not write the answer behind the prompt: mend the template")
+
+
+def _write_pad_id(folder: Path, pad_id: int) -> None:
+    """Training masks by position, so that even a padding token equal to end-of-sequence is safe there."""
+    for path in (folder / "config.json", folder / "generation_config.json"):
+        if path.exists():
+            write_json(path, read_json(path) | {"pad_token_id": pad_id})
+
+
+def _measure(folder: Path, kind: Kind) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+    return {
+        "source": kind,
+        "family": config.model_type,
+        "parameters": _count_parameters(folder, "models/base"),
+        "vocabulary": config.vocab_size,
+        "context": getattr(config, "max_position_embeddings", None),
+    }
+
+
+if __name__ == "__main__":
+    main(base)

@@ -1,0 +1,116 @@
+"""The shape of a prepared row: its fields and their types, and the texts it holds."""
+
+import unicodedata
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, get_args
+
+from tasks.data.records import TYPES, Kind, Message, Split
+
+ANSWERS: dict[Kind, tuple[str, ...]] = {
+    "demonstrations": ("response",),
+    "preferences": ("chosen", "rejected"),
+    "prompts": (),
+}
+SPLITS: tuple[Split, ...] = get_args(Split)
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_PROVENANCE = ("id", "split", "source", "row")
+
+
+class Row(NamedTuple):
+    """A prepared row as it was read, before anything about it is known to be right."""
+
+    record: Mapping[str, Any]
+    fault: str | None  # what is wrong with its shape; the other fields may be relied on where this is None
+
+    @property
+    def place(self) -> str:
+        """Where the row came from, as `source:row`."""
+        return f"{self.record.get('source', 'unknown')}:{self.record.get('row', 'unknown')}"
+
+    @property
+    def split(self) -> str:
+        """The split of the row, or `unknown` where it names none."""
+        split = self.record.get("split")
+        return split if split in SPLITS else "unknown"
+
+    @property
+    def prompt(self) -> list[Message]:
+        """The conversation to answer; only for rows without fault."""
+        prompt: list[Message] = self.record["prompt"]
+        return prompt
+
+
+def inspect(kind: Kind, record: Mapping[str, Any]) -> Row:
+    """Look at the shape of a record."""
+    return Row(record, _fault(kind, record))
+
+
+def texts(record: Mapping[str, Any]) -> Iterator[str]:
+    """Every text of a record that people or models wrote, whatever the record's shape."""
+    for field, value in record.items():
+        if field not in _PROVENANCE:
+            yield from _strings(value)
+
+
+def tidy(text: str) -> str:
+    """The text without what no reader sees: Unicode composition, and white space at its ends.
+
+    White space inside and capitals stay: indentation, lists and shouting are things that annotators judge.
+    """
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)
+
+
+def _fault(kind: Kind, record: Mapping[str, Any]) -> str | None:
+    fields = TYPES[kind]._fields
+    if missing := [field for field in fields if field not in record]:
+        return f"{missing[0]} is missing"
+    if unknown := [field for field in record if field not in fields]:
+        return f"{unknown[0]} is not a field of {kind}"
+    faults = (_field_fault(field, record[field]) for field in fields)
+    return next((fault for fault in faults if fault), None)
+
+
+def _field_fault(field: str, value: object) -> str | None:
+    if field == "split" and value not in SPLITS:
+        return f"split is none of {', '.join(SPLITS)}"
+    if field == "row":
+        return None if isinstance(value, int) and not isinstance(value, bool) else "row is not a number"
+    if field == "prompt":
+        return _prompt_fault(value)
+    if field == "references":
+        strings = isinstance(value, list) and all(isinstance(text, str) for text in value)
+        return _unicode_fault(field, value) if strings else "references is not a list of texts"
+    return _unicode_fault(field, value) if isinstance(value, str) else f"{field} is {type(value).__name__}, not text"
+
+
+def _prompt_fault(prompt: object) -> str | None:
+    if not isinstance(prompt, list) or not prompt:
+        return "prompt is not a list of messages"
+    for message in prompt:
+        if not isinstance(message, dict) or set(message) != {"role", "content"}:
+            return "prompt has a message that is not a role and a content"
+        if message["role"] not in ROLES or not isinstance(message["content"], str):
+            return f"prompt has a message whose role is none of {', '.join(ROLES)} or whose content is not text"
+    if prompt[-1]["role"] != "user":
+        return "prompt does not end with the user's turn"
+    return _unicode_fault("prompt", prompt)
+
+
+def _unicode_fault(field: str, value: object) -> str | None:
+    try:
+        for text in _strings(value):
+            text.encode("utf-8")
+    except UnicodeEncodeError:
+        return f"{field} holds half a surrogate pair, which is no character"
+    return None

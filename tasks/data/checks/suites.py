@@ -1,0 +1,218 @@
+"""The Great Expectations suites: what is expected of every row, and of the rows that are kept.
+
+A suite's expectations carry the name of their check in `meta`; the data docs print their descriptions.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tasks.data.checks.schema import ANSWERS
+from tasks.data.records import Kind
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from great_expectations.core.expectation_validation_result import ExpectationValidationResult
+    from great_expectations.data_context import EphemeralDataContext
+    from great_expectations.expectations.expectation import Expectation
+
+# Checks that judge single rows; each is an error unless params.yaml lets it only warn.
+ROW_CHECKS = (
+    "schema",
+    "empty",
+    "equal",
+    "duplicate",
+    "contradiction",
+    "shared_prompt",
+    "contamination",
+    "length",
+    "truncation",
+    "encoding",
+    "control_tokens",
+    "personal_data",
+)
+# Checks that judge a file as a whole: not in `warn`, they stop the pipeline.
+FILE_CHECKS = ("length_bias",)
+# Checks with a largest share of rows, and the columns that hold 1 for a row that counts and 0 for one that does not.
+SHARES = {"length_bias": "longer_chosen", "personal_data": "holds_personal_data"}
+# A later stage could not even read these rows.
+NEVER_ONLY_WARN = ("schema",)
+NEEDED_SPLITS: dict[Kind, tuple[str, ...]] = {
+    "demonstrations": ("train",),
+    "preferences": ("train", "validation", "test"),
+    "prompts": ("train", "test"),
+}
+
+
+class Verdict(NamedTuple):
+    """What came of one expectation."""
+
+    check: str
+    success: bool
+    rows: list[int]  # indexes of the rows that fail it, from 0; empty for an expectation of the whole table
+    observed: Any  # the figure it judged, for an expectation of the whole table
+
+
+def row_suite(kind: Kind, max_tokens: int) -> list["Expectation"]:
+    """What is expected of every row of a file."""
+    return [*_sound_texts(kind), *_fresh_rows(kind), *_within_length(kind, max_tokens)]
+
+
+def kept_suite(
+    kind: Kind, table: "pd.DataFrame", min_kept: int, min_training: int, limits: dict[str, float]
+) -> list["Expectation"]:
+    """What is expected of the rows that are kept: enough of them, in every split, without a slant.
+
+    Args:
+        kind: the kind of the rows.
+        table: the kept rows.
+        min_kept: rows that must be left.
+        min_training: rows that must be left in the training split.
+        limits: the largest mean of each check of SHARES; columns without any value are not judged.
+    """
+    from great_expectations import expectations as gxe
+
+    needed = list(NEEDED_SPLITS[kind])
+    return [
+        gxe.ExpectTableRowCountToBeBetween(
+            min_value=min_kept,
+            **_about("max_quarantined", "At most validate.max_quarantined of the rows are quarantined"),
+        ),
+        gxe.ExpectColumnSumToBeBetween(
+            column="training", min_value=min_training, **_about("min_rows", "Enough rows are left for training")
+        ),
+        gxe.ExpectColumnDistinctValuesToContainSet(
+            column="split", value_set=needed, **_about("splits", f"No split is empty: {', '.join(needed)}")
+        ),
+        *(
+            gxe.ExpectColumnMeanToBeBetween(
+                column=SHARES[check],
+                max_value=limit,
+                **_about(check, f"The share of rows with {SHARES[check]} is at most {limit}"),
+            )
+            for check, limit in limits.items()
+            if SHARES[check] in table and table[SHARES[check]].notna().any()
+        ),
+    ]
+
+
+def data_context(docs: Path) -> "EphemeralDataContext":
+    """A Great Expectations context in memory that writes its data docs to a folder; telemetry and progress bars off."""
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read when the library is imported
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import (
+        DataContextConfig,
+        InMemoryStoreBackendDefaults,
+        ProgressBarsConfig,
+    )
+
+    site = {
+        "class_name": "SiteBuilder",
+        "show_how_to_buttons": False,
+        "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.absolute())},
+        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+    }
+    config = DataContextConfig(
+        store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
+        data_docs_sites={"trueline": site},
+        analytics_enabled=False,
+        progress_bars=ProgressBarsConfig(globally=False, metric_calculations=False),
+    )
+    return gx.get_context(mode="ephemeral", project_config=config)
+
+
+def judge(
+    context: "EphemeralDataContext", name: str, table: "pd.DataFrame", expectations: Iterable["Expectation"]
+) -> list[Verdict]:
+    """Hold a table against expectations; the result appears in the data docs under `name`.
+
+    Raises:
+        RuntimeError: an expectation could not be computed. The library would count it as failed.
+    """
+    import great_expectations as gx
+
+    suite = context.suites.add(gx.ExpectationSuite(name=name, expectations=list(expectations)))
+    asset = context.data_sources.add_pandas(name).add_dataframe_asset("rows")
+    data = asset.add_batch_definition_whole_dataframe("all")
+    definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=data, suite=suite))
+    # The rows' numbers are all that is asked for: indexes of the table from 0.
+    judged = table.reset_index(drop=True)
+    outcome = definition.run(batch_parameters={"dataframe": judged}, result_format={"result_format": "COMPLETE"})
+    return [_verdict(name, result) for result in outcome.results]
+
+
+def _verdict(name: str, result: "ExpectationValidationResult") -> Verdict:
+    config = result.expectation_config
+    assert config is not None and config.meta is not None
+    check = config.meta["check"]
+    if message := _exception(result.exception_info):
+        raise RuntimeError(f"the expectation of {check} in the suite {name} could not be computed: {message}")
+    rows = [int(row) for row in result.result.get("unexpected_index_list") or []]
+    return Verdict(check, bool(result.success), rows, result.result.get("observed_value"))
+
+
+def _exception(info: Mapping[str, Any]) -> str | None:
+    """The message of an exception inside an expectation: the library nests it, by metric, where a metric failed."""
+    nested = [info] if "raised_exception" in info else list(info.values())
+    raised = [each for each in nested if each["raised_exception"]]
+    return str(raised[0]["exception_message"]) if raised else None
+
+
+def _about(check: str, description: str) -> dict[str, Any]:
+    return {"description": description, "meta": {"check": check}}
+
+
+def _nothing_in(column: str, check: str, description: str) -> "Expectation":
+    from great_expectations import expectations as gxe
+
+    return gxe.ExpectColumnValuesToBeNull(column=column, **_about(check, description))
+
+
+def _sound_texts(kind: Kind) -> list["Expectation"]:
+    from great_expectations import expectations as gxe
+
+    fields = ("prompt", *(ANSWERS[kind] or ("references",)))
+    return [
+        _nothing_in("schema", "schema", "Every row has the fields of its kind, each of its type"),
+        *(
+            gxe.ExpectColumnValuesToBeBetween(
+                column=f"{field}_characters", min_value=1, **_about("empty", f"The {field} is not blank")
+            )
+            for field in fields
+        ),
+        _nothing_in("encoding", "encoding", "No text shows traces of a wrong decoding"),
+        _nothing_in("control_tokens", "control_tokens", "No text holds what the model would read as control"),
+        _nothing_in("personal_data", "personal_data", "No text looks like personal data"),
+    ]
+
+
+def _fresh_rows(kind: Kind) -> list["Expectation"]:
+    from great_expectations import expectations as gxe
+
+    expectations: list[Expectation] = [
+        _nothing_in("copy_of", "duplicate", "No row repeats an earlier one"),
+        _nothing_in("held_out_at", "shared_prompt", "No prompt is also in a more protected split"),
+        _nothing_in("gives_away", "contamination", "No training row gives a test prompt away"),
+    ]
+    if kind == "preferences":
+        equal = _about("equal", "The chosen answer differs from the rejected one")
+        expectations += [
+            gxe.ExpectSelectColumnValuesToBeUniqueWithinRecord(column_list=["chosen", "rejected"], **equal),
+            _nothing_in("contradicts", "contradiction", "No two answers of a prompt are labelled both ways"),
+        ]
+    return expectations
+
+
+def _within_length(kind: Kind, max_tokens: int) -> list["Expectation"]:
+    from great_expectations import expectations as gxe
+
+    # A prompt must leave room for an answer of at least one token.
+    longest = max_tokens - 1 if kind == "prompts" else max_tokens
+    length = _about("length", f"Prompt and answer have at most {longest} tokens in the chat template")
+    expectations: list[Expectation] = [gxe.ExpectColumnValuesToBeBetween(column="tokens", max_value=longest, **length)]
+    if kind == "preferences":
+        differ = _about("truncation", f"The answers differ within the first {max_tokens} tokens")
+        column = "first_difference"
+        expectations.append(gxe.ExpectColumnValuesToBeBetween(column=column, max_value=max_tokens - 1, **differ))
+    return expectations

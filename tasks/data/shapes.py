@@ -1,0 +1,244 @@
+"""Rows of many shapes to the fields of the canonical records.
+
+A shape is a set of columns and the way to read them. It is recognised once, from the columns of the first row, after
+the column map has renamed them; `SHAPES` lists every shape that is taken, in order of preference.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from tasks.data.conversations import (
+    ShapeError,
+    Turn,
+    answered_turns,
+    as_answer,
+    as_messages,
+    as_pair,
+    as_prompt,
+    as_text,
+    with_system,
+)
+from tasks.data.records import Kind, Message
+from tasks.data.sources import RawRow
+from tasks.errors import InputError
+from tasks.params import Source
+
+Fields = dict[str, Any]
+
+
+class Shape(NamedTuple):
+    """The columns of a shape and how one row of it is read."""
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    read: Callable[[Fields], list[Fields]]
+
+
+class ShapedRow(NamedTuple):
+    """A row and what became of it: one entry, or one for every answer of a conversation.
+
+    The entries have the fields of the kind's record that hold content: a prompt and its response, its chosen and
+    rejected answers, or its references.
+    """
+
+    row: int
+    entries: list[Fields]
+
+
+def shape_rows(rows: Iterable[RawRow], kind: Kind, source: Source) -> Iterator[ShapedRow]:
+    """Read rows of any known shape as rows of one kind.
+
+    Raises:
+        InputError: the columns fit no shape, the column map is wrong, or a value has the wrong type.
+    """
+    shape: Shape | None = None
+    for row, fields in rows:
+        shape = shape or recognise(fields, kind, source)
+        try:
+            entries = shape.read(_renamed(fields, shape, source.columns))
+        except ShapeError as error:
+            raise InputError(f"{source.source} row {row}: {error}: mend or remove the row") from None
+        yield ShapedRow(row, entries)
+
+
+def recognise(fields: Mapping[str, Any], kind: Kind, source: Source) -> Shape:
+    """Tell the shape of a file from the columns of its first row and the column map (our field: their column).
+
+    Raises:
+        InputError: the map has an unknown field or column, or the columns fit no shape of this kind.
+    """
+    _check_map(fields, kind, source)
+    columns = set(_rename(fields, source.columns))
+    for shape in SHAPES[kind]:
+        known = {*shape.required, *shape.optional}
+        if columns.issuperset(shape.required) and known.issuperset(source.columns):
+            return shape
+    needed = " or ".join(f"({_listed(shape.required)})" for shape in SHAPES[kind])
+    raise InputError(
+        f"{source.source} has the columns {_listed(fields)}, but {kind} need {needed}: "
+        f"name yours under prepare.{kind}.columns in params.yaml, as in {SHAPES[kind][0].required[0]}: <your column>"
+    )
+
+
+def _check_map(fields: Mapping[str, Any], kind: Kind, source: Source) -> None:
+    setting = f"prepare.{kind}.columns"
+    known = list(dict.fromkeys(name for shape in SHAPES[kind] for name in (*shape.required, *shape.optional)))
+    for ours, theirs in source.columns.items():
+        if ours not in known:
+            raise InputError(f"{setting} in params.yaml maps {ours!r}, but {kind} only have {_listed(known)}: mend it")
+        if theirs not in fields:
+            raise InputError(
+                f"{setting} in params.yaml maps {ours} to {theirs!r}, but the columns of {source.source} are "
+                f"{_listed(fields)}: name one of them"
+            )
+
+
+def _rename(fields: Mapping[str, Any], columns: Mapping[str, str]) -> Fields:
+    taken = set(columns.values())
+    kept = {name: value for name, value in fields.items() if name not in taken}
+    return kept | {ours: fields[theirs] for ours, theirs in columns.items() if theirs in fields}
+
+
+def _renamed(fields: Fields, shape: Shape, columns: Mapping[str, str]) -> Fields:
+    """Give the columns of the shape only, with null where an optional one is absent."""
+    named = _rename(fields, columns)
+    for name in shape.required:
+        if name not in named:
+            raise ShapeError(f"the column {columns.get(name, name)} is missing")
+    return {name: named.get(name) for name in (*shape.required, *shape.optional)}
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "(none)"
+
+
+def _answered_prompt(fields: Fields) -> list[Fields]:
+    return [_demonstration(as_answer(_response(fields), _prompt(fields), "response"))]
+
+
+def _answered_conversation(fields: Fields) -> list[Fields]:
+    answered = list(answered_turns(_conversation(fields)))
+    if not answered:
+        raise ShapeError("the conversation has no answer of the assistant to the user")
+    return [_demonstration(turn) for turn in answered]
+
+
+def _answered_instruction(fields: Fields) -> list[Fields]:
+    return [_demonstration(Turn(_instruction(fields), as_text(fields["output"], "output")))]
+
+
+def _demonstration(turn: Turn) -> Fields:
+    return {"prompt": turn.prompt, "response": turn.response}
+
+
+def _compared_answers(fields: Fields) -> list[Fields]:
+    return [_preference(_prompt(fields), fields)]
+
+
+def _compared_conversation(fields: Fields) -> list[Fields]:
+    return [_preference(as_prompt(fields["conversations"], fields["system"]), fields)]
+
+
+def _compared_instruction(fields: Fields) -> list[Fields]:
+    return [_preference(_instruction(fields), fields)]
+
+
+def _compared_wholes(fields: Fields) -> list[Fields]:
+    found = as_pair(fields["chosen"], fields["rejected"])
+    return [found._asdict() | {"prompt": with_system(found.prompt, fields["system"])}]
+
+
+def _preference(given: list[Message], fields: Fields) -> Fields:
+    chosen, rejected = (as_answer(fields[name], given, name) for name in ("chosen", "rejected"))
+    if chosen.prompt != rejected.prompt:
+        raise ShapeError("chosen and rejected say different things before the prompt")
+    return {"prompt": chosen.prompt, "chosen": chosen.response, "rejected": rejected.response}
+
+
+def _referenced_prompt(fields: Fields) -> list[Fields]:
+    return [{"prompt": _prompt(fields), "references": _references(fields["references"])}]
+
+
+def _prompt_of_demonstration(fields: Fields) -> list[Fields]:
+    return [_with_reference(as_answer(_response(fields), _prompt(fields), "response"))]
+
+
+def _prompt_alone(fields: Fields) -> list[Fields]:
+    return [{"prompt": _prompt(fields), "references": []}]
+
+
+def _prompts_of_conversation(fields: Fields) -> list[Fields]:
+    conversation = _conversation(fields)
+    found = [_with_reference(turn) for turn in answered_turns(conversation)]
+    if conversation[-1]["role"] == "user":
+        found.append({"prompt": conversation, "references": []})
+    if not found:
+        raise ShapeError("the conversation has no turn of the user to answer")
+    return found
+
+
+def _prompt_of_instruction(fields: Fields) -> list[Fields]:
+    return [{"prompt": _instruction(fields), "references": _references(fields["output"])}]
+
+
+def _prompt_of_compared(fields: Fields) -> list[Fields]:
+    return [{"prompt": entry["prompt"], "references": []} for entry in _compared_wholes(fields)]
+
+
+def _with_reference(turn: Turn) -> Fields:
+    return {"prompt": turn.prompt, "references": [turn.response]}
+
+
+def _prompt(fields: Fields) -> list[Message]:
+    return as_prompt(fields["prompt"], fields["system"])
+
+
+def _response(fields: Fields) -> object:
+    return fields["response"] if "response" in fields else fields["completion"]
+
+
+def _conversation(fields: Fields) -> list[Message]:
+    name = "messages" if "messages" in fields else "conversations"
+    return with_system(as_messages(fields[name], name), fields["system"])
+
+
+def _instruction(fields: Fields) -> list[Message]:
+    """Join an Alpaca row's instruction and input by an empty line."""
+    instruction = as_text(fields["instruction"], "instruction")
+    given = "" if fields["input"] is None else as_text(fields["input"], "input")
+    return as_prompt(f"{instruction}\n\n{given}" if given.strip() else instruction, fields["system"])
+
+
+def _references(value: object) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [as_text(item, f"reference {number}") for number, item in enumerate(value, start=1)]
+    return [as_text(value, "references")]
+
+
+SHAPES: dict[Kind, list[Shape]] = {
+    "demonstrations": [
+        Shape(("prompt", "response"), ("system",), _answered_prompt),
+        Shape(("prompt", "completion"), ("system",), _answered_prompt),
+        Shape(("messages",), ("system",), _answered_conversation),
+        Shape(("conversations",), ("system",), _answered_conversation),
+        Shape(("instruction", "output"), ("input", "system"), _answered_instruction),
+    ],
+    "preferences": [
+        Shape(("prompt", "chosen", "rejected"), ("system",), _compared_answers),
+        Shape(("instruction", "chosen", "rejected"), ("input", "system"), _compared_instruction),
+        Shape(("conversations", "chosen", "rejected"), ("system",), _compared_conversation),
+        Shape(("chosen", "rejected"), ("system",), _compared_wholes),
+    ],
+    "prompts": [
+        Shape(("prompt", "references"), ("system",), _referenced_prompt),
+        Shape(("prompt", "response"), ("system",), _prompt_of_demonstration),
+        Shape(("prompt", "completion"), ("system",), _prompt_of_demonstration),
+        Shape(("prompt",), ("system",), _prompt_alone),
+        Shape(("messages",), ("system",), _prompts_of_conversation),
+        Shape(("instruction",), ("input", "output", "system"), _prompt_of_instruction),
+        Shape(("conversations",), ("system",), _prompts_of_conversation),
+        Shape(("chosen", "rejected"), ("system",), _prompt_of_compared),
+    ],
+}

@@ -1,0 +1,199 @@
+"""Reads data/validate and models/sft, writes models/dpo, metrics/dpo.json and curves/dpo.csv.
+
+Direct preference optimisation: the policy learns from pairs without a reward model or sampling, held to the SFT model.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tasks.data.files import MODELS, VALIDATED
+from tasks.data.records import Split, read_preferences
+from tasks.data.tokens import EncodedPair, encode_preferences, load_tokenizer
+from tasks.learning.batches import Batch, collate_pairs, pair_batches
+from tasks.learning.checkpoints import content_key
+from tasks.learning.curves import publish
+from tasks.learning.fitting import Fit, require_rows
+from tasks.learning.losses import PairValues, implicit_rewards, preference_loss
+from tasks.learning.models import (
+    completion_log_probs,
+    context_length,
+    load_policy,
+    merged,
+    set_up,
+    with_adapters,
+)
+from tasks.params import Dpo, Params
+from tasks.registry import tracking
+from tasks.registry.stages import stage_key
+from tasks.stage import main
+
+SFT = MODELS / "sft"
+PREFERENCES = VALIDATED / "preferences.jsonl"
+# Policy and reference are the same model at the first step, seen in the same batches: nothing but equality will do.
+LARGEST_FIRST_REWARD = 1e-4
+
+
+class Figures(NamedTuple):
+    """What is known of some pairs, as their part of the mean over a step: the parts of a step add up."""
+
+    loss: Tensor
+    reward: Tensor  # mean margin of the implicit rewards
+    rewards_chosen: Tensor
+    rewards_rejected: Tensor
+    accuracy: Tensor  # share of pairs with a margin above 0: a tie is no win
+    logps_chosen: Tensor
+    logps_rejected: Tensor
+    nll_chosen: Tensor  # nats a token
+
+
+class Count(NamedTuple):
+    """What the sums over a step are divided by."""
+
+    pairs: int
+    chosen_tokens: int
+
+
+def dpo(params: Params) -> None:
+    """Align the SFT model with the preference pairs.
+
+    Raises:
+        InputError: a split is empty, a row does not fit the model, or training no longer gives numbers.
+    """
+    device, settings = set_up(params), params.dpo
+    tokenizer = load_tokenizer(SFT)
+    policy = with_adapters(load_policy(SFT, params, trainable=True), params.lora)
+    pad_id = tokenizer.pad_token_id
+
+    def pairs_of(split: Split) -> list[EncodedPair]:
+        records = require_rows(read_preferences(VALIDATED, split), PREFERENCES, split)
+        return encode_preferences(tokenizer, records, context_length(policy))
+
+    def batch_of(indices: Sequence[int]) -> Batch:
+        return collate_pairs([pairs[index] for index in indices], pad_id, device)
+
+    pairs, validation = pairs_of("train"), pairs_of("validation")
+    held_out = pair_batches(validation, params.runtime.micro_batch, pad_id, device)
+    key = stage_key("dpo") or content_key("dpo", params, [PREFERENCES, SFT])
+    with tracking.run("dpo", params, inputs=[PREFERENCES]) as run:
+        lengths = [pair.length for pair in pairs]
+        fit = Fit("dpo", key, policy, lengths, params=params, settings=settings, run=run, rows_per_item=2)
+        # Nothing has been learned yet, so the policy is the reference: no second model, and adapters add nothing.
+        reference = reference_logps(fit, policy, batch_of, len(pairs))
+        with torch.no_grad():
+            held_out_reference = [pair_logps(policy, batch) for batch in held_out]
+        before = held_out_figures(policy, held_out, held_out_reference, settings)
+        train(fit, policy, batch_of, reference, settings)
+        policy = merged(policy)
+        after = held_out_figures(policy, held_out, held_out_reference, settings)
+        metrics = {
+            "pairs": len(pairs),
+            **fit.summary(),
+            "validation": {"pairs": len(validation), "before": before, "after": after},
+        }
+        publish("dpo", policy, tokenizer, metrics=metrics, curve=fit.curve, run=run)
+    fit.finish()
+
+
+def train(
+    fit: Fit,
+    policy: nn.Module,
+    batch_of: Callable[[Sequence[int]], Batch],
+    reference: PairValues,
+    settings: Dpo,
+) -> None:
+    """Minimise the preference loss, averaged over the pairs of a step."""
+    for step, groups in fit.steps():
+        batches = [batch_of(indices) for indices in groups]
+        count = count_of(batches)
+        for indices, batch in zip(groups, batches, strict=True):
+            with fit.autocast():
+                logps = pair_logps(policy, batch)
+            held_to = PairValues(*(values[indices] for values in reference))
+            figures = figures_of(logps, held_to, batch, count, settings)
+            if step == 1:
+                check_first_rewards(figures, settings)
+            fit.backward(figures._asdict())
+        fit.update(step)
+
+
+def count_of(batches: Sequence[Batch]) -> Count:
+    """Count what the batches of a step hold together."""
+    return Count(
+        pairs=sum(len(batch.input_ids) // 2 for batch in batches),
+        chosen_tokens=sum(int(batch.completion_mask.chunk(2)[0].sum()) for batch in batches),
+    )
+
+
+def figures_of(logps: PairValues, reference: PairValues, batch: Batch, count: Count, settings: Dpo) -> Figures:
+    """Loss and figures of the pairs of a batch, as their part of a step that holds `count`."""
+    lengths = PairValues(*batch.completion_mask.sum(dim=1).chunk(2))
+    rewards = implicit_rewards(logps, reference, lengths, settings.loss, settings.beta)
+    loss = preference_loss(
+        rewards.margins,
+        count.pairs,
+        settings.loss,
+        beta=settings.beta,
+        label_smoothing=settings.label_smoothing,
+        simpo_gamma=settings.simpo_gamma,
+    )
+    nll = -logps.chosen.sum() / count.chosen_tokens
+    return Figures(
+        loss=loss + settings.nll_weight * nll,
+        reward=rewards.margins.sum() / count.pairs,
+        rewards_chosen=rewards.chosen.sum() / count.pairs,
+        rewards_rejected=rewards.rejected.sum() / count.pairs,
+        accuracy=(rewards.margins > 0).sum() / count.pairs,
+        logps_chosen=logps.chosen.sum() / count.pairs,
+        logps_rejected=logps.rejected.sum() / count.pairs,
+        nll_chosen=nll,
+    )
+
+
+def pair_logps(policy: nn.Module, batch: Batch) -> PairValues:
+    """Log-probability of every completion of a pair batch, summed over its tokens, in fp32."""
+    return PairValues(*completion_log_probs(policy, batch).sum(dim=1).chunk(2))
+
+
+@torch.no_grad()
+def reference_logps(
+    fit: Fit, policy: nn.Module, batch_of: Callable[[Sequence[int]], Batch], pair_count: int
+) -> PairValues:
+    """Log-probabilities of all pairs before training, once, in the batches and the precision of the first epoch."""
+    chosen, rejected = torch.zeros(2, pair_count, device=next(policy.parameters()).device)
+    for indices in fit.first_epoch():
+        with fit.autocast():
+            logps = pair_logps(policy, batch_of(indices))
+        chosen[indices], rejected[indices] = logps
+    return PairValues(chosen, rejected)
+
+
+@torch.no_grad()
+def held_out_figures(
+    policy: nn.Module, batches: Sequence[Batch], references: Sequence[PairValues], settings: Dpo
+) -> dict[str, float]:
+    """Mean figures over the pairs of some batches, in fp32."""
+    count = count_of(batches)
+    parts = [
+        figures_of(pair_logps(policy, batch), reference, batch, count, settings)
+        for batch, reference in zip(batches, references, strict=True)
+    ]
+    sums = [torch.stack(column).sum().item() for column in zip(*parts, strict=True)]
+    return dict(zip(Figures._fields, sums, strict=True))
+
+
+def check_first_rewards(figures: Figures, settings: Dpo) -> None:
+    """Before the first step policy and reference are one model, so every implicit reward is 0 (SimPO has no reference).
+
+    Raises:
+        AssertionError: they are not; training would be held to another model than it claims.
+    """
+    largest = max(abs(figures.rewards_chosen.item()), abs(figures.rewards_rejected.item()))
+    if settings.loss != "simpo" and largest > LARGEST_FIRST_REWARD:
+        raise AssertionError(f"rewards of {largest} before the first step: policy and reference differ")
+
+
+if __name__ == "__main__":
+    main(dpo)

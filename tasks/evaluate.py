@@ -1,0 +1,233 @@
+"""Reads data/validate, the models and opponent.json, writes metrics/evaluate.json and reports/evaluate/responses.jsonl.
+
+Candidate, SFT and opponent answer the same prompts with the same seeds and decoding; the reward model scores every
+answer. Arithmetic is fp32 whatever runtime.precision says: a comparison is no place to save.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from tasks.data.example import gold_score
+from tasks.data.files import METRICS, MODELS, REPORTS, STATE, VALIDATED, write_json, write_jsonl
+from tasks.data.records import Prompt, read_prompts
+from tasks.data.tokens import Encoded, decode, encode, encode_prompts, load_tokenizer
+from tasks.errors import InputError
+from tasks.judging.compare import Resampling
+from tasks.judging.metrics import Answers
+from tasks.judging.opponent import Opponent, read_opponent
+from tasks.judging.summary import Judged, judge, rows, summarise
+from tasks.learning.batches import Batch, collate
+from tasks.learning.models import (
+    completion_log_probs,
+    completion_scores,
+    context_length,
+    device_of,
+    load_policy,
+    load_reward,
+    set_up,
+)
+from tasks.learning.rollouts import generate, stop_tokens
+from tasks.params import EXAMPLE, Params
+from tasks.registry import tracking
+from tasks.registry.stages import materialise
+from tasks.stage import main
+
+RESPONSES = REPORTS / "evaluate" / "responses.jsonl"
+SAMPLES_TRACKED = 100
+
+
+class Spoken(NamedTuple):
+    """What a policy answered to n prompts, in their order."""
+
+    encoded: list[Encoded]  # prompt and answer as sampled
+    texts: list[str]
+    ended: list[bool]  # by the policy itself, before the limit
+
+
+def evaluate(params: Params) -> None:
+    """Compare the aligned policy with SFT and with the opponent.
+
+    Raises:
+        InputError: there is no prompt to answer, or a model, a data file or opponent.json is missing or damaged.
+    """
+    prompts, opponent, settings = choose_prompts(params), read_opponent(), params.evaluate
+    _check_models(params)
+    set_up(params)
+    with tracking.run("evaluate", params, inputs=[VALIDATED / "prompts.jsonl"]) as run:
+        models, kl = _compare(prompts, opponent, params)
+        figures = summarise(prompts, models, kl, Resampling(settings.bootstrap, settings.confidence, params.seed))
+        figures["opponent"] = {"name": opponent.name, "version": opponent.version} | figures["opponent"]
+        responses = list(rows(prompts, models, kl if settings.temperature else None))
+        write_jsonl(RESPONSES, responses)
+        write_json(METRICS / "evaluate.json", figures)
+        run.summary(figures)
+        run.table("samples", [_readable(row) for row in responses[:SAMPLES_TRACKED]])
+
+
+def choose_prompts(params: Params) -> list[Prompt]:
+    """Take the test split, or `evaluate.prompts` of it: the first by id, a content hash, so that the choice is stable.
+
+    Raises:
+        InputError: the test split is empty.
+    """
+    prompts = sorted(read_prompts(VALIDATED, "test"), key=lambda prompt: prompt.id)[: params.evaluate.prompts]
+    if not prompts:
+        cure = "raise prepare.split.test in params.yaml or give more prompts"
+        raise InputError(f"{VALIDATED / 'prompts.jsonl'} has no prompt in the test split: {cure}")
+    return prompts
+
+
+def _readable(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without nesting, for a table: the prompt, then each model's answer and its reward."""
+    columns = {"prompt": row["prompt"][-1]["content"]}
+    for name in ("candidate", "sft", "opponent"):
+        columns |= {name: row[name]["answer"], f"{name} reward": row[name]["reward"]}
+    return columns
+
+
+def _check_models(params: Params) -> None:
+    """Say at once what is missing, not when all prompts have been answered."""
+    for name in (params.align.method, "sft", "reward"):
+        if not (MODELS / name).is_dir():
+            raise InputError(f"{MODELS / name} does not exist: run the stage that writes it (dvc repro)")
+
+
+def _compare(prompts: Sequence[Prompt], opponent: Opponent, params: Params) -> tuple[dict[str, Judged], list[float]]:
+    """Judge candidate, SFT and opponent; and KL(candidate || SFT) in nats, one estimate a prompt."""
+    tokenizer = load_tokenizer(MODELS / "sft")  # the candidate's and the reward model's too: both come from SFT
+    candidate, sft = (load_policy(MODELS / name, params, trainable=False) for name in (params.align.method, "sft"))
+    spoken = {
+        "candidate": _respond("candidate", candidate, tokenizer, prompts, params),
+        "sft": _respond("sft", sft, tokenizer, prompts, params),
+    }
+    kl = _divergence(candidate, sft, tokenizer, spoken["candidate"], params)
+    del candidate, sft
+    if opponent.policy:
+        spoken["opponent"] = _respond_as_champion(opponent.policy, tokenizer, prompts, params)
+    reward_model = load_reward(MODELS / "reward", params)
+    gold = gold_score if all(prompt.source == EXAMPLE for prompt in prompts) else None
+    models = {
+        name: judge(prompts, _scored(said, reward_model, tokenizer, params), gold) for name, said in spoken.items()
+    }
+    return models | {"opponent": models.get("opponent", models["sft"])}, kl
+
+
+def _respond(
+    name: str,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    params: Params,
+) -> Spoken:
+    settings = params.evaluate
+    asked = encode_prompts(tokenizer, prompts, context_length(policy), settings.max_new_tokens)
+    answers = _sample(name, policy, tokenizer, asked, temperature=settings.temperature, params=params)
+    stops = stop_tokens(policy, tokenizer)
+    return Spoken(
+        [Encoded(*pair) for pair in zip(asked, answers, strict=True)],
+        [decode(tokenizer, answer) for answer in answers],
+        [answer[-1] in stops for answer in answers],
+    )
+
+
+def _respond_as_champion(
+    policy_hash: str, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], params: Params
+) -> Spoken:
+    """Bring the champion back from DVC's cache and have it answer; its answers count in the tokens of `tokenizer`."""
+    STATE.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=STATE) as workplace:
+        folder = Path(workplace) / "opponent"
+        materialise(policy_hash, folder)
+        own = load_tokenizer(folder)
+        spoken = _respond("opponent", load_policy(folder, params, trainable=False), own, prompts, params)
+    if own.get_vocab() == tokenizer.get_vocab():
+        return spoken
+    return _translated(spoken, tokenizer, prompts)  # it comes from another base model
+
+
+def _translated(spoken: Spoken, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> Spoken:
+    """Write the answers in the tokens of another tokenizer; one that did not end gets no end-of-sequence token."""
+    encoded = [encode(tokenizer, prompt.prompt, text) for prompt, text in zip(prompts, spoken.texts, strict=True)]
+    cut = [
+        row if ended else row._replace(completion=row.completion[:-1])
+        for row, ended in zip(encoded, spoken.ended, strict=True)
+    ]
+    return spoken._replace(encoded=cut)
+
+
+def _divergence(
+    candidate: PreTrainedModel,
+    sft: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    spoken: Spoken,
+    params: Params,
+) -> list[float]:
+    """Unbiased estimates of KL(candidate || SFT) at the sampling temperature: log-ratios of sampled answers.
+
+    The likeliest answers of greedy decoding are no sample: others are drawn for it, at temperature 1.
+    """
+    temperature, samples = params.evaluate.temperature, spoken.encoded
+    if temperature == 0:
+        temperature, asked = 1.0, [row.prompt for row in samples]
+        drawn = _sample("KL", candidate, tokenizer, asked, temperature=temperature, params=params)
+        samples = [Encoded(*pair) for pair in zip(asked, drawn, strict=True)]
+
+    def log_ratios(batch: Batch) -> Tensor:
+        ratios = completion_log_probs(candidate, batch, temperature) - completion_log_probs(sft, batch, temperature)
+        return ratios.double().sum(dim=1)
+
+    return _by_batch(log_ratios, samples, tokenizer, params)
+
+
+def _scored(
+    spoken: Spoken, reward_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, params: Params
+) -> Answers:
+    rewards = _by_batch(lambda batch: completion_scores(reward_model, batch), spoken.encoded, tokenizer, params)
+    return Answers(spoken.texts, [len(row.completion) for row in spoken.encoded], spoken.ended, rewards)
+
+
+@torch.inference_mode()
+def _by_batch(
+    measure: Callable[[Batch], Tensor], encoded: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, params: Params
+) -> list[float]:
+    """One number a row: `measure` maps a batch of B rows to (B,)."""
+    size, device = params.runtime.micro_batch, device_of(params)
+    groups = (encoded[start : start + size] for start in range(0, len(encoded), size))
+    return [value for group in groups for value in measure(collate(group, tokenizer.pad_token_id, device)).tolist()]
+
+
+def _sample(
+    name: str,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Sequence[int]],
+    *,
+    temperature: float,
+    params: Params,
+) -> list[list[int]]:
+    settings = params.evaluate
+    every = 0.1 if sys.stderr.isatty() else 10  # seconds: a log file gets few lines
+    with tqdm(total=len(asked), desc=f"evaluate: {name}", unit="answer", mininterval=every) as bar:
+        return generate(
+            policy,
+            tokenizer,
+            asked,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=temperature,
+            seed=params.seed,
+            batch_size=settings.batch_size,
+            on_progress=bar.update,
+        )
+
+
+if __name__ == "__main__":
+    main(evaluate)

@@ -1,0 +1,73 @@
+"""Reads the files of evaluate and reward and opponent.json, writes metrics/gate.json and reports/gate/report.html.
+
+A pure function of files: nothing is promoted here, and a rejection is a result, not an error.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.data.files import METRICS, REPORTS, read_json, read_jsonl, replacing, write_json
+from tasks.errors import InputError
+from tasks.judging.checks import Evidence, decide, lookup, reasons, run_checks, warnings
+from tasks.judging.opponent import OPPONENT_FILE, Opponent, read_opponent
+from tasks.judging.report import Judgement, render
+from tasks.params import Params
+from tasks.stage import main
+
+EVALUATION = METRICS / "evaluate.json"
+RESPONSES = REPORTS / "evaluate" / "responses.jsonl"
+REPORT = REPORTS / "gate" / "report.html"
+
+
+def gate(params: Params) -> None:
+    """Decide whether the candidate may be promoted, and write the reasons.
+
+    Raises:
+        InputError: a file is missing or damaged, or the evaluation was made against another opponent.
+    """
+    evaluation, opponent = read_json(EVALUATION), read_opponent()
+    _check_opponent(evaluation, opponent)
+    checks = run_checks(Evidence(evaluation, read_json(METRICS / "reward.json"), opponent), params.gate)
+    judgement = Judgement(decide(checks), reasons(checks), warnings(evaluation), checks, opponent)
+    page = render(judgement, evaluation, _read_responses(RESPONSES))
+    with replacing(REPORT) as draft:
+        draft.write_text(page, encoding="utf-8")
+    write_json(METRICS / "gate.json", _as_json(judgement))
+
+
+def _check_opponent(evaluation: Mapping[str, Any], opponent: Opponent) -> None:
+    compared = tuple(lookup(evaluation, "opponent", key) for key in ("name", "version"))
+    if compared != (opponent.name, opponent.version):
+        raise InputError(f"{EVALUATION} does not compare with {opponent}, whom {OPPONENT_FILE} names: run dvc repro")
+
+
+def _read_responses(path: Path) -> list[dict[str, Any]]:
+    rows = list(read_jsonl(path))
+    for number, row in enumerate(rows, start=1):
+        if not _is_whole(row):
+            raise InputError(f"{path} row {number} is damaged: delete the file and run dvc repro")
+    return rows
+
+
+def _is_whole(row: object) -> bool:
+    if not isinstance(row, Mapping) or not isinstance(row.get("references"), list):
+        return False
+    turns = row.get("prompt")
+    if not isinstance(turns, list) or not all(isinstance(lookup(turn, "content"), str) for turn in turns):
+        return False
+    return all(isinstance(lookup(row, model, "answer"), str) for model in ("candidate", "opponent"))
+
+
+def _as_json(judgement: Judgement) -> dict[str, Any]:
+    return {
+        "decision": judgement.decision,
+        "opponent": judgement.opponent._asdict(),
+        "checks": [check._asdict() for check in judgement.checks],
+        "reasons": judgement.reasons,
+        "warnings": judgement.warnings,
+    }
+
+
+if __name__ == "__main__":
+    main(gate)

@@ -1,0 +1,146 @@
+"""The gate's named checks: figures beside thresholds. What cannot be computed does not pass."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from tasks.judging.opponent import Opponent
+from tasks.params import Gate
+
+Verdict = Literal["passed", "failed", "inconclusive"]
+Decision = Literal["promote", "reject", "inconclusive"]
+
+
+class Check(NamedTuple):
+    """One figure beside its threshold."""
+
+    name: str
+    figure: float | None  # None: missing or not finite
+    threshold: float
+    verdict: Verdict
+    sentence: str
+
+
+class Evidence(NamedTuple):
+    """What the gate reads: figures that other stages wrote, and whom the candidate must beat."""
+
+    evaluation: Mapping[str, Any]  # metrics/evaluate.json
+    reward: Mapping[str, Any]  # metrics/reward.json
+    opponent: Opponent
+
+
+def run_checks(evidence: Evidence, thresholds: Gate) -> list[Check]:
+    """Run every check, in the order in which people read them."""
+    return [
+        _win_rate(evidence, thresholds.min_win_rate),
+        _kl(evidence, thresholds.max_kl),
+        _reward_accuracy(evidence, thresholds.min_reward_accuracy),
+        _length_ratio(evidence, thresholds.max_length_ratio),
+        _eos_rate(evidence, thresholds.min_eos_rate),
+    ]
+
+
+def decide(checks: Sequence[Check]) -> Decision:
+    """Promote where all pass, reject where one fails; inconclusive where only more prompts could tell."""
+    verdicts = {check.verdict for check in checks}
+    if not checks or "failed" in verdicts:
+        return "reject"
+    return "inconclusive" if "inconclusive" in verdicts else "promote"
+
+
+def reasons(checks: Sequence[Check]) -> list[str]:
+    """The sentences that carry the decision: of what did not pass, or of everything where all passed."""
+    return [check.sentence for check in checks if check.verdict != "passed"] or [check.sentence for check in checks]
+
+
+def figure(content: Mapping[str, Any], *path: str) -> float | None:
+    """Look up a nested number; None where it is missing, no number, or not finite."""
+    value = lookup(content, *path)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else None
+
+
+def lookup(content: Mapping[str, Any], *path: str) -> Any:  # noqa: ANN401 (whatever JSON can hold)
+    """Look up a nested value; None where a step of the path is missing."""
+    value: Any = content
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def warnings(evaluation: Mapping[str, Any]) -> list[str]:
+    """Signs that the reward is being gamed. They do not decide: the gate's thresholds do."""
+    found = []
+    for rival, name in (("vs_sft", "SFT"), ("vs_opponent", "the opponent")):
+        reward = figure(evaluation, "difference", rival, "reward", "low")
+        gold = figure(evaluation, "gold", rival, "high")
+        if reward is not None and gold is not None and reward > 0 > gold:
+            found.append(
+                f"Against {name} the reward rose while the known rule's score fell: the reward is being gamed."
+            )
+    return found
+
+
+def _win_rate(evidence: Evidence, threshold: float) -> Check:
+    versus = ("win_rate", "vs_opponent")
+    low, high = (figure(evidence.evaluation, *versus, end) for end in ("low", "high"))
+    value = figure(evidence.evaluation, *versus, "value")
+    if low is None or high is None or value is None:
+        return _missing("win_rate", threshold, "The win rate over the opponent", "metrics/evaluate.json")
+    # A threshold of a half or more claims that the candidate is better. On few prompts the bootstrap is too sure of
+    # that, and a model is never better than itself: the verdict, which the exact sign test shares in, must say so.
+    proven = threshold < 0.5 or lookup(evidence.evaluation, *versus, "verdict") == "better"
+    said = f"The win rate over {evidence.opponent} is {value:.3f} (interval {low:.3f} to {high:.3f})"
+    if low >= threshold and proven:
+        return Check("win_rate", low, threshold, "passed", f"{said}: its lower bound reaches {threshold:g}.")
+    if high >= threshold:
+        sentence = f"{said}: these prompts do not settle whether it exceeds {threshold:g}."
+        return Check("win_rate", low, threshold, "inconclusive", sentence)
+    return Check("win_rate", low, threshold, "failed", f"{said}: all of the interval is below {threshold:g}.")
+
+
+def _kl(evidence: Evidence, threshold: float) -> Check:
+    kl = figure(evidence.evaluation, "kl", "mean")
+    if kl is None:
+        return _missing("kl", threshold, "KL(policy || SFT)", "metrics/evaluate.json")
+    return _at_most("kl", kl, threshold, f"The policy is {kl:.2f} nats an answer away from SFT")
+
+
+def _reward_accuracy(evidence: Evidence, threshold: float) -> Check:
+    low = figure(evidence.reward, "accuracy", "low")
+    if low is None:
+        return _missing("reward_accuracy", threshold, "The reward model's held-out accuracy", "metrics/reward.json")
+    said = f"The lower bound of the reward model's held-out accuracy is {low:.3f}"
+    return _at_least("reward_accuracy", low, threshold, said)
+
+
+def _length_ratio(evidence: Evidence, threshold: float) -> Check:
+    ours, theirs = (figure(evidence.evaluation, model, "length") for model in ("candidate", "opponent"))
+    if ours is None or not theirs:
+        return _missing("length_ratio", threshold, "The length of the answers", "metrics/evaluate.json")
+    said = f"Answers have {ours / theirs:.2f} times the length of those of {evidence.opponent}"
+    return _at_most("length_ratio", ours / theirs, threshold, said)
+
+
+def _eos_rate(evidence: Evidence, threshold: float) -> Check:
+    rate = figure(evidence.evaluation, "candidate", "eos_rate")
+    if rate is None:
+        return _missing("eos_rate", threshold, "The share of answers that end by themselves", "metrics/evaluate.json")
+    return _at_least("eos_rate", rate, threshold, f"The share of answers that end by themselves is {rate:.3f}")
+
+
+def _at_least(name: str, value: float, threshold: float, said: str) -> Check:
+    if value >= threshold:
+        return Check(name, value, threshold, "passed", f"{said}: at least {threshold:g}, as demanded.")
+    return Check(name, value, threshold, "failed", f"{said}: less than the {threshold:g} demanded.")
+
+
+def _at_most(name: str, value: float, threshold: float, said: str) -> Check:
+    if value <= threshold:
+        return Check(name, value, threshold, "passed", f"{said}: at most {threshold:g}, as demanded.")
+    return Check(name, value, threshold, "failed", f"{said}: more than the {threshold:g} allowed.")
+
+
+def _missing(name: str, threshold: float, what: str, file: str) -> Check:
+    sentence = f"{what} could not be computed ({file} has no such finite figure), so it does not pass."
+    return Check(name, None, threshold, "failed", sentence)

@@ -1,0 +1,180 @@
+"""The gate's decision as one HTML page for people: no script, nothing loaded, the same facts give the same bytes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from tasks.judging.checks import Check, Decision, figure, lookup
+from tasks.judging.opponent import Opponent
+
+TEMPLATE = "report.html.j2"
+MODELS = ("candidate", "sft", "opponent")
+# Figures a person compares: key, name, digits, what is good.
+FIGURES = (
+    ("reward", "Reward", 3, "higher"),
+    ("length", "Length, tokens", 1, ""),
+    ("eos_rate", "Ended by itself", 3, "higher"),
+    ("repetition", "Repeated 4-grams", 3, "lower"),
+    ("distinct_1", "Distinct-1", 3, ""),
+    ("distinct_2", "Distinct-2", 3, ""),
+    ("bleu", "BLEU", 2, "higher"),
+    ("chrf", "chrF", 2, "higher"),
+    ("rouge_1", "ROUGE-1", 3, "higher"),
+    ("rouge_2", "ROUGE-2", 3, "higher"),
+    ("rouge_l", "ROUGE-L", 3, "higher"),
+    ("meteor", "METEOR", 3, "higher"),
+)
+SAMPLES = 5  # of each kind: candidate far ahead, candidate far behind
+ABSENT = "—"
+
+
+class Judgement(NamedTuple):
+    """What the gate decided, and why."""
+
+    decision: Decision
+    reasons: list[str]
+    warnings: list[str]
+    checks: list[Check]
+    opponent: Opponent
+
+
+class FigureRow(NamedTuple):
+    """One figure of the models, as text."""
+
+    name: str
+    good: str
+    values: list[str]  # candidate, SFT, opponent
+    difference: str  # candidate minus opponent, with its interval where there is one
+
+
+class WinRow(NamedTuple):
+    """One win rate as text, and as places from 0 to 100 on a scale."""
+
+    name: str
+    text: str
+    ties: str
+    sign_test: str
+    verdict: str
+    place: tuple[float, float, float] | None  # value, low, high in percent
+
+
+class Said(NamedTuple):
+    """One model's answer and its scores, as text."""
+
+    name: str
+    answer: str
+    scores: str
+
+
+class Sample(NamedTuple):
+    """One prompt with two answers to it."""
+
+    prompt: str
+    references: list[str]
+    said: tuple[Said, Said]  # candidate, opponent
+    gap: float  # reward of the candidate's answer minus the opponent's
+
+
+def render(judgement: Judgement, evaluation: Mapping[str, Any], responses: Sequence[Mapping[str, Any]]) -> str:
+    """Write the page.
+
+    Args:
+        judgement: what the gate decided.
+        evaluation: metrics/evaluate.json.
+        responses: reports/evaluate/responses.jsonl.
+    """
+    # Escaping is on for every value: what a model wrote must never act as HTML.
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    ahead, behind = _samples(responses)
+    return environment.get_template(TEMPLATE).render(
+        judgement=judgement,
+        prompts=_count(evaluation, "prompts"),
+        with_references=_count(evaluation, "with_references"),
+        confidence=_number(figure(evaluation, "confidence"), 2),
+        wins=_win_rows(evaluation, judgement.opponent),
+        figures=_figure_rows(evaluation),
+        kl=(_number(figure(evaluation, "kl", "mean"), 3), _number(figure(evaluation, "kl", "standard_error"), 3)),
+        methods={name: value for name, value in (lookup(evaluation, "methods") or {}).items() if value},
+        has_gold="gold" in evaluation,
+        samples=(("The candidate is far ahead", ahead), ("The candidate is far behind", behind)),
+    )
+
+
+def _figure_rows(evaluation: Mapping[str, Any]) -> list[FigureRow]:
+    rows = [
+        FigureRow(
+            name,
+            good,
+            [_number(figure(evaluation, model, key), digits) for model in MODELS],
+            _interval(evaluation, ("difference", "vs_opponent", key), digits),
+        )
+        for key, name, digits, good in FIGURES
+    ]
+    if "gold" in evaluation:
+        values = [_number(figure(evaluation, "gold", model), 3) for model in MODELS]
+        rows.insert(1, FigureRow("Known rule", "higher", values, _interval(evaluation, ("gold", "vs_opponent"), 3)))
+    return rows
+
+
+def _win_rows(evaluation: Mapping[str, Any], opponent: Opponent) -> list[WinRow]:
+    rivals = [("vs_sft", "SFT")] + ([("vs_opponent", str(opponent))] if opponent.name == "champion" else [])
+    return [_win_row(evaluation, key, name) for key, name in rivals]
+
+
+def _win_row(evaluation: Mapping[str, Any], key: str, name: str) -> WinRow:
+    path = ("win_rate", key)
+    value, low, high = (figure(evaluation, *path, end) for end in ("value", "low", "high"))
+    return WinRow(
+        name,
+        _interval(evaluation, path, 3, sign=""),
+        _number(figure(evaluation, *path, "ties"), 3),
+        _number(figure(evaluation, *path, "sign_test"), 4),
+        lookup(evaluation, *path, "verdict") or ABSENT,
+        None if value is None or low is None or high is None else (value * 100, low * 100, high * 100),
+    )
+
+
+def _samples(responses: Sequence[Mapping[str, Any]]) -> tuple[list[Sample], list[Sample]]:
+    """Those in which candidate and opponent differ most by reward: the best for the candidate, and the worst."""
+    samples = [_sample(row) for row in responses]
+    ordered = sorted(samples, key=lambda sample: -sample.gap)
+    ahead = [sample for sample in ordered[:SAMPLES] if sample.gap > 0]
+    behind = [sample for sample in ordered[::-1][:SAMPLES] if sample.gap < 0]
+    return ahead, behind
+
+
+def _sample(row: Mapping[str, Any]) -> Sample:
+    prompt = "\n".join(f"{turn.get('role', '')}: {turn['content']}" for turn in row["prompt"])
+    ours, theirs = (figure(row, model, "reward") or 0.0 for model in ("candidate", "opponent"))
+    said = _said("Candidate", row["candidate"]), _said("Opponent", row["opponent"])
+    return Sample(prompt, row["references"], said, ours - theirs)
+
+
+def _said(name: str, answer: Mapping[str, Any]) -> Said:
+    scores = f"reward {_number(figure(answer, 'reward'), 3)}"
+    gold = f", known rule {_number(figure(answer, 'gold'), 2)}" if "gold" in answer else ""
+    return Said(name, answer["answer"], scores + gold)
+
+
+def _interval(content: Mapping[str, Any], path: tuple[str, ...], digits: int, sign: str = "+") -> str:
+    value, low, high = (figure(content, *path, end) for end in ("value", "low", "high"))
+    if value is None or low is None or high is None:
+        return ABSENT
+    return f"{value:{sign}.{digits}f} ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return ABSENT if value is None else f"{value:.{digits}f}"
+
+
+def _count(content: Mapping[str, Any], key: str) -> str:
+    return _number(figure(content, key), 0)

@@ -1,0 +1,178 @@
+"""The answers of several models to the same prompts, summed up as figures and as rows to read."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tasks.data.records import Prompt
+from tasks.judging.compare import Interval, Resampling, bootstrap_interval, verdict, win_rate
+from tasks.judging.metrics import (
+    Answers,
+    Likeness,
+    corpus_overlap,
+    distinct,
+    likenesses,
+    mean,
+    meteor_variant,
+    repetition,
+    standard_error,
+)
+
+DIGITS = 6
+Gold = Callable[[str, str], float]  # prompt text and answer to a score in [0, 1]
+
+
+class Judged(NamedTuple):
+    """A model's answers and what is known of each: n long, in the order of the prompts."""
+
+    answers: Answers
+    likenesses: list[Likeness | None]  # None: the prompt has no reference
+    repetitions: list[float]
+    gold: list[float] | None  # None: no known rule
+
+
+Models = Mapping[str, Judged]  # candidate, sft, opponent
+
+
+def judge(prompts: Sequence[Prompt], answers: Answers, gold: Gold | None) -> Judged:
+    """Measure every answer by itself; `gold` is the known rule, where the prompts have one."""
+    return Judged(
+        answers,
+        likenesses(answers.texts, [prompt.references for prompt in prompts]),
+        [repetition(text) for text in answers.texts],
+        [gold(prompt_text(prompt), text) for prompt, text in zip(prompts, answers.texts, strict=True)]
+        if gold
+        else None,
+    )
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """The turn that is answered: the conversation's last."""
+    return prompt.prompt[-1]["content"]
+
+
+def summarise(prompts: Sequence[Prompt], models: Models, kl: Sequence[float], resampling: Resampling) -> dict[str, Any]:
+    """All figures of the evaluation, rounded so that they read well; null where one cannot be computed.
+
+    Args:
+        prompts: n prompts.
+        models: candidate, sft and opponent, judged on these prompts.
+        kl: n estimates of KL(candidate || SFT), in nats an answer.
+        resampling: how intervals are drawn.
+    """
+    candidate = models["candidate"]
+    rivals = {f"vs_{name}": model for name, model in models.items() if name != "candidate"}
+    rewards = candidate.answers.rewards
+    figures = {
+        "prompts": len(prompts),
+        "with_references": sum(bool(prompt.references) for prompt in prompts),
+        **{name: model_figures(prompts, model) for name, model in models.items()},
+        "win_rate": {name: win_rate(rewards, rival.answers.rewards, resampling) for name, rival in rivals.items()},
+        "difference": {name: _differences(candidate, rival, resampling) for name, rival in rivals.items()},
+        "kl": {"mean": mean(kl), "standard_error": standard_error(kl)},
+        **({"gold": _gold(models, rivals, resampling)} if candidate.gold is not None else {}),
+        "confidence": resampling.confidence,
+        "methods": _methods(prompts, candidate),
+    }
+    return rounded(figures)
+
+
+def model_figures(prompts: Sequence[Prompt], model: Judged) -> dict[str, float | None]:
+    """The figures of one model; those of overlap are None where no prompt has a reference."""
+    texts, answers = model.answers.texts, model.answers
+    overlap = corpus_overlap(texts, [prompt.references for prompt in prompts])
+    found = [likeness for likeness in model.likenesses if likeness]
+    return {
+        "reward": mean(answers.rewards),
+        "length": mean(answers.lengths),
+        "eos_rate": mean(answers.ended),
+        "distinct_1": distinct(texts, 1),
+        "distinct_2": distinct(texts, 2),
+        "repetition": mean(model.repetitions),
+        "bleu": overlap.bleu if overlap else None,
+        "chrf": overlap.chrf if overlap else None,
+        **{name: mean([getattr(likeness, name) for likeness in found]) for name in Likeness._fields},
+    }
+
+
+def rows(prompts: Sequence[Prompt], models: Models, kl: Sequence[float] | None) -> Iterator[dict[str, Any]]:
+    """A row a prompt: what each model answered and its figures.
+
+    Args:
+        prompts: n prompts.
+        models: candidate, sft and opponent, judged on these prompts.
+        kl: n estimates of KL(candidate || SFT) from these very answers; None where they came from others.
+    """
+    for place, prompt in enumerate(prompts):
+        answers = {name: _row(model, place) for name, model in models.items()}
+        if kl is not None:
+            answers["candidate"]["kl"] = kl[place]
+        yield rounded({"id": prompt.id, "prompt": prompt.prompt, "references": prompt.references} | answers)
+
+
+def rounded(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Round every number of nested content; named tuples become dictionaries, and what is not finite becomes None."""
+    return {key: _rounded(value) for key, value in content.items()}
+
+
+def _rounded(value: Any) -> Any:  # noqa: ANN401 (whatever JSON can hold)
+    if isinstance(value, float):
+        return round(value, DIGITS) + 0.0 if math.isfinite(value) else None  # + 0.0: no minus zero
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return rounded(value._asdict())
+    if isinstance(value, Mapping):
+        return rounded(value)
+    return [_rounded(each) for each in value] if isinstance(value, list) else value
+
+
+def _row(model: Judged, place: int) -> dict[str, Any]:
+    answers, likeness = model.answers, model.likenesses[place]
+    return {
+        "answer": answers.texts[place],
+        "reward": answers.rewards[place],
+        "length": answers.lengths[place],
+        "ended": answers.ended[place],
+        "repetition": model.repetitions[place],
+        **(likeness._asdict() if likeness else {}),
+        **({"gold": model.gold[place]} if model.gold is not None else {}),
+    }
+
+
+def _differences(ours: Judged, theirs: Judged, resampling: Resampling) -> dict[str, Interval | None]:
+    """Candidate minus the other, by prompt, of every figure that is a mean over prompts."""
+    pairs: dict[str, tuple[Sequence[float], Sequence[float]]] = {
+        "reward": (ours.answers.rewards, theirs.answers.rewards),
+        "length": (ours.answers.lengths, theirs.answers.lengths),
+        "eos_rate": (ours.answers.ended, theirs.answers.ended),
+        "repetition": (ours.repetitions, theirs.repetitions),
+        "rouge_l": (_rouge_l(ours), _rouge_l(theirs)),
+    }
+    return {name: _difference(*pair, resampling) for name, pair in pairs.items()}
+
+
+def _difference(ours: Sequence[float], theirs: Sequence[float], resampling: Resampling) -> Interval | None:
+    differences = [mine - other for mine, other in zip(ours, theirs, strict=True)]
+    return bootstrap_interval(differences, resampling) if differences else None
+
+
+def _rouge_l(model: Judged) -> list[float]:
+    return [likeness.rouge_l for likeness in model.likenesses if likeness]
+
+
+def _gold(models: Models, rivals: Models, resampling: Resampling) -> dict[str, Any]:
+    ours = models["candidate"].gold or []
+    figures: dict[str, Any] = {name: mean(model.gold or []) for name, model in models.items()}
+    for name, rival in rivals.items():
+        interval = _difference(ours, rival.gold or [], resampling)
+        figures[name] = interval and interval._asdict() | {"verdict": verdict(interval, 0)}
+    return figures
+
+
+def _methods(prompts: Sequence[Prompt], candidate: Judged) -> dict[str, str | None]:
+    overlap = corpus_overlap(candidate.answers.texts, [prompt.references for prompt in prompts])
+    return {
+        "bleu": overlap.bleu_signature if overlap else None,
+        "chrf": overlap.chrf_signature if overlap else None,
+        "rouge": "F1, best reference, Porter stemmer",
+        "meteor": meteor_variant(),
+    }

@@ -1,0 +1,172 @@
+"""From scores and log-probabilities to advantages: KL estimators, shaped rewards, GAE, whitening, KL control.
+
+Every tensor of a response's tokens is (B, L): B responses, L columns, with a mask (B, L) that is True on one
+contiguous run of columns a row, the response's tokens. What lies outside the mask is never read (it may be NaN)
+and comes out as 0.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+KLEstimator = Literal["k1", "k2", "k3"]
+# exp of a larger difference says nothing that training could use, and overflows.
+LARGEST_LOG_RATIO = 20.0
+
+
+class Advantages(NamedTuple):
+    """What the policy learns from, and what the critic learns; both (B, L)."""
+
+    advantages: Tensor
+    returns: Tensor
+
+
+def kl_estimates(log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor, estimator: KLEstimator) -> Tensor:
+    """Estimate KL(policy || reference) token by token, on tokens the policy sampled.
+
+    With d = log pi - log pi_ref: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d (Schulman 2020). As a part of the reward
+    k1 gives the exact gradient of the KL divergence; k2 and k3 there are biased, with less variance.
+
+    Args:
+        log_probs: (B, L) of the sampled tokens under the policy.
+        reference_log_probs: (B, L) of the same tokens under the reference.
+        mask: (B, L) bool.
+        estimator: which of the three.
+
+    Returns:
+        (B, L) nats, 0 outside the mask.
+    """
+    difference = torch.where(mask, log_probs - reference_log_probs, 0.0)
+    if estimator == "k1":
+        return difference
+    if estimator == "k2":
+        return 0.5 * difference.square()
+    bounded = difference.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+    return torch.expm1(-bounded) + bounded
+
+
+def shaped_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coefficient: float) -> Tensor:
+    """Give every token its KL penalty, and the last one the score as well (Ziegler 2019, equation 2).
+
+    Args:
+        scores: (B,) of whole responses.
+        kl: (B, L) nats.
+        mask: (B, L) bool with at least one True a row.
+        kl_coefficient: the beta of the papers.
+
+    Returns:
+        (B, L) rewards that sum to score - beta * KL in each row.
+    """
+    rewards = torch.where(mask, -kl_coefficient * kl, 0.0)
+    return rewards + torch.where(_last_token(mask), scores[:, None], 0.0)
+
+
+def integrated_rewards(rewards: Tensor, mask: Tensor, alpha: float) -> Tensor:
+    """Smooth a sparse reward over a response: s_0 = a r_0, s_t = s_(t-1) + a (r_t - s_(t-1)); a = 1 changes nothing.
+
+    Args:
+        rewards: (B, L).
+        mask: (B, L) bool.
+        alpha: the share of the new reward, above 0 and at most 1.
+
+    Returns:
+        (B, L).
+    """
+    integrated = torch.zeros_like(rewards)
+    state = torch.zeros_like(rewards[:, 0])
+    for t in range(rewards.shape[1]):
+        state = torch.where(mask[:, t], state + alpha * (rewards[:, t] - state), 0.0)
+        integrated[:, t] = state
+    return integrated
+
+
+def estimate_advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> Advantages:
+    """Generalised advantage estimation (Schulman 2016, equations 11 and 16) by the backward recursion.
+
+    delta_t = r_t + gamma V_(t+1) - V_t and A_t = delta_t + gamma lambda A_(t+1). The value after the last token is 0,
+    also where the response was cut at its greatest length. The returns A_t + V_t are taken before any whitening.
+
+    Args:
+        rewards: (B, L) of each token.
+        values: (B, L), the critic's V(prompt, tokens before t) at the column of token t.
+        mask: (B, L) bool.
+        gamma: discount.
+        gae_lambda: 0 trusts the critic alone, 1 the observed rewards alone.
+
+    Returns:
+        Advantages and returns, 0 outside the mask.
+    """
+    rewards, values = torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0)
+    advantages = torch.zeros_like(rewards)
+    next_advantage = next_value = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        next_advantage = torch.where(mask[:, t], delta + gamma * gae_lambda * next_advantage, 0.0)
+        next_value = values[:, t]
+        advantages[:, t] = next_advantage
+    return Advantages(advantages, advantages + values)
+
+
+def whiten(values: Tensor, mask: Tensor, keep_mean: bool = False) -> Tensor:
+    """Scale to unit variance over all masked entries together, and move the mean to 0 unless it is to be kept.
+
+    Args:
+        values: (B, L) of the whole batch: a minibatch would have a mean and a variance of its own.
+        mask: (B, L) bool.
+        keep_mean: divide only, as is right for rewards: moving them would pay for length.
+
+    Returns:
+        (B, L), 0 outside the mask. Variance is that of the population (divided by n).
+    """
+    mean = masked_mean(values, mask)
+    scale = torch.rsqrt(masked_mean((values - mean).square(), mask) + 1e-8)
+    return torch.where(mask, values * scale if keep_mean else (values - mean) * scale, 0.0)
+
+
+def adapted_kl_coefficient(coefficient: float, kl: float, target: float, horizon: int, responses: int) -> float:
+    """Steer the KL coefficient towards a KL per response (Ziegler 2019, section 2.2).
+
+    Args:
+        coefficient: beta up to now.
+        kl: mean over responses of the sum over tokens, in nats.
+        target: what that should be.
+        horizon: responses over which a steady 100 % excess would roughly double beta (one step is at most 20 %).
+        responses: how many `kl` was measured on.
+
+    Returns:
+        The next beta.
+    """
+    error = min(max(kl / target - 1.0, -0.2), 0.2)
+    return coefficient * (1.0 + error * responses / horizon)
+
+
+def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Say how much of the returns the critic foresaw: 1 - Var(R - V) / Var(R); 1 is all, 0 no more than their mean.
+
+    Args:
+        returns: (B, L).
+        values: (B, L).
+        mask: (B, L) bool.
+
+    Returns:
+        A scalar; 0 where the returns do not vary.
+    """
+    total = _variance(returns, mask)
+    return torch.where(total > 0, 1.0 - _variance(returns - values, mask) / total, 0.0)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Average the masked entries; what lies outside may be NaN. `values` and `mask` are of one shape."""
+    return torch.where(mask, values, 0.0).sum() / mask.sum()
+
+
+def _variance(values: Tensor, mask: Tensor) -> Tensor:
+    return masked_mean((values - masked_mean(values, mask)).square(), mask)
+
+
+def _last_token(mask: Tensor) -> Tensor:
+    """True on the last masked column of each row, (B, L) bool."""
+    after = torch.zeros_like(mask)
+    after[:, :-1] = mask[:, 1:]
+    return mask & ~after

@@ -1,0 +1,90 @@
+"""Rows of token ids as tensors, and the order in which training meets them."""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tasks.data.tokens import Encoded, EncodedPair
+
+
+class Batch(NamedTuple):
+    """Rows of prompt and completion, padded on the right."""
+
+    input_ids: Tensor  # (B, L) long
+    attention_mask: Tensor  # (B, L) bool, True on the row's tokens
+    completion_mask: Tensor  # (B, L) bool, True on the completion's tokens, its end-of-sequence token included
+
+
+def collate(rows: Sequence[Encoded], pad_id: int, device: torch.device | str = "cpu") -> Batch:
+    """Lay rows side by side, padded on the right to the longest.
+
+    The masks follow positions, never ids, so a padding token that is also the end-of-sequence token does no harm.
+    """
+    length = max(row.length for row in rows)
+    padded = [[*row.prompt, *row.completion, *[pad_id] * (length - row.length)] for row in rows]
+    position = torch.arange(length, device=device)
+    starts = torch.tensor([[len(row.prompt)] for row in rows], device=device)
+    ends = torch.tensor([[row.length] for row in rows], device=device)
+    attention_mask = position < ends
+    return Batch(torch.tensor(padded, device=device), attention_mask, attention_mask & (position >= starts))
+
+
+def collate_pairs(pairs: Sequence[EncodedPair], pad_id: int, device: torch.device | str = "cpu") -> Batch:
+    """Lay the chosen rows of N pairs above their rejected rows, in one batch of 2N rows."""
+    return collate([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], pad_id, device)
+
+
+def positions(attention_mask: Tensor) -> Tensor:
+    """Position of every token in its own row, (B, L) -> (B, L) long, whichever side the padding is on."""
+    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def epoch_order(count: int, epoch: int, seed: int) -> list[int]:
+    """Shuffle `count` rows for one epoch: a pure function of its arguments, so resuming needs no stored generator."""
+    order = list(range(count))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return order
+
+
+def steps_in(count: int, batch_size: int, epochs: int) -> int:
+    """Optimiser steps in `epochs` passes over `count` rows; the last batch of a pass may be smaller."""
+    return math.ceil(count / batch_size) * epochs
+
+
+def training_batches(
+    count: int, batch_size: int, epochs: int, seed: int, done: int = 0
+) -> Iterator[tuple[int, list[int]]]:
+    """Give the number of every step from `done` + 1 on, and the indices of its rows.
+
+    Every row is met once an epoch. The batch of a step depends on nothing but the arguments.
+    """
+    step = 0
+    for epoch in range(epochs):
+        order = epoch_order(count, epoch, seed)
+        for start in range(0, count, batch_size):
+            step += 1
+            if step > done:
+                yield step, order[start : start + batch_size]
+
+
+def micro_batches(indices: Sequence[int], lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Split the rows of one step into groups of at most `size` rows of similar length, so that little is padding."""
+    ordered = sorted(indices, key=lengths.__getitem__)  # stable: rows of one length keep their order
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
+
+
+def row_batches(rows: Sequence[Encoded], size: int, pad_id: int, device: torch.device) -> list[Batch]:
+    """Every row once, in batches of at most `size` rows of similar length, for measuring."""
+    groups = micro_batches(range(len(rows)), [row.length for row in rows], size)
+    return [collate([rows[index] for index in group], pad_id, device) for group in groups]
+
+
+def pair_batches(pairs: Sequence[EncodedPair], size: int, pad_id: int, device: torch.device) -> list[Batch]:
+    """Every pair once, in batches of at most `size` rows (two a pair) of similar length, for measuring."""
+    groups = micro_batches(range(len(pairs)), [pair.length for pair in pairs], max(1, size // 2))
+    return [collate_pairs([pairs[index] for index in group], pad_id, device) for group in groups]

@@ -1,0 +1,109 @@
+"""What a reward model is worth: accuracy with its interval, calibration, and how much of it is length."""
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+CONFIDENCE = 0.95
+CALIBRATION_BINS = 10
+
+
+class ScoredPair(NamedTuple):
+    """The raw scores of two answers and their lengths in tokens."""
+
+    chosen_score: float
+    rejected_score: float
+    chosen_length: int
+    rejected_length: int
+
+    @property
+    def margin(self) -> float:
+        """By how much the chosen answer scores higher."""
+        return self.chosen_score - self.rejected_score
+
+    @property
+    def correct(self) -> float:
+        """1 where the chosen answer scores higher, 1/2 for a tie, else 0."""
+        return 0.5 if self.margin == 0 else float(self.margin > 0)
+
+    @property
+    def longer_by(self) -> int:
+        """Tokens by which the chosen answer is longer."""
+        return self.chosen_length - self.rejected_length
+
+
+def wilson_interval(successes: float, count: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Interval of a proportion, inside [0, 1] even for few trials (Wilson 1927, equation 4)."""
+    z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+    share, spread = successes / count, z * z / count
+    centre = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def reward_figures(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
+    """Accuracy, margins, calibration and length bias of a reward model on held-out pairs."""
+    margins = [pair.margin for pair in pairs]
+    scores = [score for pair in pairs for score in (pair.chosen_score, pair.rejected_score)]
+    lengths = [length for pair in pairs for length in (pair.chosen_length, pair.rejected_length)]
+    low, high = wilson_interval(sum(pair.correct for pair in pairs), len(pairs))
+    return {
+        "accuracy": {**_accuracy(pairs), "low": low, "high": high, "ties": margins.count(0.0)},
+        "margin": {"mean": statistics.fmean(margins), "std": statistics.pstdev(margins)},
+        "score": {"mean": statistics.fmean(scores), "std": statistics.pstdev(scores)},
+        "calibration_error": calibration_error(pairs),
+        "length_correlation": correlation(scores, lengths),
+        "accuracy_by_length": _by(pairs, _longer, ("chosen_longer", "same_length", "rejected_longer")),
+        "accuracy_by_length_difference": _by(pairs, _difference_third(pairs), ("small", "medium", "large")),
+        "accuracy_by_confidence": _by(
+            pairs, _confidence_fifth, ("0.5-0.6", "0.6-0.7", "0.7-0.8", "0.8-0.9", "0.9-1.0")
+        ),
+    }
+
+
+def calibration_error(pairs: Sequence[ScoredPair], bins: int = CALIBRATION_BINS) -> float:
+    """Expected calibration error (Naeini et al. 2015) of sigmoid(|margin|) as the chance of being right.
+
+    The confidences lie in [1/2, 1], cut into equal bins; the error is the mean over pairs of the distance between a
+    bin's accuracy and its mean confidence.
+    """
+    by_bin: dict[int, list[ScoredPair]] = {}
+    for pair in pairs:
+        by_bin.setdefault(min(bins - 1, int((_confidence(pair) - 0.5) * 2 * bins)), []).append(pair)
+    return sum(abs(sum(pair.correct - _confidence(pair) for pair in found)) for found in by_bin.values()) / len(pairs)
+
+
+def correlation(left: Sequence[float], right: Sequence[float]) -> float | None:
+    """Pearson's correlation; None where one side does not vary."""
+    try:
+        return statistics.correlation(left, right)
+    except statistics.StatisticsError:
+        return None
+
+
+def _accuracy(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
+    value = statistics.fmean(pair.correct for pair in pairs) if pairs else None
+    return {"value": value, "pairs": len(pairs)}
+
+
+def _by(pairs: Sequence[ScoredPair], group: Callable[[ScoredPair], int], names: Iterable[str]) -> dict[str, Any]:
+    return {name: _accuracy([pair for pair in pairs if group(pair) == place]) for place, name in enumerate(names)}
+
+
+def _longer(pair: ScoredPair) -> int:
+    return 1 - (pair.longer_by > 0) + (pair.longer_by < 0)
+
+
+def _difference_third(pairs: Sequence[ScoredPair]) -> Callable[[ScoredPair], int]:
+    ordered = sorted(abs(pair.longer_by) for pair in pairs)
+    bounds = [ordered[len(ordered) * third // 3] for third in (1, 2)]
+    return lambda pair: sum(abs(pair.longer_by) >= bound for bound in bounds)
+
+
+def _confidence(pair: ScoredPair) -> float:
+    return 1 / (1 + math.exp(-abs(pair.margin)))
+
+
+def _confidence_fifth(pair: ScoredPair) -> int:
+    return min(4, int((_confidence(pair) - 0.5) * 10))

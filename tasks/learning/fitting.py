@@ -1,0 +1,138 @@
+"""What sft, reward and dpo share around their losses: rows, their order, the update, the curve, the checkpoints."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from tasks.errors import InputError
+from tasks.learning.batches import micro_batches, steps_in, training_batches
+from tasks.learning.checkpoints import Checkpoints, Progress
+from tasks.learning.curves import Curve, Run
+from tasks.learning.optimise import adamw, learning_rate, make_accelerator, update
+from tasks.params import Params, Training
+
+Row = TypeVar("Row")
+
+
+def require_rows(rows: Sequence[Row], file: Path, split: str) -> Sequence[Row]:
+    """Give the rows back.
+
+    Raises:
+        InputError: there are none.
+    """
+    if not rows:
+        cure = "give more rows, or raise its share in params.yaml, prepare.split"
+        raise InputError(f"{file} has no row in the {split} split: {cure}")
+    return rows
+
+
+class Fit:
+    """One run of a supervised trainer: its steps, from where a checkpoint stopped, and what is done at each.
+
+        for step, groups in fit.steps():
+            for indices in groups:
+                fit.backward({"loss": loss_of(indices)})
+            fit.update(step)
+
+    It knows nothing of losses and calls nothing back.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        key: str,
+        model: nn.Module,
+        lengths: Sequence[int],
+        *,
+        params: Params,
+        settings: Training,
+        run: Run,
+        rows_per_item: int = 1,
+        epsilon: float = 1e-5,
+    ) -> None:
+        """Prepare to train.
+
+        Args:
+            stage: names checkpoints and progress bar.
+            key: content key of the stage.
+            model: its trainable weights are optimised.
+            lengths: tokens of each item (a row, or a pair of rows) of the training data.
+            params: seed and runtime.
+            settings: epochs, batch size, learning rate and so on.
+            run: where the curve goes besides its file.
+            rows_per_item: 2 for pairs: runtime.micro_batch counts rows.
+            epsilon: AdamW's.
+        """
+        self._stage, self._model, self._lengths, self._settings, self._run = stage, model, lengths, settings, run
+        self._seed = params.seed
+        self._micro_batch = max(1, params.runtime.micro_batch // rows_per_item)
+        self._accelerator = make_accelerator(params)
+        self._optimiser = adamw(model, weight_decay=settings.weight_decay, epsilon=epsilon)
+        self._checkpoints = Checkpoints(
+            stage, key, params.runtime.checkpoint_every, {"model": model}, {"model": self._optimiser}
+        )
+        self._count = steps_in(len(lengths), settings.batch_size, settings.epochs)
+        self._sums: dict[str, float] = {}
+
+    def groups(self, indices: Sequence[int]) -> list[list[int]]:
+        """Split the items of a step into those of one forward and backward pass each."""
+        return list(micro_batches(indices, self._lengths, self._micro_batch))
+
+    def first_epoch(self) -> Iterator[list[int]]:
+        """Give every item once, in the very groups of the first epoch."""
+        for _, indices in training_batches(len(self._lengths), self._settings.batch_size, 1, self._seed):
+            yield from self.groups(indices)
+
+    def steps(self) -> Iterator[tuple[int, list[list[int]]]]:
+        """Take up training from the last checkpoint, or begin: give each step's number and the groups of its items."""
+        done = self._checkpoints.restore()
+        self.curve = Curve(self._stage, self._count, self._run, done.rows)
+        settings = self._settings
+        for step, indices in training_batches(
+            len(self._lengths), settings.batch_size, settings.epochs, self._seed, done.step
+        ):
+            self._sums = {}
+            yield step, self.groups(indices)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Run the model's matrix products in the precision of the settings."""
+        context: AbstractContextManager[None] = self._accelerator.autocast()
+        return context
+
+    def backward(self, parts: Mapping[str, Tensor]) -> None:
+        """Add the gradient of parts["loss"] to the step's, and every part to the step's metric of that name."""
+        self._accelerator.backward(parts["loss"])
+        for name, part in parts.items():
+            self._sums[name] = self._sums.get(name, 0.0) + part.item()
+
+    def update(self, step: int) -> None:
+        """Move the weights by the gradient of the step, then note its metrics and save if it is time to.
+
+        Raises:
+            InputError: the loss or its gradient is not finite; the weights and the last checkpoint are untouched.
+        """
+        settings = self._settings
+        rate = learning_rate(step, self._count, settings.learning_rate, settings.schedule, settings.warmup)
+        norm = update(
+            self._accelerator,
+            self._model,
+            self._optimiser,
+            step=step,
+            loss=self._sums["loss"],
+            learning_rate=rate,
+            max_grad_norm=settings.max_grad_norm,
+            kept=self._checkpoints.kept,
+        )
+        self.curve.add(step, {**self._sums, "grad_norm": norm, "learning_rate": rate}, "loss")
+        self._checkpoints.save(Progress(step, self.curve.rows), final=step == self._count)
+
+    def summary(self) -> dict[str, float]:
+        """Give the figures every trainer reports: steps, and the loss of the last one."""
+        return {"steps": len(self.curve.rows), "training_loss": self.curve.rows[-1]["loss"]}
+
+    def finish(self) -> None:
+        """Forget the checkpoints: what the stage writes is written."""
+        self._checkpoints.finish()

@@ -1,0 +1,169 @@
+"""The update phase of PPO: clipped steps of the policy and of the critic, several passes over one round's rollouts."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from tasks.data.tokens import Encoded
+from tasks.learning.batches import epoch_order, micro_batches
+from tasks.learning.experience import Models, Rollouts, judge
+from tasks.learning.models import completion_log_probs, completion_values, token_statistics
+from tasks.learning.optimise import adamw, check_finite, learning_rate, make_accelerator, update
+from tasks.learning.policy_gradient import policy_loss, value_loss
+from tasks.learning.rollouts import generate, stop_tokens
+from tasks.params import Params
+
+# What the policy's losses are called in the curve, in the order of PolicyLoss.
+POLICY_FIGURES = ("policy_loss", "approx_kl", "clip_fraction", "ratio_mean", "squared_change")
+# The same while the policy stands still: every ratio is 1, and the whitened advantages have mean 0.
+UNMOVED_POLICY = {**dict.fromkeys(POLICY_FIGURES, 0.0), "ratio_mean": 1.0, "grad_norm_policy": 0.0}
+
+
+class Learner:
+    """The policy and the critic with their optimisers, and the three phases of a round."""
+
+    def __init__(self, models: Models, params: Params) -> None:
+        """Prepare to train; each network has an optimiser of its own, AdamW with epsilon 1e-5."""
+        self._models, self._settings, self._seed = models, params.ppo, params.seed
+        self._micro_batch = params.runtime.micro_batch
+        self._accelerator = make_accelerator(params)
+        self._stops = stop_tokens(models.policy, models.tokenizer)
+        self.models_that_learn = {"policy": models.policy, "critic": models.critic}
+        self.optimisers: dict[str, torch.optim.Optimizer] = {
+            name: adamw(model) for name, model in self.models_that_learn.items()
+        }
+
+    def sample(self, prompts: Sequence[list[int]], seed: int) -> list[Encoded]:
+        """Phase 1: answer the prompts with the policy as it is."""
+        settings = self._settings
+        with self._accelerator.autocast():
+            responses = generate(
+                self._models.policy,
+                self._models.tokenizer,
+                prompts,
+                max_new_tokens=settings.max_new_tokens,
+                temperature=settings.temperature,
+                seed=seed,
+                batch_size=self._micro_batch,
+            )
+        return [Encoded(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+
+    def judge(self, rows: Sequence[Encoded], kl_coefficient: float) -> Rollouts:
+        """Phase 2: log-probabilities, values, scores, rewards and advantages."""
+        with self._accelerator.autocast():
+            return judge(
+                self._models,
+                rows,
+                self._stops,
+                self._settings,
+                kl_coefficient=kl_coefficient,
+                micro_batch=self._micro_batch,
+            )
+
+    def update(self, rollouts: Rollouts, iteration: int, kept: str) -> dict[str, float]:
+        """Phase 3: learn from a round, several times over; returns the means over its optimiser steps.
+
+        Raises:
+            InputError: a loss or a gradient norm is not finite; `kept` says which checkpoint there is.
+        """
+        rate = self._rate(iteration, self._settings.learning_rate)
+        return {**averages(list(self.steps(rollouts, iteration, kept))), "learning_rate": rate}
+
+    def steps(self, rollouts: Rollouts, iteration: int, kept: str) -> Iterator[dict[str, float]]:
+        """Take the optimiser steps of a round one by one, and give the figures of each."""
+        settings, lengths = self._settings, rollouts.lengths
+        seed = seed_for(self._seed, "minibatches", iteration)
+        for epoch in range(settings.epochs):
+            order = epoch_order(len(lengths), epoch, seed)
+            change = []
+            for minibatch in torch.tensor(order).tensor_split(settings.minibatches):
+                groups = list(micro_batches(minibatch.tolist(), lengths, self._micro_batch))
+                parts = [rollouts.take(rows) for rows in groups]
+                figures = self._policy_step(parts, iteration, kept) | self._critic_step(parts, iteration, kept)
+                change.append(figures["approx_kl"])
+                yield figures
+            if settings.max_update_kl is not None and fmean(change) > settings.max_update_kl:
+                return
+
+    def _policy_step(self, parts: Sequence[Rollouts], iteration: int, kept: str) -> dict[str, float]:
+        settings, policy = self._settings, self._models.policy
+        if iteration <= settings.critic_warmup:
+            return dict(UNMOVED_POLICY)
+        bonus: Tensor | float
+        token_count, total, sums = tokens_in(parts), 0.0, dict.fromkeys(POLICY_FIGURES, 0.0)
+        for part in parts:
+            with self._accelerator.autocast():
+                if settings.entropy_bonus:
+                    log_probs, entropies, _ = token_statistics(policy, part.batch, settings.temperature)
+                    bonus = settings.entropy_bonus * entropies.sum() / token_count
+                else:
+                    log_probs, bonus = completion_log_probs(policy, part.batch, settings.temperature), 0.0
+            found = policy_loss(
+                log_probs,
+                part.log_probs,
+                part.advantages,
+                part.mask,
+                token_count=token_count,
+                clip=settings.clip,
+                dual_clip=settings.dual_clip,
+            )
+            loss = found.loss - bonus
+            self._accelerator.backward(loss)
+            total += loss.item()
+            for name, value in zip(POLICY_FIGURES, found, strict=True):
+                sums[name] += value.item()
+        rate = self._rate(iteration, settings.learning_rate)
+        return {**sums, "grad_norm_policy": self._move("policy", iteration, total, rate, kept)}
+
+    def _critic_step(self, parts: Sequence[Rollouts], iteration: int, kept: str) -> dict[str, float]:
+        settings, critic = self._settings, self._models.critic
+        token_count, sums = tokens_in(parts), {"value_loss": 0.0, "value_clip_fraction": 0.0}
+        for part in parts:
+            with self._accelerator.autocast():
+                values = completion_values(critic, part.batch)
+            found = value_loss(
+                values, part.values, part.returns, part.mask, token_count=token_count, clip=settings.value_clip
+            )
+            self._accelerator.backward(found.loss)
+            sums["value_loss"] += found.loss.item()
+            sums["value_clip_fraction"] += found.clip_fraction.item()
+        rate = self._rate(iteration, settings.critic_learning_rate)
+        return {**sums, "grad_norm_critic": self._move("critic", iteration, sums["value_loss"], rate, kept)}
+
+    def _move(self, name: str, iteration: int, loss: float, rate: float, kept: str) -> float:
+        """One optimiser step; returns the norm of the gradient before clipping."""
+        check_finite(iteration, {f"loss of the {name}": loss}, kept)
+        return update(
+            self._accelerator,
+            self.models_that_learn[name],
+            self.optimisers[name],
+            step=iteration,
+            loss=loss,
+            learning_rate=rate,
+            max_grad_norm=self._settings.max_grad_norm,
+            kept=kept,
+        )
+
+    def _rate(self, iteration: int, peak: float) -> float:
+        return learning_rate(iteration, self._settings.iterations, peak, self._settings.schedule)
+
+
+def seed_for(seed: int, purpose: str, iteration: int) -> int:
+    """Derive an unrelated seed for one purpose in one round, so that no generator's state need be kept."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{iteration}".encode()).digest()
+    return int.from_bytes(digest[:6])
+
+
+def tokens_in(parts: Sequence[Rollouts]) -> int:
+    """Count the response tokens of a minibatch, over all its parts."""
+    return sum(int(part.mask.sum()) for part in parts)
+
+
+def averages(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Average the figures of optimiser steps, and turn the mean square of (ratio - 1) into the ratio's variance."""
+    means = {name: fmean(step[name] for step in steps) for name in steps[0]}
+    spread = means.pop("squared_change") - (means["ratio_mean"] - 1.0) ** 2
+    return {**means, "ratio_var": max(spread, 0.0)}

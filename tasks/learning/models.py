@@ -1,0 +1,312 @@
+"""Models of any family: loading, adapters, saving, and the three things that are read off them.
+
+Every model stays in evaluation mode, in training too: dropout off, so that the policy, its reference and the sampled
+log-probabilities agree (Huang et al. 2024, "The N+ implementation details of RLHF with PPO").
+"""
+
+import os
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import logging as transformers_logging
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from tasks.data.files import replacing
+from tasks.errors import InputError
+from tasks.learning.batches import Batch, positions
+from tasks.learning.disk import writing
+from tasks.params import Lora, Params
+
+AutoClass = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
+
+
+class TokenStatistics(NamedTuple):
+    """What a policy says of every token of a completion; 0 or False outside the completion."""
+
+    log_probs: Tensor  # (B, L) fp32: log p(token t | tokens before t)
+    entropies: Tensor  # (B, L) fp32: entropy in nats of the distribution that token t is drawn from
+    are_likeliest: Tensor  # (B, L) bool: no other token was more probable
+
+
+# --- Surroundings
+
+
+def set_up(params: Params) -> torch.device:
+    """Fix threads, seeds and algorithms, so that the same inputs give the same bytes; returns the device to use.
+
+    Raises:
+        InputError: cuda is asked for and there is none.
+    """
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
+    torch.set_num_threads(params.runtime.threads)
+    torch.use_deterministic_algorithms(True)
+    random.seed(params.seed)
+    torch.manual_seed(params.seed)
+    return device_of(params)
+
+
+def device_of(params: Params) -> torch.device:
+    """The device that runtime.device names; auto is cuda where there is one.
+
+    Raises:
+        InputError: cuda is asked for and there is none.
+    """
+    present = torch.cuda.is_available()
+    if params.runtime.device == "cuda" and not present:
+        raise InputError("params.yaml: runtime.device is cuda, but torch finds no such device: set it to cpu or auto")
+    return torch.device("cuda" if present and params.runtime.device != "cpu" else "cpu")
+
+
+# --- Loading and saving
+
+
+def load_policy(folder: Path, params: Params, *, trainable: bool) -> PreTrainedModel:
+    """Load a causal language model in fp32 on the device of the settings, with gradients only where `trainable`.
+
+    Raises:
+        InputError: the folder holds no causal language model in safetensors.
+    """
+    return _on_device(_load(AutoModelForCausalLM, folder), params, trainable)
+
+
+def load_reward(folder: Path, params: Params, *, trainable: bool = False) -> PreTrainedModel:
+    """Load a model with a scalar head in fp32: a reward model, or the critic that starts from one.
+
+    Raises:
+        InputError: the folder holds no such model in safetensors.
+    """
+    return _on_device(_load(AutoModelForSequenceClassification, folder, num_labels=1), params, trainable)
+
+
+def new_reward_model(folder: Path, params: Params) -> PreTrainedModel:
+    """Put a scalar head on the backbone of a causal model: weights from N(0, 1/(d+1)), d the hidden size, no bias.
+
+    The variance is that of Stiennon et al. 2020 (code of "Learning to summarize from human feedback").
+
+    Raises:
+        InputError: the folder holds no model, or its family has none with a scalar head.
+    """
+    with _quiet_about_new_head():
+        model = _load(AutoModelForSequenceClassification, folder, num_labels=1)
+    head = score_head(model)
+    assert isinstance(head, nn.Linear)
+    generator = torch.Generator().manual_seed(params.seed)
+    deviation = (head.in_features + 1) ** -0.5
+    with torch.no_grad():
+        head.weight.normal_(std=deviation, generator=generator)
+        if head.bias is not None:
+            head.bias.zero_()
+    return _on_device(model, params, trainable=True)
+
+
+def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write full weights (adapters merged in) as safetensors, with the tokenizer, whole or not at all."""
+    with replacing(folder) as draft, writing(folder):
+        merged(model).save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+
+
+def context_length(model: nn.Module) -> int | None:
+    """Most tokens the model's positions allow, or None where the family sets no bound."""
+    length = getattr(unwrapped(model).config.get_text_config(), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
+# --- Adapters
+
+
+def with_adapters(model: PreTrainedModel, lora: Lora) -> nn.Module:
+    """Add low-rank adapters, the only weights that then learn (with a scalar head, where there is one).
+
+    Rank 0 gives the model back as it is. Source: Hu et al. 2021, "LoRA".
+
+    Raises:
+        InputError: lora.targets names no module of the model.
+    """
+    if lora.rank == 0:
+        return model
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    task = TaskType.SEQ_CLS if hasattr(model, "score") else TaskType.CAUSAL_LM
+    alpha: Any = lora.alpha  # peft annotates an int and only divides by the rank
+    config = LoraConfig(task_type=task, r=lora.rank, lora_alpha=alpha, target_modules=lora.targets)
+    try:
+        with warnings.catch_warnings():
+            # GPT-2 stores its weights transposed; peft sets that right by itself and says so.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+            # peft asks transformers for gradient checkpointing under its former name.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            return get_peft_model(model, config).eval()
+    except ValueError as error:
+        raise InputError(
+            f"params.yaml: lora.targets {lora.targets} does not fit the model ({error}): change it"
+        ) from None
+
+
+@contextmanager
+def reference(model: nn.Module) -> Iterator[nn.Module]:
+    """Give the model as it was before its adapters, which are switched off inside the block."""
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        raise TypeError("only a model with adapters holds its own reference")
+    with model.disable_adapter():
+        yield model
+
+
+def merged(model: nn.Module) -> PreTrainedModel:
+    """Add the adapters to the weights for good; a model without any is given back as it is."""
+    from peft import PeftModel
+
+    whole = model.merge_and_unload() if isinstance(model, PeftModel) else model
+    assert isinstance(whole, PreTrainedModel)
+    return whole
+
+
+def unwrapped(model: nn.Module) -> PreTrainedModel:
+    """Look beneath the adapters: the transformers model that carries them."""
+    from peft import PeftModel
+
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(inner, PreTrainedModel)
+    return inner
+
+
+# --- What is read off a policy
+
+
+def completion_log_probs(policy: nn.Module, batch: Batch, temperature: float = 1.0) -> Tensor:
+    """Log-probability of every completion token at a sampling temperature, (B, L) fp32.
+
+    Entry t is log p(token t | tokens before t), 0 outside the completion: it lines up with `input_ids`.
+    """
+    logits, tokens = _completion_logits(policy, batch, temperature)
+    log_probs = -functional.cross_entropy(logits, tokens, reduction="none")
+    return _spread(log_probs, batch.completion_mask)
+
+
+def token_statistics(policy: nn.Module, batch: Batch, temperature: float = 1.0) -> TokenStatistics:
+    """Log-probability and entropy of every completion token, and whether it was the likeliest."""
+    logits, tokens = _completion_logits(policy, batch, temperature)
+    log_distribution = logits.log_softmax(dim=-1)
+    log_probs = log_distribution.gather(1, tokens[:, None])[:, 0]
+    entropies = -(log_distribution.exp() * log_distribution).sum(dim=-1)
+    likeliest = log_distribution.amax(dim=-1) == log_probs
+    return TokenStatistics(*(_spread(each, batch.completion_mask) for each in (log_probs, entropies, likeliest)))
+
+
+def _completion_logits(policy: nn.Module, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
+    """Logits (N, V) in fp32 that score the N completion tokens of a batch, row after row, and those tokens (N,)."""
+    predicting = batch.completion_mask[:, 1:]  # the logits at t - 1 score token t
+    columns = predicting.any(dim=0).nonzero()[:, 0]
+    output = policy(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=positions(batch.attention_mask),
+        use_cache=False,
+        logits_to_keep=columns,
+    )
+    logits = output.logits[predicting[:, columns]]
+    return logits.float() / temperature, batch.input_ids[:, 1:][predicting]
+
+
+# --- What is read off a reward model or a critic
+
+
+def completion_scores(model: nn.Module, batch: Batch) -> Tensor:
+    """Score of every row, (B,) fp32, read at its last token and normalised as the model's config says.
+
+    The last token is found by its position: never by looking for padding ids, which may be the end-of-sequence id.
+    """
+    place = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+    last = (place * batch.attention_mask).amax(dim=1, keepdim=True)
+    return _head_outputs(model, batch).gather(1, last)[:, 0]
+
+
+def completion_values(model: nn.Module, batch: Batch) -> Tensor:
+    """Value V(x, y_<t) at the index of every completion token t, (B, L) fp32, 0 outside the completion.
+
+    It is read from the hidden state at t - 1, which has not seen token t; on the scale of the normalised score.
+    """
+    predicting = batch.completion_mask[:, 1:]
+    return _spread(_head_outputs(model, batch)[:, :-1][predicting], batch.completion_mask)
+
+
+def normalise_scores(model: nn.Module, bias: float, gain: float) -> None:
+    """Have the model give (score + bias) * gain from now on; kept in its config, so saved with it."""
+    config = unwrapped(model).config
+    config.score_bias, config.score_gain = bias, gain
+
+
+def score_head(model: nn.Module) -> nn.Module:
+    """The linear layer that gives the score (wrapped by peft where it is trained beside adapters).
+
+    Raises:
+        InputError: the model's family has none.
+    """
+    inner = unwrapped(model)
+    if not hasattr(inner, "score"):
+        raise InputError(f"models of type {inner.config.model_type} have no scalar head: choose another base model")
+    head = inner.score
+    assert isinstance(head, nn.Module)
+    return head
+
+
+def _head_outputs(model: nn.Module, batch: Batch) -> Tensor:
+    inner = unwrapped(model)
+    hidden = inner.base_model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=positions(batch.attention_mask),
+        use_cache=False,
+    ).last_hidden_state
+    with torch.autocast(hidden.device.type, enabled=False):  # bf16 would round a score of 3 to steps of 1/64
+        raw = score_head(model)(hidden.float())[..., 0]
+    bias, gain = (getattr(inner.config, name, default) for name, default in (("score_bias", 0.0), ("score_gain", 1.0)))
+    scores: Tensor = (raw + bias) * gain
+    return scores
+
+
+def _spread(values: Tensor, mask: Tensor) -> Tensor:
+    """Lay values (N,) on the N True places of a mask (B, L), with 0 or False elsewhere."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+
+def _load(kind: AutoClass, folder: Path, **options: int) -> PreTrainedModel:
+    try:
+        model = kind.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False, **options
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{folder} holds no model that can be used here ({reason}): choose another base model"
+        ) from None
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _on_device(model: PreTrainedModel, params: Params, trainable: bool) -> PreTrainedModel:
+    nn.Module.to(model, device_of(params))
+    model.train(False).requires_grad_(trainable)
+    return model
+
+
+@contextmanager
+def _quiet_about_new_head() -> Iterator[None]:
+    """The head is new by intent; transformers would report it as missing from the checkpoint."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)

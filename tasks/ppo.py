@@ -1,0 +1,264 @@
+"""Reads data/validate, models/sft and models/reward, writes models/ppo, metrics/ppo.json and curves/ppo.csv.
+
+Proximal policy optimisation of the SFT model against the reward model. Each round samples responses, judges them and
+learns from them; docs/ppo.md numbers the steps and says what was left out and why.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import nn
+
+from tasks.data.files import MODELS, VALIDATED
+from tasks.data.records import Split, read_prompts
+from tasks.data.tokens import Encoded, decode, encode_prompts, load_tokenizer
+from tasks.learning.advantages import adapted_kl_coefficient, explained_variance, masked_mean
+from tasks.learning.batches import collate, epoch_order
+from tasks.learning.checkpoints import Checkpoints, CurveRow, Progress, content_key
+from tasks.learning.curves import Curve, publish
+from tasks.learning.experience import Models, Rollouts, reference_policy
+from tasks.learning.fitting import require_rows
+from tasks.learning.learner import Learner, seed_for
+from tasks.learning.models import (
+    completion_scores,
+    context_length,
+    load_policy,
+    load_reward,
+    set_up,
+    unwrapped,
+    with_adapters,
+)
+from tasks.learning.optimise import check_finite
+from tasks.learning.rollouts import generate
+from tasks.params import Params
+from tasks.registry import tracking
+from tasks.registry.stages import stage_key
+from tasks.stage import main
+
+SFT, REWARD, PROMPTS = MODELS / "sft", MODELS / "reward", VALIDATED / "prompts.jsonl"
+SAMPLES = 8
+# The curve's columns in their order, and what MLflow calls them: grouped as dashboards for PPO group them.
+MLFLOW_NAMES = {
+    "reward": "objective/reward",
+    "rlhf_reward": "objective/rlhf_reward",
+    "kl": "objective/kl",
+    "kl_per_token": "objective/kl_per_token",
+    "score_std": "objective/score_std",
+    "eos_rate": "response/eos_rate",
+    "response_length": "response/length",
+    "entropy": "policy/entropy",
+    "approx_kl": "policy/approx_kl",
+    "clip_fraction": "policy/clip_fraction",
+    "ratio_mean": "policy/ratio_mean",
+    "ratio_var": "policy/ratio_var",
+    "policy_loss": "policy/loss",
+    "value_loss": "value/loss",
+    "value_clip_fraction": "value/clip_fraction",
+    "explained_variance": "value/explained_variance",
+    "grad_norm_policy": "policy/grad_norm",
+    "grad_norm_critic": "value/grad_norm",
+    "kl_coefficient": "objective/kl_coefficient",
+    "learning_rate": "policy/learning_rate",
+}
+SUMMARISED = (
+    "reward",
+    "rlhf_reward",
+    "kl",
+    "entropy",
+    "response_length",
+    "eos_rate",
+    "approx_kl",
+    "clip_fraction",
+    "explained_variance",
+)
+
+
+def ppo(params: Params) -> None:
+    """Align the SFT model with the reward model by proximal policy optimisation.
+
+    Raises:
+        InputError: no prompt to train on, one that does not fit the model, or training no longer gives numbers.
+    """
+    set_up(params)
+    settings, models = params.ppo, load_models(params)
+    prompts = encoded_prompts(models, params, "train")
+    learner = Learner(models, params)
+    key = stage_key("ppo") or content_key("ppo", params, [PROMPTS, SFT, REWARD])
+    checkpoints = Checkpoints(
+        "ppo", key, params.runtime.checkpoint_every, learner.models_that_learn, learner.optimisers
+    )
+    with tracking.run("ppo", params, inputs=[PROMPTS]) as run:
+        done = checkpoints.restore()
+        curve = Curve("ppo", settings.iterations, NamedForMlflow(run), done.rows)
+        kl_coefficient = done.extra.get("kl_coefficient", settings.kl_coefficient)
+        for iteration in range(done.step + 1, settings.iterations + 1):
+            clock = Clock()
+            asked = [prompts[index] for index in drawn(len(prompts), iteration, settings.rollouts, params.seed)]
+            with clock("generate"):
+                answered = learner.sample(asked, seed_for(params.seed, "sampling", iteration))
+            with clock("score"):
+                rollouts = learner.judge(answered, kl_coefficient)
+            figures = objective(rollouts, kl_coefficient)
+            check_finite(iteration, {"mean score": figures["reward"], "mean KL": figures["kl"]}, checkpoints.kept)
+            with clock("update"):
+                figures |= learner.update(rollouts, iteration, checkpoints.kept)
+            if settings.kl_target is not None:
+                kl_coefficient = adapted_kl_coefficient(
+                    kl_coefficient, figures["kl"], settings.kl_target, settings.kl_horizon, settings.rollouts
+                )
+            curve.add(iteration, {name: figures[name] for name in MLFLOW_NAMES}, "reward", "kl")
+            run.log(iteration, clock.tokens_per_second(int(rollouts.mask.sum())))
+            progress = Progress(iteration, curve.rows, {"kl_coefficient": kl_coefficient})
+            checkpoints.save(progress, final=iteration == settings.iterations)
+        run.table("samples", samples(models, params))
+        metrics = summary(curve.rows, settings.rollouts)
+        publish("ppo", models.policy, models.tokenizer, metrics=metrics, curve=curve, run=run)
+    checkpoints.finish()
+
+
+def load_models(params: Params) -> Models:
+    """Load the four models: the critic begins as a copy of the reward model, its head and scale included."""
+    policy = with_adapters(load_policy(SFT, params, trainable=True), params.lora)
+    return Models(
+        tokenizer=load_tokenizer(SFT),
+        policy=policy,
+        reference=None if params.lora.rank else load_policy(SFT, params, trainable=False),
+        critic=with_adapters(load_reward(REWARD, params, trainable=True), params.lora),
+        reward=load_reward(REWARD, params),
+    )
+
+
+def encoded_prompts(models: Models, params: Params, split: Split) -> list[list[int]]:
+    """Read and encode the prompts of a split.
+
+    Raises:
+        InputError: there are none, or one leaves no room for an answer.
+    """
+    records = require_rows(read_prompts(VALIDATED, split), PROMPTS, split)
+    return encode_prompts(models.tokenizer, records, context_length(models.policy), params.ppo.max_new_tokens)
+
+
+def drawn(count: int, iteration: int, rollouts: int, seed: int) -> list[int]:
+    """Choose the prompts of a round: its stretch of one endless row of shuffled epochs.
+
+    Args:
+        count: prompts there are.
+        iteration: the round, from 1.
+        rollouts: prompts in each round.
+        seed: of the shuffling.
+
+    Returns:
+        Indices; all prompts are met equally often, whatever the round's size.
+    """
+    places = range((iteration - 1) * rollouts, iteration * rollouts)
+    orders = {epoch: epoch_order(count, epoch, seed) for epoch in {place // count for place in places}}
+    return [orders[place // count][place % count] for place in places]
+
+
+def objective(rollouts: Rollouts, kl_coefficient: float) -> dict[str, float]:
+    """Describe a round before it is learned from: score, KL, responses, and how well the critic foresaw the returns.
+
+    The KL is the k1 estimate whichever estimator is in the reward, so that curves can be compared; it may be a little
+    below 0 by chance.
+    """
+    mask, log_ratios = rollouts.mask, rollouts.log_probs - rollouts.reference_log_probs
+    kl = log_ratios.sum(dim=1)
+    figures = {
+        "reward": rollouts.scores.mean(),
+        "rlhf_reward": (rollouts.scores - kl_coefficient * kl).mean(),
+        "kl": kl.mean(),
+        "kl_per_token": masked_mean(log_ratios, mask),
+        "score_std": rollouts.scores.std(correction=0),
+        "eos_rate": rollouts.has_ended.float().mean(),
+        "response_length": mask.sum(dim=1).float().mean(),
+        "entropy": masked_mean(rollouts.entropies, mask),
+        "explained_variance": explained_variance(rollouts.returns, rollouts.values, mask),
+    }
+    return {**{name: value.item() for name, value in figures.items()}, "kl_coefficient": kl_coefficient}
+
+
+def summary(rows: Sequence[CurveRow], rollouts: int) -> dict[str, Any]:
+    """Condense the curve: means over its first and its last tenth, and what was consumed."""
+    tenth = max(1, len(rows) // 10)
+
+    def means(part: Sequence[CurveRow]) -> dict[str, float]:
+        return {name: fmean(row[name] for row in part) for name in SUMMARISED}
+
+    return {
+        "first": means(rows[:tenth]),
+        "last": means(rows[-tenth:]),
+        "iterations": len(rows),
+        "episodes": len(rows) * rollouts,
+        "tokens": round(sum(row["response_length"] for row in rows) * rollouts),
+    }
+
+
+def samples(models: Models, params: Params) -> list[dict[str, Any]]:
+    """Answer the same few validation prompts before and after, with the same random numbers, to be read by people."""
+    records = read_prompts(VALIDATED, "validation")[:SAMPLES]
+    if not records:
+        return []
+    settings, tokenizer = params.ppo, models.tokenizer
+    prompts = encode_prompts(tokenizer, records, context_length(models.policy), settings.max_new_tokens)
+
+    def answered(policy: nn.Module) -> tuple[list[str], list[float]]:
+        responses = generate(
+            policy,
+            tokenizer,
+            prompts,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            seed=seed_for(params.seed, "samples", 0),
+            batch_size=SAMPLES,
+        )
+        rows = [Encoded(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        batch = collate(rows, tokenizer.pad_token_id, unwrapped(policy).device)
+        with torch.no_grad():
+            scores: list[float] = completion_scores(models.reward, batch).tolist()
+        return [decode(tokenizer, response) for response in responses], scores
+
+    with reference_policy(models) as frozen:
+        before, scores_before = answered(frozen)
+    after, scores_after = answered(models.policy)
+    columns = zip(records, before, scores_before, after, scores_after, strict=True)
+    fields = ("prompt", "before", "score_before", "after", "score_after")
+    return [dict(zip(fields, (record.prompt[-1]["content"], *rest), strict=True)) for record, *rest in columns]
+
+
+class NamedForMlflow:
+    """A run in MLflow that gets the curve's columns under the names of `MLFLOW_NAMES`."""
+
+    def __init__(self, run: tracking.Run) -> None:
+        """Stand before a run."""
+        self._run = run
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Note the metrics of an iteration."""
+        self._run.log(step, {MLFLOW_NAMES[name]: value for name, value in metrics.items()})
+
+
+class Clock:
+    """Seconds that the phases of one round took."""
+
+    def __init__(self) -> None:
+        """Begin at nothing."""
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Time a phase."""
+        start = time.perf_counter()
+        yield
+        self._seconds[phase] = time.perf_counter() - start
+
+    def tokens_per_second(self, tokens: int) -> dict[str, float]:
+        """Give the speed of each phase in response tokens a second. For MLflow only: no output may hold a time."""
+        return {f"speed/{phase}_tokens_per_second": tokens / seconds for phase, seconds in self._seconds.items()}
+
+
+if __name__ == "__main__":
+    main(ppo)

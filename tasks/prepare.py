@@ -1,0 +1,148 @@
+"""Reads the raw sources that params.yaml names, writes data/prepare and metrics/prepare.json.
+
+Rows stream from source to output: only `limit` (that many rows) and prompts (each distinct one once) are held.
+"""
+
+import heapq
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from tqdm import tqdm
+
+from tasks.data.files import METRICS, PREPARED, replacing, write_json
+from tasks.data.records import TYPES, Kind, Record, Split, write_records
+from tasks.data.shapes import ShapedRow, shape_rows
+from tasks.data.sources import RawRow, content_hash, read_rows
+from tasks.data.splits import content_id, prompts_needed, split_of
+from tasks.errors import InputError
+from tasks.params import EXAMPLE, Params, Prepare, Source
+from tasks.params import Split as Shares
+from tasks.stage import main
+
+Item = TypeVar("Item")
+
+
+def prepare(params: Params) -> None:
+    """Write the canonical demonstrations, preferences and prompts, each with its split, and count them.
+
+    Raises:
+        InputError: a source, a row or a column map must be mended, or a split would be empty.
+    """
+    settings = params.prepare
+    with replacing(PREPARED) as folder:
+        metrics: dict[str, Any] = {kind: _prepare_kind(folder, kind, settings, params.seed) for kind in TYPES}
+        write_json(METRICS / "prepare.json", metrics)
+
+
+def _prepare_kind(folder: Path, kind: Kind, settings: Prepare, seed: int) -> dict[str, Any]:
+    source = _sources(settings)[kind]
+    counts: Counter[str] = Counter()
+    raw = tqdm(_raw_rows(kind, settings, seed), desc=f"prepare {kind}", unit=" rows", disable=None)
+    rows = shape_rows(_counted(raw, counts, "rows_read"), kind, source)
+    distinct = distinct_prompts(rows) if kind == "prompts" else rows
+    kept = distinct if source.limit is None else choose(distinct, source.limit)
+    records = _records(_counted(kept, counts, "rows_kept"), kind, source, settings.split)
+    write_records(folder, kind, _counted_by_split(_counted(records, counts, "records"), counts))
+    _check_splits(counts, kind, source, settings.split)
+    totals = {name: counts[name] for name in ("rows_read", "rows_kept", "records", *get_args(Split))}
+    return totals | {"sha256": content_hash(_source_file(source))}
+
+
+def choose(rows: Iterable[ShapedRow], limit: int) -> list[ShapedRow]:
+    """Keep at most `limit` rows, those with the smallest content hash, in the order of the source.
+
+    Rows that are added or removed elsewhere in the source change the choice little, and its order not at all.
+    """
+    chosen = heapq.nsmallest(limit, rows, key=lambda shaped: (content_id(shaped.entries), shaped.row))
+    return sorted(chosen, key=lambda shaped: shaped.row)
+
+
+def distinct_prompts(rows: Iterable[ShapedRow]) -> Iterator[ShapedRow]:
+    """Give each prompt once, where it first appears, with the distinct references of all its rows."""
+    first_rows: dict[str, int] = {}
+    references: dict[str, dict[str, None]] = {}  # the inner dict is an ordered set
+    for row, entries in rows:
+        for entry in entries:
+            prompt = json.dumps(entry["prompt"], ensure_ascii=False)
+            first_rows.setdefault(prompt, row)
+            references.setdefault(prompt, {}).update(dict.fromkeys(entry["references"]))
+    for prompt, row in first_rows.items():
+        yield ShapedRow(row, [{"prompt": json.loads(prompt), "references": list(references[prompt])}])
+
+
+def _sources(settings: Prepare) -> dict[Kind, Source]:
+    return {
+        "demonstrations": settings.demonstrations,
+        "preferences": settings.preferences,
+        "prompts": settings.prompts,
+    }
+
+
+def _raw_rows(kind: Kind, settings: Prepare, seed: int) -> Iterator[RawRow]:
+    source = _sources(settings)[kind]
+    if source.source != EXAMPLE:
+        return read_rows(source)
+    from tasks.data import example
+
+    makers = {
+        "demonstrations": example.demonstrations,
+        "preferences": example.preferences,
+        "prompts": example.prompts,
+    }
+    return (RawRow(number, fields) for number, fields in enumerate(makers[kind](settings.example, seed), start=1))
+
+
+def _source_file(source: Source) -> Path:
+    if source.source != EXAMPLE:
+        return Path(source.source)
+    from tasks.data import example
+
+    return Path(example.__file__)
+
+
+def _records(rows: Iterable[ShapedRow], kind: Kind, source: Source, shares: Shares) -> Iterator[Record]:
+    name = _name_in_outputs(source)
+    for row, entries in rows:
+        for entry in entries:
+            split = split_of(entry["prompt"], shares)
+            yield TYPES[kind](id=content_id([kind, entry]), split=split, source=name, row=row, **entry)
+
+
+def _name_in_outputs(source: Source) -> str:
+    """Give the path as params.yaml has it, or only the file's name where it leads out of the project.
+
+    Where a machine keeps its data must not change the bytes of an output.
+    """
+    path = Path(source.source)
+    return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
+
+
+def _counted(items: Iterable[Item], counts: Counter[str], name: str) -> Iterator[Item]:
+    for item in items:
+        counts[name] += 1
+        yield item
+
+
+def _counted_by_split(records: Iterable[Record], counts: Counter[str]) -> Iterator[Record]:
+    for record in records:
+        counts[record.split] += 1
+        yield record
+
+
+def _check_splits(counts: Counter[str], kind: Kind, source: Source, shares: Shares) -> None:
+    """Stop now rather than hours later, when a trainer or the evaluation finds its split empty."""
+    portions = {"train": 1 - shares.validation - shares.test, "validation": shares.validation, "test": shares.test}
+    empty = [split for split in portions if not counts[split]]
+    if empty:
+        needed = max(prompts_needed(portions[split]) for split in empty)
+        raise InputError(
+            f"{source.source}: its {counts['records']} {kind} leave nothing for {' and '.join(empty)}: about {needed} "
+            "distinct prompts fill every split, so add rows or raise the shares under prepare.split in params.yaml"
+        )
+
+
+if __name__ == "__main__":
+    main(prepare)

@@ -1,0 +1,129 @@
+"""The append-only record of every promotion and rollback: decisions.jsonl, kept in git.
+
+The record comes first and the registry follows it: a line is on the disk before an alias moves. So the registry can
+be rebuilt from the record, and a crash between the two is mended by carrying the last line out again.
+"""
+
+import getpass
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from filelock import FileLock
+
+from tasks.data.files import STATE
+from tasks.errors import InputError
+from tasks.registry.provenance import code_tags
+from tasks.registry.store import main_checkout
+
+DECISIONS = "decisions.jsonl"
+
+
+class Place(TypedDict):
+    """A policy version, its content hash, and the reward model version it was made with."""
+
+    version: int
+    reward_version: int
+    md5: str
+
+
+class Holder(Place):
+    """A policy version with everything known of it (see candidate.py)."""
+
+    account: dict[str, Any]
+
+
+class Decision(TypedDict):
+    """One change of champion."""
+
+    id: str
+    time: str  # UTC
+    who: str
+    action: Literal["promote", "rollback"]
+    champion: Holder
+    previous: Place | None
+    reasons: list[str]
+    gate: dict[str, Any]  # the figures the champion was promoted on
+    git_commit: str | None
+
+
+def place(holder: Place) -> Place:
+    """Leave out the account."""
+    return Place(version=holder["version"], reward_version=holder["reward_version"], md5=holder["md5"])
+
+
+def decide(
+    action: Literal["promote", "rollback"],
+    champion: Holder,
+    previous: Holder | None,
+    reasons: list[str],
+    gate: dict[str, Any],
+) -> Decision:
+    """Append a decision to the record; when this returns it is on the disk.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    past_decisions()  # a line is never added to a damaged record
+    decision = Decision(
+        id=uuid.uuid4().hex[:12],
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        who=_who(),
+        action=action,
+        champion=champion,
+        previous=previous and place(previous),
+        reasons=reasons,
+        gate=gate,
+        git_commit=code_tags().get("git_commit"),
+    )
+    with _path().open("a", encoding="utf-8") as file:
+        file.write(json.dumps(decision, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return decision
+
+
+def past_decisions() -> list[Decision]:
+    """Read every decision ever made, oldest first.
+
+    Raises:
+        InputError: a row of the record is damaged.
+    """
+    if not _path().exists():
+        return []
+    decisions: list[Decision] = []
+    with _path().open(encoding="utf-8") as file:
+        for row, line in enumerate(file, start=1):
+            try:
+                if not line.endswith("\n"):
+                    raise ValueError("cut off")
+                decisions.append(json.loads(line))
+            except ValueError:
+                cure = "restore the file from git, or delete that row"
+                raise InputError(f"{DECISIONS} row {row} is damaged: {cure}") from None
+    return decisions
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Let one process of this checkout at a time look at the registry and change it."""
+    folder = main_checkout() / STATE
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "registry.lock"):
+        yield
+
+
+def _path() -> Path:
+    return main_checkout() / DECISIONS
+
+
+def _who() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        return f"user {os.getuid()}"

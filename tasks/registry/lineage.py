@@ -1,0 +1,106 @@
+"""Questions to the registry: which runs gave these files, why is this model what it is, what was ever decided."""
+
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from tasks.errors import InputError
+from tasks.params import Params
+from tasks.registry.decisions import Decision, one_at_a_time, past_decisions, place
+from tasks.registry.runs import find_run, link_runs
+from tasks.registry.store import Store, open_store
+from tasks.registry.versions import as_holder, settle
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+
+class Synced(TypedDict):
+    """What `sync` found or made."""
+
+    stages: list[dict[str, Any]]  # stage, status (ran, reused or restored), run_id, alarm
+    alarms: list[str]
+
+
+def sync(params: Params) -> Synced:
+    """Bring MLflow up to what dvc.lock and the record say; repeatable without harm.
+
+    Each tracked stage's run is found by its key, or written anew from the files where MLflow has none. Versions
+    and aliases come back from the record where the database is new.
+
+    Raises:
+        InputError: MLflow is away, the record is behind the registry, or a run must be written anew and DVC's cache
+            lacks its files.
+    """
+    with one_at_a_time():
+        store = open_store(params.registry.experiment)
+        linked = link_runs(store)
+        settle(store, params)
+    return Synced(stages=[run._asdict() for run in linked], alarms=[run.alarm for run in linked if run.alarm])
+
+
+def why(params: Params, version_or_alias: str) -> dict[str, Any]:
+    """Tell everything known of a policy version.
+
+    Returns:
+        Plain data: version, aliases, policy, method, reward (with its exact version), sft, base, data (hash and
+        counts), gate (figures and decision), opponent, champion_then, params, keys, git_commit, git_dirty,
+        lock_file, runs (MLflow run id by stage, None where MLflow has none), decisions.
+
+    Raises:
+        InputError: there is no such version or alias; the sentence says which there are.
+    """
+    store = open_store(params.registry.experiment)
+    version = _find(store, params, version_or_alias)
+    found = as_holder(version)
+    known = found["account"]
+    known["reward"]["version"] = found["reward_version"]
+    return {
+        "version": found["version"],
+        "aliases": list(version.aliases),
+        **known,
+        "runs": {stage: _run_id(store, known["keys"][stage]) for stage in ("sft", "reward", "align", "evaluate")},
+        "decisions": [_brief(each) for each in past_decisions() if each["champion"]["md5"] == found["md5"]],
+    }
+
+
+def history() -> list[dict[str, Any]]:
+    """List every decision ever made, oldest first, without the accounts of the models.
+
+    Raises:
+        InputError: a row of the record is damaged.
+    """
+    return [_brief(decision) for decision in past_decisions()]
+
+
+def _brief(decision: Decision) -> dict[str, Any]:
+    return {**decision, "champion": place(decision["champion"])}
+
+
+def _run_id(store: Store, key: str) -> str | None:
+    run = find_run(store, key)
+    return run.info.run_id if run else None
+
+
+def _find(store: Store, params: Params, version_or_alias: str) -> "ModelVersion":
+    from mlflow.exceptions import MlflowException
+
+    name = params.registry.policy
+    try:
+        if version_or_alias.isdecimal():
+            return store.client.get_model_version(name, version_or_alias)
+        return store.client.get_model_version_by_alias(name, version_or_alias)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise InputError(f"{name} has no {version_or_alias}: {_what_there_is(store, name)}") from None
+
+
+def _what_there_is(store: Store, name: str) -> str:
+    models = store.client.search_registered_models(f"name = '{name}'")
+    versions = sorted(int(version.version) for version in store.client.search_model_versions(f"name = '{name}'"))
+    if not models or not versions:
+        return "nothing has been registered yet, run trueline run"
+    aliases = ", ".join(f"{alias} ({version})" for alias, version in sorted(models[0].aliases.items()))
+    return f"choose one of the versions {', '.join(map(str, versions))} or of the aliases {aliases or '(none)'}"

@@ -1,0 +1,247 @@
+"""What DVC knows of the stages: keys, hashes, order, and bringing cached outputs back.
+
+The only module that touches DVC's internals; tests/registry/test_stages.py holds them to what is used here.
+Everything is resolved from the working folder, never from DVC_ROOT: inside `dvc exp run --temp` that names
+another checkout.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
+
+from tasks.data.files import replacing
+from tasks.errors import InputError
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+    from dvc.stage import PipelineStage
+
+LOCK_FILE = Path("dvc.lock")
+PIPELINE_FILE = "dvc.yaml"
+ALIGNERS = ("dpo", "ppo")  # both run as the stage `align`
+
+logger = logging.getLogger(__name__)
+
+
+def stage_name(stage: str) -> str:
+    """Give the name of the DVC stage that runs `stage`: `align` for dpo and ppo, else the same."""
+    return "align" if stage in ALIGNERS else stage
+
+
+def in_repository() -> bool:
+    """Tell whether the working folder is the root of a DVC repository."""
+    return Path(".dvc").is_dir()
+
+
+class Ingredients(NamedTuple):
+    """All that a stage's outputs follow from: its command, the hash of each dependency, its parameters by file."""
+
+    command: str
+    dependencies: dict[str, str]
+    params: dict[str, dict[str, Any]]
+
+    def key(self) -> str:
+        """Give the content key: sha256 over canonical JSON, 64 hexadecimal digits."""
+        content = {"cmd": self.command, "deps": self.dependencies, "params": self.params}
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def current_ingredients(stage: str) -> Ingredients | None:
+    """Hash what a stage is about to run on, as it lies in the working folder; None outside a DVC repository.
+
+    Raises:
+        InputError: dvc.yaml has no such stage, or a dependency or parameter does not exist.
+    """
+    if not in_repository():
+        return None
+    with _repository() as repo:
+        return _hash_dependencies(_load(repo, stage))
+
+
+def locked_ingredients(stage: str) -> Ingredients | None:
+    """Read from dvc.lock what a stage last ran on; None where it has never run."""
+    entry = lock_entry(stage)
+    if entry is None:
+        return None
+    dependencies = {dependency["path"]: dependency["md5"] for dependency in entry.get("deps", [])}
+    return Ingredients(entry["cmd"], dependencies, entry.get("params", {}))
+
+
+def stage_key(stage: str) -> str | None:
+    """Compute a stage's content key before it runs; it equals `lock_key` once DVC has locked the stage.
+
+    Raises:
+        InputError: dvc.yaml has no such stage, or a dependency or parameter does not exist.
+    """
+    ingredients = current_ingredients(stage)
+    return ingredients.key() if ingredients else None
+
+
+def lock_key(stage: str) -> str | None:
+    """Recompute a stage's content key from dvc.lock; None where the stage has never run."""
+    ingredients = locked_ingredients(stage)
+    return ingredients.key() if ingredients else None
+
+
+def lock_entry(stage: str) -> dict[str, Any] | None:
+    """Read what dvc.lock holds of a stage (cmd, deps, params, outs), or None where the stage has never run.
+
+    Raises:
+        InputError: dvc.lock is damaged.
+    """
+    entries = _parse_lock(LOCK_FILE.read_text(encoding="utf-8")) if LOCK_FILE.exists() else {}
+    return entries.get(stage_name(stage))
+
+
+def output_hashes(stage: str) -> dict[str, str]:
+    """Give the hash of every output of a stage by its path, as dvc.lock has them; empty where it never ran."""
+    entry = lock_entry(stage) or {}
+    return {output["path"]: output["md5"] for output in entry.get("outs", [])}
+
+
+def output_hash(stage: str, path: Path) -> str | None:
+    """Give the hash of one output as dvc.lock has it (`<md5>.dir` for a folder), or None where it has none."""
+    return output_hashes(stage).get(path.as_posix())
+
+
+def current_hash(stage: str, path: Path) -> str | None:
+    """Hash an output of a stage as it lies in the working folder, as DVC will when the stage ends.
+
+    Returns:
+        The hash (`<md5>.dir` for a folder); None outside a repository, or where the stage has no such output.
+    """
+    if not in_repository():
+        return None
+    with _repository() as repo:
+        for output in _load(repo, stage).outs:
+            if output.def_path == path.as_posix():
+                return str(output.get_hash().value)
+    return None
+
+
+def plan() -> list[str]:
+    """List the stages in the order in which `dvc repro` would run them all.
+
+    Raises:
+        InputError: the working folder is no DVC repository, or dvc.yaml is invalid.
+    """
+    from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+
+    with _repository() as repo:
+        stages = collect_stages(repo, [PIPELINE_FILE])
+        return [stage.name for stage in plan_repro(get_active_graph(repo.index.graph), stages)]
+
+
+def changed_stages(names: list[str]) -> list[str]:
+    """Name those of the stages that `dvc status` calls changed: command, dependencies, parameters or outputs.
+
+    A file that is not there, as in a fresh clone, is no change: made again, it will have the same bytes.
+
+    Raises:
+        InputError: the working folder is no DVC repository, dvc.yaml has no such stage, or DVC is at work.
+    """
+    with _repository() as repo:
+        status = repo.status(targets=names)
+    return [name for name in names if any(map(_is_change, status.get(name, [])))]
+
+
+def restore_outputs(stage: str) -> None:
+    """Bring a stage's outputs back from DVC's cache, as dvc.lock has them, from inside the failing stage.
+
+    DVC deletes outputs before it runs a stage; outside a DVC run it has deleted none, and only what is missing
+    is brought back. The running DVC holds the stage's lock, so the outputs are checked out one by one without it.
+    Nothing happens outside a repository or where the stage has never run; what the cache lacks is left alone.
+    """
+    if not in_repository() or lock_entry(stage) is None:
+        return
+    runs_in_dvc = os.environ.get("DVC_STAGE") == stage_name(stage)
+    with _repository() as repo:
+        for output in _load(repo, stage).outs:
+            if not output.hash_info or not (runs_in_dvc or not output.exists):
+                continue
+            if output.changed_cache():
+                logger.warning("%s is not in DVC's cache and cannot be brought back: run dvc pull", output.def_path)
+            else:
+                output.checkout(force=True)
+
+
+def materialise(md5: str, folder: Path) -> None:
+    """Write what DVC's cache holds under a hash to `folder`, whole or not at all.
+
+    Args:
+        md5: the hash as dvc.lock has it, `<md5>.dir` for a folder.
+        folder: where to; what is there is replaced.
+
+    Raises:
+        InputError: the cache does not hold that content, or not all of it.
+    """
+    from dvc_data.hashfile import check, load
+    from dvc_data.hashfile.checkout import checkout
+    from dvc_data.hashfile.hash_info import HashInfo
+    from dvc_objects.fs.local import localfs
+
+    missing = f"DVC's cache lacks {md5} (wanted as {folder}): run dvc fetch --all-commits, then again"
+    with _repository() as repo, replacing(folder) as draft:
+        cache = repo.cache.local
+        try:
+            content = load(cache, HashInfo("md5", md5))
+            check(cache, content)
+            checkout(str(draft.absolute()), localfs, content, cache, force=True)
+        except FileNotFoundError:
+            raise InputError(missing) from None
+
+
+def _is_change(entry: str | dict[str, dict[str, Any]]) -> bool:
+    if isinstance(entry, str):  # "changed command", "always changed"
+        return True
+    return any(state != "deleted" for paths in entry.values() for state in paths.values())
+
+
+@lru_cache(maxsize=1)  # YAML is slow, and a question to the registry reads the same text dozens of times
+def _parse_lock(text: str) -> dict[str, dict[str, Any]]:
+    try:
+        entries = yaml.safe_load(text)["stages"]
+    except (yaml.YAMLError, TypeError, KeyError):
+        entries = None
+    if not isinstance(entries, dict):
+        raise InputError(f"{LOCK_FILE} is damaged: restore it from git, or delete it and run dvc repro")
+    return entries
+
+
+@contextmanager
+def _repository() -> Iterator["Repo"]:
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    if not in_repository():
+        raise InputError(f"{Path.cwd()} is not the root of a DVC repository: run from the folder that holds .dvc")
+    try:
+        with Repo(str(Path.cwd())) as repo:
+            yield repo
+    except DvcException as error:
+        raise InputError(f"DVC in {Path.cwd()} says: {error}") from error
+
+
+def _load(repo: "Repo", stage: str) -> "PipelineStage":
+    return repo.stage.load_one(PIPELINE_FILE, stage_name(stage))
+
+
+def _hash_dependencies(stage: "PipelineStage") -> Ingredients:
+    from dvc.dependency import ParamsDependency
+
+    ingredients = Ingredients(stage.cmd, {}, {})
+    for dependency in stage.deps:
+        if not dependency.exists:
+            raise InputError(f"{dependency.def_path} does not exist: run the stage that writes it (dvc repro)")
+        kind = ingredients.params if isinstance(dependency, ParamsDependency) else ingredients.dependencies
+        kind[dependency.def_path] = dependency.get_hash().value
+    return ingredients

@@ -1,0 +1,120 @@
+"""Opening MLflow: which store, made ready once, silent, and one clear sentence where it cannot be reached.
+
+The client is always given its address: MLflow's global one lives in the environment and would leak from one
+checkout into another.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from filelock import FileLock
+
+from tasks.data.files import STATE
+from tasks.errors import InputError
+from tasks.registry.provenance import without_credentials
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+# MLflow's own defaults send usage data and wait for a dead server for about five minutes.
+DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+
+
+class Store(NamedTuple):
+    """An MLflow store that answers, and the experiment in it."""
+
+    client: "MlflowClient"
+    uri: str
+    experiment_id: str
+
+
+def main_checkout() -> Path:
+    """Give the checkout that holds the database: DVC_ROOT names it in a copy made by `dvc exp run --temp`."""
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+
+
+def tracking_uri() -> str:
+    """Give MLFLOW_TRACKING_URI, or else the address of mlflow.db in the checkout."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{main_checkout() / 'mlflow.db'}"
+
+
+def open_store(experiment: str) -> Store:
+    """Connect to MLflow and find the experiment, or make it.
+
+    Raises:
+        InputError: the store cannot be reached or used, or the experiment has been deleted.
+    """
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    uri = tracking_uri()
+    # Processes that open an absent SQLite store together break it for good.
+    with _first_come(uri), _reachable(uri):
+        client = MlflowClient(uri, os.environ.get("MLFLOW_REGISTRY_URI") or uri)
+        return Store(client, uri, _experiment_id(client, experiment))
+
+
+def is_passing(error: "MlflowException") -> bool:
+    """Tell a fault of the connection or a busy database from a request that is wrong."""
+    return error.error_code in PASSING
+
+
+def _first_come(uri: str) -> "FileLock | nullcontext[None]":
+    if not uri.startswith("sqlite:"):
+        return nullcontext()
+    folder = main_checkout() / STATE
+    folder.mkdir(exist_ok=True)
+    return FileLock(folder / "mlflow.lock")
+
+
+@contextmanager
+def _reachable(uri: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        reason = without_credentials(str(error).splitlines()[0])
+        raise InputError(
+            f"MLflow at {without_credentials(uri)} cannot be used ({reason}): start it, mend MLFLOW_TRACKING_URI, "
+            "or unset it to use mlflow.db in this folder"
+        ) from error
+
+
+def _experiment_id(client: "MlflowClient", name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=_artifact_location()))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was faster
+                raise
+            return _experiment_id(client, name)
+    if found.lifecycle_stage == "deleted":
+        raise InputError(
+            f"the MLflow experiment {name} has been deleted: run mlflow experiments restore "
+            f"--experiment-id {found.experiment_id}, or name another as registry.experiment in params.yaml"
+        )
+    return str(found.experiment_id)
+
+
+def _artifact_location() -> str | None:
+    """Keep artifacts beside the checkout's own database, not in the working folder; others know their own place."""
+    return None if os.environ.get("MLFLOW_TRACKING_URI") else (main_checkout() / "mlruns").as_uri()

@@ -1,0 +1,149 @@
+"""Reads data/validate and models/sft, writes models/reward, metrics/reward.json and curves/reward.csv.
+
+The reward model: the SFT model with a scalar head, trained so that chosen answers score higher than rejected ones.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tasks.data.files import MODELS, VALIDATED
+from tasks.data.records import Split, read_demonstrations, read_preferences
+from tasks.data.tokens import EncodedPair, encode_demonstrations, encode_preferences, load_tokenizer
+from tasks.learning.batches import Batch, collate_pairs, pair_batches, row_batches
+from tasks.learning.calibration import ScoredPair, reward_figures
+from tasks.learning.checkpoints import content_key
+from tasks.learning.curves import publish
+from tasks.learning.fitting import Fit, require_rows
+from tasks.learning.losses import PairValues, reward_loss
+from tasks.learning.models import (
+    completion_scores,
+    context_length,
+    merged,
+    new_reward_model,
+    normalise_scores,
+    set_up,
+    with_adapters,
+)
+from tasks.params import Params, Reward
+from tasks.registry import tracking
+from tasks.registry.stages import stage_key
+from tasks.stage import main
+
+SFT = MODELS / "sft"
+HELD_OUT: tuple[Split, Split] = ("validation", "test")
+DEMONSTRATIONS, PREFERENCES = VALIDATED / "demonstrations.jsonl", VALIDATED / "preferences.jsonl"
+
+
+def reward(params: Params) -> None:
+    """Train the reward model on the preference pairs and put its scores on a standard scale.
+
+    Raises:
+        InputError: a split is empty, a row does not fit the model, or training no longer gives numbers.
+    """
+    device, micro_batch = set_up(params), params.runtime.micro_batch
+    tokenizer = load_tokenizer(SFT)
+    model = with_adapters(new_reward_model(SFT, params), params.lora)
+    context, pad_id = context_length(model), tokenizer.pad_token_id
+
+    def pairs_of(split: Split) -> list[EncodedPair]:
+        records = require_rows(read_preferences(VALIDATED, split), PREFERENCES, split)
+        return encode_preferences(tokenizer, records, context)
+
+    def batch_of(indices: Sequence[int]) -> Batch:
+        return collate_pairs([pairs[index] for index in indices], pad_id, device)
+
+    pairs = pairs_of("train")
+    validation, test = (pair_batches(pairs_of(split), micro_batch, pad_id, device) for split in HELD_OUT)
+    demonstrations = require_rows(read_demonstrations(VALIDATED, "validation"), DEMONSTRATIONS, "validation")
+    answers = encode_demonstrations(tokenizer, demonstrations, context)
+    key = stage_key("reward") or content_key("reward", params, [PREFERENCES, DEMONSTRATIONS, SFT])
+    with tracking.run("reward", params, inputs=[PREFERENCES, DEMONSTRATIONS]) as run:
+        lengths = [pair.length for pair in pairs]
+        fit = Fit("reward", key, model, lengths, params=params, settings=params.reward, run=run, rows_per_item=2)
+        before = held_out_loss(model, validation, params.reward)
+        train(fit, model, batch_of, params.reward)
+        model = merged(model)
+        after = held_out_loss(model, validation, params.reward)
+        test_figures = reward_figures(scored_pairs(model, test))  # raw scores: their margins are the log-odds
+        normalisation = standardise(model, row_batches(answers, micro_batch, pad_id, device))
+        metrics = {
+            "pairs": len(pairs),
+            **fit.summary(),
+            "validation": {"loss": {"before": before, "after": after}},
+            **test_figures,
+            "normalisation": normalisation,
+        }
+        publish("reward", model, tokenizer, metrics=metrics, curve=fit.curve, run=run)
+    fit.finish()
+
+
+def train(fit: Fit, model: nn.Module, batch_of: Callable[[Sequence[int]], Batch], settings: Reward) -> None:
+    """Minimise the Bradley-Terry loss, averaged over the pairs of a step."""
+    for step, groups in fit.steps():
+        pair_count = sum(len(indices) for indices in groups)
+        for indices in groups:
+            with fit.autocast():
+                scores = pair_scores(model, batch_of(indices))
+            fit.backward(
+                {
+                    "loss": loss_of(scores, pair_count, settings),
+                    "accuracy": (scores.margins > 0).sum() / pair_count,
+                    "margin": scores.margins.sum() / pair_count,
+                }
+            )
+        fit.update(step)
+
+
+def pair_scores(model: nn.Module, batch: Batch) -> PairValues:
+    """Score both answers of every pair of a batch, in fp32."""
+    return PairValues(*completion_scores(model, batch).chunk(2))
+
+
+def loss_of(scores: PairValues, pair_count: int, settings: Reward) -> Tensor:
+    """The loss of scored pairs with the terms of the settings, as their part of the mean over `pair_count` pairs."""
+    return reward_loss(
+        scores,
+        pair_count,
+        margin=settings.margin,
+        centering=settings.centering,
+        label_smoothing=settings.label_smoothing,
+    )
+
+
+@torch.no_grad()
+def held_out_loss(model: nn.Module, batches: Sequence[Batch], settings: Reward) -> float:
+    """Mean loss over the pairs of some batches, in fp32."""
+    pair_count = sum(len(batch.input_ids) // 2 for batch in batches)
+    return sum(loss_of(pair_scores(model, batch), pair_count, settings).item() for batch in batches)
+
+
+@torch.no_grad()
+def scored_pairs(model: nn.Module, batches: Sequence[Batch]) -> list[ScoredPair]:
+    """Score every pair, in fp32."""
+    pairs: list[ScoredPair] = []
+    for batch in batches:
+        lengths = batch.completion_mask.sum(dim=1).chunk(2)
+        columns = [values.tolist() for values in (*pair_scores(model, batch), *lengths)]
+        pairs += [ScoredPair(*values) for values in zip(*columns, strict=True)]
+    return pairs
+
+
+@torch.no_grad()
+def standardise(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
+    """Shift and scale the model's scores so that the demonstrated answers have mean 0 and deviation 1.
+
+    The bias is that of Huang et al. 2024: minus the mean score of the answers that SFT learned. The gain makes the KL
+    coefficient of a later stage mean the same for every reward model. Both lie in the model's config.
+    """
+    scores = [score for batch in batches for score in completion_scores(model, batch).tolist()]
+    deviation = statistics.pstdev(scores)
+    normalisation = {"bias": -statistics.fmean(scores), "gain": 1 / deviation if deviation > 0 else 1.0}
+    normalise_scores(model, **normalisation)
+    return normalisation
+
+
+if __name__ == "__main__":
+    main(reward)

@@ -1,0 +1,109 @@
+"""Reads data/validate and models/base, writes models/sft, metrics/sft.json and curves/sft.csv.
+
+Supervised fine-tuning: the likelihood of the demonstrated answers is raised; their prompts are only read.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from tasks.data.files import MODELS, VALIDATED
+from tasks.data.records import Split, read_demonstrations
+from tasks.data.tokens import Encoded, encode_demonstrations, load_tokenizer
+from tasks.learning.batches import Batch, collate, row_batches
+from tasks.learning.checkpoints import content_key
+from tasks.learning.curves import publish
+from tasks.learning.fitting import Fit, require_rows
+from tasks.learning.losses import sft_loss
+from tasks.learning.models import (
+    completion_log_probs,
+    context_length,
+    load_policy,
+    merged,
+    set_up,
+    token_statistics,
+    with_adapters,
+)
+from tasks.params import Params
+from tasks.registry import tracking
+from tasks.registry.stages import stage_key
+from tasks.stage import main
+
+BASE = MODELS / "base"
+DEMONSTRATIONS = VALIDATED / "demonstrations.jsonl"
+
+
+class Likelihood(NamedTuple):
+    """How well a policy foretells answers, token by token."""
+
+    loss: float  # mean negative log-likelihood, nats a token
+    perplexity: float  # exp(loss)
+    accuracy: float  # share of tokens that were the likeliest
+
+
+def sft(params: Params) -> None:
+    """Fine-tune the base model on the demonstrations.
+
+    Raises:
+        InputError: a split is empty, a row does not fit the model, or training no longer gives numbers.
+    """
+    device = set_up(params)
+    tokenizer = load_tokenizer(BASE)
+    policy = with_adapters(load_policy(BASE, params, trainable=True), params.lora)
+
+    def rows_of(split: Split) -> list[Encoded]:
+        records = require_rows(read_demonstrations(VALIDATED, split), DEMONSTRATIONS, split)
+        return encode_demonstrations(tokenizer, records, context_length(policy))
+
+    def batch_of(indices: Sequence[int]) -> Batch:
+        return collate([rows[index] for index in indices], tokenizer.pad_token_id, device)
+
+    rows, validation = rows_of("train"), rows_of("validation")
+    held_out = row_batches(validation, params.runtime.micro_batch, tokenizer.pad_token_id, device)
+    key = stage_key("sft") or content_key("sft", params, [DEMONSTRATIONS, BASE])
+    with tracking.run("sft", params, inputs=[DEMONSTRATIONS]) as run:
+        lengths = [row.length for row in rows]
+        fit = Fit("sft", key, policy, lengths, params=params, settings=params.sft, run=run, epsilon=1e-8)
+        before = likelihood(policy, held_out)
+        train(fit, policy, batch_of)
+        policy = merged(policy)
+        after = likelihood(policy, held_out)
+        metrics = {
+            "rows": len(rows),
+            "tokens": sum(len(row.completion) for row in rows),
+            **fit.summary(),
+            "validation": {"rows": len(validation), "before": before._asdict(), "after": after._asdict()},
+        }
+        publish("sft", policy, tokenizer, metrics=metrics, curve=fit.curve, run=run)
+    fit.finish()
+
+
+def train(fit: Fit, policy: nn.Module, batch_of: Callable[[Sequence[int]], Batch]) -> None:
+    """Minimise the negative log-likelihood of the completions, averaged over the tokens of a step."""
+    for step, groups in fit.steps():
+        batches = [batch_of(indices) for indices in groups]
+        token_count = sum(int(batch.completion_mask.sum()) for batch in batches)
+        for batch in batches:
+            with fit.autocast():
+                log_probs = completion_log_probs(policy, batch)
+            fit.backward({"loss": sft_loss(log_probs, batch.completion_mask, token_count)})
+        fit.update(step)
+
+
+@torch.no_grad()
+def likelihood(policy: nn.Module, batches: Sequence[Batch]) -> Likelihood:
+    """Measure a policy on answers it was not trained on, in fp32."""
+    nats, hits, count = 0.0, 0, 0
+    for batch in batches:
+        tokens = token_statistics(policy, batch)
+        nats -= tokens.log_probs.sum().item()
+        hits += int(tokens.are_likeliest.sum())
+        count += int(batch.completion_mask.sum())
+    return Likelihood(nats / count, math.exp(nats / count), hits / count)
+
+
+if __name__ == "__main__":
+    main(sft)

@@ -1,0 +1,134 @@
+"""Reads data/prepare and models/base, writes data/validate and metrics/validate.json.
+
+Every row is looked at (tasks/data/checks/tables.py), Great Expectations judges what was found (suites.py), and rows
+with errors go to data/validate/quarantine.jsonl with their reasons. People read .trueline/data_docs/index.html.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.data.checks.lengths import exceeds_context
+from tasks.data.checks.quarantine import Sorted, figures, quarantine_lines, sort_rows, summary, warnings
+from tasks.data.checks.schema import inspect
+from tasks.data.checks.suites import (
+    FILE_CHECKS,
+    NEEDED_SPLITS,
+    NEVER_ONLY_WARN,
+    ROW_CHECKS,
+    Verdict,
+    data_context,
+    judge,
+    kept_suite,
+    row_suite,
+)
+from tasks.data.checks.tables import tables
+from tasks.data.files import METRICS, MODELS, PREPARED, STATE, VALIDATED, read_jsonl, replacing, write_json, write_jsonl
+from tasks.data.records import TYPES, Kind
+from tasks.data.tokens import load_tokenizer
+from tasks.errors import InputError
+from tasks.params import Params, Validate
+from tasks.stage import main
+
+if TYPE_CHECKING:
+    from great_expectations.data_context import EphemeralDataContext
+
+DATA_DOCS = STATE / "data_docs"
+# Where the quarantine lies when the stage has stopped, and its outputs are those of an earlier run.
+STOPPED_QUARANTINE = STATE / "quarantine.jsonl"
+logger = logging.getLogger(__name__)
+
+
+def validate(params: Params) -> None:
+    """Check the prepared rows, and keep the good ones.
+
+    Raises:
+        InputError: an unknown check in `warn`; max_tokens over the model's context; a row that the chat template
+            refuses; too many quarantined rows, too few training rows, an empty split; a slant of the whole file whose
+            check does not only warn.
+    """
+    settings = params.validate_
+    STOPPED_QUARANTINE.unlink(missing_ok=True)
+    _check_settings(settings, MODELS / "base")
+    tokenizer = load_tokenizer(MODELS / "base")
+    rows = {kind: [inspect(kind, record) for record in read_jsonl(PREPARED / f"{kind}.jsonl")] for kind in TYPES}
+    looked_at = tables(rows, tokenizer, PREPARED)
+    with replacing(DATA_DOCS) as docs:
+        context = data_context(docs)
+        files = []
+        for kind, table in looked_at.items():
+            verdicts = judge(context, kind, table, row_suite(kind, settings.max_tokens))
+            files.append(sort_rows(kind, rows[kind], table, verdicts, settings.warn))
+        unmet = {file.kind: _unmet(context, file, settings) for file in files}
+        context.build_data_docs()
+    _stop_if_unfit(files, unmet, settings)
+    said = [sentence for file in files for sentence in warnings(file, unmet[file.kind], _limits(settings))]
+    for sentence in said:
+        logger.warning(sentence)
+    _write(files)
+    write_json(METRICS / "validate.json", {**{file.kind: figures(file) for file in files}, "warnings": said})
+
+
+def _check_settings(settings: Validate, base: Path) -> None:
+    known = [check for check in (*ROW_CHECKS, *FILE_CHECKS) if check not in NEVER_ONLY_WARN]
+    for check in settings.warn:
+        if check not in known:
+            raise InputError(
+                f"params.yaml: validate.warn names {check!r}, but may name only {', '.join(known)}: mend it"
+            )
+    if context := exceeds_context(base, settings.max_tokens):
+        raise InputError(
+            f"params.yaml: validate.max_tokens is {settings.max_tokens}, but {base} has a context of {context} tokens: "
+            "lower it or take a base model with a longer context"
+        )
+
+
+def _limits(settings: Validate) -> dict[str, float]:
+    return {"length_bias": settings.max_length_bias, "personal_data": settings.max_personal_data}
+
+
+def _unmet(context: "EphemeralDataContext", file: Sorted, settings: Validate) -> dict[str, Verdict]:
+    """The expectations of the kept rows that fail, by their check."""
+    # 1e-9: 0.29 * 100 is 28.999999999999996, but 29 rows may go.
+    fewest = len(file.rows) - int(settings.max_quarantined * len(file.rows) + 1e-9)
+    suite = kept_suite(file.kind, file.kept_table, fewest, settings.min_rows, _limits(settings))
+    verdicts = judge(context, f"{file.kind}-kept", file.kept_table, suite)
+    return {verdict.check: verdict for verdict in verdicts if not verdict.success}
+
+
+def _stop_if_unfit(files: Iterable[Sorted], unmet: Mapping[Kind, Mapping[str, Verdict]], settings: Validate) -> None:
+    files = list(files)
+    for file in files:
+        for check, complaint in _complaints(file, settings).items():
+            if check in unmet[file.kind] and check not in settings.warn:
+                write_jsonl(STOPPED_QUARANTINE, quarantine_lines(files))
+                look = f"see {STOPPED_QUARANTINE} and {DATA_DOCS / 'index.html'}"
+                raise InputError(f"{PREPARED / file.kind}.jsonl: {complaint} ({summary(file)}); {look}")
+
+
+def _complaints(file: Sorted, settings: Validate) -> dict[str, str]:
+    """What to say where an expectation of the kept rows fails, by its check, the most telling first."""
+    total, table = len(file.rows), file.kept_table
+    empty = [split for split in NEEDED_SPLITS[file.kind] if split not in set(table["split"])]
+    return {
+        "max_quarantined": f"{file.quarantined} of {total} rows are bad, more than the share validate.max_quarantined "
+        f"{settings.max_quarantined} allows: mend the rows or raise it",
+        "min_rows": f"{int(table['training'].sum())} training rows are left of {total} rows, fewer than "
+        f"validate.min_rows {settings.min_rows}: add rows or lower it",
+        "splits": f"no row is left in the split {' or '.join(empty)}: add rows or raise prepare.split",
+        "length_bias": "the longer answer was chosen in more than the share validate.max_length_bias "
+        f"{settings.max_length_bias} of the pairs: balance them, raise it, or let length_bias warn",
+    }
+
+
+def _write(files: Iterable[Sorted]) -> None:
+    files = list(files)
+    with replacing(VALIDATED) as folder:
+        for file in files:
+            write_jsonl(folder / f"{file.kind}.jsonl", (row.record for row in file.kept))
+        write_jsonl(folder / "quarantine.jsonl", quarantine_lines(files))
+
+
+if __name__ == "__main__":
+    main(validate)

@@ -1,0 +1,200 @@
+"""Fixtures of several tests: a tiny model folder, small settings, a workspace, and a run that only notes."""
+
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tasks.data.files import MODELS, VALIDATED
+from tasks.data.records import Demonstration, Message, Preference, Prompt, Split, write_records
+from tasks.params import Params, parse_params
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+
+ROOT = Path(__file__).parent.parent
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WORDS = ["please", "send", "the", "order", "back", "we", "refund", "it", "today", "sorry", "thanks", "no", "yes", "now"]
+MODEL_FILES = ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+# Small and quick, whatever params.yaml says.
+SMALL: dict[str, dict[str, Any]] = {
+    "runtime": {"device": "cpu", "threads": 1, "precision": "fp32", "micro_batch": 4, "checkpoint_every": 2},
+    "lora": {"rank": 0},
+    "sft": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2},
+    "reward": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2},
+    "dpo": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3},
+}
+
+MakeParams = Callable[..., Params]
+
+
+class NotedRun:
+    """Stands for a run in MLflow: keeps what it is told, so that tests can ask."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+        self.figures: dict[str, Any] = {}
+        self.folders: list[Path] = []
+        self.tables: dict[str, list[Mapping[str, Any]]] = {}
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.rows.append((step, dict(metrics)))
+
+    def summary(self, metrics: Mapping[str, Any]) -> None:
+        self.figures = dict(metrics)
+
+    def model(self, folder: Path) -> None:
+        self.folders.append(folder)
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.tables[name] = list(rows)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a two-layer Llama of random weights and a byte-level tokenizer with the ChatML template."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=128,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def make_tokenizer(template: str | None = CHATML) -> Any:
+    """A byte-level tokenizer of 300 tokens; every string can be written in it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|pad|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([" ".join(WORDS)] * 4, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|pad|>")
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def make_params() -> MakeParams:
+    """Settings of params.yaml made small, with sections overridden: make_params(sft={"epochs": 3})."""
+    settings = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+
+    def make(**sections: Any) -> Params:
+        merged = {
+            name: {**section, **SMALL.get(name, {}), **sections.get(name, {})}
+            if isinstance(section, dict)
+            else sections.get(name, section)
+            for name, section in settings.items()
+        }
+        return parse_params(merged, "test")
+
+    return make
+
+
+@pytest.fixture
+def params(make_params: MakeParams) -> Params:
+    """The small settings as they are."""
+    return make_params()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> Path:
+    """A working folder with models/base, models/sft and a few checked records in every split."""
+    monkeypatch.chdir(tmp_path)
+    for stage in ("base", "sft"):
+        shutil.copytree(tiny_model, MODELS / stage)
+    write_workspace_records()
+    return tmp_path
+
+
+def write_workspace_records() -> None:
+    """Ten training records of each kind and four in each held-out split; answers of several lengths."""
+    sizes: dict[Split, int] = {"train": 10, "validation": 4, "test": 4}
+    places = [(split, number) for split, size in sizes.items() for number in range(size)]
+    shared = [
+        (f"{split}{number}", split, "raw.jsonl", row, [Message(role="user", content=f"order {row} {_words(row, 2)}")])
+        for row, (split, number) in enumerate(places, start=1)
+    ]
+    write_records(VALIDATED, "demonstrations", [Demonstration(*s, _words(s[3], 3 + s[3] % 4)) for s in shared])
+    write_records(
+        VALIDATED, "preferences", [Preference(*s, _words(s[3], 3 + s[3] % 3), _words(s[3] + 5, 4)) for s in shared]
+    )
+    write_records(VALIDATED, "prompts", [Prompt(*s, [_words(s[3], 3)]) for s in shared])
+
+
+def _words(start: int, count: int) -> str:
+    return " ".join(WORDS[(start + 3 * place) % len(WORDS)] for place in range(count))
+
+
+@pytest.fixture
+def noted_run(monkeypatch: pytest.MonkeyPatch) -> NotedRun:
+    """Stages log to this object in place of MLflow."""
+    from tasks.registry import tracking
+
+    noted = NotedRun()
+
+    @contextmanager
+    def run(stage: str, params: Params, inputs: object = ()) -> Iterator[NotedRun]:
+        yield noted
+
+    monkeypatch.setattr(tracking, "run", run)
+    return noted
+
+
+@pytest.fixture(autouse=True)
+def _forget_accelerator() -> Iterator[None]:
+    """Accelerate keeps one precision for a process; a stage is a process of its own, tests are not."""
+    yield
+    if state := sys.modules.get("accelerate.state"):
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def output_hashes(stage: str) -> dict[str, str]:
+    """SHA-256 of every file that a trainer leaves."""
+    folder = MODELS / stage
+    paths = [*folder.rglob("*"), Path(f"metrics/{stage}.json"), Path(f"curves/{stage}.csv")]
+    return {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
+
+
+def file_names(stage: str) -> list[str]:
+    """What lies in a trainer's model folder."""
+    return sorted(path.name for path in (MODELS / stage).iterdir())
+
+
+def moved_weights(before: Path, after: Path) -> set[str]:
+    """Names of the weights that two model folders share and that differ."""
+    from safetensors.torch import load_file
+
+    first, second = (load_file(folder / "model.safetensors") for folder in (before, after))
+    return {name for name in first.keys() & second.keys() if not first[name].equal(second[name])}

@@ -1,0 +1,177 @@
+"""Findings inside texts and between rows, token lengths, and the guard around Great Expectations."""
+
+import pandas as pd
+import pytest
+
+from tasks.data.checks.contamination import COMMON, Question, Study, find_contamination
+from tasks.data.checks.overlap import contradictions, copies, shared_prompts
+from tasks.data.checks.patterns import encoding_damage, personal_data
+from tasks.data.checks.schema import Row, inspect, tidy
+from tasks.data.checks.suites import data_context, judge
+
+
+def pair(number: int, prompt: str, chosen: str, rejected: str, split: str = "train") -> Row:
+    record = {"id": str(number), "split": split, "source": "raw.jsonl", "row": number}
+    messages = [{"role": "user", "content": prompt}]
+    return inspect("preferences", record | {"prompt": messages, "chosen": chosen, "rejected": rejected})
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({}, None),
+        ({"chosen": None}, "chosen is NoneType, not text"),
+        ({"split": "dev"}, "split is none of train, validation, test"),
+        ({"row": "3"}, "row is not a number"),
+        ({"prompt": "hello"}, "prompt is not a list of messages"),
+        ({"prompt": [{"role": "user"}]}, "prompt has a message that is not a role and a content"),
+        ({"prompt": [{"role": "assistant", "content": "hello"}]}, "prompt does not end with the user's turn"),
+        ({"rejected": "\ud800"}, "rejected holds half a surrogate pair, which is no character"),
+    ],
+)
+def test_the_shape_of_a_row(change, fault):
+    record = pair(1, "question", "yes", "no").record
+    assert inspect("preferences", {**record, **change}).fault == fault
+
+
+def test_tidy_keeps_what_annotators_judge():
+    assert tidy(" cafe\u0301\n") == "caf\u00e9"
+    assert tidy("a\n  b") == "a\n  b"
+    assert tidy("STOP") != tidy("stop")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("a\ufffd", "replacement character"),
+        ("a\x07", "NUL or control character"),
+        ("a\ud83d", "half a surrogate pair"),
+        *(
+            (good.encode().decode("cp1252"), "mojibake")
+            for good in ("café", "it\u2019s", "price: 3 €", "naïve ™", "wait…", "😀")
+        ),
+        ("привет".encode().decode("latin-1"), "mojibake"),
+        ("你好".encode().decode("latin-1"), "mojibake"),
+    ],
+)
+def test_encoding_damage_is_found(text, kind):
+    assert kind in (encoding_damage(text) or "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "plain\ttext\r\n",
+        "„Spaß“ \u2013 MENÜ\u2013KARTE…",
+        "«résumé»… voilà",
+        "NÃO ÂNGULO",
+        "привет",
+        "你好世界",
+        "日本語",
+        "😀👍🏽",
+        "5 °C £3",
+    ],
+)
+def test_sound_text_is_not_damaged(text):
+    assert encoding_damage(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("write to ann.lee+x@mail.example.co.uk.", "e-mail"),
+        ("call +49 (0)30 1234567 now", "phone number"),
+        ("call (212) 555-0123.", "phone number"),
+        ("call 212-555-0123", "phone number"),
+        ("06 12 34 56 78", "phone number"),
+        ("card 4111 1111 1111 1111 please", "card number"),
+        ("from 192.168.10.7:", "IP address"),
+        ("from 2001:db8:0:0:0:0:0:1", "IP address"),
+    ],
+)
+def test_personal_data_is_found(text, kind):
+    assert personal_data(text) == kind
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(f"My order is #{number}." for number in ("4821", "48213", "482135", "4821350", "48213507")),
+        "card 4111 1111 1111 1112",  # fails Luhn's sum
+        "2024-01-31 12:34:56",
+        "ISBN 978-3-16-148410-0",
+        "version 1.2.3.4.5 or 300.1.1.1 or 127.0.0.1",
+        "a @ b, @name, 1,000,000.00, 1990-2020",
+    ],
+)
+def test_other_numbers_are_no_personal_data(text):
+    assert personal_data(text) is None
+
+
+def test_copies_name_the_first_row():
+    rows = [pair(1, "q", "a", "b"), pair(2, "q", "b", "a"), pair(3, "q ", "a", " b"), pair(4, "Q", "a", "b")]
+    assert copies(rows) == [None, None, "raw.jsonl:1", None]
+
+
+def test_contradictions_condemn_both_sides():
+    rows = [pair(1, "q", "a", "b"), pair(2, "q", "b", "a"), pair(3, "other", "b", "a"), pair(4, "q", "a", "a")]
+    assert contradictions(rows) == ["raw.jsonl:2", "raw.jsonl:1", None, None]
+
+
+def test_a_shared_prompt_stays_where_it_is_held_out_the_longest():
+    rows = [pair(n, "q", f"a{n}", "b", split) for n, split in enumerate(("train", "validation", "test", "test"))]
+    assert shared_prompts({"preferences": rows}) == {
+        "preferences": ["raw.jsonl:2 (test)", "raw.jsonl:2 (test)", None, None]
+    }
+
+
+LONG = "a b c d e f g h i j k l m n o"  # 15 words
+NINE = "one two three four five six seven eight nine"
+
+
+@pytest.mark.parametrize(
+    ("asked", "text", "found"),
+    [
+        ("unrelated", f"x {LONG[:25]} y", True),  # a to m: 13 words in a row
+        ("unrelated", f"x {LONG[:23]} y", False),  # a to l: 12
+        ("unrelated", f"Well: {NINE.upper()}!", True),  # a message of nine words, whole
+        ("unrelated", NINE.removeprefix("one "), False),
+        ("Short, question", "", True),  # below eight words: only where it is all that is asked
+        ("A short question", "short question", False),
+    ],
+)
+def test_contamination_by_words_in_a_row(asked, text, found):
+    questions = [Question("test:1", [LONG]), Question("test:2", [NINE]), Question("test:3", ["short question?"])]
+    places = find_contamination(questions, [Study([asked], [asked, text])])
+    assert (places != [None]) == found
+
+
+def test_runs_do_not_span_two_texts():
+    first, second = LONG[:13], LONG[14:]
+    assert find_contamination([Question("test:1", [LONG])], [Study(["?"], [first, second])]) == [None]
+
+
+def test_a_phrase_that_many_prompts_share_is_no_contamination():
+    studies = [Study([f"prompt {number}"], [LONG]) for number in range(COMMON + 1)]
+    assert find_contamination([Question("test:1", [LONG])], studies[:-1]) == ["test:1"] * COMMON
+    assert find_contamination([Question("test:1", [LONG])], studies) == [None] * (COMMON + 1)
+
+
+def test_an_exception_inside_an_expectation_raises(tmp_path):
+    from great_expectations import expectations as gxe
+
+    context = data_context(tmp_path / "docs")
+    table = pd.DataFrame({"tokens": [1.0, 2.0]})
+    broken = gxe.ExpectColumnValuesToBeBetween(column="absent", max_value=1, meta={"check": "length"})
+    with pytest.raises(RuntimeError, match="length in the suite broken could not be computed"):
+        judge(context, "broken", table, [broken])
+
+
+def test_a_verdict_names_the_failing_rows(tmp_path):
+    from great_expectations import expectations as gxe
+
+    context = data_context(tmp_path / "docs")
+    table = pd.DataFrame({"tokens": [1.0, 9.0, None, 8.0]}, index=[7, 5, 3, 1])
+    short = gxe.ExpectColumnValuesToBeBetween(column="tokens", max_value=5, meta={"check": "length"})
+    (verdict,) = judge(context, "lengths", table, [short])
+    assert (verdict.check, verdict.success, verdict.rows) == ("length", False, [1, 3])

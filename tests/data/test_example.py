@@ -1,0 +1,172 @@
+import random
+import time
+
+import pytest
+
+from tasks.data.example import (
+    ANNOTATORS,
+    FAULTS,
+    PROBLEMS,
+    PROMISES,
+    RAMBLES,
+    demonstrations,
+    gold_rule,
+    gold_score,
+    preferences,
+    prompts,
+)
+from tasks.params import Example
+
+SETTINGS = Example(demonstrations=2000, preferences=2000, prompts=200, faulty=0.5, label_noise=0.1)
+PROMPT = "Hello, the lamp arrived broken. My order is #4821."
+GOOD = "We are sorry for the trouble. We will send a replacement for order #4821."
+
+
+def sized(**changes: float) -> Example:
+    return SETTINGS.model_copy(update=changes)
+
+
+def test_a_seed_gives_the_same_rows_and_another_gives_others():
+    for stream in (demonstrations, preferences, prompts):
+        assert list(stream(SETTINGS, 7)) == list(stream(SETTINGS, 7))
+        assert list(stream(SETTINGS, 7)) != list(stream(SETTINGS, 8))
+
+
+def test_sizes_and_columns_are_those_of_the_settings():
+    small = sized(demonstrations=3, preferences=4, prompts=5)
+    assert [list(row) for row in demonstrations(small, 7)] == [["prompt", "response"]] * 3
+    assert [list(row) for row in preferences(small, 7)] == [["prompt", "chosen", "rejected"]] * 4
+    assert [list(row) for row in prompts(small, 7)] == [["prompt", "references"]] * 5
+
+
+def test_ten_thousand_rows_take_seconds():
+    start = time.process_time()
+    assert len(list(demonstrations(sized(demonstrations=10_000), 7))) == 10_000
+    assert time.process_time() - start < 2
+
+
+def test_prompts_vary_and_the_rule_understands_each():
+    rows = list(demonstrations(SETTINGS, 7))
+    assert len({row["prompt"] for row in rows}) > 1900
+    assert len({"".join(c for c in row["prompt"] if not c.isdigit()) for row in rows}) > 200
+    assert any(gold_score(row["prompt"], row["response"]) == 1 for row in rows)  # and none raises
+
+
+def test_references_are_flawless_and_phrased_differently():
+    for row in prompts(SETTINGS, 7):
+        assert len(set(row["references"])) == 3
+        assert [gold_score(row["prompt"], reference) for reference in row["references"]] == [1.0] * 3
+
+
+@pytest.mark.parametrize("faulty", [0.0, 0.5, 1.0])
+def test_the_share_of_faulty_demonstrations_is_the_settings(faulty):
+    rows = list(demonstrations(sized(faulty=faulty), 7))
+    flawed = sum(gold_score(row["prompt"], row["response"]) < 1 for row in rows) / len(rows)
+    # Standard error of a share over 2,000 rows: at most sqrt(.25 / 2000) = .011; four of them.
+    assert flawed == pytest.approx(faulty, abs=0.045 if faulty == 0.5 else 0)
+
+
+def test_every_fault_is_planted_and_each_is_found():
+    verdicts = [gold_rule(row["prompt"], row["response"]) for row in demonstrations(sized(faulty=1.0), 7)]
+    for fault in FAULTS:
+        only_this = [v for v in verdicts if not getattr(v, fault) and sum(v) == len(FAULTS) - 1]
+        assert len(only_this) > 100, fault
+
+
+def test_annotators_mostly_follow_the_rule_but_do_not_all_agree():
+    rows = list(preferences(sized(label_noise=0.0), 7))
+    gains = [gold_score(r["prompt"], r["chosen"]) - gold_score(r["prompt"], r["rejected"]) for r in rows]
+    better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    assert 0.88 < better / (better + worse) < 0.98
+
+
+def test_label_noise_flips_that_share_of_labels():
+    # The flip draws one number from the stream either way, so only the labels differ between the two.
+    pairs = zip(preferences(sized(label_noise=0.0), 7), preferences(sized(label_noise=0.3), 7), strict=True)
+    flipped = sum(clean["chosen"] == noisy["rejected"] for clean, noisy in pairs)
+    # Standard error sqrt(.3 * .7 / 2000) = .0102; four of them.
+    assert flipped / 2000 == pytest.approx(0.3, abs=0.041)
+
+
+def test_tastes_can_be_gamed():
+    # Of flawless pairs the gold score says nothing: what is left is taste, and it leans to exclamations.
+    assert sum(annotator.per_exclamation for annotator in ANNOTATORS) > 0
+    rows = list(preferences(sized(faulty=0.0, label_noise=0.0, preferences=4000), 7))
+    excited = [row for row in rows if row["chosen"].count("!") != row["rejected"].count("!")]
+    assert sum(row["chosen"].count("!") > row["rejected"].count("!") for row in excited) / len(excited) > 0.53
+
+
+def test_the_score_is_substance_halved_for_each_lapse():
+    assert gold_score(PROMPT, GOOD) == 1.0
+    assert gold_score(PROMPT, GOOD.replace("4821", "4822")) == 0.4  # one of remedy and number
+    assert gold_score(PROMPT, GOOD.replace("We are sorry for the trouble.", "What a silly question.")) == 0.5
+    assert gold_score(PROMPT, f"{GOOD} {PROMISES[0]}") == 0.5
+    assert gold_score(PROMPT, f"{GOOD} {RAMBLES[0]}") == 0.5
+    assert gold_score(PROMPT, f"{GOOD} {PROMISES[0]} {RAMBLES[0]}") == 0.25
+    assert gold_score(PROMPT, "Sorry for that. We will issue a refund for order #4822.") == 0.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I apologise for this! We'll ship you a replacement lamp right now for order 4821.",
+        "Thanks for telling us. We can replace the lamp from your order number 4821.",
+        "Sorry about your lamp. For order #4821 I have shipped a replacement.",
+    ],
+)
+def test_other_words_of_the_same_meaning_are_as_good(answer):
+    assert gold_rule(PROMPT, answer) == (True,) * 5
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "   \n",
+        "?!...",
+        "4821",
+        "#4821 #4821 #4821",
+        "sorry replacement 4821",
+        "sorry order #4821 we will send a replacement",  # never ends its sentence
+        "Sxq orry vbn kjh. Wq wrill plond a replacement fror order #4821.",
+        "Sorry sorry sorry sorry sorry sorry sorry.",
+        "\ufffd\ufffd\x00 <|im_end|> replacement",
+    ],
+)
+def test_garbage_and_fragments_score_nothing(answer):
+    assert gold_score(PROMPT, answer) == 0.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Sorry. We will " + ", ".join(problem.remedy for problem in PROBLEMS) + " for order #4821.",
+        "Sorry. " + " ".join(f"We will {problem.remedy} for order #4821." for problem in PROBLEMS),
+        "We are sorry. We will send a replacement for order #4821, #4822, #4823 and #4824.",
+        " ".join([GOOD] * 2),
+        " ".join([GOOD] * 5),
+        "We are sorry. We will not send a replacement for order #4821.",
+        "Sorry. Replacement! We never help. It is order #4821.",
+    ],
+)
+def test_stuffing_repeating_and_listing_score_low(answer):
+    assert gold_score(PROMPT, answer) <= 0.4
+
+
+def test_no_bag_of_keywords_reaches_a_good_score():
+    chance = random.Random(7)
+    keywords = ["sorry", "thank", "replacement", "refund", "tracking", "exchange", "order", "#4821", ".", "we", "will"]
+    stuffed = [" ".join(chance.choices(keywords, k=chance.randrange(1, 20))) for _ in range(2000)]
+    assert sum(gold_score(PROMPT, text) for text in stuffed) / len(stuffed) < 0.01
+
+
+def test_random_text_never_breaks_the_rule():
+    chance = random.Random(7)
+    for _ in range(500):
+        text = "".join(chr(chance.choice([chance.randrange(32, 127), chance.randrange(0x250)])) for _ in range(60))
+        assert gold_score(PROMPT, text) == 0.0
+
+
+def test_a_foreign_prompt_is_refused():
+    with pytest.raises(ValueError, match="not a prompt of the built-in example"):
+        gold_score("What is the capital of France?", GOOD)

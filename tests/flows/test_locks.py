@@ -1,0 +1,56 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.locks import holder, one_flow_at_a_time, refuse_a_second
+from tasks.errors import InputError
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from flows.locks import one_flow_at_a_time
+with one_flow_at_a_time():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def other(tmp_path: Path):
+    with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_flow_says_who_holds_the_lock(other) -> None:
+    with pytest.raises(InputError, match=f"process {other.pid} on .* since 20"), one_flow_at_a_time():
+        raise AssertionError("the lock was given twice")
+    with pytest.raises(InputError, match=f"process {other.pid} "):
+        refuse_a_second()
+
+
+def test_a_killed_holder_holds_no_more(other) -> None:
+    other.kill()
+    other.wait()
+
+    assert holder() is None
+    with one_flow_at_a_time():
+        assert holder() is not None
+
+
+def test_nobody_holds_it_before_and_after() -> None:
+    assert holder() is None
+    with one_flow_at_a_time():
+        said = json.loads(Path(".trueline/flow.lock").read_text())
+        assert set(said) == {"pid", "host", "since", "command"}
+    assert holder() is None

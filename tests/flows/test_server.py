@@ -1,0 +1,55 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.server import check_reachable, local_server
+from tasks.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+# The first run of the stage meets a passing fault, the second one succeeds.
+FLOW = """
+from flows.server import local_server
+with local_server():
+    from prefect import flow
+    from flows import pipeline as module
+    from flows.reproduce import StageError, StageRun
+    from tasks.stage import Failure
+    tries = []
+    def reproduce(stage):
+        tries.append(stage)
+        if len(tries) == 1:
+            raise StageError(Failure(stage, "transient", "a connection failed"))
+        return StageRun(stage, "ran", 1.0, "")
+    stage = module.run_stage.with_options(name="sft", retry_delay_seconds=0)
+    stage.fn = reproduce
+    @flow
+    def walk():
+        return stage("sft")
+    print(walk().outcome, len(tries))
+"""
+
+
+@pytest.mark.timeout(180)
+def test_a_flow_runs_and_tries_again_on_a_server_of_its_own(tmp_path: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    command = [sys.executable, "-c", FLOW]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**clean, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+
+    assert done.stdout == "ran 2\n", done.stderr
+    assert done.stderr == ""  # the console belongs to the stages
+    assert (tmp_path / ".trueline/prefect").is_dir()
+
+
+def test_a_server_that_is_named_must_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = "http://127.0.0.1:9/api"
+    monkeypatch.setenv("PREFECT_API_URL", dead)
+
+    with pytest.raises(InputError, match=f"no Prefect server answers at {dead}: start one with make server"):
+        check_reachable(dead)
+    with pytest.raises(InputError, match="no Prefect server answers"), local_server():
+        raise AssertionError("there is no server")

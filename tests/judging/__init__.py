@@ -1,0 +1,1 @@
+"""Tests of the judging: figures, comparisons, checks and the report."""

@@ -1,0 +1,161 @@
+import copy
+from typing import Any
+
+import pytest
+
+from tasks.judging.checks import Check, Evidence, decide, figure, reasons, run_checks, warnings
+from tasks.judging.opponent import Opponent
+from tasks.params import Gate
+
+THRESHOLDS = Gate(min_win_rate=0.5, max_kl=10.0, min_reward_accuracy=0.6, max_length_ratio=1.5, min_eos_rate=0.9)
+GOOD: dict[str, Any] = {
+    "candidate": {"length": 12.0, "eos_rate": 0.95},
+    "opponent": {"length": 10.0},
+    "win_rate": {"vs_opponent": {"value": 0.7, "low": 0.6, "high": 0.8, "verdict": "better"}},
+    "kl": {"mean": 4.0, "standard_error": 0.2},
+}
+REWARD = {"accuracy": {"value": 0.75, "low": 0.7, "high": 0.8}}
+SFT = Opponent("sft", None, None)
+PLACES: dict[str, list[tuple[str, ...]]] = {
+    "win_rate": [("win_rate", "vs_opponent", key) for key in ("value", "low", "high")],
+    "kl": [("kl", "mean")],
+    "length_ratio": [("candidate", "length"), ("opponent", "length")],
+    "eos_rate": [("candidate", "eos_rate")],
+}
+CASES = [(name, path) for name, paths in PLACES.items() for path in paths]
+
+
+def changed(path, value, content=None):
+    evaluation = copy.deepcopy(GOOD if content is None else content)
+    inner = evaluation
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return evaluation
+
+
+def run(evaluation, reward=REWARD, thresholds=THRESHOLDS):
+    return {check.name: check for check in run_checks(Evidence(evaluation, reward, SFT), thresholds)}
+
+
+def decision(*args, **kwargs):
+    return decide(list(run(*args, **kwargs).values()))
+
+
+def test_all_good_is_promoted_with_every_sentence_as_a_reason():
+    checks = list(run(GOOD).values())
+    assert [check.verdict for check in checks] == ["passed"] * 5
+    assert decide(checks) == "promote"
+    assert reasons(checks) == [check.sentence for check in checks]
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "at", "beyond"),
+    [
+        ("kl", ("kl", "mean"), 10.0, 10.01),
+        ("length_ratio", ("candidate", "length"), 15.0, 15.1),
+        ("eos_rate", ("candidate", "eos_rate"), 0.9, 0.89),
+    ],
+)
+def test_a_threshold_may_be_reached_and_not_passed(name, path, at, beyond):
+    assert run(changed(path, at))[name].verdict == "passed"
+    check = run(changed(path, beyond))[name]
+    assert check.verdict == "failed"
+    assert decision(changed(path, beyond)) == "reject"
+    assert reasons(list(run(changed(path, beyond)).values())) == [check.sentence]
+
+
+def test_the_lower_bound_of_the_reward_models_accuracy_counts():
+    assert run(GOOD, {"accuracy": {"value": 0.7, "low": 0.6}})["reward_accuracy"].verdict == "passed"
+    assert decision(GOOD, {"accuracy": {"value": 0.7, "low": 0.59}}) == "reject"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict", "threshold", "outcome"),
+    [
+        (0.51, 0.7, "better", 0.5, "passed"),
+        (0.48, 0.6, "inconclusive", 0.5, "inconclusive"),
+        (0.3, 0.49, "worse", 0.5, "failed"),
+        (0.5, 0.5, "inconclusive", 0.5, "inconclusive"),  # the opponent itself
+        (1.0, 1.0, "inconclusive", 0.5, "inconclusive"),  # one prompt: the sign test is not convinced
+        (0.55, 0.7, "better", 0.6, "inconclusive"),
+        (0.46, 0.55, "inconclusive", 0.45, "passed"),  # not much worse is all that is asked
+        (0.5, 0.7, None, 0.5, "inconclusive"),
+    ],
+)
+def test_win_rate(low, high, verdict, threshold, outcome):
+    versus = {"value": (low + high) / 2, "low": low, "high": high, "verdict": verdict}
+    thresholds = THRESHOLDS.model_copy(update={"min_win_rate": threshold})
+    check = run(changed(("win_rate", "vs_opponent"), versus), thresholds=thresholds)["win_rate"]
+    assert check.verdict == outcome
+    assert check.figure == low
+
+
+def test_a_doubtful_win_is_inconclusive_only_if_everything_else_passes():
+    doubtful = changed(("win_rate", "vs_opponent", "low"), 0.45)
+    assert decision(doubtful) == "inconclusive"
+    assert decision(changed(("kl", "mean"), 99.0, doubtful)) == "reject"
+
+
+@pytest.mark.parametrize(("name", "path"), CASES)
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "0.9", True, {}, "absent"])
+def test_a_figure_that_cannot_be_read_does_not_pass(name, path, value):
+    evaluation = changed(path, value)
+    if value == "absent":
+        inner = evaluation
+        for key in path[:-1]:
+            inner = inner[key]
+        del inner[path[-1]]
+    check = run(evaluation)[name]
+    assert (check.verdict, check.figure) == ("failed", None)
+    assert "could not be computed (metrics/evaluate.json" in check.sentence
+    assert decision(evaluation) == "reject"
+
+
+@pytest.mark.parametrize("reward", [{}, {"accuracy": 0.9}, {"accuracy": {"low": float("nan")}}, {"accuracy": None}])
+def test_an_unknown_reward_accuracy_does_not_pass(reward):
+    assert run(GOOD, reward)["reward_accuracy"].sentence.endswith("so it does not pass.")
+    assert decision(GOOD, reward) == "reject"
+
+
+def test_an_opponent_that_says_nothing_has_no_ratio():
+    assert run(changed(("opponent", "length"), 0.0))["length_ratio"].verdict == "failed"
+
+
+def test_nothing_at_all_is_rejected():
+    assert decision({}, {}) == "reject"
+    assert decide([]) == "reject"
+
+
+def test_sentences_name_the_opponent():
+    checks = run_checks(Evidence(GOOD, REWARD, Opponent("champion", 4, "ab.dir")), THRESHOLDS)
+    assert checks[0].sentence == (
+        "The win rate over champion version 4 is 0.700 (interval 0.600 to 0.800): its lower bound reaches 0.5."
+    )
+
+
+def test_reward_up_and_gold_down_is_a_warning():
+    gamed = {
+        "difference": {"vs_sft": {"reward": {"low": 0.2}}, "vs_opponent": {"reward": {"low": -0.2}}},
+        "gold": {"vs_sft": {"high": -0.1}, "vs_opponent": {"high": -0.1}},
+    }
+    assert warnings(gamed) == [
+        "Against SFT the reward rose while the known rule's score fell: the reward is being gamed."
+    ]
+    assert warnings(GOOD) == []
+
+
+def test_figure_looks_up_numbers_alone():
+    assert figure({"a": {"b": 2}}, "a", "b") == 2
+    assert figure({"a": [1]}, "a", "b") is None
+    assert figure({"a": 1}, "a", "b") is None
+
+
+def test_check_is_plain_data():
+    assert Check("kl", 1.0, 2.0, "passed", "Well.")._asdict() == {
+        "name": "kl",
+        "figure": 1.0,
+        "threshold": 2.0,
+        "verdict": "passed",
+        "sentence": "Well.",
+    }

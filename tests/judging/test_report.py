@@ -1,0 +1,150 @@
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from tasks.judging.checks import Evidence, decide, reasons, run_checks
+from tasks.judging.opponent import Opponent
+from tasks.judging.report import Judgement, render
+from tests.judging.test_checks import GOOD, REWARD, THRESHOLDS
+
+SFT, CHAMPION = Opponent("sft", None, None), Opponent("champion", 3, "ab.dir")
+HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)> & \"quoted\""
+EVALUATION: dict[str, Any] = GOOD | {
+    "prompts": 120,
+    "with_references": 100,
+    "confidence": 0.95,
+    "candidate": {"reward": 1.5, "length": 12.0, "eos_rate": 0.95, "bleu": None},
+    "sft": {"reward": 0.25, "length": 10.0},
+    "opponent": {"reward": 0.5, "length": 10.0},
+    "difference": {"vs_opponent": {"reward": {"value": 1.0, "low": 0.75, "high": 1.25}}},
+    "win_rate": {
+        "vs_sft": {"value": 0.75, "low": 0.7, "high": 0.8, "ties": 0.1, "sign_test": 0.001, "verdict": "better"},
+        "vs_opponent": {"value": 0.7, "low": 0.6, "high": 0.8, "ties": 0.2, "sign_test": 0.002, "verdict": "better"},
+    },
+    "methods": {"bleu": None, "meteor": "exact+stem"},
+}
+
+
+def response(name, ours, theirs, answer="fine", **more):
+    return {
+        "prompt": [{"role": "user", "content": f"prompt {name}"}],
+        "references": [f"reference {name}"],
+        "candidate": {"answer": answer, "reward": ours} | more,
+        "opponent": {"answer": f"answer of {name}", "reward": theirs},
+    }
+
+
+def page(evaluation=EVALUATION, responses=(), opponent=SFT, reward=REWARD, warnings=()):
+    checks = run_checks(Evidence(evaluation, reward, opponent), THRESHOLDS)
+    judgement = Judgement(decide(checks), reasons(checks), list(warnings), checks, opponent)
+    return render(judgement, evaluation, responses)
+
+
+def text_of(html):
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
+
+
+class WellFormed(HTMLParser):
+    """Every element that is opened is closed, in order."""
+
+    VOID = ("meta", "img", "path", "circle", "br")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen, self.addresses = [], set(), []
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.add(tag)
+        self.addresses += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.seen.add(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_verdict_comes_first_with_its_reasons():
+    text = text_of(page())
+    assert text.index("✔ Promote") < text.index("its lower bound reaches 0.5") < text.index("What this does not show")
+    assert "The candidate beside SFT, on 120 prompts" in text
+
+
+@pytest.mark.parametrize(("low", "word"), [(0.6, "✔ Promote"), (0.4, "? Inconclusive")])
+def test_the_verdict_reads_without_colour(low, word):
+    versus = EVALUATION["win_rate"]["vs_opponent"] | {"low": low}
+    assert word in page(EVALUATION | {"win_rate": {"vs_opponent": versus}})
+
+
+def test_a_rejection_says_which_check_failed():
+    text = text_of(page(EVALUATION | {"kl": {"mean": 50.0, "standard_error": 1.0}}))
+    assert "✘ Reject" in text
+    assert "kl 50.000 10 ✘ failed The policy is 50.00 nats an answer away from SFT: more than the 10 allowed." in text
+
+
+def test_figures_stand_side_by_side_with_the_interval_of_their_difference():
+    text = text_of(page())
+    assert "Reward higher 1.500 0.250 0.500 +1.000 (+0.750 to +1.250)" in text
+    assert "BLEU higher — — — —" in text
+    assert "meteor: exact+stem." in text
+
+
+def test_a_champion_is_compared_beside_sft():
+    text = text_of(page(opponent=CHAMPION))
+    assert "SFT 0.750 (0.700 to 0.800) 0.100 0.0010 better" in text
+    assert "champion version 3 0.700 (0.600 to 0.800) 0.200 0.0020 better" in text
+
+
+def test_hostile_output_of_a_model_stays_text():
+    row = response(HOSTILE, 2.0, 1.0, answer=HOSTILE) | {"references": [HOSTILE]}
+    html = page(EVALUATION | {"methods": {"meteor": HOSTILE}}, [row], warnings=[HOSTILE])
+    parser = WellFormed()
+    parser.feed(html)
+    assert parser.seen.isdisjoint({"script", "img"})
+    assert "&lt;script&gt;alert" in html
+    assert parser.open == []
+
+
+def test_the_page_loads_nothing():
+    html = page(responses=[response("a", 2, 1)], opponent=CHAMPION)
+    parser = WellFormed()
+    parser.feed(html)
+    assert parser.addresses == []
+    assert "http" not in html.replace('http-equiv="Content-Security-Policy"', "")
+    assert "default-src 'none'" in html
+
+
+def test_samples_are_those_in_which_the_models_differ_most():
+    rows = [response(f"n{number:02}.", ours=float(number), theirs=6.0) for number in range(13)]
+    text = text_of(page(responses=rows))
+    shown = [int(number) for number in re.findall(r"answer of n(\d+)\.", text)]
+    # gaps -6 .. 6: the five best for the candidate, best first, then the five worst, worst first
+    assert shown == [12, 11, 10, 9, 8, 0, 1, 2, 3, 4]
+
+
+def test_equal_answers_are_no_sample():
+    assert text_of(page(responses=[response("a", 1, 1)])).count("None.") == 2
+
+
+def test_the_known_rule_is_shown_where_there_is_one():
+    gold = {"candidate": 0.9, "sft": 0.5, "opponent": 0.5, "vs_opponent": {"value": 0.4, "low": 0.3, "high": 0.5}}
+    text = text_of(page(EVALUATION | {"gold": gold}, [response("a", 2, 1, gold=0.75)]))
+    assert "Known rule higher 0.900 0.500 0.500 +0.400 (+0.300 to +0.500)" in text
+    assert "reward 2.000, known rule 0.75" in text
+    assert "Known rule" not in text_of(page())
+
+
+@pytest.mark.parametrize("evaluation", [{}, {"win_rate": None, "methods": None, "candidate": 3}])
+def test_missing_figures_are_dashes(evaluation):
+    text = text_of(page(evaluation, reward={}))
+    assert "✘ Reject" in text
+    assert "Reward higher — — — —" in text
+
+
+def test_the_same_facts_give_the_same_bytes():
+    rows = [response("a", 2, 1), response("b", 1, 2)]
+    assert page(responses=rows) == page(responses=rows)

@@ -1,0 +1,1 @@
+"""Tests of the mathematics and of what the trainers share."""

@@ -1,0 +1,90 @@
+"""Figures of a reward model, by hand."""
+
+import math
+
+import pytest
+
+from tasks.learning.calibration import ScoredPair, calibration_error, correlation, reward_figures, wilson_interval
+
+# Right by 2, wrong by 1, a tie, right by 1; the chosen answer is longer, longer, as long, shorter.
+PAIRS = [
+    ScoredPair(2.0, 0.0, 9, 3),
+    ScoredPair(0.0, 1.0, 7, 5),
+    ScoredPair(1.0, 1.0, 4, 4),
+    ScoredPair(1.0, 0.0, 2, 3),
+]
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def test_wilson_by_hand():
+    # z = 1.959964, z^2 = 3.841459, 8 of 10: centre (0.8 + 0.192073) / 1.384146 = 0.716740,
+    # half 1.959964 / 1.384146 * sqrt(0.016 + 0.009604) = 1.416010 * 0.160012 = 0.226579
+    assert wilson_interval(8, 10) == pytest.approx((0.490162, 0.943318), abs=2e-5)
+
+
+def test_wilson_stays_inside_at_the_ends():
+    assert wilson_interval(0, 5)[0] == 0.0
+    assert wilson_interval(5, 5)[1] == 1.0
+    assert wilson_interval(5, 5)[0] < 1.0
+
+
+def test_accuracy_counts_ties_half():
+    # (1 + 0 + 1/2 + 1) / 4 = 0.625
+    accuracy = reward_figures(PAIRS)["accuracy"]
+    assert (accuracy["value"], accuracy["pairs"], accuracy["ties"]) == (0.625, 4, 1)
+    assert (accuracy["low"], accuracy["high"]) == wilson_interval(2.5, 4)
+
+
+def test_margins_and_scores():
+    figures = reward_figures(PAIRS)
+    # margins 2, -1, 0, 1: mean 0.5, variance (2.25 + 2.25 + 0.25 + 0.25) / 4 = 1.25
+    assert figures["margin"] == {"mean": 0.5, "std": pytest.approx(1.25**0.5)}
+    # scores 2 0 0 1 1 1 1 0: mean 6/8
+    assert figures["score"]["mean"] == 0.75
+
+
+def test_calibration_error_by_hand():
+    # confidences: sigmoid 2 = 0.8808 (right), sigmoid 1 = 0.7311 (wrong, right), 0.5 (tie: right by half).
+    # bin of 0.8808: |1 - 0.8808| = 0.1192; bin of 0.7311: |1 - 2 * 0.7311| = 0.4621; bin of 0.5: 0. Sum / 4 = 0.1453
+    assert calibration_error(PAIRS) == pytest.approx(((1 - sigmoid(2)) + (2 * sigmoid(1) - 1)) / 4)
+
+
+def test_a_sure_and_right_model_is_calibrated():
+    assert calibration_error([ScoredPair(1000.0, -1000.0, 1, 1)]) == 0.0
+    assert calibration_error([ScoredPair(-1000.0, 1000.0, 1, 1)]) == 1.0
+
+
+def test_accuracy_by_length_and_confidence():
+    figures = reward_figures(PAIRS)
+    assert figures["accuracy_by_length"] == {
+        "chosen_longer": {"value": 0.5, "pairs": 2},
+        "same_length": {"value": 0.5, "pairs": 1},
+        "rejected_longer": {"value": 1.0, "pairs": 1},
+    }
+    # |differences| 6 2 0 1, sorted 0 1 2 6: bounds at places 1 and 2, so small is 0, medium is 1, large is 2 and 6
+    assert figures["accuracy_by_length_difference"] == {
+        "small": {"value": 0.5, "pairs": 1},
+        "medium": {"value": 1.0, "pairs": 1},
+        "large": {"value": 0.5, "pairs": 2},
+    }
+    by_confidence = {name: found["pairs"] for name, found in figures["accuracy_by_confidence"].items()}
+    assert by_confidence == {"0.5-0.6": 1, "0.6-0.7": 0, "0.7-0.8": 2, "0.8-0.9": 1, "0.9-1.0": 0}
+
+
+def test_correlation_by_hand():
+    # deviations -1 0 1 and -1 2 -1: products 1 + 0 - 1 = 0; with 1 2 6 (deviations -2 -1 3): products 2 + 0 + 3 = 5,
+    # squares 2 and 14: 5 / sqrt 28 = 0.944911
+    assert correlation([1, 2, 3], [1, 4, 1]) == pytest.approx(0.0)
+    assert correlation([1, 2, 3], [1, 2, 6]) == pytest.approx(0.944911, abs=1e-6)
+
+
+def test_longer_answers_with_higher_scores_correlate():
+    assert reward_figures([ScoredPair(2.0, 1.0, 20, 10)])["length_correlation"] == pytest.approx(1.0)
+
+
+def test_no_correlation_where_nothing_varies():
+    assert correlation([1.0, 2.0], [3.0, 3.0]) is None
+    assert correlation([1.0], [3.0]) is None

@@ -1,0 +1,117 @@
+"""The rollout phase: what is read off the models does not hang on padding, and rewards are what the settings say."""
+
+import pytest
+import torch
+
+from tasks.data.tokens import Encoded
+from tasks.learning.batches import Batch, collate
+from tasks.learning.experience import Readings, judge, read_off, token_rewards
+from tasks.learning.models import completion_log_probs, completion_scores, completion_values
+from tests.tiny import EOS, PAD, tiny_models, tiny_params
+
+ROWS = [
+    Encoded([4, 3], [5, 6, EOS]),
+    Encoded([4, 7, 8, 3], [9]),
+    Encoded([10, 3], [11, 12, 13, 14, EOS]),
+]
+
+
+@pytest.fixture(scope="module")
+def models():
+    return tiny_models()
+
+
+def judged(models, rows=ROWS, micro_batch=2, **ppo):
+    return judge(models, rows, [EOS], tiny_params(**ppo).ppo, kl_coefficient=0.1, micro_batch=micro_batch)
+
+
+def shifted(batch, pads):
+    """The same rows with more padding on the left."""
+    count = len(batch.input_ids)
+    ids = torch.cat([torch.full((count, pads), PAD), batch.input_ids], dim=1)
+    masks = [torch.cat([torch.zeros(count, pads, dtype=torch.bool), mask], dim=1) for mask in batch[1:]]
+    return Batch(ids, *masks)
+
+
+@pytest.mark.parametrize("pads", [1, 5])
+def test_padding_on_the_left_changes_nothing(models, pads):
+    batch = collate(ROWS, PAD)
+    with torch.no_grad():
+        for reading, model in ((completion_log_probs, models.policy), (completion_values, models.critic)):
+            plain, moved = reading(model, batch), reading(model, shifted(batch, pads))
+            torch.testing.assert_close(moved[:, pads:], plain, atol=1e-5, rtol=0)
+        plain, moved = (completion_scores(models.reward, each) for each in (batch, shifted(batch, pads)))
+        torch.testing.assert_close(moved, plain, atol=1e-5, rtol=0)
+
+
+def test_a_padding_token_that_ends_sequences_gives_the_same_readings(models):
+    distinct = read_off(models, collate(ROWS, PAD), 1.0, 2)
+    same = read_off(models, collate(ROWS, EOS), 1.0, 2)
+    for one, other in zip(distinct, same, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_micro_batches_change_nothing_but_rounding(models):
+    for one, other in zip(judged(models, micro_batch=1), judged(models, micro_batch=3), strict=True):
+        if isinstance(one, torch.Tensor):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_policy_equal_to_reference_has_no_kl_and_rewards_sum_to_the_penalised_score(models):
+    rollouts = judged(models, missing_eos_penalty=1.0, score_clip=None)
+    assert torch.equal(rollouts.log_probs, rollouts.reference_log_probs)
+    readings = read_off(models, rollouts.batch, 1.0, 2)
+    settings = tiny_params(missing_eos_penalty=1.0, score_clip=None).ppo
+    rewards = token_rewards(readings, rollouts.mask, rollouts.has_ended, settings, 0.1)
+    assert rollouts.has_ended.tolist() == [True, False, True]
+    expected = rollouts.scores - torch.tensor([0.0, 1.0, 0.0])  # the second did not end by itself
+    torch.testing.assert_close(rewards.sum(dim=1), expected, atol=1e-6, rtol=0)
+
+
+def test_the_temperature_divides_the_logits_of_policy_and_reference(models):
+    rollouts, batch = judged(models, temperature=2.0), collate(ROWS, PAD)
+    with torch.no_grad():
+        logits = models.policy(batch.input_ids[:1, :5]).logits[0, 1:4] / 2.0
+    expected = logits.log_softmax(dim=-1)[range(3), [5, 6, EOS]]
+    torch.testing.assert_close(rollouts.log_probs[0, 2:5], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(rollouts.reference_log_probs[0, 2:5], expected, atol=1e-5, rtol=0)
+
+
+def test_advantages_are_white_over_the_round(models):
+    rollouts = judged(models)
+    inside = rollouts.advantages[rollouts.mask]
+    assert inside.mean().item() == pytest.approx(0, abs=1e-6)
+    assert inside.std(correction=0).item() == pytest.approx(1, abs=1e-4)
+    assert rollouts.advantages[~rollouts.mask].abs().max() == 0
+
+
+def rewards_of(score, has_ended=True, **ppo):
+    """Two tokens without KL."""
+    nothing = torch.zeros(1, 2)
+    readings = Readings(nothing, nothing, nothing, nothing, torch.tensor([score]))
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    return token_rewards(readings, mask, torch.tensor([has_ended]), tiny_params(**ppo).ppo, 0.1)[0].tolist()
+
+
+def test_score_is_clipped_before_the_penalty():
+    assert rewards_of(30.0, has_ended=False, score_clip=5.0, missing_eos_penalty=1.5) == [0, 3.5]  # 5 - 1.5
+    assert rewards_of(-30.0, score_clip=5.0) == [0, -5]
+    assert rewards_of(30.0, score_clip=None) == [0, 30]
+
+
+def test_integration_touches_rewards_but_not_the_reported_score(models):
+    assert rewards_of(4.0, integration_alpha=0.25) == [0, 1]
+    assert torch.equal(judged(models, integration_alpha=0.25).scores, judged(models).scores)
+
+
+def test_whitened_rewards_keep_their_mean_sign():
+    # rewards 0 and 4: mean 2, standard deviation 2; divided, not moved
+    assert rewards_of(4.0, whiten_rewards=True) == pytest.approx([0, 2], abs=1e-6)
+
+
+def test_take_gives_rows_without_columns_of_padding(models):
+    rollouts = judged(models)
+    part = rollouts.take([1, 0])
+    assert part.batch.input_ids.shape == (2, 5)  # 4 + 1 and 2 + 3 tokens; the third row had 7
+    assert torch.equal(part.scores, rollouts.scores[[1, 0]])
+    assert torch.equal(part.advantages, rollouts.advantages[[1, 0], :5])

@@ -1,0 +1,163 @@
+"""The update phase on a tiny model: identities of the first step, parts that add up, what learning does to KL."""
+
+import pytest
+import torch
+
+from tasks.errors import InputError
+from tasks.learning import experience
+from tasks.learning.learner import Learner, averages, seed_for
+from tests.tiny import tiny_models, tiny_params
+
+PROMPTS = [[4, 3], [5, 6, 3], [7, 3], [8, 9, 10, 3], [11, 3], [12, 3]]
+
+
+def a_round(models, iteration=1, **ppo):
+    learner = Learner(models, tiny_params(**ppo))
+    return learner, learner.judge(learner.sample(PROMPTS, seed=1), kl_coefficient=0.05)
+
+
+def weights(model):
+    return [weight.detach().clone() for weight in model.parameters()]
+
+
+def have_moved(before, model):
+    return [not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)]
+
+
+def test_first_step_starts_from_the_policy_that_sampled():
+    learner, rollouts = a_round(tiny_models(), minibatches=1, epochs=2)
+    first, second = learner.steps(rollouts, 1, "kept")
+    assert first["ratio_mean"] == pytest.approx(1, abs=1e-6)
+    assert first["squared_change"] == pytest.approx(0, abs=1e-10)
+    assert first["approx_kl"] == pytest.approx(0, abs=1e-6)
+    assert first["clip_fraction"] == 0
+    assert first["policy_loss"] == pytest.approx(0, abs=1e-6)  # minus the mean of whitened advantages
+    assert first["value_clip_fraction"] == 0
+    assert second["squared_change"] > 1e-8
+    assert second["approx_kl"] > 0
+
+
+def test_loss_of_a_minibatch_is_minus_the_mean_of_its_advantages_as_whitened_over_the_round():
+    learner, rollouts = a_round(tiny_models(), minibatches=2, epochs=1)
+    first = next(learner.steps(rollouts, 1, "kept"))
+    # Both minibatches have their own mean, and together, weighted by tokens, they have mean 0: not whitened anew.
+    assert abs(first["policy_loss"]) > 1e-3
+
+
+def test_every_weight_of_policy_and_critic_moves_and_none_of_the_others():
+    models = tiny_models()
+    old = {name: weights(getattr(models, name)) for name in ("policy", "critic", "reference", "reward")}
+    learner, rollouts = a_round(models)
+    learner.update(rollouts, 1, "kept")
+    assert all(have_moved(old["policy"], models.policy))
+    assert all(have_moved(old["critic"], models.critic))
+    assert not any(have_moved(old["reference"], models.reference))
+    assert not any(have_moved(old["reward"], models.reward))
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 5])
+def test_micro_batches_change_nothing_but_rounding(micro_batch):
+    def trained(size):
+        models = tiny_models()
+        learner = Learner(models, tiny_params(runtime={"micro_batch": size}, minibatches=2, entropy_bonus=0.01))
+        rollouts = learner.judge(learner.sample(PROMPTS, seed=1), 0.05)
+        return learner.update(rollouts, 1, "kept"), weights(models.policy) + weights(models.critic)
+
+    (figures, moved), (expected_figures, expected) = trained(micro_batch), trained(100)
+    assert figures == pytest.approx(expected_figures, abs=1e-4)
+    for one, other in zip(moved, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_the_policy_stands_still_while_the_critic_warms_up():
+    models = tiny_models()
+    policy, critic = weights(models.policy), weights(models.critic)
+    learner, rollouts = a_round(models, critic_warmup=1)
+    figures = learner.update(rollouts, 1, "kept")
+    assert not any(have_moved(policy, models.policy))
+    assert any(have_moved(critic, models.critic))
+    assert (figures["ratio_mean"], figures["ratio_var"], figures["grad_norm_policy"]) == (1, 0, 0)
+    learner.update(rollouts, 2, "kept")
+    assert any(have_moved(policy, models.policy))
+
+
+def test_remaining_epochs_are_dropped_where_the_policy_has_moved_too_far():
+    def steps(limit):
+        learner, rollouts = a_round(tiny_models(), epochs=4, minibatches=2, learning_rate=3e-2, max_update_kl=limit)
+        return len(list(learner.steps(rollouts, 1, "kept")))
+
+    assert steps(None) == 8
+    assert steps(1e-6) == 2
+
+
+def test_the_entropy_bonus_raises_entropy():
+    def entropy_after(bonus):
+        learner, rollouts = a_round(tiny_models(), entropy_bonus=bonus, epochs=4, learning_rate=1e-2)
+        rollouts = rollouts._replace(advantages=torch.zeros_like(rollouts.advantages))
+        learner.update(rollouts, 1, "kept")
+        after = learner.judge(learner.sample(PROMPTS, seed=1), 0.05)
+        return after.entropies[after.mask].mean().item()
+
+    assert entropy_after(0.1) > entropy_after(0.0) + 0.01
+
+
+@pytest.mark.parametrize(("field", "name"), [("advantages", "policy"), ("returns", "critic")])
+def test_a_loss_that_is_not_a_number_stops_before_the_optimiser_steps(field, name):
+    models = tiny_models()
+    learner, rollouts = a_round(models)
+    before = weights(getattr(models, name))
+    broken = rollouts._replace(**{field: getattr(rollouts, field) * float("nan")})
+    with pytest.raises(InputError, match=rf"step 1: the loss of the {name} is nan; the last good one"):
+        learner.update(broken, 1, "the last good one")
+    assert not any(have_moved(before, getattr(models, name)))
+
+
+def test_the_variance_of_the_ratio():
+    # ratios .5 and 1.5: mean 1, mean of (ratio - 1)^2 = .25; all at 1.5: .25 - .5^2 = 0
+    assert averages([{"ratio_mean": 1.0, "squared_change": 0.25}]) == {"ratio_mean": 1.0, "ratio_var": 0.25}
+    assert averages([{"ratio_mean": 1.5, "squared_change": 0.25}]) == {"ratio_mean": 1.5, "ratio_var": 0.0}
+
+
+def test_seeds_differ_by_purpose_and_iteration():
+    seeds = {seed_for(7, purpose, iteration) for purpose in ("sampling", "minibatches") for iteration in range(50)}
+    assert len(seeds) == 100
+
+
+def trained_on_a_known_reward(monkeypatch, kl_coefficient, rounds=24):
+    """The score is the share of token 9 in a response, by rule, not by a model; gives score and KL of each round."""
+
+    def share_of_token(_model, batch):
+        return ((batch.input_ids == 9) & batch.completion_mask).sum(dim=1) / batch.completion_mask.sum(dim=1)
+
+    monkeypatch.setattr(experience, "completion_scores", share_of_token)
+    learner = Learner(
+        tiny_models(),
+        tiny_params(
+            runtime={"micro_batch": 48},
+            iterations=rounds,
+            max_new_tokens=5,
+            learning_rate=4e-3,
+            critic_learning_rate=1e-2,
+            missing_eos_penalty=0.0,
+            schedule="linear",
+        ),
+    )
+    scores, kls = [], []
+    for iteration in range(1, rounds + 1):
+        answered = learner.sample(PROMPTS * 8, seed_for(0, "sampling", iteration))
+        rollouts = learner.judge(answered, kl_coefficient)
+        learner.update(rollouts, iteration, "kept")
+        scores.append(rollouts.scores.mean().item())
+        kls.append((rollouts.log_probs - rollouts.reference_log_probs).sum(dim=1).mean().item())
+    return scores, kls
+
+
+def test_a_known_reward_is_found_at_the_price_of_kl_and_a_huge_coefficient_forbids_it(monkeypatch):
+    scores, kls = trained_on_a_known_reward(monkeypatch, kl_coefficient=0.0)
+    assert scores[-1] > scores[0] + 0.4
+    assert kls[0] == 0
+    assert kls[-1] > 1
+    bound_scores, bound_kls = trained_on_a_known_reward(monkeypatch, kl_coefficient=100.0)
+    # Adam's steps on white advantages have one size however weak the signal: what is left is their noise.
+    assert max(bound_kls[-5:]) < 0.1 * kls[-1]
+    assert bound_scores[-1] < scores[-1] - 0.3

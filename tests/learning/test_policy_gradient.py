@@ -1,0 +1,106 @@
+"""The clipped losses: hand-worked numbers, padding that cannot matter, parts that add up to the whole."""
+
+import math
+
+import pytest
+import torch
+
+from tasks.learning.policy_gradient import policy_loss, value_loss
+
+ONE = torch.ones(1, 1, dtype=torch.bool)
+MASK = torch.tensor([[False, True, True, True, False], [False, False, True, True, False]])
+
+
+def row(*values):
+    return torch.tensor([values])
+
+
+def loss_of_one_token(ratio, advantage, dual_clip=None):
+    log_probs = row(math.log(ratio))
+    return policy_loss(log_probs, row(0.0), row(advantage), ONE, token_count=1, clip=0.2, dual_clip=dual_clip)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "dual_clip", "loss", "is_cut"),
+    [
+        (1.1, 2.0, None, -2.2, False),  # inside the clip: -2 * 1.1
+        (1.5, 2.0, None, -2.4, True),  # good token, already likelier: -2 * 1.2
+        (0.5, 2.0, None, -1.0, False),  # good token, less likely: nothing is cut, -2 * .5
+        (0.5, -2.0, None, 1.6, True),  # bad token, already less likely: 2 * .8
+        (1.5, -2.0, None, 3.0, False),  # bad token, likelier: 2 * 1.5
+        (5.0, -2.0, None, 10.0, False),  # without the dual clip: 2 * 5
+        (5.0, -2.0, 3.0, 6.0, True),  # with it: at most 2 * 3
+        (5.0, 2.0, 3.0, -2.4, True),  # the dual clip leaves good tokens alone
+    ],
+)
+def test_policy_loss_by_hand(ratio, advantage, dual_clip, loss, is_cut):
+    found = loss_of_one_token(ratio, advantage, dual_clip)
+    assert found.loss.item() == pytest.approx(loss, abs=1e-5)
+    assert found.clip_fraction.item() == float(is_cut)
+    assert found.ratio_mean.item() == pytest.approx(ratio, abs=1e-5)
+    assert found.squared_change.item() == pytest.approx((ratio - 1) ** 2, abs=1e-4)
+    # k3 between old and new: ratio - 1 - log ratio
+    assert found.approx_kl.item() == pytest.approx(ratio - 1 - math.log(ratio), abs=1e-5)
+
+
+@pytest.mark.parametrize(("ratio", "advantage", "dual_clip"), [(1.5, 2.0, None), (0.5, -2.0, None), (5.0, -2.0, 3.0)])
+def test_cut_tokens_have_no_gradient(ratio, advantage, dual_clip):
+    log_probs = row(math.log(ratio)).requires_grad_()
+    policy_loss(log_probs, row(0.0), row(advantage), ONE, token_count=1, clip=0.2, dual_clip=dual_clip).loss.backward()
+    assert log_probs.grad is not None
+    assert log_probs.grad.item() == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "old", "target", "loss", "is_clipped"),
+    [
+        (0.1, 0.0, 1.0, 0.405, 0.0),  # within the clip: .5 * .9^2
+        (0.9, 0.0, 1.0, 0.32, 1.0),  # near the target, but too far from the old value: .5 * .8^2
+        (-0.9, 0.0, 1.0, 1.805, 0.0),  # far the wrong way: .5 * 1.9^2 is the larger one
+    ],
+)
+def test_value_loss_by_hand(value, old, target, loss, is_clipped):
+    found = value_loss(row(value), row(old), row(target), ONE, token_count=1, clip=0.2)
+    assert found.loss.item() == pytest.approx(loss, abs=1e-6)
+    assert found.clip_fraction.item() == is_clipped
+
+
+def test_an_extreme_ratio_stays_finite():
+    found = policy_loss(row(0.0), row(-1e4), row(-1.0), ONE, token_count=1, clip=0.2)
+    assert torch.isfinite(found.loss)
+
+
+def random_inputs(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, 5, generator=generator) for _ in range(4)]
+
+
+@pytest.mark.parametrize("rubbish", [float("nan"), float("inf"), -float("inf")])
+def test_padding_changes_neither_losses_nor_gradients(rubbish):
+    def losses_and_gradients(fill):
+        new, old, third, fourth = (torch.where(MASK, tensor, fill) for tensor in random_inputs())
+        new.requires_grad_()
+        policy = policy_loss(new, old, third, MASK, token_count=5, clip=0.2, dual_clip=3.0)
+        value = value_loss(new, old, fourth, MASK, token_count=5, clip=0.2)
+        gradient = torch.autograd.grad(policy.loss + value.loss, new)[0]
+        return [*policy, *value, gradient]
+
+    for clean, dirty in zip(losses_and_gradients(0.0), losses_and_gradients(rubbish), strict=True):
+        assert torch.equal(clean, dirty)
+    assert losses_and_gradients(rubbish)[-1][~MASK].abs().max() == 0
+
+
+def test_parts_of_a_minibatch_add_up_to_the_whole():
+    new, old, advantages, returns = random_inputs(1)
+    new.requires_grad_()
+    count = int(MASK.sum())
+
+    def parts(rows):
+        policy = policy_loss(new[rows], old[rows], advantages[rows], MASK[rows], token_count=count, clip=0.2)
+        value = value_loss(new[rows], old[rows], returns[rows], MASK[rows], token_count=count, clip=0.2)
+        gradient = torch.autograd.grad(policy.loss + value.loss, new)[0]
+        return [*policy, *value, gradient]
+
+    whole, first, second = parts(slice(0, 2)), parts(slice(0, 1)), parts(slice(1, 2))
+    for together, a, b in zip(whole, first, second, strict=True):
+        torch.testing.assert_close(together, a + b, atol=1e-6, rtol=0)

@@ -1,0 +1,123 @@
+"""Sampling: what comes out does not hang on batches, padding, stray settings of a model or the state of a generator."""
+
+import pytest
+import torch
+
+from tasks.errors import InputError
+from tasks.learning.rollouts import _sample, generate, stop_tokens
+from tests.tiny import EOS, tiny_policy, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+PROMPTS = [[4], [5, 6, 7, 8, 9, 10, 11], [12, 3], [7, 7, 7], [15, 3], [4, 5, 6, 3], [9, 3]]
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return tiny_policy()
+
+
+def answers(policy, prompts=PROMPTS, temperature=1.0, seed=5, batch_size=7, max_new_tokens=12, **options):
+    return generate(
+        policy,
+        TOKENIZER,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        batch_size=batch_size,
+        **options,
+    )
+
+
+@torch.no_grad()
+def greedy_one_by_one(policy, prompt, count):
+    """No cache, no padding, no batch."""
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(policy(torch.tensor([ids])).logits[0, -1].argmax().item())
+        if ids[-1] == EOS:
+            break
+    return ids[len(prompt) :]
+
+
+def test_greedy_equals_the_whole_forward_token_by_token(policy):
+    expected = [greedy_one_by_one(policy, prompt, 12) for prompt in PROMPTS]
+    assert answers(policy, temperature=0) == expected
+    assert len({tuple(answer) for answer in expected}) > 3  # the prompts do matter
+
+
+def test_greedy_equals_transformers_own_generate(policy):
+    own = answers(policy, temperature=0, prompts=[[4, 5, 6]], max_new_tokens=8)[0]
+    ids = torch.tensor([[4, 5, 6]])
+    theirs = policy.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8)
+    assert own == theirs[0, 3:].tolist()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+def test_the_batch_does_not_matter(policy, batch_size):
+    assert answers(policy, batch_size=batch_size) == answers(policy)
+
+
+def test_a_pure_function_of_its_arguments(policy):
+    before = torch.get_rng_state()
+    first = answers(policy)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert answers(policy) == first
+    assert answers(policy, seed=6) != first
+
+
+def test_responses_end_at_the_first_stop_token(policy):
+    for answer in answers(policy, prompts=PROMPTS * 8):
+        assert 1 <= len(answer) <= 12
+        assert EOS not in answer[:-1]
+        assert answer[-1] == EOS or len(answer) == 12
+
+
+def test_stop_tokens_of_the_generation_config_count_too():
+    policy = tiny_policy()
+    policy.generation_config.eos_token_id = [EOS, 6]
+    assert stop_tokens(policy, TOKENIZER) == [EOS, 6]
+    found = answers(policy, prompts=PROMPTS * 8)
+    assert any(answer[-1] == 6 for answer in found)
+    assert not any(6 in answer[:-1] for answer in found)
+
+
+def test_sampling_settings_that_a_model_brings_are_left_out_of_account(policy):
+    stray = tiny_policy()
+    for name, value in {"repetition_penalty": 5.0, "top_k": 1, "min_p": 0.5, "no_repeat_ngram_size": 1}.items():
+        setattr(stray.generation_config, name, value)
+    assert answers(stray) == answers(policy)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
+def test_tokens_are_drawn_from_the_softmax_of_the_logits_over_the_temperature(policy, temperature):
+    count = 4000
+    found = answers(policy, [[4, 5, 3]] * count, temperature=temperature, batch_size=count, max_new_tokens=1)
+    shares = torch.tensor([answer[0] for answer in found]).bincount(minlength=16) / count
+    with torch.no_grad():
+        expected = (policy(torch.tensor([[4, 5, 3]])).logits[0, -1] / temperature).softmax(0)
+    # four standard deviations of a share
+    assert ((shares - expected).abs() < 4 * (expected * (1 - expected) / count).sqrt() + 1e-3).all()
+
+
+def test_the_inverse_of_the_distribution_by_hand():
+    logits = torch.tensor([[0.25, 0.5, 0.0, 0.25]]).log().expand(5, 4)
+    noise = torch.tensor([0.0, 0.2499, 0.2501, 0.7501, 1 - 1e-9], dtype=torch.float64)
+    # cumulative .25, .75, .75, 1: token 2 has no chance
+    assert _sample(logits, noise, 1.0).tolist() == [0, 0, 1, 3, 3]
+
+
+def test_progress_counts_every_prompt(policy):
+    counts: list[int] = []
+    answers(policy, batch_size=3, on_progress=counts.append)
+    assert counts == [3, 3, 1]
+
+
+def test_no_prompts_no_answers(policy):
+    assert answers(policy, prompts=[]) == []
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(policy):
+    with pytest.raises(InputError, match=r"prompt of 60 tokens .* of 12 .* context of 64"):
+        answers(policy, prompts=[[4], [5] * 60])

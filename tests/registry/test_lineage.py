@@ -1,0 +1,178 @@
+"""Runs are found by content, written anew where they are lost, and explain every version."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tasks.errors import InputError
+from tasks.params import load_params
+from tasks.registry import lineage, promotion, stages, tracking
+from tasks.registry.store import open_store
+from tests.registry.conftest import repro, run_again
+
+TRACKED = ["sft", "reward", "align", "evaluate"]
+
+
+@pytest.fixture
+def params(tracked):
+    return load_params()
+
+
+def runs():
+    store = open_store("trueline")
+    return store.client.search_runs([store.experiment_id])
+
+
+def statuses(synced):
+    return [(each["stage"], each["status"]) for each in synced["stages"]]
+
+
+def test_runs_that_are_lost_are_written_anew_once(tracked, params):
+    first = lineage.sync(params)
+    assert statuses(first) == [(stage, "restored") for stage in TRACKED]
+    assert lineage.sync(params) == first
+    assert len(runs()) == 4
+    aligned = next(run for run in runs() if run.data.tags["stage"] == "ppo")
+    assert aligned.info.status == "FINISHED"
+    assert aligned.data.tags["key"] == stages.lock_key("align")
+    assert json.loads(aligned.data.tags["outputs"]) == stages.output_hashes("align")
+    assert aligned.data.params["ppo.clip"] == str(params.ppo.clip)
+    store = open_store("trueline")
+    curve = store.client.get_metric_history(aligned.info.run_id, "loss")
+    assert [(point.step, point.value) for point in curve] == [(0, 1.5), (1, 0.5)]
+    assert aligned.data.metrics["final/loss"] == 0.5
+    model = store.client.get_logged_model(aligned.data.tags["model_id"])
+    assert model.tags["md5"] == stages.output_hash("align", Path("models/ppo"))
+
+
+def test_what_is_written_anew_comes_from_the_lock_not_from_the_folder(tracked, params):
+    Path("metrics/sft.json").write_text('{"loss": 99}')
+    lineage.sync(params)
+    (found,) = [run for run in runs() if run.data.tags["stage"] == "sft"]
+    assert found.data.metrics["final/loss"] == 0.5
+
+
+def test_a_run_that_trained_is_found_and_completed(tracked, params):
+    with tracking.run("sft", params) as run:
+        run.log(0, {"loss": 2.0})
+    synced = lineage.sync(params)
+    assert synced["stages"][0] == {"stage": "sft", "status": "ran", "run_id": run.id, "alarm": None}
+    tags = open_store("trueline").client.get_run(run.id).data.tags
+    assert json.loads(tags["outputs"]) == stages.output_hashes("sft")
+    assert "model_id" in tags
+
+
+def test_a_failed_run_is_no_lineage(tracked, params):
+    with pytest.raises(ValueError, match="a bug"), tracking.run("sft", params):
+        raise ValueError("a bug")
+    assert statuses(lineage.sync(params))[0] == ("sft", "restored")
+
+
+def test_a_run_used_by_a_later_result_is_reused(tracked, params):
+    lineage.sync(params)
+    settings = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(re.sub(r"\n  clip: .*", "\n  clip: 0.31", settings))
+    repro()
+    second = lineage.sync(params)
+    assert statuses(second) == [
+        ("sft", "reused"),
+        ("reward", "reused"),
+        ("align", "restored"),
+        ("evaluate", "restored"),
+    ]
+    assert lineage.sync(params) == second
+    Path("params.yaml").write_text(settings)
+    repro()  # everything comes from DVC's cache
+    assert statuses(lineage.sync(params)) == [(stage, "restored") for stage in TRACKED]
+
+
+def test_other_bytes_under_the_same_key_are_an_alarm(tracked, params, caplog):
+    with tracking.run("sft", params) as run:
+        run.model(Path("models/sft"))
+    lock = Path("dvc.lock").read_text()
+    md5 = stages.output_hashes("sft")["models/sft"]
+    Path("dvc.lock").write_text(lock.replace(md5, f"{'0' * 32}.dir"))
+    synced = lineage.sync(params)
+    (alarm,) = synced["alarms"]
+    assert alarm.startswith(f"sft is not deterministic: run {run.id} ")
+    assert "models/sft" in alarm
+    assert alarm in caplog.text
+    assert lineage.sync(params)["alarms"] == [alarm]
+    Path("dvc.lock").write_text(lock)
+    assert lineage.sync(params)["alarms"] == []
+
+
+def test_before_the_first_run_there_is_nothing_to_link(tracked, params):
+    Path("dvc.lock").unlink()
+    assert lineage.sync(params) == {"stages": [], "alarms": []}
+
+
+@pytest.mark.parametrize("name", ["champion", "1"])
+def test_why_names_everything_that_made_a_version(tracked, params, name):
+    promotion.promote(params)
+    told = lineage.why(params, name)
+    assert (told["version"], told["aliases"], told["method"]) == (1, ["champion"], "ppo")
+    assert told["policy"] == {
+        "name": "trueline-policy",
+        "path": "models/ppo",
+        "md5": stages.output_hash("align", Path("models/ppo")),
+    }
+    assert told["reward"] == {
+        "name": "trueline-reward",
+        "version": 1,
+        "md5": stages.output_hash("reward", Path("models/reward")),
+    }
+    assert told["base"]["md5"] == stages.output_hash("base", Path("models/base"))
+    assert told["data"]["md5"] == stages.output_hash("validate", Path("data/validate"))
+    assert told["data"]["prepare"] == {"demonstrations": {"rows": 30}}
+    assert told["data"]["validate"] == {"demonstrations": {"kept": 28, "quarantined": 2}}
+    assert told["gate"]["decision"] == "promote"
+    assert told["gate"]["checks"] == [{"name": "kl", "figure": 1.0}]
+    assert told["opponent"]["name"] == "sft"
+    assert told["champion_then"] is None
+    assert len(told["git_commit"]) == 40
+    assert told["git_dirty"] == "false"
+    assert told["params"]["ppo"]["clip"] == params.ppo.clip
+    assert list(told["runs"]) == TRACKED
+    assert all(told["runs"].values())
+    assert [decision["action"] for decision in told["decisions"]] == ["promote"]
+    assert json.loads(json.dumps(told)) == told
+
+
+def test_why_still_knows_an_old_version_when_the_folder_has_moved_on(tracked, params):
+    promotion.promote(params)
+    told = lineage.why(params, "champion")
+    Path("figures.json").write_text(json.dumps({"content": 2}))
+    repro()
+    assert lineage.why(params, "1") == told
+
+
+def test_why_says_which_versions_and_aliases_there_are(tracked, params):
+    with pytest.raises(InputError, match="trueline-policy has no champion: nothing has been registered yet"):
+        lineage.why(params, "champion")
+    promotion.register(params)
+    for unknown in ("champion", "7", "no such"):
+        with pytest.raises(InputError, match=rf"has no {unknown}: choose one .* 1 or of the aliases challenger \(1\)"):
+            lineage.why(params, unknown)
+
+
+def test_a_new_database_gets_runs_versions_and_aliases_back(challenged, empty_database, monkeypatch):
+    params = load_params()
+    assert promotion.register(params)["version"] == 2  # never promoted: its number must not be given to another
+    run_again(content=3)
+    assert promotion.promote(params)["version"] == 3
+    told = lineage.why(params, "champion")
+    assert (told["version"], told["champion_then"]["version"]) == (3, 1)
+
+    shutil.copy(empty_database, "new.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{challenged / 'new.db'}")
+    assert statuses(lineage.sync(params)) == [(stage, "restored") for stage in TRACKED]
+    again = lineage.why(params, "champion")
+    assert {name: again[name] for name in again if name != "runs"} == {
+        name: told[name] for name in told if name != "runs"
+    }
+    assert lineage.why(params, "previous")["version"] == 1
+    assert [decision["champion"]["version"] for decision in lineage.history()] == [1, 3]

@@ -1,0 +1,250 @@
+"""The registry changes only through the gate or back, and the record is always ahead of it."""
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tasks.errors import InputError
+from tasks.params import parse_params
+from tasks.registry import promotion, stages, versions
+from tasks.registry.decisions import past_decisions
+from tasks.registry.lineage import history
+from tasks.registry.opponent import refresh_opponent
+from tasks.registry.store import open_store
+from tests.registry.conftest import ROOT, change_figures, repro, run_again
+
+RECORD = Path("decisions.jsonl")
+
+
+@pytest.fixture
+def params():
+    return parse_params(yaml.safe_load((ROOT / "params.yaml").read_text()))
+
+
+def aliases(params):
+    client = open_store("trueline").client
+    return {
+        name: {alias: int(version) for alias, version in client.get_registered_model(name).aliases.items()}
+        for name in (params.registry.policy, params.registry.reward)
+    }
+
+
+@pytest.fixture
+def promoted(tracked, params):
+    """Version 1 is champion."""
+    assert promotion.promote(params)["promoted"]
+    return tracked
+
+
+@pytest.fixture
+def promoted_twice(challenged, params):
+    """Version 2 is champion, version 1 the previous one."""
+    assert promotion.promote(params)["promoted"]
+    return challenged
+
+
+def test_registering_twice_gives_the_same_versions(tracked, params):
+    first = promotion.register(params)
+    assert promotion.register(params) == first
+    assert (first["version"], first["reward_version"], first["gate"]) == (1, 1, "promote")
+    assert aliases(params) == {"trueline-policy": {"challenger": 1}, "trueline-reward": {"challenger": 1}}
+    version = open_store("trueline").client.get_model_version("trueline-policy", "1")
+    assert version.tags["md5"] == stages.output_hash("align", Path("models/ppo"))
+    assert version.tags["reward_md5"] == stages.output_hash("reward", Path("models/reward"))
+    assert not RECORD.exists()
+
+
+def test_a_promotion_moves_the_aliases_and_is_recorded(promoted, params):
+    (decision,) = past_decisions()
+    assert (decision["action"], decision["champion"]["version"], decision["previous"]) == ("promote", 1, None)
+    assert decision["reasons"] == ["All is well."]
+    assert decision["gate"]["checks"] == [{"name": "kl", "figure": 1.0}]
+    assert decision["time"].endswith("+00:00")
+    assert decision["who"]
+    assert decision["git_commit"]
+    assert aliases(params) == {"trueline-policy": {"champion": 1}, "trueline-reward": {"champion": 1}}
+    version = open_store("trueline").client.get_model_version("trueline-policy", "1")
+    assert version.tags["decision"] == decision["id"]
+    assert "All is well." in str(version.description)
+
+
+def test_after_a_promotion_nothing_runs(promoted, params):
+    before = Path("dvc.lock").read_bytes()
+    assert not refresh_opponent(params)
+    assert repro() == []
+    assert Path("dvc.lock").read_bytes() == before
+
+
+def test_the_champion_is_not_promoted_again(promoted, params):
+    verdict = promotion.promote(params)
+    assert verdict == {
+        "promoted": False, "version": 1, "champion": 1, "reasons": ["Version 1 is the champion already."]
+    }  # fmt: skip
+    assert len(past_decisions()) == 1
+
+
+def test_two_promotions_at_once_give_one_champion_and_one_refusal(tracked, params):
+    verdicts = []
+    both = [threading.Thread(target=lambda: verdicts.append(promotion.promote(params))) for _ in range(2)]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join()
+    assert sorted(verdict["promoted"] for verdict in verdicts) == [False, True]
+    assert len(past_decisions()) == 1
+
+
+@pytest.mark.parametrize("decision", ["reject", "inconclusive"])
+def test_without_the_gate_nothing_is_promoted(tracked, params, monkeypatch, decision):
+    gate = {"decision": decision, "reasons": ["Too long."]}
+    monkeypatch.setattr(promotion, "locked_json", lambda *_: gate)
+    verdict = promotion.promote(params)
+    assert verdict == {
+        "promoted": False, "version": 1, "champion": None, "reasons": [f"The gate says {decision}.", "Too long."]
+    }  # fmt: skip
+    assert aliases(params)["trueline-policy"] == {"challenger": 1}
+    assert not RECORD.exists()
+
+
+def test_a_gate_file_written_by_hand_changes_nothing(tracked, params):
+    run_again(gate={"decision": "reject", "reasons": ["Too long."]}, evaluate={"other": 1})
+    Path("metrics/gate.json").write_text(json.dumps({"decision": "promote", "reasons": []}))
+    assert promotion.promote(params)["reasons"] == ["The gate says reject.", "Too long."]
+
+
+def test_the_next_champion_makes_the_old_one_previous(promoted_twice, params):
+    assert json.loads(Path("opponent.json").read_text()) == {
+        "name": "champion",
+        "version": 1,
+        "policy": past_decisions()[0]["champion"]["md5"],
+    }
+    assert aliases(params)["trueline-policy"] == {"champion": 2, "previous": 1}
+    previous = past_decisions()[1]["previous"]
+    assert previous and previous["version"] == 1
+
+
+def test_a_gate_that_compared_with_another_opponent_is_stale(promoted, params):
+    change_figures(content=2)
+    repro()  # without looking whom to compare with
+    with pytest.raises(InputError, match="compared with SFT, but the champion is version 1 by now: run trueline run"):
+        promotion.promote(params)
+    assert len(past_decisions()) == 1
+
+
+def test_an_opponent_changed_after_the_gate_is_stale(tracked, params):
+    Path("opponent.json").write_text('{"name": "champion", "version": 9, "policy": "x.dir"}')
+    with pytest.raises(InputError, match=r"opponent\.json has changed since the gate compared with it"):
+        promotion.promote(params)
+
+
+def test_a_gate_of_another_candidate_is_refused(tracked, params):
+    change_figures(content=2)
+    repro("align", single_item=True)
+    with pytest.raises(InputError, match=r"ran on another models/ppo than the one in dvc\.lock: run dvc repro"):
+        promotion.promote(params)
+
+
+def test_a_pipeline_that_has_not_ended_is_refused(tracked, params):
+    Path("dvc.lock").unlink()
+    with pytest.raises(InputError, match=r"dvc\.lock has no stage \w+: run dvc repro"):
+        promotion.register(params)
+
+
+def test_a_rollback_swaps_and_another_swaps_back(promoted_twice, params):
+    assert promotion.rollback(params, "it insults people") == {
+        "promoted": True, "version": 1, "champion": 1, "reasons": ["it insults people"]
+    }  # fmt: skip
+    assert aliases(params)["trueline-policy"] == {"champion": 1, "previous": 2}
+    promotion.rollback(params, "it was another model")
+    assert aliases(params)["trueline-policy"] == {"champion": 2, "previous": 1}
+    assert [(each["action"], each["champion"]["version"]) for each in history()] == [
+        ("promote", 1),
+        ("promote", 2),
+        ("rollback", 1),
+        ("rollback", 2),
+    ]
+
+
+def test_what_was_taken_back_is_not_promoted_by_the_next_run(promoted_twice, params):
+    promotion.rollback(params, "it insults people")
+    run_again()
+    verdict = promotion.promote(params)
+    assert (verdict["promoted"], verdict["champion"]) == (False, 1)
+    assert "it insults people" in verdict["reasons"][0]
+
+
+def test_a_rollback_needs_a_reason_and_a_previous_champion(promoted, params):
+    with pytest.raises(InputError, match="needs a reason"):
+        promotion.rollback(params, "  ")
+    with pytest.raises(InputError, match="no previous champion"):
+        promotion.rollback(params, "it insults people")
+
+
+@pytest.mark.parametrize("moment", ["before the aliases move", "before the registry notes the decision"])
+def test_a_crash_after_the_record_is_mended_by_the_next_command(challenged, params, monkeypatch, moment):
+    with monkeypatch.context() as patch:
+        if moment == "before the aliases move":
+            patch.setattr(promotion, "carry_out", lambda *_: 1 / 0)
+        else:
+            patch.setattr("mlflow.MlflowClient.set_registered_model_tag", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            promotion.promote(params)
+    assert promotion.promote(params)["reasons"] == ["Version 2 is the champion already."]
+    assert aliases(params)["trueline-policy"] == {"champion": 2, "previous": 1}
+    assert len(past_decisions()) == 2
+
+
+def test_a_record_behind_the_registry_is_refused(promoted_twice, params):
+    RECORD.write_text(RECORD.read_text().splitlines(keepends=True)[0])
+    for change in (lambda: promotion.promote(params), lambda: promotion.rollback(params, "why not")):
+        with pytest.raises(
+            InputError, match=r"decisions\.jsonl lacks decision \w+, which the registry has carried out"
+        ):
+            change()
+
+
+def test_a_damaged_record_is_named_with_its_row(promoted, params):
+    with RECORD.open("a") as file:
+        file.write('{"id": "cut o')
+    with pytest.raises(InputError, match=r"decisions\.jsonl row 2 is damaged: restore the file from git"):
+        history()
+
+
+def test_a_version_of_somebody_else_is_no_champion_of_ours(tracked, params):
+    client = open_store("trueline").client
+    client.create_registered_model("trueline-policy")
+    client.create_model_version("trueline-policy", "dvc:other")
+    client.set_registered_model_alias("trueline-policy", "champion", "1")
+    with pytest.raises(InputError, match="version 1 was not registered by trueline"):
+        promotion.promote(params)
+
+
+def test_the_opponent_is_sft_until_there_is_a_champion(tracked, params):
+    assert not refresh_opponent(params)
+    Path("opponent.json").unlink()
+    assert refresh_opponent(params)
+    assert json.loads(Path("opponent.json").read_text()) == {"name": "sft", "version": None, "policy": None}
+
+
+def test_the_opponent_is_the_champion_when_the_candidate_would_be_another(promoted, params):
+    change_figures(content=2)
+    assert refresh_opponent(params)
+    assert json.loads(Path("opponent.json").read_text())["version"] == 1
+    assert not refresh_opponent(params)
+
+
+def test_a_clone_without_files_has_no_other_candidate(promoted, params):
+    Path("models/ppo/content.txt").unlink()
+    Path("models/ppo").rmdir()
+    assert not refresh_opponent(params)
+
+
+def test_a_lost_registry_comes_back_from_the_record(promoted_twice, params):
+    store = open_store("trueline")
+    for name in ("trueline-policy", "trueline-reward"):
+        store.client.delete_registered_model(name)
+    versions.settle(store, params)
+    assert aliases(params)["trueline-policy"] == {"champion": 2, "previous": 1}

@@ -1,0 +1,284 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import chat as chat_module
+from flows import cli
+from flows import status as status_module
+from flows.doctor import Finding
+from flows.locks import one_flow_at_a_time
+from tasks.errors import InputError
+from tasks.registry import lineage, promotion
+
+ROOT = Path(__file__).parents[1]
+HELP = """
+import sys
+from flows.cli import main
+sys.argv = ["trueline", "--help"]
+try:
+    main()
+except SystemExit:
+    print(*{name.partition(".")[0] for name in sys.modules}, file=sys.stderr)
+"""
+VERDICT = {"promoted": True, "version": 2, "champion": 2, "reasons": ["The win rate is above 50%."]}
+
+
+@pytest.fixture(autouse=True)
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the shipped settings and the built-in example's file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    (tmp_path / "tasks/data").mkdir(parents=True)
+    (tmp_path / "tasks/data/example.py").touch()
+    return tmp_path
+
+
+@pytest.fixture
+def trueline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["trueline", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        said = capsys.readouterr()
+        return int(stopped.value.code or 0), said.out, said.err
+
+    return call
+
+
+def returning(value: Any):
+    return lambda *_arguments, **_options: value
+
+
+def raising(error: Exception):
+    def fail(*_arguments: Any, **_options: Any) -> None:
+        raise error
+
+    return fail
+
+
+# --- Quick
+
+
+def test_help_imports_nothing_that_costs_seconds() -> None:
+    done = subprocess.run([sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert "rollback" in done.stdout
+    slow = {"torch", "transformers", "prefect", "mlflow", "dvc", "pandas", "datasets", "great_expectations", "pydantic"}
+    assert not slow & set(done.stderr.split())
+
+
+# --- What a user must mend
+
+
+@pytest.mark.parametrize(
+    ("key", "cure"),
+    [
+        ("base.source", "base.source is nowhere, which does not exist: trueline configure base.source=PATH mends it"),
+        ("prepare.prompts.source", "prepare.prompts.source is nowhere, which does not exist"),
+    ],
+)
+def test_run_with_an_absent_source(trueline, key: str, cure: str) -> None:
+    assert trueline("configure", f"{key}=nowhere")[0] == 0
+
+    code, out, err = trueline("run")
+
+    assert (code, out) == (2, "")
+    assert err.startswith("trueline: params.yaml: ")
+    assert cure in err
+    assert err.count("\n") == 1
+
+
+def test_run_with_bad_settings(trueline, checkout: Path) -> None:
+    (checkout / "params.yaml").write_text("seed: 7\n")
+
+    code, _, err = trueline("run")
+
+    assert code == 2
+    assert err.startswith("trueline: params.yaml: runtime is missing: add it")
+
+
+def test_run_while_another_runs(trueline) -> None:
+    with one_flow_at_a_time():
+        code, out, err = trueline("run", "--json")
+
+    assert (code, out) == (2, "")
+    assert f"a flow runs in this checkout already: process {os.getpid()} on " in err
+
+
+@pytest.mark.parametrize("command", [["why", "champion"], ["sync"], ["promote"], ["rollback", "--reason", "worse"]])
+def test_an_input_error_is_one_sentence(trueline, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    for module, name in ((lineage, "why"), (lineage, "sync"), (promotion, "promote"), (promotion, "rollback")):
+        monkeypatch.setattr(module, name, raising(InputError("MLflow is away: start it")))
+
+    assert trueline(*command, "--json") == (2, "", "trueline: MLflow is away: start it\n")
+
+
+def test_no_permission_is_one_sentence(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lineage, "history", raising(PermissionError(13, "denied", "decisions.jsonl")))
+
+    code, _, err = trueline("history")
+
+    assert (code, err) == (2, "trueline: no permission for decisions.jsonl: grant it or run as its owner\n")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lineage, "history", raising(KeyError("a bug")))
+    monkeypatch.setattr(sys, "argv", ["trueline", "history"])
+
+    with pytest.raises(KeyError):
+        cli.main()
+
+
+def test_rollback_needs_a_reason(trueline) -> None:
+    code, _, err = trueline("rollback")
+
+    assert code == 2
+    assert "--reason" in err
+
+
+# --- Reports
+
+
+@pytest.mark.parametrize(
+    ("command", "owner", "name", "content"),
+    [
+        (["why", "3"], lineage, "why", {"version": 3, "data": {"md5": "0af1.dir"}, "decisions": [{"id": "a"}]}),
+        (["history"], lineage, "history", []),
+        (["sync"], lineage, "sync", {"stages": [{"stage": "sft", "status": "ran", "run_id": "1"}], "alarms": []}),
+        (["promote"], promotion, "promote", VERDICT),
+        (["rollback", "--reason", "worse"], promotion, "rollback", VERDICT),
+    ],
+)
+def test_json_is_the_data_and_nothing_else(
+    trueline, monkeypatch: pytest.MonkeyPatch, command: list[str], owner: Any, name: str, content: Any
+) -> None:
+    monkeypatch.setattr(owner, name, returning(content))
+
+    code, out, _ = trueline(*command, "--json")
+    assert (code, json.loads(out)) == (0, content)
+
+    code, out, _ = trueline(*command)
+    assert (code, bool(out)) == (0, True)
+
+
+def test_status_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = {"prepare": "up to date", "sft": "changed"}
+    monkeypatch.setattr(status_module, "stage_states", returning(states))
+    (Path(".trueline")).mkdir()
+    Path(".trueline/failure.json").write_text(json.dumps({"stage": "sft", "kind": "input", "message": "mend it"}))
+
+    code, out, _ = trueline("status", "--json")
+    assert code == 0
+    assert json.loads(out) == {
+        "stages": states,
+        "registry": {"champion": None, "challenger": None, "error": None},
+        "flow": None,
+        "failure": {"stage": "sft", "kind": "input", "message": "mend it"},
+    }
+    assert not Path("mlflow.db").exists()  # looking makes nothing
+
+    out = trueline("status")[1]
+    assert "sft      changed" in out
+    assert "sft: mend it" in out
+
+
+def test_status_while_a_flow_runs_leaves_dvc_alone(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_module, "plan", lambda: ["prepare"])
+    with one_flow_at_a_time():
+        status = json.loads(trueline("status", "--json")[1])
+
+    assert status["stages"] == {"prepare": "busy"}
+    assert status["flow"]["pid"] == os.getpid()
+
+
+def test_a_refused_promotion_exits_with_1(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = {"promoted": False, "version": 3, "champion": 2, "reasons": ["The gate says reject."]}
+    monkeypatch.setattr(promotion, "promote", returning(refused))
+
+    code, out, _ = trueline("promote")
+
+    assert code == 1
+    assert "Version 3 was not promoted; champion: 2.\n  The gate says reject." in out
+
+
+def test_an_alarm_of_the_lineage_exits_with_1(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lineage, "sync", returning({"stages": [], "alarms": ["sft is not deterministic"]}))
+
+    code, out, _ = trueline("sync")
+
+    assert code == 1
+    assert "Alarm: sft is not deterministic" in out
+
+
+@pytest.mark.parametrize(("level", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
+def test_doctor_exits_with_1_where_something_fails(
+    trueline, monkeypatch: pytest.MonkeyPatch, level: Any, code: int
+) -> None:
+    monkeypatch.setattr("flows.doctor.examine", lambda: [Finding("disk", level, "0.1 GB free", "free some")])
+
+    assert trueline("doctor")[0] == code
+    assert json.loads(trueline("doctor", "--json")[1]) == [
+        {"check": "disk", "level": level, "found": "0.1 GB free", "cure": "free some"}
+    ]
+
+
+def test_configure_says_what_changed(trueline) -> None:
+    assert trueline("configure", "align.method=dpo")[1] == "align.method: ppo → dpo\n"
+    assert trueline("configure", "align.method=dpo")[1] == "params.yaml says so already.\n"
+    changes = json.loads(trueline("configure", "seed=8", "--json")[1])
+    assert changes == [{"key": "seed", "before": 7, "after": 8}]
+
+
+# --- Chat
+
+
+class Parrot:
+    """Stands in for a conversation with a model."""
+
+    messages: list[Any]
+
+    def ask(self, text: str) -> str:
+        if text == "long":
+            raise InputError("the conversation is longer than the context")
+        return text.upper()
+
+
+@pytest.fixture
+def parrot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_module, "begin", returning(Parrot()))
+    Path("models/sft").mkdir(parents=True)
+
+
+def test_one_message(trueline, parrot: None) -> None:
+    assert trueline("chat", "--stage", "sft", "hello") == (0, "HELLO\n", "")
+
+
+def test_piped_messages(trueline, parrot: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n\nagain\n/exit\nunheard\n"))
+
+    assert trueline("chat", "--stage", "sft") == (0, "HELLO\nAGAIN\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--stage", "sft", "long"], "the conversation is longer than the context"),
+        (["--stage", "reward", "hello"], "reward has no model to talk to: choose one of base, sft, dpo, ppo"),
+        (["--stage", "ppo", "hello"], "models/ppo does not exist"),
+        (["--stage", "sft", "--version", "3", "hello"], "--stage and --version name two models"),
+    ],
+)
+def test_chat_that_cannot_be(trueline, parrot: None, arguments: list[str], sentence: str) -> None:
+    code, out, err = trueline("chat", *arguments)
+
+    assert (code, out) == (2, "")
+    assert sentence in err

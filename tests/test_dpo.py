@@ -1,0 +1,106 @@
+"""The dpo stage on a tiny model."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tasks.data.files import MODELS, VALIDATED, read_json
+from tasks.data.records import read_preferences, write_records
+from tasks.dpo import Figures, check_first_rewards, dpo
+from tasks.errors import InputError
+from tasks.learning.losses import PreferenceLoss
+from tasks.params import Params
+from tests.conftest import MakeParams, NotedRun, file_names, moved_weights
+from tests.test_sft import read_curve
+
+pytestmark = pytest.mark.usefixtures("workspace", "noted_run")
+
+COLUMNS = [
+    *("step", "loss", "reward", "rewards_chosen", "rewards_rejected", "accuracy", "logps_chosen", "logps_rejected"),
+    *("nll_chosen", "grad_norm", "learning_rate"),
+]
+
+
+def test_the_stage_writes_what_it_says(params: Params, noted_run: NotedRun):
+    dpo(params)
+    assert moved_weights(MODELS / "sft", MODELS / "dpo") == set(load_file("models/sft/model.safetensors"))
+    assert file_names("dpo") == file_names("sft")
+    metrics = read_json(Path("metrics/dpo.json"))
+    assert noted_run.figures == metrics
+    assert (metrics["pairs"], metrics["steps"], metrics["validation"]["pairs"]) == (10, 6, 4)
+    assert list(metrics["validation"]["before"]) == list(metrics["validation"]["after"]) == list(Figures._fields)
+    assert list(read_curve("dpo")[0]) == COLUMNS
+
+
+@pytest.mark.parametrize("runtime", [{}, {"precision": "bf16"}])
+@pytest.mark.parametrize("rank", [0, 4])
+def test_training_starts_at_the_reference(make_params: MakeParams, rank: int, runtime: dict[str, str]):
+    dpo(make_params(lora={"rank": rank}, runtime=runtime, dpo={"epochs": 1}))
+    first = read_curve("dpo")[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert first["rewards_chosen"] == first["rewards_rejected"] == first["reward"] == 0.0
+    assert first["accuracy"] == 0.0  # a tie is no win
+    before = read_json(Path("metrics/dpo.json"))["validation"]["before"]
+    assert before["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert before["reward"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("loss", "label_smoothing", "first"),
+    [
+        ("sigmoid", 0.1, math.log(2)),
+        ("hinge", 0.0, 1.0),
+        ("ipo", 0.0, 25.0),  # (0 - 1 / (2 * 0.1))^2
+        ("robust", 0.1, math.log(2)),  # (0.9 - 0.1) log 2 / (1 - 0.2)
+        ("sigmoid_norm", 0.0, math.log(2)),
+        ("simpo", 0.0, None),
+    ],
+)
+def test_every_loss_trains(make_params: MakeParams, loss: PreferenceLoss, label_smoothing: float, first: float | None):
+    separable = [record._replace(chosen="yes now", rejected="no thanks") for record in read_preferences(VALIDATED)]
+    write_records(VALIDATED, "preferences", separable)
+    dpo(make_params(dpo={"loss": loss, "label_smoothing": label_smoothing, "epochs": 4, "learning_rate": 3e-3}))
+    curve = read_curve("dpo")
+    if first is not None:
+        assert curve[0]["loss"] == pytest.approx(first, rel=1e-6)
+    validation = read_json(Path("metrics/dpo.json"))["validation"]
+    assert validation["after"]["loss"] < validation["before"]["loss"]
+    assert validation["after"]["reward"] > validation["before"]["reward"]
+
+
+def test_the_likelihood_term_is_added_with_its_weight(make_params: MakeParams):
+    dpo(make_params(dpo={"nll_weight": 0.5, "epochs": 1}))
+    first = read_curve("dpo")[0]
+    assert first["loss"] == pytest.approx(math.log(2) + 0.5 * first["nll_chosen"], abs=1e-6)
+
+
+def test_micro_batches_change_nothing_but_rounding(make_params: MakeParams):
+    curves = []
+    for size in (20, 6, 1):
+        dpo(make_params(dpo={"batch_size": 10, "epochs": 4, "nll_weight": 0.1}, runtime={"micro_batch": size}))
+        curves.append([row["loss"] for row in read_curve("dpo")])
+    for curve in curves[1:]:
+        assert curve == pytest.approx(curves[0], abs=1e-5)
+
+
+def test_adapters_are_merged_into_full_weights(make_params: MakeParams):
+    dpo(make_params(lora={"rank": 4}))
+    linear = {name for name in load_file("models/sft/model.safetensors") if "proj" in name}
+    assert moved_weights(MODELS / "sft", MODELS / "dpo") == linear
+
+
+def test_another_reference_than_the_policy_is_noticed(params: Params, make_params: MakeParams):
+    figures = Figures(*torch.full((len(Figures._fields),), 0.01))
+    with pytest.raises(AssertionError, match="policy and reference differ"):
+        check_first_rewards(figures, params.dpo)
+    check_first_rewards(figures, make_params(dpo={"loss": "simpo"}).dpo)
+
+
+def test_an_empty_split_says_the_cure(params: Params):
+    records = [record for record in read_preferences(VALIDATED) if record.split != "train"]
+    write_records(VALIDATED, "preferences", records)
+    with pytest.raises(InputError, match=r"preferences.jsonl has no row in the train split: .*prepare.split"):
+        dpo(params)

@@ -1,0 +1,91 @@
+"""dvc.yaml lists exactly the code that each stage imports: DVC follows no imports, so a missing one is a stale model.
+
+`python -m tests.test_dvc` (make deps) prints what dvc.yaml should list.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import grimp
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+METHODS = ("dpo", "ppo")
+STAGES = ("prepare", "base", "validate", "sft", "reward", "align", "evaluate", "gate")
+# They watch a stage or start it and cannot change what it computes, so a change in them makes no model stale:
+# tasks.registry logs runs and brings back cached files by their hash, tasks.stage turns errors into exit codes.
+OBSERVERS = ("tasks.registry", "tasks.stage")
+# Read by its module beside it, not imported.
+DATA_FILES = {"tasks.judging.report": ["tasks/judging/report.html.j2"]}
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    return build_graph()
+
+
+def build_graph() -> grimp.ImportGraph:
+    return grimp.build_graph("tasks", cache_dir=None)
+
+
+def code_of(graph: grimp.ImportGraph, module: str) -> set[str]:
+    """The files of a module and of all it imports, observers and what only they import left out."""
+    found: set[str] = set()
+    waiting = [f"tasks.{module}"]
+    while waiting:
+        name = waiting.pop()
+        if name in found or name.startswith(OBSERVERS):
+            continue
+        found.add(name)
+        waiting += graph.find_modules_directly_imported_by(name)
+    data_files = {path for name in found for path in DATA_FILES.get(name, [])}
+    return {_file(name) for name in found} | data_files
+
+
+def _file(module: str) -> str:
+    path = module.replace(".", "/")
+    return f"{path}/__init__.py" if (ROOT / path).is_dir() else f"{path}.py"
+
+
+def expected(graph: grimp.ImportGraph, stage: str) -> dict[str, set[str]]:
+    """The code of a stage, by the method it runs; align runs one of two."""
+    if stage != "align":
+        return {stage: code_of(graph, stage)}
+    return {method: code_of(graph, method) for method in METHODS}
+
+
+def declared(stage: str) -> set[str]:
+    """The code that dvc.yaml lists for a stage; sources that are code are data to it."""
+    pipeline: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    return {path for path in pipeline["stages"][stage]["deps"] if path.startswith("tasks/")}
+
+
+def wanted(graph: grimp.ImportGraph, stage: str) -> set[str]:
+    """What dvc.yaml should list: for align, its own file by template and the union of what both methods import."""
+    by_method = expected(graph, stage)
+    if stage != "align":
+        return by_method[stage]
+    own = {f"tasks/{method}.py" for method in METHODS}
+    return (set().union(*by_method.values()) - own) | {"tasks/${align.method}.py"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_deps_are_the_import_closure(graph: grimp.ImportGraph, stage: str) -> None:
+    assert declared(stage) == wanted(graph, stage), f"paste into dvc.yaml, stage {stage}:\n{as_yaml(graph, stage)}"
+
+
+def test_every_stage_is_covered() -> None:
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+
+    assert tuple(pipeline["stages"]) == STAGES
+
+
+def as_yaml(graph: grimp.ImportGraph, stage: str) -> str:
+    return "\n".join(f"      - {path}" for path in sorted(wanted(graph, stage)))
+
+
+if __name__ == "__main__":
+    whole = build_graph()
+    for name in STAGES:
+        print(f"  {name}:\n{as_yaml(whole, name)}")

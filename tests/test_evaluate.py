@@ -1,0 +1,265 @@
+import json
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from tasks import evaluate as stage
+from tasks.base import make_scratch
+from tasks.data.example import prompts as example_prompts
+from tasks.data.records import Message, Prompt, write_records
+from tasks.data.tokens import Encoded, encode, encode_prompt, load_tokenizer
+from tasks.errors import InputError
+from tasks.evaluate import Spoken, choose_prompts, evaluate
+from tasks.gate import gate
+from tasks.learning.models import load_policy, new_reward_model, save_model
+from tasks.params import EXAMPLE, load_params
+from tasks.registry import tracking
+
+ROOT = Path(__file__).parents[1]
+METRICS, RESPONSES = Path("metrics/evaluate.json"), Path("reports/evaluate/responses.jsonl")
+COUNT = 10
+
+
+class RecordingRun:
+    """Stands in for MLflow, which has tests of its own and takes seconds to open."""
+
+    def __init__(self):
+        self.figures, self.tables = {}, {}
+
+    def summary(self, figures):
+        self.figures = figures
+
+    def table(self, name, rows):
+        self.tables[name] = rows
+
+
+@pytest.fixture(scope="module")
+def params():
+    loaded = load_params(ROOT / "params.yaml")
+    shape = loaded.base.scratch.model_copy(update={"vocabulary": 300, "hidden_size": 16, "layers": 1, "heads": 2})
+    sections = {
+        "base": loaded.base.model_copy(update={"scratch": shape}),
+        "runtime": loaded.runtime.model_copy(update={"device": "cpu", "threads": 1}),
+    }
+    return changed(loaded.model_copy(update=sections), max_new_tokens=12, batch_size=4, bootstrap=200)
+
+
+def changed(params, **settings):
+    return params.model_copy(update={"evaluate": params.evaluate.model_copy(update=settings)})
+
+
+@pytest.fixture(scope="module")
+def made(params, tmp_path_factory):
+    """Models of random weights: a reward model, an SFT model, and a policy a little way off it."""
+    models = tmp_path_factory.mktemp("made") / "models"
+    make_scratch(params.base.scratch, 7, models / "sft")
+    tokenizer = load_tokenizer(models / "sft")
+    save_model(new_reward_model(models / "sft", params), tokenizer, models / "reward")
+    policy = load_policy(models / "sft", params, trainable=False)
+    generator = torch.Generator().manual_seed(1)
+    for weights in policy.parameters():
+        weights.data += 0.05 * torch.randn(weights.shape, generator=generator)
+    save_model(policy, tokenizer, models / "ppo")
+    return models
+
+
+@pytest.fixture
+def run(made, params, tmp_path, monkeypatch):
+    """A checkout with models and prompts; gives the run that would go to MLflow."""
+    return set_out(made, params, tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def evaluated(made, params, tmp_path_factory):
+    """What one evaluation leaves, with SFT as the opponent: the run, the figures, the rows."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        recorded = set_out(made, params, tmp_path_factory.mktemp("evaluated"), monkeypatch)
+        evaluate(params)
+        Path("metrics/reward.json").write_text(json.dumps({"accuracy": {"low": 0.7}}))
+        gate(params)
+        return recorded, figures(), responses(), json.loads(Path("metrics/gate.json").read_text())
+
+
+def set_out(made, params, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    shutil.copytree(made, folder / "models")
+    write_prompts(params)
+    write_opponent("sft", None, None)
+    recorded = RecordingRun()
+
+    @contextmanager
+    def record(name, _params, inputs):
+        assert name == "evaluate"
+        assert all(path.exists() for path in inputs)
+        yield recorded
+
+    monkeypatch.setattr(tracking, "run", record)
+    return recorded
+
+
+def write_prompts(params, source=EXAMPLE, references=True):
+    settings = params.prepare.example.model_copy(update={"prompts": COUNT + 2})
+    records = [
+        Prompt(
+            id=f"{COUNT + 2 - number:04}",
+            split="test" if number < COUNT else "train",
+            source=source,
+            row=number + 1,
+            prompt=[Message(role="user", content=row["prompt"])],
+            references=row["references"] if references else [],
+        )
+        for number, row in enumerate(example_prompts(settings, 3))
+    ]
+    write_records(Path("data/validate"), "prompts", records)
+
+
+def write_opponent(name, version, policy):
+    Path("opponent.json").write_text(json.dumps({"name": name, "version": version, "policy": policy}))
+
+
+def figures():
+    return json.loads(METRICS.read_text())
+
+
+def responses():
+    return [json.loads(line) for line in RESPONSES.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_model_answers_every_prompt_of_the_test_split(evaluated):
+    _, found, rows, _ = evaluated
+    assert [row["id"] for row in rows] == sorted(row["id"] for row in rows)
+    assert len(rows) == found["prompts"] == COUNT
+    assert all(len(row["references"]) == 3 for row in rows)
+    for name in ("candidate", "sft", "opponent"):
+        lengths = [row[name]["length"] for row in rows]
+        assert found[name]["length"] == pytest.approx(sum(lengths) / COUNT, abs=1e-6)
+        assert all(1 <= length <= 12 for length in lengths)
+        assert all(row[name]["ended"] or row[name]["length"] == 12 for row in rows)
+        assert 0 <= found[name]["meteor"] <= 1
+    assert found["gold"]["candidate"] == pytest.approx(sum(row["candidate"]["gold"] for row in rows) / COUNT)
+
+
+def test_kl_is_the_mean_of_the_rows(evaluated):
+    _, found, rows, _ = evaluated
+    kl = [row["candidate"]["kl"] for row in rows]
+    assert found["kl"]["mean"] == pytest.approx(sum(kl) / COUNT, abs=1e-5)  # rows are rounded
+    assert found["kl"]["mean"] > 0
+    assert found["kl"]["standard_error"] > 0
+
+
+def test_mlflow_gets_the_figures_and_samples(evaluated):
+    recorded, found, rows, _ = evaluated
+    assert json.loads(json.dumps(recorded.figures)) == found
+    assert len(recorded.tables["samples"]) == COUNT
+    assert recorded.tables["samples"][0]["candidate"] == rows[0]["candidate"]["answer"]
+
+
+def test_without_a_champion_sft_is_the_opponent(evaluated):
+    _, found, rows, _ = evaluated
+    assert found["opponent"] == {"name": "sft", "version": None} | found["sft"]
+    assert found["win_rate"]["vs_opponent"] == found["win_rate"]["vs_sft"]
+    assert all(row["opponent"] == row["sft"] for row in rows)
+
+
+def test_the_gate_can_read_what_was_written(evaluated):
+    *_, decided = evaluated
+    assert all(check["figure"] is not None for check in decided["checks"])
+
+
+@pytest.mark.parametrize("temperature", [0.7, 0.0])
+def test_a_policy_equal_to_sft_is_no_different(run, params, temperature):
+    shutil.rmtree("models/ppo")
+    shutil.copytree("models/sft", "models/ppo")
+    evaluate(changed(params, temperature=temperature))
+    found = figures()
+    assert found["win_rate"]["vs_sft"]["value"] == 0.5
+    assert found["win_rate"]["vs_sft"]["ties"] == 1
+    assert found["win_rate"]["vs_sft"]["verdict"] == "inconclusive"
+    assert found["kl"] == {"mean": 0, "standard_error": 0}
+    assert found["gold"]["vs_sft"]["value"] == 0
+    # greedy answers are no sample of the policy: its KL comes from others, which are not in the rows
+    assert ("kl" in responses()[0]["candidate"]) == (temperature > 0)
+
+
+def test_the_champion_is_brought_back_by_its_hash(run, params, monkeypatch):
+    def restore(md5, folder):
+        assert md5 == "ab.dir"
+        shutil.copytree("models/ppo", folder)
+
+    monkeypatch.setattr(stage, "materialise", restore)  # DVC's cache has tests of its own
+    write_opponent("champion", 3, "ab.dir")
+    evaluate(params)
+    found = figures()
+    assert found["opponent"] == {"name": "champion", "version": 3} | found["candidate"]
+    assert found["win_rate"]["vs_opponent"]["ties"] == 1  # here the candidate is the champion's equal
+    assert list(Path(".trueline").iterdir()) == []
+
+
+def test_a_champion_of_another_base_is_scored_in_the_reward_models_tokens(run, params, monkeypatch):
+    def restore(_md5, folder):
+        make_scratch(params.base.scratch.model_copy(update={"vocabulary": 320}), 7, folder)
+
+    monkeypatch.setattr(stage, "materialise", restore)
+    write_opponent("champion", 3, "ab.dir")
+    evaluate(params)
+    tokenizer = load_tokenizer(Path("models/sft"))
+    for row in responses():
+        counted = len(tokenizer(row["opponent"]["answer"])["input_ids"]) + row["opponent"]["ended"]
+        assert row["opponent"]["length"] == counted
+
+
+def test_translated_answers_end_only_if_they_did(run, params):
+    tokenizer = load_tokenizer(Path("models/sft"))
+    prompts = choose_prompts(params)[:2]
+    spoken = Spoken([Encoded([1], [2])] * 2, ["We are sorry."] * 2, [True, False])
+    ended, cut = stage._translated(spoken, tokenizer, prompts).encoded
+    assert ended == encode(tokenizer, prompts[0].prompt, "We are sorry.")
+    assert cut.prompt == encode_prompt(tokenizer, prompts[1].prompt)
+    assert cut.completion == ended.completion[:-1]
+
+
+def test_prompts_without_references_have_no_overlap(run, params):
+    write_prompts(params, source="rows.jsonl", references=False)
+    evaluate(params)
+    assert figures()["candidate"]["bleu"] is None
+    assert "gold" not in figures()  # nobody knows the rule of other people's prompts
+    assert "gold" not in responses()[0]["candidate"]
+
+
+def test_reruns_give_the_same_bytes(evaluated, run, params):
+    _, found, rows, _ = evaluated
+    evaluate(params)
+    assert (figures(), responses()) == (found, rows)
+
+
+def test_fewer_prompts_are_the_first_by_id(run, params):
+    chosen = choose_prompts(changed(params, prompts=3))
+    assert [prompt.id for prompt in chosen] == ["0003", "0004", "0005"]
+
+
+def test_an_empty_test_split_is_named_with_its_cure(run, params):
+    write_records(Path("data/validate"), "prompts", [])
+    with pytest.raises(InputError, match=r"prompts.jsonl has no prompt in the test split: raise prepare.split.test"):
+        evaluate(params)
+
+
+def test_a_prompt_without_room_for_an_answer_is_named_by_row(run, params):
+    with pytest.raises(InputError, match=rf"{EXAMPLE} row \d+: prompt and answer need \d+ tokens"):
+        evaluate(changed(params, max_new_tokens=250))
+
+
+@pytest.mark.parametrize("name", ["ppo", "reward", "sft"])
+def test_a_missing_model_is_named(run, params, name):
+    shutil.rmtree(Path("models") / name)
+    with pytest.raises(InputError, match=f"models/{name} does not exist: run the stage that writes it"):
+        evaluate(params)
+    assert not METRICS.exists()
+
+
+def test_a_missing_opponent_is_named(run, params):
+    Path("opponent.json").unlink()
+    with pytest.raises(InputError, match=r"opponent.json is missing"):
+        evaluate(params)

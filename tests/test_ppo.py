@@ -1,0 +1,166 @@
+"""The ppo stage on a tiny model: files, columns, the same bytes again, resuming, and what stops it."""
+
+import csv
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tasks.data.files import MODELS, VALIDATED, read_json
+from tasks.data.records import Prompt, read_prompts, write_records
+from tasks.data.tokens import load_tokenizer
+from tasks.errors import InputError
+from tasks.learning.learner import Learner
+from tasks.learning.models import load_policy, load_reward, new_reward_model, normalise_scores, save_model
+from tasks.ppo import MLFLOW_NAMES, drawn, ppo
+
+SETTINGS = {
+    "iterations": 4,
+    "rollouts": 6,
+    "minibatches": 2,
+    "max_new_tokens": 8,
+    "critic_warmup": 1,
+    "learning_rate": 1e-3,
+    "kl_target": 0.05,
+    "kl_horizon": 50,
+}
+OUTPUTS = ("models/ppo/model.safetensors", "metrics/ppo.json", "curves/ppo.csv")
+
+
+@pytest.fixture
+def ready(workspace, noted_run, make_params):
+    """A working folder with a reward model too, and small settings."""
+    params = make_params(ppo=SETTINGS)
+    model = new_reward_model(MODELS / "sft", params)
+    normalise_scores(model, 0.1, 2.0)
+    save_model(model, load_tokenizer(MODELS / "sft"), MODELS / "reward")
+    return params
+
+
+def written():
+    return {name: hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in OUTPUTS}
+
+
+def curve():
+    with Path("curves/ppo.csv").open(encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def test_files_columns_and_figures(ready, noted_run):
+    ppo(ready)
+    rows = curve()
+    assert list(rows[0]) == ["step", *MLFLOW_NAMES]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[0]["kl"] == rows[1]["kl"] == 0  # the first round learns nothing but the critic
+    assert rows[-1]["kl"] != 0
+    assert all(row["rlhf_reward"] == pytest.approx(row["reward"] - row["kl_coefficient"] * row["kl"]) for row in rows)
+    # KL 0 is 100 % below its target, cut to 20 %: .05 (1 - .2 * 6 / 50)
+    assert rows[1]["kl_coefficient"] == pytest.approx(0.05 * (1 - 0.2 * 6 / 50))
+    assert [row["learning_rate"] for row in rows] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+    metrics = read_json(Path("metrics/ppo.json"))
+    assert metrics["episodes"] == 24
+    assert metrics["tokens"] == pytest.approx(sum(row["response_length"] for row in rows) * 6)
+    assert metrics["last"]["reward"] == rows[-1]["reward"]
+    policy, sft = (load_policy(MODELS / name, ready, trainable=False) for name in ("ppo", "sft"))
+    assert all(not torch.equal(a, b) for a, b in zip(policy.parameters(), sft.parameters(), strict=True))
+    assert load_tokenizer(MODELS / "ppo").chat_template
+    assert not Path(".trueline/checkpoints/ppo").exists()
+    logged = {name for _, metrics in noted_run.rows for name in metrics}
+    assert {*MLFLOW_NAMES.values(), "speed/generate_tokens_per_second"} <= logged
+    assert [row["prompt"] for row in noted_run.tables["samples"]] == [
+        record.prompt[-1]["content"] for record in read_prompts(VALIDATED, "validation")
+    ]
+
+
+def test_the_same_inputs_give_the_same_bytes(ready):
+    ppo(ready)
+    first = written()
+    shutil.rmtree("models/ppo")
+    ppo(ready)
+    assert written() == first
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(ready, make_params, monkeypatch, rank):
+    params = make_params(ppo=SETTINGS, runtime={"checkpoint_every": 1}, lora={"rank": rank})
+    ppo(params)
+    expected = written()
+    learn, rounds = Learner.update, []
+
+    def killed(self, rollouts, iteration, kept):
+        if iteration == 3:
+            raise KeyboardInterrupt
+        return learn(self, rollouts, iteration, kept)
+
+    def noted(self, rollouts, iteration, kept):
+        rounds.append(iteration)
+        return learn(self, rollouts, iteration, kept)
+
+    monkeypatch.setattr(Learner, "update", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ppo(params)
+    monkeypatch.setattr(Learner, "update", noted)
+    ppo(params)
+    assert rounds == [3, 4]
+    assert written() == expected
+
+
+def test_adapters_learn_and_the_reference_is_the_model_without_them(ready, make_params):
+    ppo(make_params(ppo=SETTINGS, lora={"rank": 2}))
+    rows = curve()
+    assert rows[0]["kl"] == rows[1]["kl"] == 0
+    assert rows[-1]["kl"] != 0
+    assert not list(Path("models/ppo").glob("adapter*"))  # merged: evaluate loads a plain folder
+
+
+def test_a_reward_model_that_gives_no_number_stops_at_once_and_leaves_earlier_outputs(ready):
+    ppo(ready)
+    before = written()
+    broken = load_reward(MODELS / "reward", ready)
+    with torch.no_grad():
+        broken.get_parameter("score.weight").fill_(float("nan"))
+    save_model(broken, load_tokenizer(MODELS / "reward"), MODELS / "reward")
+    with pytest.raises(InputError, match="step 1: the mean score is nan; no checkpoint had been saved yet"):
+        ppo(ready)
+    assert written() == before
+
+
+def test_a_loss_that_turns_to_nan_keeps_the_last_good_checkpoint(ready, monkeypatch):
+    judge = Learner.judge
+
+    def sick(self, rows, kl_coefficient):
+        rollouts = judge(self, rows, kl_coefficient)
+        self.rounds = getattr(self, "rounds", 0) + 1
+        return rollouts._replace(returns=rollouts.returns * float("nan")) if self.rounds == 4 else rollouts
+
+    monkeypatch.setattr(Learner, "judge", sick)
+    with pytest.raises(
+        InputError, match=r"step 4: .* is nan; the last good checkpoint, of step 2, is kept in .*last.pt"
+    ):
+        ppo(ready)
+    assert list(Path(".trueline/checkpoints/ppo").rglob("last.pt"))
+    assert not Path("models/ppo").exists()
+
+
+def test_no_prompts_to_train_on(ready):
+    write_records(VALIDATED, "prompts", read_prompts(VALIDATED, "test"))
+    with pytest.raises(InputError, match=r"prompts.jsonl has no row in the train split"):
+        ppo(ready)
+
+
+def test_a_prompt_that_leaves_no_room_is_named(ready):
+    long = Prompt("id", "train", "raw.jsonl", 7, [{"role": "user", "content": "refund " * 120}], [])
+    write_records(VALIDATED, "prompts", [long])
+    with pytest.raises(InputError, match=r"raw.jsonl row 7: .*context is 128"):
+        ppo(ready)
+
+
+def test_prompts_are_drawn_in_epochs():
+    rounds = [drawn(10, iteration, 4, seed=3) for iteration in range(1, 6)]
+    flat = [index for indices in rounds for index in indices]
+    assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
+    assert flat[:10] != flat[10:]
+    assert drawn(10, 2, 4, seed=3) == rounds[1]
+    assert sorted(drawn(3, 1, 6, seed=3)) == [0, 0, 1, 1, 2, 2]  # fewer prompts than a round takes

@@ -1,0 +1,265 @@
+"""The stage `prepare`: canonical files, one split a prompt, stable ids and choices, nothing half-written."""
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tasks.data import example
+from tasks.data.files import METRICS, PREPARED
+from tasks.data.records import read_demonstrations, read_preferences, read_prompts
+from tasks.data.shapes import ShapedRow
+from tasks.errors import InputError
+from tasks.params import Params, parse_params
+from tasks.prepare import choose, distinct_prompts, prepare
+
+PROJECT = Path(__file__).parents[1]
+TRUTHFULQA = PROJECT / "../shared/data/truthfulqa"
+OUTPUTS = [PREPARED / f"{kind}.jsonl" for kind in ("demonstrations", "preferences", "prompts")]
+
+
+@pytest.fixture(autouse=True)
+def _in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def settings_with(**sources: Any) -> dict[str, Any]:
+    """params.yaml with wide held-out shares, and each named kind read from a path or with other settings."""
+    settings: dict[str, Any] = yaml.safe_load((PROJECT / "params.yaml").read_text())
+    settings["prepare"]["split"] = {"validation": 0.3, "test": 0.3}
+    settings["prepare"]["example"] |= {"demonstrations": 40, "preferences": 40, "prompts": 40}
+    for kind, change in sources.items():
+        settings["prepare"][kind] |= change if isinstance(change, dict) else {"source": str(change)}
+    return settings
+
+
+def params_with(**sources: Any) -> Params:
+    return parse_params(settings_with(**sources))
+
+
+def write_rows(path: str, rows: list[dict[str, Any]]) -> str:
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def three_sources(count: int = 30) -> dict[str, str]:
+    return {
+        "demonstrations": write_rows("d.jsonl", [{"prompt": f"q{n}", "response": f"a{n}"} for n in range(count)]),
+        "preferences": write_rows(
+            "p.jsonl", [{"prompt": f"q{n}", "chosen": f"a{n}", "rejected": "no"} for n in range(count)]
+        ),
+        "prompts": write_rows("r.jsonl", [{"prompt": f"q{n}", "references": [f"a{n}"]} for n in range(count)]),
+    }
+
+
+def metrics() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((METRICS / "prepare.json").read_text())
+    return content
+
+
+def output_bytes() -> list[bytes]:
+    return [path.read_bytes() for path in (*OUTPUTS, METRICS / "prepare.json")]
+
+
+def test_built_in_example():
+    prepare(params_with())
+    assert {path.name for path in PREPARED.iterdir()} == {path.name for path in OUTPUTS}
+    assert metrics()["demonstrations"]["rows_read"] == 40
+    assert {record.source for record in read_preferences(PREPARED)} == {"tasks/data/example.py"}
+    assert metrics()["prompts"]["sha256"] == hashlib.sha256(Path(example.__file__).read_bytes()).hexdigest()
+
+
+def test_the_same_prompt_is_in_the_same_split_of_all_files():
+    prepare(params_with(**three_sources()))
+    splits = [
+        {record.prompt[0]["content"]: record.split for record in records}
+        for records in (read_demonstrations(PREPARED), read_preferences(PREPARED), read_prompts(PREPARED))
+    ]
+    assert splits[0] == splits[1] == splits[2]
+    assert set(splits[0].values()) == {"train", "validation", "test"}
+
+
+def test_turns_of_one_conversation_share_a_split():
+    turns = [{"role": role, "content": "and?"} for role in ("assistant", "user") * 3]
+    rows = [{"messages": [{"role": "user", "content": f"q{n}"}, *turns]} for n in range(30)]
+    prepare(params_with(**three_sources() | {"demonstrations": write_rows("m.jsonl", rows)}))
+    records = read_demonstrations(PREPARED)
+    assert len(records) == 90  # 30 conversations of three answers
+    assert len({(record.row, record.split) for record in records}) == 30
+    assert metrics()["demonstrations"]["rows_kept"] == 30
+    assert metrics()["demonstrations"]["records"] == 90
+
+
+def test_metrics_count_rows_splits_and_content():
+    sources = three_sources()
+    prepare(params_with(**sources))
+    for kind, path in sources.items():
+        found = metrics()[kind]
+        assert (found["rows_read"], found["rows_kept"], found["records"]) == (30, 30, 30)
+        assert found["train"] + found["validation"] + found["test"] == 30
+        assert found["sha256"] == hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    assert metrics()["demonstrations"]["test"] == len(read_demonstrations(PREPARED, "test"))
+
+
+def test_same_input_gives_the_same_bytes():
+    params = params_with(**three_sources())
+    prepare(params)
+    first = output_bytes()
+    prepare(params)
+    assert output_bytes() == first
+
+
+def test_place_of_the_data_is_not_in_the_outputs(tmp_path_factory):
+    relative = params_with(**three_sources())
+    prepare(relative)
+    first = output_bytes()
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    moved = {kind: Path(name).rename(elsewhere / name) for kind, name in three_sources().items()}
+    prepare(params_with(**moved))
+    assert output_bytes() == first
+
+
+def test_ids_and_splits_do_not_depend_on_the_other_rows():
+    sources = three_sources()
+    prepare(params_with(**sources))
+    before = {record.prompt[0]["content"]: (record.id, record.split) for record in read_demonstrations(PREPARED)}
+    rows = [{"prompt": f"q{n}", "response": f"a{n}"} for n in range(50)]
+    random.Random(1).shuffle(rows)
+    prepare(params_with(**sources | {"demonstrations": write_rows("d.jsonl", rows)}))
+    after = {record.prompt[0]["content"]: (record.id, record.split) for record in read_demonstrations(PREPARED)}
+    assert {prompt: after[prompt] for prompt in before} == before
+    assert len({name for name, _ in after.values()}) == 50
+
+
+def test_limit_chooses_by_content():
+    rows = [ShapedRow(n, [{"prompt": f"q{n}"}]) for n in range(1, 101)]
+    chosen = choose(rows, 20)
+    shuffled = random.Random(1).sample(rows, len(rows))
+    assert chosen == choose(shuffled, 20)
+    assert [row.row for row in chosen] == sorted(row.row for row in chosen)
+    assert max(row.row for row in chosen) > 50  # not the first ones
+    assert set(map(str, choose(rows, 10))) <= set(map(str, chosen))
+    assert choose(rows, 1000) == rows
+
+
+def test_limit_of_the_stage():
+    sources: dict[str, Any] = {kind: {"source": path, "limit": 20} for kind, path in three_sources(100).items()}
+    prepare(params_with(**sources))
+    assert [metrics()[kind]["rows_read"] for kind in sources] == [100, 100, 100]
+    assert [metrics()[kind]["records"] for kind in sources] == [20, 20, 20]
+
+
+def test_prompts_are_distinct_and_gather_their_references():
+    rows = [ShapedRow(1, [{"prompt": ["p"], "references": ["a"]}]), ShapedRow(2, [{"prompt": ["q"], "references": []}])]
+    rows += [ShapedRow(3, [{"prompt": ["p"], "references": ["b", "a"]}])]
+    assert list(distinct_prompts(rows)) == [
+        ShapedRow(1, [{"prompt": ["p"], "references": ["a", "b"]}]),
+        ShapedRow(2, [{"prompt": ["q"], "references": []}]),
+    ]
+
+
+@pytest.mark.parametrize(("kind", "references"), [("demonstrations", 2), ("preferences", 0)])
+def test_prompts_of_a_file_made_for_another_kind(kind, references):
+    sources = three_sources()
+    rows = [json.loads(line) for line in Path(sources[kind]).read_text().splitlines()]
+    twice = write_rows("twice.jsonl", rows + [row | {"response": "another"} for row in rows if "response" in row])
+    prepare(params_with(**sources | {"prompts": twice}))
+    assert [len(record.references) for record in read_prompts(PREPARED)] == [references] * 30
+
+
+def test_column_map():
+    rows = [{"frage": f"q{n}", "antwort": f"a{n}"} for n in range(30)]
+    mapped = {"source": write_rows("map.jsonl", rows), "columns": {"prompt": "frage", "response": "antwort"}}
+    prepare(params_with(**three_sources() | {"demonstrations": mapped}))
+    assert read_demonstrations(PREPARED)[0].response == "a0"
+
+
+def test_column_map_that_the_example_does_not_have():
+    with pytest.raises(InputError, match=r"maps prompt to 'frage', but the columns of tasks/data/example\.py are"):
+        prepare(params_with(prompts={"columns": {"prompt": "frage"}}))
+
+
+def test_one_pair_cannot_be_split():
+    pair = write_rows("one.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
+    with pytest.raises(InputError) as error:
+        prepare(params_with(**three_sources() | {"preferences": pair}))
+    # (1 - .3)^12 = .0138 and (1 - .3)^13 = .0097, and (1 - .4)^n is smaller: 13 fill the held-out splits.
+    assert str(error.value).startswith("one.jsonl: its 1 preferences leave nothing for ")
+    assert "about 13 distinct prompts fill every split" in str(error.value)
+    assert not PREPARED.exists()
+
+
+def test_many_rows_of_one_prompt_cannot_be_split():
+    rows = [{"prompt": "q", "response": f"a{n}"} for n in range(30)]
+    with pytest.raises(InputError, match="its 30 demonstrations leave nothing for"):
+        prepare(params_with(**three_sources() | {"demonstrations": write_rows("d.jsonl", rows)}))
+
+
+@pytest.mark.parametrize("bad", ['{"prompt": "q", "chosen": "a"', '{"prompt": "q", "chosen": 1, "rejected": "b"}'])
+def test_bad_row_leaves_earlier_outputs_as_they_were(bad):
+    sources = three_sources()
+    prepare(params_with(**sources))
+    before = output_bytes()
+    with Path(sources["preferences"]).open("a") as file:
+        file.write(bad)
+    with pytest.raises(InputError, match=r"p\.jsonl row 31"):
+        prepare(params_with(**sources))
+    assert output_bytes() == before
+    assert not [path for path in Path("data").iterdir() if path != PREPARED]  # no draft is left
+
+
+def test_unwritable_metrics_leave_earlier_records_as_they_were(monkeypatch):
+    sources = three_sources()
+    prepare(params_with(**sources))
+    before = output_bytes()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tasks.prepare.write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        prepare(params_with(**three_sources(60)))
+    assert output_bytes() == before
+
+
+def test_process_ends_with_code_2_and_one_sentence():
+    settings = settings_with(preferences="no/such.csv")
+    Path("params.yaml").write_text(yaml.safe_dump(settings))
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    ended = subprocess.run(
+        [sys.executable, "-m", "tasks.prepare"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr == "prepare: no/such.csv does not exist: mend the path of the source in params.yaml\n"
+    assert not PREPARED.exists()
+
+
+def test_stage_needs_no_heavy_library():
+    code = (
+        "import sys, tasks.prepare; print({'torch', 'transformers', 'mlflow', 'pandas', 'datasets'} & set(sys.modules))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True) == "set()\n"
+
+
+@pytest.mark.skipif(not TRUTHFULQA.exists(), reason="../shared/data/truthfulqa is not here")
+def test_truthfulqa():
+    prepare(
+        params_with(
+            demonstrations=TRUTHFULQA / "sft_train.jsonl",
+            preferences={"source": str(TRUTHFULQA / "pairs_train.jsonl"), "limit": 300},
+            prompts=TRUTHFULQA / "refs_train.jsonl",
+        )
+    )
+    assert metrics()["preferences"]["records"] == 300
+    held_out = {record.prompt[0]["content"] for record in read_prompts(PREPARED, "test")}
+    trained = {record.prompt[0]["content"] for record in read_demonstrations(PREPARED, "train")}
+    trained |= {record.prompt[0]["content"] for record in read_preferences(PREPARED, "train")}
+    assert held_out and trained and not held_out & trained

@@ -1,0 +1,102 @@
+"""The reward stage on a tiny model."""
+
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tasks.data.files import MODELS, VALIDATED, read_json
+from tasks.data.records import read_demonstrations, read_preferences, write_records
+from tasks.data.tokens import encode_demonstrations, encode_preferences, load_tokenizer
+from tasks.errors import InputError
+from tasks.learning.batches import pair_batches, row_batches
+from tasks.learning.calibration import reward_figures
+from tasks.learning.models import completion_scores, load_reward, normalise_scores
+from tasks.params import Params
+from tasks.reward import held_out_loss, reward, scored_pairs
+from tests.conftest import MODEL_FILES, MakeParams, NotedRun, file_names, moved_weights
+from tests.test_sft import read_curve
+
+pytestmark = pytest.mark.usefixtures("workspace", "noted_run")
+CPU = torch.device("cpu")
+
+
+def test_the_stage_writes_what_it_says(params: Params, noted_run: NotedRun):
+    reward(params)
+    assert file_names("reward") == MODEL_FILES
+    trained = load_file("models/reward/model.safetensors")
+    backbone = {name for name in trained if name != "score.weight"}
+    assert moved_weights(MODELS / "sft", MODELS / "reward") == backbone
+    assert noted_run.figures == read_json(Path("metrics/reward.json"))
+    assert list(read_curve("reward")[0]) == ["step", "loss", "accuracy", "margin", "grad_norm", "learning_rate"]
+
+
+def test_the_figures_are_those_of_the_written_model_on_the_test_split(params: Params):
+    reward(params)
+    metrics = read_json(Path("metrics/reward.json"))
+    model, tokenizer = load_reward(MODELS / "reward", params), load_tokenizer(MODELS / "reward")
+    normalise_scores(model, 0.0, 1.0)  # raw scores: the margins are log-odds
+    splits = {}
+    for split in ("validation", "test"):
+        pairs = encode_preferences(tokenizer, read_preferences(VALIDATED, split), None)
+        splits[split] = pair_batches(pairs, 4, tokenizer.pad_token_id, CPU)
+    figures = reward_figures(scored_pairs(model, splits["test"]))
+    assert {name: metrics[name] for name in figures} == figures
+    assert metrics["validation"]["loss"]["after"] == held_out_loss(model, splits["validation"], params.reward)
+    assert metrics["accuracy"]["low"] <= metrics["accuracy"]["value"] <= metrics["accuracy"]["high"]
+    assert (metrics["pairs"], metrics["accuracy"]["pairs"]) == (10, 4)
+
+
+def test_scores_of_demonstrated_answers_have_mean_0_and_deviation_1(params: Params):
+    reward(params)
+    model, tokenizer = load_reward(MODELS / "reward", params), load_tokenizer(MODELS / "reward")
+    rows = encode_demonstrations(tokenizer, read_demonstrations(VALIDATED, "validation"), None)
+    batches = row_batches(rows, 4, tokenizer.pad_token_id, CPU)
+    with torch.no_grad():
+        scores = [score for batch in batches for score in completion_scores(model, batch).tolist()]
+    assert statistics.fmean(scores) == pytest.approx(0.0, abs=1e-4)  # scores near 1e-2 scaled up 100 times, in fp32
+    assert statistics.pstdev(scores) == pytest.approx(1.0, abs=1e-4)
+    config, metrics = read_json(Path("models/reward/config.json")), read_json(Path("metrics/reward.json"))
+    assert metrics["normalisation"] == {"bias": config["score_bias"], "gain": config["score_gain"]}
+
+
+def test_it_learns_what_separates_the_pairs(make_params: MakeParams):
+    easy = [record._replace(chosen="yes", rejected="no") for record in read_preferences(VALIDATED)]
+    write_records(VALIDATED, "preferences", easy)
+    reward(make_params(reward={"epochs": 10}))
+    metrics = read_json(Path("metrics/reward.json"))
+    assert metrics["accuracy"]["value"] == 1.0
+    loss = metrics["validation"]["loss"]
+    assert loss["after"] < 0.1 < math.log(2) - 0.1 < loss["before"]
+
+
+def test_the_head_learns_beside_adapters_and_all_is_merged(make_params: MakeParams):
+    params = make_params(lora={"rank": 4})
+    reward(params)
+    trained = load_file("models/reward/model.safetensors")
+    assert moved_weights(MODELS / "sft", MODELS / "reward") == {name for name in trained if "proj" in name}
+    head = load_file("models/reward/model.safetensors")["score.weight"]
+    start = torch.empty(1, 32).normal_(std=33**-0.5, generator=torch.Generator().manual_seed(params.seed))
+    assert not head.equal(start)
+
+
+def test_micro_batches_change_nothing_but_rounding(make_params: MakeParams):
+    curves = []
+    for size in (20, 6, 1):
+        reward(
+            make_params(reward={"batch_size": 10, "epochs": 4, "learning_rate": 1e-3}, runtime={"micro_batch": size})
+        )
+        curves.append([row["loss"] for row in read_curve("reward")])
+    for curve in curves[1:]:
+        assert curve == pytest.approx(curves[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_an_empty_split_says_the_cure(params: Params, split: str):
+    records = [record for record in read_preferences(VALIDATED) if record.split != split]
+    write_records(VALIDATED, "preferences", records)
+    with pytest.raises(InputError, match=rf"preferences.jsonl has no row in the {split} split: .*prepare.split"):
+        reward(params)

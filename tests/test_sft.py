@@ -1,0 +1,141 @@
+"""The sft stage on a tiny model."""
+
+import csv
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tasks.data.files import MODELS, VALIDATED, read_json
+from tasks.data.records import read_demonstrations, write_records
+from tasks.data.tokens import encode_demonstrations, load_tokenizer
+from tasks.errors import InputError
+from tasks.learning.batches import row_batches
+from tasks.params import Params
+from tasks.sft import likelihood, sft
+from tests.conftest import MODEL_FILES, ROOT, SMALL, MakeParams, NotedRun, file_names, moved_weights, output_hashes
+
+pytestmark = pytest.mark.usefixtures("workspace")
+
+
+def read_curve(stage: str) -> list[dict[str, float]]:
+    with Path(f"curves/{stage}.csv").open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def test_the_stage_writes_what_it_says(params: Params, noted_run: NotedRun):
+    sft(params)
+    assert file_names("sft") == sorted([*MODEL_FILES, "generation_config.json"])
+    assert moved_weights(MODELS / "base", MODELS / "sft") == set(load_file("models/base/model.safetensors"))
+    assert not list(Path(".trueline").rglob("*.pt"))  # the checkpoint has served
+    assert noted_run.figures == read_json(Path("metrics/sft.json"))
+    assert noted_run.folders == [Path("models/sft")]
+
+
+def test_the_figures_are_those_of_the_written_model(params: Params, noted_run: NotedRun):
+    sft(params)
+    metrics, curve = read_json(Path("metrics/sft.json")), read_curve("sft")
+    tokenizer = load_tokenizer(MODELS / "base")
+    rows, held_out = (
+        encode_demonstrations(tokenizer, read_demonstrations(VALIDATED, split), None)
+        for split in ("train", "validation")
+    )
+    assert metrics["rows"] == 10
+    assert metrics["tokens"] == sum(len(row.completion) for row in rows)
+    assert metrics["steps"] == len(curve) == 6  # ceil(10 / 4) steps in each of 2 epochs
+    assert metrics["training_loss"] == curve[-1]["loss"]
+    batches = row_batches(held_out, 4, tokenizer.pad_token_id, torch.device("cpu"))
+    for when, folder in (("before", "base"), ("after", "sft")):
+        found = metrics["validation"][when]
+        expected = likelihood(AutoModelForCausalLM.from_pretrained(MODELS / folder).eval(), batches)
+        assert found == expected._asdict()
+        assert found["perplexity"] == math.exp(found["loss"])
+    assert metrics["validation"]["after"]["loss"] < metrics["validation"]["before"]["loss"]
+    assert list(curve[0]) == ["step", "loss", "grad_norm", "learning_rate"]
+
+
+def test_likelihood_of_a_uniform_model(tiny_model: Path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    torch.nn.init.zeros_(model.lm_head.weight)
+    tokenizer = load_tokenizer(tiny_model)
+    rows = encode_demonstrations(tokenizer, read_demonstrations(VALIDATED, "test"), None)
+    found = likelihood(model, row_batches(rows, 3, tokenizer.pad_token_id, torch.device("cpu")))
+    # every one of the tokens of the vocabulary is as likely as any other
+    assert found.perplexity == pytest.approx(model.config.vocab_size, rel=1e-5)
+    assert found.accuracy == 1.0  # none is likelier
+
+
+def test_adapters_are_merged_into_full_weights(make_params: MakeParams, noted_run: NotedRun):
+    sft(make_params(lora={"rank": 4}))
+    moved = moved_weights(MODELS / "base", MODELS / "sft")
+    linear = {name for name in load_file("models/base/model.safetensors") if "proj" in name}
+    assert moved == linear  # embeddings, norms and head stay; the names are those of the base model
+
+
+def test_bf16_trains_and_writes_fp32(make_params: MakeParams, noted_run: NotedRun):
+    sft(make_params(runtime={"precision": "bf16"}))
+    assert {weight.dtype for weight in load_file("models/sft/model.safetensors").values()} == {torch.float32}
+    validation = read_json(Path("metrics/sft.json"))["validation"]
+    assert validation["after"]["loss"] < validation["before"]["loss"]
+
+
+def test_micro_batches_change_nothing_but_rounding(make_params: MakeParams, noted_run: NotedRun):
+    curves = []
+    for size in (10, 4, 3, 1):
+        sft(make_params(sft={"batch_size": 10, "epochs": 4}, runtime={"micro_batch": size}))
+        curves.append([row["loss"] for row in read_curve("sft")])
+    for curve in curves[1:]:
+        assert curve == pytest.approx(curves[0], abs=1e-4)  # four steps of Adam at 1e-2 magnify the last bit
+
+
+def test_an_empty_split_says_the_cure(params: Params, noted_run: NotedRun):
+    records = [record for record in read_demonstrations(VALIDATED) if record.split != "validation"]
+    write_records(VALIDATED, "demonstrations", records)
+    with pytest.raises(InputError, match=r"demonstrations.jsonl has no row in the validation split: .*prepare.split"):
+        sft(params)
+
+
+def test_a_row_longer_than_the_context_names_file_and_row(params: Params, noted_run: NotedRun):
+    first, *others = read_demonstrations(VALIDATED)
+    write_records(VALIDATED, "demonstrations", [first._replace(response="yes " * 200), *others])
+    with pytest.raises(InputError, match=r"raw.jsonl row 1: .*the model's context is 128: shorten"):
+        sft(params)
+
+
+SCRIPT = """
+import yaml
+from pathlib import Path
+from contextlib import contextmanager
+from tasks.params import parse_params
+from tasks.registry import tracking
+from tasks.sft import sft
+from tests.conftest import NotedRun
+tracking.run = contextmanager(lambda *_, **__: (yield NotedRun()))
+sft(parse_params(yaml.safe_load(Path("settings.yaml").read_text())))
+"""
+
+
+def test_kill_9_and_again_gives_the_same_bytes(make_params: MakeParams, noted_run: NotedRun):
+    import yaml
+
+    settings = {"sft": {**SMALL["sft"], "epochs": 20}}
+    params = make_params(**settings)
+    Path("settings.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True)))
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT], env={"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(Path(".trueline").rglob("last.pt")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -9, "the run was over before it could be killed"
+    sft(params)  # goes on
+    resumed = output_hashes("sft")
+    assert noted_run.rows[0][0] == 1  # the run holds the rows of the killed one too
+    assert len(noted_run.rows) == 60
+    sft(params)  # from the beginning
+    assert output_hashes("sft") == resumed
