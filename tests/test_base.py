@@ -96,9 +96,9 @@ def test_from_scratch_the_stage_writes_a_model_that_answers_and_its_metrics(sett
     model, tokenizer = AutoModelForCausalLM.from_pretrained(BASE), load_tokenizer(BASE)
     assert isinstance(model, LlamaForCausalLM)
     assert model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id == model.config.eos_token_id
-    # Tied embedding 400*16; attention 4*16*16; feed-forward 3*16*48 (48: 16*8/3 rounded up to 16s); 3 norms of 16.
-    expected = {"source": "scratch", "family": "llama", "parameters": 400 * 16 + 1024 + 2304 + 48}
-    assert json.loads(Path("metrics/base.json").read_text()) == expected | {"vocabulary": 400, "context": 256}
+    # Embedding and head 400*16 each; attention 4*16*16; feed-forward 3*16*48 (48: 16*8/3 rounded up to 16s); 3 norms of 16.
+    expected = {"source": "scratch", "family": "llama", "parameters": 2 * 400 * 16 + 1024 + 2304 + 48}
+    assert json.loads(Path("metrics/base.json").read_text()) == expected | {"vocabulary": 400, "context": settings.base.scratch.context}
     assert sorted(path.name for path in Path().iterdir()) == ["metrics", "models"]
 
 
