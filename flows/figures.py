@@ -54,7 +54,9 @@ def _evaluate(metrics: Metrics) -> str:
     rate = metrics["win_rate"]["vs_sft"]
     if rate["value"] is None:
         return "no win rate"
-    return f"win rate over SFT {rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
+    said = f"win rate over SFT {rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
+    gold = metrics.get("gold")
+    return f"{said}, gold {gold['sft']:.2f} → {gold['candidate']:.2f}" if gold else said
 
 
 def _gate(metrics: Metrics) -> str:

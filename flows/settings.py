@@ -59,7 +59,7 @@ def _editor() -> "YAML":
     editor = YAML()
     editor.preserve_quotes = True
     editor.width = 200
-    # The pipeline reads its settings by PyYAML, to which 5e-05 is text: a number needs its point.
+    # To a reader of YAML 1.1 5e-05 is text: a number gets its point.
     editor.representer.add_representer(float, lambda writer, value: writer.represent_scalar(FLOAT, _with_point(value)))
     editor.representer.add_representer(type(None), lambda writer, _: writer.represent_scalar(NULL, "null"))
     return editor

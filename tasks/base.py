@@ -31,6 +31,8 @@ WANTED = (
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 PAD, TURN_START, TURN_END = "<|pad|>", "<|im_start|>", "<|im_end|>"
+# A chat template that asks for the time, and what it gets.
+CLOCK, DATE = re.compile(r"strftime_now\([^()]*\)"), "01 Jan 2026"
 TEMPLATES = {
     "chatml": "{% for message in messages %}"
     "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -271,10 +273,11 @@ def _settle_tokenizer(folder: Path, settings: Base) -> None:
             f"{name}: its tokenizer has {len(tokenizer)} tokens, but the model's embedding only {room} rows:"
             " use the tokenizer the model was trained with"
         )
+    template = tokenizer.chat_template
     _settle_template(tokenizer, settings)
     _settle_pad(tokenizer, settings)
     check_template(tokenizer, name)
-    if settings.chat_template is not None or settings.pad_token is not None:  # else the bytes stay as they came
+    if tokenizer.chat_template != template or settings.pad_token is not None:  # else the bytes stay as they came
         tokenizer.save_pretrained(folder)
     if settings.pad_token is not None:
         _write_pad_id(folder, tokenizer.pad_token_id)
@@ -284,6 +287,9 @@ def _settle_template(tokenizer: "PreTrainedTokenizerBase", settings: Base) -> No
     if tokenizer.chat_template:
         if settings.chat_template is not None:
             raise InputError(f"{settings.source} brings its own chat template: set base.chat_template to null")
+        # Some templates write today's date: the same rows would have other tokens tomorrow.
+        if isinstance(tokenizer.chat_template, str):
+            tokenizer.chat_template = CLOCK.sub(f'"{DATE}"', tokenizer.chat_template)
         return
     if settings.chat_template is None:
         raise InputError(f"{settings.source} has no chat template: set base.chat_template: chatml, plain or a file")
@@ -316,8 +322,8 @@ def _settle_pad(tokenizer: "PreTrainedTokenizerBase", settings: Base) -> None:
 def _spare_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """Special tokens that could pad, the likeliest first."""
     taken = (tokenizer.eos_token, tokenizer.bos_token, TURN_START, TURN_END)
-    spare = [str(token) for token in tokenizer.all_special_tokens if token not in taken]
-    return sorted(spare, key=lambda token: (not re.search("pad|unk|endoftext", token), token))
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return sorted(special.difference(taken), key=lambda token: (not re.search("pad|unk|endoftext", token), token))
 
 
 def check_template(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:

@@ -156,7 +156,9 @@ def _respond_as_champion(
 
 def _translated(spoken: Spoken, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> Spoken:
     """Write the answers in the tokens of another tokenizer; one that did not end gets no end-of-sequence token."""
-    encoded = [encode(tokenizer, prompt.prompt, text) for prompt, text in zip(prompts, spoken.texts, strict=True)]
+    # To the other model this token was a text like any; here it ends the answer.
+    texts = [text.split(str(tokenizer.eos_token))[0] for text in spoken.texts]
+    encoded = [encode(tokenizer, prompt.prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
     cut = [
         row if ended else row._replace(completion=row.completion[:-1])
         for row, ended in zip(encoded, spoken.ended, strict=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.data.files import METRICS, REPORTS, read_json, read_jsonl, replacing, write_json
+from tasks.data.files import METRICS, REPORTS, damaged_row, read_json, read_jsonl, replacing, write_json
 from tasks.errors import InputError
 from tasks.judging.checks import Evidence, decide, lookup, reasons, run_checks, warnings
 from tasks.judging.opponent import OPPONENT_FILE, Opponent, read_opponent
@@ -46,7 +46,7 @@ def _read_responses(path: Path) -> list[dict[str, Any]]:
     rows = list(read_jsonl(path))
     for number, row in enumerate(rows, start=1):
         if not _is_whole(row):
-            raise InputError(f"{path} row {number} is damaged: delete the file and run dvc repro")
+            raise damaged_row(path, number)
     return rows
 
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from tasks.errors import InputError
 
@@ -202,6 +203,14 @@ class Ppo(Section):
             raise ValueError("minibatches must not exceed rollouts")
         return self
 
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "Ppo":
+        if self.max_update_kl is not None and self.epochs == 1:
+            raise ValueError(
+                "max_update_kl ends a round's further epochs, and there is one only: raise epochs or null it"
+            )
+        return self
+
 
 class Evaluate(Section):
     """How models are compared."""
@@ -264,8 +273,8 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        settings = YAML(typ="safe", pure=True).load(text)  # YAML 1.2, as DVC reads it: 1e-4 is a number
+    except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         row = f" row {mark.line + 1}" if mark else ""
         raise InputError(f"{path}{row} is not valid YAML: mend its indentation, quotes or colons") from None
@@ -293,6 +302,8 @@ def _sentence(error: ValidationError) -> str:
         said = f"{key} is not a setting: remove it or mend its spelling"
     elif first["type"] == "missing":
         said = f"{key} is missing: add it"
+    elif first["type"] == "value_error":  # a rule of this file over several keys, which names them and the cure
+        said = f"{key}: {first['ctx']['error']}"
     else:
         said = f"{key} is {first['input']!r}, but {first['msg'][0].lower()}{first['msg'][1:]}: change it"
     return said + (f" (and {others} more)" if others else "")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tasks.data.files import MODELS, VALIDATED
-from tasks.data.records import Split, read_prompts
+from tasks.data.records import Prompt, Split, read_prompts
 from tasks.data.tokens import Encoded, decode, encode_prompts, load_tokenizer
 from tasks.learning.advantages import adapted_kl_coefficient, explained_variance, masked_mean
 from tasks.learning.batches import collate, epoch_order
@@ -86,6 +86,7 @@ def ppo(params: Params) -> None:
     set_up(params)
     settings, models = params.ppo, load_models(params)
     prompts = encoded_prompts(models, params, "train")
+    shown = prompts_to_show(models, params)
     learner = Learner(models, params)
     key = stage_key("ppo") or content_key("ppo", params, [PROMPTS, SFT, REWARD])
     checkpoints = Checkpoints(
@@ -114,7 +115,7 @@ def ppo(params: Params) -> None:
             run.log(iteration, clock.tokens_per_second(int(rollouts.mask.sum())))
             progress = Progress(iteration, curve.rows, {"kl_coefficient": kl_coefficient})
             checkpoints.save(progress, final=iteration == settings.iterations)
-        run.table("samples", samples(models, params))
+        run.table("samples", samples(models, shown, params))
         metrics = summary(curve.rows, settings.rollouts)
         publish("ppo", models.policy, models.tokenizer, metrics=metrics, curve=curve, run=run)
     checkpoints.finish()
@@ -197,13 +198,25 @@ def summary(rows: Sequence[CurveRow], rollouts: int) -> dict[str, Any]:
     }
 
 
-def samples(models: Models, params: Params) -> list[dict[str, Any]]:
-    """Answer the same few validation prompts before and after, with the same random numbers, to be read by people."""
+def prompts_to_show(models: Models, params: Params) -> list[tuple[Prompt, list[int]]]:
+    """Choose and encode the validation prompts of `samples`: before training, so that none can stop it at its end.
+
+    Raises:
+        InputError: a prompt leaves no room for an answer.
+    """
     records = read_prompts(VALIDATED, "validation")[:SAMPLES]
-    if not records:
+    encoded = encode_prompts(
+        models.tokenizer, records, context_length(models.policy), new_tokens=params.ppo.max_new_tokens
+    )
+    return list(zip(records, encoded, strict=True))
+
+
+def samples(models: Models, shown: Sequence[tuple[Prompt, list[int]]], params: Params) -> list[dict[str, Any]]:
+    """Answer the same few validation prompts before and after, with the same random numbers, to be read by people."""
+    if not shown:
         return []
     settings, tokenizer = params.ppo, models.tokenizer
-    prompts = encode_prompts(tokenizer, records, context_length(models.policy), settings.max_new_tokens)
+    records, prompts = [record for record, _ in shown], [prompt for _, prompt in shown]
 
     def answered(policy: nn.Module) -> tuple[list[str], list[float]]:
         responses = generate(

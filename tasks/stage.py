@@ -36,16 +36,18 @@ class Failure(NamedTuple):
 def main(stage: Callable[[Params], None]) -> NoReturn:
     """Run a stage as a process of its own; never returns."""
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
-    FAILURE_NOTE.unlink(missing_ok=True)
     try:
+        FAILURE_NOTE.unlink(missing_ok=True)
         die_with_parent()
         stage(load_params())
     except BaseException as error:
         kind, message = classify(error)
-        _leave_as_before(Failure(stage.__name__, kind, message))
+        undone = _leave_as_before(Failure(stage.__name__, kind, message))
         if kind == "bug":
+            if undone:
+                error.add_note(undone.removeprefix("; "))
             raise
-        print(f"{stage.__name__}: {message}", file=sys.stderr)
+        print(f"{stage.__name__}: {message}{undone}", file=sys.stderr)
         sys.exit(143 if isinstance(error, SystemExit) else EXIT_CODES[kind])
     sys.exit(0)
 
@@ -53,11 +55,11 @@ def main(stage: Callable[[Params], None]) -> NoReturn:
 def classify(error: BaseException) -> tuple[FailureKind, str]:
     """Tell whose fault an error is, and the sentence that says so."""
     if isinstance(error, InputError):
-        return "input", str(error)
+        return "input", _in_one_line(error)
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return "interrupted", "interrupted; run again to go on"
     if isinstance(error, ConnectionError | TimeoutError):
-        return "transient", f"a connection failed ({error}): run again when it is back"
+        return "transient", f"a connection failed ({_in_one_line(error)}): run again when it is back"
     if isinstance(error, OSError):
         place = error.filename or Path.cwd()
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -89,12 +91,22 @@ def _exit_on_sigterm(_number: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(143)
 
 
-def _leave_as_before(failure: Failure) -> None:
-    """DVC has deleted the stage's outputs before it ran: bring them back, and leave the note."""
+def _in_one_line(error: BaseException) -> str:
+    """A template, a server or DVC may answer in several."""
+    return " ".join(str(error).split("\n"))
+
+
+def _leave_as_before(failure: Failure) -> str:
+    """DVC has deleted the stage's outputs before it ran: bring them back, leave the note, and say what was not done."""
     from tasks.registry.stages import restore_outputs
 
+    undone = ""
     try:
         restore_outputs(failure.stage)
-        write_json(FAILURE_NOTE, failure._asdict())
-    except (OSError, InputError) as error:  # a full or read-only disk, a cache that lost them: the sentence on stderr must still come out
-        print(f"{failure.stage}: could not restore earlier outputs ({error}): run dvc checkout", file=sys.stderr)
+    except Exception as error:  # whatever is wrong with it, the failure itself must be told
+        undone = f"; its earlier outputs are not back ({_in_one_line(error)}): run dvc checkout"
+    try:
+        write_json(FAILURE_NOTE, failure._replace(message=failure.message + undone)._asdict())
+    except OSError as error:  # a full or read-only disk
+        undone += f"; {FAILURE_NOTE} could not be written ({error.strerror})"
+    return undone

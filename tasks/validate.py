@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.data.checks.lengths import exceeds_context
+from tasks.data.checks.lengths import context_of
 from tasks.data.checks.quarantine import Sorted, figures, quarantine_lines, sort_rows, summary, warnings
 from tasks.data.checks.schema import inspect
 from tasks.data.checks.suites import (
@@ -50,7 +50,7 @@ def validate(params: Params) -> None:
     """
     settings = params.validate_
     STOPPED_QUARANTINE.unlink(missing_ok=True)
-    _check_settings(settings, MODELS / "base")
+    longest = _longest(params, MODELS / "base")
     tokenizer = load_tokenizer(MODELS / "base")
     rows = {kind: [inspect(kind, record) for record in read_jsonl(PREPARED / f"{kind}.jsonl")] for kind in TYPES}
     looked_at = tables(rows, tokenizer, PREPARED)
@@ -58,7 +58,7 @@ def validate(params: Params) -> None:
         context = data_context(docs)
         files = []
         for kind, table in looked_at.items():
-            verdicts = judge(context, kind, table, row_suite(kind, settings.max_tokens))
+            verdicts = judge(context, kind, table, row_suite(kind, longest[kind]))
             files.append(sort_rows(kind, rows[kind], table, verdicts, settings.warn))
         unmet = {file.kind: _unmet(context, file, settings) for file in files}
         context.build_data_docs()
@@ -70,14 +70,30 @@ def validate(params: Params) -> None:
     write_json(METRICS / "validate.json", {**{file.kind: figures(file) for file in files}, "warnings": said})
 
 
-def _check_settings(settings: Validate, base: Path) -> None:
+def _longest(params: Params, base: Path) -> dict[Kind, int]:
+    """Most tokens of a row of each kind; a prompt must leave room for the answers of PPO and of evaluation."""
+    settings, context = params.validate_, context_of(base)
+    _check_settings(settings, base, context)
+    new_tokens = max(params.ppo.max_new_tokens, params.evaluate.max_new_tokens)
+    longest_prompt = settings.max_tokens - 1
+    if context is not None:
+        longest_prompt = min(longest_prompt, context - new_tokens)
+    if longest_prompt < 1:
+        raise InputError(
+            f"params.yaml: answers of {new_tokens} new tokens fill the context of {base}, {context} tokens: lower "
+            "ppo.max_new_tokens and evaluate.max_new_tokens"
+        )
+    return {"demonstrations": settings.max_tokens, "preferences": settings.max_tokens, "prompts": longest_prompt}
+
+
+def _check_settings(settings: Validate, base: Path, context: int | None) -> None:
     known = [check for check in (*ROW_CHECKS, *FILE_CHECKS) if check not in NEVER_ONLY_WARN]
     for check in settings.warn:
         if check not in known:
             raise InputError(
                 f"params.yaml: validate.warn names {check!r}, but may name only {', '.join(known)}: mend it"
             )
-    if context := exceeds_context(base, settings.max_tokens):
+    if context is not None and settings.max_tokens > context:
         raise InputError(
             f"params.yaml: validate.max_tokens is {settings.max_tokens}, but {base} has a context of {context} tokens: "
             "lower it or take a base model with a longer context"

@@ -96,9 +96,13 @@ def test_from_scratch_the_stage_writes_a_model_that_answers_and_its_metrics(sett
     model, tokenizer = AutoModelForCausalLM.from_pretrained(BASE), load_tokenizer(BASE)
     assert isinstance(model, LlamaForCausalLM)
     assert model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id == model.config.eos_token_id
-    # Embedding and head 400*16 each; attention 4*16*16; feed-forward 3*16*48 (48: 16*8/3 rounded up to 16s); 3 norms of 16.
+    # Embedding and head 400*16 each; attention 4*16*16; feed-forward 3*16*48 (48: 16*8/3 rounded up to 16s);
+    # 3 norms of 16.
     expected = {"source": "scratch", "family": "llama", "parameters": 2 * 400 * 16 + 1024 + 2304 + 48}
-    assert json.loads(Path("metrics/base.json").read_text()) == expected | {"vocabulary": 400, "context": settings.base.scratch.context}
+    assert json.loads(Path("metrics/base.json").read_text()) == expected | {
+        "vocabulary": 400,
+        "context": settings.base.scratch.context,
+    }
     assert sorted(path.name for path in Path().iterdir()) == ["metrics", "models"]
 
 
@@ -296,9 +300,10 @@ def test_a_tokenizer_without_padding_names_the_cure(settings, folder):
         run(settings, folder)
 
 
-def test_padding_equal_to_end_of_sequence_names_the_cure(settings, folder):
+def test_padding_equal_to_end_of_sequence_names_a_token_that_is_spare(settings, folder):
     edit(folder / "tokenizer_config.json", pad_token="<|im_end|>")
-    with pytest.raises(InputError, match=r"pads with its end-of-sequence token: name one, as in base\.pad_token"):
+    cure = r"pads with its end-of-sequence token: name one, as in base\.pad_token: '<\|pad\|>'"
+    with pytest.raises(InputError, match=cure):
         run(settings, folder)
 
 
@@ -395,3 +400,12 @@ def test_a_real_base_model_needs_a_template_and_then_works(settings, tmp_path, m
     encoded = encode(load_tokenizer(BASE), [{"role": "user", "content": "Tell a story."}], "Once upon a time.")
     ids = torch.tensor([encoded.prompt + encoded.completion])
     assert torch.isfinite(AutoModelForCausalLM.from_pretrained(BASE)(ids).logits).all()
+
+
+def test_a_template_that_writes_todays_date_gets_a_fixed_one(settings, folder):
+    text = "{{ strftime_now('%d %b %Y') }}\n" + TEMPLATES["plain"]
+    (folder / "chat_template.jinja").write_text(text)
+    run(settings, folder)
+    assert "strftime_now" not in load_tokenizer(BASE).chat_template
+    turns = [{"role": "user", "content": "Hi"}]
+    assert str(load_tokenizer(BASE).apply_chat_template(turns, tokenize=False)).startswith("01 Jan 2026\n")

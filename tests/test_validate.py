@@ -9,7 +9,7 @@ import pytest
 from tasks.data.files import read_jsonl, write_jsonl
 from tasks.errors import InputError
 from tasks.params import Params, load_params
-from tasks.validate import validate
+from tasks.validate import _longest, validate
 
 ROOT = Path(__file__).parents[1]
 SIDES = ("demonstrations", "preferences", "prompts")
@@ -302,3 +302,18 @@ def test_a_template_that_raises_names_file_and_row(place):
     prepare(prompts=[record("prompts", 77, "train", prompt="refuse me")])
     with pytest.raises(InputError, match=r"data/prepare/prompts\.jsonl row 31 \(raw-prompts\.jsonl:77\)"):
         validate(settings())
+
+
+def test_a_prompt_must_leave_room_for_the_answers_of_ppo_and_of_evaluation(base):
+    def longest(new_tokens, max_tokens=512):
+        params = settings(max_tokens=max_tokens)
+        return _longest(
+            params.model_copy(update={"ppo": params.ppo.model_copy(update={"max_new_tokens": new_tokens})}), base
+        )
+
+    # A context of 512 less 200 new tokens; evaluation asks for 64 only.
+    assert longest(200) == {"demonstrations": 512, "preferences": 512, "prompts": 312}
+    assert longest(10)["prompts"] == 512 - 64
+    assert longest(10, max_tokens=100)["prompts"] == 99
+    with pytest.raises(InputError, match=r"answers of 512 new tokens fill the context .* lower ppo\.max_new_tokens"):
+        longest(512)

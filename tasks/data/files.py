@@ -14,6 +14,8 @@ PREPARED, VALIDATED = Path("data/prepare"), Path("data/validate")
 MODELS, METRICS, CURVES, REPORTS = Path("models"), Path("metrics"), Path("curves"), Path("reports")
 # What a checkout keeps to itself and DVC never sees: locks, checkpoints, failure notes, data docs, servers' homes.
 STATE = Path(".trueline")
+# Half a surrogate pair, which UTF-8 cannot hold, becomes its JSON escape: damaged text can be kept and shown.
+KEEP_SURROGATES = "backslashreplace"
 
 
 @contextmanager
@@ -27,8 +29,8 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         draft = workplace / path.name
         yield draft
-        if path.is_dir():
-            shutil.rmtree(path)
+        if path.is_dir():  # in the way; deleted with the workplace, once the new one is in its place
+            path.replace(workplace / ".replaced")
         draft.replace(path)
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
@@ -38,7 +40,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write indented JSON; the same content gives the same bytes."""
     with replacing(path) as draft:
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-        draft.write_text(text + "\n", encoding="utf-8")
+        draft.write_text(text + "\n", encoding="utf-8", errors=KEEP_SURROGATES)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -60,8 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line; the same rows give the same bytes."""
-    # Half a surrogate pair, which UTF-8 cannot hold, becomes its JSON escape: damaged text can be kept and shown.
-    with replacing(path) as draft, draft.open("w", encoding="utf-8", errors="backslashreplace") as file:
+    with replacing(path) as draft, draft.open("w", encoding="utf-8", errors=KEEP_SURROGATES) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -74,9 +75,17 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.exists():
         raise InputError(f"{path} does not exist: run the stage that writes it (dvc repro)")
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield json.loads(line)
+                row = json.loads(line.decode("utf-8"))
             except ValueError:
-                raise InputError(f"{path} row {number} is damaged: delete the file and run dvc repro") from None
+                row = None
+            if not isinstance(row, dict):
+                raise damaged_row(path, number)
+            yield row
+
+
+def damaged_row(path: Path, number: int) -> InputError:
+    """Give the error for a row that is not as the pipeline wrote it."""
+    return InputError(f"{path} row {number} is damaged: delete the file and run dvc repro")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
-from tasks.data.files import read_jsonl, write_jsonl
+from tasks.data.files import damaged_row, read_jsonl, write_jsonl
 
 Split = Literal["train", "validation", "test"]
 Kind = Literal["demonstrations", "preferences", "prompts"]
@@ -68,20 +68,36 @@ def write_records(folder: Path, kind: Kind, records: Iterable[Record]) -> None:
 
 
 def read_demonstrations(folder: Path, split: Split | None = None) -> list[Demonstration]:
-    """Read the demonstrations of a folder, of one split or of all."""
+    """Read the demonstrations of a folder, of one split or of all.
+
+    Raises:
+        InputError: the file is missing, or a row is damaged.
+    """
     return [Demonstration(**row) for row in _rows(folder, "demonstrations", split)]
 
 
 def read_preferences(folder: Path, split: Split | None = None) -> list[Preference]:
-    """Read the preference pairs of a folder, of one split or of all."""
+    """Read the preference pairs of a folder, of one split or of all.
+
+    Raises:
+        InputError: the file is missing, or a row is damaged.
+    """
     return [Preference(**row) for row in _rows(folder, "preferences", split)]
 
 
 def read_prompts(folder: Path, split: Split | None = None) -> list[Prompt]:
-    """Read the prompts of a folder, of one split or of all."""
+    """Read the prompts of a folder, of one split or of all.
+
+    Raises:
+        InputError: the file is missing, or a row is damaged.
+    """
     return [Prompt(**row) for row in _rows(folder, "prompts", split)]
 
 
 def _rows(folder: Path, kind: Kind, split: Split | None) -> Iterator[dict[str, Any]]:
-    rows = read_jsonl(folder / f"{kind}.jsonl")
-    return (row for row in rows if split is None or row["split"] == split)
+    path, fields = folder / f"{kind}.jsonl", set(TYPES[kind]._fields)
+    for number, row in enumerate(read_jsonl(path), start=1):
+        if row.keys() != fields:
+            raise damaged_row(path, number)
+        if split is None or row["split"] == split:
+            yield row

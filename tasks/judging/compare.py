@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 
 Verdict = Literal["better", "worse", "inconclusive"]
 # Scores nearer than this are a tie: the same answer in another batch is padded, and so rounded, otherwise.
-TIE = 1e-5
+TIE = 1e-3
 # Numbers the bootstrap draws at once: bounds its memory, never changes its result.
 DRAWN_AT_ONCE = 2**20
 

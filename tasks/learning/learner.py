@@ -39,16 +39,16 @@ class Learner:
     def sample(self, prompts: Sequence[list[int]], seed: int) -> list[Encoded]:
         """Phase 1: answer the prompts with the policy as it is."""
         settings = self._settings
-        with self._accelerator.autocast():
-            responses = generate(
-                self._models.policy,
-                self._models.tokenizer,
-                prompts,
-                max_new_tokens=settings.max_new_tokens,
-                temperature=settings.temperature,
-                seed=seed,
-                batch_size=self._micro_batch,
-            )
+        # Not under autocast, which would cast every weight anew for every token; log-probabilities are judged later.
+        responses = generate(
+            self._models.policy,
+            self._models.tokenizer,
+            prompts,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            seed=seed,
+            batch_size=self._micro_batch,
+        )
         return [Encoded(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
 
     def judge(self, rows: Sequence[Encoded], kl_coefficient: float) -> Rollouts:

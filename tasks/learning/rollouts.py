@@ -122,7 +122,8 @@ def _sample(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     probabilities = (logits.float() / temperature).softmax(dim=-1)
     cumulative = (probabilities.double() * RESOLUTION).long().cumsum(dim=-1)
     place = (noise[:, None] * cumulative[:, -1:]).long()
-    return torch.searchsorted(cumulative, place, right=True)[:, 0]
+    token = torch.searchsorted(cumulative, place, right=True)[:, 0]
+    return token.clamp(max=logits.shape[-1] - 1)  # NaN has no distribution: it must show as NaN where it is measured
 
 
 def _padded_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from tasks.data.files import replacing
 from tasks.errors import InputError
@@ -209,8 +210,9 @@ def _is_change(entry: str | dict[str, dict[str, Any]]) -> bool:
 @lru_cache(maxsize=1)  # YAML is slow, and a question to the registry reads the same text dozens of times
 def _parse_lock(text: str) -> dict[str, dict[str, Any]]:
     try:
-        entries = yaml.safe_load(text)["stages"]
-    except (yaml.YAMLError, TypeError, KeyError):
+        # YAML 1.2, as DVC writes it: in PyYAML's 1.1 its 5e-05 would be a text, and the key another.
+        entries = YAML(typ="safe", pure=True).load(text)["stages"]
+    except (YAMLError, TypeError, KeyError):
         entries = None
     if not isinstance(entries, dict):
         raise InputError(f"{LOCK_FILE} is damaged: restore it from git, or delete it and run dvc repro")

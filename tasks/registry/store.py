@@ -61,6 +61,7 @@ def open_store(experiment: str) -> Store:
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it tells of every retry
     uri = tracking_uri()
     # Processes that open an absent SQLite store together break it for good.
     with _first_come(uri), _reachable(uri):

@@ -121,3 +121,9 @@ def test_no_prompts_no_answers(policy):
 def test_a_prompt_that_leaves_no_room_is_refused(policy):
     with pytest.raises(InputError, match=r"prompt of 60 tokens .* of 12 .* context of 64"):
         answers(policy, prompts=[[4], [5] * 60])
+
+
+def test_logits_that_are_no_numbers_still_give_a_token_of_the_vocabulary():
+    """A broken policy must reach the check that says so, not fail as an index out of range before it."""
+    logits = torch.full((2, 10), float("nan"))
+    assert _sample(logits, torch.tensor([0.0, 0.9]), 1.0).max() < 10

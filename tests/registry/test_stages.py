@@ -160,3 +160,15 @@ def test_a_folder_that_is_not_all_in_the_cache_is_refused(repository, lost):
 def test_an_experiment_in_a_temporary_copy_works_on_that_copy(repository, monkeypatch, tmp_path):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "main"))
     assert stages.stage_key("sft") == stages.lock_key("sft")
+
+
+def test_a_small_float_in_the_lock_file_is_a_number(tmp_path, monkeypatch):
+    """DVC writes 5e-05, which YAML 1.1 takes for a text: the key would be another than the one before the run."""
+    monkeypatch.chdir(tmp_path)
+    Path("dvc.lock").write_text(
+        "schema: '2.0'\nstages:\n  ppo:\n    cmd: x\n    params:\n      params.yaml:\n        rate: 5e-05\n"
+        "  align:\n    cmd: x\n    params:\n      params.yaml:\n        rate: 5e-05\n"
+    )
+    found = stages.locked_ingredients("ppo")
+    assert found is not None
+    assert found.params == {"params.yaml": {"rate": 0.00005}}

@@ -59,12 +59,11 @@ def measure(
     return lengths
 
 
-def exceeds_context(folder: Path, max_tokens: int) -> int | None:
-    """The context of a model in tokens, where `max_tokens` is more than that; None where it fits or is unlimited."""
+def context_of(folder: Path) -> int | None:
+    """The context of a model in tokens; None where it is unlimited."""
     from transformers import AutoConfig
 
-    context: int | None = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None)
-    return context if context and max_tokens > context else None
+    return getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None) or None
 
 
 def _measured(kind: Kind, row: Row, tokenizer: "PreTrainedTokenizerBase") -> Lengths:

@@ -55,7 +55,7 @@ class Verdict(NamedTuple):
 
 
 def row_suite(kind: Kind, max_tokens: int) -> list["Expectation"]:
-    """What is expected of every row of a file."""
+    """What is expected of every row of a file; `max_tokens` bounds what the row holds, for prompts the prompt alone."""
     return [*_sound_texts(kind), *_fresh_rows(kind), *_within_length(kind, max_tokens)]
 
 
@@ -207,10 +207,10 @@ def _fresh_rows(kind: Kind) -> list["Expectation"]:
 def _within_length(kind: Kind, max_tokens: int) -> list["Expectation"]:
     from great_expectations import expectations as gxe
 
-    # A prompt must leave room for an answer of at least one token.
-    longest = max_tokens - 1 if kind == "prompts" else max_tokens
-    length = _about("length", f"Prompt and answer have at most {longest} tokens in the chat template")
-    expectations: list[Expectation] = [gxe.ExpectColumnValuesToBeBetween(column="tokens", max_value=longest, **length)]
+    length = _about("length", f"The row has at most {max_tokens} tokens in the chat template")
+    expectations: list[Expectation] = [
+        gxe.ExpectColumnValuesToBeBetween(column="tokens", max_value=max_tokens, **length)
+    ]
     if kind == "preferences":
         differ = _about("truncation", f"The answers differ within the first {max_tokens} tokens")
         column = "first_difference"

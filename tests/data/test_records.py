@@ -1,0 +1,133 @@
+"""Canonical records: round trips, splits, stable bytes, and rows that are not as they were written."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.data.records import (
+    TYPES,
+    Demonstration,
+    Kind,
+    Message,
+    Preference,
+    Prompt,
+    Record,
+    Split,
+    read_demonstrations,
+    read_preferences,
+    read_prompts,
+    write_records,
+)
+from tasks.errors import InputError
+
+FOLDER = Path("data/records")
+READERS: dict[Kind, Callable[..., list[Any]]] = {
+    "demonstrations": read_demonstrations,
+    "preferences": read_preferences,
+    "prompts": read_prompts,
+}
+SPLITS: tuple[Split, ...] = ("train", "validation", "test", "train")
+
+
+@pytest.fixture(autouse=True)
+def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(params=list(READERS))
+def kind(request: pytest.FixtureRequest) -> Kind:
+    name: Kind = request.param
+    return name
+
+
+def records(kind: Kind) -> list[Record]:
+    """One record a split, and a second one to train on."""
+    made: list[Record] = []
+    for row, split in enumerate(SPLITS, start=1):
+        prompt = [Message(role="system", content="Be kind.\n"), Message(role="user", content=f"Größe {row}? 😀\u2028")]
+        name, source = f"{kind}-{row}", "raw.jsonl"
+        if kind == "demonstrations":
+            made.append(Demonstration(name, split, source, row, prompt, f" antwort {row}\t"))
+        elif kind == "preferences":
+            made.append(Preference(name, split, source, row, prompt, "better", ""))
+        else:
+            made.append(Prompt(name, split, source, row, prompt, ["one", "another"] if row % 2 else []))
+    return made
+
+
+def test_records_come_back(kind):
+    write_records(FOLDER, kind, iter(records(kind)))
+    assert READERS[kind](FOLDER) == records(kind)
+    assert all(isinstance(record, TYPES[kind]) for record in READERS[kind](FOLDER))
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_split_is_read_alone_and_in_order(kind, split):
+    write_records(FOLDER, kind, records(kind))
+    assert READERS[kind](FOLDER, split) == [record for record in records(kind) if record.split == split]
+
+
+def test_a_split_without_rows_is_empty(kind):
+    write_records(FOLDER, kind, [record for record in records(kind) if record.split == "train"])
+    assert READERS[kind](FOLDER, "test") == []
+
+
+def test_bytes_are_stable(kind):
+    write_records(FOLDER, kind, records(kind))
+    first = (FOLDER / f"{kind}.jsonl").read_bytes()
+    write_records(FOLDER, kind, READERS[kind](FOLDER))
+    assert (FOLDER / f"{kind}.jsonl").read_bytes() == first
+    assert [path.name for path in FOLDER.iterdir()] == [f"{kind}.jsonl"]
+
+
+def test_a_line_is_the_record_by_its_field_names(kind):
+    write_records(FOLDER, kind, records(kind))
+    lines = (FOLDER / f"{kind}.jsonl").read_bytes().decode().split("\n")
+    assert [json.loads(line) for line in lines[:-1]] == [record._asdict() for record in records(kind)]
+    assert lines[-1] == ""
+    assert "Größe 1? 😀" in lines[0]
+
+
+def test_a_missing_file_says_what_makes_it(kind):
+    with pytest.raises(InputError, match=rf"data/records/{kind}\.jsonl does not exist: run the stage that writes it"):
+        READERS[kind](FOLDER)
+
+
+def without_prompt(row: dict[str, Any]) -> object:
+    return {name: value for name, value in row.items() if name != "prompt"}
+
+
+def without_split(row: dict[str, Any]) -> object:
+    return {name: value for name, value in row.items() if name != "split"}
+
+
+def with_a_surplus_field(row: dict[str, Any]) -> object:
+    return row | {"score": 1}
+
+
+def as_a_list(row: dict[str, Any]) -> object:
+    return list(row.values())
+
+
+@pytest.mark.parametrize("split", [None, "test"])
+@pytest.mark.parametrize("spoil", [without_prompt, without_split, with_a_surplus_field, as_a_list])
+def test_a_row_of_another_shape_is_named(kind, spoil, split):
+    write_records(FOLDER, kind, records(kind))
+    path = FOLDER / f"{kind}.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n")
+    lines[1] = json.dumps(spoil(json.loads(lines[1])))
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(InputError, match=rf"{kind}\.jsonl row 2 is damaged: delete the file and run dvc repro"):
+        READERS[kind](FOLDER, split)
+
+
+@pytest.mark.parametrize("damage", [b'{"id": "cut o', b"\xff\n"])
+def test_a_damaged_row_is_named(kind, damage):
+    write_records(FOLDER, kind, records(kind))
+    with (FOLDER / f"{kind}.jsonl").open("ab") as file:
+        file.write(damage)
+    with pytest.raises(InputError, match=rf"{kind}\.jsonl row 5 is damaged"):
+        READERS[kind](FOLDER)

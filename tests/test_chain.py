@@ -1,0 +1,93 @@
+"""The whole chain in miniature, from the built-in example to a decision, by either method; and the same bytes again."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tasks.base import base
+from tasks.data.files import read_json, read_jsonl
+from tasks.dpo import dpo
+from tasks.evaluate import evaluate
+from tasks.gate import gate
+from tasks.ppo import ppo
+from tasks.prepare import prepare
+from tasks.reward import reward
+from tasks.sft import sft
+from tasks.validate import validate
+from tests.conftest import ROOT
+
+ALIGNERS = {"dpo": dpo, "ppo": ppo}
+STAGES = ("prepare", "base", "validate", "sft", "reward", "dpo", "evaluate", "gate")
+
+
+@pytest.fixture
+def chain(make_params, noted_run, tmp_path, monkeypatch):
+    """Small settings in an empty working folder that holds the example's own file, as the project does."""
+    monkeypatch.chdir(tmp_path)
+    example = Path("tasks/data/example.py")
+    example.parent.mkdir(parents=True)
+    shutil.copy(ROOT / example, example)
+    shutil.copy(ROOT / "opponent.json", "opponent.json")
+
+    def settings(method):
+        return make_params(
+            prepare={
+                "example": {
+                    "demonstrations": 60, "preferences": 60, "prompts": 60, "faulty": 0.5, "label_noise": 0.0
+                },
+                "split": {"validation": 0.2, "test": 0.2},
+            },
+            # Sixty prompts of the example share their wording; a miniature is not about contamination.
+            validate={"max_quarantined": 0.5, "min_rows": 4},
+            base={"scratch": {"vocabulary": 400, "hidden_size": 16, "layers": 1, "heads": 2, "context": 256}},
+            align={"method": method},
+            ppo={"iterations": 2, "rollouts": 8, "max_new_tokens": 8, "critic_warmup": 0},
+            evaluate={"max_new_tokens": 8, "bootstrap": 200},
+        )  # fmt: skip
+
+    return settings
+
+
+def run(params):
+    for stage in (prepare, base, validate, sft, reward, ALIGNERS[params.align.method], evaluate, gate):
+        stage(params)
+
+
+def outputs():
+    folders = ("data", "models", "metrics", "curves", "reports")
+    paths = [path for folder in folders for path in Path(folder).rglob("*") if path.is_file()]
+    return {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def test_from_raw_data_to_a_decision_and_the_same_bytes_again(chain):
+    run(chain("dpo"))
+    first = outputs()
+    assert {f"metrics/{stage}.json" for stage in STAGES} == {name for name in first if name.startswith("metrics/")}
+    assert {name for name in first if name.startswith(("curves/", "reports/"))} == {
+        "curves/sft.csv",
+        "curves/reward.csv",
+        "curves/dpo.csv",
+        "reports/evaluate/responses.jsonl",
+        "reports/gate/report.html",
+    }
+    # A miniature learns nothing that lasts: whatever the gate says, it says why.
+    decision = read_json(Path("metrics/gate.json"))
+    assert decision["decision"] in {"reject", "inconclusive"}
+    assert decision["reasons"]
+    answers = list(read_jsonl(Path("reports/evaluate/responses.jsonl")))
+    assert len(answers) == read_json(Path("metrics/evaluate.json"))["prompts"]
+
+    for folder in ("data", "models", "metrics", "curves", "reports"):
+        shutil.rmtree(folder)
+    run(chain("dpo"))
+    assert outputs() == first
+
+
+def test_the_other_method_takes_the_place_of_dpo(chain):
+    run(chain("ppo"))
+    evaluation = read_json(Path("metrics/evaluate.json"))
+    assert set(evaluation["gold"]) == {"candidate", "sft", "opponent", "vs_sft", "vs_opponent"}
+    assert Path("models/ppo/model.safetensors").exists()
+    assert not Path("models/dpo").exists()

@@ -1,0 +1,191 @@
+"""params.yaml: it loads, every key is explained, and whatever is wrong in it is told in one sentence."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+
+from tasks.errors import InputError
+from tasks.params import Params, load_params, parse_params
+
+SHIPPED = Path(__file__).parents[1] / "params.yaml"
+TRAINING = ["epochs", "batch_size", "learning_rate", "warmup", "schedule", "weight_decay", "max_grad_norm"]
+# Explained where they come first; the comment above the section, or the order, says so.
+EXPLAINED_ELSEWHERE = {
+    f"{section}.{key}": f"{first}.{key}"
+    for first, sections, keys in [
+        ("sft", ["reward", "dpo"], TRAINING),
+        ("prepare.demonstrations", ["prepare.preferences", "prepare.prompts"], ["source", "columns", "limit"]),
+    ]
+    for section in sections
+    for key in keys
+}
+
+
+def shipped() -> dict[str, Any]:
+    settings: dict[str, Any] = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+    return settings
+
+
+def changed(**changes: object) -> dict[str, Any]:
+    """The shipped settings with some replaced; a double underscore stands for the dot: sft__epochs=3."""
+    settings = shipped()
+    for name, value in changes.items():
+        *sections, key = name.split("__")
+        place = settings
+        for section in sections:
+            place = place[section]
+        place[key] = value
+    return settings
+
+
+def complaint(settings: dict[str, Any]) -> str:
+    with pytest.raises(InputError) as refused:
+        parse_params(settings, "params.yaml")
+    said = str(refused.value)
+    assert "\n" not in said
+    return said
+
+
+def key_lines(section: CommentedMap, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Every key with dots before its name, and its line from 0."""
+    for key, value in section.items():
+        yield f"{prefix}{key}", section.lc.key(key)[0]
+        if isinstance(value, CommentedMap) and not value.fa.flow_style():
+            yield from key_lines(value, f"{prefix}{key}.")
+
+
+def explained() -> dict[str, bool]:
+    """Whether a comment stands on the line above a key or behind its value."""
+    text = SHIPPED.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    return {
+        key: " # " in lines[line] or lines[line - 1].lstrip().startswith("# ")
+        for key, line in key_lines(YAML().load(text))
+    }
+
+
+def test_the_shipped_settings_hold():
+    params = load_params(SHIPPED)
+    assert params.model_dump(by_alias=True) == shipped()
+
+
+def test_every_key_has_a_comment():
+    found = explained()
+    assert {"seed", "sft", "sft.epochs", "base.scratch.context"} <= found.keys()
+    assert [key for key, has_comment in found.items() if not has_comment] == [
+        key for key in found if key in EXPLAINED_ELSEWHERE
+    ]
+    assert all(found[first] for first in EXPLAINED_ELSEWHERE.values())
+
+
+def test_settings_do_not_change():
+    params = load_params(SHIPPED)
+    with pytest.raises(ValueError, match="frozen"):
+        params.seed = 8  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "params.yaml does not exist: run from the project's root, where it lies"),
+        (b"", "params.yaml holds no settings: restore it from git"),
+        (b"# only a comment\n", "params.yaml holds no settings: restore it from git"),
+        (b"- seed\n", "params.yaml holds no settings: restore it from git"),
+        (
+            b"seed: 7\nsft: {epochs: 3\nreward: 1\n",
+            "params.yaml row 3 is not valid YAML: mend its indentation, quotes or colons",
+        ),
+        (b"seed: 7\n\tsft: 1\n", "params.yaml row 2 is not valid YAML: mend its indentation, quotes or colons"),
+        ("seed: 7 # Größe\n".encode("latin-1"), "params.yaml is not UTF-8 text (byte 12): save it as UTF-8"),
+    ],
+    ids=["missing", "empty", "comment", "list", "bracket", "tab", "latin-1"],
+)
+def test_a_file_that_holds_no_settings(tmp_path, monkeypatch, content, sentence):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("params.yaml").write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        load_params()
+    assert str(refused.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"sft__epoch": 3}, "sft.epoch is not a setting: remove it or mend its spelling"),
+        ({"speed": 3}, "speed is not a setting: remove it or mend its spelling"),
+        ({"sft__epochs": "three"}, "sft.epochs is 'three', but input should be a valid integer: change it"),
+        ({"sft__epochs": 2.0}, "sft.epochs is 2.0, but input should be a valid integer: change it"),
+        ({"sft__epochs": True}, "sft.epochs is True, but input should be a valid integer: change it"),
+        ({"sft__epochs": 0}, "sft.epochs is 0, but input should be greater than or equal to 1: change it"),
+        ({"sft__epochs": None}, "sft.epochs is None, but input should be a valid integer: change it"),
+        ({"ppo__whiten_rewards": "yes"}, "ppo.whiten_rewards is 'yes', but input should be a valid boolean: change it"),
+        ({"runtime__device": "gpu"}, "runtime.device is 'gpu', but input should be 'auto', 'cpu' or 'cuda': change it"),
+        ({"validate__warn": "length"}, "validate.warn is 'length', but input should be a valid list: change it"),
+        ({"sft": 3}, "sft is 3, but input should be a valid dictionary or instance of Sft: change it"),
+        (
+            {"sft__epochs": 0, "ppo__clip": -1.0},
+            "sft.epochs is 0, but input should be greater than or equal to 1: change it (and 1 more)",
+        ),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(change, sentence):
+    assert complaint(changed(**change)) == f"params.yaml: {sentence}"
+
+
+@pytest.mark.parametrize("section", ["runtime", "validate", "ppo", "registry"])
+def test_a_missing_key_is_named(section):
+    settings = shipped()
+    key = next(iter(settings[section]))
+    del settings[section][key]
+    assert complaint(settings) == f"params.yaml: {section}.{key} is missing: add it"
+
+
+def test_a_missing_section_is_named():
+    settings = shipped()
+    del settings["gate"]
+    assert complaint(settings) == "params.yaml: gate is missing: add it"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        *(
+            (
+                {"dpo__loss": loss, "dpo__label_smoothing": 0.1},
+                f"dpo: label_smoothing would be ignored by the loss {loss}: set it to 0",
+            )
+            for loss in ("hinge", "ipo", "sigmoid_norm", "simpo")
+        ),
+        ({"ppo__minibatches": 9, "ppo__rollouts": 8}, "ppo: minibatches must not exceed rollouts"),
+        ({"base__scratch__heads": 3}, "base.scratch: hidden_size must be an even multiple of heads"),
+        # 12 / 4 = 3 numbers a head cannot be rotated in pairs.
+        ({"base__scratch__hidden_size": 12}, "base.scratch: hidden_size must be an even multiple of heads"),
+        (
+            {"prepare__split__validation": 0.5, "prepare__split__test": 0.5},
+            "prepare.split: validation and test together must leave a share for training",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other(change, sentence):
+    assert complaint(changed(**change)) == f"params.yaml: {sentence}"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dpo__loss": "robust", "dpo__label_smoothing": 0.1},
+        {"dpo__loss": "sigmoid", "dpo__label_smoothing": 0.1},
+        {"dpo__loss": "hinge", "dpo__label_smoothing": 0.0},
+        {"ppo__minibatches": 8, "ppo__rollouts": 8},
+        {"base__scratch__hidden_size": 24, "base__scratch__heads": 4},
+        {"prepare__split__validation": 0.5, "prepare__split__test": 0.4},
+    ],
+)
+def test_settings_at_the_edge_of_a_rule_hold(change):
+    assert isinstance(parse_params(changed(**change)), Params)

@@ -1,0 +1,250 @@
+"""What surrounds a stage: its exit code, the one sentence on stderr, and the note of why it failed."""
+
+import errno
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tasks import stage as stage_module
+from tasks.errors import InputError
+from tasks.params import Params, load_params
+from tasks.registry import stages
+from tasks.stage import EXIT_CODES, FAILURE_NOTE, Failure, classify, last_failure, main
+
+ROOT = Path(__file__).parents[1]
+# Says that it is at work, and works until it is told to stop.
+LONG_STAGE = """
+import time
+from tasks.stage import main
+
+def sft(params):
+    print("at work", flush=True)
+    time.sleep(60)
+
+main(sft)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _as_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A folder with the project's settings; the test process neither dies with its parent nor keeps the handler."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stage_module, "die_with_parent", lambda: None)
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def failing(error: BaseException) -> Callable[[Params], None]:
+    def sft(params: Params) -> None:
+        raise error
+
+    return sft
+
+
+def exit_code(stage: Callable[[Params], None]) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(stage)
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code
+
+
+def idle(params: Params) -> None:
+    """A stage with nothing to do."""
+
+
+def test_a_stage_gets_the_settings_and_ends_with_0(capsys):
+    seeds = []
+
+    def sft(params: Params) -> None:
+        seeds.append(params.seed)
+
+    assert exit_code(sft) == 0
+    assert seeds == [load_params().seed]
+    assert capsys.readouterr() == ("", "")
+    assert last_failure() is None
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "kind", "sentence"),
+    [
+        (InputError("raw.csv row 3 is empty: fill it"), 2, "input", "raw.csv row 3 is empty: fill it"),
+        (
+            ConnectionError("no route"),
+            75,
+            "transient",
+            "a connection failed (no route): run again when it is back",
+        ),
+        (
+            TimeoutError("too slow"),
+            75,
+            "transient",
+            "a connection failed (too slow): run again when it is back",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "models/sft"),
+            2,
+            "input",
+            "no space left on the disk of models/sft: free some and run again",
+        ),
+        (
+            OSError(errno.EDQUOT, "Disk quota exceeded", "models/sft"),
+            2,
+            "input",
+            "no space left on the disk of models/sft: free some and run again",
+        ),
+        (
+            OSError(errno.EACCES, "Permission denied", "models/sft"),
+            2,
+            "input",
+            "no permission for models/sft: grant it or run as its owner",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "models/sft"),
+            2,
+            "input",
+            "no permission for models/sft: grant it or run as its owner",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted", "interrupted; run again to go on"),
+        (SystemExit(143), 143, "interrupted", "interrupted; run again to go on"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_an_error_gives_its_code_one_sentence_and_a_note(capsys, error, code, kind, sentence):
+    assert exit_code(failing(error)) == code
+    assert capsys.readouterr() == ("", f"sft: {sentence}\n")
+    assert last_failure() == Failure("sft", kind, sentence)
+
+
+def test_a_full_disk_without_a_name_is_that_of_the_working_folder(tmp_path):
+    # What write() raises: only open() knows the name.
+    kind, sentence = classify(OSError(errno.ENOSPC, "No space left on device"))
+    assert (kind, sentence) == ("input", f"no space left on the disk of {tmp_path}: free some and run again")
+
+
+def test_an_answer_of_several_lines_becomes_one(capsys):
+    assert exit_code(failing(InputError("the template raises (first\nsecond): mend it"))) == 2
+    assert capsys.readouterr().err == "sft: the template raises (first second): mend it\n"
+
+
+def test_settings_that_cannot_be_read_are_the_users_to_mend(capsys):
+    Path("params.yaml").write_text("seed: seven\n")
+    assert exit_code(idle) == 2
+    assert capsys.readouterr().err.startswith("idle: params.yaml: seed is 'seven'")
+
+
+@pytest.mark.parametrize("error", [ValueError("what?"), OSError(errno.EIO, "Input/output error")])
+def test_a_bug_keeps_its_traceback(capsys, error):
+    with pytest.raises(type(error)) as raised:
+        main(failing(error))
+    assert raised.value is error
+    assert not hasattr(error, "__notes__")
+    assert capsys.readouterr().err == ""  # the traceback is for the interpreter to print
+    assert last_failure() == Failure("sft", "bug", f"{type(error).__name__}: {error}")
+    assert EXIT_CODES["bug"] == 1
+
+
+def test_a_bug_in_a_process_is_a_traceback_and_code_1(tmp_path):
+    script = "import tasks.stage\ndef sft(params): raise ValueError('what?')\ntasks.stage.main(sft)"
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("Traceback (most recent call last):")
+    assert ended.stderr.endswith("ValueError: what?\n")
+
+
+def test_sigterm_ends_a_stage_with_143_and_a_sentence(tmp_path):
+    command = [sys.executable, "-c", LONG_STAGE]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 143
+        assert process.stderr.read() == "sft: interrupted; run again to go on\n"
+    assert last_failure() == Failure("sft", "interrupted", "interrupted; run again to go on")
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def test_a_later_success_removes_the_note():
+    exit_code(failing(InputError("mend it")))
+    assert FAILURE_NOTE.exists()
+    assert exit_code(idle) == 0
+    assert not FAILURE_NOTE.exists()
+    assert last_failure() is None
+
+
+def test_a_later_failure_replaces_the_note():
+    exit_code(failing(InputError("mend it")))
+    exit_code(failing(ConnectionError("gone")))
+    found = last_failure()
+    assert found is not None
+    assert found.kind == "transient"
+
+
+def test_a_note_holds_even_text_that_utf8_cannot(monkeypatch):
+    # The interpreter's own stderr escapes such text, that of pytest does not.
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace"))
+    exit_code(failing(InputError("the column \ud83d is unknown: mend it")))
+    assert last_failure() == Failure("sft", "input", "the column \ud83d is unknown: mend it")
+
+
+def test_outputs_are_restored_for_the_stage_that_failed(monkeypatch):
+    restored: list[str] = []
+    monkeypatch.setattr(stages, "restore_outputs", restored.append)
+    exit_code(idle)
+    assert restored == []
+    exit_code(failing(InputError("mend it")))
+    assert restored == ["sft"]
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [InputError("DVC says:\nno cache"), OSError(errno.ENOSPC, "no cache"), RuntimeError("no cache")],
+    ids=lambda error: type(error).__name__,
+)
+def test_outputs_that_cannot_be_restored_hide_neither_sentence_nor_note(monkeypatch, capsys, trouble):
+    monkeypatch.setattr(stages, "restore_outputs", failing(trouble))
+    assert exit_code(failing(InputError("raw.csv row 3 is empty: fill it"))) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sft: raw.csv row 3 is empty: fill it; its earlier outputs are not back (")
+    assert line.endswith("no cache): run dvc checkout")
+    assert last_failure() == Failure("sft", "input", line.removeprefix("sft: "))
+
+
+def test_outputs_that_cannot_be_restored_are_said_below_the_traceback_of_a_bug(monkeypatch):
+    monkeypatch.setattr(stages, "restore_outputs", failing(InputError("no cache")))
+    with pytest.raises(ValueError, match="what") as raised:
+        main(failing(ValueError("what?")))
+    assert raised.value.__notes__ == ["its earlier outputs are not back (no cache): run dvc checkout"]
+
+
+def test_a_note_that_cannot_be_written_hides_no_sentence(monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(stage_module, "write_json", full)
+    assert exit_code(failing(InputError("mend it"))) == 2
+    said = "sft: mend it; .trueline/failure.json could not be written (No space left on device)\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_note_that_cannot_be_removed_is_a_sentence(monkeypatch, capsys):
+    def read_only(path: Path, missing_ok: bool) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    assert exit_code(idle) == 2
+    said = "idle: no permission for .trueline/failure.json: grant it or run as its owner\n"
+    assert capsys.readouterr().err == said
