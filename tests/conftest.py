@@ -17,6 +17,8 @@ from tasks.data.records import Demonstration, Message, Preference, Prompt, Split
 from tasks.params import Params, parse_params
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+# `dvc` and the `python` of its commands are those beside this interpreter, whether or not its environment is activated.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 ROOT = Path(__file__).parent.parent
 CHATML = (
