@@ -71,7 +71,7 @@ def _with_point(value: float) -> str:
 
 
 def _plain(settings: object) -> dict[str, Any]:
-    """Read the settings as the stages will: by PyYAML, from text."""
+    """Read the settings back as plain values; numbers must be numbers to a reader of YAML 1.1 too."""
     text = io.StringIO()
     _editor().dump(settings, text)
     plain: dict[str, Any] = yaml.safe_load(text.getvalue())
