@@ -3,16 +3,14 @@
 import io
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from tasks.data.files import replacing
 from tasks.errors import InputError
-from tasks.params import PARAMS_FILE, load_params, parse_params
-
-if TYPE_CHECKING:
-    from ruamel.yaml import YAML
+from tasks.params import PARAMS_FILE, load_params, parse_params, parse_yaml
 
 FLOAT, NULL = "tag:yaml.org,2002:float", "tag:yaml.org,2002:null"
 
@@ -53,13 +51,11 @@ def configure(overlays: list[str], path: Path = PARAMS_FILE) -> list[Change]:
     return changes
 
 
-def _editor() -> "YAML":
-    from ruamel.yaml import YAML
-
+def _editor() -> YAML:
     editor = YAML()
     editor.preserve_quotes = True
     editor.width = 200
-    # To a reader of YAML 1.1 5e-05 is text: a number gets its point.
+    # To a reader of YAML 1.1, such as PyYAML, 5e-05 is text: a number gets its point.
     editor.representer.add_representer(float, lambda writer, value: writer.represent_scalar(FLOAT, _with_point(value)))
     editor.representer.add_representer(type(None), lambda writer, _: writer.represent_scalar(NULL, "null"))
     return editor
@@ -71,10 +67,11 @@ def _with_point(value: float) -> str:
 
 
 def _plain(settings: object) -> dict[str, Any]:
-    """Read the settings back as plain values; numbers must be numbers to a reader of YAML 1.1 too."""
+    """Read the settings back as plain values."""
     text = io.StringIO()
     _editor().dump(settings, text)
-    plain: dict[str, Any] = yaml.safe_load(text.getvalue())
+    plain = parse_yaml(text.getvalue())
+    assert isinstance(plain, dict)
     return plain
 
 
@@ -82,32 +79,17 @@ def _read(overlay: str) -> Mapping[str, Any]:
     key, equals, value = overlay.partition("=")
     try:
         if equals and not Path(overlay).exists():
-            return _nested(key.split("."), _parse(value))
-        content = _parse(Path(overlay).read_text(encoding="utf-8"))
+            return _nested(key.split("."), parse_yaml(value))
+        content = parse_yaml(Path(overlay).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{overlay} does not exist: give a settings file, or KEY=VALUE") from None
-    except (OSError, UnicodeDecodeError):  # a UnicodeDecodeError is a ValueError too
+    except (OSError, UnicodeDecodeError):
         raise InputError(f"{overlay} cannot be read: give a YAML text file") from None
-    except ValueError:
+    except YAMLError:
         raise InputError(f"{overlay} is not valid YAML: mend its quotes, brackets or indentation") from None
     if not isinstance(content, Mapping):
         raise InputError(f"{overlay} holds no settings: write them as in params.yaml")
     return content
-
-
-def _parse(text: str) -> object:
-    """Read YAML 1.2, in which 1e-4 is a number.
-
-    Raises:
-        ValueError: the text is not valid YAML.
-    """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        return YAML(typ="safe").load(text)
-    except YAMLError as error:
-        raise ValueError(text) from error
 
 
 def _nested(parts: list[str], value: object) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
+from ruamel.yaml.error import YAMLError
 
 from tasks.data import example
 from tasks.data.files import METRICS, MODELS, read_json, replacing, write_json
 from tasks.errors import InputError
-from tasks.params import EXAMPLE, Base, Example, Params, Scratch, Section
+from tasks.params import EXAMPLE, Base, Example, Params, Scratch, Section, parse_yaml
 from tasks.stage import main
 
 if TYPE_CHECKING:  # transformers costs seconds to import: only the functions that need it pay
@@ -168,10 +168,10 @@ def read_pointer(path: Path) -> Pointer:
     """
     cure = "it needs hub: organisation/name and revision: the full commit hash of 40 hexadecimal digits"
     try:
-        return Pointer.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return Pointer.model_validate(parse_yaml(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise InputError(f"base.source {path} does not exist: write it; {cure}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValidationError):
+    except (YAMLError, UnicodeDecodeError, ValidationError):
         raise InputError(f"{path} names no hub model: {cure}") from None
 
 

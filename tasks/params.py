@@ -273,7 +273,7 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     try:
-        settings = YAML(typ="safe", pure=True).load(text)  # YAML 1.2, as DVC reads it: 1e-4 is a number
+        settings = parse_yaml(text)
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         row = f" row {mark.line + 1}" if mark else ""
@@ -281,6 +281,16 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     if not isinstance(settings, dict):
         raise InputError(f"{path} holds no settings: restore it from git")
     return parse_params(settings, str(path))
+
+
+def parse_yaml(text: str) -> object:
+    """Read YAML 1.2, as DVC does: 1e-4 is a number.
+
+    Raises:
+        YAMLError: of ruamel.yaml; the text is not valid YAML.
+    """
+    content: object = YAML(typ="safe", pure=True).load(text)
+    return content
 
 
 def parse_params(settings: dict[str, object], origin: str = "params") -> Params:

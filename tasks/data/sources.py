@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from pydantic import Field, ValidationError
+from ruamel.yaml.error import YAMLError
 
 from tasks.errors import InputError
-from tasks.params import Section, Source
+from tasks.params import Section, Source, parse_yaml
 
 # Python's own limit is 128 KiB a field; this is the largest value every platform takes.
 LONGEST_CSV_FIELD = 2**31 - 1
@@ -219,8 +219,8 @@ def _hub_rows(path: Path) -> Iterator[RawRow]:
 
 def _read_pointer(path: Path) -> HubPointer:
     try:
-        content = yaml.safe_load("".join(_text_lines(path)))
-    except yaml.YAMLError:
+        content = parse_yaml("".join(_text_lines(path)))
+    except YAMLError:
         raise InputError(f"{path} is not valid YAML: write hub, revision and split, one a line") from None
     if content is None:
         raise InputError(f"{path} is empty: write hub, revision and split, one a line")
