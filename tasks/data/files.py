@@ -25,7 +25,10 @@ def replacing(path: Path) -> Iterator[Path]:
     Serves files and folders alike: the block creates the one it wants.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    workplace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        workplace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:  # it names the temporary folder, which nobody knows
+        raise OSError(error.errno, error.strerror, str(path.parent)) from None
     try:
         draft = workplace / path.name
         yield draft

@@ -97,8 +97,8 @@ def _longer(pair: ScoredPair) -> int:
 
 def _difference_third(pairs: Sequence[ScoredPair]) -> Callable[[ScoredPair], int]:
     ordered = sorted(abs(pair.longer_by) for pair in pairs)
-    bounds = [ordered[len(ordered) * third // 3] for third in (1, 2)]
-    return lambda pair: sum(abs(pair.longer_by) >= bound for bound in bounds)
+    bounds = [ordered[(len(ordered) - 1) * third // 3] for third in (1, 2)]
+    return lambda pair: sum(abs(pair.longer_by) > bound for bound in bounds)
 
 
 def _confidence(pair: ScoredPair) -> float:

@@ -64,14 +64,19 @@ def test_accuracy_by_length_and_confidence():
         "same_length": {"value": 0.5, "pairs": 1},
         "rejected_longer": {"value": 1.0, "pairs": 1},
     }
-    # |differences| 6 2 0 1, sorted 0 1 2 6: bounds at places 1 and 2, so small is 0, medium is 1, large is 2 and 6
+    # |differences| 6 2 0 1, sorted 0 1 2 6: bounds at places 1 and 2, so small is 0 and 1, medium is 2, large is 6
     assert figures["accuracy_by_length_difference"] == {
-        "small": {"value": 0.5, "pairs": 1},
-        "medium": {"value": 1.0, "pairs": 1},
-        "large": {"value": 0.5, "pairs": 2},
+        "small": {"value": 0.75, "pairs": 2},
+        "medium": {"value": 0.0, "pairs": 1},
+        "large": {"value": 1.0, "pairs": 1},
     }
     by_confidence = {name: found["pairs"] for name, found in figures["accuracy_by_confidence"].items()}
     assert by_confidence == {"0.5-0.6": 1, "0.6-0.7": 0, "0.7-0.8": 2, "0.8-0.9": 1, "0.9-1.0": 0}
+
+
+def test_differences_that_are_all_alike_are_all_small():
+    figures = reward_figures([ScoredPair(1.0, 0.0, 3, 3)] * 3)["accuracy_by_length_difference"]
+    assert [group["pairs"] for group in figures.values()] == [3, 0, 0]
 
 
 def test_correlation_by_hand():
