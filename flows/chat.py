@@ -35,7 +35,7 @@ class Conversation:
 
         asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
         settings = self._params.evaluate
-        [ids] = generate(
+        [response] = generate(
             self._model,
             self._tokenizer,
             [encode_prompt(self._tokenizer, asked)],
@@ -44,7 +44,7 @@ class Conversation:
             seed=self._params.seed + len(asked),
             batch_size=1,
         )
-        answer = decode(self._tokenizer, ids).strip()
+        answer = decode(self._tokenizer, response.tokens).strip()
         self.messages = [*asked, {"role": "assistant", "content": answer}]
         return answer
 

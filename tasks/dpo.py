@@ -17,14 +17,8 @@ from tasks.learning.checkpoints import content_key
 from tasks.learning.curves import publish
 from tasks.learning.fitting import Fit, require_rows
 from tasks.learning.losses import PairValues, implicit_rewards, preference_loss
-from tasks.learning.models import (
-    completion_log_probs,
-    context_length,
-    load_policy,
-    merged,
-    set_up,
-    with_adapters,
-)
+from tasks.learning.models import context_length, load_policy, merged, set_up, with_adapters
+from tasks.learning.readings import completion_log_probs
 from tasks.params import Dpo, Params
 from tasks.registry import tracking
 from tasks.registry.stages import stage_key
@@ -65,17 +59,16 @@ def dpo(params: Params) -> None:
     device, settings = set_up(params), params.dpo
     tokenizer = load_tokenizer(SFT)
     policy = with_adapters(load_policy(SFT, params, trainable=True), params.lora)
-    pad_id = tokenizer.pad_token_id
 
     def pairs_of(split: Split) -> list[EncodedPair]:
         records = require_rows(read_preferences(VALIDATED, split), PREFERENCES, split)
         return encode_preferences(tokenizer, records, context_length(policy))
 
     def batch_of(indices: Sequence[int]) -> Batch:
-        return collate_pairs([pairs[index] for index in indices], pad_id, device)
+        return collate_pairs([pairs[index] for index in indices], device)
 
     pairs, validation = pairs_of("train"), pairs_of("validation")
-    held_out = pair_batches(validation, params.runtime.micro_batch, pad_id, device)
+    held_out = pair_batches(validation, params.runtime.micro_batch, device)
     key = stage_key("dpo") or content_key("dpo", params, [PREFERENCES, SFT])
     with tracking.run("dpo", params, inputs=[PREFERENCES]) as run:
         lengths = [pair.length for pair in pairs]

@@ -26,15 +26,8 @@ from tasks.judging.metrics import Answers
 from tasks.judging.opponent import Opponent, read_opponent
 from tasks.judging.summary import Judged, judge, rows, summarise
 from tasks.learning.batches import Batch, collate
-from tasks.learning.models import (
-    completion_log_probs,
-    completion_scores,
-    context_length,
-    device_of,
-    load_policy,
-    load_reward,
-    set_up,
-)
+from tasks.learning.models import context_length, device_of, load_policy, load_reward, set_up
+from tasks.learning.readings import completion_log_probs, completion_scores
 from tasks.learning.rollouts import generate, stop_tokens
 from tasks.params import EXAMPLE, Params
 from tasks.registry import tracking
@@ -204,7 +197,7 @@ def _by_batch(
     """One number a row: `measure` maps a batch of B rows to (B,)."""
     size, device = params.runtime.micro_batch, device_of(params)
     groups = (encoded[start : start + size] for start in range(0, len(encoded), size))
-    return [value for group in groups for value in measure(collate(group, tokenizer.pad_token_id, device)).tolist()]
+    return [value for group in groups for value in measure(collate(group, device)).tolist()]
 
 
 def _sample(
@@ -219,7 +212,7 @@ def _sample(
     settings = params.evaluate
     every = 0.1 if sys.stderr.isatty() else 10  # seconds: a log file gets few lines
     with tqdm(total=len(asked), desc=f"evaluate: {name}", unit="answer", mininterval=every) as bar:
-        return generate(
+        responses = generate(
             policy,
             tokenizer,
             asked,
@@ -229,6 +222,7 @@ def _sample(
             batch_size=settings.batch_size,
             on_progress=bar.update,
         )
+    return [response.tokens for response in responses]
 
 
 if __name__ == "__main__":

@@ -22,17 +22,11 @@ from tasks.learning.checkpoints import Checkpoints, CurveRow, Progress, content_
 from tasks.learning.curves import Curve, publish
 from tasks.learning.experience import Models, Rollouts, reference_policy
 from tasks.learning.fitting import require_rows
+from tasks.learning.forward import unwrapped
 from tasks.learning.learner import Learner, seed_for
-from tasks.learning.models import (
-    completion_scores,
-    context_length,
-    load_policy,
-    load_reward,
-    set_up,
-    unwrapped,
-    with_adapters,
-)
+from tasks.learning.models import context_length, load_policy, load_reward, set_up, with_adapters
 from tasks.learning.optimise import check_finite
+from tasks.learning.readings import completion_scores
 from tasks.learning.rollouts import generate
 from tasks.params import Params
 from tasks.registry import tracking
@@ -228,11 +222,11 @@ def samples(models: Models, shown: Sequence[tuple[Prompt, list[int]]], params: P
             seed=seed_for(params.seed, "samples", 0),
             batch_size=SAMPLES,
         )
-        rows = [Encoded(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
-        batch = collate(rows, tokenizer.pad_token_id, unwrapped(policy).device)
+        rows = [Encoded(prompt, response.tokens) for prompt, response in zip(prompts, responses, strict=True)]
+        batch = collate(rows, unwrapped(policy).device)
         with torch.no_grad():
             scores: list[float] = completion_scores(models.reward, batch).tolist()
-        return [decode(tokenizer, response) for response in responses], scores
+        return [decode(tokenizer, response.tokens) for response in responses], scores
 
     with reference_policy(models) as frozen:
         before, scores_before = answered(frozen)

@@ -18,15 +18,8 @@ from tasks.learning.checkpoints import content_key
 from tasks.learning.curves import publish
 from tasks.learning.fitting import Fit, require_rows
 from tasks.learning.losses import PairValues, reward_loss
-from tasks.learning.models import (
-    completion_scores,
-    context_length,
-    merged,
-    new_reward_model,
-    normalise_scores,
-    set_up,
-    with_adapters,
-)
+from tasks.learning.models import context_length, merged, new_reward_model, normalise_scores, set_up, with_adapters
+from tasks.learning.readings import completion_scores
 from tasks.params import Params, Reward
 from tasks.registry import tracking
 from tasks.registry.stages import stage_key
@@ -46,17 +39,17 @@ def reward(params: Params) -> None:
     device, micro_batch = set_up(params), params.runtime.micro_batch
     tokenizer = load_tokenizer(SFT)
     model = with_adapters(new_reward_model(SFT, params), params.lora)
-    context, pad_id = context_length(model), tokenizer.pad_token_id
+    context = context_length(model)
 
     def pairs_of(split: Split) -> list[EncodedPair]:
         records = require_rows(read_preferences(VALIDATED, split), PREFERENCES, split)
         return encode_preferences(tokenizer, records, context)
 
     def batch_of(indices: Sequence[int]) -> Batch:
-        return collate_pairs([pairs[index] for index in indices], pad_id, device)
+        return collate_pairs([pairs[index] for index in indices], device)
 
     pairs = pairs_of("train")
-    validation, test = (pair_batches(pairs_of(split), micro_batch, pad_id, device) for split in HELD_OUT)
+    validation, test = (pair_batches(pairs_of(split), micro_batch, device) for split in HELD_OUT)
     demonstrations = require_rows(read_demonstrations(VALIDATED, "validation"), DEMONSTRATIONS, "validation")
     answers = encode_demonstrations(tokenizer, demonstrations, context)
     key = stage_key("reward") or content_key("reward", params, [PREFERENCES, DEMONSTRATIONS, SFT])
@@ -68,7 +61,7 @@ def reward(params: Params) -> None:
         model = merged(model)
         after = held_out_loss(model, validation, params.reward)
         test_figures = reward_figures(scored_pairs(model, test))  # raw scores: their margins are the log-odds
-        normalisation = standardise(model, row_batches(answers, micro_batch, pad_id, device))
+        normalisation = standardise(model, row_batches(answers, micro_batch, device))
         metrics = {
             "pairs": len(pairs),
             **fit.summary(),

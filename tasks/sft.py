@@ -18,15 +18,8 @@ from tasks.learning.checkpoints import content_key
 from tasks.learning.curves import publish
 from tasks.learning.fitting import Fit, require_rows
 from tasks.learning.losses import sft_loss
-from tasks.learning.models import (
-    completion_log_probs,
-    context_length,
-    load_policy,
-    merged,
-    set_up,
-    token_statistics,
-    with_adapters,
-)
+from tasks.learning.models import context_length, load_policy, merged, set_up, with_adapters
+from tasks.learning.readings import completion_log_probs, token_statistics
 from tasks.params import Params
 from tasks.registry import tracking
 from tasks.registry.stages import stage_key
@@ -59,10 +52,10 @@ def sft(params: Params) -> None:
         return encode_demonstrations(tokenizer, records, context_length(policy))
 
     def batch_of(indices: Sequence[int]) -> Batch:
-        return collate([rows[index] for index in indices], tokenizer.pad_token_id, device)
+        return collate([rows[index] for index in indices], device)
 
     rows, validation = rows_of("train"), rows_of("validation")
-    held_out = row_batches(validation, params.runtime.micro_batch, tokenizer.pad_token_id, device)
+    held_out = row_batches(validation, params.runtime.micro_batch, device)
     key = stage_key("sft") or content_key("sft", params, [DEMONSTRATIONS, BASE])
     with tracking.run("sft", params, inputs=[DEMONSTRATIONS]) as run:
         lengths = [row.length for row in rows]

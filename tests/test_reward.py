@@ -14,7 +14,8 @@ from tasks.data.tokens import encode_demonstrations, encode_preferences, load_to
 from tasks.errors import InputError
 from tasks.learning.batches import pair_batches, row_batches
 from tasks.learning.calibration import reward_figures
-from tasks.learning.models import completion_scores, load_reward, normalise_scores
+from tasks.learning.models import load_reward, normalise_scores
+from tasks.learning.readings import completion_scores
 from tasks.params import Params
 from tasks.reward import held_out_loss, reward, scored_pairs
 from tests.conftest import MODEL_FILES, MakeParams, NotedRun, file_names, moved_weights
@@ -42,7 +43,7 @@ def test_the_figures_are_those_of_the_written_model_on_the_test_split(params: Pa
     splits = {}
     for split in ("validation", "test"):
         pairs = encode_preferences(tokenizer, read_preferences(VALIDATED, split), None)
-        splits[split] = pair_batches(pairs, 4, tokenizer.pad_token_id, CPU)
+        splits[split] = pair_batches(pairs, 4, CPU)
     figures = reward_figures(scored_pairs(model, splits["test"]))
     assert {name: metrics[name] for name in figures} == figures
     assert metrics["validation"]["loss"]["after"] == held_out_loss(model, splits["validation"], params.reward)
@@ -54,7 +55,7 @@ def test_scores_of_demonstrated_answers_have_mean_0_and_deviation_1(params: Para
     reward(params)
     model, tokenizer = load_reward(MODELS / "reward", params), load_tokenizer(MODELS / "reward")
     rows = encode_demonstrations(tokenizer, read_demonstrations(VALIDATED, "validation"), None)
-    batches = row_batches(rows, 4, tokenizer.pad_token_id, CPU)
+    batches = row_batches(rows, 4, CPU)
     with torch.no_grad():
         scores = [score for batch in batches for score in completion_scores(model, batch).tolist()]
     assert statistics.fmean(scores) == pytest.approx(0.0, abs=1e-4)  # scores near 1e-2 scaled up 100 times, in fp32

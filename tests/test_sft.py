@@ -50,7 +50,7 @@ def test_the_figures_are_those_of_the_written_model(params: Params, noted_run: N
     assert metrics["tokens"] == sum(len(row.completion) for row in rows)
     assert metrics["steps"] == len(curve) == 6  # ceil(10 / 4) steps in each of 2 epochs
     assert metrics["training_loss"] == curve[-1]["loss"]
-    batches = row_batches(held_out, 4, tokenizer.pad_token_id, torch.device("cpu"))
+    batches = row_batches(held_out, 4, torch.device("cpu"))
     for when, folder in (("before", "base"), ("after", "sft")):
         found = metrics["validation"][when]
         expected = likelihood(AutoModelForCausalLM.from_pretrained(MODELS / folder).eval(), batches)
@@ -65,7 +65,7 @@ def test_likelihood_of_a_uniform_model(tiny_model: Path):
     torch.nn.init.zeros_(model.lm_head.weight)
     tokenizer = load_tokenizer(tiny_model)
     rows = encode_demonstrations(tokenizer, read_demonstrations(VALIDATED, "test"), None)
-    found = likelihood(model, row_batches(rows, 3, tokenizer.pad_token_id, torch.device("cpu")))
+    found = likelihood(model, row_batches(rows, 3, torch.device("cpu")))
     # every one of the tokens of the vocabulary is as likely as any other
     assert found.perplexity == pytest.approx(model.config.vocab_size, rel=1e-5)
     assert found.accuracy == 1.0  # none is likelier

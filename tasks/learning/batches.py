@@ -11,31 +11,74 @@ from torch import Tensor
 from tasks.data.tokens import Encoded, EncodedPair
 
 
+class Packing(NamedTuple):
+    """Rows end to end in one long row of T tokens: each distinct prompt once, behind it the completions to it."""
+
+    input_ids: Tensor  # (1, T) long
+    position_ids: Tensor  # (1, T) long, counted in the token's own sequence
+    places: Tensor  # (B, L) long: where each token of the rows lies among the T; 0 in the padding
+    trees: list[list[int]]  # a prompt each: where it begins, where it ends, and where each of its completions ends
+
+
 class Batch(NamedTuple):
-    """Rows of prompt and completion, padded on the right."""
+    """Rows of prompt and completion, padded on the right, and the same rows packed."""
 
     input_ids: Tensor  # (B, L) long
     attention_mask: Tensor  # (B, L) bool, True on the row's tokens
     completion_mask: Tensor  # (B, L) bool, True on the completion's tokens, its end-of-sequence token included
+    packing: Packing
+    rows: Sequence[Encoded]
+
+    def take(self, numbers: Sequence[int]) -> "Batch":
+        """Give some of the rows, without the columns that are padding in all of them."""
+        return collate([self.rows[number] for number in numbers], self.input_ids.device)
 
 
-def collate(rows: Sequence[Encoded], pad_id: int, device: torch.device | str = "cpu") -> Batch:
-    """Lay rows side by side, padded on the right to the longest.
+def collate(rows: Sequence[Encoded], device: torch.device | str = "cpu") -> Batch:
+    """Lay rows side by side, padded on the right to the longest, and end to end.
 
-    The masks follow positions, never ids, so a padding token that is also the end-of-sequence token does no harm.
+    Masks follow positions, never ids, so what stands in the padding does not matter: it is 0.
     """
     length = max(row.length for row in rows)
-    padded = [[*row.prompt, *row.completion, *[pad_id] * (length - row.length)] for row in rows]
+    padded = [[*row.prompt, *row.completion, *[0] * (length - row.length)] for row in rows]
     position = torch.arange(length, device=device)
     starts = torch.tensor([[len(row.prompt)] for row in rows], device=device)
     ends = torch.tensor([[row.length] for row in rows], device=device)
     attention_mask = position < ends
-    return Batch(torch.tensor(padded, device=device), attention_mask, attention_mask & (position >= starts))
+    completion_mask = attention_mask & (position >= starts)
+    input_ids, packing = torch.tensor(padded, device=device), pack(rows, length, device)
+    return Batch(input_ids, attention_mask, completion_mask, packing, rows)
 
 
-def collate_pairs(pairs: Sequence[EncodedPair], pad_id: int, device: torch.device | str = "cpu") -> Batch:
+def pack(rows: Sequence[Encoded], length: int, device: torch.device | str) -> Packing:
+    """Lay rows end to end; rows with the same prompt share it. `length` is L, that of the longest row."""
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for number, row in enumerate(rows):
+        by_prompt.setdefault(tuple(row.prompt), []).append(number)
+    ids: list[int] = []
+    position_ids: list[int] = []
+    places: list[list[int]] = [[] for _ in rows]
+    trees = []
+    for prompt, numbers in by_prompt.items():
+        start, end = len(ids), len(ids) + len(prompt)
+        ids += prompt
+        position_ids += range(len(prompt))
+        bounds = [start, end]
+        for number in numbers:
+            row = rows[number]
+            places[number] = [*range(start, end), *range(len(ids), len(ids) + len(row.completion))]
+            places[number] += [0] * (length - row.length)
+            ids += row.completion
+            position_ids += range(len(prompt), row.length)
+            bounds.append(len(ids))
+        trees.append(bounds)
+    input_ids, positions_in_rows = torch.tensor([[ids], [position_ids]], device=device)
+    return Packing(input_ids, positions_in_rows, torch.tensor(places, device=device), trees)
+
+
+def collate_pairs(pairs: Sequence[EncodedPair], device: torch.device | str = "cpu") -> Batch:
     """Lay the chosen rows of N pairs above their rejected rows, in one batch of 2N rows."""
-    return collate([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], pad_id, device)
+    return collate([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], device)
 
 
 def positions(attention_mask: Tensor) -> Tensor:
@@ -78,13 +121,13 @@ def micro_batches(indices: Sequence[int], lengths: Sequence[int], size: int) -> 
         yield ordered[start : start + size]
 
 
-def row_batches(rows: Sequence[Encoded], size: int, pad_id: int, device: torch.device) -> list[Batch]:
+def row_batches(rows: Sequence[Encoded], size: int, device: torch.device) -> list[Batch]:
     """Every row once, in batches of at most `size` rows of similar length, for measuring."""
     groups = micro_batches(range(len(rows)), [row.length for row in rows], size)
-    return [collate([rows[index] for index in group], pad_id, device) for group in groups]
+    return [collate([rows[index] for index in group], device) for group in groups]
 
 
-def pair_batches(pairs: Sequence[EncodedPair], size: int, pad_id: int, device: torch.device) -> list[Batch]:
+def pair_batches(pairs: Sequence[EncodedPair], size: int, device: torch.device) -> list[Batch]:
     """Every pair once, in batches of at most `size` rows (two a pair) of similar length, for measuring."""
     groups = micro_batches(range(len(pairs)), [pair.length for pair in pairs], max(1, size // 2))
-    return [collate_pairs([pairs[index] for index in group], pad_id, device) for group in groups]
+    return [collate_pairs([pairs[index] for index in group], device) for group in groups]

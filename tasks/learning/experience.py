@@ -18,14 +18,9 @@ from tasks.learning.advantages import (
     whiten,
 )
 from tasks.learning.batches import Batch, collate, micro_batches
-from tasks.learning.models import (
-    completion_log_probs,
-    completion_scores,
-    completion_values,
-    reference,
-    token_statistics,
-    unwrapped,
-)
+from tasks.learning.forward import unwrapped
+from tasks.learning.models import reference
+from tasks.learning.readings import completion_log_probs, completion_scores, completion_values, token_statistics
 from tasks.params import Ppo
 
 
@@ -90,8 +85,7 @@ class Rollouts(NamedTuple):
 
     def take(self, rows: Sequence[int]) -> "Rollouts":
         """Give some of the rows, without the columns that are padding in all of them."""
-        index = torch.tensor(rows, device=self.scores.device)
-        batch = taken(self.batch, index)
+        index, batch = torch.tensor(rows, device=self.scores.device), self.batch.take(rows)
         width = batch.input_ids.shape[1]
         fields = (field[index][:, :width] if field.ndim == 2 else field[index] for field in self[1:])
         return Rollouts(batch, *fields)
@@ -116,7 +110,7 @@ def judge(
         kl_coefficient: weight of the KL penalty in this round.
         micro_batch: rows in one forward pass.
     """
-    batch = collate(rows, models.tokenizer.pad_token_id, unwrapped(models.policy).device)
+    batch = collate(rows, unwrapped(models.policy).device)
     readings = read_off(models, batch, settings.temperature, micro_batch)
     has_ended = torch.tensor([row.completion[-1] in stops for row in rows], device=readings.scores.device)
     rewards = token_rewards(readings, batch.completion_mask, has_ended, settings, kl_coefficient)
@@ -169,7 +163,7 @@ def read_off(models: Models, batch: Batch, temperature: float, micro_batch: int)
     lengths: list[int] = batch.attention_mask.sum(dim=1).tolist()
     for rows in micro_batches(range(shape[0]), lengths, micro_batch):
         index = torch.tensor(rows, device=batch.input_ids.device)
-        part = taken(batch, index)
+        part = batch.take(rows)
         width = part.input_ids.shape[1]
         statistics = token_statistics(models.policy, part, temperature)
         log_probs[index, :width], entropies[index, :width] = statistics.log_probs, statistics.entropies
@@ -183,9 +177,3 @@ def read_off(models: Models, batch: Batch, temperature: float, micro_batch: int)
 def reference_policy(models: Models) -> AbstractContextManager[nn.Module]:
     """Give the SFT model inside a block: the frozen copy, or the policy without its adapters."""
     return reference(models.policy) if models.reference is None else nullcontext(models.reference)
-
-
-def taken(batch: Batch, index: Tensor) -> Batch:
-    """Give the rows of a batch that `index` (N,) names, without the columns that are padding in all of them."""
-    width = int(batch.attention_mask[index].sum(dim=1).max())
-    return Batch(*(tensor[index, :width] for tensor in batch))

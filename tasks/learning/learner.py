@@ -10,9 +10,9 @@ from torch import Tensor
 from tasks.data.tokens import Encoded
 from tasks.learning.batches import epoch_order, micro_batches
 from tasks.learning.experience import Models, Rollouts, judge
-from tasks.learning.models import completion_log_probs, completion_values, token_statistics
 from tasks.learning.optimise import adamw, check_finite, learning_rate, make_accelerator, update
 from tasks.learning.policy_gradient import policy_loss, value_loss
+from tasks.learning.readings import completion_log_probs, completion_values, token_statistics
 from tasks.learning.rollouts import generate, stop_tokens
 from tasks.params import Params
 
@@ -49,7 +49,7 @@ class Learner:
             seed=seed,
             batch_size=self._micro_batch,
         )
-        return [Encoded(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        return [Encoded(prompt, response.tokens) for prompt, response in zip(prompts, responses, strict=True)]
 
     def judge(self, rows: Sequence[Encoded], kl_coefficient: float) -> Rollouts:
         """Phase 2: log-probabilities, values, scores, rewards and advantages."""

@@ -1,4 +1,4 @@
-"""Models of any family: loading, adapters, saving, and the three things that are read off them.
+"""Models of any family: loading, adapters, saving, and the scalar head.
 
 Every model stays in evaluation mode, in training too: dropout off, so that the policy, its reference and the sampled
 log-probabilities agree (Huang et al. 2024, "The N+ implementation details of RLHF with PPO").
@@ -10,30 +10,21 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers import logging as transformers_logging
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from tasks.data.files import replacing
 from tasks.errors import InputError
-from tasks.learning.batches import Batch, positions
 from tasks.learning.disk import writing
+from tasks.learning.forward import pack_if_exact, unwrapped
 from tasks.params import Lora, Params
 
 AutoClass = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
-
-
-class TokenStatistics(NamedTuple):
-    """What a policy says of every token of a completion; 0 or False outside the completion."""
-
-    log_probs: Tensor  # (B, L) fp32: log p(token t | tokens before t)
-    entropies: Tensor  # (B, L) fp32: entropy in nats of the distribution that token t is drawn from
-    are_likeliest: Tensor  # (B, L) bool: no other token was more probable
 
 
 # --- Surroundings
@@ -172,73 +163,7 @@ def merged(model: nn.Module) -> PreTrainedModel:
     return whole
 
 
-def unwrapped(model: nn.Module) -> PreTrainedModel:
-    """Look beneath the adapters: the transformers model that carries them."""
-    from peft import PeftModel
-
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    assert isinstance(inner, PreTrainedModel)
-    return inner
-
-
-# --- What is read off a policy
-
-
-def completion_log_probs(policy: nn.Module, batch: Batch, temperature: float = 1.0) -> Tensor:
-    """Log-probability of every completion token at a sampling temperature, (B, L) fp32.
-
-    Entry t is log p(token t | tokens before t), 0 outside the completion: it lines up with `input_ids`.
-    """
-    logits, tokens = _completion_logits(policy, batch, temperature)
-    log_probs = -functional.cross_entropy(logits, tokens, reduction="none")
-    return _spread(log_probs, batch.completion_mask)
-
-
-def token_statistics(policy: nn.Module, batch: Batch, temperature: float = 1.0) -> TokenStatistics:
-    """Log-probability and entropy of every completion token, and whether it was the likeliest."""
-    logits, tokens = _completion_logits(policy, batch, temperature)
-    log_distribution = logits.log_softmax(dim=-1)
-    log_probs = log_distribution.gather(1, tokens[:, None])[:, 0]
-    entropies = -(log_distribution.exp() * log_distribution).sum(dim=-1)
-    likeliest = log_distribution.amax(dim=-1) == log_probs
-    return TokenStatistics(*(_spread(each, batch.completion_mask) for each in (log_probs, entropies, likeliest)))
-
-
-def _completion_logits(policy: nn.Module, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
-    """Logits (N, V) in fp32 that score the N completion tokens of a batch, row after row, and those tokens (N,)."""
-    predicting = batch.completion_mask[:, 1:]  # the logits at t - 1 score token t
-    columns = predicting.any(dim=0).nonzero()[:, 0]
-    output = policy(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=positions(batch.attention_mask),
-        use_cache=False,
-        logits_to_keep=columns,
-    )
-    logits = output.logits[predicting[:, columns]]
-    return logits.float() / temperature, batch.input_ids[:, 1:][predicting]
-
-
-# --- What is read off a reward model or a critic
-
-
-def completion_scores(model: nn.Module, batch: Batch) -> Tensor:
-    """Score of every row, (B,) fp32, read at its last token and normalised as the model's config says.
-
-    The last token is found by its position: never by looking for padding ids, which may be the end-of-sequence id.
-    """
-    place = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
-    last = (place * batch.attention_mask).amax(dim=1, keepdim=True)
-    return _head_outputs(model, batch).gather(1, last)[:, 0]
-
-
-def completion_values(model: nn.Module, batch: Batch) -> Tensor:
-    """Value V(x, y_<t) at the index of every completion token t, (B, L) fp32, 0 outside the completion.
-
-    It is read from the hidden state at t - 1, which has not seen token t; on the scale of the normalised score.
-    """
-    predicting = batch.completion_mask[:, 1:]
-    return _spread(_head_outputs(model, batch)[:, :-1][predicting], batch.completion_mask)
+# --- The scalar head
 
 
 def normalise_scores(model: nn.Module, bias: float, gain: float) -> None:
@@ -261,26 +186,6 @@ def score_head(model: nn.Module) -> nn.Module:
     return head
 
 
-def _head_outputs(model: nn.Module, batch: Batch) -> Tensor:
-    inner = unwrapped(model)
-    hidden = inner.base_model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=positions(batch.attention_mask),
-        use_cache=False,
-    ).last_hidden_state
-    with torch.autocast(hidden.device.type, enabled=False):  # bf16 would round a score of 3 to steps of 1/64
-        raw = score_head(model)(hidden.float())[..., 0]
-    bias, gain = (getattr(inner.config, name, default) for name, default in (("score_bias", 0.0), ("score_gain", 1.0)))
-    scores: Tensor = (raw + bias) * gain
-    return scores
-
-
-def _spread(values: Tensor, mask: Tensor) -> Tensor:
-    """Lay values (N,) on the N True places of a mask (B, L), with 0 or False elsewhere."""
-    return values.new_zeros(mask.shape).masked_scatter(mask, values)
-
-
 def _load(kind: AutoClass, folder: Path, **options: int) -> PreTrainedModel:
     try:
         model = kind.from_pretrained(
@@ -298,6 +203,7 @@ def _load(kind: AutoClass, folder: Path, **options: int) -> PreTrainedModel:
 def _on_device(model: PreTrainedModel, params: Params, trainable: bool) -> PreTrainedModel:
     nn.Module.to(model, device_of(params))
     model.train(False).requires_grad_(trainable)
+    pack_if_exact(model)
     return model
 
 

@@ -1,23 +1,44 @@
-"""Sampling responses from a policy: one loop over the model's own forward and cache, for every causal family.
+"""Sampling responses from a policy over the model's own forward: in slots where it reads packed rows, else padded.
 
 Sampling is plain: the temperature and nothing else. A model's generation_config (top-k, repetition penalty, ...) is
 left out of account, but for its stop tokens, because PPO needs the log-probability of the distribution it sampled from.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from tasks.data.tokens import Encoded
 from tasks.errors import InputError
-from tasks.learning.batches import positions
-from tasks.learning.models import context_length, unwrapped
+from tasks.learning.batches import collate, positions
+from tasks.learning.forward import is_packed, unwrapped
+from tasks.learning.models import context_length
+from tasks.learning.slots import Slots
 
 # Finished rows leave the batch when no more than this share of it goes on: dropping them copies the cache.
 COMPACT_AT = 0.75
 # Probabilities are laid out on this many steps: integers add up alike in any order, on any device.
 RESOLUTION = 2**40
+
+
+class Response(NamedTuple):
+    """An answer of n tokens, and what the policy that sampled it says of each token, at the sampling temperature."""
+
+    tokens: list[int]
+    log_probs: Tensor  # (n,) fp32
+    entropies: Tensor  # (n,) fp32, nats, of the distribution the token was drawn from
+
+
+class Drawn(NamedTuple):
+    """The next token of R responses."""
+
+    tokens: Tensor  # (R,) long
+    log_probs: Tensor  # (R,) fp32
+    entropies: Tensor  # (R,) fp32
 
 
 def stop_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -38,7 +59,7 @@ def generate(
     seed: int,
     batch_size: int,
     on_progress: Callable[[int], object] | None = None,
-) -> list[list[int]]:
+) -> list[Response]:
     """Answer prompts by sampling, a pure function of its arguments.
 
     Every prompt has its own random numbers, by its place in `prompts`, so `batch_size` and the company a prompt is in
@@ -51,45 +72,131 @@ def generate(
         max_new_tokens: longest response.
         temperature: divides the logits; 0 takes the likeliest token.
         seed: of the sampling.
-        batch_size: prompts answered at once, taken by length so that little is padding.
+        batch_size: prompts answered side by side; one that is answered makes room for the next.
         on_progress: called with the number of prompts answered since the last call.
 
     Returns:
-        Token ids of each response, in the order of the prompts, up to its first stop token, which is included.
+        The responses in the order of the prompts, each up to its first stop token, which is included.
 
     Raises:
         InputError: a prompt and its response do not fit the model's context.
     """
     _check_context(model, prompts, max_new_tokens)
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.rand(len(prompts), max_new_tokens, generator=generator, dtype=torch.float64)
-    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    stops = stop_tokens(model, tokenizer)
-    responses: list[list[int]] = [[] for _ in prompts]
-    for start in range(0, len(prompts), batch_size):
-        rows = by_length[start : start + batch_size]
-        answers = _answer_together(model, [prompts[row] for row in rows], noise[rows], temperature, stops)
-        for row, answer in zip(rows, answers, strict=True):
-            responses[row] = answer
-        if on_progress is not None:
-            on_progress(len(rows))
-    return responses
+    transcript = Transcript(
+        model,
+        stop_tokens(model, tokenizer),
+        len(prompts),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        on_progress=on_progress,
+    )
+    if is_packed(model):
+        _answer_in_slots(model, prompts, transcript, batch_size)
+    else:
+        by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))  # so that little is padding
+        for start in range(0, len(prompts), batch_size):
+            _answer_padded(model, prompts, transcript, by_length[start : start + batch_size])
+    return transcript.responses()
+
+
+class Transcript:
+    """What has been said so far to each of n prompts, and the random numbers for what will be said."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stops: Sequence[int],
+        count: int,
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        on_progress: Callable[[int], object] | None,
+    ) -> None:
+        device, shape = unwrapped(model).device, (count, max_new_tokens)
+        generator = torch.Generator().manual_seed(seed)
+        self._noise = torch.rand(shape, generator=generator, dtype=torch.float64).to(device)
+        self._stops = torch.tensor(stops, device=device)
+        self._temperature, self._on_progress = temperature, on_progress
+        self._tokens = torch.zeros(shape, dtype=torch.long, device=device)
+        self._log_probs, self._entropies = torch.zeros(2, *shape, device=device)
+        self._lengths = torch.zeros(count, dtype=torch.long, device=device)
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens of the longest response there may be."""
+        return self._tokens.shape[1]
+
+    def draw(self, rows: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a token to some responses.
+
+        Args:
+            rows: (R,) which prompts are answered.
+            logits: (R, V) for their next tokens.
+
+        Returns:
+            The tokens (R,), and whether each response goes on (R,) bool.
+        """
+        columns = self._lengths[rows]
+        drawn = sample(logits, self._noise[rows, columns], self._temperature)
+        places = rows, columns
+        self._tokens[places], self._log_probs[places], self._entropies[places] = drawn
+        self._lengths[rows] += 1
+        goes_on = (columns + 1 < self._tokens.shape[1]) & ~torch.isin(drawn.tokens, self._stops)
+        if self._on_progress is not None and (ended := len(rows) - int(goes_on.sum())):
+            self._on_progress(ended)
+        return drawn.tokens, goes_on
+
+    def responses(self) -> list[Response]:
+        """Give the responses in the order of the prompts."""
+        columns = self._tokens.tolist(), self._log_probs.cpu(), self._entropies.cpu(), self._lengths.tolist()
+        return [
+            Response(tokens[:length], log_probs[:length], entropies[:length])
+            for tokens, log_probs, entropies, length in zip(*columns, strict=True)
+        ]
 
 
 @torch.inference_mode()
-def _answer_together(
-    model: nn.Module, prompts: Sequence[Sequence[int]], noise: Tensor, temperature: float, stops: Sequence[int]
-) -> list[list[int]]:
-    """Answer one batch; `noise` is (B, T) in [0, 1), one number for each token that may be sampled."""
+def _answer_in_slots(
+    model: nn.Module, prompts: Sequence[Sequence[int]], transcript: Transcript, batch_size: int
+) -> None:
+    """Answer all prompts, so many side by side."""
+    device, waiting = unwrapped(model).device, deque(range(len(prompts)))
+    count = min(batch_size, len(prompts))
+    longest = max((len(prompt) for prompt in prompts), default=0)
+    slots = Slots(count, longest + transcript.max_new_tokens, device)
+    rows = torch.zeros(count, dtype=torch.long, device=device)  # which prompt is in each slot
+    tokens, is_open = torch.zeros_like(rows), torch.zeros_like(rows, dtype=torch.bool)
+    while waiting or bool(is_open.any()):
+        free = (~is_open).nonzero()[:, 0]
+        if waiting and len(free) >= (1 - COMPACT_AT) * len(rows):
+            free = free[: len(waiting)]
+            new = [waiting.popleft() for _ in free]
+            packing = collate([Encoded(list(prompts[row]), []) for row in new], device).packing
+            lengths = torch.tensor([len(prompts[row]) for row in new], device=device)
+            logits = slots.read_prompts(model, packing, lengths, free)
+            rows[free] = torch.tensor(new, device=device)
+            tokens[free], is_open[free] = transcript.draw(rows[free], logits)
+            continue
+        if len(free) >= (1 - COMPACT_AT) * len(rows):
+            kept = is_open.nonzero()[:, 0]
+            slots.keep(kept)
+            rows, tokens, is_open = rows[kept], tokens[kept], is_open[kept]
+        logits, still = slots.read_tokens(model, tokens), is_open.nonzero()[:, 0]
+        tokens[still], is_open[still] = transcript.draw(rows[still], logits[still])
+
+
+@torch.inference_mode()
+def _answer_padded(
+    model: nn.Module, prompts: Sequence[Sequence[int]], transcript: Transcript, numbers: Sequence[int]
+) -> None:
+    """Answer some prompts together, by the model's own cache: for families that cannot read packed rows."""
     device = unwrapped(model).device
-    noise, stop_ids = noise.to(device), torch.tensor(stops, device=device)
-    input_ids, attention_mask = _padded_left(prompts, stops[0], device)
-    rows = torch.arange(len(prompts), device=device)  # which prompt each row of the batch belongs to
-    tokens = torch.full(noise.shape, stops[0], device=device)
-    lengths = torch.full((len(prompts),), noise.shape[1], device=device)
-    is_open = torch.ones_like(rows, dtype=torch.bool)
-    cache = None
-    for t in range(noise.shape[1]):
+    input_ids, attention_mask = _padded_left([prompts[number] for number in numbers], device)
+    rows = torch.tensor(numbers, device=device)
+    is_open, cache = torch.ones_like(rows, dtype=torch.bool), None
+    while True:
         output = model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -98,38 +205,46 @@ def _answer_together(
             use_cache=True,
             logits_to_keep=1,
         )
-        cache, sampled = output.past_key_values, _sample(output.logits[:, -1], noise[rows, t], temperature)
-        tokens[rows, t] = sampled
-        ends = is_open & torch.isin(sampled, stop_ids)
-        lengths[rows[ends]] = t + 1
-        is_open &= ~ends
-        count = int(is_open.sum())
-        if count == 0:
-            break
-        if count <= COMPACT_AT * len(rows):
-            cache.reorder_cache(is_open.nonzero()[:, 0])
-            rows, sampled, attention_mask = rows[is_open], sampled[is_open], attention_mask[is_open]
-            is_open = is_open[is_open]
-        input_ids = sampled[:, None]
+        cache, tokens, still = output.past_key_values, torch.zeros_like(rows), is_open.nonzero()[:, 0]
+        tokens[still], is_open[still] = transcript.draw(rows[still], output.logits[still, -1])
+        kept = is_open.nonzero()[:, 0]
+        if len(kept) == 0:
+            return
+        if len(kept) <= COMPACT_AT * len(rows):
+            cache.reorder_cache(kept)
+            rows, tokens, is_open, attention_mask = rows[kept], tokens[kept], is_open[kept], attention_mask[kept]
+        input_ids = tokens[:, None]
         attention_mask = torch.cat([attention_mask, torch.ones_like(input_ids, dtype=torch.bool)], dim=1)
-    return [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
 
 
-def _sample(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
-    """Invert the cumulative distribution at `noise` (B,): logits (B, V) to token ids (B,)."""
+def sample(logits: Tensor, noise: Tensor, temperature: float) -> Drawn:
+    """Draw a token from each of R distributions.
+
+    Args:
+        logits: (R, V).
+        noise: (R,) in [0, 1), at which the cumulative distributions are inverted.
+        temperature: divides the logits; 0 takes the likeliest token, of which there is no doubt.
+
+    Returns:
+        Tokens, their log-probabilities, and the entropies of the distributions; each (R,).
+    """
     if temperature == 0:
-        return logits.argmax(dim=-1)
-    probabilities = (logits.float() / temperature).softmax(dim=-1)
-    cumulative = (probabilities.double() * RESOLUTION).long().cumsum(dim=-1)
+        certain = logits.new_zeros(len(logits), dtype=torch.float32)
+        return Drawn(logits.argmax(dim=-1), certain, certain)
+    log_distribution = (logits.float() / temperature).log_softmax(dim=-1)
+    distribution = log_distribution.exp()
+    cumulative = (distribution.double() * RESOLUTION).long().cumsum(dim=-1)
     place = (noise[:, None] * cumulative[:, -1:]).long()
-    token = torch.searchsorted(cumulative, place, right=True)[:, 0]
-    return token.clamp(max=logits.shape[-1] - 1)  # NaN has no distribution: it must show as NaN where it is measured
+    tokens = torch.searchsorted(cumulative, place, right=True)[:, 0]
+    tokens = tokens.clamp(max=logits.shape[-1] - 1)  # NaN has no distribution: it must show where it is measured
+    log_probs = log_distribution.gather(1, tokens[:, None])[:, 0]
+    return Drawn(tokens, log_probs, torch.special.entr(distribution).sum(dim=-1))
 
 
-def _padded_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _padded_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids and mask, both (B, longest prompt); what stands in the padding is masked and does not matter."""
     width = max(len(prompt) for prompt in prompts)
-    ids = [[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    ids = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     starts = torch.tensor([[width - len(prompt)] for prompt in prompts], device=device)
     return torch.tensor(ids, device=device), torch.arange(width, device=device) >= starts
 

@@ -22,19 +22,42 @@ SHORT, LONG = Encoded([5], [6, 2]), Encoded([7, 8], [9, 4, 2])
 
 
 def test_rows_are_padded_on_the_right():
-    batch = collate([SHORT, LONG], pad_id=0)
+    batch = collate([SHORT, LONG])
     assert batch.input_ids.tolist() == [[5, 6, 2, 0, 0], [7, 8, 9, 4, 2]]
     assert batch.attention_mask.tolist() == [[True] * 3 + [False] * 2, [True] * 5]
     assert batch.completion_mask.tolist() == [[False, True, True, False, False], [False, False, True, True, True]]
 
 
-def test_masks_do_not_depend_on_the_padding_id():
-    for mask, same in zip(collate([SHORT, LONG], 0)[1:], collate([SHORT, LONG], pad_id=2)[1:], strict=True):
-        assert mask.equal(same)
+def test_rows_are_packed_end_to_end_and_each_prompt_once():
+    other = Encoded([5], [9, 9, 2])
+    packing = collate([SHORT, LONG, other]).packing
+    assert packing.input_ids.tolist() == [[5, 6, 2, 9, 9, 2, 7, 8, 9, 4, 2]]
+    assert packing.position_ids.tolist() == [[0, 1, 2, 1, 2, 3, 0, 1, 2, 3, 4]]
+    assert packing.trees == [[0, 1, 3, 6], [6, 8, 11]]
+    assert packing.places.tolist() == [[0, 1, 2, 0, 0], [6, 7, 8, 9, 10], [0, 3, 4, 5, 0]]
+
+
+PROMPT, ANSWER = (st.lists(ids, min_size=1) for ids in (st.integers(0, 3), st.integers(4, 9)))
+
+
+@given(st.lists(st.tuples(PROMPT, ANSWER), min_size=1))
+def test_places_find_every_token_again(texts: list[tuple[list[int], list[int]]]):
+    batch = collate([Encoded(*text) for text in texts])
+    found = batch.packing.input_ids[0][batch.packing.places]
+    assert found[batch.attention_mask].equal(batch.input_ids[batch.attention_mask])
+    prompts = {tuple(prompt) for prompt, _ in texts}
+    assert len(batch.packing.trees) == len(prompts)
+    assert batch.packing.input_ids.numel() == sum(map(len, prompts)) + sum(len(answer) for _, answer in texts)
+
+
+def test_some_rows_of_a_batch_are_a_batch():
+    batch = collate([LONG, SHORT]).take([1])
+    assert batch.input_ids.tolist() == [[5, 6, 2]]
+    assert batch.packing.trees == [[0, 1, 3]]
 
 
 def test_chosen_rows_lie_above_rejected_rows():
-    batch = collate_pairs([EncodedPair(SHORT, LONG), EncodedPair(LONG, SHORT)], pad_id=0)
+    batch = collate_pairs([EncodedPair(SHORT, LONG), EncodedPair(LONG, SHORT)])
     assert batch.input_ids[:, 0].tolist() == [5, 7, 7, 5]
 
 
@@ -77,8 +100,8 @@ def test_micro_batches_hold_rows_of_similar_length():
 
 def test_measuring_meets_every_row_once():
     device = torch.device("cpu")
-    assert [len(batch.input_ids) for batch in row_batches([LONG, SHORT, LONG], 2, 0, device)] == [2, 1]
+    assert [len(batch.input_ids) for batch in row_batches([LONG, SHORT, LONG], 2, device)] == [2, 1]
     pairs = [EncodedPair(SHORT, LONG)] * 3
     # four rows are two pairs; a micro-batch of one row still holds one pair
-    assert [len(batch.input_ids) for batch in pair_batches(pairs, 4, 0, device)] == [4, 2]
-    assert [len(batch.input_ids) for batch in pair_batches(pairs, 1, 0, device)] == [2, 2, 2]
+    assert [len(batch.input_ids) for batch in pair_batches(pairs, 4, device)] == [4, 2]
+    assert [len(batch.input_ids) for batch in pair_batches(pairs, 1, device)] == [2, 2, 2]

@@ -15,7 +15,7 @@ from tasks.data.tokens import Encoded
 from tasks.dpo import Count, figures_of, pair_logps
 from tasks.learning.batches import Batch, collate
 from tasks.learning.losses import PairValues, PreferenceLoss, reward_loss, sft_loss
-from tasks.learning.models import completion_log_probs, completion_scores
+from tasks.learning.readings import completion_log_probs, completion_scores
 from tasks.params import Dpo
 from tests.conftest import MakeParams
 
@@ -48,7 +48,7 @@ def random_batch(seed: int, rows: int) -> Batch:
         length = int(torch.randint(2, longest, (1,), generator=generator))
         return torch.randint(3, 300, (length,), generator=generator).tolist()
 
-    return collate([Encoded(ids(12), ids(20)) for _ in range(rows)], pad_id=0)
+    return collate([Encoded(ids(12), ids(20)) for _ in range(rows)])
 
 
 def causal(folder: Path, seed: int) -> Any:

@@ -3,21 +3,29 @@
 import pytest
 import torch
 
+from tasks.data.tokens import Encoded
 from tasks.errors import InputError
-from tasks.learning.rollouts import _sample, generate, stop_tokens
+from tasks.learning.batches import collate
+from tasks.learning.forward import pack_if_exact
+from tasks.learning.readings import token_statistics
+from tasks.learning.rollouts import generate, sample, stop_tokens
+from tests.families import FAMILIES, causal
 from tests.tiny import EOS, tiny_policy, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 PROMPTS = [[4], [5, 6, 7, 8, 9, 10, 11], [12, 3], [7, 7, 7], [15, 3], [4, 5, 6, 3], [9, 3]]
 
 
-@pytest.fixture(scope="module")
-def policy():
-    return tiny_policy()
+@pytest.fixture(scope="module", params=["slots", "padded"])
+def policy(request):
+    policy = tiny_policy()
+    if request.param == "slots":
+        pack_if_exact(policy)
+    return policy
 
 
 def answers(policy, prompts=PROMPTS, temperature=1.0, seed=5, batch_size=7, max_new_tokens=12, **options):
-    return generate(
+    responses = generate(
         policy,
         TOKENIZER,
         prompts,
@@ -27,6 +35,7 @@ def answers(policy, prompts=PROMPTS, temperature=1.0, seed=5, batch_size=7, max_
         batch_size=batch_size,
         **options,
     )
+    return [response.tokens for response in responses]
 
 
 @torch.no_grad()
@@ -105,13 +114,43 @@ def test_the_inverse_of_the_distribution_by_hand():
     logits = torch.tensor([[0.25, 0.5, 0.0, 0.25]]).log().expand(5, 4)
     noise = torch.tensor([0.0, 0.2499, 0.2501, 0.7501, 1 - 1e-9], dtype=torch.float64)
     # cumulative .25, .75, .75, 1: token 2 has no chance
-    assert _sample(logits, noise, 1.0).tolist() == [0, 0, 1, 3, 3]
+    assert sample(logits, noise, 1.0).tokens.tolist() == [0, 0, 1, 3, 3]
+
+
+def test_log_probs_and_entropies_are_those_of_the_training_forward(policy):
+    responses = generate(policy, TOKENIZER, PROMPTS, max_new_tokens=12, temperature=0.7, seed=5, batch_size=3)
+    batch = collate([Encoded(prompt, response.tokens) for prompt, response in zip(PROMPTS, responses, strict=True)])
+    with torch.no_grad():
+        expected = token_statistics(policy, batch, temperature=0.7)
+    for place, response in enumerate(responses):
+        mask = batch.completion_mask[place]
+        torch.testing.assert_close(response.log_probs, expected.log_probs[place][mask], atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(response.entropies, expected.entropies[place][mask], atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_every_family_answers_as_without_cache_or_batch(family):
+    policy = causal(FAMILIES[family])  # the sliding windows are 8 tokens, the prompts up to 20
+    prompts = [[5 + place % 30 for place in range(length)] for length in (3, 20, 1, 9, 12)]
+    expected = [greedy_one_by_one(policy, prompt, 9) for prompt in prompts]
+    pack_if_exact(policy)
+    for batch_size in (2, 5):
+        found = answers(policy, prompts, temperature=0, max_new_tokens=9, batch_size=batch_size)
+        assert [greedy[:9] for greedy in expected] == found
+
+
+def test_a_prompt_may_fill_the_context_but_for_its_answer(policy):
+    # a slot whose answer is done goes on beside the others, and must not run out of the context
+    prompts = [[5] * 52, [4], [5, 6]]
+    alone = [answers(policy, [prompt], seed=5)[0] for prompt in prompts[:1]]
+    assert answers(policy, prompts)[0] == alone[0]
 
 
 def test_progress_counts_every_prompt(policy):
     counts: list[int] = []
     answers(policy, batch_size=3, on_progress=counts.append)
-    assert counts == [3, 3, 1]
+    assert sum(counts) == len(PROMPTS)
+    assert min(counts) > 0
 
 
 def test_no_prompts_no_answers(policy):
@@ -126,4 +165,4 @@ def test_a_prompt_that_leaves_no_room_is_refused(policy):
 def test_logits_that_are_no_numbers_still_give_a_token_of_the_vocabulary():
     """A broken policy must reach the check that says so, not fail as an index out of range before it."""
     logits = torch.full((2, 10), float("nan"))
-    assert _sample(logits, torch.tensor([0.0, 0.9]), 1.0).max() < 10
+    assert sample(logits, torch.tensor([0.0, 0.9]), 1.0).tokens.max() < 10

@@ -1,0 +1,94 @@
+"""Attention within packed rows: many sequences lie in one long row, and none sees another.
+
+Everything but attention works token by token, so a packed row costs what its tokens cost and padding costs nothing.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+PACKED = "packed"  # the name by which transformers calls `attend`
+# What some families ask of attention beyond a window: `attend` knows none of it, and says so.
+UNKNOWN = ("softcap", "s_aux", "position_bias")
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    trees: Sequence[Sequence[int]] | None = None,
+    lengths: Tensor | None = None,
+    sliding_window: int | None = None,
+    **others: Any,  # noqa: ANN401  what a family asks for besides: of any type
+) -> tuple[Tensor, None]:
+    """Attend within each sequence of a packed row, or in slots; else this is torch's attention under the mask.
+
+    Args:
+        module: the attention layer.
+        query: (B, H, T, D); B is 1 in a packed row, T is 1 in slots.
+        key: (B, K, S, D), of K heads, each shared by H / K of the queries'.
+        value: (B, K, S, D).
+        attention_mask: not looked at in a packed row.
+        scaling: of the products of queries and keys.
+        trees: `Packing.trees` of a packed row.
+        lengths: (B,) of the sequences in slots, without the token that is read.
+        sliding_window: a token sees itself and so many minus one before it.
+        others: what a family asks for besides.
+
+    Returns:
+        (B, T, H, D), and no attention weights.
+
+    Raises:
+        NotImplementedError: the family asks for what is not known here.
+    """
+    if lengths is not None and sliding_window is not None and attention_mask is not None:
+        place = torch.arange(key.shape[2], device=key.device)
+        attention_mask = attention_mask & (place > lengths[:, None] - sliding_window)[:, None, None]
+    if trees is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **others
+        )
+    if unknown := [name for name in UNKNOWN if others.get(name) is not None]:
+        raise NotImplementedError(f"attention with {unknown[0]}")
+    shared = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, shared), repeat_kv(value, shared)
+    outputs = []
+    for start, prompt_end, first_end, *ends in trees:
+        whole = slice(start, first_end)
+        outputs.append(_causal(query[:, :, whole], key[:, :, whole], value[:, :, whole], scaling, sliding_window))
+        for begin, end in pairwise((first_end, *ends)):
+            if begin == end:
+                continue
+            # The prompt's queries are computed again, and dropped: cheaper than attention under a mask.
+            joint_query, joint_key, joint_value = (
+                torch.cat([tensor[:, :, start:prompt_end], tensor[:, :, begin:end]], dim=2)
+                for tensor in (query, key, value)
+            )
+            output = _causal(joint_query, joint_key, joint_value, scaling, sliding_window)
+            outputs.append(output[:, :, prompt_end - start :])
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
+    length = query.shape[2]
+    if window is None or length <= window:
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    place = torch.arange(length, device=query.device)
+    distance = place[:, None] - place
+    seen = (distance >= 0) & (distance < window)
+    return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scaling)
+
+
+AttentionInterface.register(PACKED, attend)
+AttentionMaskInterface.register(PACKED, sdpa_mask)

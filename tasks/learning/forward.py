@@ -1,0 +1,99 @@
+"""Rows through a model: packed where the model reads them so exactly, else padded."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tasks.data.tokens import Encoded
+from tasks.learning.attention import PACKED
+from tasks.learning.batches import Batch, collate, positions
+
+logger = logging.getLogger(__name__)
+
+# Rows on which a model shows whether it may read them packed; every vocabulary has these ids.
+PROBES = [Encoded([2, 3, 4, 5], [6, 7, 8]), Encoded([9, 8], [7, 6, 5, 4, 3]), Encoded([2, 3, 4, 5], [3, 9, 2, 5, 7])]
+LARGEST_PACKING_ERROR = 1e-3  # of the largest hidden state: rounding is a thousand times smaller, a leak larger
+
+
+def last_states(model: nn.Module, batch: Batch, wanted: Tensor) -> Tensor:
+    """Last hidden states (N, d) at the N True places of `wanted` (B, L), row after row."""
+    body = unwrapped(model).base_model
+    states: Tensor
+    if is_packed(model):
+        states = body(**_packed_inputs(batch)).last_hidden_state[0][batch.packing.places[wanted]]
+    else:
+        states = body(**_padded_inputs(batch)).last_hidden_state[wanted]
+    return states
+
+
+def completion_logits(policy: nn.Module, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
+    """Logits (N, V) in fp32 that score the N completion tokens of a batch, row after row, and those tokens (N,)."""
+    predicting = batch.completion_mask[:, 1:]  # the logits at t - 1 score token t
+    if is_packed(policy):
+        places = batch.packing.places[:, :-1][predicting]
+        logits = policy(**_packed_inputs(batch), logits_to_keep=places).logits[0]
+    else:
+        columns = predicting.any(dim=0).nonzero()[:, 0]
+        logits = policy(**_padded_inputs(batch), logits_to_keep=columns).logits[predicting[:, columns]]
+    return logits.float() / temperature, batch.input_ids[:, 1:][predicting]
+
+
+def is_packed(model: nn.Module) -> bool:
+    """Say whether the model reads its rows packed."""
+    return bool(unwrapped(model).config._attn_implementation == PACKED)
+
+
+@torch.no_grad()
+def pack_if_exact(model: PreTrainedModel) -> None:
+    """Have the model read packed rows from now on if they give it what padded rows do, else say that they do not.
+
+    Tried out on a few short rows, two of which share their prompt, because no list of families would stay true: a
+    family may mix tokens in other ways than by attention, or attend as `attend` cannot.
+    """
+    batch = collate(PROBES, model.device)
+    padded, before = last_states(model, batch, batch.attention_mask), model.config._attn_implementation
+    try:
+        if getattr(model.config.get_text_config(), "attention_chunk_size", None):
+            raise NotImplementedError("attention in chunks")  # of thousands of tokens, so short rows would not show it
+        model.set_attn_implementation(PACKED)
+        largest = (last_states(model, batch, batch.attention_mask) - padded).abs().max().item()
+        if largest <= LARGEST_PACKING_ERROR * padded.abs().max().item():
+            return
+        reason = f"hidden states would differ by {largest:.2g}"
+    except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+    model.set_attn_implementation(before)
+    logger.warning("%s: rows are padded, not packed, which is slower (%s)", model.config.model_type, reason)
+
+
+def _padded_inputs(batch: Batch) -> dict[str, Any]:
+    return {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "position_ids": positions(batch.attention_mask),
+        "use_cache": False,
+    }
+
+
+def _packed_inputs(batch: Batch) -> dict[str, Any]:
+    packing = batch.packing
+    return {
+        "input_ids": packing.input_ids,
+        "position_ids": packing.position_ids,
+        # A mask of four dimensions is handed through as it is: without one transformers would make one, (T, T) large.
+        "attention_mask": packing.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool),
+        "use_cache": False,
+        "trees": packing.trees,
+    }
+
+
+def unwrapped(model: nn.Module) -> PreTrainedModel:
+    """Look beneath the adapters: the transformers model that carries them."""
+    from peft import PeftModel
+
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(inner, PreTrainedModel)
+    return inner
