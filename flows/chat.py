@@ -42,9 +42,9 @@ class Conversation:
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             seed=self._params.seed + len(asked),
-            batch_size=1,
+            slots=1,
         )
-        answer = decode(self._tokenizer, response.tokens).strip()
+        answer = decode(self._tokenizer, response.row.completion).strip()
         self.messages = [*asked, {"role": "assistant", "content": answer}]
         return answer
 

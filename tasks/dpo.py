@@ -68,11 +68,11 @@ def dpo(params: Params) -> None:
         return collate_pairs([pairs[index] for index in indices], device)
 
     pairs, validation = pairs_of("train"), pairs_of("validation")
-    held_out = pair_batches(validation, params.runtime.micro_batch, device)
+    held_out = pair_batches(validation, params.runtime.tokens_per_pass, device)
     key = stage_key("dpo") or content_key("dpo", params, [PREFERENCES, SFT])
     with tracking.run("dpo", params, inputs=[PREFERENCES]) as run:
-        lengths = [pair.length for pair in pairs]
-        fit = Fit("dpo", key, policy, lengths, params=params, settings=settings, run=run, rows_per_item=2)
+        lengths = [2 * pair.length for pair in pairs]
+        fit = Fit("dpo", key, policy, lengths, params=params, settings=settings, run=run)
         # Nothing has been learned yet, so the policy is the reference: no second model, and adapters add nothing.
         reference = reference_logps(fit, policy, batch_of, len(pairs))
         with torch.no_grad():

@@ -25,7 +25,7 @@ from tasks.judging.compare import Resampling
 from tasks.judging.metrics import Answers
 from tasks.judging.opponent import Opponent, read_opponent
 from tasks.judging.summary import Judged, judge, rows, summarise
-from tasks.learning.batches import Batch, collate
+from tasks.learning.batches import Batch, collate, micro_batches
 from tasks.learning.models import context_length, device_of, load_policy, load_reward, set_up
 from tasks.learning.readings import completion_log_probs, completion_scores
 from tasks.learning.rollouts import generate, stop_tokens
@@ -195,9 +195,12 @@ def _by_batch(
     measure: Callable[[Batch], Tensor], encoded: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, params: Params
 ) -> list[float]:
     """One number a row: `measure` maps a batch of B rows to (B,)."""
-    size, device = params.runtime.micro_batch, device_of(params)
-    groups = (encoded[start : start + size] for start in range(0, len(encoded), size))
-    return [value for group in groups for value in measure(collate(group, device)).tolist()]
+    device, values = device_of(params), [0.0] * len(encoded)
+    for group in micro_batches(range(len(encoded)), [row.length for row in encoded], params.runtime.tokens_per_pass):
+        found = measure(collate([encoded[number] for number in group], device)).tolist()
+        for number, value in zip(group, found, strict=True):
+            values[number] = value
+    return values
 
 
 def _sample(
@@ -219,10 +222,10 @@ def _sample(
             max_new_tokens=settings.max_new_tokens,
             temperature=temperature,
             seed=params.seed,
-            batch_size=settings.batch_size,
+            slots=params.runtime.slots,
             on_progress=bar.update,
         )
-    return [response.tokens for response in responses]
+    return [response.row.completion for response in responses]
 
 
 if __name__ == "__main__":

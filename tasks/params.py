@@ -32,7 +32,8 @@ class Runtime(Section):
     device: Literal["auto", "cpu", "cuda"]
     threads: Count
     precision: Literal["fp32", "bf16"]
-    micro_batch: Count
+    tokens_per_pass: Count
+    slots: Count
     checkpoint_every: Annotated[int, Field(ge=0)]
 
 
@@ -218,7 +219,6 @@ class Evaluate(Section):
     prompts: Count | None
     max_new_tokens: Count
     temperature: NotNegative
-    batch_size: Count
     bootstrap: Annotated[int, Field(ge=100)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
 

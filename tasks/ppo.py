@@ -15,7 +15,7 @@ from torch import nn
 
 from tasks.data.files import MODELS, VALIDATED
 from tasks.data.records import Prompt, Split, read_prompts
-from tasks.data.tokens import Encoded, decode, encode_prompts, load_tokenizer
+from tasks.data.tokens import decode, encode_prompts, load_tokenizer
 from tasks.learning.advantages import adapted_kl_coefficient, explained_variance, masked_mean
 from tasks.learning.batches import collate, epoch_order
 from tasks.learning.checkpoints import Checkpoints, CurveRow, Progress, content_key
@@ -220,13 +220,12 @@ def samples(models: Models, shown: Sequence[tuple[Prompt, list[int]]], params: P
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             seed=seed_for(params.seed, "samples", 0),
-            batch_size=SAMPLES,
+            slots=SAMPLES,
         )
-        rows = [Encoded(prompt, response.tokens) for prompt, response in zip(prompts, responses, strict=True)]
-        batch = collate(rows, unwrapped(policy).device)
+        batch = collate([response.row for response in responses], unwrapped(policy).device)
         with torch.no_grad():
             scores: list[float] = completion_scores(models.reward, batch).tolist()
-        return [decode(tokenizer, response.tokens) for response in responses], scores
+        return [decode(tokenizer, response.row.completion) for response in responses], scores
 
     with reference_policy(models) as frozen:
         before, scores_before = answered(frozen)

@@ -36,7 +36,7 @@ def reward(params: Params) -> None:
     Raises:
         InputError: a split is empty, a row does not fit the model, or training no longer gives numbers.
     """
-    device, micro_batch = set_up(params), params.runtime.micro_batch
+    device, tokens = set_up(params), params.runtime.tokens_per_pass
     tokenizer = load_tokenizer(SFT)
     model = with_adapters(new_reward_model(SFT, params), params.lora)
     context = context_length(model)
@@ -49,19 +49,19 @@ def reward(params: Params) -> None:
         return collate_pairs([pairs[index] for index in indices], device)
 
     pairs = pairs_of("train")
-    validation, test = (pair_batches(pairs_of(split), micro_batch, device) for split in HELD_OUT)
+    validation, test = (pair_batches(pairs_of(split), tokens, device) for split in HELD_OUT)
     demonstrations = require_rows(read_demonstrations(VALIDATED, "validation"), DEMONSTRATIONS, "validation")
     answers = encode_demonstrations(tokenizer, demonstrations, context)
     key = stage_key("reward") or content_key("reward", params, [PREFERENCES, DEMONSTRATIONS, SFT])
     with tracking.run("reward", params, inputs=[PREFERENCES, DEMONSTRATIONS]) as run:
-        lengths = [pair.length for pair in pairs]
-        fit = Fit("reward", key, model, lengths, params=params, settings=params.reward, run=run, rows_per_item=2)
+        lengths = [2 * pair.length for pair in pairs]
+        fit = Fit("reward", key, model, lengths, params=params, settings=params.reward, run=run)
         before = held_out_loss(model, validation, params.reward)
         train(fit, model, batch_of, params.reward)
         model = merged(model)
         after = held_out_loss(model, validation, params.reward)
         test_figures = reward_figures(scored_pairs(model, test))  # raw scores: their margins are the log-odds
-        normalisation = standardise(model, row_batches(answers, micro_batch, device))
+        normalisation = standardise(model, row_batches(answers, tokens, device))
         metrics = {
             "pairs": len(pairs),
             **fit.summary(),

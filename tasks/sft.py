@@ -55,7 +55,7 @@ def sft(params: Params) -> None:
         return collate([rows[index] for index in indices], device)
 
     rows, validation = rows_of("train"), rows_of("validation")
-    held_out = row_batches(validation, params.runtime.micro_batch, device)
+    held_out = row_batches(validation, params.runtime.tokens_per_pass, device)
     key = stage_key("sft") or content_key("sft", params, [DEMONSTRATIONS, BASE])
     with tracking.run("sft", params, inputs=[DEMONSTRATIONS]) as run:
         lengths = [row.length for row in rows]

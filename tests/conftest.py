@@ -29,7 +29,14 @@ WORDS = ["please", "send", "the", "order", "back", "we", "refund", "it", "today"
 MODEL_FILES = ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 # Small and quick, whatever params.yaml says.
 SMALL: dict[str, dict[str, Any]] = {
-    "runtime": {"device": "cpu", "threads": 1, "precision": "fp32", "micro_batch": 4, "checkpoint_every": 2},
+    "runtime": {
+        "device": "cpu",
+        "threads": 1,
+        "precision": "fp32",
+        "tokens_per_pass": 100,
+        "slots": 4,
+        "checkpoint_every": 2,
+    },
     "lora": {"rank": 0},
     "sft": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2},
     "reward": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2},

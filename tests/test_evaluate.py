@@ -44,7 +44,7 @@ def params():
         "base": loaded.base.model_copy(update={"scratch": shape}),
         "runtime": loaded.runtime.model_copy(update={"device": "cpu", "threads": 1}),
     }
-    return changed(loaded.model_copy(update=sections), max_new_tokens=12, batch_size=4, bootstrap=200)
+    return changed(loaded.model_copy(update=sections), max_new_tokens=12, bootstrap=200)
 
 
 def changed(params, **settings):

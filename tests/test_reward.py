@@ -3,6 +3,7 @@
 import math
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +36,14 @@ def test_the_stage_writes_what_it_says(params: Params, noted_run: NotedRun):
     assert list(read_curve("reward")[0]) == ["step", "loss", "accuracy", "margin", "grad_norm", "learning_rate"]
 
 
+def flat(figures: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Figures of nested groups under joined names, but for those that are not there."""
+    found: dict[str, float] = {}
+    for name, value in figures.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def test_the_figures_are_those_of_the_written_model_on_the_test_split(params: Params):
     reward(params)
     metrics = read_json(Path("metrics/reward.json"))
@@ -43,10 +52,13 @@ def test_the_figures_are_those_of_the_written_model_on_the_test_split(params: Pa
     splits = {}
     for split in ("validation", "test"):
         pairs = encode_preferences(tokenizer, read_preferences(VALIDATED, split), None)
-        splits[split] = pair_batches(pairs, 4, CPU)
+        splits[split] = pair_batches(pairs, params.runtime.tokens_per_pass, CPU)
     figures = reward_figures(scored_pairs(model, splits["test"]))
-    assert {name: metrics[name] for name in figures} == figures
-    assert metrics["validation"]["loss"]["after"] == held_out_loss(model, splits["validation"], params.reward)
+    written = {name: metrics[name] for name in figures}
+    # Weights mapped from a file may lie in memory otherwise than those that were trained: the last bit differs.
+    assert flat(written) == pytest.approx(flat(figures), rel=1e-5)
+    held_out = held_out_loss(model, splits["validation"], params.reward)
+    assert metrics["validation"]["loss"]["after"] == pytest.approx(held_out, rel=1e-6)
     assert metrics["accuracy"]["low"] <= metrics["accuracy"]["value"] <= metrics["accuracy"]["high"]
     assert (metrics["pairs"], metrics["accuracy"]["pairs"]) == (10, 4)
 
@@ -86,10 +98,9 @@ def test_the_head_learns_beside_adapters_and_all_is_merged(make_params: MakePara
 
 def test_micro_batches_change_nothing_but_rounding(make_params: MakeParams):
     curves = []
-    for size in (20, 6, 1):
-        reward(
-            make_params(reward={"batch_size": 10, "epochs": 4, "learning_rate": 1e-3}, runtime={"micro_batch": size})
-        )
+    for tokens in (2000, 150, 1):
+        settings = {"batch_size": 10, "epochs": 4, "learning_rate": 1e-3}
+        reward(make_params(reward=settings, runtime={"tokens_per_pass": tokens}))
         curves.append([row["loss"] for row in read_curve("reward")])
     for curve in curves[1:]:
         assert curve == pytest.approx(curves[0], abs=1e-5)

@@ -17,6 +17,7 @@ from tasks.data.records import read_demonstrations, write_records
 from tasks.data.tokens import encode_demonstrations, load_tokenizer
 from tasks.errors import InputError
 from tasks.learning.batches import row_batches
+from tasks.learning.models import load_policy
 from tasks.params import Params
 from tasks.sft import likelihood, sft
 from tests.conftest import MODEL_FILES, ROOT, SMALL, MakeParams, NotedRun, file_names, moved_weights, output_hashes
@@ -50,10 +51,10 @@ def test_the_figures_are_those_of_the_written_model(params: Params, noted_run: N
     assert metrics["tokens"] == sum(len(row.completion) for row in rows)
     assert metrics["steps"] == len(curve) == 6  # ceil(10 / 4) steps in each of 2 epochs
     assert metrics["training_loss"] == curve[-1]["loss"]
-    batches = row_batches(held_out, 4, torch.device("cpu"))
+    batches = row_batches(held_out, params.runtime.tokens_per_pass, torch.device("cpu"))
     for when, folder in (("before", "base"), ("after", "sft")):
         found = metrics["validation"][when]
-        expected = likelihood(AutoModelForCausalLM.from_pretrained(MODELS / folder).eval(), batches)
+        expected = likelihood(load_policy(MODELS / folder, params, trainable=False), batches)
         assert found == expected._asdict()
         assert found["perplexity"] == math.exp(found["loss"])
     assert metrics["validation"]["after"]["loss"] < metrics["validation"]["before"]["loss"]
@@ -87,8 +88,8 @@ def test_bf16_trains_and_writes_fp32(make_params: MakeParams, noted_run: NotedRu
 
 def test_micro_batches_change_nothing_but_rounding(make_params: MakeParams, noted_run: NotedRun):
     curves = []
-    for size in (10, 4, 3, 1):
-        sft(make_params(sft={"batch_size": 10, "epochs": 4}, runtime={"micro_batch": size}))
+    for tokens in (2000, 150, 80, 1):
+        sft(make_params(sft={"batch_size": 10, "epochs": 4}, runtime={"tokens_per_pass": tokens}))
         curves.append([row["loss"] for row in read_curve("sft")])
     for curve in curves[1:]:
         assert curve == pytest.approx(curves[0], abs=1e-4)  # four steps of Adam at 1e-2 magnify the last bit
@@ -112,6 +113,7 @@ SCRIPT = """
 import yaml
 from pathlib import Path
 from contextlib import contextmanager
+from tasks.learning.models import load_policy
 from tasks.params import parse_params
 from tasks.registry import tracking
 from tasks.sft import sft

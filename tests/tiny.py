@@ -74,7 +74,8 @@ def tiny_models() -> Models:
 def tiny_params(runtime: dict[str, object] | None = None, lora: int = 0, **ppo: object) -> Params:
     """The project's own settings, cut to size; keywords change those of ppo."""
     settings = yaml.safe_load(PARAMS_FILE.read_text(encoding="utf-8"))
-    settings["runtime"] |= {"device": "cpu", "threads": 1, "micro_batch": 4, "checkpoint_every": 0, **(runtime or {})}
+    settings["runtime"] |= {"device": "cpu", "threads": 1, "tokens_per_pass": 40, "slots": 4, "checkpoint_every": 0}
+    settings["runtime"] |= runtime or {}
     settings["lora"] |= {"rank": lora}
     settings["ppo"] |= {"iterations": 3, "rollouts": 6, "critic_warmup": 0, "max_new_tokens": 6, **ppo}
     return parse_params(settings)

@@ -64,29 +64,25 @@ def attend(
     shared = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, shared), repeat_kv(value, shared)
     outputs = []
-    for start, prompt_end, first_end, *ends in trees:
-        whole = slice(start, first_end)
-        outputs.append(_causal(query[:, :, whole], key[:, :, whole], value[:, :, whole], scaling, sliding_window))
-        for begin, end in pairwise((first_end, *ends)):
-            if begin == end:
-                continue
-            # The prompt's queries are computed again, and dropped: cheaper than attention under a mask.
-            joint_query, joint_key, joint_value = (
-                torch.cat([tensor[:, :, start:prompt_end], tensor[:, :, begin:end]], dim=2)
-                for tensor in (query, key, value)
-            )
-            output = _causal(joint_query, joint_key, joint_value, scaling, sliding_window)
-            outputs.append(output[:, :, prompt_end - start :])
+    for start, prompt_end, *ends in trees:
+        prompt, first = slice(start, prompt_end), slice(start, ends[0])
+        outputs.append(_causal(query[:, :, first], key[:, :, first], value[:, :, first], scaling, sliding_window))
+        for begin, end in pairwise(ends):
+            branch = slice(begin, end)
+            keys = torch.cat([key[:, :, prompt], key[:, :, branch]], dim=2)
+            values = torch.cat([value[:, :, prompt], value[:, :, branch]], dim=2)
+            outputs.append(_causal(query[:, :, branch], keys, values, scaling, sliding_window))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
-    length = query.shape[2]
-    if window is None or length <= window:
+    """Attend to oneself and what came before; the queries are those of the last of the tokens that have keys."""
+    count, length = query.shape[2], key.shape[2]
+    if count == length and (window is None or length <= window):
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
     place = torch.arange(length, device=query.device)
-    distance = place[:, None] - place
-    seen = (distance >= 0) & (distance < window)
+    distance = place[length - count :, None] - place
+    seen = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
     return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scaling)
 
 

@@ -114,20 +114,28 @@ def training_batches(
                 yield step, order[start : start + batch_size]
 
 
-def micro_batches(indices: Sequence[int], lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Split the rows of one step into groups of at most `size` rows of similar length, so that little is padding."""
-    ordered = sorted(indices, key=lengths.__getitem__)  # stable: rows of one length keep their order
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
+def micro_batches(indices: Sequence[int], lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Split the items of one step into groups of similar length, each of at most `tokens` tokens if it were padded.
+
+    An item that is longer than that is a group of its own.
+    """
+    group: list[int] = []
+    for index in sorted(indices, key=lengths.__getitem__):  # stable: items of one length keep their order
+        if group and (len(group) + 1) * lengths[index] > tokens:
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
 
 
-def row_batches(rows: Sequence[Encoded], size: int, device: torch.device) -> list[Batch]:
-    """Every row once, in batches of at most `size` rows of similar length, for measuring."""
-    groups = micro_batches(range(len(rows)), [row.length for row in rows], size)
+def row_batches(rows: Sequence[Encoded], tokens: int, device: torch.device) -> list[Batch]:
+    """Every row once, in batches of at most `tokens` tokens, for measuring."""
+    groups = micro_batches(range(len(rows)), [row.length for row in rows], tokens)
     return [collate([rows[index] for index in group], device) for group in groups]
 
 
-def pair_batches(pairs: Sequence[EncodedPair], size: int, device: torch.device) -> list[Batch]:
-    """Every pair once, in batches of at most `size` rows (two a pair) of similar length, for measuring."""
-    groups = micro_batches(range(len(pairs)), [pair.length for pair in pairs], max(1, size // 2))
+def pair_batches(pairs: Sequence[EncodedPair], tokens: int, device: torch.device) -> list[Batch]:
+    """Every pair once, in batches of at most `tokens` tokens, for measuring."""
+    groups = micro_batches(range(len(pairs)), [2 * pair.length for pair in pairs], tokens)
     return [collate_pairs([pairs[index] for index in group], device) for group in groups]

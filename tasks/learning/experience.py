@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from tasks.data.tokens import Encoded
 from tasks.learning.advantages import (
     estimate_advantages,
     integrated_rewards,
@@ -20,7 +19,8 @@ from tasks.learning.advantages import (
 from tasks.learning.batches import Batch, collate, micro_batches
 from tasks.learning.forward import unwrapped
 from tasks.learning.models import reference
-from tasks.learning.readings import completion_log_probs, completion_scores, completion_values, token_statistics
+from tasks.learning.readings import completion_log_probs, completion_scores, completion_values, spread, token_statistics
+from tasks.learning.rollouts import Response
 from tasks.params import Ppo
 
 
@@ -93,25 +93,28 @@ class Rollouts(NamedTuple):
 
 def judge(
     models: Models,
-    rows: Sequence[Encoded],
+    responses: Sequence[Response],
     stops: Sequence[int],
     settings: Ppo,
     *,
     kl_coefficient: float,
-    micro_batch: int,
+    tokens: int,
+    as_sampled: bool,
 ) -> Rollouts:
     """Read responses with all four models and turn scores into advantages.
 
     Args:
         models: all on one device.
-        rows: prompts and the responses that were sampled for them.
+        responses: what was sampled.
         stops: ids that end a response.
         settings: of PPO.
         kl_coefficient: weight of the KL penalty in this round.
-        micro_batch: rows in one forward pass.
+        tokens: of one forward pass.
+        as_sampled: take the policy's log-probabilities from the responses, not from another forward pass.
     """
+    rows = [response.row for response in responses]
     batch = collate(rows, unwrapped(models.policy).device)
-    readings = read_off(models, batch, settings.temperature, micro_batch)
+    readings = read_off(models, batch, settings.temperature, tokens, responses if as_sampled else None)
     has_ended = torch.tensor([row.completion[-1] in stops for row in rows], device=readings.scores.device)
     rewards = token_rewards(readings, batch.completion_mask, has_ended, settings, kl_coefficient)
     advantages, returns = estimate_advantages(
@@ -155,18 +158,27 @@ def token_rewards(readings: Readings, mask: Tensor, has_ended: Tensor, settings:
 
 
 @torch.no_grad()
-def read_off(models: Models, batch: Batch, temperature: float, micro_batch: int) -> Readings:
-    """Run all four models over a batch, a few rows at a time, by the same forward passes that train."""
+def read_off(
+    models: Models, batch: Batch, temperature: float, tokens: int, said: Sequence[Response] | None
+) -> Readings:
+    """Run the models over a batch, a few rows at a time, by the same forward passes that train.
+
+    What the policy `said` of its tokens when it sampled them saves its own pass.
+    """
     shape = batch.input_ids.shape
     log_probs, references, entropies, values = (torch.zeros(shape, device=batch.input_ids.device) for _ in range(4))
     scores = torch.zeros(shape[0], device=batch.input_ids.device)
     lengths: list[int] = batch.attention_mask.sum(dim=1).tolist()
-    for rows in micro_batches(range(shape[0]), lengths, micro_batch):
+    if said is not None:
+        log_probs = spread(torch.cat([each.log_probs for each in said]), batch.completion_mask)
+        entropies = spread(torch.cat([each.entropies for each in said]), batch.completion_mask)
+    for rows in micro_batches(range(shape[0]), lengths, tokens):
         index = torch.tensor(rows, device=batch.input_ids.device)
         part = batch.take(rows)
         width = part.input_ids.shape[1]
-        statistics = token_statistics(models.policy, part, temperature)
-        log_probs[index, :width], entropies[index, :width] = statistics.log_probs, statistics.entropies
+        if said is None:
+            statistics = token_statistics(models.policy, part, temperature)
+            log_probs[index, :width], entropies[index, :width] = statistics.log_probs, statistics.entropies
         with reference_policy(models) as frozen:
             references[index, :width] = completion_log_probs(frozen, part, temperature)
         values[index, :width] = completion_values(models.critic, part)

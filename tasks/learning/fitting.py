@@ -50,7 +50,6 @@ class Fit:
         params: Params,
         settings: Training,
         run: Run,
-        rows_per_item: int = 1,
         epsilon: float = 1e-5,
     ) -> None:
         """Prepare to train.
@@ -59,16 +58,15 @@ class Fit:
             stage: names checkpoints and progress bar.
             key: content key of the stage.
             model: its trainable weights are optimised.
-            lengths: tokens of each item (a row, or a pair of rows) of the training data.
+            lengths: tokens of each item of the training data: a row, or a pair of rows, each as long as the longer.
             params: seed and runtime.
             settings: epochs, batch size, learning rate and so on.
             run: where the curve goes besides its file.
-            rows_per_item: 2 for pairs: runtime.micro_batch counts rows.
             epsilon: AdamW's.
         """
         self._stage, self._model, self._lengths, self._settings, self._run = stage, model, lengths, settings, run
         self._seed = params.seed
-        self._micro_batch = max(1, params.runtime.micro_batch // rows_per_item)
+        self._tokens = params.runtime.tokens_per_pass
         self._accelerator = make_accelerator(params)
         self._optimiser = adamw(model, weight_decay=settings.weight_decay, epsilon=epsilon)
         self._checkpoints = Checkpoints(
@@ -79,7 +77,7 @@ class Fit:
 
     def groups(self, indices: Sequence[int]) -> list[list[int]]:
         """Split the items of a step into those of one forward and backward pass each."""
-        return list(micro_batches(indices, self._lengths, self._micro_batch))
+        return list(micro_batches(indices, self._lengths, self._tokens))
 
     def first_epoch(self) -> Iterator[list[int]]:
         """Give every item once, in the very groups of the first epoch."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from tasks.data.tokens import Encoded
@@ -29,16 +30,35 @@ def last_states(model: nn.Module, batch: Batch, wanted: Tensor) -> Tensor:
     return states
 
 
-def completion_logits(policy: nn.Module, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
-    """Logits (N, V) in fp32 that score the N completion tokens of a batch, row after row, and those tokens (N,)."""
-    predicting = batch.completion_mask[:, 1:]  # the logits at t - 1 score token t
+def completion_logits(policy: nn.Module, batch: Batch) -> Tensor:
+    """Logits (N, V) that score the N completion tokens of a batch, row after row."""
+    wanted = predicting(batch)
+    logits: Tensor
     if is_packed(policy):
-        places = batch.packing.places[:, :-1][predicting]
+        places = batch.packing.places[wanted]
         logits = policy(**_packed_inputs(batch), logits_to_keep=places).logits[0]
     else:
-        columns = predicting.any(dim=0).nonzero()[:, 0]
-        logits = policy(**_padded_inputs(batch), logits_to_keep=columns).logits[predicting[:, columns]]
-    return logits.float() / temperature, batch.input_ids[:, 1:][predicting]
+        columns = wanted.any(dim=0).nonzero()[:, 0]
+        logits = policy(**_padded_inputs(batch), logits_to_keep=columns).logits[wanted[:, columns]]
+    return logits
+
+
+def predicting(batch: Batch) -> Tensor:
+    """The places before the completion's tokens, (B, L) bool: what stands at t - 1 foretells token t."""
+    return functional.pad(batch.completion_mask[:, 1:], (0, 1))
+
+
+@torch.no_grad()
+def plain_head(policy: nn.Module) -> nn.Module | None:
+    """Give the layer that makes the logits of the last states, if it alone does: some families scale or cap them after.
+
+    Tried out on the rows that showed whether the model may be packed.
+    """
+    head = unwrapped(policy).get_output_embeddings()  # type: ignore[no-untyped-call]
+    assert isinstance(head, nn.Module)
+    batch = collate(PROBES, unwrapped(policy).device)
+    expected, found = completion_logits(policy, batch), head(last_states(policy, batch, predicting(batch)))
+    return head if torch.allclose(found, expected, rtol=0, atol=1e-3 * expected.abs().max().item()) else None
 
 
 def is_packed(model: nn.Module) -> bool:

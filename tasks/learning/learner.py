@@ -7,13 +7,12 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from tasks.data.tokens import Encoded
 from tasks.learning.batches import epoch_order, micro_batches
 from tasks.learning.experience import Models, Rollouts, judge
 from tasks.learning.optimise import adamw, check_finite, learning_rate, make_accelerator, update
 from tasks.learning.policy_gradient import policy_loss, value_loss
 from tasks.learning.readings import completion_log_probs, completion_values, token_statistics
-from tasks.learning.rollouts import generate, stop_tokens
+from tasks.learning.rollouts import Response, generate, stop_tokens
 from tasks.params import Params
 
 # What the policy's losses are called in the curve, in the order of PolicyLoss.
@@ -28,7 +27,7 @@ class Learner:
     def __init__(self, models: Models, params: Params) -> None:
         """Prepare to train; each network has an optimiser of its own, AdamW with epsilon 1e-5."""
         self._models, self._settings, self._seed = models, params.ppo, params.seed
-        self._micro_batch = params.runtime.micro_batch
+        self._runtime = params.runtime
         self._accelerator = make_accelerator(params)
         self._stops = stop_tokens(models.policy, models.tokenizer)
         self.models_that_learn = {"policy": models.policy, "critic": models.critic}
@@ -36,31 +35,32 @@ class Learner:
             name: adamw(model) for name, model in self.models_that_learn.items()
         }
 
-    def sample(self, prompts: Sequence[list[int]], seed: int) -> list[Encoded]:
+    def sample(self, prompts: Sequence[list[int]], seed: int) -> list[Response]:
         """Phase 1: answer the prompts with the policy as it is."""
         settings = self._settings
-        # Not under autocast, which would cast every weight anew for every token; log-probabilities are judged later.
-        responses = generate(
+        # Not under autocast, which would cast every weight anew for every token.
+        return generate(
             self._models.policy,
             self._models.tokenizer,
             prompts,
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             seed=seed,
-            batch_size=self._micro_batch,
+            slots=self._runtime.slots,
         )
-        return [Encoded(prompt, response.tokens) for prompt, response in zip(prompts, responses, strict=True)]
 
-    def judge(self, rows: Sequence[Encoded], kl_coefficient: float) -> Rollouts:
+    def judge(self, responses: Sequence[Response], kl_coefficient: float) -> Rollouts:
         """Phase 2: log-probabilities, values, scores, rewards and advantages."""
         with self._accelerator.autocast():
             return judge(
                 self._models,
-                rows,
+                responses,
                 self._stops,
                 self._settings,
                 kl_coefficient=kl_coefficient,
-                micro_batch=self._micro_batch,
+                tokens=self._runtime.tokens_per_pass,
+                # The ratio of a first step is 1 only if both its sides were computed in the same precision.
+                as_sampled=self._runtime.precision == "fp32",
             )
 
     def update(self, rollouts: Rollouts, iteration: int, kept: str) -> dict[str, float]:
@@ -80,7 +80,7 @@ class Learner:
             order = epoch_order(len(lengths), epoch, seed)
             change = []
             for minibatch in torch.tensor(order).tensor_split(settings.minibatches):
-                groups = list(micro_batches(minibatch.tolist(), lengths, self._micro_batch))
+                groups = list(micro_batches(minibatch.tolist(), lengths, self._runtime.tokens_per_pass))
                 parts = [rollouts.take(rows) for rows in groups]
                 figures = self._policy_step(parts, iteration, kept) | self._critic_step(parts, iteration, kept)
                 change.append(figures["approx_kl"])

@@ -1,14 +1,19 @@
 """What is read off a policy, a reward model or a critic, token by token or row by row."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from tasks.learning.batches import Batch
-from tasks.learning.forward import completion_logits, last_states, unwrapped
+from tasks.learning.forward import completion_logits, last_states, plain_head, predicting, unwrapped
 from tasks.learning.models import score_head
+
+# More numbers than these are not made at once: 2^26 in fp32 are 256 MiB, and their gradient is as much again.
+LARGEST_LOGITS = 2**26
 
 
 class TokenStatistics(NamedTuple):
@@ -24,19 +29,44 @@ def completion_log_probs(policy: nn.Module, batch: Batch, temperature: float = 1
 
     Entry t is log p(token t | tokens before t), 0 outside the completion: it lines up with `input_ids`.
     """
-    logits, tokens = completion_logits(policy, batch, temperature)
-    log_probs = -functional.cross_entropy(logits, tokens, reduction="none")
-    return _spread(log_probs, batch.completion_mask)
+
+    def read(logits: Tensor, tokens: Tensor) -> tuple[Tensor]:
+        return (-functional.cross_entropy(logits.float() / temperature, tokens, reduction="none"),)
+
+    [log_probs] = _over_vocabulary(policy, batch, read)
+    return spread(log_probs, batch.completion_mask)
 
 
 def token_statistics(policy: nn.Module, batch: Batch, temperature: float = 1.0) -> TokenStatistics:
     """Log-probability and entropy of every completion token, and whether it was the likeliest."""
-    logits, tokens = completion_logits(policy, batch, temperature)
-    log_distribution = logits.log_softmax(dim=-1)
-    log_probs = log_distribution.gather(1, tokens[:, None])[:, 0]
-    entropies = -(log_distribution.exp() * log_distribution).sum(dim=-1)
-    likeliest = log_distribution.amax(dim=-1) == log_probs
-    return TokenStatistics(*(_spread(each, batch.completion_mask) for each in (log_probs, entropies, likeliest)))
+
+    def read(logits: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+        log_distribution = (logits.float() / temperature).log_softmax(dim=-1)
+        log_probs = log_distribution.gather(1, tokens[:, None])[:, 0]
+        entropies = -(log_distribution.exp() * log_distribution).sum(dim=-1)
+        return log_probs, entropies, log_distribution.amax(dim=-1) == log_probs
+
+    return TokenStatistics(*(spread(each, batch.completion_mask) for each in _over_vocabulary(policy, batch, read)))
+
+
+def _over_vocabulary(
+    policy: nn.Module, batch: Batch, read: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """Read something off the logits (N, V) that score the N completion tokens, and off those tokens (N,); (N,) each.
+
+    Where all logits together would be large they are made a few at a time, and made again in the backward pass.
+    """
+    tokens = batch.input_ids[batch.completion_mask]
+    at_once = max(1, LARGEST_LOGITS // unwrapped(policy).config.get_text_config().vocab_size)
+    head = plain_head(policy) if len(tokens) > at_once else None
+    if head is None:
+        return read(completion_logits(policy, batch), tokens)
+    states = last_states(policy, batch, predicting(batch))
+    parts = [
+        checkpoint(lambda part, its: read(head(part), its), *pair, use_reentrant=False, preserve_rng_state=False)
+        for pair in zip(torch.split(states, at_once), torch.split(tokens, at_once), strict=True)
+    ]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 def completion_scores(model: nn.Module, batch: Batch) -> Tensor:
@@ -54,8 +84,7 @@ def completion_values(model: nn.Module, batch: Batch) -> Tensor:
 
     It is read from the hidden state at t - 1, which has not seen token t; on the scale of the normalised score.
     """
-    predicting = functional.pad(batch.completion_mask[:, 1:], (0, 1))
-    return _spread(_head_outputs(model, batch, predicting), batch.completion_mask)
+    return spread(_head_outputs(model, batch, predicting(batch)), batch.completion_mask)
 
 
 def _head_outputs(model: nn.Module, batch: Batch, wanted: Tensor) -> Tensor:
@@ -69,6 +98,6 @@ def _head_outputs(model: nn.Module, batch: Batch, wanted: Tensor) -> Tensor:
     return scores
 
 
-def _spread(values: Tensor, mask: Tensor) -> Tensor:
+def spread(values: Tensor, mask: Tensor) -> Tensor:
     """Lay values (N,) on the N True places of a mask (B, L), with 0 or False elsewhere."""
     return values.new_zeros(mask.shape).masked_scatter(mask, values)

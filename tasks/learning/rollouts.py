@@ -26,9 +26,9 @@ RESOLUTION = 2**40
 
 
 class Response(NamedTuple):
-    """An answer of n tokens, and what the policy that sampled it says of each token, at the sampling temperature."""
+    """A prompt with an answer of n tokens, and what the policy says of each of them, at the sampling temperature."""
 
-    tokens: list[int]
+    row: Encoded
     log_probs: Tensor  # (n,) fp32
     entropies: Tensor  # (n,) fp32, nats, of the distribution the token was drawn from
 
@@ -57,12 +57,12 @@ def generate(
     max_new_tokens: int,
     temperature: float,
     seed: int,
-    batch_size: int,
+    slots: int,
     on_progress: Callable[[int], object] | None = None,
 ) -> list[Response]:
     """Answer prompts by sampling, a pure function of its arguments.
 
-    Every prompt has its own random numbers, by its place in `prompts`, so `batch_size` and the company a prompt is in
+    Every prompt has its own random numbers, by its place in `prompts`, so `slots` and the company a prompt is in
     change speed and memory, and results only where rounding tips a token that stood on the edge.
 
     Args:
@@ -72,7 +72,7 @@ def generate(
         max_new_tokens: longest response.
         temperature: divides the logits; 0 takes the likeliest token.
         seed: of the sampling.
-        batch_size: prompts answered side by side; one that is answered makes room for the next.
+        slots: prompts answered side by side; one that is answered makes room for the next.
         on_progress: called with the number of prompts answered since the last call.
 
     Returns:
@@ -92,12 +92,12 @@ def generate(
         on_progress=on_progress,
     )
     if is_packed(model):
-        _answer_in_slots(model, prompts, transcript, batch_size)
+        _answer_in_slots(model, prompts, transcript, slots)
     else:
         by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))  # so that little is padding
-        for start in range(0, len(prompts), batch_size):
-            _answer_padded(model, prompts, transcript, by_length[start : start + batch_size])
-    return transcript.responses()
+        for start in range(0, len(prompts), slots):
+            _answer_padded(model, prompts, transcript, by_length[start : start + slots])
+    return transcript.responses(prompts)
 
 
 class Transcript:
@@ -148,22 +148,20 @@ class Transcript:
             self._on_progress(ended)
         return drawn.tokens, goes_on
 
-    def responses(self) -> list[Response]:
-        """Give the responses in the order of the prompts."""
-        columns = self._tokens.tolist(), self._log_probs.cpu(), self._entropies.cpu(), self._lengths.tolist()
+    def responses(self, prompts: Sequence[Sequence[int]]) -> list[Response]:
+        """Give the responses, behind their prompts."""
+        columns = self._tokens.tolist(), self._log_probs, self._entropies, self._lengths.tolist()
         return [
-            Response(tokens[:length], log_probs[:length], entropies[:length])
-            for tokens, log_probs, entropies, length in zip(*columns, strict=True)
+            Response(Encoded(list(prompt), tokens[:length]), log_probs[:length], entropies[:length])
+            for prompt, tokens, log_probs, entropies, length in zip(prompts, *columns, strict=True)
         ]
 
 
 @torch.inference_mode()
-def _answer_in_slots(
-    model: nn.Module, prompts: Sequence[Sequence[int]], transcript: Transcript, batch_size: int
-) -> None:
-    """Answer all prompts, so many side by side."""
+def _answer_in_slots(model: nn.Module, prompts: Sequence[Sequence[int]], transcript: Transcript, count: int) -> None:
+    """Answer all prompts, `count` side by side."""
     device, waiting = unwrapped(model).device, deque(range(len(prompts)))
-    count = min(batch_size, len(prompts))
+    count = min(count, len(prompts))
     longest = max((len(prompt) for prompt in prompts), default=0)
     slots = Slots(count, longest + transcript.max_new_tokens, device)
     rows = torch.zeros(count, dtype=torch.long, device=device)  # which prompt is in each slot

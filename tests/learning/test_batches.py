@@ -92,16 +92,27 @@ def test_training_goes_on_in_the_same_order(done: int):
     assert list(training_batches(5, 2, 2, seed=7, done=done)) == everything[done:]
 
 
-def test_micro_batches_hold_rows_of_similar_length():
-    assert list(micro_batches([0, 1, 2, 3, 4], [9, 1, 5, 1, 7], 2)) == [[1, 3], [2, 4], [0]]
-    # only the rows of the step
-    assert list(micro_batches([4, 0], [9, 1, 5, 1, 7], 2)) == [[4, 0]]
+def test_micro_batches_hold_items_of_similar_length_and_no_more_tokens_than_allowed():
+    lengths = [9, 1, 5, 1, 7]
+    # padded: 1 + 1 + 5 would be three of 5, which is 15; 5 + 7 two of 7
+    assert list(micro_batches([0, 1, 2, 3, 4], lengths, 14)) == [[1, 3], [2, 4], [0]]
+    # only the items of the step, and one that is too long by itself
+    assert list(micro_batches([4, 0], lengths, 8)) == [[4], [0]]
+    assert list(micro_batches([0, 1, 2, 3, 4], lengths, 45)) == [[1, 3, 2, 4, 0]]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1), st.integers(1, 200))
+def test_micro_batches_hold_every_item_once_within_the_bound(lengths: list[int], tokens: int):
+    groups = list(micro_batches(range(len(lengths)), lengths, tokens))
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    for group in groups:
+        assert len(group) == 1 or len(group) * max(lengths[index] for index in group) <= tokens
 
 
 def test_measuring_meets_every_row_once():
     device = torch.device("cpu")
-    assert [len(batch.input_ids) for batch in row_batches([LONG, SHORT, LONG], 2, device)] == [2, 1]
+    assert [len(batch.input_ids) for batch in row_batches([LONG, SHORT, LONG], 10, device)] == [2, 1]
     pairs = [EncodedPair(SHORT, LONG)] * 3
-    # four rows are two pairs; a micro-batch of one row still holds one pair
-    assert [len(batch.input_ids) for batch in pair_batches(pairs, 4, device)] == [4, 2]
+    # a pair counts as two rows of five tokens, and is never cut
+    assert [len(batch.input_ids) for batch in pair_batches(pairs, 20, device)] == [4, 2]
     assert [len(batch.input_ids) for batch in pair_batches(pairs, 1, device)] == [2, 2, 2]

@@ -6,7 +6,9 @@ import torch
 from tasks.data.tokens import Encoded
 from tasks.learning.batches import collate
 from tasks.learning.experience import Readings, judge, read_off, token_rewards
+from tasks.learning.learner import Learner
 from tasks.learning.readings import completion_log_probs, completion_scores, completion_values
+from tasks.learning.rollouts import Response
 from tests.tiny import EOS, PAD, tiny_models, tiny_params
 
 ROWS = [
@@ -21,8 +23,10 @@ def models():
     return tiny_models()
 
 
-def judged(models, rows=ROWS, micro_batch=2, **ppo):
-    return judge(models, rows, [EOS], tiny_params(**ppo).ppo, kl_coefficient=0.1, micro_batch=micro_batch)
+def judged(models, rows=ROWS, tokens=16, **ppo):
+    responses = [Response(row, torch.empty(0), torch.empty(0)) for row in rows]
+    settings = tiny_params(**ppo).ppo
+    return judge(models, responses, [EOS], settings, kl_coefficient=0.1, tokens=tokens, as_sampled=False)
 
 
 def shifted(batch, pads):
@@ -45,15 +49,32 @@ def test_padding_on_the_left_changes_nothing(models, pads):
 
 
 def test_micro_batches_change_nothing_but_rounding(models):
-    for one, other in zip(judged(models, micro_batch=1), judged(models, micro_batch=3), strict=True):
+    for one, other in zip(judged(models, tokens=1), judged(models, tokens=100), strict=True):
         if isinstance(one, torch.Tensor):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_what_the_policy_said_while_sampling_saves_its_pass_and_changes_nothing_but_rounding(models):
+    learner = Learner(models, tiny_params())
+    responses = learner.sample([list(row.prompt) for row in ROWS], seed=3)
+    passes = []
+    hook = models.policy.register_forward_hook(lambda *_: passes.append(1))
+    settings = tiny_params().ppo
+    said, again = (
+        judge(models, responses, [EOS], settings, kl_coefficient=0.1, tokens=1000, as_sampled=as_sampled)
+        for as_sampled in (True, False)
+    )
+    hook.remove()
+    assert len(passes) == 1
+    torch.testing.assert_close(said.log_probs, again.log_probs, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(said.entropies, again.entropies, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(said.advantages, again.advantages, atol=1e-4, rtol=1e-4)
 
 
 def test_policy_equal_to_reference_has_no_kl_and_rewards_sum_to_the_penalised_score(models):
     rollouts = judged(models, missing_eos_penalty=1.0, score_clip=None)
     assert torch.equal(rollouts.log_probs, rollouts.reference_log_probs)
-    readings = read_off(models, rollouts.batch, 1.0, 2)
+    readings = read_off(models, rollouts.batch, 1.0, 16, None)
     settings = tiny_params(missing_eos_penalty=1.0, score_clip=None).ppo
     rewards = token_rewards(readings, rollouts.mask, rollouts.has_ended, settings, 0.1)
     assert rollouts.has_ended.tolist() == [True, False, True]

@@ -1,6 +1,7 @@
 """What is read off models of several families agrees with a naive computation, packed or padded."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from transformers import AttentionInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tasks.data.tokens import Encoded
+from tasks.learning import readings
 from tasks.learning.attention import PACKED
 from tasks.learning.batches import Batch, collate
-from tasks.learning.forward import is_packed, pack_if_exact
+from tasks.learning.forward import is_packed, pack_if_exact, plain_head
 from tasks.learning.models import score_head
 from tasks.learning.readings import completion_log_probs, completion_scores, completion_values, token_statistics
 from tests.families import FAMILIES, ROWS, causal, scoring
@@ -131,6 +133,41 @@ def test_left_padding_changes_nothing():
     torch.testing.assert_close(
         completion_log_probs(policy, left)[:, 4:], completion_log_probs(policy, row), atol=1e-5, rtol=1e-5
     )
+
+
+# --- Logits in chunks
+
+
+@pytest.mark.parametrize("packs", [False, True], ids=["padded", "packed"])
+def test_chunks_of_logits_change_nothing_nor_any_gradient(
+    config: PreTrainedConfig, packs: bool, monkeypatch: pytest.MonkeyPatch
+):
+    policy, batch = read_as(packs, causal(config)), collate(ROWS)
+    whole, statistics = completion_log_probs(policy, batch, 0.7), token_statistics(policy, batch, 0.7)
+    expected = gradients(policy, whole.square().sum())
+    monkeypatch.setattr(readings, "LARGEST_LOGITS", 3 * 40)  # three of the 19 tokens at once
+    chunked, again = completion_log_probs(policy, batch, 0.7), token_statistics(policy, batch, 0.7)
+    torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=1e-6)
+    for one, other in zip(again, statistics, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+    for name, gradient in gradients(policy, chunked.square().sum()).items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-4, rtol=1e-5, msg=name)
+
+
+def test_chunks_never_hold_more_logits_than_allowed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(readings, "LARGEST_LOGITS", 3 * 40)
+    policy, sizes = read_as(True, causal(FAMILIES["llama"])), []
+    policy.lm_head.register_forward_hook(lambda _module, _inputs, output: sizes.append(output.numel()))
+    completion_log_probs(policy, collate(ROWS)).sum().backward()
+    assert max(sizes[2:]) == 3 * 40  # the first two try the head out
+    assert len(sizes) == 2 + 7 + 7  # 19 tokens by threes, forward and backward
+
+
+def test_a_head_that_is_not_all_there_is_does_not_pass_for_it():
+    config = deepcopy(FAMILIES["gemma2"])
+    config.final_logit_softcapping = 2.0
+    assert plain_head(causal(config)) is None
+    assert plain_head(causal(FAMILIES["llama"])) is not None
 
 
 # --- Packed rows

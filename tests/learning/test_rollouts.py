@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from tasks.data.tokens import Encoded
 from tasks.errors import InputError
 from tasks.learning.batches import collate
 from tasks.learning.forward import pack_if_exact
@@ -24,7 +23,7 @@ def policy(request):
     return policy
 
 
-def answers(policy, prompts=PROMPTS, temperature=1.0, seed=5, batch_size=7, max_new_tokens=12, **options):
+def answers(policy, prompts=PROMPTS, temperature=1.0, seed=5, slots=7, max_new_tokens=12, **options):
     responses = generate(
         policy,
         TOKENIZER,
@@ -32,10 +31,10 @@ def answers(policy, prompts=PROMPTS, temperature=1.0, seed=5, batch_size=7, max_
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
-        batch_size=batch_size,
+        slots=slots,
         **options,
     )
-    return [response.tokens for response in responses]
+    return [response.row.completion for response in responses]
 
 
 @torch.no_grad()
@@ -62,9 +61,9 @@ def test_greedy_equals_transformers_own_generate(policy):
     assert own == theirs[0, 3:].tolist()
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
-def test_the_batch_does_not_matter(policy, batch_size):
-    assert answers(policy, batch_size=batch_size) == answers(policy)
+@pytest.mark.parametrize("slots", [1, 2, 3, 100])
+def test_the_batch_does_not_matter(policy, slots):
+    assert answers(policy, slots=slots) == answers(policy)
 
 
 def test_a_pure_function_of_its_arguments(policy):
@@ -102,7 +101,7 @@ def test_sampling_settings_that_a_model_brings_are_left_out_of_account(policy):
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
 def test_tokens_are_drawn_from_the_softmax_of_the_logits_over_the_temperature(policy, temperature):
     count = 4000
-    found = answers(policy, [[4, 5, 3]] * count, temperature=temperature, batch_size=count, max_new_tokens=1)
+    found = answers(policy, [[4, 5, 3]] * count, temperature=temperature, slots=count, max_new_tokens=1)
     shares = torch.tensor([answer[0] for answer in found]).bincount(minlength=16) / count
     with torch.no_grad():
         expected = (policy(torch.tensor([[4, 5, 3]])).logits[0, -1] / temperature).softmax(0)
@@ -118,8 +117,8 @@ def test_the_inverse_of_the_distribution_by_hand():
 
 
 def test_log_probs_and_entropies_are_those_of_the_training_forward(policy):
-    responses = generate(policy, TOKENIZER, PROMPTS, max_new_tokens=12, temperature=0.7, seed=5, batch_size=3)
-    batch = collate([Encoded(prompt, response.tokens) for prompt, response in zip(PROMPTS, responses, strict=True)])
+    responses = generate(policy, TOKENIZER, PROMPTS, max_new_tokens=12, temperature=0.7, seed=5, slots=3)
+    batch = collate([response.row for response in responses])
     with torch.no_grad():
         expected = token_statistics(policy, batch, temperature=0.7)
     for place, response in enumerate(responses):
@@ -134,8 +133,8 @@ def test_every_family_answers_as_without_cache_or_batch(family):
     prompts = [[5 + place % 30 for place in range(length)] for length in (3, 20, 1, 9, 12)]
     expected = [greedy_one_by_one(policy, prompt, 9) for prompt in prompts]
     pack_if_exact(policy)
-    for batch_size in (2, 5):
-        found = answers(policy, prompts, temperature=0, max_new_tokens=9, batch_size=batch_size)
+    for slots in (2, 5):
+        found = answers(policy, prompts, temperature=0, max_new_tokens=9, slots=slots)
         assert [greedy[:9] for greedy in expected] == found
 
 
@@ -148,7 +147,7 @@ def test_a_prompt_may_fill_the_context_but_for_its_answer(policy):
 
 def test_progress_counts_every_prompt(policy):
     counts: list[int] = []
-    answers(policy, batch_size=3, on_progress=counts.append)
+    answers(policy, slots=3, on_progress=counts.append)
     assert sum(counts) == len(PROMPTS)
     assert min(counts) > 0
 
