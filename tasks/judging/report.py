@@ -137,7 +137,7 @@ def _win_row(evaluation: Mapping[str, Any], key: str, name: str) -> WinRow:
         name,
         _interval(evaluation, path, 3, sign=""),
         _number(figure(evaluation, *path, "ties"), 3),
-        _number(figure(evaluation, *path, "sign_test"), 4),
+        _chance(figure(evaluation, *path, "sign_test")),
         lookup(evaluation, *path, "verdict") or ABSENT,
         None if value is None or low is None or high is None else (value * 100, low * 100, high * 100),
     )
@@ -174,6 +174,11 @@ def _interval(content: Mapping[str, Any], path: tuple[str, ...], digits: int, si
 
 def _number(value: float | None, digits: int) -> str:
     return ABSENT if value is None else f"{value:.{digits}f}"
+
+
+def _chance(value: float | None) -> str:
+    """A p-value, which is small and never 0."""
+    return "< 0.0001" if value is not None and value < 1e-4 else _number(value, 4)
 
 
 def _count(content: Mapping[str, Any], key: str) -> str:
