@@ -99,17 +99,17 @@ def train(
 ) -> None:
     """Minimise the preference loss, averaged over the pairs of a step."""
     for step, groups in fit.steps():
-        batches = [batch_of(indices) for indices in groups]
-        count = count_of(batches)
-        for indices, batch in zip(groups, batches, strict=True):
-            with fit.autocast():
-                logps = pair_logps(policy, batch)
-            held_to = PairValues(*(values[indices] for values in reference))
-            figures = figures_of(logps, held_to, batch, count, settings)
-            if step == 1:
-                check_first_rewards(figures, settings)
-            fit.backward(figures._asdict())
-        fit.update(step)
+        with fit.attempt(step):
+            batches = [batch_of(indices) for indices in groups]
+            count = count_of(batches)
+            for indices, batch in zip(groups, batches, strict=True):
+                with fit.autocast():
+                    logps = pair_logps(policy, batch)
+                held_to = PairValues(*(values[indices] for values in reference))
+                figures = figures_of(logps, held_to, batch, count, settings)
+                if step == 1:
+                    check_first_rewards(figures, settings)
+                fit.backward(figures._asdict())
 
 
 def count_of(batches: Sequence[Batch]) -> Count:

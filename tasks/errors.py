@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend."""
+"""The one error that is the user's to mend, and one of the machine's."""
 
 
 class InputError(Exception):
@@ -7,3 +7,9 @@ class InputError(Exception):
     The message is one sentence that names the file, the row where there is one, and the cure.
     A stage that raises it prints the sentence, leaves earlier outputs as they were and exits with code 2.
     """
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory did not suffice, of the machine or of its accelerator; torch need not have been loaded."""
+    named = type(error).__name__ == "OutOfMemoryError"  # torch's, for every accelerator
+    return named or isinstance(error, MemoryError) or "can't allocate memory" in str(error)

@@ -171,8 +171,10 @@ class Dpo(Training):
 class Ppo(Section):
     """Proximal policy optimisation."""
 
+    estimator: Literal["gae", "rloo", "grpo", "reinforce"]
     iterations: Count
     rollouts: Count
+    responses: Count
     epochs: Count
     minibatches: Count
     max_new_tokens: Count
@@ -198,10 +200,19 @@ class Ppo(Section):
     integration_alpha: Annotated[float, Field(gt=0, le=1)]
     max_update_kl: Positive | None
 
+    @property
+    def is_grouped(self) -> bool:
+        """Whether the other answers to a prompt are an answer's yardstick."""
+        return self.estimator in ("rloo", "grpo")
+
     @model_validator(mode="after")
-    def _minibatches_are_filled(self) -> "Ppo":
+    def _rounds_are_filled(self) -> "Ppo":
         if self.minibatches > self.rollouts:
             raise ValueError("minibatches must not exceed rollouts")
+        if self.rollouts % self.responses:
+            raise ValueError("rollouts must be a multiple of responses: whole groups of answers to one prompt")
+        if self.is_grouped and self.responses < 2:
+            raise ValueError(f"the estimator {self.estimator} compares answers to one prompt: raise responses to 2")
         return self
 
     @model_validator(mode="after")
@@ -210,6 +221,15 @@ class Ppo(Section):
             raise ValueError(
                 "max_update_kl ends a round's further epochs, and there is one only: raise epochs or null it"
             )
+        if self.estimator != "gae" and self.critic_warmup:
+            raise ValueError(f"the estimator {self.estimator} has no critic to warm up: set critic_warmup to 0")
+        if self.is_grouped and (self.gamma, self.integration_alpha, self.whiten_rewards) != (1, 1, False):
+            raise ValueError(
+                f"the estimator {self.estimator} takes an answer's reward as a whole: "
+                "set gamma and integration_alpha to 1 and whiten_rewards to false"
+            )
+        if self.estimator == "grpo" and self.kl_estimator == "k1":
+            raise ValueError("k1 has no gradient in the loss, where grpo has its KL: set kl_estimator to k2 or k3")
         return self
 
 

@@ -92,20 +92,21 @@ def ppo(params: Params) -> None:
         kl_coefficient = done.extra.get("kl_coefficient", settings.kl_coefficient)
         for iteration in range(done.step + 1, settings.iterations + 1):
             clock = Clock()
-            asked = [prompts[index] for index in drawn(len(prompts), iteration, settings.rollouts, params.seed)]
+            chosen = drawn(len(prompts), iteration, settings.rollouts // settings.responses, params.seed)
+            asked = [prompts[index] for index in chosen for _ in range(settings.responses)]
             with clock("generate"):
                 answered = learner.sample(asked, seed_for(params.seed, "sampling", iteration))
             with clock("score"):
                 rollouts = learner.judge(answered, kl_coefficient)
-            figures = objective(rollouts, kl_coefficient)
+            figures = objective(rollouts, kl_coefficient, has_critic=models.critic is not None)
             check_finite(iteration, {"mean score": figures["reward"], "mean KL": figures["kl"]}, checkpoints.kept)
             with clock("update"):
-                figures |= learner.update(rollouts, iteration, checkpoints.kept)
+                figures |= learner.update(rollouts, iteration, checkpoints.kept, kl_coefficient)
             if settings.kl_target is not None:
                 kl_coefficient = adapted_kl_coefficient(
                     kl_coefficient, figures["kl"], settings.kl_target, settings.kl_horizon, settings.rollouts
                 )
-            curve.add(iteration, {name: figures[name] for name in MLFLOW_NAMES}, "reward", "kl")
+            curve.add(iteration, {name: figures[name] for name in MLFLOW_NAMES if name in figures}, "reward", "kl")
             run.log(iteration, clock.tokens_per_second(int(rollouts.mask.sum())))
             progress = Progress(iteration, curve.rows, {"kl_coefficient": kl_coefficient})
             checkpoints.save(progress, final=iteration == settings.iterations)
@@ -116,13 +117,15 @@ def ppo(params: Params) -> None:
 
 
 def load_models(params: Params) -> Models:
-    """Load the four models: the critic begins as a copy of the reward model, its head and scale included."""
+    """Load the models: a critic begins as a copy of the reward model, its head and scale included."""
     policy = with_adapters(load_policy(SFT, params, trainable=True), params.lora)
     return Models(
         tokenizer=load_tokenizer(SFT),
         policy=policy,
         reference=None if params.lora.rank else load_policy(SFT, params, trainable=False),
-        critic=with_adapters(load_reward(REWARD, params, trainable=True), params.lora),
+        critic=with_adapters(load_reward(REWARD, params, trainable=True), params.lora)
+        if params.ppo.estimator == "gae"
+        else None,
         reward=load_reward(REWARD, params),
     )
 
@@ -154,8 +157,8 @@ def drawn(count: int, iteration: int, rollouts: int, seed: int) -> list[int]:
     return [orders[place // count][place % count] for place in places]
 
 
-def objective(rollouts: Rollouts, kl_coefficient: float) -> dict[str, float]:
-    """Describe a round before it is learned from: score, KL, responses, and how well the critic foresaw the returns.
+def objective(rollouts: Rollouts, kl_coefficient: float, *, has_critic: bool) -> dict[str, float]:
+    """Describe a round before it is learned from: score, KL, responses, and how well a critic foresaw the returns.
 
     The KL is the k1 estimate whichever estimator is in the reward, so that curves can be compared; it may be a little
     below 0 by chance.
@@ -171,8 +174,9 @@ def objective(rollouts: Rollouts, kl_coefficient: float) -> dict[str, float]:
         "eos_rate": rollouts.has_ended.float().mean(),
         "response_length": mask.sum(dim=1).float().mean(),
         "entropy": masked_mean(rollouts.entropies, mask),
-        "explained_variance": explained_variance(rollouts.returns, rollouts.values, mask),
     }
+    if has_critic:
+        figures["explained_variance"] = explained_variance(rollouts.returns, rollouts.values, mask)
     return {**{name: value.item() for name, value in figures.items()}, "kl_coefficient": kl_coefficient}
 
 
@@ -181,7 +185,7 @@ def summary(rows: Sequence[CurveRow], rollouts: int) -> dict[str, Any]:
     tenth = max(1, len(rows) // 10)
 
     def means(part: Sequence[CurveRow]) -> dict[str, float]:
-        return {name: fmean(row[name] for row in part) for name in SUMMARISED}
+        return {name: fmean(row[name] for row in part) for name in SUMMARISED if name in rows[0]}
 
     return {
         "first": means(rows[:tenth]),

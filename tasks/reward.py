@@ -77,17 +77,17 @@ def train(fit: Fit, model: nn.Module, batch_of: Callable[[Sequence[int]], Batch]
     """Minimise the Bradley-Terry loss, averaged over the pairs of a step."""
     for step, groups in fit.steps():
         pair_count = sum(len(indices) for indices in groups)
-        for indices in groups:
-            with fit.autocast():
-                scores = pair_scores(model, batch_of(indices))
-            fit.backward(
-                {
-                    "loss": loss_of(scores, pair_count, settings),
-                    "accuracy": (scores.margins > 0).sum() / pair_count,
-                    "margin": scores.margins.sum() / pair_count,
-                }
-            )
-        fit.update(step)
+        with fit.attempt(step):
+            for indices in groups:
+                with fit.autocast():
+                    scores = pair_scores(model, batch_of(indices))
+                fit.backward(
+                    {
+                        "loss": loss_of(scores, pair_count, settings),
+                        "accuracy": (scores.margins > 0).sum() / pair_count,
+                        "margin": scores.margins.sum() / pair_count,
+                    }
+                )
 
 
 def pair_scores(model: nn.Module, batch: Batch) -> PairValues:

@@ -77,13 +77,13 @@ def sft(params: Params) -> None:
 def train(fit: Fit, policy: nn.Module, batch_of: Callable[[Sequence[int]], Batch]) -> None:
     """Minimise the negative log-likelihood of the completions, averaged over the tokens of a step."""
     for step, groups in fit.steps():
-        batches = [batch_of(indices) for indices in groups]
-        token_count = sum(int(batch.completion_mask.sum()) for batch in batches)
-        for batch in batches:
-            with fit.autocast():
-                log_probs = completion_log_probs(policy, batch)
-            fit.backward({"loss": sft_loss(log_probs, batch.completion_mask, token_count)})
-        fit.update(step)
+        with fit.attempt(step):
+            batches = [batch_of(indices) for indices in groups]
+            token_count = sum(int(batch.completion_mask.sum()) for batch in batches)
+            for batch in batches:
+                with fit.autocast():
+                    log_probs = completion_log_probs(policy, batch)
+                fit.backward({"loss": sft_loss(log_probs, batch.completion_mask, token_count)})
 
 
 @torch.no_grad()

@@ -17,11 +17,12 @@ from typing import Literal, NamedTuple, NoReturn
 
 from tasks import STARTED_BY
 from tasks.data.files import STATE, read_json, write_json
-from tasks.errors import InputError
+from tasks.errors import InputError, is_out_of_memory
 from tasks.params import Params, load_params
 
 FAILURE_NOTE = STATE / "failure.json"
 EXIT_CODES: dict["FailureKind", int] = {"input": 2, "transient": 75, "bug": 1, "interrupted": 130}
+OUT_OF_MEMORY = "out of memory: lower runtime.tokens_per_pass or runtime.slots in params.yaml, or train adapters (lora)"
 FailureKind = Literal["input", "transient", "bug", "interrupted"]
 
 
@@ -54,8 +55,8 @@ def main(stage: Callable[[Params], None]) -> NoReturn:
 
 def classify(error: BaseException) -> tuple[FailureKind, str]:
     """Tell whose fault an error is, and the sentence that says so."""
-    if isinstance(error, InputError):
-        return "input", _in_one_line(error)
+    if isinstance(error, InputError) or is_out_of_memory(error):
+        return "input", OUT_OF_MEMORY if is_out_of_memory(error) else _in_one_line(error)
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return "interrupted", "interrupted; run again to go on"
     if isinstance(error, ConnectionError | TimeoutError):

@@ -163,6 +163,24 @@ def test_a_missing_section_is_named():
             for loss in ("hinge", "ipo", "sigmoid_norm", "simpo")
         ),
         ({"ppo__minibatches": 9, "ppo__rollouts": 8}, "ppo: minibatches must not exceed rollouts"),
+        ({"ppo__responses": 3}, "ppo: rollouts must be a multiple of responses: whole groups of answers to one prompt"),
+        (
+            {"ppo__estimator": "rloo", "ppo__critic_warmup": 0},
+            "ppo: the estimator rloo compares answers to one prompt: raise responses to 2",
+        ),
+        (
+            {"ppo__estimator": "reinforce"},
+            "ppo: the estimator reinforce has no critic to warm up: set critic_warmup to 0",
+        ),
+        (
+            {"ppo__estimator": "rloo", "ppo__critic_warmup": 0, "ppo__responses": 2, "ppo__gamma": 0.9},
+            "ppo: the estimator rloo takes an answer's reward as a whole: "
+            "set gamma and integration_alpha to 1 and whiten_rewards to false",
+        ),
+        (
+            {"ppo__estimator": "grpo", "ppo__critic_warmup": 0, "ppo__responses": 2},
+            "ppo: k1 has no gradient in the loss, where grpo has its KL: set kl_estimator to k2 or k3",
+        ),
         ({"base__scratch__heads": 3}, "base.scratch: hidden_size must be an even multiple of heads"),
         # 12 / 4 = 3 numbers a head cannot be rotated in pairs.
         ({"base__scratch__hidden_size": 12}, "base.scratch: hidden_size must be an even multiple of heads"),

@@ -90,14 +90,14 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(ready, make_params, m
     expected = written()
     learn, rounds = Learner.update, []
 
-    def killed(self, rollouts, iteration, kept):
+    def killed(self, rollouts, iteration, *rest):
         if iteration == 3:
             raise KeyboardInterrupt
-        return learn(self, rollouts, iteration, kept)
+        return learn(self, rollouts, iteration, *rest)
 
-    def noted(self, rollouts, iteration, kept):
+    def noted(self, rollouts, iteration, *rest):
         rounds.append(iteration)
-        return learn(self, rollouts, iteration, kept)
+        return learn(self, rollouts, iteration, *rest)
 
     monkeypatch.setattr(Learner, "update", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -106,6 +106,26 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(ready, make_params, m
     ppo(params)
     assert rounds == [3, 4]
     assert written() == expected
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"estimator": "rloo", "responses": 3},
+        {"estimator": "grpo", "responses": 2, "kl_estimator": "k3"},
+        {"estimator": "reinforce"},
+    ],
+    ids=lambda settings: settings["estimator"],
+)
+def test_estimators_without_a_critic(ready, make_params, noted_run, settings):
+    ppo(make_params(ppo=SETTINGS | {"critic_warmup": 0} | settings))
+    rows = curve()
+    without = {"value_loss", "value_clip_fraction", "explained_variance", "grad_norm_critic"}
+    assert list(rows[0]) == ["step", *(name for name in MLFLOW_NAMES if name not in without)]
+    assert rows[-1]["kl"] != 0
+    first = written()
+    ppo(make_params(ppo=SETTINGS | {"critic_warmup": 0} | settings))
+    assert written() == first
 
 
 def test_adapters_learn_and_the_reference_is_the_model_without_them(ready, make_params):

@@ -108,6 +108,49 @@ def estimate_advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: fl
     return Advantages(advantages, advantages + values)
 
 
+def rewards_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """Sum up what each token earned and what came after it, discounted: REINFORCE without critic (Williams 1992).
+
+    Args:
+        rewards: (B, L) of each token.
+        mask: (B, L) bool.
+        gamma: discount.
+
+    Returns:
+        (B, L), 0 outside the mask.
+    """
+    return estimate_advantages(rewards, torch.zeros_like(rewards), mask, gamma, gae_lambda=1.0).advantages
+
+
+def leave_one_out(rewards: Tensor, responses: int) -> Tensor:
+    """Measure each response by the mean of the others to its prompt: RLOO (Ahmadian et al. 2024, section 3).
+
+    Args:
+        rewards: (B,) of whole responses; those to one prompt are neighbours.
+        responses: to each prompt, at least 2.
+
+    Returns:
+        (B,); it sums to 0 over each prompt.
+    """
+    groups = rewards.view(-1, responses)
+    others = (groups.sum(dim=1, keepdim=True) - groups) / (responses - 1)
+    return (groups - others).flatten()
+
+
+def standardised_in_groups(rewards: Tensor, responses: int) -> Tensor:
+    """Measure each response by mean and deviation of those to its prompt: GRPO (Shao et al. 2024, section 4.1.2).
+
+    Args:
+        rewards: (B,) of whole responses; those to one prompt are neighbours.
+        responses: to each prompt, at least 2.
+
+    Returns:
+        (B,); 0 where all responses to a prompt earn the same. The deviation is the sample's (divided by n - 1).
+    """
+    groups = rewards.view(-1, responses)
+    return ((groups - groups.mean(dim=1, keepdim=True)) / (groups.std(dim=1, keepdim=True) + 1e-4)).flatten()
+
+
 def whiten(values: Tensor, mask: Tensor, keep_mean: bool = False) -> Tensor:
     """Scale to unit variance over all masked entries together, and move the mean to 0 unless it is to be kept.
 

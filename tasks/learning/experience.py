@@ -10,18 +10,25 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from tasks.learning.advantages import (
+    Advantages,
     estimate_advantages,
     integrated_rewards,
     kl_estimates,
+    leave_one_out,
+    rewards_to_go,
     shaped_rewards,
+    standardised_in_groups,
     whiten,
 )
-from tasks.learning.batches import Batch, collate, micro_batches
+from tasks.learning.batches import Batch, collate
 from tasks.learning.forward import unwrapped
 from tasks.learning.models import reference
 from tasks.learning.readings import completion_log_probs, completion_scores, completion_values, spread, token_statistics
 from tasks.learning.rollouts import Response
 from tasks.params import Ppo
+
+# Nats by which two fp32 passes over a token may differ: rounding is a hundred times smaller, another sum larger.
+LARGEST_SAMPLING_ERROR = 1e-4
 
 
 class Models(NamedTuple):
@@ -30,7 +37,7 @@ class Models(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
     policy: nn.Module
     reference: PreTrainedModel | None  # None: the policy with its adapters switched off
-    critic: nn.Module
+    critic: nn.Module | None  # None: the estimator has none
     reward: PreTrainedModel
 
 
@@ -53,9 +60,9 @@ class Rollouts(NamedTuple):
     | log_probs           | (B, L)      | under the policy that sampled, at the sampling temperature          |
     | reference_log_probs | (B, L)      | under the reference, at the same temperature                        |
     | entropies           | (B, L)      | nats, of the distribution each token was drawn from                 |
-    | values              | (B, L)      | critic before the update                                            |
-    | advantages          | (B, L)      | whitened over the round                                             |
-    | returns             | (B, L)      | what the critic learns, not whitened                                |
+    | values              | (B, L)      | critic before the update; 0 without one                             |
+    | advantages          | (B, L)      | whitened over the round, or measured within groups                  |
+    | returns             | (B, L)      | what a critic learns, not whitened                                  |
     | scores              | (B,)        | normalised, as reported: before clip, penalty, KL and integration   |
     | has_ended           | (B,) bool   | the response ended with a stop token                                |
 
@@ -98,7 +105,7 @@ def judge(
     settings: Ppo,
     *,
     kl_coefficient: float,
-    tokens: int,
+    groups: Sequence[Sequence[int]],
     as_sampled: bool,
 ) -> Rollouts:
     """Read responses with all four models and turn scores into advantages.
@@ -109,24 +116,22 @@ def judge(
         stops: ids that end a response.
         settings: of PPO.
         kl_coefficient: weight of the KL penalty in this round.
-        tokens: of one forward pass.
+        groups: the responses of each forward pass.
         as_sampled: take the policy's log-probabilities from the responses, not from another forward pass.
     """
     rows = [response.row for response in responses]
     batch = collate(rows, unwrapped(models.policy).device)
-    readings = read_off(models, batch, settings.temperature, tokens, responses if as_sampled else None)
+    readings = read_off(models, batch, settings.temperature, groups, responses if as_sampled else None)
     has_ended = torch.tensor([row.completion[-1] in stops for row in rows], device=readings.scores.device)
     rewards = token_rewards(readings, batch.completion_mask, has_ended, settings, kl_coefficient)
-    advantages, returns = estimate_advantages(
-        rewards, readings.values, batch.completion_mask, settings.gamma, settings.gae_lambda
-    )
+    advantages, returns = advantages_of(rewards, readings.values, batch.completion_mask, settings)
     return Rollouts(
         batch=batch,
         log_probs=readings.log_probs,
         reference_log_probs=readings.reference_log_probs,
         entropies=readings.entropies,
         values=readings.values,
-        advantages=whiten(advantages, batch.completion_mask),
+        advantages=advantages,
         returns=returns,
         scores=readings.scores,
         has_ended=has_ended,
@@ -151,15 +156,51 @@ def token_rewards(readings: Readings, mask: Tensor, has_ended: Tensor, settings:
         scores = scores.clamp(-settings.score_clip, settings.score_clip)
     scores = scores - settings.missing_eos_penalty * ~has_ended
     kl = kl_estimates(readings.log_probs, readings.reference_log_probs, mask, settings.kl_estimator)
-    rewards = shaped_rewards(scores, kl, mask, kl_coefficient)
+    in_reward = 0.0 if settings.estimator == "grpo" else kl_coefficient  # grpo has it in the loss
+    rewards = shaped_rewards(scores, kl, mask, in_reward)
     if settings.integration_alpha < 1:
         rewards = integrated_rewards(rewards, mask, settings.integration_alpha)
     return whiten(rewards, mask, keep_mean=True) if settings.whiten_rewards else rewards
 
 
+def advantages_of(rewards: Tensor, values: Tensor, mask: Tensor, settings: Ppo) -> Advantages:
+    """Turn the rewards of tokens into advantages by the estimator of the settings.
+
+    Args:
+        rewards: (B, L); responses to one prompt are neighbours.
+        values: (B, L) of the critic.
+        mask: (B, L) bool, the responses' tokens.
+        settings: of PPO.
+
+    Returns:
+        Advantages and returns, (B, L) each, 0 outside the mask.
+    """
+    match settings.estimator:
+        case "gae":
+            found = estimate_advantages(rewards, values, mask, settings.gamma, settings.gae_lambda)
+            return found._replace(advantages=whiten(found.advantages, mask))
+        case "reinforce":
+            returns = rewards_to_go(rewards, mask, settings.gamma)
+            return Advantages(whiten(returns, mask), returns)
+        case "rloo":
+            of_responses = leave_one_out(rewards.sum(dim=1), settings.responses)
+        case "grpo":
+            of_responses = standardised_in_groups(rewards.sum(dim=1), settings.responses)
+    return Advantages(torch.where(mask, of_responses[:, None], 0.0), rewards_to_go(rewards, mask, gamma=1.0))
+
+
+@torch.no_grad()
+def sampled_as_trained(policy: nn.Module, responses: Sequence[Response], temperature: float) -> bool:
+    """Say whether what the policy said of its tokens while sampling is what its training pass says of them."""
+    batch = collate([response.row for response in responses], unwrapped(policy).device)
+    trained = completion_log_probs(policy, batch, temperature)[batch.completion_mask]
+    said = torch.cat([response.log_probs for response in responses])
+    return bool((trained - said).abs().max() <= LARGEST_SAMPLING_ERROR)
+
+
 @torch.no_grad()
 def read_off(
-    models: Models, batch: Batch, temperature: float, tokens: int, said: Sequence[Response] | None
+    models: Models, batch: Batch, temperature: float, groups: Sequence[Sequence[int]], said: Sequence[Response] | None
 ) -> Readings:
     """Run the models over a batch, a few rows at a time, by the same forward passes that train.
 
@@ -168,11 +209,10 @@ def read_off(
     shape = batch.input_ids.shape
     log_probs, references, entropies, values = (torch.zeros(shape, device=batch.input_ids.device) for _ in range(4))
     scores = torch.zeros(shape[0], device=batch.input_ids.device)
-    lengths: list[int] = batch.attention_mask.sum(dim=1).tolist()
     if said is not None:
         log_probs = spread(torch.cat([each.log_probs for each in said]), batch.completion_mask)
         entropies = spread(torch.cat([each.entropies for each in said]), batch.completion_mask)
-    for rows in micro_batches(range(shape[0]), lengths, tokens):
+    for rows in groups:
         index = torch.tensor(rows, device=batch.input_ids.device)
         part = batch.take(rows)
         width = part.input_ids.shape[1]
@@ -181,7 +221,8 @@ def read_off(
             log_probs[index, :width], entropies[index, :width] = statistics.log_probs, statistics.entropies
         with reference_policy(models) as frozen:
             references[index, :width] = completion_log_probs(frozen, part, temperature)
-        values[index, :width] = completion_values(models.critic, part)
+        if models.critic is not None:
+            values[index, :width] = completion_values(models.critic, part)
         scores[index] = completion_scores(models.reward, part)
     return Readings(log_probs, references, entropies, values, scores)
 

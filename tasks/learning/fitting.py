@@ -1,16 +1,17 @@
 """What sft, reward and dpo share around their losses: rows, their order, the update, the curve, the checkpoints."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor, nn
 
-from tasks.errors import InputError
+from tasks.errors import InputError, is_out_of_memory
 from tasks.learning.batches import micro_batches, steps_in, training_batches
 from tasks.learning.checkpoints import Checkpoints, Progress
 from tasks.learning.curves import Curve, Run
+from tasks.learning.memory import Budget
 from tasks.learning.optimise import adamw, learning_rate, make_accelerator, update
 from tasks.params import Params, Training
 
@@ -33,11 +34,11 @@ class Fit:
     """One run of a supervised trainer: its steps, from where a checkpoint stopped, and what is done at each.
 
         for step, groups in fit.steps():
-            for indices in groups:
-                fit.backward({"loss": loss_of(indices)})
-            fit.update(step)
+            with fit.attempt(step):
+                for indices in groups:
+                    fit.backward({"loss": loss_of(indices)})
 
-    It knows nothing of losses and calls nothing back.
+    It knows nothing of losses and calls nothing back. A step that runs out of memory comes again, in smaller groups.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Fit:
         """
         self._stage, self._model, self._lengths, self._settings, self._run = stage, model, lengths, settings, run
         self._seed = params.seed
-        self._tokens = params.runtime.tokens_per_pass
+        self._budget = Budget(params.runtime.tokens_per_pass)
         self._accelerator = make_accelerator(params)
         self._optimiser = adamw(model, weight_decay=settings.weight_decay, epsilon=epsilon)
         self._checkpoints = Checkpoints(
@@ -77,7 +78,7 @@ class Fit:
 
     def groups(self, indices: Sequence[int]) -> list[list[int]]:
         """Split the items of a step into those of one forward and backward pass each."""
-        return list(micro_batches(indices, self._lengths, self._tokens))
+        return list(micro_batches(indices, self._lengths, self._budget.tokens))
 
     def first_epoch(self) -> Iterator[list[int]]:
         """Give every item once, in the very groups of the first epoch."""
@@ -92,8 +93,31 @@ class Fit:
         for step, indices in training_batches(
             len(self._lengths), settings.batch_size, settings.epochs, self._seed, done.step
         ):
-            self._sums = {}
-            yield step, self.groups(indices)
+            self._is_done = False
+            while not self._is_done:
+                self._sums, self._groups = {}, self.groups(indices)
+                yield step, self._groups
+
+    @contextmanager
+    def attempt(self, step: int) -> Iterator[None]:
+        """Take the step for which the block computes the gradients, then note its metrics and save if it is time to.
+
+        Where the block runs out of memory nothing is taken, and `steps` gives the same items in smaller groups.
+
+        Raises:
+            InputError: the loss or its gradient is not finite (the weights and the last checkpoint are untouched), or
+                memory does not suffice for a single item.
+        """
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._optimiser.zero_grad()
+            self._budget.halve(self._groups)
+        else:
+            self._update(step)
+            self._is_done = True
 
     def autocast(self) -> AbstractContextManager[None]:
         """Run the model's matrix products in the precision of the settings."""
@@ -106,12 +130,7 @@ class Fit:
         for name, part in parts.items():
             self._sums[name] = self._sums.get(name, 0.0) + part.item()
 
-    def update(self, step: int) -> None:
-        """Move the weights by the gradient of the step, then note its metrics and save if it is time to.
-
-        Raises:
-            InputError: the loss or its gradient is not finite; the weights and the last checkpoint are untouched.
-        """
+    def _update(self, step: int) -> None:
         settings = self._settings
         rate = learning_rate(step, self._count, settings.learning_rate, settings.schedule, settings.warmup)
         norm = update(

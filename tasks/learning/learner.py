@@ -1,20 +1,27 @@
 """The update phase of PPO: clipped steps of the policy and of the critic, several passes over one round's rollouts."""
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from statistics import fmean
 
 import torch
 from torch import Tensor
 
-from tasks.learning.batches import epoch_order, micro_batches
-from tasks.learning.experience import Models, Rollouts, judge
+from tasks.learning.advantages import kl_estimates
+from tasks.learning.batches import epoch_order
+from tasks.learning.experience import Models, Rollouts, judge, sampled_as_trained
+from tasks.learning.memory import Budget, Groups
 from tasks.learning.optimise import adamw, check_finite, learning_rate, make_accelerator, update
 from tasks.learning.policy_gradient import policy_loss, value_loss
 from tasks.learning.readings import completion_log_probs, completion_values, token_statistics
 from tasks.learning.rollouts import Response, generate, stop_tokens
 from tasks.params import Params
 
+logger = logging.getLogger(__name__)
+
+TRIED_OUT = 8  # responses on which the sampler's log-probabilities are compared with the training pass
 # What the policy's losses are called in the curve, in the order of PolicyLoss.
 POLICY_FIGURES = ("policy_loss", "approx_kl", "clip_fraction", "ratio_mean", "squared_change")
 # The same while the policy stands still: every ratio is 1, and the whitened advantages have mean 0.
@@ -27,10 +34,14 @@ class Learner:
     def __init__(self, models: Models, params: Params) -> None:
         """Prepare to train; each network has an optimiser of its own, AdamW with epsilon 1e-5."""
         self._models, self._settings, self._seed = models, params.ppo, params.seed
-        self._runtime = params.runtime
+        self._runtime, self._budget = params.runtime, Budget(params.runtime.tokens_per_pass)
         self._accelerator = make_accelerator(params)
         self._stops = stop_tokens(models.policy, models.tokenizer)
-        self.models_that_learn = {"policy": models.policy, "critic": models.critic}
+        self.models_that_learn = {"policy": models.policy}
+        if models.critic is not None:
+            self.models_that_learn["critic"] = models.critic
+        # The ratio of a first step is 1 only if both its sides were computed in the same precision.
+        self._as_sampled = None if params.runtime.precision == "fp32" else False  # None: not tried out yet
         self.optimisers: dict[str, torch.optim.Optimizer] = {
             name: adamw(model) for name, model in self.models_that_learn.items()
         }
@@ -51,28 +62,37 @@ class Learner:
 
     def judge(self, responses: Sequence[Response], kl_coefficient: float) -> Rollouts:
         """Phase 2: log-probabilities, values, scores, rewards and advantages."""
-        with self._accelerator.autocast():
-            return judge(
-                self._models,
-                responses,
-                self._stops,
-                self._settings,
-                kl_coefficient=kl_coefficient,
-                tokens=self._runtime.tokens_per_pass,
-                # The ratio of a first step is 1 only if both its sides were computed in the same precision.
-                as_sampled=self._runtime.precision == "fp32",
-            )
+        lengths = [response.row.length for response in responses]
+        as_sampled = self._is_as_sampled(responses)
 
-    def update(self, rollouts: Rollouts, iteration: int, kept: str) -> dict[str, float]:
+        def judged(groups: Groups) -> Rollouts:
+            with self._accelerator.autocast():
+                return judge(
+                    self._models,
+                    responses,
+                    self._stops,
+                    self._settings,
+                    kl_coefficient=kl_coefficient,
+                    groups=groups,
+                    as_sampled=as_sampled,
+                )
+
+        return self._budget.spend(range(len(lengths)), lengths, judged)
+
+    def update(self, rollouts: Rollouts, iteration: int, kept: str, kl_coefficient: float = 0.0) -> dict[str, float]:
         """Phase 3: learn from a round, several times over; returns the means over its optimiser steps.
+
+        Only grpo has its KL penalty, of weight `kl_coefficient`, in the loss; the other estimators' rewards hold it.
 
         Raises:
             InputError: a loss or a gradient norm is not finite; `kept` says which checkpoint there is.
         """
         rate = self._rate(iteration, self._settings.learning_rate)
-        return {**averages(list(self.steps(rollouts, iteration, kept))), "learning_rate": rate}
+        return {**averages(list(self.steps(rollouts, iteration, kept, kl_coefficient))), "learning_rate": rate}
 
-    def steps(self, rollouts: Rollouts, iteration: int, kept: str) -> Iterator[dict[str, float]]:
+    def steps(
+        self, rollouts: Rollouts, iteration: int, kept: str, kl_coefficient: float = 0.0
+    ) -> Iterator[dict[str, float]]:
         """Take the optimiser steps of a round one by one, and give the figures of each."""
         settings, lengths = self._settings, rollouts.lengths
         seed = seed_for(self._seed, "minibatches", iteration)
@@ -80,19 +100,25 @@ class Learner:
             order = epoch_order(len(lengths), epoch, seed)
             change = []
             for minibatch in torch.tensor(order).tensor_split(settings.minibatches):
-                groups = list(micro_batches(minibatch.tolist(), lengths, self._runtime.tokens_per_pass))
-                parts = [rollouts.take(rows) for rows in groups]
-                figures = self._policy_step(parts, iteration, kept) | self._critic_step(parts, iteration, kept)
+                rows = minibatch.tolist()
+                learn = partial(self._policy_step, rollouts, iteration, kept, kl_coefficient)
+                figures = self._budget.spend(rows, lengths, learn)
+                if self._models.critic is not None:
+                    figures |= self._budget.spend(rows, lengths, partial(self._critic_step, rollouts, iteration, kept))
                 change.append(figures["approx_kl"])
                 yield figures
             if settings.max_update_kl is not None and fmean(change) > settings.max_update_kl:
                 return
 
-    def _policy_step(self, parts: Sequence[Rollouts], iteration: int, kept: str) -> dict[str, float]:
+    def _policy_step(
+        self, rollouts: Rollouts, iteration: int, kept: str, kl_coefficient: float, groups: Groups
+    ) -> dict[str, float]:
         settings, policy = self._settings, self._models.policy
         if iteration <= settings.critic_warmup:
             return dict(UNMOVED_POLICY)
         bonus: Tensor | float
+        parts = [rollouts.take(rows) for rows in groups]
+        self.optimisers["policy"].zero_grad()  # an attempt that ran out of memory left a part of a gradient
         token_count, total, sums = tokens_in(parts), 0.0, dict.fromkeys(POLICY_FIGURES, 0.0)
         for part in parts:
             with self._accelerator.autocast():
@@ -111,6 +137,9 @@ class Learner:
                 dual_clip=settings.dual_clip,
             )
             loss = found.loss - bonus
+            if settings.estimator == "grpo":
+                kl = kl_estimates(log_probs, part.reference_log_probs, part.mask, settings.kl_estimator)
+                loss = loss + kl_coefficient * kl.sum() / token_count
             self._accelerator.backward(loss)
             total += loss.item()
             for name, value in zip(POLICY_FIGURES, found, strict=True):
@@ -118,8 +147,11 @@ class Learner:
         rate = self._rate(iteration, settings.learning_rate)
         return {**sums, "grad_norm_policy": self._move("policy", iteration, total, rate, kept)}
 
-    def _critic_step(self, parts: Sequence[Rollouts], iteration: int, kept: str) -> dict[str, float]:
+    def _critic_step(self, rollouts: Rollouts, iteration: int, kept: str, groups: Groups) -> dict[str, float]:
         settings, critic = self._settings, self._models.critic
+        assert critic is not None
+        parts = [rollouts.take(rows) for rows in groups]
+        self.optimisers["critic"].zero_grad()
         token_count, sums = tokens_in(parts), {"value_loss": 0.0, "value_clip_fraction": 0.0}
         for part in parts:
             with self._accelerator.autocast():
@@ -132,6 +164,14 @@ class Learner:
             sums["value_clip_fraction"] += found.clip_fraction.item()
         rate = self._rate(iteration, settings.critic_learning_rate)
         return {**sums, "grad_norm_critic": self._move("critic", iteration, sums["value_loss"], rate, kept)}
+
+    def _is_as_sampled(self, responses: Sequence[Response]) -> bool:
+        if self._as_sampled is None:
+            few = responses[:TRIED_OUT]
+            self._as_sampled = sampled_as_trained(self._models.policy, few, self._settings.temperature)
+            if not self._as_sampled:
+                logger.warning("the sampler's log-probabilities are not those of the training pass: computed anew")
+        return self._as_sampled
 
     def _move(self, name: str, iteration: int, loss: float, rate: float, kept: str) -> float:
         """One optimiser step; returns the norm of the gradient before clipping."""

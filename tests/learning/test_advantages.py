@@ -11,7 +11,10 @@ from tasks.learning.advantages import (
     explained_variance,
     integrated_rewards,
     kl_estimates,
+    leave_one_out,
+    rewards_to_go,
     shaped_rewards,
+    standardised_in_groups,
     whiten,
 )
 
@@ -197,3 +200,24 @@ class TestGradientsByEnumeration:
     @pytest.mark.parametrize("estimator", ["k2", "k3"])
     def test_k2_and_k3_in_the_reward_are_biased(self, estimator):
         assert (self.in_reward(estimator) - self.forward_kl()).abs().max() > 0.01
+
+
+# --- Without a critic
+
+
+def test_each_response_is_measured_by_the_others_to_its_prompt():
+    # 1 - (3 + 2) / 2, 3 - (1 + 2) / 2, 2 - (1 + 3) / 2; then 0 - (0 + 6) / 2 twice, and 6 - 0
+    found = leave_one_out(torch.tensor([1.0, 3.0, 2.0, 0.0, 0.0, 6.0]), 3)
+    assert found.tolist() == [-1.5, 1.5, 0.0, -3.0, -3.0, 6.0]
+
+
+def test_each_response_is_measured_by_mean_and_deviation_of_its_prompt():
+    # mean 2, deviation sqrt(2): 1 / (1.41421 + .0001) = .70706; equal rewards say nothing
+    found = standardised_in_groups(torch.tensor([1.0, 3.0, 5.0, 5.0]), 2)
+    assert found.tolist() == pytest.approx([-0.70706, 0.70706, 0.0, 0.0], abs=1e-5)
+
+
+def test_rewards_to_go_sum_up_what_comes():
+    rewards = torch.tensor([[float("nan"), 1.0, 2.0, 4.0], [3.0, 5.0, float("nan"), float("nan")]])
+    mask = torch.tensor([[False, True, True, True], [True, True, False, False]])
+    assert rewards_to_go(rewards, mask, 0.5).tolist() == [[0, 3, 4, 4], [5.5, 5, 0, 0]]

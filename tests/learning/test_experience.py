@@ -23,10 +23,10 @@ def models():
     return tiny_models()
 
 
-def judged(models, rows=ROWS, tokens=16, **ppo):
+def judged(models, rows=ROWS, groups=((1, 0), (2,)), **ppo):
     responses = [Response(row, torch.empty(0), torch.empty(0)) for row in rows]
     settings = tiny_params(**ppo).ppo
-    return judge(models, responses, [EOS], settings, kl_coefficient=0.1, tokens=tokens, as_sampled=False)
+    return judge(models, responses, [EOS], settings, kl_coefficient=0.1, groups=groups, as_sampled=False)
 
 
 def shifted(batch, pads):
@@ -49,7 +49,7 @@ def test_padding_on_the_left_changes_nothing(models, pads):
 
 
 def test_micro_batches_change_nothing_but_rounding(models):
-    for one, other in zip(judged(models, tokens=1), judged(models, tokens=100), strict=True):
+    for one, other in zip(judged(models, groups=[[0], [1], [2]]), judged(models, groups=[[0, 1, 2]]), strict=True):
         if isinstance(one, torch.Tensor):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
@@ -61,7 +61,7 @@ def test_what_the_policy_said_while_sampling_saves_its_pass_and_changes_nothing_
     hook = models.policy.register_forward_hook(lambda *_: passes.append(1))
     settings = tiny_params().ppo
     said, again = (
-        judge(models, responses, [EOS], settings, kl_coefficient=0.1, tokens=1000, as_sampled=as_sampled)
+        judge(models, responses, [EOS], settings, kl_coefficient=0.1, groups=[[0, 1, 2]], as_sampled=as_sampled)
         for as_sampled in (True, False)
     )
     hook.remove()
@@ -74,7 +74,7 @@ def test_what_the_policy_said_while_sampling_saves_its_pass_and_changes_nothing_
 def test_policy_equal_to_reference_has_no_kl_and_rewards_sum_to_the_penalised_score(models):
     rollouts = judged(models, missing_eos_penalty=1.0, score_clip=None)
     assert torch.equal(rollouts.log_probs, rollouts.reference_log_probs)
-    readings = read_off(models, rollouts.batch, 1.0, 16, None)
+    readings = read_off(models, rollouts.batch, 1.0, [[1, 0], [2]], None)
     settings = tiny_params(missing_eos_penalty=1.0, score_clip=None).ppo
     rewards = token_rewards(readings, rollouts.mask, rollouts.has_ended, settings, 0.1)
     assert rollouts.has_ended.tolist() == [True, False, True]

@@ -1,11 +1,14 @@
 """The update phase on a tiny model: identities of the first step, parts that add up, what learning does to KL."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from tasks.errors import InputError
 from tasks.learning import experience
 from tasks.learning.learner import Learner, averages, seed_for
+from tasks.learning.readings import completion_log_probs
 from tests.tiny import tiny_models, tiny_params
 
 PROMPTS = [[4, 3], [5, 6, 3], [7, 3], [8, 9, 10, 3], [11, 3], [12, 3]]
@@ -123,30 +126,31 @@ def test_seeds_differ_by_purpose_and_iteration():
     assert len(seeds) == 100
 
 
-def trained_on_a_known_reward(monkeypatch, kl_coefficient, rounds=24):
+def trained_on_a_known_reward(monkeypatch, kl_coefficient, rounds=24, **ppo):
     """The score is the share of token 9 in a response, by rule, not by a model; gives score and KL of each round."""
 
     def share_of_token(_model, batch):
         return ((batch.input_ids == 9) & batch.completion_mask).sum(dim=1) / batch.completion_mask.sum(dim=1)
 
     monkeypatch.setattr(experience, "completion_scores", share_of_token)
-    learner = Learner(
-        tiny_models(),
-        tiny_params(
-            runtime={"tokens_per_pass": 2000, "slots": 48},
-            iterations=rounds,
-            max_new_tokens=5,
-            learning_rate=4e-3,
-            critic_learning_rate=1e-2,
-            missing_eos_penalty=0.0,
-            schedule="linear",
-        ),
+    params = tiny_params(
+        runtime={"tokens_per_pass": 2000, "slots": 48},
+        iterations=rounds,
+        rollouts=48,
+        max_new_tokens=5,
+        learning_rate=4e-3,
+        critic_learning_rate=1e-2,
+        missing_eos_penalty=0.0,
+        schedule="linear",
+        **ppo,
     )
+    models = tiny_models()
+    learner = Learner(models if params.ppo.estimator == "gae" else models._replace(critic=None), params)
     scores, kls = [], []
     for iteration in range(1, rounds + 1):
-        answered = learner.sample(PROMPTS * 8, seed_for(0, "sampling", iteration))
+        answered = learner.sample([prompt for prompt in PROMPTS for _ in range(8)], seed_for(0, "sampling", iteration))
         rollouts = learner.judge(answered, kl_coefficient)
-        learner.update(rollouts, iteration, "kept")
+        learner.update(rollouts, iteration, "kept", kl_coefficient)
         scores.append(rollouts.scores.mean().item())
         kls.append((rollouts.log_probs - rollouts.reference_log_probs).sum(dim=1).mean().item())
     return scores, kls
@@ -161,3 +165,66 @@ def test_a_known_reward_is_found_at_the_price_of_kl_and_a_huge_coefficient_forbi
     # Adam's steps on white advantages have one size however weak the signal: what is left is their noise.
     assert max(bound_kls[-5:]) < 0.1 * kls[-1]
     assert bound_scores[-1] < scores[-1] - 0.3
+
+
+OTHER_ESTIMATORS: dict[str, dict[str, Any]] = {
+    "rloo": {"estimator": "rloo", "responses": 8},
+    "grpo": {"estimator": "grpo", "responses": 8, "kl_estimator": "k2"},
+    "reinforce": {"estimator": "reinforce"},
+}
+
+
+@pytest.mark.parametrize("estimator", list(OTHER_ESTIMATORS))
+def test_every_estimator_finds_a_known_reward_and_is_held_by_the_kl(monkeypatch, estimator):
+    settings = OTHER_ESTIMATORS[estimator]
+    scores, kls = trained_on_a_known_reward(monkeypatch, kl_coefficient=0.0, **settings)
+    assert scores[-1] > scores[0] + 0.4
+    held_scores, held_kls = trained_on_a_known_reward(monkeypatch, kl_coefficient=10.0, **settings)
+    assert max(held_kls[-5:]) < 0.5 * kls[-1]
+    assert held_scores[-1] < scores[-1]
+
+
+def test_without_a_critic_only_the_policy_learns():
+    models = tiny_models()._replace(critic=None)
+    learner = Learner(models, tiny_params(estimator="rloo", responses=2))
+    assert list(learner.optimisers) == ["policy"]
+    rollouts = learner.judge(learner.sample([prompt for prompt in PROMPTS[:3] for _ in range(2)], seed=1), 0.05)
+    figures = learner.update(rollouts, 1, "kept")
+    assert not [name for name in figures if "value" in name or "critic" in name]
+
+
+def test_the_gradient_of_grpo_holds_that_of_its_kl():
+    """The policy has moved, no answer is better than another: what is left is beta grad k2, (1/N) sum d grad log pi."""
+    models = tiny_models()._replace(critic=None)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for weight in models.policy.parameters():
+            weight.add_(0.02 * torch.randn_like(weight))
+    settings: dict[str, Any] = {
+        "estimator": "grpo",
+        "responses": 2,
+        "kl_estimator": "k2",
+        "minibatches": 1,
+        "epochs": 1,
+    }
+    learner = Learner(models, tiny_params(**settings))
+    rollouts = learner.judge(learner.sample([prompt for prompt in PROMPTS[:3] for _ in range(2)], seed=1), 0.3)
+    rollouts = rollouts._replace(advantages=torch.zeros_like(rollouts.advantages))
+    log_probs = completion_log_probs(models.policy, rollouts.batch)
+    distance = (log_probs - rollouts.reference_log_probs)[rollouts.mask]
+    expected = 0.3 * (distance.detach() * distance).sum() / len(distance)
+    norm = torch.stack([part.norm() for part in torch.autograd.grad(expected, list(models.policy.parameters()))]).norm()
+    [figures] = learner.steps(rollouts, 1, "kept", 0.3)
+    assert figures["grad_norm_policy"] == pytest.approx(norm.item(), rel=1e-4)
+
+
+def test_a_sampler_that_does_not_say_what_training_says_is_not_trusted(caplog):
+    learner = Learner(tiny_models(), tiny_params())
+    responses = learner.sample(PROMPTS, seed=1)
+    off = [response._replace(log_probs=response.log_probs - 0.01) for response in responses]
+    assert torch.equal(
+        learner.judge(off, 0.05).log_probs, Learner(tiny_models(), tiny_params()).judge(off, 0.05).log_probs
+    )
+    assert caplog.messages == ["the sampler's log-probabilities are not those of the training pass: computed anew"] * 2
+    trained = learner.judge(responses, 0.05)
+    torch.testing.assert_close(trained.log_probs, learner.judge(off, 0.05).log_probs, atol=0, rtol=0)

@@ -1,0 +1,92 @@
+"""A step that runs out of memory is taken in smaller passes, to the same result but for rounding, or stops clearly."""
+
+import sys
+
+import pytest
+import torch
+
+from tasks.errors import InputError, is_out_of_memory
+from tasks.learning import learner
+from tasks.learning.batches import Batch
+from tasks.learning.learner import Learner
+from tasks.learning.memory import Budget
+from tasks.sft import sft
+from tests.conftest import MakeParams, NotedRun
+from tests.learning.test_learner import PROMPTS, weights
+from tests.tiny import tiny_models, tiny_params
+
+STAGE = sys.modules["tasks.sft"]
+CPU_SAYS = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+
+
+def too_large_above(tokens: int, monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> None:
+    """Have a reading fail as torch does on a CPU when a batch holds more tokens."""
+    real = getattr(module, name)
+
+    def bounded(model: object, batch: Batch, *rest: object) -> object:
+        if batch.attention_mask.sum() > tokens:
+            raise RuntimeError(CPU_SAYS)
+        return real(model, batch, *rest)
+
+    monkeypatch.setattr(module, name, bounded)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError(CPU_SAYS), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_which_errors_are_of_memory(error: BaseException, expected: bool):
+    assert is_out_of_memory(error) == expected
+
+
+@pytest.mark.usefixtures("workspace")
+def test_training_goes_on_in_smaller_passes(
+    make_params: MakeParams, noted_run: NotedRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    params = make_params(runtime={"tokens_per_pass": 1000})
+    sft(params)
+    expected = noted_run.rows
+    noted_run.rows = []
+    too_large_above(60, monkeypatch, STAGE, "completion_log_probs")
+    sft(params)
+    for (step, figures), (same_step, same) in zip(noted_run.rows, expected, strict=True):
+        assert step == same_step
+        assert figures == pytest.approx(same, rel=1e-4)
+    assert caplog.messages[0] == "out of memory: going on with 500 tokens in a pass (runtime.tokens_per_pass)"
+    assert len(caplog.messages) >= 3  # down to 125 or less, and then no more
+
+
+@pytest.mark.usefixtures("workspace", "noted_run")
+def test_a_single_row_that_is_too_large_stops_with_the_cure(params, monkeypatch: pytest.MonkeyPatch):
+    too_large_above(5, monkeypatch, STAGE, "completion_log_probs")
+    with pytest.raises(InputError, match=r"out of memory with a single row in a pass: lower validate\.max_tokens"):
+        sft(params)
+
+
+@pytest.mark.parametrize("name", ["completion_log_probs", "completion_values"])
+def test_ppo_goes_on_in_smaller_passes(name: str, monkeypatch: pytest.MonkeyPatch):
+    def trained():
+        models = tiny_models()
+        learning = Learner(models, tiny_params(runtime={"tokens_per_pass": 1000}, minibatches=2))
+        rollouts = learning.judge(learning.sample(PROMPTS, seed=1), 0.05)
+        return learning.update(rollouts, 1, "kept"), weights(models.policy) + weights(models.critic)
+
+    expected_figures, expected = trained()
+    too_large_above(14, monkeypatch, learner, name)
+    figures, moved = trained()
+    assert figures == pytest.approx(expected_figures, abs=1e-4)
+    for one, other in zip(moved, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_another_error_is_not_taken_for_it():
+    def work(_groups: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        Budget(100).spend([0], [10], work)
