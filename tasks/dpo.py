@@ -3,7 +3,7 @@
 Direct preference optimisation: the policy learns from pairs without a reward model or sampling, held to the SFT model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from tasks.data.files import MODELS, VALIDATED
 from tasks.data.records import Split, read_preferences
 from tasks.data.tokens import EncodedPair, encode_preferences, load_tokenizer
+from tasks.learning import ranks
 from tasks.learning.batches import Batch, collate_pairs, pair_batches
 from tasks.learning.checkpoints import content_key
 from tasks.learning.curves import publish
 from tasks.learning.fitting import Fit, require_rows
+from tasks.learning.forward import unwrapped
 from tasks.learning.losses import PairValues, implicit_rewards, preference_loss
 from tasks.learning.models import context_length, load_policy, merged, set_up, with_adapters
 from tasks.learning.readings import completion_log_probs
@@ -64,9 +66,6 @@ def dpo(params: Params) -> None:
         records = require_rows(read_preferences(VALIDATED, split), PREFERENCES, split)
         return encode_preferences(tokenizer, records, context_length(policy))
 
-    def batch_of(indices: Sequence[int]) -> Batch:
-        return collate_pairs([pairs[index] for index in indices], device)
-
     pairs, validation = pairs_of("train"), pairs_of("validation")
     held_out = pair_batches(validation, params.runtime.tokens_per_pass, device)
     key = stage_key("dpo") or content_key("dpo", params, [PREFERENCES, SFT])
@@ -74,11 +73,11 @@ def dpo(params: Params) -> None:
         lengths = [2 * pair.length for pair in pairs]
         fit = Fit("dpo", key, policy, lengths, params=params, settings=settings, run=run)
         # Nothing has been learned yet, so the policy is the reference: no second model, and adapters add nothing.
-        reference = reference_logps(fit, policy, batch_of, len(pairs))
+        reference = reference_logps(fit, policy, pairs)
         with torch.no_grad():
             held_out_reference = [pair_logps(policy, batch) for batch in held_out]
         before = held_out_figures(policy, held_out, held_out_reference, settings)
-        train(fit, policy, batch_of, reference, settings)
+        train(fit, policy, pairs, reference, settings)
         policy = merged(policy)
         after = held_out_figures(policy, held_out, held_out_reference, settings)
         metrics = {
@@ -93,16 +92,16 @@ def dpo(params: Params) -> None:
 def train(
     fit: Fit,
     policy: nn.Module,
-    batch_of: Callable[[Sequence[int]], Batch],
+    pairs: Sequence[EncodedPair],
     reference: PairValues,
     settings: Dpo,
 ) -> None:
     """Minimise the preference loss, averaged over the pairs of a step."""
-    for step, groups in fit.steps():
+    for step, items, groups in fit.steps():
+        count = Count(len(items), sum(len(pairs[item].chosen.completion) for item in items))
         with fit.attempt(step):
-            batches = [batch_of(indices) for indices in groups]
-            count = count_of(batches)
-            for indices, batch in zip(groups, batches, strict=True):
+            for indices in groups:
+                batch = collate_pairs([pairs[index] for index in indices], unwrapped(policy).device)
                 with fit.autocast():
                     logps = pair_logps(policy, batch)
                 held_to = PairValues(*(values[indices] for values in reference))
@@ -151,15 +150,15 @@ def pair_logps(policy: nn.Module, batch: Batch) -> PairValues:
 
 
 @torch.no_grad()
-def reference_logps(
-    fit: Fit, policy: nn.Module, batch_of: Callable[[Sequence[int]], Batch], pair_count: int
-) -> PairValues:
+def reference_logps(fit: Fit, policy: nn.Module, pairs: Sequence[EncodedPair]) -> PairValues:
     """Log-probabilities of all pairs before training, once, in the batches and the precision of the first epoch."""
-    chosen, rejected = torch.zeros(2, pair_count, device=next(policy.parameters()).device)
+    device = unwrapped(policy).device
+    chosen, rejected = torch.zeros(2, len(pairs), device=device)
     for indices in fit.first_epoch():
         with fit.autocast():
-            logps = pair_logps(policy, batch_of(indices))
+            logps = pair_logps(policy, collate_pairs([pairs[index] for index in indices], device))
         chosen[indices], rejected[indices] = logps
+    ranks.add_up(chosen, rejected)
     return PairValues(chosen, rejected)
 
 

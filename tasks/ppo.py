@@ -16,6 +16,7 @@ from torch import nn
 from tasks.data.files import MODELS, VALIDATED
 from tasks.data.records import Prompt, Split, read_prompts
 from tasks.data.tokens import decode, encode_prompts, load_tokenizer
+from tasks.learning import ranks
 from tasks.learning.advantages import adapted_kl_coefficient, explained_variance, masked_mean
 from tasks.learning.batches import collate, epoch_order
 from tasks.learning.checkpoints import Checkpoints, CurveRow, Progress, content_key
@@ -113,7 +114,8 @@ def ppo(params: Params) -> None:
         run.table("samples", samples(models, shown, params))
         metrics = summary(curve.rows, settings.rollouts)
         publish("ppo", models.policy, models.tokenizer, metrics=metrics, curve=curve, run=run)
-    checkpoints.finish()
+    if ranks.is_first():
+        checkpoints.finish()
 
 
 def load_models(params: Params) -> Models:

@@ -4,7 +4,7 @@ The reward model: the SFT model with a scalar head, trained so that chosen answe
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from tasks.learning.calibration import ScoredPair, reward_figures
 from tasks.learning.checkpoints import content_key
 from tasks.learning.curves import publish
 from tasks.learning.fitting import Fit, require_rows
+from tasks.learning.forward import unwrapped
 from tasks.learning.losses import PairValues, reward_loss
 from tasks.learning.models import context_length, merged, new_reward_model, normalise_scores, set_up, with_adapters
 from tasks.learning.readings import completion_scores
@@ -45,9 +46,6 @@ def reward(params: Params) -> None:
         records = require_rows(read_preferences(VALIDATED, split), PREFERENCES, split)
         return encode_preferences(tokenizer, records, context)
 
-    def batch_of(indices: Sequence[int]) -> Batch:
-        return collate_pairs([pairs[index] for index in indices], device)
-
     pairs = pairs_of("train")
     validation, test = (pair_batches(pairs_of(split), tokens, device) for split in HELD_OUT)
     demonstrations = require_rows(read_demonstrations(VALIDATED, "validation"), DEMONSTRATIONS, "validation")
@@ -57,7 +55,7 @@ def reward(params: Params) -> None:
         lengths = [2 * pair.length for pair in pairs]
         fit = Fit("reward", key, model, lengths, params=params, settings=params.reward, run=run)
         before = held_out_loss(model, validation, params.reward)
-        train(fit, model, batch_of, params.reward)
+        train(fit, model, pairs, params.reward)
         model = merged(model)
         after = held_out_loss(model, validation, params.reward)
         test_figures = reward_figures(scored_pairs(model, test))  # raw scores: their margins are the log-odds
@@ -73,14 +71,15 @@ def reward(params: Params) -> None:
     fit.finish()
 
 
-def train(fit: Fit, model: nn.Module, batch_of: Callable[[Sequence[int]], Batch], settings: Reward) -> None:
+def train(fit: Fit, model: nn.Module, pairs: Sequence[EncodedPair], settings: Reward) -> None:
     """Minimise the Bradley-Terry loss, averaged over the pairs of a step."""
-    for step, groups in fit.steps():
-        pair_count = sum(len(indices) for indices in groups)
+    for step, items, groups in fit.steps():
+        pair_count = len(items)
         with fit.attempt(step):
             for indices in groups:
+                batch = collate_pairs([pairs[index] for index in indices], unwrapped(model).device)
                 with fit.autocast():
-                    scores = pair_scores(model, batch_of(indices))
+                    scores = pair_scores(model, batch)
                 fit.backward(
                     {
                         "loss": loss_of(scores, pair_count, settings),

@@ -4,7 +4,7 @@ Supervised fine-tuning: the likelihood of the demonstrated answers is raised; th
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from tasks.learning.batches import Batch, collate, row_batches
 from tasks.learning.checkpoints import content_key
 from tasks.learning.curves import publish
 from tasks.learning.fitting import Fit, require_rows
+from tasks.learning.forward import unwrapped
 from tasks.learning.losses import sft_loss
 from tasks.learning.models import context_length, load_policy, merged, set_up, with_adapters
 from tasks.learning.readings import completion_log_probs, token_statistics
@@ -51,9 +52,6 @@ def sft(params: Params) -> None:
         records = require_rows(read_demonstrations(VALIDATED, split), DEMONSTRATIONS, split)
         return encode_demonstrations(tokenizer, records, context_length(policy))
 
-    def batch_of(indices: Sequence[int]) -> Batch:
-        return collate([rows[index] for index in indices], device)
-
     rows, validation = rows_of("train"), rows_of("validation")
     held_out = row_batches(validation, params.runtime.tokens_per_pass, device)
     key = stage_key("sft") or content_key("sft", params, [DEMONSTRATIONS, BASE])
@@ -61,7 +59,7 @@ def sft(params: Params) -> None:
         lengths = [row.length for row in rows]
         fit = Fit("sft", key, policy, lengths, params=params, settings=params.sft, run=run, epsilon=1e-8)
         before = likelihood(policy, held_out)
-        train(fit, policy, batch_of)
+        train(fit, policy, rows)
         policy = merged(policy)
         after = likelihood(policy, held_out)
         metrics = {
@@ -74,13 +72,13 @@ def sft(params: Params) -> None:
     fit.finish()
 
 
-def train(fit: Fit, policy: nn.Module, batch_of: Callable[[Sequence[int]], Batch]) -> None:
+def train(fit: Fit, policy: nn.Module, rows: Sequence[Encoded]) -> None:
     """Minimise the negative log-likelihood of the completions, averaged over the tokens of a step."""
-    for step, groups in fit.steps():
+    for step, items, groups in fit.steps():
+        token_count = sum(len(rows[item].completion) for item in items)
         with fit.attempt(step):
-            batches = [batch_of(indices) for indices in groups]
-            token_count = sum(int(batch.completion_mask.sum()) for batch in batches)
-            for batch in batches:
+            for indices in groups:
+                batch = collate([rows[index] for index in indices], unwrapped(policy).device)
                 with fit.autocast():
                     log_probs = completion_log_probs(policy, batch)
                 fit.backward({"loss": sft_loss(log_probs, batch.completion_mask, token_count)})

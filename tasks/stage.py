@@ -22,6 +22,7 @@ from tasks.params import Params, load_params
 
 FAILURE_NOTE = STATE / "failure.json"
 EXIT_CODES: dict["FailureKind", int] = {"input": 2, "transient": 75, "bug": 1, "interrupted": 130}
+IS_FIRST = os.environ.get("RANK", "0") == "0"  # of several processes that train together
 OUT_OF_MEMORY = "out of memory: lower runtime.tokens_per_pass or runtime.slots in params.yaml, or train adapters (lora)"
 FailureKind = Literal["input", "transient", "bug", "interrupted"]
 
@@ -38,12 +39,13 @@ def main(stage: Callable[[Params], None]) -> NoReturn:
     """Run a stage as a process of its own; never returns."""
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
-        FAILURE_NOTE.unlink(missing_ok=True)
+        if IS_FIRST:
+            FAILURE_NOTE.unlink(missing_ok=True)
         die_with_parent()
         stage(load_params())
     except BaseException as error:
         kind, message = classify(error)
-        undone = _leave_as_before(Failure(stage.__name__, kind, message))
+        undone = _leave_as_before(Failure(stage.__name__, kind, message)) if IS_FIRST else ""
         if kind == "bug":
             if undone:
                 error.add_note(undone.removeprefix("; "))

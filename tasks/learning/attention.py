@@ -5,7 +5,7 @@ Everything but attention works token by token, so a packed row costs what its to
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,15 @@ PACKED = "packed"  # the name by which transformers calls `attend`
 UNKNOWN = ("softcap", "s_aux", "position_bias")
 
 
+class SlotView(NamedTuple):
+    """What attention needs to know of sequences in slots that are read by one more token."""
+
+    lengths: Tensor  # (B,) tokens before the one that is read
+    blocks: list[
+        tuple[int, int, int]
+    ]  # neighbouring slots: the first, the one behind the last, and the longest's tokens
+
+
 def attend(
     module: nn.Module,
     query: Tensor,
@@ -28,7 +37,7 @@ def attend(
     *,
     scaling: float | None = None,
     trees: Sequence[Sequence[int]] | None = None,
-    lengths: Tensor | None = None,
+    slots: SlotView | None = None,
     sliding_window: int | None = None,
     **others: Any,  # noqa: ANN401  what a family asks for besides: of any type
 ) -> tuple[Tensor, None]:
@@ -42,7 +51,7 @@ def attend(
         attention_mask: not looked at in a packed row.
         scaling: of the products of queries and keys.
         trees: `Packing.trees` of a packed row.
-        lengths: (B,) of the sequences in slots, without the token that is read.
+        slots: of the sequences in slots.
         sliding_window: a token sees itself and so many minus one before it.
         others: what a family asks for besides.
 
@@ -52,9 +61,8 @@ def attend(
     Raises:
         NotImplementedError: the family asks for what is not known here.
     """
-    if lengths is not None and sliding_window is not None and attention_mask is not None:
-        place = torch.arange(key.shape[2], device=key.device)
-        attention_mask = attention_mask & (place > lengths[:, None] - sliding_window)[:, None, None]
+    if slots is not None:
+        return _in_slots(module, query, key, value, slots, scaling=scaling, window=sliding_window, **others), None
     if trees is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **others
@@ -73,6 +81,34 @@ def attend(
             values = torch.cat([value[:, :, prompt], value[:, :, branch]], dim=2)
             outputs.append(_causal(query[:, :, branch], keys, values, scaling, sliding_window))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _in_slots(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slots: SlotView,
+    *,
+    scaling: float | None,
+    window: int | None,
+    **others: Any,  # noqa: ANN401
+) -> Tensor:
+    """Attend from one token a slot to what is in the slot; (B, 1, H, D).
+
+    Block by block, each no wider than its longest sequence: reading keys and values is what this costs.
+    """
+    place = torch.arange(key.shape[2], device=key.device)
+    seen = place <= slots.lengths[:, None]
+    if window is not None:
+        seen &= place > slots.lengths[:, None] - window
+    outputs = []
+    for first, behind, width in slots.blocks:
+        block, mask = slice(first, behind), seen[first:behind, None, None, :width]
+        keys, values = key[block, :, :width], value[block, :, :width]
+        output, _ = sdpa_attention_forward(module, query[block], keys, values, mask, scaling=scaling, **others)
+        outputs.append(output)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tasks.data.files import STATE, replacing
 from tasks.errors import InputError
+from tasks.learning import ranks
 from tasks.learning.disk import writing
 from tasks.params import Params
 
@@ -66,6 +67,9 @@ class Checkpoints:
         """Save every so many steps, and after the final one, in the place of the last checkpoint."""
         if not self._every or (progress.step % self._every and not final):
             return
+        self._saved = progress.step
+        if not ranks.is_first():
+            return
         state = {
             "step": progress.step,
             "rows": [dict(row) for row in progress.rows],
@@ -75,7 +79,6 @@ class Checkpoints:
         }
         with replacing(self._file) as draft, writing(self._file), draft.open("wb") as file:
             torch.save(state, file)
-        self._saved = progress.step
         self._drop_others()
 
     def finish(self) -> None:

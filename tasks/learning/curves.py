@@ -11,6 +11,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from tasks.data.files import CURVES, METRICS, MODELS, replacing, write_json
+from tasks.learning import ranks
 from tasks.learning.checkpoints import CurveRow
 from tasks.learning.models import save_model
 
@@ -45,7 +46,14 @@ class Curve:
             self._send(row)
         # On a terminal a bar that moves; in a log a line every few seconds, not thousands.
         interval = 0.5 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
-        self._bar = tqdm(total=steps, initial=len(self.rows), desc=stage, unit="step", mininterval=interval)
+        self._bar = tqdm(
+            total=steps,
+            initial=len(self.rows),
+            desc=stage,
+            unit="step",
+            mininterval=interval,
+            disable=not ranks.is_first(),
+        )
 
     def add(self, step: int, metrics: Mapping[str, float], *shown: str) -> None:
         """Add the row of a step; the metrics called `shown` stand beside the bar."""
@@ -75,7 +83,12 @@ def publish(
     curve: Curve,
     run: Run,
 ) -> None:
-    """Write what a trainer leaves: models/<stage>, curves/<stage>.csv and metrics/<stage>.json; and tell the run."""
+    """Write what a trainer leaves: models/<stage>, curves/<stage>.csv and metrics/<stage>.json; and tell the run.
+
+    Of several processes that trained together the first does it.
+    """
+    if not ranks.is_first():
+        return
     save_model(model, tokenizer, MODELS / stage)
     curve.write(CURVES / f"{stage}.csv")
     write_json(METRICS / f"{stage}.json", metrics)

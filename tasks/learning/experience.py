@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from tasks.learning import ranks
 from tasks.learning.advantages import (
     Advantages,
     estimate_advantages,
@@ -202,7 +203,7 @@ def sampled_as_trained(policy: nn.Module, responses: Sequence[Response], tempera
 def read_off(
     models: Models, batch: Batch, temperature: float, groups: Sequence[Sequence[int]], said: Sequence[Response] | None
 ) -> Readings:
-    """Run the models over a batch, a few rows at a time, by the same forward passes that train.
+    """Run the models over a batch, this process over `groups` of its rows, by the same forward passes that train.
 
     What the policy `said` of its tokens when it sampled them saves its own pass.
     """
@@ -224,6 +225,7 @@ def read_off(
         if models.critic is not None:
             values[index, :width] = completion_values(models.critic, part)
         scores[index] = completion_scores(models.reward, part)
+    ranks.add_up(references, values, scores, *(() if said is not None else (log_probs, entropies)))
     return Readings(log_probs, references, entropies, values, scores)
 
 

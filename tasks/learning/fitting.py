@@ -8,6 +8,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from tasks.errors import InputError, is_out_of_memory
+from tasks.learning import ranks
 from tasks.learning.batches import micro_batches, steps_in, training_batches
 from tasks.learning.checkpoints import Checkpoints, Progress
 from tasks.learning.curves import Curve, Run
@@ -33,11 +34,12 @@ def require_rows(rows: Sequence[Row], file: Path, split: str) -> Sequence[Row]:
 class Fit:
     """One run of a supervised trainer: its steps, from where a checkpoint stopped, and what is done at each.
 
-        for step, groups in fit.steps():
+        for step, items, groups in fit.steps():
             with fit.attempt(step):
                 for indices in groups:
                     fit.backward({"loss": loss_of(indices)})
 
+    `items` are those of the whole step, whose count losses are divided by; `groups` those that this process works on.
     It knows nothing of losses and calls nothing back. A step that runs out of memory comes again, in smaller groups.
     """
 
@@ -77,16 +79,17 @@ class Fit:
         self._sums: dict[str, float] = {}
 
     def groups(self, indices: Sequence[int]) -> list[list[int]]:
-        """Split the items of a step into those of one forward and backward pass each."""
-        return list(micro_batches(indices, self._lengths, self._budget.tokens))
+        """Split this process's share of the items of a step into those of one forward and backward pass each."""
+        mine = ranks.share(indices, self._lengths)
+        return list(micro_batches(mine, self._lengths, self._budget.tokens))
 
     def first_epoch(self) -> Iterator[list[int]]:
-        """Give every item once, in the very groups of the first epoch."""
+        """Give every item of this process's share once, in the very groups of the first epoch."""
         for _, indices in training_batches(len(self._lengths), self._settings.batch_size, 1, self._seed):
             yield from self.groups(indices)
 
-    def steps(self) -> Iterator[tuple[int, list[list[int]]]]:
-        """Take up training from the last checkpoint, or begin: give each step's number and the groups of its items."""
+    def steps(self) -> Iterator[tuple[int, list[int], list[list[int]]]]:
+        """Take up training from the last checkpoint, or begin: give each step's number, its items and the groups."""
         done = self._checkpoints.restore()
         self.curve = Curve(self._stage, self._count, self._run, done.rows)
         settings = self._settings
@@ -96,7 +99,7 @@ class Fit:
             self._is_done = False
             while not self._is_done:
                 self._sums, self._groups = {}, self.groups(indices)
-                yield step, self._groups
+                yield step, indices, self._groups
 
     @contextmanager
     def attempt(self, step: int) -> Iterator[None]:
@@ -133,17 +136,18 @@ class Fit:
     def _update(self, step: int) -> None:
         settings = self._settings
         rate = learning_rate(step, self._count, settings.learning_rate, settings.schedule, settings.warmup)
+        sums = ranks.summed(self._sums)
         norm = update(
             self._accelerator,
             self._model,
             self._optimiser,
             step=step,
-            loss=self._sums["loss"],
+            loss=sums["loss"],
             learning_rate=rate,
             max_grad_norm=settings.max_grad_norm,
             kept=self._checkpoints.kept,
         )
-        self.curve.add(step, {**self._sums, "grad_norm": norm, "learning_rate": rate}, "loss")
+        self.curve.add(step, {**sums, "grad_norm": norm, "learning_rate": rate}, "loss")
         self._checkpoints.save(Progress(step, self.curve.rows), final=step == self._count)
 
     def summary(self) -> dict[str, float]:
@@ -152,4 +156,5 @@ class Fit:
 
     def finish(self) -> None:
         """Forget the checkpoints: what the stage writes is written."""
-        self._checkpoints.finish()
+        if ranks.is_first():
+            self._checkpoints.finish()

@@ -5,10 +5,12 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from statistics import fmean
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from tasks.learning import ranks
 from tasks.learning.advantages import kl_estimates
 from tasks.learning.batches import epoch_order
 from tasks.learning.experience import Models, Rollouts, judge, sampled_as_trained
@@ -26,6 +28,14 @@ TRIED_OUT = 8  # responses on which the sampler's log-probabilities are compared
 POLICY_FIGURES = ("policy_loss", "approx_kl", "clip_fraction", "ratio_mean", "squared_change")
 # The same while the policy stands still: every ratio is 1, and the whitened advantages have mean 0.
 UNMOVED_POLICY = {**dict.fromkeys(POLICY_FIGURES, 0.0), "ratio_mean": 1.0, "grad_norm_policy": 0.0}
+
+
+class Step(NamedTuple):
+    """What a step of the policy and one of the critic share."""
+
+    iteration: int
+    token_count: int  # response tokens of the minibatch
+    kept: str  # which checkpoint there is
 
 
 class Learner:
@@ -49,8 +59,9 @@ class Learner:
     def sample(self, prompts: Sequence[list[int]], seed: int) -> list[Response]:
         """Phase 1: answer the prompts with the policy as it is."""
         settings = self._settings
+        mine = ranks.share(range(len(prompts)), [len(prompt) for prompt in prompts])
         # Not under autocast, which would cast every weight anew for every token.
-        return generate(
+        responses = generate(
             self._models.policy,
             self._models.tokenizer,
             prompts,
@@ -58,7 +69,10 @@ class Learner:
             temperature=settings.temperature,
             seed=seed,
             slots=self._runtime.slots,
+            numbers=mine,
         )
+        everybodys = ranks.gathered(list(zip(sorted(mine), responses, strict=True)))
+        return [response for _, response in sorted(everybodys, key=lambda numbered: numbered[0])]
 
     def judge(self, responses: Sequence[Response], kl_coefficient: float) -> Rollouts:
         """Phase 2: log-probabilities, values, scores, rewards and advantages."""
@@ -77,7 +91,7 @@ class Learner:
                     as_sampled=as_sampled,
                 )
 
-        return self._budget.spend(range(len(lengths)), lengths, judged)
+        return self._budget.spend(ranks.share(range(len(lengths)), lengths), lengths, judged)
 
     def update(self, rollouts: Rollouts, iteration: int, kept: str, kl_coefficient: float = 0.0) -> dict[str, float]:
         """Phase 3: learn from a round, several times over; returns the means over its optimiser steps.
@@ -100,31 +114,31 @@ class Learner:
             order = epoch_order(len(lengths), epoch, seed)
             change = []
             for minibatch in torch.tensor(order).tensor_split(settings.minibatches):
-                rows = minibatch.tolist()
-                learn = partial(self._policy_step, rollouts, iteration, kept, kl_coefficient)
-                figures = self._budget.spend(rows, lengths, learn)
+                mine, step = (
+                    ranks.share(minibatch.tolist(), lengths),
+                    Step(iteration, int(rollouts.mask[minibatch].sum()), kept),
+                )
+                figures = self._budget.spend(mine, lengths, partial(self._policy_step, rollouts, step, kl_coefficient))
                 if self._models.critic is not None:
-                    figures |= self._budget.spend(rows, lengths, partial(self._critic_step, rollouts, iteration, kept))
+                    figures |= self._budget.spend(mine, lengths, partial(self._critic_step, rollouts, step))
                 change.append(figures["approx_kl"])
                 yield figures
             if settings.max_update_kl is not None and fmean(change) > settings.max_update_kl:
                 return
 
-    def _policy_step(
-        self, rollouts: Rollouts, iteration: int, kept: str, kl_coefficient: float, groups: Groups
-    ) -> dict[str, float]:
+    def _policy_step(self, rollouts: Rollouts, step: Step, kl_coefficient: float, groups: Groups) -> dict[str, float]:
         settings, policy = self._settings, self._models.policy
-        if iteration <= settings.critic_warmup:
+        if step.iteration <= settings.critic_warmup:
             return dict(UNMOVED_POLICY)
         bonus: Tensor | float
         parts = [rollouts.take(rows) for rows in groups]
         self.optimisers["policy"].zero_grad()  # an attempt that ran out of memory left a part of a gradient
-        token_count, total, sums = tokens_in(parts), 0.0, dict.fromkeys(POLICY_FIGURES, 0.0)
+        sums = dict.fromkeys((*POLICY_FIGURES, "loss"), 0.0)
         for part in parts:
             with self._accelerator.autocast():
                 if settings.entropy_bonus:
                     log_probs, entropies, _ = token_statistics(policy, part.batch, settings.temperature)
-                    bonus = settings.entropy_bonus * entropies.sum() / token_count
+                    bonus = settings.entropy_bonus * entropies.sum() / step.token_count
                 else:
                     log_probs, bonus = completion_log_probs(policy, part.batch, settings.temperature), 0.0
             found = policy_loss(
@@ -132,38 +146,39 @@ class Learner:
                 part.log_probs,
                 part.advantages,
                 part.mask,
-                token_count=token_count,
+                token_count=step.token_count,
                 clip=settings.clip,
                 dual_clip=settings.dual_clip,
             )
             loss = found.loss - bonus
             if settings.estimator == "grpo":
                 kl = kl_estimates(log_probs, part.reference_log_probs, part.mask, settings.kl_estimator)
-                loss = loss + kl_coefficient * kl.sum() / token_count
+                loss = loss + kl_coefficient * kl.sum() / step.token_count
             self._accelerator.backward(loss)
-            total += loss.item()
+            sums["loss"] += loss.item()
             for name, value in zip(POLICY_FIGURES, found, strict=True):
                 sums[name] += value.item()
-        rate = self._rate(iteration, settings.learning_rate)
-        return {**sums, "grad_norm_policy": self._move("policy", iteration, total, rate, kept)}
+        sums = ranks.summed(sums)
+        return {"grad_norm_policy": self._move("policy", step, sums.pop("loss"), settings.learning_rate), **sums}
 
-    def _critic_step(self, rollouts: Rollouts, iteration: int, kept: str, groups: Groups) -> dict[str, float]:
+    def _critic_step(self, rollouts: Rollouts, step: Step, groups: Groups) -> dict[str, float]:
         settings, critic = self._settings, self._models.critic
         assert critic is not None
         parts = [rollouts.take(rows) for rows in groups]
         self.optimisers["critic"].zero_grad()
-        token_count, sums = tokens_in(parts), {"value_loss": 0.0, "value_clip_fraction": 0.0}
+        sums = {"value_loss": 0.0, "value_clip_fraction": 0.0}
         for part in parts:
             with self._accelerator.autocast():
                 values = completion_values(critic, part.batch)
             found = value_loss(
-                values, part.values, part.returns, part.mask, token_count=token_count, clip=settings.value_clip
+                values, part.values, part.returns, part.mask, token_count=step.token_count, clip=settings.value_clip
             )
             self._accelerator.backward(found.loss)
             sums["value_loss"] += found.loss.item()
             sums["value_clip_fraction"] += found.clip_fraction.item()
-        rate = self._rate(iteration, settings.critic_learning_rate)
-        return {**sums, "grad_norm_critic": self._move("critic", iteration, sums["value_loss"], rate, kept)}
+        sums = ranks.summed(sums)
+        norm = self._move("critic", step, sums["value_loss"], settings.critic_learning_rate)
+        return {**sums, "grad_norm_critic": norm}
 
     def _is_as_sampled(self, responses: Sequence[Response]) -> bool:
         if self._as_sampled is None:
@@ -173,18 +188,18 @@ class Learner:
                 logger.warning("the sampler's log-probabilities are not those of the training pass: computed anew")
         return self._as_sampled
 
-    def _move(self, name: str, iteration: int, loss: float, rate: float, kept: str) -> float:
+    def _move(self, name: str, step: Step, loss: float, peak_rate: float) -> float:
         """One optimiser step; returns the norm of the gradient before clipping."""
-        check_finite(iteration, {f"loss of the {name}": loss}, kept)
+        check_finite(step.iteration, {f"loss of the {name}": loss}, step.kept)
         return update(
             self._accelerator,
             self.models_that_learn[name],
             self.optimisers[name],
-            step=iteration,
+            step=step.iteration,
             loss=loss,
-            learning_rate=rate,
+            learning_rate=self._rate(step.iteration, peak_rate),
             max_grad_norm=self._settings.max_grad_norm,
-            kept=kept,
+            kept=step.kept,
         )
 
     def _rate(self, iteration: int, peak: float) -> float:
@@ -195,11 +210,6 @@ def seed_for(seed: int, purpose: str, iteration: int) -> int:
     """Derive an unrelated seed for one purpose in one round, so that no generator's state need be kept."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{iteration}".encode()).digest()
     return int.from_bytes(digest[:6])
-
-
-def tokens_in(parts: Sequence[Rollouts]) -> int:
-    """Count the response tokens of a minibatch, over all its parts."""
-    return sum(int(part.mask.sum()) for part in parts)
 
 
 def averages(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:

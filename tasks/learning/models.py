@@ -20,6 +20,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from tasks.data.files import replacing
 from tasks.errors import InputError
+from tasks.learning import ranks
 from tasks.learning.disk import writing
 from tasks.learning.forward import pack_if_exact, unwrapped
 from tasks.params import Lora, Params
@@ -42,7 +43,9 @@ def set_up(params: Params) -> torch.device:
     torch.use_deterministic_algorithms(True)
     random.seed(params.seed)
     torch.manual_seed(params.seed)
-    return device_of(params)
+    device = device_of(params)
+    ranks.join(device)
+    return device
 
 
 def device_of(params: Params) -> torch.device:
@@ -54,7 +57,9 @@ def device_of(params: Params) -> torch.device:
     present = torch.cuda.is_available()
     if params.runtime.device == "cuda" and not present:
         raise InputError("params.yaml: runtime.device is cuda, but torch finds no such device: set it to cpu or auto")
-    return torch.device("cuda" if present and params.runtime.device != "cpu" else "cpu")
+    if not present or params.runtime.device == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 # --- Loading and saving

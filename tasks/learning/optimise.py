@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from tasks.errors import InputError
+from tasks.learning import ranks
 from tasks.learning.models import device_of
 from tasks.params import Params, Schedule
 
@@ -84,6 +85,7 @@ def update(
         InputError: loss or gradient norm is not finite; the weights have not been touched.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
+    ranks.add_gradients(weights)
     norm = float(accelerator.clip_grad_norm_(weights, max_grad_norm))
     check_finite(step, {"loss": loss, "gradient norm": norm}, kept)
     for group in optimiser.param_groups:

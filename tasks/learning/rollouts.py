@@ -58,6 +58,7 @@ def generate(
     temperature: float,
     seed: int,
     slots: int,
+    numbers: Sequence[int] | None = None,
     on_progress: Callable[[int], object] | None = None,
 ) -> list[Response]:
     """Answer prompts by sampling, a pure function of its arguments.
@@ -73,6 +74,7 @@ def generate(
         temperature: divides the logits; 0 takes the likeliest token.
         seed: of the sampling.
         slots: prompts answered side by side; one that is answered makes room for the next.
+        numbers: which of the prompts to answer, as places in `prompts`; all unless given.
         on_progress: called with the number of prompts answered since the last call.
 
     Returns:
@@ -91,13 +93,14 @@ def generate(
         seed=seed,
         on_progress=on_progress,
     )
+    wanted = range(len(prompts)) if numbers is None else sorted(numbers)
     if is_packed(model):
-        _answer_in_slots(model, prompts, transcript, slots)
+        _answer_in_slots(model, prompts, wanted, transcript, slots)
     else:
-        by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))  # so that little is padding
-        for start in range(0, len(prompts), slots):
+        by_length = sorted(wanted, key=lambda row: len(prompts[row]))  # so that little is padding
+        for start in range(0, len(by_length), slots):
             _answer_padded(model, prompts, transcript, by_length[start : start + slots])
-    return transcript.responses(prompts)
+    return transcript.responses(prompts, wanted)
 
 
 class Transcript:
@@ -148,20 +151,30 @@ class Transcript:
             self._on_progress(ended)
         return drawn.tokens, goes_on
 
-    def responses(self, prompts: Sequence[Sequence[int]]) -> list[Response]:
-        """Give the responses, behind their prompts."""
-        columns = self._tokens.tolist(), self._log_probs, self._entropies, self._lengths.tolist()
+    def responses(self, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> list[Response]:
+        """Give the responses to some of the prompts, behind them."""
+        tokens, lengths = self._tokens.tolist(), self._lengths.tolist()
         return [
-            Response(Encoded(list(prompt), tokens[:length]), log_probs[:length], entropies[:length])
-            for prompt, tokens, log_probs, entropies, length in zip(prompts, *columns, strict=True)
+            Response(
+                Encoded(list(prompts[row]), tokens[row][: lengths[row]]),
+                self._log_probs[row, : lengths[row]],
+                self._entropies[row, : lengths[row]],
+            )
+            for row in rows
         ]
 
 
 @torch.inference_mode()
-def _answer_in_slots(model: nn.Module, prompts: Sequence[Sequence[int]], transcript: Transcript, count: int) -> None:
-    """Answer all prompts, `count` side by side."""
-    device, waiting = unwrapped(model).device, deque(range(len(prompts)))
-    count = min(count, len(prompts))
+def _answer_in_slots(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    wanted: Sequence[int],
+    transcript: Transcript,
+    count: int,
+) -> None:
+    """Answer the prompts that are wanted, `count` side by side."""
+    device, waiting = unwrapped(model).device, deque(wanted)
+    count = min(count, len(wanted))
     longest = max((len(prompt) for prompt in prompts), default=0)
     slots = Slots(count, longest + transcript.max_new_tokens, device)
     rows = torch.zeros(count, dtype=torch.long, device=device)  # which prompt is in each slot
@@ -170,7 +183,8 @@ def _answer_in_slots(model: nn.Module, prompts: Sequence[Sequence[int]], transcr
         free = (~is_open).nonzero()[:, 0]
         if waiting and len(free) >= (1 - COMPACT_AT) * len(rows):
             free = free[: len(waiting)]
-            new = [waiting.popleft() for _ in free]
+            # Neighbours of like length: attention reads blocks of slots as wide as their longest.
+            new = sorted((waiting.popleft() for _ in free), key=lambda row: len(prompts[row]))
             packing = collate([Encoded(list(prompts[row]), []) for row in new], device).packing
             lengths = torch.tensor([len(prompts[row]) for row in new], device=device)
             logits = slots.read_prompts(model, packing, lengths, free)

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from tasks.learning.attention import SlotView
 from tasks.learning.batches import Packing
+
+SLOTS_IN_A_BLOCK = 8
 
 
 class Slots(Cache):
@@ -52,16 +55,16 @@ class Slots(Cache):
 
     def read_tokens(self, model: nn.Module, tokens: Tensor) -> Tensor:
         """Read one more token (R,) into every slot; returns the logits behind it, (R, V)."""
-        self._filled = int(self.lengths.max()) + 1
-        place = torch.arange(self._filled, device=tokens.device)
+        view = self._view()
+        self._filled = max(width for _, _, width in view.blocks)
         logits: Tensor = model(
             input_ids=tokens[:, None],
             position_ids=self.lengths[:, None],
-            attention_mask=(place <= self.lengths[:, None])[:, None, None],
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tokens.device),
             past_key_values=self,
             use_cache=True,
             logits_to_keep=1,
-            lengths=self.lengths,
+            slots=view,
         ).logits[:, -1]
         # A sequence that is done, and waits for another to take its slot, may stand at the end of it.
         self.lengths = (self.lengths + 1).clamp(max=self._width - 1)
@@ -93,6 +96,14 @@ class Slots(Cache):
         slots = torch.arange(len(keys), device=keys.device)
         keys[slots, :, self.lengths], values[slots, :, self.lengths] = key_states[:, :, 0], value_states[:, :, 0]
         return keys[:, :, : self._filled], values[:, :, : self._filled]
+
+    def _view(self) -> SlotView:
+        # An accelerator would rather have one large call.
+        size = SLOTS_IN_A_BLOCK if self.lengths.device.type == "cpu" else len(self.lengths)
+        lengths = self.lengths.tolist()
+        starts = range(0, len(lengths), size)
+        blocks = [(start, start + size, max(lengths[start : start + size]) + 1) for start in starts]
+        return SlotView(self.lengths, blocks)
 
     def _room(self, states: Tensor) -> Tensor:
         """Zeros, not empty memory: what is masked is still multiplied, and memory may hold NaN."""

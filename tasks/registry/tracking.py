@@ -120,6 +120,25 @@ class Run:
             self._lost_connection = True
 
 
+class Unnoted(Run):
+    """Stands for a run that another process notes."""
+
+    def __init__(self) -> None:
+        """Have nothing to note it in."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Leave it to the other."""
+
+    def summary(self, metrics: Mapping[str, Any]) -> None:
+        """Leave it to the other."""
+
+    def model(self, folder: Path, md5: str | None = None) -> None:
+        """Leave it to the other."""
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Leave it to the other."""
+
+
 @contextmanager
 def run(stage: str, params: Params, inputs: Sequence[Path] = ()) -> Iterator[Run]:
     """Track a stage while the block runs.
@@ -134,6 +153,9 @@ def run(stage: str, params: Params, inputs: Sequence[Path] = ()) -> Iterator[Run
     Raises:
         InputError: MLflow cannot be reached.
     """
+    if os.environ.get("RANK", "0") != "0":  # of several processes that train together the first one tells
+        yield Unnoted()
+        return
     store = open_store(params.registry.experiment)
     ingredients = current_ingredients(stage)
     key = ingredients.key() if ingredients else None
