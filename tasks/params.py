@@ -29,6 +29,7 @@ class Section(BaseModel):
 class Runtime(Section):
     """How the arithmetic is carried out."""
 
+    launcher: str
     device: Literal["auto", "cpu", "cuda"]
     threads: Count
     precision: Literal["fp32", "bf16"]

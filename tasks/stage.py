@@ -10,6 +10,8 @@ import errno
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -23,6 +25,7 @@ from tasks.params import Params, load_params
 FAILURE_NOTE = STATE / "failure.json"
 EXIT_CODES: dict["FailureKind", int] = {"input": 2, "transient": 75, "bug": 1, "interrupted": 130}
 IS_FIRST = os.environ.get("RANK", "0") == "0"  # of several processes that train together
+SECONDS_BETWEEN_LOOKS = 1.0
 OUT_OF_MEMORY = "out of memory: lower runtime.tokens_per_pass or runtime.slots in params.yaml, or train adapters (lora)"
 FailureKind = Literal["input", "transient", "bug", "interrupted"]
 
@@ -88,6 +91,19 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
     if os.getppid() != STARTED_BY:
         sys.exit(143)
+    if "WORLD_SIZE" in os.environ:
+        threading.Thread(target=_die_with_grandparent, daemon=True).start()
+
+
+def _die_with_grandparent() -> None:
+    """A launcher of several processes does not die with dvc: end this process, and so the launcher, in its stead."""
+    import psutil
+
+    launcher = psutil.Process(os.getppid())
+    started_by = launcher.ppid()
+    while launcher.is_running() and launcher.ppid() == started_by:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _exit_on_sigterm(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -171,6 +172,20 @@ def test_sigterm_ends_a_stage_with_143_and_a_sentence(tmp_path):
         assert process.wait(timeout=30) == 143
         assert process.stderr.read() == "sft: interrupted; run again to go on\n"
     assert last_failure() == Failure("sft", "interrupted", "interrupted; run again to go on")
+
+
+def test_processes_of_a_launcher_end_when_what_started_the_launcher_is_killed():
+    launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {LONG_STAGE!r}], check=False)"
+    shell = ["sh", "-c", 'python -c "$0"; true', launcher]
+    surroundings = environment() | {"WORLD_SIZE": "2"}
+    with subprocess.Popen(shell, stdout=subprocess.PIPE, text=True, env=surroundings) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        ended, _, _ = select.select([process.stdout], [], [], 30)  # nobody holds it open any more
+        assert ended
+        assert process.stdout.read() == ""
 
 
 def environment() -> dict[str, str]:
