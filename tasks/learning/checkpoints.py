@@ -6,6 +6,7 @@ find it. No random state is stored, since everything random is a pure function o
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from tasks.learning.disk import writing
 from tasks.params import Params
 
 CurveRow = dict[str, float]
+logger = logging.getLogger(__name__)
 
 
 class Progress(NamedTuple):
@@ -54,6 +56,9 @@ class Checkpoints:
             InputError: the checkpoint cannot be read.
         """
         if not self._file.exists():
+            others = self._file.parent.parent.glob("*/last.pt")
+            for other in sorted(others) if ranks.is_first() else ():
+                logger.warning("%s is of other settings, data or models, or of other code: begun anew", other)
             return Progress()
         state = _read(self._file)
         for name, model in self._models.items():

@@ -91,7 +91,7 @@ def test_another_seed_gives_other_weights(stage: str, make_params: MakeParams, n
 
 
 def test_a_checkpoint_of_other_settings_is_not_taken_up(
-    stage: str, make_params: MakeParams, noted_run: NotedRun, monkeypatch
+    stage: str, make_params: MakeParams, noted_run: NotedRun, monkeypatch, caplog
 ):
     other = make_params(**{stage: {"epochs": 1, "batch_size": 4, "learning_rate": 5e-3}})
     STAGES[stage](other)
@@ -102,6 +102,8 @@ def test_a_checkpoint_of_other_settings_is_not_taken_up(
             STAGES[stage](make_params())
     STAGES[stage](other)
     assert output_hashes(stage) == undisturbed
+    [said] = caplog.messages
+    assert said.endswith("last.pt is of other settings, data or models, or of other code: begun anew")
 
 
 def test_a_nan_stops_at_its_step_and_keeps_checkpoint_and_outputs(
