@@ -34,6 +34,7 @@ class Runtime(Section):
     threads: Count
     precision: Literal["fp32", "bf16"]
     tokens_per_pass: Count
+    gradient_checkpointing: bool
     slots: Count
     checkpoint_every: Annotated[int, Field(ge=0)]
 

@@ -1,12 +1,15 @@
 """Rows through a model: packed where the model reads them so exactly, else padded."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tasks.data.tokens import Encoded
 from tasks.learning.attention import PACKED
@@ -108,6 +111,25 @@ def _packed_inputs(batch: Batch) -> dict[str, Any]:
         "use_cache": False,
         "trees": packing.trees,
     }
+
+
+def recompute_layers(model: nn.Module) -> None:
+    """Put layers that compute activations again into training mode, in which alone they do; not the dropout in them."""
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = module.gradient_checkpointing
+
+
+@contextmanager
+def no_recomputing(model: nn.Module) -> Iterator[None]:
+    """Have layers compute as usual inside the block: those that compute activations again use no cache."""
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = False
+    try:
+        yield
+    finally:
+        recompute_layers(model)
 
 
 def unwrapped(model: nn.Module) -> PreTrainedModel:

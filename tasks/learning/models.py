@@ -22,7 +22,7 @@ from tasks.data.files import replacing
 from tasks.errors import InputError
 from tasks.learning import ranks
 from tasks.learning.disk import writing
-from tasks.learning.forward import pack_if_exact, unwrapped
+from tasks.learning.forward import pack_if_exact, recompute_layers, unwrapped
 from tasks.params import Lora, Params
 
 AutoClass = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
@@ -141,11 +141,13 @@ def with_adapters(model: PreTrainedModel, lora: Lora) -> nn.Module:
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
             # peft asks transformers for gradient checkpointing under its former name.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-            return get_peft_model(model, config).eval()
+            adapted = get_peft_model(model, config).eval()
     except ValueError as error:
         raise InputError(
             f"params.yaml: lora.targets {lora.targets} does not fit the model ({error}): change it"
         ) from None
+    recompute_layers(adapted)
+    return adapted
 
 
 @contextmanager
@@ -209,7 +211,20 @@ def _on_device(model: PreTrainedModel, params: Params, trainable: bool) -> PreTr
     nn.Module.to(model, device_of(params))
     model.train(False).requires_grad_(trainable)
     pack_if_exact(model)
+    if trainable and params.runtime.gradient_checkpointing:
+        _checkpoint_layers(model)
     return model
+
+
+def _checkpoint_layers(model: PreTrainedModel) -> None:
+    """Have layers compute their activations again for the gradient."""
+    if not model.supports_gradient_checkpointing:
+        raise InputError(
+            f"models of type {model.config.model_type} cannot compute activations again: "
+            "set runtime.gradient_checkpointing to false in params.yaml"
+        )
+    model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+    recompute_layers(model)
 
 
 @contextmanager

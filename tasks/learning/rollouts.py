@@ -15,7 +15,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from tasks.data.tokens import Encoded
 from tasks.errors import InputError
 from tasks.learning.batches import collate, positions
-from tasks.learning.forward import is_packed, unwrapped
+from tasks.learning.forward import is_packed, no_recomputing, unwrapped
 from tasks.learning.models import context_length
 from tasks.learning.slots import Slots
 
@@ -94,12 +94,13 @@ def generate(
         on_progress=on_progress,
     )
     wanted = range(len(prompts)) if numbers is None else sorted(numbers)
-    if is_packed(model):
-        _answer_in_slots(model, prompts, wanted, transcript, slots)
-    else:
-        by_length = sorted(wanted, key=lambda row: len(prompts[row]))  # so that little is padding
-        for start in range(0, len(by_length), slots):
-            _answer_padded(model, prompts, transcript, by_length[start : start + slots])
+    with no_recomputing(model):
+        if is_packed(model):
+            _answer_in_slots(model, prompts, wanted, transcript, slots)
+        else:
+            by_length = sorted(wanted, key=lambda row: len(prompts[row]))  # so that little is padding
+            for start in range(0, len(by_length), slots):
+                _answer_padded(model, prompts, transcript, by_length[start : start + slots])
     return transcript.responses(prompts, wanted)
 
 

@@ -114,6 +114,30 @@ def test_the_head_learns_beside_adapters(tiny_model: Path, params: Params, tmp_p
     torch.testing.assert_close(completion_scores(load_reward(tmp_path / "out", params), batch), scores)
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_activations_computed_again_give_the_same_gradients(
+    rank: int, tiny_model: Path, params: Params, make_params: MakeParams
+):
+    def gradients(settings: Params) -> tuple[list[torch.Tensor], int]:
+        torch.manual_seed(1)  # of the adapters
+        policy = with_adapters(
+            load_policy(tiny_model, settings, trainable=True), Lora(rank=rank, alpha=4, targets="all-linear")
+        )
+        passes = []
+        first = unwrapped(policy).get_submodule("model.layers.0.mlp")
+        first.register_forward_pre_hook(lambda *_: passes.append(1))
+        completion_log_probs(policy, collate(ROWS)).sum().backward()
+        return [weight.grad for weight in policy.parameters() if weight.grad is not None], len(passes)
+
+    (expected, once), (found, twice) = (
+        gradients(settings) for settings in (params, make_params(runtime={"gradient_checkpointing": True}))
+    )
+    assert (once, twice) == (1, 2)
+    assert len(found) == len(expected) > 0
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=0, rtol=0)
+
+
 def test_rank_zero_changes_nothing(tiny_model: Path, params: Params):
     policy = load_policy(tiny_model, params, trainable=True)
     assert with_adapters(policy, params.lora) is policy

@@ -5,7 +5,7 @@ import torch
 
 from tasks.errors import InputError
 from tasks.learning.batches import collate
-from tasks.learning.forward import pack_if_exact
+from tasks.learning.forward import pack_if_exact, recompute_layers
 from tasks.learning.readings import token_statistics
 from tasks.learning.rollouts import generate, sample, stop_tokens
 from tests.families import FAMILIES, causal
@@ -136,6 +136,17 @@ def test_every_family_answers_as_without_cache_or_batch(family):
     for slots in (2, 5):
         found = answers(policy, prompts, temperature=0, max_new_tokens=9, slots=slots)
         assert [greedy[:9] for greedy in expected] == found
+
+
+@pytest.mark.parametrize("packs", [True, False], ids=["slots", "padded"])
+def test_a_policy_that_computes_activations_again_in_training_samples_as_ever(packs):
+    plain, saving = tiny_policy(), tiny_policy()
+    saving.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute_layers(saving)
+    for policy in (plain, saving) if packs else ():
+        pack_if_exact(policy)
+    assert answers(saving) == answers(plain)
+    assert all(layer.training for layer in saving.model.layers)
 
 
 def test_a_prompt_may_fill_the_context_but_for_its_answer(policy):
