@@ -15,7 +15,7 @@ from tasks.data.tokens import EncodedPair, encode_preferences, load_tokenizer
 from tasks.learning import ranks
 from tasks.learning.batches import Batch, collate_pairs, pair_batches
 from tasks.learning.checkpoints import content_key
-from tasks.learning.curves import publish
+from tasks.learning.curves import progress_bar, publish
 from tasks.learning.fitting import Fit, require_rows
 from tasks.learning.forward import unwrapped
 from tasks.learning.losses import PairValues, implicit_rewards, preference_loss
@@ -154,10 +154,12 @@ def reference_logps(fit: Fit, policy: nn.Module, pairs: Sequence[EncodedPair]) -
     """Log-probabilities of all pairs before training, once, in the batches and the precision of the first epoch."""
     device = unwrapped(policy).device
     chosen, rejected = torch.zeros(2, len(pairs), device=device)
-    for indices in fit.first_epoch():
-        with fit.autocast():
-            logps = pair_logps(policy, collate_pairs([pairs[index] for index in indices], device))
-        chosen[indices], rejected[indices] = logps
+    with progress_bar("dpo: reference", len(pairs), "pair") as bar:
+        for indices in fit.first_epoch():
+            with fit.autocast():
+                logps = pair_logps(policy, collate_pairs([pairs[index] for index in indices], device))
+            chosen[indices], rejected[indices] = logps
+            bar.update(len(indices))
     ranks.add_up(chosen, rejected)
     return PairValues(chosen, rejected)
 

@@ -4,7 +4,6 @@ Candidate, SFT and opponent answer the same prompts with the same seeds and deco
 answer. Arithmetic is fp32 whatever runtime.precision says: a comparison is no place to save.
 """
 
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -26,6 +24,7 @@ from tasks.judging.metrics import Answers
 from tasks.judging.opponent import Opponent, read_opponent
 from tasks.judging.summary import Judged, judge, rows, summarise
 from tasks.learning.batches import Batch, collate, micro_batches
+from tasks.learning.curves import progress_bar
 from tasks.learning.models import context_length, device_of, load_policy, load_reward, set_up
 from tasks.learning.readings import completion_log_probs, completion_scores
 from tasks.learning.rollouts import generate, stop_tokens
@@ -213,8 +212,7 @@ def _sample(
     params: Params,
 ) -> list[list[int]]:
     settings = params.evaluate
-    every = 0.1 if sys.stderr.isatty() else 10  # seconds: a log file gets few lines
-    with tqdm(total=len(asked), desc=f"evaluate: {name}", unit="answer", mininterval=every) as bar:
+    with progress_bar(f"evaluate: {name}", len(asked), "answer") as bar:
         responses = generate(
             policy,
             tokenizer,

@@ -4,7 +4,7 @@ import csv
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from torch import nn
 from tqdm import tqdm
@@ -44,16 +44,7 @@ class Curve:
         self._log = log
         for row in self.rows:
             self._send(row)
-        # On a terminal a bar that moves; in a log a line every few seconds, not thousands.
-        interval = 0.5 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
-        self._bar = tqdm(
-            total=steps,
-            initial=len(self.rows),
-            desc=stage,
-            unit="step",
-            mininterval=interval,
-            disable=not ranks.is_first(),
-        )
+        self._bar = progress_bar(stage, steps, "step", done=len(self.rows))
 
     def add(self, step: int, metrics: Mapping[str, float], *shown: str) -> None:
         """Add the row of a step; the metrics called `shown` stand beside the bar."""
@@ -72,6 +63,17 @@ class Curve:
 
     def _send(self, row: CurveRow) -> None:
         self._log.log(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
+
+
+def progress_bar(description: str, total: int, unit: str, *, done: int = 0) -> tqdm[NoReturn]:
+    """Show how far some work has come: on a terminal a bar that moves, in a log a line every few seconds.
+
+    Of several processes that work together the first one shows it.
+    """
+    interval = 0.5 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
+    return tqdm(
+        total=total, initial=done, desc=description, unit=unit, mininterval=interval, disable=not ranks.is_first()
+    )
 
 
 def publish(
