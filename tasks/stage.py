@@ -15,12 +15,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 
 from tasks import STARTED_BY
 from tasks.data.files import STATE, read_json, write_json
 from tasks.errors import InputError, is_out_of_memory
 from tasks.params import Params, load_params
+
+if TYPE_CHECKING:
+    from psutil import Process
 
 FAILURE_NOTE = STATE / "failure.json"
 EXIT_CODES: dict["FailureKind", int] = {"input": 2, "transient": 75, "bug": 1, "interrupted": 130}
@@ -92,15 +95,14 @@ def die_with_parent() -> None:
     if os.getppid() != STARTED_BY:
         sys.exit(143)
     if "WORLD_SIZE" in os.environ:
-        threading.Thread(target=_die_with_grandparent, daemon=True).start()
+        import psutil
+
+        launcher = psutil.Process(os.getppid())
+        threading.Thread(target=_die_with_starter_of, args=(launcher, launcher.ppid()), daemon=True).start()
 
 
-def _die_with_grandparent() -> None:
+def _die_with_starter_of(launcher: "Process", started_by: int) -> None:
     """A launcher of several processes does not die with dvc: end this process, and so the launcher, in its stead."""
-    import psutil
-
-    launcher = psutil.Process(os.getppid())
-    started_by = launcher.ppid()
     while launcher.is_running() and launcher.ppid() == started_by:
         time.sleep(SECONDS_BETWEEN_LOOKS)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -65,7 +65,7 @@ class Curve:
         self._log.log(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
 
 
-def progress_bar(description: str, total: int, unit: str, *, done: int = 0) -> tqdm[NoReturn]:
+def progress_bar(description: str, total: int, unit: str, *, done: int = 0) -> "tqdm[NoReturn]":
     """Show how far some work has come: on a terminal a bar that moves, in a log a line every few seconds.
 
     Of several processes that work together the first one shows it.
