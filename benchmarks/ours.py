@@ -68,7 +68,6 @@ def direct(job: Job, clock: Clock) -> None:
     set_up(params)
     policy = load_policy(job.folder, params, trainable=True)
     pairs = Texts(SIZES[job.size], seed=2).pairs(job.rows)
-
     lengths = [2 * pair.length for pair in pairs]
     fit = Fit(job.kind, KEY, policy, lengths, params=params, settings=params.dpo, run=clock, epsilon=EPSILON)
     with clock.before_the_steps():

@@ -23,9 +23,7 @@ class SlotView(NamedTuple):
     """What attention needs to know of sequences in slots that are read by one more token."""
 
     lengths: Tensor  # (B,) tokens before the one that is read
-    blocks: list[
-        tuple[int, int, int]
-    ]  # neighbouring slots: the first, the one behind the last, and the longest's tokens
+    blocks: list[tuple[int, int, int]]  # of neighbouring slots: first, behind the last, tokens of the longest
 
 
 def attend(

@@ -114,10 +114,8 @@ class Learner:
             order = epoch_order(len(lengths), epoch, seed)
             change = []
             for minibatch in torch.tensor(order).tensor_split(settings.minibatches):
-                mine, step = (
-                    ranks.share(minibatch.tolist(), lengths),
-                    Step(iteration, int(rollouts.mask[minibatch].sum()), kept),
-                )
+                mine = ranks.share(minibatch.tolist(), lengths)
+                step = Step(iteration, int(rollouts.mask[minibatch].sum()), kept)
                 figures = self._budget.spend(mine, lengths, partial(self._policy_step, rollouts, step, kl_coefficient))
                 if self._models.critic is not None:
                     figures |= self._budget.spend(mine, lengths, partial(self._critic_step, rollouts, step))
