@@ -21,6 +21,7 @@ from tasks.learning.forward import unwrapped
 from tasks.learning.losses import PairValues, implicit_rewards, preference_loss
 from tasks.learning.models import context_length, load_policy, merged, set_up, with_adapters
 from tasks.learning.readings import completion_log_probs
+from tasks.learning.sharding import assembled, together
 from tasks.params import Dpo, Params
 from tasks.registry import tracking
 from tasks.registry.stages import stage_key
@@ -78,7 +79,7 @@ def dpo(params: Params) -> None:
             held_out_reference = [pair_logps(policy, batch) for batch in held_out]
         before = held_out_figures(policy, held_out, held_out_reference, settings)
         train(fit, policy, pairs, reference, settings)
-        policy = merged(policy)
+        policy = merged(assembled(policy))
         after = held_out_figures(policy, held_out, held_out_reference, settings)
         metrics = {
             "pairs": len(pairs),
@@ -154,7 +155,7 @@ def reference_logps(fit: Fit, policy: nn.Module, pairs: Sequence[EncodedPair]) -
     """Log-probabilities of all pairs before training, once, in the batches and the precision of the first epoch."""
     device = unwrapped(policy).device
     chosen, rejected = torch.zeros(2, len(pairs), device=device)
-    with progress_bar("dpo: reference", len(pairs), "pair") as bar:
+    with progress_bar("dpo: reference", len(pairs), "pair") as bar, together(policy):
         for indices in fit.first_epoch():
             with fit.autocast():
                 logps = pair_logps(policy, collate_pairs([pairs[index] for index in indices], device))

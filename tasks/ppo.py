@@ -29,6 +29,7 @@ from tasks.learning.models import context_length, load_policy, load_reward, set_
 from tasks.learning.optimise import check_finite
 from tasks.learning.readings import completion_scores
 from tasks.learning.rollouts import generate
+from tasks.learning.sharding import assembled
 from tasks.params import Params
 from tasks.registry import tracking
 from tasks.registry.stages import stage_key
@@ -111,6 +112,7 @@ def ppo(params: Params) -> None:
             run.log(iteration, clock.tokens_per_second(int(rollouts.mask.sum())))
             progress = Progress(iteration, curve.rows, {"kl_coefficient": kl_coefficient})
             checkpoints.save(progress, final=iteration == settings.iterations)
+        models = models._replace(policy=assembled(models.policy))
         run.table("samples", samples(models, shown, params))
         metrics = summary(curve.rows, settings.rollouts)
         publish("ppo", models.policy, models.tokenizer, metrics=metrics, curve=curve, run=run)

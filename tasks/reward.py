@@ -21,6 +21,7 @@ from tasks.learning.forward import unwrapped
 from tasks.learning.losses import PairValues, reward_loss
 from tasks.learning.models import context_length, merged, new_reward_model, normalise_scores, set_up, with_adapters
 from tasks.learning.readings import completion_scores
+from tasks.learning.sharding import assembled
 from tasks.params import Params, Reward
 from tasks.registry import tracking
 from tasks.registry.stages import stage_key
@@ -56,7 +57,7 @@ def reward(params: Params) -> None:
         fit = Fit("reward", key, model, lengths, params=params, settings=params.reward, run=run)
         before = held_out_loss(model, validation, params.reward)
         train(fit, model, pairs, params.reward)
-        model = merged(model)
+        model = merged(assembled(model))
         after = held_out_loss(model, validation, params.reward)
         test_figures = reward_figures(scored_pairs(model, test))  # raw scores: their margins are the log-odds
         normalisation = standardise(model, row_batches(answers, tokens, device))

@@ -21,6 +21,7 @@ from tasks.learning.forward import unwrapped
 from tasks.learning.losses import sft_loss
 from tasks.learning.models import context_length, load_policy, merged, set_up, with_adapters
 from tasks.learning.readings import completion_log_probs, token_statistics
+from tasks.learning.sharding import assembled
 from tasks.params import Params
 from tasks.registry import tracking
 from tasks.registry.stages import stage_key
@@ -60,7 +61,7 @@ def sft(params: Params) -> None:
         fit = Fit("sft", key, policy, lengths, params=params, settings=params.sft, run=run, epsilon=1e-8)
         before = likelihood(policy, held_out)
         train(fit, policy, rows)
-        policy = merged(policy)
+        policy = merged(assembled(policy))
         after = likelihood(policy, held_out)
         metrics = {
             "rows": len(rows),

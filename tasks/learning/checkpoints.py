@@ -19,6 +19,7 @@ from tasks.data.files import STATE, replacing
 from tasks.errors import InputError
 from tasks.learning import ranks
 from tasks.learning.disk import writing
+from tasks.learning.sharding import cut_like, whole
 from tasks.params import Params
 
 CurveRow = dict[str, float]
@@ -64,7 +65,7 @@ class Checkpoints:
         for name, model in self._models.items():
             _load_trainable(model, state["models"][name])
         for name, optimiser in self._optimisers.items():
-            optimiser.load_state_dict(state["optimisers"][name])
+            _load_optimiser(optimiser, state["optimisers"][name])
         self._saved = state["step"]
         return Progress(state["step"], state["rows"], state["extra"])
 
@@ -73,15 +74,15 @@ class Checkpoints:
         if not self._every or (progress.step % self._every and not final):
             return
         self._saved = progress.step
-        if not ranks.is_first():
-            return
         state = {
             "step": progress.step,
             "rows": [dict(row) for row in progress.rows],
             "extra": dict(progress.extra),
-            "models": {name: _trainable(model) for name, model in self._models.items()},
-            "optimisers": {name: optimiser.state_dict() for name, optimiser in self._optimisers.items()},
+            "models": {name: whole(_trainable(model)) for name, model in self._models.items()},
+            "optimisers": {name: whole(optimiser.state_dict()) for name, optimiser in self._optimisers.items()},
         }
+        if not ranks.is_first():
+            return
         with replacing(self._file) as draft, writing(self._file), draft.open("wb") as file:
             torch.save(state, file)
         self._drop_others()
@@ -132,4 +133,12 @@ def _trainable(model: nn.Module) -> dict[str, Tensor]:
 def _load_trainable(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, weight in _trainable(model).items():
-            weight.copy_(saved[name])
+            weight.copy_(cut_like(saved[name], weight))
+
+
+def _load_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    optimiser.load_state_dict(saved)
+    for weight, moments in optimiser.state.items():
+        for name, moment in moments.items():
+            if moment.shape == weight.shape:  # not the count of steps
+                moments[name] = cut_like(moment, weight)

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from tasks.errors import InputError, is_out_of_memory
 from tasks.learning import ranks
-from tasks.learning.batches import micro_batches, steps_in, training_batches
+from tasks.learning.batches import steps_in, training_batches
 from tasks.learning.checkpoints import Checkpoints, Progress
 from tasks.learning.curves import Curve, Run
 from tasks.learning.memory import Budget
 from tasks.learning.optimise import adamw, learning_rate, make_accelerator, update
+from tasks.learning.ranks import Pass
+from tasks.learning.sharding import shard
 from tasks.params import Params, Training
 
 Row = TypeVar("Row")
@@ -60,13 +62,14 @@ class Fit:
         Args:
             stage: names checkpoints and progress bar.
             key: content key of the stage.
-            model: its trainable weights are optimised.
+            model: its trainable weights are optimised; sharded, where that was asked for.
             lengths: tokens of each item of the training data: a row, or a pair of rows, each as long as the longer.
             params: seed and runtime.
             settings: epochs, batch size, learning rate and so on.
             run: where the curve goes besides its file.
             epsilon: AdamW's.
         """
+        shard(model)
         self._stage, self._model, self._lengths, self._settings, self._run = stage, model, lengths, settings, run
         self._seed = params.seed
         self._budget = Budget(params.runtime.tokens_per_pass)
@@ -78,15 +81,10 @@ class Fit:
         self._count = steps_in(len(lengths), settings.batch_size, settings.epochs)
         self._sums: dict[str, float] = {}
 
-    def groups(self, indices: Sequence[int]) -> list[list[int]]:
-        """Split this process's share of the items of a step into those of one forward and backward pass each."""
-        mine = ranks.share(indices, self._lengths)
-        return list(micro_batches(mine, self._lengths, self._budget.tokens))
-
     def first_epoch(self) -> Iterator[list[int]]:
         """Give every item of this process's share once, in the very groups of the first epoch."""
         for _, indices in training_batches(len(self._lengths), self._settings.batch_size, 1, self._seed):
-            yield from self.groups(indices)
+            yield from (each.items for each in self._passes_of(indices) if each.weight)
 
     def steps(self) -> Iterator[tuple[int, list[int], list[list[int]]]]:
         """Take up training from the last checkpoint, or begin: give each step's number, its items and the groups."""
@@ -98,8 +96,9 @@ class Fit:
         ):
             self._is_done = False
             while not self._is_done:
-                self._sums, self._groups = {}, self.groups(indices)
-                yield step, indices, self._groups
+                self._sums, self._passes = {}, self._passes_of(indices)
+                self._weights = iter([each.weight for each in self._passes])
+                yield step, indices, [each.items for each in self._passes]
 
     @contextmanager
     def attempt(self, step: int) -> Iterator[None]:
@@ -117,7 +116,7 @@ class Fit:
             if not is_out_of_memory(error):
                 raise
             self._optimiser.zero_grad()
-            self._budget.halve(self._groups)
+            self._budget.halve(self._passes)
         else:
             self._update(step)
             self._is_done = True
@@ -128,10 +127,17 @@ class Fit:
         return context
 
     def backward(self, parts: Mapping[str, Tensor]) -> None:
-        """Add the gradient of parts["loss"] to the step's, and every part to the step's metric of that name."""
-        self._accelerator.backward(parts["loss"])
+        """Add the gradient of parts["loss"] to the step's, and every part to the step's metric of that name.
+
+        To be called once for each of the step's groups, in their order.
+        """
+        weight = next(self._weights)
+        self._accelerator.backward(weight * parts["loss"])
         for name, part in parts.items():
-            self._sums[name] = self._sums.get(name, 0.0) + part.item()
+            self._sums[name] = self._sums.get(name, 0.0) + weight * part.item()
+
+    def _passes_of(self, indices: Sequence[int]) -> list[Pass]:
+        return ranks.passes(indices, self._lengths, self._budget.tokens)
 
     def _update(self, step: int) -> None:
         settings = self._settings

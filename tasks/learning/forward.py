@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +17,18 @@ from tasks.learning.attention import PACKED
 from tasks.learning.batches import Batch, collate, positions
 
 logger = logging.getLogger(__name__)
+_heads: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # whether a model's head alone makes its logits
 
 # Rows on which a model shows whether it may read them packed; every vocabulary has these ids.
 PROBES = [Encoded([2, 3, 4, 5], [6, 7, 8]), Encoded([9, 8], [7, 6, 5, 4, 3]), Encoded([2, 3, 4, 5], [3, 9, 2, 5, 7])]
+BODY = "read_by_body"  # of a sharded model: its body, with the weights put together before
 LARGEST_PACKING_ERROR = 1e-3  # of the largest hidden state: rounding is a thousand times smaller, a leak larger
 
 
 def last_states(model: nn.Module, batch: Batch, wanted: Tensor) -> Tensor:
     """Last hidden states (N, d) at the N True places of `wanted` (B, L), row after row."""
-    body = unwrapped(model).base_model
+    inner = unwrapped(model)
+    body = getattr(inner, BODY, inner.base_model)
     states: Tensor
     if is_packed(model):
         states = body(**_packed_inputs(batch)).last_hidden_state[0][batch.packing.places[wanted]]
@@ -51,17 +55,23 @@ def predicting(batch: Batch) -> Tensor:
     return functional.pad(batch.completion_mask[:, 1:], (0, 1))
 
 
-@torch.no_grad()
 def plain_head(policy: nn.Module) -> nn.Module | None:
     """Give the layer that makes the logits of the last states, if it alone does: some families scale or cap them after.
 
-    Tried out on the rows that showed whether the model may be packed.
+    Tried out at the first call on the rows that showed whether the model may be packed.
     """
-    head = unwrapped(policy).get_output_embeddings()  # type: ignore[no-untyped-call]
-    assert isinstance(head, nn.Module)
+    inner = unwrapped(policy)
+    head = inner.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if inner not in _heads:
+        _heads[inner] = _makes_logits(head, policy)
+    return head if _heads[inner] else None
+
+
+@torch.no_grad()
+def _makes_logits(head: nn.Module, policy: nn.Module) -> bool:
     batch = collate(PROBES, unwrapped(policy).device)
     expected, found = completion_logits(policy, batch), head(last_states(policy, batch, predicting(batch)))
-    return head if torch.allclose(found, expected, rtol=0, atol=1e-3 * expected.abs().max().item()) else None
+    return torch.allclose(found, expected, rtol=0, atol=1e-3 * expected.abs().max().item())
 
 
 def is_packed(model: nn.Module) -> bool:

@@ -14,11 +14,13 @@ from tasks.learning import ranks
 from tasks.learning.advantages import kl_estimates
 from tasks.learning.batches import epoch_order
 from tasks.learning.experience import Models, Rollouts, judge, sampled_as_trained
-from tasks.learning.memory import Budget, Groups
+from tasks.learning.memory import Budget
 from tasks.learning.optimise import adamw, check_finite, learning_rate, make_accelerator, update
 from tasks.learning.policy_gradient import policy_loss, value_loss
+from tasks.learning.ranks import Pass
 from tasks.learning.readings import completion_log_probs, completion_values, token_statistics
 from tasks.learning.rollouts import Response, generate, stop_tokens
+from tasks.learning.sharding import shard, together
 from tasks.params import Params
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,8 @@ class Learner:
         self.models_that_learn = {"policy": models.policy}
         if models.critic is not None:
             self.models_that_learn["critic"] = models.critic
+        for model in self.models_that_learn.values():
+            shard(model)
         # The ratio of a first step is 1 only if both its sides were computed in the same precision.
         self._as_sampled = None if params.runtime.precision == "fp32" else False  # None: not tried out yet
         self.optimisers: dict[str, torch.optim.Optimizer] = {
@@ -61,16 +65,17 @@ class Learner:
         settings = self._settings
         mine = ranks.share(range(len(prompts)), [len(prompt) for prompt in prompts])
         # Not under autocast, which would cast every weight anew for every token.
-        responses = generate(
-            self._models.policy,
-            self._models.tokenizer,
-            prompts,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            seed=seed,
-            slots=self._runtime.slots,
-            numbers=mine,
-        )
+        with together(self._models.policy):
+            responses = generate(
+                self._models.policy,
+                self._models.tokenizer,
+                prompts,
+                max_new_tokens=settings.max_new_tokens,
+                temperature=settings.temperature,
+                seed=seed,
+                slots=self._runtime.slots,
+                numbers=mine,
+            )
         everybodys = ranks.gathered(list(zip(sorted(mine), responses, strict=True)))
         return [response for _, response in sorted(everybodys, key=lambda numbered: numbered[0])]
 
@@ -79,19 +84,19 @@ class Learner:
         lengths = [response.row.length for response in responses]
         as_sampled = self._is_as_sampled(responses)
 
-        def judged(groups: Groups) -> Rollouts:
-            with self._accelerator.autocast():
+        def judged(passes: Sequence[Pass]) -> Rollouts:
+            with self._accelerator.autocast(), together(self._models.policy, self._models.critic):
                 return judge(
                     self._models,
                     responses,
                     self._stops,
                     self._settings,
                     kl_coefficient=kl_coefficient,
-                    groups=groups,
+                    groups=[each.items for each in passes if each.weight],
                     as_sampled=as_sampled,
                 )
 
-        return self._budget.spend(ranks.share(range(len(lengths)), lengths), lengths, judged)
+        return self._budget.spend(range(len(lengths)), lengths, judged)
 
     def update(self, rollouts: Rollouts, iteration: int, kept: str, kl_coefficient: float = 0.0) -> dict[str, float]:
         """Phase 3: learn from a round, several times over; returns the means over its optimiser steps.
@@ -114,25 +119,27 @@ class Learner:
             order = epoch_order(len(lengths), epoch, seed)
             change = []
             for minibatch in torch.tensor(order).tensor_split(settings.minibatches):
-                mine = ranks.share(minibatch.tolist(), lengths)
+                rows: list[int] = minibatch.tolist()
                 step = Step(iteration, int(rollouts.mask[minibatch].sum()), kept)
-                figures = self._budget.spend(mine, lengths, partial(self._policy_step, rollouts, step, kl_coefficient))
+                figures = self._budget.spend(rows, lengths, partial(self._policy_step, rollouts, step, kl_coefficient))
                 if self._models.critic is not None:
-                    figures |= self._budget.spend(mine, lengths, partial(self._critic_step, rollouts, step))
+                    figures |= self._budget.spend(rows, lengths, partial(self._critic_step, rollouts, step))
                 change.append(figures["approx_kl"])
                 yield figures
             if settings.max_update_kl is not None and fmean(change) > settings.max_update_kl:
                 return
 
-    def _policy_step(self, rollouts: Rollouts, step: Step, kl_coefficient: float, groups: Groups) -> dict[str, float]:
+    def _policy_step(
+        self, rollouts: Rollouts, step: Step, kl_coefficient: float, passes: Sequence[Pass]
+    ) -> dict[str, float]:
         settings, policy = self._settings, self._models.policy
         if step.iteration <= settings.critic_warmup:
             return dict(UNMOVED_POLICY)
         bonus: Tensor | float
-        parts = [rollouts.take(rows) for rows in groups]
+        parts = [(rollouts.take(each.items), each.weight) for each in passes]
         self.optimisers["policy"].zero_grad()  # an attempt that ran out of memory left a part of a gradient
         sums = dict.fromkeys((*POLICY_FIGURES, "loss"), 0.0)
-        for part in parts:
+        for part, weight in parts:
             with self._accelerator.autocast():
                 if settings.entropy_bonus:
                     log_probs, entropies, _ = token_statistics(policy, part.batch, settings.temperature)
@@ -152,28 +159,28 @@ class Learner:
             if settings.estimator == "grpo":
                 kl = kl_estimates(log_probs, part.reference_log_probs, part.mask, settings.kl_estimator)
                 loss = loss + kl_coefficient * kl.sum() / step.token_count
-            self._accelerator.backward(loss)
-            sums["loss"] += loss.item()
+            self._accelerator.backward(weight * loss)
+            sums["loss"] += weight * loss.item()
             for name, value in zip(POLICY_FIGURES, found, strict=True):
-                sums[name] += value.item()
+                sums[name] += weight * value.item()
         sums = ranks.summed(sums)
         return {"grad_norm_policy": self._move("policy", step, sums.pop("loss"), settings.learning_rate), **sums}
 
-    def _critic_step(self, rollouts: Rollouts, step: Step, groups: Groups) -> dict[str, float]:
+    def _critic_step(self, rollouts: Rollouts, step: Step, passes: Sequence[Pass]) -> dict[str, float]:
         settings, critic = self._settings, self._models.critic
         assert critic is not None
-        parts = [rollouts.take(rows) for rows in groups]
+        parts = [(rollouts.take(each.items), each.weight) for each in passes]
         self.optimisers["critic"].zero_grad()
         sums = {"value_loss": 0.0, "value_clip_fraction": 0.0}
-        for part in parts:
+        for part, weight in parts:
             with self._accelerator.autocast():
                 values = completion_values(critic, part.batch)
             found = value_loss(
                 values, part.values, part.returns, part.mask, token_count=step.token_count, clip=settings.value_clip
             )
-            self._accelerator.backward(found.loss)
-            sums["value_loss"] += found.loss.item()
-            sums["value_clip_fraction"] += found.clip_fraction.item()
+            self._accelerator.backward(weight * found.loss)
+            sums["value_loss"] += weight * found.loss.item()
+            sums["value_clip_fraction"] += weight * found.clip_fraction.item()
         sums = ranks.summed(sums)
         norm = self._move("critic", step, sums["value_loss"], settings.critic_learning_rate)
         return {**sums, "grad_norm_critic": norm}
@@ -181,7 +188,8 @@ class Learner:
     def _is_as_sampled(self, responses: Sequence[Response]) -> bool:
         if self._as_sampled is None:
             few = responses[:TRIED_OUT]
-            self._as_sampled = sampled_as_trained(self._models.policy, few, self._settings.temperature)
+            with together(self._models.policy):
+                self._as_sampled = sampled_as_trained(self._models.policy, few, self._settings.temperature)
             if not self._as_sampled:
                 logger.warning("the sampler's log-probabilities are not those of the training pass: computed anew")
         return self._as_sampled

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from tasks.errors import InputError, is_out_of_memory
-from tasks.learning.batches import micro_batches
+from tasks.learning import ranks
+from tasks.learning.ranks import Pass
 
 Result = TypeVar("Result")
-Groups = Sequence[Sequence[int]]  # the items of each forward and backward pass
 logger = logging.getLogger(__name__)
 
 
@@ -18,31 +18,35 @@ class Budget:
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
 
-    def halve(self, groups: Groups) -> None:
-        """Make the next attempt a smaller one; `groups` are the items of each pass of the one that failed.
+    def halve(self, passes: Sequence[Pass]) -> None:
+        """Make the next attempt a smaller one than that of the `passes` that failed.
 
         Raises:
-            InputError: every pass held one item only.
+            InputError: every pass held one item only, or other processes wait for this one within the pass.
         """
-        if max(len(group) for group in groups) == 1:
+        if ranks.are_sharding():
+            raise InputError(
+                "out of memory on one of several processes that share weights: lower runtime.tokens_per_pass"
+            )
+        if max(len(each.items) for each in passes) == 1:
             cure = "lower validate.max_tokens, train adapters (lora.rank), or take a smaller base model"
             raise InputError(f"out of memory with a single row in a pass: {cure}")
         self.tokens //= 2
         logger.warning("out of memory: going on with %d tokens in a pass (runtime.tokens_per_pass)", self.tokens)
 
-    def spend(self, items: Sequence[int], lengths: Sequence[int], work: Callable[[Groups], Result]) -> Result:
-        """Do some work in micro-batches, again from its beginning where memory does not suffice.
+    def spend(self, items: Sequence[int], lengths: Sequence[int], work: Callable[[Sequence[Pass]], Result]) -> Result:
+        """Do this process's share of some work in passes, again from its beginning where memory does not suffice.
 
         Args:
-            items: what is worked on.
+            items: what all processes work on.
             lengths: tokens of each item there is.
-            work: called with the items of each pass; what it leaves behind when it fails must not matter.
+            work: called with the passes; what it leaves behind when it fails must not matter.
         """
         while True:
-            groups = list(micro_batches(items, lengths, self.tokens))
+            passes = ranks.passes(items, lengths, self.tokens)
             try:
-                return work(groups)
+                return work(passes)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-            self.halve(groups)
+            self.halve(passes)

@@ -10,6 +10,7 @@ from torch import nn
 from tasks.errors import InputError
 from tasks.learning import ranks
 from tasks.learning.models import device_of
+from tasks.learning.sharding import whole
 from tasks.params import Params, Schedule
 
 
@@ -85,8 +86,9 @@ def update(
         InputError: loss or gradient norm is not finite; the weights have not been touched.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    ranks.add_gradients(weights)
-    norm = float(accelerator.clip_grad_norm_(weights, max_grad_norm))
+    if not ranks.are_sharding():  # shards were summed in the backward pass
+        ranks.add_gradients(weights)
+    norm = float(whole({"norm": accelerator.clip_grad_norm_(weights, max_grad_norm)})["norm"])
     check_finite(step, {"loss": loss, "gradient norm": norm}, kept)
     for group in optimiser.param_groups:
         group["lr"] = learning_rate

@@ -6,12 +6,22 @@ whole step, so gradients of the shares add up to that of the step, however it is
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 
+from tasks.errors import InputError
+from tasks.learning.batches import micro_batches
+
 Item = TypeVar("Item")
+
+
+class Pass(NamedTuple):
+    """One forward and backward pass: its items, and the factor of their gradient and figures."""
+
+    items: list[int]
+    weight: float = 1.0  # 0 where nothing is to be learned and other processes wait for company
 
 
 def join(device: torch.device) -> None:
@@ -19,6 +29,7 @@ def join(device: torch.device) -> None:
     if count() > 1 and not distributed.is_initialized():
         from accelerate import PartialState
 
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # every process loads its models itself
         PartialState(cpu=device.type == "cpu")
 
 
@@ -37,9 +48,39 @@ def is_first() -> bool:
     return number() == 0
 
 
+def are_sharding() -> bool:
+    """Whether `accelerate launch` was told that each process keeps a part of the weights that learn.
+
+    Raises:
+        InputError: it was told so for DeepSpeed, or for FSDP's first version.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" or os.environ.get("FSDP_VERSION", "2") != "2":
+        raise InputError("runtime.launcher: weights are sharded by FSDP2 alone: use infra/accelerate/fsdp.yaml")
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true" and count() > 1
+
+
 def share(items: Sequence[int], lengths: Sequence[int]) -> list[int]:
     """Give this process's share of some items: every n-th by length, so that all have about as much to do."""
-    return sorted(items, key=lengths.__getitem__)[number() :: count()]
+    return shares(items, lengths)[number()]
+
+
+def shares(items: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """Give every process's share of some items."""
+    by_length = sorted(items, key=lengths.__getitem__)
+    return [by_length[each :: count()] for each in range(count())]
+
+
+def passes(items: Sequence[int], lengths: Sequence[int], tokens: int) -> list[Pass]:
+    """Split this process's share of a step into passes of at most `tokens` tokens.
+
+    Processes that share weights must pass equally often: who has less to do repeats the shortest item, for nothing.
+    """
+    of_all = [list(micro_batches(each, lengths, tokens)) for each in shares(items, lengths)]
+    mine = [Pass(group) for group in of_all[number()]]
+    if are_sharding():
+        idle = Pass([min(items, key=lengths.__getitem__)], weight=0.0)
+        mine += [idle] * (max(len(groups) for groups in of_all) - len(mine))
+    return mine
 
 
 def add_up(*tensors: Tensor) -> None:

@@ -10,16 +10,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks.data.files import MODELS
 from tasks.dpo import dpo
 from tasks.learning import ranks
+from tasks.learning.fitting import Fit
 from tasks.ppo import ppo
 from tasks.reward import reward
 from tasks.sft import sft
 from tests.conftest import ROOT, MakeParams, NotedRun
+from tests.learning.together import EnoughError, stop_after
 
 STAGES = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}
 PPO = {"iterations": 3, "rollouts": 7, "minibatches": 2, "max_new_tokens": 8, "critic_warmup": 1}
+
+
+Curves = dict[str, list[dict[str, float]]]
 
 
 def curve(path: Path) -> list[dict[str, float]]:
@@ -27,29 +31,72 @@ def curve(path: Path) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-def test_two_processes_train_as_one_does(workspace: Path, make_params: MakeParams, noted_run: NotedRun):
+@pytest.fixture
+def alone(workspace: Path, make_params: MakeParams, noted_run: NotedRun) -> Curves:
+    """The curves of one process, whose settings and models are left for several."""
     params = make_params(ppo=PPO)
     for train in STAGES.values():
         train(params)
-    alone = {stage: curve(Path(f"curves/{stage}.csv")) for stage in STAGES}
-    for stage in ("sft", "reward"):  # what the later ones start from, made alone
-        shutil.copytree(MODELS / stage, workspace / "kept" / stage)
-    shutil.rmtree("curves")
     Path("settings.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True)), encoding="utf-8")
+    curves = {stage: curve(Path(f"curves/{stage}.csv")) for stage in STAGES}
+    shutil.rmtree("curves")
+    return curves
 
-    # On CPUs accelerate's own launcher wants mpirun; told of GPUs it starts the processes itself, and they find none.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [*launch, "-m", "tests.learning.together", "settings.yaml", *STAGES]
+
+def launch(config: str, *stages: str) -> None:
+    """Train in two processes, in the way of a file in infra/accelerate."""
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        f"{ROOT}/infra/accelerate/{config}.yaml",
+    ]
+    command += ["-m", "tests.learning.together", "settings.yaml", *stages]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr
 
+
+@pytest.mark.parametrize("config", ["ddp", "fsdp"])
+def test_two_processes_train_as_one_does(config: str, alone: Curves):
+    launch(config, *STAGES)
     for stage, expected in alone.items():
         together = curve(Path("together") / stage / f"{stage}.csv")
-        assert len(together) == len(expected)
         for one, other in zip(together, expected, strict=True):
-            assert one == pytest.approx(other, rel=5e-4, abs=1e-5)
+            # The reward model's gain, one over a small deviation, multiplies the rounding that ppo starts from.
+            assert one == pytest.approx(other, rel=2e-3 if stage == "ppo" else 5e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_a_checkpoint_of_shards_is_taken_up_by_one_process_and_the_other_way_round(
+    lora: int, workspace: Path, make_params: MakeParams, noted_run: NotedRun, monkeypatch: pytest.MonkeyPatch
+):
+    params = make_params(lora={"rank": lora}, runtime={"checkpoint_every": 1})
+    Path("settings.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True)), encoding="utf-8")
+    sft(params)
+    expected, noted_run.rows = noted_run.rows, []
+
+    launch("fsdp", "sft@2")
+    taken: list[int] = []
+    take = Fit._update
+
+    def take_and_note(self: Fit, step: int) -> None:
+        taken.append(step)
+        take(self, step)
+
+    monkeypatch.setattr(Fit, "_update", take_and_note)
+    sft(params)
+    assert taken == [3, 4, 5, 6]
+    for (_, one), (_, other) in zip(noted_run.rows, expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+    stop_after(4, monkeypatch)
+    with pytest.raises(EnoughError):
+        sft(params)
+    launch("fsdp", "sft")
+    for one, other in zip(curve(Path("together/sft/sft.csv")), curve(Path("curves/sft.csv")), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
 
 
 def test_alone_there_is_nothing_to_add_up(monkeypatch: pytest.MonkeyPatch):

@@ -1,19 +1,22 @@
 """Trains in one process of several: started by test_ranks.py through accelerate, in a folder that holds what is read.
 
 `python -m tests.learning.together settings.yaml sft reward dpo ppo`; the curves of each lie in `together/<trainer>/`.
+`sft@3` ends with the checkpoint of step 3.
 """
 
 import importlib
 import shutil
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from torch import distributed
 
 from tasks.learning import ranks
+from tasks.learning.checkpoints import Checkpoints, Progress
 from tasks.params import parse_params
 from tasks.registry import tracking
 from tests.conftest import NotedRun
@@ -24,13 +27,32 @@ def unnoted(*_: Any, **__: Any) -> Any:
     yield NotedRun()
 
 
+class EnoughError(Exception):
+    """The checkpoint that was wanted is saved."""
+
+
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """End training with the checkpoint of a step."""
+    save = Checkpoints.save
+
+    def save_and_stop(self: Checkpoints, progress: Progress, *, final: bool = False) -> None:
+        save(self, progress, final=final)
+        if progress.step == step:
+            raise EnoughError
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_stop)
+
+
 def main(settings: str, *stages: str) -> None:
     tracking.run = unnoted
     params = parse_params(yaml.safe_load(Path(settings).read_text(encoding="utf-8")))
-    for stage in stages:
-        getattr(importlib.import_module(f"tasks.{stage}"), stage)(params)
+    for stage, _, last in (each.partition("@") for each in stages):
+        if last:
+            stop_after(int(last), pytest.MonkeyPatch())
+        with suppress(EnoughError):
+            getattr(importlib.import_module(f"tasks.{stage}"), stage)(params)
         distributed.barrier()
-        if ranks.is_first():
+        if ranks.is_first() and not last:
             shutil.copytree("curves", f"together/{stage}", dirs_exist_ok=True)
     distributed.destroy_process_group()
 
