@@ -4,6 +4,7 @@ Candidate, SFT and opponent answer the same prompts with the same seeds and deco
 answer. Arithmetic is fp32 whatever runtime.precision says: a comparison is no place to save.
 """
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from tasks.data.example import gold_score
 from tasks.data.files import METRICS, MODELS, REPORTS, STATE, VALIDATED, write_json, write_jsonl
-from tasks.data.records import Prompt, read_prompts
-from tasks.data.tokens import Encoded, decode, encode, encode_prompts, load_tokenizer
+from tasks.data.records import Prompt, read_demonstrations, read_prompts
+from tasks.data.tokens import Encoded, decode, encode, encode_demonstrations, encode_prompts, load_tokenizer
 from tasks.errors import InputError
 from tasks.judging.compare import Resampling
 from tasks.judging.metrics import Answers
@@ -35,6 +36,7 @@ from tasks.stage import main
 
 RESPONSES = REPORTS / "evaluate" / "responses.jsonl"
 SAMPLES_TRACKED = 100
+LARGEST_EXPONENT = 700.0  # exp of more is no float
 
 
 class Spoken(NamedTuple):
@@ -55,8 +57,9 @@ def evaluate(params: Params) -> None:
     _check_models(params)
     set_up(params)
     with tracking.run("evaluate", params, inputs=[VALIDATED / "prompts.jsonl"]) as run:
-        models, kl = _compare(prompts, opponent, params)
-        figures = summarise(prompts, models, kl, Resampling(settings.bootstrap, settings.confidence, params.seed))
+        models, kl, perplexity = _compare(prompts, opponent, params)
+        resampling = Resampling(settings.bootstrap, settings.confidence, params.seed)
+        figures = summarise(prompts, models, kl, perplexity, resampling)
         figures["opponent"] = {"name": opponent.name, "version": opponent.version} | figures["opponent"]
         responses = list(rows(prompts, models, kl if settings.temperature else None))
         write_jsonl(RESPONSES, responses)
@@ -93,8 +96,15 @@ def _check_models(params: Params) -> None:
             raise InputError(f"{MODELS / name} does not exist: run the stage that writes it (dvc repro)")
 
 
-def _compare(prompts: Sequence[Prompt], opponent: Opponent, params: Params) -> tuple[dict[str, Judged], list[float]]:
-    """Judge candidate, SFT and opponent; and KL(candidate || SFT) in nats, one estimate a prompt."""
+def _compare(
+    prompts: Sequence[Prompt], opponent: Opponent, params: Params
+) -> tuple[dict[str, Judged], list[float], dict[str, float | None]]:
+    """Judge candidate, SFT and opponent.
+
+    Returns:
+        What is known of their answers; KL(candidate || SFT) in nats, one estimate a prompt; and the perplexity of the
+        demonstrated answers under candidate and SFT.
+    """
     tokenizer = load_tokenizer(MODELS / "sft")  # the candidate's and the reward model's too: both come from SFT
     candidate, sft = (load_policy(MODELS / name, params, trainable=False) for name in (params.align.method, "sft"))
     spoken = {
@@ -102,6 +112,10 @@ def _compare(prompts: Sequence[Prompt], opponent: Opponent, params: Params) -> t
         "sft": _respond("sft", sft, tokenizer, prompts, params),
     }
     kl = _divergence(candidate, sft, tokenizer, spoken["candidate"], params)
+    perplexity = {
+        "candidate": _perplexity(candidate, tokenizer, params),
+        "sft": _perplexity(sft, tokenizer, params),
+    }
     del candidate, sft
     if opponent.policy:
         spoken["opponent"] = _respond_as_champion(opponent.policy, tokenizer, prompts, params)
@@ -110,7 +124,7 @@ def _compare(prompts: Sequence[Prompt], opponent: Opponent, params: Params) -> t
     models = {
         name: judge(prompts, _scored(said, reward_model, tokenizer, params), gold) for name, said in spoken.items()
     }
-    return models | {"opponent": models.get("opponent", models["sft"])}, kl
+    return models | {"opponent": models.get("opponent", models["sft"])}, kl, perplexity
 
 
 def _respond(
@@ -180,6 +194,21 @@ def _divergence(
         return ratios.double().sum(dim=1)
 
     return _by_batch(log_ratios, samples, tokenizer, params)
+
+
+def _perplexity(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, params: Params) -> float | None:
+    """Perplexity of the demonstrated answers of the test split; None where there are none.
+
+    A policy that was pushed away from good language finds it surprising, whatever the reward model says.
+    """
+    texts = encode_demonstrations(tokenizer, read_demonstrations(VALIDATED, "test"), context_length(policy))
+    if not texts:
+        return None
+    log_probs = _by_batch(
+        lambda batch: completion_log_probs(policy, batch).double().sum(dim=1), texts, tokenizer, params
+    )
+    nats = -sum(log_probs) / sum(len(text.completion) for text in texts)
+    return math.exp(nats) if nats < LARGEST_EXPONENT else math.inf
 
 
 def _scored(

@@ -253,6 +253,9 @@ class Gate(Section):
     min_reward_accuracy: Share
     max_length_ratio: Positive
     min_eos_rate: Share
+    max_repetition: Share
+    max_refusals_gained: Share
+    max_perplexity_ratio: Positive
 
 
 class Registry(Section):

@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from tasks import evaluate as stage
 from tasks.base import make_scratch
 from tasks.data.example import prompts as example_prompts
-from tasks.data.records import Message, Prompt, write_records
+from tasks.data.records import Demonstration, Message, Prompt, read_demonstrations, write_records
 from tasks.data.tokens import Encoded, encode, encode_prompt, load_tokenizer
 from tasks.errors import InputError
 from tasks.evaluate import Spoken, choose_prompts, evaluate
@@ -114,6 +115,10 @@ def write_prompts(params, source=EXAMPLE, references=True):
         for number, row in enumerate(example_prompts(settings, 3))
     ]
     write_records(Path("data/validate"), "prompts", records)
+    answered = [
+        Demonstration(*record[:5], "We are sorry for the trouble.") for record in records if record.split == "test"
+    ]
+    write_records(Path("data/validate"), "demonstrations", answered)
 
 
 def write_opponent(name, version, policy):
@@ -180,6 +185,7 @@ def test_a_policy_equal_to_sft_is_no_different(run, params, temperature):
     assert found["win_rate"]["vs_sft"]["verdict"] == "inconclusive"
     assert found["kl"] == {"mean": 0, "standard_error": 0}
     assert found["gold"]["vs_sft"]["value"] == 0
+    assert found["perplexity"]["candidate"] == found["perplexity"]["sft"] > 1
     # greedy answers are no sample of the policy: its KL comes from others, which are not in the rows
     assert ("kl" in responses()[0]["candidate"]) == (temperature > 0)
 
@@ -227,6 +233,26 @@ def test_prompts_without_references_have_no_overlap(run, params):
     assert figures()["candidate"]["bleu"] is None
     assert "gold" not in figures()  # nobody knows the rule of other people's prompts
     assert "gold" not in responses()[0]["candidate"]
+
+
+def test_perplexity_is_that_of_the_answers_tokens(run, params):
+    evaluate(params)
+    model, tokenizer = load_policy(Path("models/ppo"), params, trainable=False), load_tokenizer(Path("models/ppo"))
+    nats, count = 0.0, 0
+    for record in read_demonstrations(Path("data/validate"), "test"):
+        row = encode(tokenizer, record.prompt, record.response)
+        with torch.no_grad():
+            log_probs = model(torch.tensor([row.prompt + row.completion])).logits[0].log_softmax(dim=-1)
+        answer = range(len(row.prompt), row.length)
+        nats -= sum(log_probs[place - 1, (row.prompt + row.completion)[place]].item() for place in answer)
+        count += len(answer)
+    assert figures()["perplexity"]["candidate"] == pytest.approx(math.exp(nats / count), rel=1e-4)
+
+
+def test_without_demonstrations_there_is_no_perplexity(run, params):
+    write_records(Path("data/validate"), "demonstrations", [])
+    evaluate(params)
+    assert figures()["perplexity"] == {"candidate": None, "sft": None}
 
 
 def test_reruns_give_the_same_bytes(evaluated, run, params):

@@ -33,10 +33,14 @@ def run_checks(evidence: Evidence, thresholds: Gate) -> list[Check]:
     """Run every check, in the order in which people read them."""
     return [
         _win_rate(evidence, thresholds.min_win_rate),
+        _win_rate_at_equal_length(evidence, thresholds.min_win_rate),
         _kl(evidence, thresholds.max_kl),
         _reward_accuracy(evidence, thresholds.min_reward_accuracy),
         _length_ratio(evidence, thresholds.max_length_ratio),
         _eos_rate(evidence, thresholds.min_eos_rate),
+        _repetition(evidence, thresholds.max_repetition),
+        _refusals(evidence, thresholds.max_refusals_gained),
+        _perplexity(evidence, thresholds.max_perplexity_ratio),
     ]
 
 
@@ -94,9 +98,25 @@ def _win_rate(evidence: Evidence, threshold: float) -> Check:
     if low >= threshold and proven:
         return Check("win_rate", low, threshold, "passed", f"{said}: its lower bound reaches {threshold:g}.")
     if high >= threshold:
-        sentence = f"{said}: these prompts do not settle whether it exceeds {threshold:g}."
+        needed = figure(evidence.evaluation, *versus, "prompts_to_settle")
+        advice = f" About {needed:,.0f} prompts like these would (power 80 %)." if needed else ""
+        sentence = f"{said}: these prompts do not settle whether it exceeds {threshold:g}.{advice}"
         return Check("win_rate", low, threshold, "inconclusive", sentence)
     return Check("win_rate", low, threshold, "failed", f"{said}: all of the interval is below {threshold:g}.")
+
+
+def _win_rate_at_equal_length(evidence: Evidence, threshold: float) -> Check:
+    name, versus = "win_rate_at_equal_length", ("length_controlled_win_rate", "vs_opponent")
+    value, low, high = (figure(evidence.evaluation, *versus, key) for key in ("value", "low", "high"))
+    if value is None or low is None or high is None:
+        return _missing(name, threshold, "The win rate at equal length", "metrics/evaluate.json")
+    said = f"With what length explains taken out, the win rate is {value:.3f} (interval {low:.3f} to {high:.3f})"
+    if low >= threshold:
+        return Check(name, low, threshold, "passed", f"{said}: its lower bound reaches {threshold:g}.")
+    if high >= threshold:
+        sentence = f"{said}: it is not shown that the answers are more than longer or shorter."
+        return Check(name, low, threshold, "inconclusive", sentence)
+    return Check(name, low, threshold, "failed", f"{said}: all of the interval is below {threshold:g}.")
 
 
 def _kl(evidence: Evidence, threshold: float) -> Check:
@@ -127,6 +147,29 @@ def _eos_rate(evidence: Evidence, threshold: float) -> Check:
     if rate is None:
         return _missing("eos_rate", threshold, "The share of answers that end by themselves", "metrics/evaluate.json")
     return _at_least("eos_rate", rate, threshold, f"The share of answers that end by themselves is {rate:.3f}")
+
+
+def _repetition(evidence: Evidence, threshold: float) -> Check:
+    share = figure(evidence.evaluation, "candidate", "repetition")
+    if share is None:
+        return _missing("repetition", threshold, "The repetition within answers", "metrics/evaluate.json")
+    return _at_most("repetition", share, threshold, f"The share of repeated 4-grams in an answer is {share:.3f}")
+
+
+def _refusals(evidence: Evidence, threshold: float) -> Check:
+    ours, theirs = (figure(evidence.evaluation, model, "refusals") for model in ("candidate", "opponent"))
+    if ours is None or theirs is None:
+        return _missing("refusals", threshold, "The share of refusals", "metrics/evaluate.json")
+    said = f"The share of answers that begin as refusals is {ours:.3f}, against {theirs:.3f} of {evidence.opponent}"
+    return _at_most("refusals", ours - theirs, threshold, f"{said}, a gain of {ours - theirs:.3f}")
+
+
+def _perplexity(evidence: Evidence, threshold: float) -> Check:
+    ours, theirs = (figure(evidence.evaluation, "perplexity", model) for model in ("candidate", "sft"))
+    if ours is None or not theirs:
+        return _missing("perplexity", threshold, "The perplexity of the demonstrated answers", "metrics/evaluate.json")
+    said = f"The perplexity of the demonstrated answers is {ours / theirs:.2f} times that under SFT"
+    return _at_most("perplexity", ours / theirs, threshold, said)
 
 
 def _at_least(name: str, value: float, threshold: float, said: str) -> Check:

@@ -3,18 +3,20 @@
 Everything is paired: the two answers to a prompt stay together, so that what makes a prompt hard for both cancels.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 Verdict = Literal["better", "worse", "inconclusive"]
 # Scores nearer than this are a tie: the same answer in another batch is padded, and so rounded, otherwise.
 TIE = 1e-3
 # Numbers the bootstrap draws at once: bounds its memory, never changes its result.
 DRAWN_AT_ONCE = 2**20
+POWER = 0.8  # of the comparison for which `prompts_to_settle` asks
 
 
 class Interval(NamedTuple):
@@ -36,6 +38,7 @@ class WinRate(NamedTuple):
     losses: int
     sign_test: float  # two-sided p of the exact sign test: ties are left out
     verdict: Verdict
+    prompts_to_settle: int | None  # None: settled, or a half
 
 
 class Resampling(NamedTuple):
@@ -70,13 +73,38 @@ def win_rate(ours: Sequence[float], theirs: Sequence[float], resampling: Resampl
         theirs: n scores of the other on the same prompts.
         resampling: count of resamples, confidence and seed.
     """
-    differences = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
-    outcomes = np.where(np.abs(differences) <= TIE, 0.5, (differences > 0).astype(np.float64))
-    interval = bootstrap_interval(outcomes.tolist(), resampling)
-    wins, losses = int((outcomes == 1).sum()), int((outcomes == 0).sum())
+    won = outcomes(ours, theirs)
+    interval = bootstrap_interval(won.tolist(), resampling)
+    wins, losses = int((won == 1).sum()), int((won == 0).sum())
     p = sign_test(wins, losses)
-    sure = p < 1 - resampling.confidence
-    return WinRate(*interval, float((outcomes == 0.5).mean()), wins, losses, p, verdict(interval, 0.5, sure))
+    found = verdict(interval, 0.5, sure=p < 1 - resampling.confidence)
+    needed = prompts_to_settle(won, resampling.confidence) if found == "inconclusive" else None
+    return WinRate(*interval, float((won == 0.5).mean()), wins, losses, p, found, needed)
+
+
+def outcomes(ours: Sequence[float], theirs: Sequence[float]) -> NDArray[np.float64]:
+    """Who wins each of n prompts by score: 1 the first model, 0 the other, a half nobody."""
+    differences = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
+    return np.where(np.abs(differences) <= TIE, 0.5, (differences > 0).astype(np.float64))
+
+
+def prompts_to_settle(won: NDArray[np.float64], confidence: float) -> int | None:
+    """How many prompts like these would show a win rate like this one to differ from a half, with a power of 80 %.
+
+    The usual normal approximation: n = ((z_confidence + z_power) deviation / (win rate - 1/2))^2.
+
+    Args:
+        won: (n,) outcomes: 0, a half or 1.
+        confidence: of the interval that is to exclude a half.
+
+    Returns:
+        None where the win rate is a half: no number of prompts would do.
+    """
+    effect, deviation = abs(float(won.mean()) - 0.5), float(won.std())
+    if effect == 0:
+        return None
+    quantiles = float(norm.ppf((1 + confidence) / 2) + norm.ppf(POWER))
+    return math.ceil((quantiles * deviation / effect) ** 2)
 
 
 def verdict(interval: Interval, null: float, sure: bool = True) -> Verdict:
@@ -93,9 +121,20 @@ def sign_test(wins: int, losses: int) -> float:
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
+def resampled_counts(count: int, resampling: Resampling) -> Iterator[NDArray[np.float64]]:
+    """Draw resamples of `count` prompts, some at a time: how often each prompt is in each, (R, count)."""
+    for drawn in _draws(count, resampling):
+        counts = np.zeros(drawn.shape)
+        np.add.at(counts, (np.arange(len(drawn))[:, None], drawn), 1)
+        yield counts
+
+
 def _resampled_means(values: NDArray[np.float64], resampling: Resampling) -> NDArray[np.float64]:
+    return np.concatenate([values[drawn].mean(axis=1) for drawn in _draws(len(values), resampling)])
+
+
+def _draws(count: int, resampling: Resampling) -> Iterator[NDArray[np.int64]]:
     generator = np.random.default_rng(resampling.seed)
-    rows = max(1, DRAWN_AT_ONCE // len(values))
-    counts = [min(rows, resampling.resamples - start) for start in range(0, resampling.resamples, rows)]
-    draws = (generator.integers(len(values), size=(count, len(values))) for count in counts)
-    return np.concatenate([values[drawn].mean(axis=1) for drawn in draws])
+    rows = max(1, DRAWN_AT_ONCE // count)
+    for start in range(0, resampling.resamples, rows):
+        yield generator.integers(count, size=(min(rows, resampling.resamples - start), count))

@@ -12,6 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 WORD = re.compile(r"\w+|[^\w\s]")
+# How assistants decline, at the beginning of an answer. English only.
+REFUSAL = re.compile(
+    r"\W*((i'm |i am )?(very |so )?sorry,? (but )?)?"
+    r"(as an ai\b|i must decline|(i (can't|cannot|won't|will not)|i'm (unable|not able) to|i am (unable|not able) to)"
+    r" (help|assist|answer|provide|comply|do that|fulfil|support|give|create|write|discuss|share|engage))",
+    re.IGNORECASE,
+)
 
 
 class Answers(NamedTuple):
@@ -106,6 +113,11 @@ def repetition(text: str, n: int = 4) -> float:
     """
     grams = _ngrams(words(text), n)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def is_refusal(text: str) -> bool:
+    """Whether an answer begins as a refusal to answer does, in English."""
+    return REFUSAL.match(text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")) is not None
 
 
 def mean(values: Sequence[float]) -> float | None:

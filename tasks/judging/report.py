@@ -17,6 +17,7 @@ FIGURES = (
     ("length", "Length, tokens", 1, ""),
     ("eos_rate", "Ended by itself", 3, "higher"),
     ("repetition", "Repeated 4-grams", 3, "lower"),
+    ("refusals", "Begins as a refusal", 3, "lower"),
     ("distinct_1", "Distinct-1", 3, ""),
     ("distinct_2", "Distinct-2", 3, ""),
     ("bleu", "BLEU", 2, "higher"),

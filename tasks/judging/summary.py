@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 
 from tasks.data.records import Prompt
 from tasks.judging.compare import Interval, Resampling, bootstrap_interval, verdict, win_rate
+from tasks.judging.lengths import length_controlled_win_rate
 from tasks.judging.metrics import (
     Answers,
     Likeness,
     corpus_overlap,
     distinct,
+    is_refusal,
     likenesses,
     mean,
     meteor_variant,
@@ -51,13 +53,20 @@ def prompt_text(prompt: Prompt) -> str:
     return prompt.prompt[-1]["content"]
 
 
-def summarise(prompts: Sequence[Prompt], models: Models, kl: Sequence[float], resampling: Resampling) -> dict[str, Any]:
+def summarise(
+    prompts: Sequence[Prompt],
+    models: Models,
+    kl: Sequence[float],
+    perplexity: Mapping[str, float | None],
+    resampling: Resampling,
+) -> dict[str, Any]:
     """All figures of the evaluation, rounded so that they read well; null where one cannot be computed.
 
     Args:
         prompts: n prompts.
         models: candidate, sft and opponent, judged on these prompts.
         kl: n estimates of KL(candidate || SFT), in nats an answer.
+        perplexity: of the demonstrated answers, under candidate and SFT.
         resampling: how intervals are drawn.
     """
     candidate = models["candidate"]
@@ -68,8 +77,15 @@ def summarise(prompts: Sequence[Prompt], models: Models, kl: Sequence[float], re
         "with_references": sum(bool(prompt.references) for prompt in prompts),
         **{name: model_figures(prompts, model) for name, model in models.items()},
         "win_rate": {name: win_rate(rewards, rival.answers.rewards, resampling) for name, rival in rivals.items()},
+        "length_controlled_win_rate": {
+            name: length_controlled_win_rate(
+                rewards, rival.answers.rewards, candidate.answers.lengths, rival.answers.lengths, resampling
+            )
+            for name, rival in rivals.items()
+        },
         "difference": {name: _differences(candidate, rival, resampling) for name, rival in rivals.items()},
         "kl": {"mean": mean(kl), "standard_error": standard_error(kl)},
+        "perplexity": dict(perplexity),
         **({"gold": _gold(models, rivals, resampling)} if candidate.gold is not None else {}),
         "confidence": resampling.confidence,
         "methods": _methods(prompts, candidate),
@@ -89,6 +105,7 @@ def model_figures(prompts: Sequence[Prompt], model: Judged) -> dict[str, float |
         "distinct_1": distinct(texts, 1),
         "distinct_2": distinct(texts, 2),
         "repetition": mean(model.repetitions),
+        "refusals": mean([is_refusal(text) for text in texts]),
         "bleu": overlap.bleu if overlap else None,
         "chrf": overlap.chrf if overlap else None,
         **{name: mean([getattr(likeness, name) for likeness in found]) for name in Likeness._fields},

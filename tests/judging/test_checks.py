@@ -7,20 +7,37 @@ from tasks.judging.checks import Check, Evidence, decide, figure, reasons, run_c
 from tasks.judging.opponent import Opponent
 from tasks.params import Gate
 
-THRESHOLDS = Gate(min_win_rate=0.5, max_kl=10.0, min_reward_accuracy=0.6, max_length_ratio=1.5, min_eos_rate=0.9)
+THRESHOLDS = Gate(
+    min_win_rate=0.5,
+    max_kl=10.0,
+    min_reward_accuracy=0.6,
+    max_length_ratio=1.5,
+    min_eos_rate=0.9,
+    max_repetition=0.2,
+    max_refusals_gained=0.05,
+    max_perplexity_ratio=2.0,
+)
 GOOD: dict[str, Any] = {
-    "candidate": {"length": 12.0, "eos_rate": 0.95},
-    "opponent": {"length": 10.0},
+    "candidate": {"length": 12.0, "eos_rate": 0.95, "repetition": 0.01, "refusals": 0.02},
+    "opponent": {"length": 10.0, "refusals": 0.01},
     "win_rate": {"vs_opponent": {"value": 0.7, "low": 0.6, "high": 0.8, "verdict": "better"}},
+    "length_controlled_win_rate": {"vs_opponent": {"value": 0.65, "low": 0.55, "high": 0.75}},
     "kl": {"mean": 4.0, "standard_error": 0.2},
+    "perplexity": {"candidate": 3.0, "sft": 2.0},
 }
 REWARD = {"accuracy": {"value": 0.75, "low": 0.7, "high": 0.8}}
 SFT = Opponent("sft", None, None)
 PLACES: dict[str, list[tuple[str, ...]]] = {
     "win_rate": [("win_rate", "vs_opponent", key) for key in ("value", "low", "high")],
+    "win_rate_at_equal_length": [
+        ("length_controlled_win_rate", "vs_opponent", key) for key in ("value", "low", "high")
+    ],
     "kl": [("kl", "mean")],
     "length_ratio": [("candidate", "length"), ("opponent", "length")],
     "eos_rate": [("candidate", "eos_rate")],
+    "repetition": [("candidate", "repetition")],
+    "refusals": [("candidate", "refusals"), ("opponent", "refusals")],
+    "perplexity": [("perplexity", "candidate"), ("perplexity", "sft")],
 }
 CASES = [(name, path) for name, paths in PLACES.items() for path in paths]
 
@@ -44,7 +61,7 @@ def decision(*args, **kwargs):
 
 def test_all_good_is_promoted_with_every_sentence_as_a_reason():
     checks = list(run(GOOD).values())
-    assert [check.verdict for check in checks] == ["passed"] * 5
+    assert [check.verdict for check in checks] == ["passed"] * 9
     assert decide(checks) == "promote"
     assert reasons(checks) == [check.sentence for check in checks]
 
@@ -55,6 +72,9 @@ def test_all_good_is_promoted_with_every_sentence_as_a_reason():
         ("kl", ("kl", "mean"), 10.0, 10.01),
         ("length_ratio", ("candidate", "length"), 15.0, 15.1),
         ("eos_rate", ("candidate", "eos_rate"), 0.9, 0.89),
+        ("repetition", ("candidate", "repetition"), 0.2, 0.21),
+        ("refusals", ("candidate", "refusals"), 0.05, 0.07),
+        ("perplexity", ("perplexity", "candidate"), 4.0, 4.1),
     ],
 )
 def test_a_threshold_may_be_reached_and_not_passed(name, path, at, beyond):
@@ -89,6 +109,21 @@ def test_win_rate(low, high, verdict, threshold, outcome):
     check = run(changed(("win_rate", "vs_opponent"), versus), thresholds=thresholds)["win_rate"]
     assert check.verdict == outcome
     assert check.figure == low
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"), [(0.5, 0.6, "passed"), (0.4, 0.6, "inconclusive"), (0.3, 0.49, "failed")]
+)
+def test_a_gain_that_is_only_length_is_no_gain(low, high, outcome):
+    versus = {"value": (low + high) / 2, "low": low, "high": high}
+    evaluation = changed(("length_controlled_win_rate", "vs_opponent"), versus)
+    assert run(evaluation)["win_rate_at_equal_length"].verdict == outcome
+
+
+def test_a_doubtful_win_says_how_many_prompts_would_settle_it():
+    doubtful = changed(("win_rate", "vs_opponent"), GOOD["win_rate"]["vs_opponent"] | {"low": 0.45})
+    doubtful["win_rate"]["vs_opponent"]["prompts_to_settle"] = 1234
+    assert run(doubtful)["win_rate"].sentence.endswith("About 1,234 prompts like these would (power 80 %).")
 
 
 def test_a_doubtful_win_is_inconclusive_only_if_everything_else_passes():

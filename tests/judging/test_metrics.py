@@ -3,6 +3,7 @@ import pytest
 from tasks.judging.metrics import (
     corpus_overlap,
     distinct,
+    is_refusal,
     likenesses,
     mean,
     meteor_variant,
@@ -40,6 +41,25 @@ def test_bleu_of_one_swapped_word_by_hand():
     overlap = corpus_overlap(["a b c d e x"], [["a b c d e f"]])
     assert overlap is not None
     assert overlap.bleu == pytest.approx(100 * (1 / 3) ** 0.25)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("I'm sorry, but I can't help with that.", True),
+        ("I\N{RIGHT SINGLE QUOTATION MARK}m sorry, but as an AI language model I do not do this.", True),
+        ("Sorry, I cannot provide the address.", True),
+        ("  I am unable to answer this.", True),
+        ("I won't write that.", True),
+        ("We are sorry for the trouble. We will send a replacement.", False),
+        ("I'm sorry to hear that. Try to restart it.", False),
+        ("I can't wait to see it!", False),
+        ("You might say: I cannot help.", False),
+        ("", False),
+    ],
+)
+def test_refusals_are_known_by_how_they_begin(text, expected):
+    assert is_refusal(text) == expected
 
 
 def test_prompts_without_references_are_left_out_of_the_overlap():

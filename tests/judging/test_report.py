@@ -15,9 +15,9 @@ EVALUATION: dict[str, Any] = GOOD | {
     "prompts": 120,
     "with_references": 100,
     "confidence": 0.95,
-    "candidate": {"reward": 1.5, "length": 12.0, "eos_rate": 0.95, "bleu": None},
+    "candidate": {**GOOD["candidate"], "reward": 1.5, "bleu": None},
     "sft": {"reward": 0.25, "length": 10.0},
-    "opponent": {"reward": 0.5, "length": 10.0},
+    "opponent": {**GOOD["opponent"], "reward": 0.5},
     "difference": {"vs_opponent": {"reward": {"value": 1.0, "low": 0.75, "high": 1.25}}},
     "win_rate": {
         "vs_sft": {"value": 0.75, "low": 0.7, "high": 0.8, "ties": 0.1, "sign_test": 0.001, "verdict": "better"},

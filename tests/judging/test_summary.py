@@ -35,13 +35,15 @@ def compare(candidate, sft, references=True, gold=None, kl=None):
     prompts = make_prompts(len(sft.texts), references)
     models = {"opponent": judge(prompts, sft, gold), "candidate": judge(prompts, candidate, gold)}
     models["sft"] = models["opponent"]
-    return summarise(prompts, models, kl or [0.5] * len(prompts), RESAMPLING)
+    return summarise(prompts, models, kl or [0.5] * len(prompts), {"candidate": 2.0, "sft": None}, RESAMPLING)
 
 
 def test_a_policy_equal_to_sft_neither_wins_nor_loses():
     found = compare(make_answers(12), make_answers(12))
     expected = {"value": 0.5, "low": 0.5, "high": 0.5, "ties": 1.0, "wins": 0, "losses": 0}
-    assert found["win_rate"]["vs_sft"] == expected | {"sign_test": 1.0, "verdict": "inconclusive"}
+    told = {"sign_test": 1.0, "verdict": "inconclusive", "prompts_to_settle": None}
+    assert found["win_rate"]["vs_sft"] == expected | told
+    assert found["length_controlled_win_rate"]["vs_sft"] == {"value": 0.5, "low": 0.5, "high": 0.5}
     assert found["difference"]["vs_sft"]["reward"] == {"value": 0, "low": 0, "high": 0}
     assert found["candidate"] == found["sft"] == found["opponent"]
 

@@ -1,0 +1,63 @@
+"""Candidates whose worth is known, before the gate as it ships: what it must see through, and what it must let pass."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from tasks.judging.checks import Evidence, decide, run_checks
+from tasks.judging.compare import Resampling
+from tasks.judging.metrics import Answers
+from tasks.judging.opponent import Opponent
+from tasks.judging.summary import judge, summarise
+from tasks.params import load_params
+from tests.judging.test_checks import REWARD
+from tests.judging.test_summary import make_prompts
+
+THRESHOLDS = load_params(Path(__file__).parents[2] / "params.yaml").gate
+PROMPTS = make_prompts(300, references=False)
+TRIES = 100
+
+
+def decided(gain, seed, longer=0.0, liking_of_length=0.0, resamples=200):
+    """Have the gate decide on a candidate whose rewards are higher by `gain`, in deviations of one answer's reward.
+
+    Its answers are `longer` by so many tokens on average; the judge adds `liking_of_length` for each.
+    """
+    generator = np.random.default_rng(seed)
+
+    def answers(more, reward):
+        lengths = generator.normal(50 + more, 15, len(PROMPTS)).clip(5)
+        rewards = generator.normal(reward, 1, len(PROMPTS)) + liking_of_length * (lengths - 50)
+        return Answers(["well said"] * len(PROMPTS), lengths.tolist(), [True] * len(PROMPTS), rewards.tolist())
+
+    candidate, sft = (judge(PROMPTS, each, None) for each in (answers(longer, gain), answers(0.0, 0.0)))
+    models = {"candidate": candidate, "sft": sft, "opponent": sft}
+    perplexity = {"candidate": 2.0, "sft": 2.0}
+    figures = summarise(PROMPTS, models, [1.0] * len(PROMPTS), perplexity, Resampling(resamples, 0.95, seed))
+    checks = run_checks(Evidence(figures, REWARD, Opponent("sft", None, None)), THRESHOLDS)
+    return decide(checks), {check.name: check.verdict for check in checks}
+
+
+def test_noise_alone_is_inconclusive():
+    outcomes = Counter(decided(0.0, seed)[0] for seed in range(TRIES))
+    assert outcomes["inconclusive"] >= 90
+    assert outcomes["promote"] <= 5
+
+
+def test_a_true_gain_is_promoted_with_a_power_of_eighty_percent():
+    # A gain of .35 deviations wins 60 % of prompts; 300 of them show that nineteen times in twenty.
+    outcomes = Counter(decided(0.35, seed)[0] for seed in range(TRIES))
+    assert outcomes["promote"] >= 80
+    assert outcomes["reject"] == 0
+
+
+def test_a_policy_that_only_got_longer_is_not_promoted():
+    verdicts = [decided(0.0, seed, longer=15, liking_of_length=0.05) for seed in range(20)]
+    assert {checks["win_rate"] for _, checks in verdicts} == {"passed"}  # the judge is taken in
+    assert sum(decision == "promote" for decision, _ in verdicts) <= 1
+    assert decided(0.0, 1, longer=40, liking_of_length=0.05)[0] == "reject"
+
+
+def test_a_loss_is_rejected():
+    assert Counter(decided(-0.4, seed)[0] for seed in range(20))["reject"] >= 19
