@@ -15,11 +15,12 @@ from tasks.ppo import ppo
 from tasks.prepare import prepare
 from tasks.reward import reward
 from tasks.sft import sft
+from tasks.trial import trial
 from tasks.validate import validate
 from tests.conftest import ROOT
 
 ALIGNERS = {"dpo": dpo, "ppo": ppo}
-STAGES = ("prepare", "base", "validate", "sft", "reward", "dpo", "evaluate", "gate")
+STAGES = ("prepare", "base", "validate", "sft", "reward", "trial", "dpo", "evaluate", "gate")
 
 
 @pytest.fixture
@@ -43,6 +44,7 @@ def chain(make_params, noted_run, tmp_path, monkeypatch):
             validate={"max_quarantined": 0.5, "min_rows": 4},
             base={"scratch": {"vocabulary": 400, "hidden_size": 16, "layers": 1, "heads": 2, "context": 256}},
             align={"method": method},
+            gate={"min_reward_accuracy": 0.0},  # and learns nothing
             ppo={"iterations": 2, "rollouts": 8, "max_new_tokens": 8, "critic_warmup": 0},
             evaluate={"max_new_tokens": 8, "bootstrap": 200},
         )  # fmt: skip
@@ -51,7 +53,7 @@ def chain(make_params, noted_run, tmp_path, monkeypatch):
 
 
 def run(params):
-    for stage in (prepare, base, validate, sft, reward, ALIGNERS[params.align.method], evaluate, gate):
+    for stage in (prepare, base, validate, sft, reward, trial, ALIGNERS[params.align.method], evaluate, gate):
         stage(params)
 
 

@@ -1,0 +1,54 @@
+"""Reads metrics/reward.json, writes metrics/trial.json.
+
+The reward model on trial, before PPO learns from what it says: a policy finds every weakness of its judge. What is
+written does not name the threshold, so that a changed one trains nothing again.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.data.files import METRICS, read_json, write_json
+from tasks.errors import InputError
+from tasks.judging.checks import figure
+from tasks.params import Params
+from tasks.stage import main
+
+REWARD = METRICS / "reward.json"
+
+
+def trial(params: Params) -> None:
+    """Stop the pipeline where the policy would learn from a reward model that does not know the pairs.
+
+    DPO does not learn from it: its candidate is left to the gate, which asks the same of the reward model.
+
+    Raises:
+        InputError: the lower bound of the reward model's held-out accuracy is below the gate's threshold, or missing.
+    """
+    figures, threshold = read_json(REWARD), params.gate.min_reward_accuracy
+    low = figure(figures, "accuracy", "low")
+    if params.align.method == "ppo" and (low is None or low < threshold):
+        cure = "give more or cleaner pairs, train it better (reward), or lower the threshold"
+        raise InputError(
+            f"PPO would learn from a reward model that fails its trial: {described(figures)}; the lower bound of the "
+            f"accuracy must reach {threshold:g} (gate.min_reward_accuracy): {cure}"
+        )
+    write_json(METRICS / "trial.json", {"learned_from": params.align.method == "ppo"})
+
+
+def described(figures: Mapping[str, Any]) -> str:
+    """Put the reward model's figures into one line; a missing one is said to be."""
+    low, value, high = (_number(figure(figures, "accuracy", key)) for key in ("low", "value", "high"))
+    pairs = figure(figures, "accuracy", "pairs")
+    return (
+        f"held-out accuracy {value} [{low}, {high}] on {'unknown' if pairs is None else f'{pairs:.0f}'} pairs, "
+        f"calibration error {_number(figure(figures, 'calibration_error'))}, "
+        f"correlation with length {_number(figure(figures, 'length_correlation'))}"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    main(trial)
