@@ -1,17 +1,18 @@
-"""Reads the files of evaluate and reward and opponent.json, writes metrics/gate.json and reports/gate/report.html.
+"""Reads figures and curves of earlier stages and opponent.json, writes metrics/gate.json and reports/gate/report.html.
 
 A pure function of files: nothing is promoted here, and a rejection is a result, not an error.
 """
 
+import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.data.files import METRICS, REPORTS, damaged_row, read_json, read_jsonl, replacing, write_json
+from tasks.data.files import CURVES, METRICS, REPORTS, damaged_row, read_json, read_jsonl, replacing, write_json
 from tasks.errors import InputError
 from tasks.judging.checks import Evidence, decide, lookup, reasons, run_checks, warnings
 from tasks.judging.opponent import OPPONENT_FILE, Opponent, read_opponent
-from tasks.judging.report import Judgement, render
+from tasks.judging.report import Background, Judgement, render
 from tasks.params import Params
 from tasks.stage import main
 
@@ -28,9 +29,12 @@ def gate(params: Params) -> None:
     """
     evaluation, opponent = read_json(EVALUATION), read_opponent()
     _check_opponent(evaluation, opponent)
-    checks = run_checks(Evidence(evaluation, read_json(METRICS / "reward.json"), opponent), params.gate)
+    reward = read_json(METRICS / "reward.json")
+    curves = {stage: _read_curve(CURVES / f"{stage}.csv") for stage in ("sft", "reward", params.align.method)}
+    background = Background(reward, read_json(METRICS / "validate.json"), curves)
+    checks = run_checks(Evidence(evaluation, reward, opponent), params.gate)
     judgement = Judgement(decide(checks), reasons(checks), warnings(evaluation), checks, opponent)
-    page = render(judgement, evaluation, _read_responses(RESPONSES))
+    page = render(judgement, evaluation, _read_responses(RESPONSES), background)
     with replacing(REPORT) as draft:
         draft.write_text(page, encoding="utf-8")
     write_json(METRICS / "gate.json", _as_json(judgement))
@@ -40,6 +44,19 @@ def _check_opponent(evaluation: Mapping[str, Any], opponent: Opponent) -> None:
     compared = tuple(lookup(evaluation, "opponent", key) for key in ("name", "version"))
     if compared != (opponent.name, opponent.version):
         raise InputError(f"{EVALUATION} does not compare with {opponent}, whom {OPPONENT_FILE} names: run dvc repro")
+
+
+def _read_curve(path: Path) -> list[dict[str, float]]:
+    if not path.exists():
+        raise InputError(f"{path} does not exist: run the stage that writes it (dvc repro)")
+    with path.open(encoding="utf-8", newline="") as file:
+        try:
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        except (TypeError, ValueError):
+            rows = []
+    if not rows:
+        raise InputError(f"{path} is damaged: delete it and run dvc repro")
+    return rows
 
 
 def _read_responses(path: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from tasks.errors import InputError
 from tasks.gate import gate
 from tasks.params import load_params
 from tests.judging.test_checks import REWARD
-from tests.judging.test_report import EVALUATION, response
+from tests.judging.test_report import EVALUATION, VALIDATION, response
 
 ROOT = Path(__file__).parents[1]
 GATE, REPORT = Path("metrics/gate.json"), Path("reports/gate/report.html")
@@ -30,6 +30,10 @@ def files(tmp_path, monkeypatch):
     write("metrics/evaluate.json", EVALUATION | {"opponent": EVALUATION["opponent"] | {"name": "sft", "version": None}})
     write("metrics/reward.json", REWARD)
     write("opponent.json", SFT)
+    write("metrics/validate.json", VALIDATION)
+    Path("curves").mkdir()
+    for stage in ("sft", "reward", "ppo"):
+        Path(f"curves/{stage}.csv").write_text("step,loss,reward,kl\n1,0.7,0.1,0.0\n2,0.5,0.3,1.5\n")
     rows = [response("a", 2.0, 1.0), response("b", 1.0, 2.0)]
     Path("reports/evaluate/responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
@@ -99,6 +103,8 @@ def test_reruns_give_the_same_bytes(files, params):
     [
         ("metrics/evaluate.json", "run dvc repro|run the stage"),
         ("metrics/reward.json", "run dvc repro|run the stage"),
+        ("metrics/validate.json", "run dvc repro|run the stage"),
+        ("curves/ppo.csv", "run dvc repro|run the stage"),
         ("reports/evaluate/responses.jsonl", "run dvc repro|run the stage"),
         ("opponent.json", "restore it from git"),
     ],

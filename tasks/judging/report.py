@@ -8,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tasks.judging.checks import Check, Decision, figure, lookup
 from tasks.judging.opponent import Opponent
+from tasks.judging.plots import CurveRows, frontier, learning_curves, length_scatter, reliability
 
 TEMPLATE = "report.html.j2"
 MODELS = ("candidate", "sft", "opponent")
@@ -39,6 +40,22 @@ class Judgement(NamedTuple):
     warnings: list[str]
     checks: list[Check]
     opponent: Opponent
+
+
+class Background(NamedTuple):
+    """What came before the comparison, as the other stages wrote it."""
+
+    reward: Mapping[str, Any]  # metrics/reward.json
+    validation: Mapping[str, Any]  # metrics/validate.json
+    curves: Mapping[str, CurveRows]  # by trainer, in the order in which they ran
+
+
+class DataRow(NamedTuple):
+    """One file of the data, as text."""
+
+    name: str
+    numbers: list[str]  # rows, kept, in quarantine, train, validation, test, mean tokens, longest
+    findings: str
 
 
 class FigureRow(NamedTuple):
@@ -78,13 +95,19 @@ class Sample(NamedTuple):
     gap: float  # reward of the candidate's answer minus the opponent's
 
 
-def render(judgement: Judgement, evaluation: Mapping[str, Any], responses: Sequence[Mapping[str, Any]]) -> str:
+def render(
+    judgement: Judgement,
+    evaluation: Mapping[str, Any],
+    responses: Sequence[Mapping[str, Any]],
+    background: Background,
+) -> str:
     """Write the page.
 
     Args:
         judgement: what the gate decided.
         evaluation: metrics/evaluate.json.
         responses: reports/evaluate/responses.jsonl.
+        background: what came before.
     """
     # Escaping is on for every value: what a model wrote must never act as HTML.
     environment = Environment(
@@ -96,6 +119,8 @@ def render(judgement: Judgement, evaluation: Mapping[str, Any], responses: Seque
         keep_trailing_newline=True,
     )
     ahead, behind = _samples(responses)
+    rounds = background.curves.get("ppo")
+    learned = [learning_curves(background.curves), frontier(rounds) if rounds else None]
     return environment.get_template(TEMPLATE).render(
         judgement=judgement,
         prompts=_count(evaluation, "prompts"),
@@ -106,6 +131,10 @@ def render(judgement: Judgement, evaluation: Mapping[str, Any], responses: Seque
         kl=(_number(figure(evaluation, "kl", "mean"), 3), _number(figure(evaluation, "kl", "standard_error"), 3)),
         methods={name: value for name, value in (lookup(evaluation, "methods") or {}).items() if value},
         has_gold="gold" in evaluation,
+        learned=[plot for plot in learned if plot],
+        weighed=[plot for plot in (reliability(background.reward), length_scatter(responses)) if plot],
+        reward_model=_reward_model(background.reward),
+        data=_data_rows(background.validation),
         samples=(("The candidate is far ahead", ahead), ("The candidate is far behind", behind)),
     )
 
@@ -124,6 +153,44 @@ def _figure_rows(evaluation: Mapping[str, Any]) -> list[FigureRow]:
         values = [_number(figure(evaluation, "gold", model), 3) for model in MODELS]
         rows.insert(1, FigureRow("Known rule", "higher", values, _interval(evaluation, ("gold", "vs_opponent"), 3)))
     return rows
+
+
+def _reward_model(reward: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The reward model's figures on held-out pairs, by name."""
+    return [
+        ("Accuracy", _interval(reward, ("accuracy",), 3, sign="")),
+        ("Pairs", _count({"pairs": lookup(reward, "accuracy", "pairs")}, "pairs")),
+        ("Expected calibration error", _number(figure(reward, "calibration_error"), 3)),
+        ("Correlation of score and length", _number(figure(reward, "length_correlation"), 3)),
+        *(
+            (f"Accuracy where the {name} answer is longer", _number(figure(reward, *path, "value"), 3))
+            for name, path in (
+                ("chosen", ("accuracy_by_length", "chosen_longer")),
+                ("rejected", ("accuracy_by_length", "rejected_longer")),
+            )
+        ),
+    ]
+
+
+def _data_rows(validation: Mapping[str, Any]) -> list[DataRow]:
+    return [
+        DataRow(
+            name,
+            [
+                *(_count(kind, key) for key in ("rows", "kept", "quarantined")),
+                *(_count(kind.get("splits") or {}, split) for split in ("train", "validation", "test")),
+                _number(figure(kind, "tokens", "mean"), 1),
+                _number(figure(kind, "tokens", "max"), 0),
+            ],
+            ", ".join(
+                f"{finding} {sum(by_split.values())}"
+                for finding, by_split in (kind.get("findings") or {}).items()
+                if isinstance(by_split, Mapping)
+            ),
+        )
+        for name, kind in validation.items()
+        if isinstance(kind, Mapping)
+    ]
 
 
 def _win_rows(evaluation: Mapping[str, Any], opponent: Opponent) -> list[WinRow]:

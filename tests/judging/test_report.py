@@ -1,3 +1,4 @@
+import base64
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -6,7 +7,7 @@ import pytest
 
 from tasks.judging.checks import Evidence, decide, reasons, run_checks
 from tasks.judging.opponent import Opponent
-from tasks.judging.report import Judgement, render
+from tasks.judging.report import Background, Judgement, render
 from tests.judging.test_checks import GOOD, REWARD, THRESHOLDS
 
 SFT, CHAMPION = Opponent("sft", None, None), Opponent("champion", 3, "ab.dir")
@@ -27,6 +28,24 @@ EVALUATION: dict[str, Any] = GOOD | {
 }
 
 
+VALIDATION: dict[str, Any] = {
+    "preferences": {
+        "rows": 50,
+        "kept": 47,
+        "quarantined": 3,
+        "splits": {"train": 37, "validation": 5, "test": 5},
+        "findings": {"length": {"train": 2, "test": 1}},
+        "tokens": {"mean": 66.39, "max": 116},
+    },
+    "warnings": [],
+}
+CURVES = {
+    "sft": [{"step": 1.0, "loss": 2.0}, {"step": 2.0, "loss": 1.0}],
+    "reward": [{"step": 1.0, "loss": 0.7}, {"step": 2.0, "loss": 0.5}],
+    "ppo": [{"step": 1.0, "reward": 0.0, "kl": 0.0}, {"step": 2.0, "reward": 1.0, "kl": 2.0}],
+}
+
+
 def response(name, ours, theirs, answer="fine", **more):
     return {
         "prompt": [{"role": "user", "content": f"prompt {name}"}],
@@ -36,10 +55,10 @@ def response(name, ours, theirs, answer="fine", **more):
     }
 
 
-def page(evaluation=EVALUATION, responses=(), opponent=SFT, reward=REWARD, warnings=()):
+def page(evaluation=EVALUATION, responses=(), opponent=SFT, reward=REWARD, warnings=(), validation=VALIDATION):
     checks = run_checks(Evidence(evaluation, reward, opponent), THRESHOLDS)
     judgement = Judgement(decide(checks), reasons(checks), list(warnings), checks, opponent)
-    return render(judgement, evaluation, responses)
+    return render(judgement, evaluation, responses, Background(reward, validation, CURVES))
 
 
 def text_of(html):
@@ -104,7 +123,8 @@ def test_hostile_output_of_a_model_stays_text():
     html = page(EVALUATION | {"methods": {"meteor": HOSTILE}}, [row], warnings=[HOSTILE])
     parser = WellFormed()
     parser.feed(html)
-    assert parser.seen.isdisjoint({"script", "img"})
+    assert "script" not in parser.seen
+    assert all(address.startswith("data:image/svg+xml;base64,") for address in parser.addresses)
     assert "&lt;script&gt;alert" in html
     assert parser.open == []
 
@@ -113,7 +133,12 @@ def test_the_page_loads_nothing():
     html = page(responses=[response("a", 2, 1)], opponent=CHAMPION)
     parser = WellFormed()
     parser.feed(html)
-    assert parser.addresses == []
+    pictures = [address.removeprefix("data:image/svg+xml;base64,") for address in parser.addresses]
+    assert len(pictures) == len(["learning curves", " frontier"])
+    for picture in pictures:
+        drawn = base64.b64decode(picture).decode()
+        assert "<script" not in drawn
+        assert set(re.findall(r'href="(.)', drawn)) <= {"#"}  # parts of itself alone
     assert "http" not in html.replace('http-equiv="Content-Security-Policy"', "")
     assert "default-src 'none'" in html
 
@@ -124,6 +149,38 @@ def test_samples_are_those_in_which_the_models_differ_most():
     shown = [int(number) for number in re.findall(r"answer of n(\d+)\.", text)]
     # gaps -6 .. 6: the five best for the candidate, best first, then the five worst, worst first
     assert shown == [12, 11, 10, 9, 8, 0, 1, 2, 3, 4]
+
+
+def test_the_judge_is_described():
+    reward = REWARD | {
+        "calibration_error": 0.05,
+        "accuracy_by_confidence": {"0.5-0.6": {"value": 0.5, "pairs": 4}, "0.6-0.7": {"value": None, "pairs": 0}},
+    }
+    html = page(reward=reward, responses=[response("a", 2, 1, length=8)])
+    assert "Accuracy 0.750 (0.700 to 0.800)" in text_of(html)
+    assert "Expected calibration error 0.050" in text_of(html)
+    assert "Reliability curve of the reward model" in html
+    assert "Reliability curve" not in page()
+
+
+def test_lengths_are_drawn_where_they_are_known():
+    row = response("a", 2, 1, length=8)
+    row["opponent"]["length"] = 5
+    assert "Difference of reward against difference of length" in page(responses=[row])
+    assert "Difference of reward against difference of length" not in page(responses=[response("a", 2, 1)])
+
+
+def test_the_data_are_counted():
+    assert "preferences 50 47 3 37 5 5 66.4 116 length 3" in text_of(page())
+
+
+def test_a_curve_of_dpo_has_no_frontier():
+    curves = CURVES | {"dpo": [{"step": 1.0, "loss": 0.7, "reward": 0.0}]}
+    del curves["ppo"]
+    judgement = Judgement("reject", [], [], [], SFT)
+    html = render(judgement, EVALUATION, [], Background(REWARD, {}, curves))
+    assert "DPO: reward margin" in html
+    assert "Reward against KL" not in html
 
 
 def test_equal_answers_are_no_sample():

@@ -1,0 +1,130 @@
+"""Plots for the report: readable without colour, the same bytes for the same figures, no text that a model wrote."""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tasks.judging.checks import figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CurveRows = Sequence[Mapping[str, float]]
+# What a panel shows of each trainer's curve: the column, and its name.
+PANELS = {
+    "sft": [("loss", "SFT: loss")],
+    "reward": [("loss", "reward model: loss")],
+    "dpo": [("loss", "DPO: loss"), ("reward", "DPO: reward margin")],
+    "ppo": [("reward", "PPO: reward"), ("kl", "PPO: KL, nats an answer")],
+}
+WIDTH, HEIGHT = 3.2, 2.4  # inches of a panel
+BLACK, GREY = "#111111", "#999999"
+SMOOTHED_OVER = 0.05  # of the steps
+
+
+class Plot(NamedTuple):
+    """A picture as a data address, and what it shows in words."""
+
+    address: str
+    words: str
+
+
+def learning_curves(curves: Mapping[str, CurveRows]) -> Plot:
+    """A panel for each figure that tells how a trainer did: every step in grey, a running mean in black."""
+    panels = [(stage, *panel) for stage in curves for panel in PANELS[stage]]
+    drawing, axes = _panels(len(panels))
+    for axis, (stage, column, title) in zip(axes, panels, strict=True):
+        steps, values = ([row[name] for row in curves[stage]] for name in ("step", column))
+        axis.plot(steps, values, color=GREY, linewidth=0.6)
+        axis.plot(steps, _running_mean(values), color=BLACK, linewidth=1.4)
+        axis.set(title=title, xlabel="step")
+    return Plot(_address(drawing), "Learning curves: " + ", ".join(title for _, _, title in panels))
+
+
+def frontier(rows: CurveRows) -> Plot:
+    """Reward against KL, round by round: what each nat away from SFT bought."""
+    drawing, [axis] = _panels(1)
+    kl, reward = (_running_mean([row[name] for row in rows]) for name in ("kl", "reward"))
+    axis.plot(kl, reward, color=GREY, linewidth=0.8)
+    axis.scatter(kl[:-1], reward[:-1], s=6, color=BLACK)
+    axis.plot(kl[:1], reward[:1], "o", color=BLACK, markerfacecolor="white", label="first round")
+    axis.plot(kl[-1:], reward[-1:], "s", color=BLACK, label="last round")
+    axis.set(title="reward against KL", xlabel="KL to SFT, nats an answer", ylabel="reward")
+    axis.legend(fontsize=8)
+    return Plot(_address(drawing), "Reward against KL to SFT over the rounds of PPO")
+
+
+def reliability(reward: Mapping[str, Any]) -> Plot | None:
+    """How often the reward model is right by how sure it is; on the dashed line it is as sure as it should be."""
+    shares: list[tuple[float, float, float]] = []
+    for span in reward.get("accuracy_by_confidence") or {}:
+        value, pairs = (figure(reward, "accuracy_by_confidence", span, key) for key in ("value", "pairs"))
+        low, _, high = span.partition("-")
+        if value is not None and pairs:
+            shares.append(((float(low) + float(high)) / 2, value, pairs))
+    if not shares:
+        return None
+    drawing, [axis] = _panels(1)
+    axis.plot([0.5, 1], [0.5, 1], color=GREY, linestyle="--")
+    axis.plot([sure for sure, _, _ in shares], [right for _, right, _ in shares], "o-", color=BLACK)
+    for sure, right, pairs in shares:
+        axis.annotate(f"{pairs:.0f}", (sure, right), textcoords="offset points", xytext=(4, -10), fontsize=7)
+    axis.set(title="reliability (count of pairs)", xlabel="sigmoid of the margin", ylabel="share ordered right")
+    return Plot(_address(drawing), "Reliability curve of the reward model on held-out pairs")
+
+
+def length_scatter(responses: Sequence[Mapping[str, Any]]) -> Plot | None:
+    """Whether more reward is more length: both differences, candidate minus opponent, a point a prompt."""
+    points = [
+        tuple(ours - theirs if ours is not None and theirs is not None else math.nan for ours, theirs in pairs)
+        for pairs in (
+            [[figure(row, model, key) for model in ("candidate", "opponent")] for key in ("length", "reward")]
+            for row in responses
+        )
+    ]
+    known = [point for point in points if not any(math.isnan(value) for value in point)]
+    if not known:
+        return None
+    drawing, [axis] = _panels(1)
+    axis.axhline(0, color=GREY, linewidth=0.8)
+    axis.axvline(0, color=GREY, linewidth=0.8)
+    axis.scatter([length for length, _ in known], [reward for _, reward in known], s=6, color=BLACK, alpha=0.5)
+    axis.set(title="reward and length, by prompt", xlabel="tokens more than the opponent", ylabel="reward more")
+    return Plot(_address(drawing), "Difference of reward against difference of length, candidate minus opponent")
+
+
+def _panels(count: int) -> "tuple[Figure, list[Axes]]":
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(WIDTH * count, HEIGHT), layout="constrained")
+    axes = [drawing.add_subplot(1, count, place + 1) for place in range(count)]
+    for axis in axes:
+        axis.tick_params(labelsize=8)
+        axis.title.set_fontsize(9)
+        axis.xaxis.label.set_fontsize(8)
+        axis.yaxis.label.set_fontsize(8)
+        axis.spines[["top", "right"]].set_visible(False)
+    return drawing, axes
+
+
+def _address(drawing: "Figure") -> str:
+    from matplotlib import rc_context
+
+    content = io.BytesIO()
+    # Without a salt ids are random; without metadata no time is written.
+    with rc_context({"svg.hashsalt": "trueline", "svg.fonttype": "none", "font.family": "sans-serif"}):
+        drawing.savefig(content, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    return "data:image/svg+xml;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def _running_mean(values: Sequence[float]) -> list[float]:
+    """Mean over a stretch that ends at each value."""
+    stretch = max(1, round(SMOOTHED_OVER * len(values)))
+    found = []
+    for end in range(1, len(values) + 1):
+        part = values[max(0, end - stretch) : end]
+        found.append(sum(part) / len(part))
+    return found
