@@ -20,10 +20,11 @@ from tasks.data.files import METRICS, MODELS, REPORTS, STATE, VALIDATED, write_j
 from tasks.data.records import Prompt, read_demonstrations, read_prompts
 from tasks.data.tokens import Encoded, decode, encode, encode_demonstrations, encode_prompts, load_tokenizer
 from tasks.errors import InputError
+from tasks.judging.best_of import BestOf, best_of
 from tasks.judging.compare import Resampling
 from tasks.judging.metrics import Answers
 from tasks.judging.opponent import Opponent, read_opponent
-from tasks.judging.summary import Judged, judge, rows, summarise
+from tasks.judging.summary import Gold, Judged, judge, prompt_text, rows, summarise
 from tasks.learning.batches import Batch, collate, micro_batches
 from tasks.learning.curves import progress_bar
 from tasks.learning.models import context_length, device_of, load_policy, load_reward, set_up
@@ -47,6 +48,15 @@ class Spoken(NamedTuple):
     ended: list[bool]  # by the policy itself, before the limit
 
 
+class Compared(NamedTuple):
+    """What was measured on n prompts."""
+
+    models: dict[str, Judged]  # candidate, sft, opponent
+    kl: list[float]  # KL(candidate || SFT) in nats, one estimate a prompt
+    perplexity: dict[str, float | None]  # of the demonstrated answers, under candidate and SFT
+    best_of_sft: list[BestOf]
+
+
 def evaluate(params: Params) -> None:
     """Compare the aligned policy with SFT and with the opponent.
 
@@ -57,9 +67,10 @@ def evaluate(params: Params) -> None:
     _check_models(params)
     set_up(params)
     with tracking.run("evaluate", params, inputs=[VALIDATED / "prompts.jsonl"]) as run:
-        models, kl, perplexity = _compare(prompts, opponent, params)
+        compared = _compare(prompts, opponent, params)
+        models, kl = compared.models, compared.kl
         resampling = Resampling(settings.bootstrap, settings.confidence, params.seed)
-        figures = summarise(prompts, models, kl, perplexity, resampling)
+        figures = summarise(prompts, **compared._asdict(), resampling=resampling)
         figures["opponent"] = {"name": opponent.name, "version": opponent.version} | figures["opponent"]
         responses = list(rows(prompts, models, kl if settings.temperature else None))
         write_jsonl(RESPONSES, responses)
@@ -96,15 +107,8 @@ def _check_models(params: Params) -> None:
             raise InputError(f"{MODELS / name} does not exist: run the stage that writes it (dvc repro)")
 
 
-def _compare(
-    prompts: Sequence[Prompt], opponent: Opponent, params: Params
-) -> tuple[dict[str, Judged], list[float], dict[str, float | None]]:
-    """Judge candidate, SFT and opponent.
-
-    Returns:
-        What is known of their answers; KL(candidate || SFT) in nats, one estimate a prompt; and the perplexity of the
-        demonstrated answers under candidate and SFT.
-    """
+def _compare(prompts: Sequence[Prompt], opponent: Opponent, params: Params) -> Compared:
+    """Judge candidate, SFT and opponent."""
     tokenizer = load_tokenizer(MODELS / "sft")  # the candidate's and the reward model's too: both come from SFT
     candidate, sft = (load_policy(MODELS / name, params, trainable=False) for name in (params.align.method, "sft"))
     spoken = {
@@ -116,6 +120,7 @@ def _compare(
         "candidate": _perplexity(candidate, tokenizer, params),
         "sft": _perplexity(sft, tokenizer, params),
     }
+    several = _respond("sft, best of n", sft, tokenizer, prompts, params, each=params.evaluate.best_of)
     del candidate, sft
     if opponent.policy:
         spoken["opponent"] = _respond_as_champion(opponent.policy, tokenizer, prompts, params)
@@ -124,7 +129,8 @@ def _compare(
     models = {
         name: judge(prompts, _scored(said, reward_model, tokenizer, params), gold) for name, said in spoken.items()
     }
-    return models | {"opponent": models.get("opponent", models["sft"])}, kl, perplexity
+    yardstick = _best_of(prompts, _scored(several, reward_model, tokenizer, params), gold, params.evaluate.best_of)
+    return Compared(models | {"opponent": models.get("opponent", models["sft"])}, kl, perplexity, yardstick)
 
 
 def _respond(
@@ -133,9 +139,13 @@ def _respond(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     params: Params,
+    *,
+    each: int = 1,
 ) -> Spoken:
+    """Answer every prompt, `each` times side by side."""
     settings = params.evaluate
-    asked = encode_prompts(tokenizer, prompts, context_length(policy), settings.max_new_tokens)
+    encoded = encode_prompts(tokenizer, prompts, context_length(policy), settings.max_new_tokens)
+    asked = [prompt for prompt in encoded for _ in range(each)]
     answers = _sample(name, policy, tokenizer, asked, temperature=settings.temperature, params=params)
     stops = stop_tokens(policy, tokenizer)
     return Spoken(
@@ -143,6 +153,17 @@ def _respond(
         [decode(tokenizer, answer) for answer in answers],
         [answer[-1] in stops for answer in answers],
     )
+
+
+def _best_of(prompts: Sequence[Prompt], answers: Answers, gold: Gold | None, each: int) -> list[BestOf]:
+    """Measure the best of n answers, `each` of which lie side by side for a prompt."""
+    places = [range(start, start + each) for start in range(0, len(answers.texts), each)]
+    known = [
+        [gold(prompt_text(prompt), answers.texts[place]) for place in own]
+        for prompt, own in zip(prompts, places, strict=True)
+        if gold
+    ]
+    return best_of([[answers.rewards[place] for place in own] for own in places], known or None)
 
 
 def _respond_as_champion(

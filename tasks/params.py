@@ -241,6 +241,7 @@ class Evaluate(Section):
     prompts: Count | None
     max_new_tokens: Count
     temperature: NotNegative
+    best_of: Count
     bootstrap: Annotated[int, Field(ge=100)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
 

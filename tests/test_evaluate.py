@@ -80,6 +80,10 @@ def evaluated(made, params, tmp_path_factory):
         recorded = set_out(made, params, tmp_path_factory.mktemp("evaluated"), monkeypatch)
         evaluate(params)
         Path("metrics/reward.json").write_text(json.dumps({"accuracy": {"low": 0.7}}))
+        Path("metrics/validate.json").write_text("{}")
+        Path("curves").mkdir()
+        for trainer in ("sft", "reward", "ppo"):
+            Path(f"curves/{trainer}.csv").write_text("step,loss,reward,kl\n1,0.7,0.1,0.0\n")
         gate(params)
         return recorded, figures(), responses(), json.loads(Path("metrics/gate.json").read_text())
 
@@ -247,6 +251,14 @@ def test_perplexity_is_that_of_the_answers_tokens(run, params):
         nats -= sum(log_probs[place - 1, (row.prompt + row.completion)[place]].item() for place in answer)
         count += len(answer)
     assert figures()["perplexity"]["candidate"] == pytest.approx(math.exp(nats / count), rel=1e-4)
+
+
+def test_best_of_n_is_no_worse_the_more_there_are(evaluated):
+    _, found, _, _ = evaluated
+    yardstick = found["best_of_sft"]
+    assert [each["n"] for each in yardstick] == [1, 2, 4, 8]
+    assert sorted(each["reward"] for each in yardstick) == [each["reward"] for each in yardstick]
+    assert all(0 <= each["gold"] <= 1 for each in yardstick)
 
 
 def test_without_demonstrations_there_is_no_perplexity(run, params):

@@ -44,14 +44,25 @@ def learning_curves(curves: Mapping[str, CurveRows]) -> Plot:
     return Plot(_address(drawing), "Learning curves: " + ", ".join(title for _, _, title in panels))
 
 
-def frontier(rows: CurveRows) -> Plot:
-    """Reward against KL, round by round: what each nat away from SFT bought."""
+def frontier(rows: CurveRows, best_of_sft: Sequence[Mapping[str, Any]]) -> Plot:
+    """Reward against KL, round by round: what each nat away from SFT bought, and what best-of-n would have.
+
+    Args:
+        rows: PPO's curve.
+        best_of_sft: of evaluate: kl and reward of the best of n.
+    """
     drawing, [axis] = _panels(1)
     kl, reward = (_running_mean([row[name] for row in rows]) for name in ("kl", "reward"))
     axis.plot(kl, reward, color=GREY, linewidth=0.8)
     axis.scatter(kl[:-1], reward[:-1], s=6, color=BLACK)
     axis.plot(kl[:1], reward[:1], "o", color=BLACK, markerfacecolor="white", label="first round")
     axis.plot(kl[-1:], reward[-1:], "s", color=BLACK, label="last round")
+    yardstick = [(figure(each, "kl"), figure(each, "reward"), figure(each, "n")) for each in best_of_sft]
+    known = [(far, high, n) for far, high, n in yardstick if far is not None and high is not None and n is not None]
+    if known:
+        axis.plot([far for far, _, _ in known], [high for _, high, _ in known], "k^--", markersize=4, label="best of n")
+        for far, high, n in known:
+            axis.annotate(f"{n:.0f}", (far, high), textcoords="offset points", xytext=(3, 4), fontsize=7)
     axis.set(title="reward against KL", xlabel="KL to SFT, nats an answer", ylabel="reward")
     axis.legend(fontsize=8)
     return Plot(_address(drawing), "Reward against KL to SFT over the rounds of PPO")

@@ -120,7 +120,10 @@ def render(
     )
     ahead, behind = _samples(responses)
     rounds = background.curves.get("ppo")
-    learned = [learning_curves(background.curves), frontier(rounds) if rounds else None]
+    learned = [
+        learning_curves(background.curves),
+        frontier(rounds, lookup(evaluation, "best_of_sft") or []) if rounds else None,
+    ]
     return environment.get_template(TEMPLATE).render(
         judgement=judgement,
         prompts=_count(evaluation, "prompts"),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tasks.data.records import Prompt
+from tasks.judging.best_of import BestOf
 from tasks.judging.compare import Interval, Resampling, bootstrap_interval, verdict, win_rate
 from tasks.judging.lengths import length_controlled_win_rate
 from tasks.judging.metrics import (
@@ -57,7 +58,9 @@ def summarise(
     prompts: Sequence[Prompt],
     models: Models,
     kl: Sequence[float],
+    *,
     perplexity: Mapping[str, float | None],
+    best_of_sft: Sequence[BestOf],
     resampling: Resampling,
 ) -> dict[str, Any]:
     """All figures of the evaluation, rounded so that they read well; null where one cannot be computed.
@@ -67,6 +70,7 @@ def summarise(
         models: candidate, sft and opponent, judged on these prompts.
         kl: n estimates of KL(candidate || SFT), in nats an answer.
         perplexity: of the demonstrated answers, under candidate and SFT.
+        best_of_sft: the best of n answers of SFT.
         resampling: how intervals are drawn.
     """
     candidate = models["candidate"]
@@ -86,6 +90,7 @@ def summarise(
         "difference": {name: _differences(candidate, rival, resampling) for name, rival in rivals.items()},
         "kl": {"mean": mean(kl), "standard_error": standard_error(kl)},
         "perplexity": dict(perplexity),
+        "best_of_sft": [each._asdict() for each in best_of_sft],
         **({"gold": _gold(models, rivals, resampling)} if candidate.gold is not None else {}),
         "confidence": resampling.confidence,
         "methods": _methods(prompts, candidate),

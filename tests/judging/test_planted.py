@@ -34,7 +34,14 @@ def decided(gain, seed, longer=0.0, liking_of_length=0.0, resamples=200):
     candidate, sft = (judge(PROMPTS, each, None) for each in (answers(longer, gain), answers(0.0, 0.0)))
     models = {"candidate": candidate, "sft": sft, "opponent": sft}
     perplexity = {"candidate": 2.0, "sft": 2.0}
-    figures = summarise(PROMPTS, models, [1.0] * len(PROMPTS), perplexity, Resampling(resamples, 0.95, seed))
+    figures = summarise(
+        PROMPTS,
+        models,
+        [1.0] * len(PROMPTS),
+        perplexity=perplexity,
+        best_of_sft=[],
+        resampling=Resampling(resamples, 0.95, seed),
+    )
     checks = run_checks(Evidence(figures, REWARD, Opponent("sft", None, None)), THRESHOLDS)
     return decide(checks), {check.name: check.verdict for check in checks}
 

@@ -35,7 +35,14 @@ def compare(candidate, sft, references=True, gold=None, kl=None):
     prompts = make_prompts(len(sft.texts), references)
     models = {"opponent": judge(prompts, sft, gold), "candidate": judge(prompts, candidate, gold)}
     models["sft"] = models["opponent"]
-    return summarise(prompts, models, kl or [0.5] * len(prompts), {"candidate": 2.0, "sft": None}, RESAMPLING)
+    return summarise(
+        prompts,
+        models,
+        kl or [0.5] * len(prompts),
+        perplexity={"candidate": 2.0, "sft": None},
+        best_of_sft=[],
+        resampling=RESAMPLING,
+    )
 
 
 def test_a_policy_equal_to_sft_neither_wins_nor_loses():
