@@ -4,8 +4,9 @@ from pathlib import Path
 
 from benchmarks.jobs import BETA, SEED, Clock, Job
 from benchmarks.workloads import SIZES, Texts
-from tasks import dpo, reward, sft
+from tasks import dpo, sft
 from tasks.data.tokens import load_tokenizer
+from tasks.learning import scoring
 from tasks.learning.fitting import Fit
 from tasks.learning.models import load_policy, load_reward, new_reward_model, save_model, set_up
 from tasks.learning.rollouts import generate
@@ -59,7 +60,7 @@ def preferences(job: Job, clock: Clock) -> None:
     pairs = Texts(SIZES[job.size], seed=2).pairs(job.rows)
     lengths = [2 * pair.length for pair in pairs]
     fit = Fit(job.kind, KEY, model, lengths, params=params, settings=params.reward, run=clock, epsilon=EPSILON)
-    reward.train(fit, model, pairs, params.reward)
+    scoring.train(fit, model, pairs, params.reward)
 
 
 def direct(job: Job, clock: Clock) -> None:

@@ -69,6 +69,7 @@ TELLING: dict[str, Callable[[Metrics], str]] = {
     "validate": _validate,
     "sft": _sft,
     "reward": _reward,
+    "judge": _reward,
     "dpo": _dpo,
     "ppo": _ppo,
     "evaluate": _evaluate,

@@ -24,7 +24,7 @@ from tasks.judging.best_of import BestOf, best_of
 from tasks.judging.compare import Resampling
 from tasks.judging.metrics import Answers
 from tasks.judging.opponent import Opponent, read_opponent
-from tasks.judging.summary import Gold, Judged, judge, prompt_text, rows, summarise
+from tasks.judging.summary import Gold, Measured, measure, prompt_text, rows, summarise
 from tasks.learning.batches import Batch, collate, micro_batches
 from tasks.learning.curves import progress_bar
 from tasks.learning.models import context_length, device_of, load_policy, load_reward, set_up
@@ -51,7 +51,7 @@ class Spoken(NamedTuple):
 class Compared(NamedTuple):
     """What was measured on n prompts."""
 
-    models: dict[str, Judged]  # candidate, sft, opponent
+    models: dict[str, Measured]  # candidate, sft, opponent
     kl: list[float]  # KL(candidate || SFT) in nats, one estimate a prompt
     perplexity: dict[str, float | None]  # of the demonstrated answers, under candidate and SFT
     best_of_sft: list[BestOf]
@@ -102,7 +102,7 @@ def _readable(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_models(params: Params) -> None:
     """Say at once what is missing, not when all prompts have been answered."""
-    for name in (params.align.method, "sft", "reward"):
+    for name in (params.align.method, "sft", "reward", "judge"):
         if not (MODELS / name).is_dir():
             raise InputError(f"{MODELS / name} does not exist: run the stage that writes it (dvc repro)")
 
@@ -124,10 +124,16 @@ def _compare(prompts: Sequence[Prompt], opponent: Opponent, params: Params) -> C
     del candidate, sft
     if opponent.policy:
         spoken["opponent"] = _respond_as_champion(opponent.policy, tokenizer, prompts, params)
-    reward_model = load_reward(MODELS / "reward", params)
+    reward_model, held_out = (load_reward(MODELS / name, params) for name in ("reward", "judge"))
     gold = gold_score if all(prompt.source == EXAMPLE for prompt in prompts) else None
     models = {
-        name: judge(prompts, _scored(said, reward_model, tokenizer, params), gold) for name, said in spoken.items()
+        name: measure(
+            prompts,
+            _scored(said, reward_model, tokenizer, params),
+            _scores(said, held_out, tokenizer, params),
+            gold,
+        )
+        for name, said in spoken.items()
     }
     yardstick = _best_of(prompts, _scored(several, reward_model, tokenizer, params), gold, params.evaluate.best_of)
     return Compared(models | {"opponent": models.get("opponent", models["sft"])}, kl, perplexity, yardstick)
@@ -235,8 +241,12 @@ def _perplexity(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, par
 def _scored(
     spoken: Spoken, reward_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, params: Params
 ) -> Answers:
-    rewards = _by_batch(lambda batch: completion_scores(reward_model, batch), spoken.encoded, tokenizer, params)
+    rewards = _scores(spoken, reward_model, tokenizer, params)
     return Answers(spoken.texts, [len(row.completion) for row in spoken.encoded], spoken.ended, rewards)
+
+
+def _scores(spoken: Spoken, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, params: Params) -> list[float]:
+    return _by_batch(lambda batch: completion_scores(model, batch), spoken.encoded, tokenizer, params)
 
 
 @torch.inference_mode()

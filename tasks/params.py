@@ -250,6 +250,7 @@ class Gate(Section):
     """Thresholds of the promotion gate."""
 
     min_win_rate: Share
+    min_judge_win_rate: Share
     max_kl: Positive
     min_reward_accuracy: Share
     max_length_ratio: Positive
@@ -278,6 +279,7 @@ class Params(Section):
     lora: Lora
     sft: Sft
     reward: Reward
+    judge: Reward
     align: Align
     dpo: Dpo
     ppo: Ppo

@@ -1,35 +1,14 @@
 """Reads data/validate and models/sft, writes models/reward, metrics/reward.json and curves/reward.csv.
 
-The reward model: the SFT model with a scalar head, trained so that chosen answers score higher than rejected ones.
+The reward model: the SFT model with a scalar head, trained so that chosen answers score higher than rejected ones. PPO
+learns from what it says.
 """
 
-import statistics
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor, nn
-
-from tasks.data.files import MODELS, VALIDATED
-from tasks.data.records import Split, read_demonstrations, read_preferences
-from tasks.data.tokens import EncodedPair, encode_demonstrations, encode_preferences, load_tokenizer
-from tasks.learning.batches import Batch, collate_pairs, pair_batches, row_batches
-from tasks.learning.calibration import ScoredPair, reward_figures
-from tasks.learning.checkpoints import content_key
-from tasks.learning.curves import publish
-from tasks.learning.fitting import Fit, require_rows
-from tasks.learning.forward import unwrapped
-from tasks.learning.losses import PairValues, reward_loss
-from tasks.learning.models import context_length, merged, new_reward_model, normalise_scores, set_up, with_adapters
-from tasks.learning.readings import completion_scores
-from tasks.learning.sharding import assembled
-from tasks.params import Params, Reward
+from tasks.learning.scoring import INPUTS, fit_reward_model
+from tasks.params import Params
 from tasks.registry import tracking
 from tasks.registry.stages import stage_key
 from tasks.stage import main
-
-SFT = MODELS / "sft"
-HELD_OUT: tuple[Split, Split] = ("validation", "test")
-DEMONSTRATIONS, PREFERENCES = VALIDATED / "demonstrations.jsonl", VALIDATED / "preferences.jsonl"
 
 
 def reward(params: Params) -> None:
@@ -38,104 +17,15 @@ def reward(params: Params) -> None:
     Raises:
         InputError: a split is empty, a row does not fit the model, or training no longer gives numbers.
     """
-    device, tokens = set_up(params), params.runtime.tokens_per_pass
-    tokenizer = load_tokenizer(SFT)
-    model = with_adapters(new_reward_model(SFT, params), params.lora)
-    context = context_length(model)
-
-    def pairs_of(split: Split) -> list[EncodedPair]:
-        records = require_rows(read_preferences(VALIDATED, split), PREFERENCES, split)
-        return encode_preferences(tokenizer, records, context)
-
-    pairs = pairs_of("train")
-    validation, test = (pair_batches(pairs_of(split), tokens, device) for split in HELD_OUT)
-    demonstrations = require_rows(read_demonstrations(VALIDATED, "validation"), DEMONSTRATIONS, "validation")
-    answers = encode_demonstrations(tokenizer, demonstrations, context)
-    key = stage_key("reward") or content_key("reward", params, [PREFERENCES, DEMONSTRATIONS, SFT])
-    with tracking.run("reward", params, inputs=[PREFERENCES, DEMONSTRATIONS]) as run:
-        lengths = [2 * pair.length for pair in pairs]
-        fit = Fit("reward", key, model, lengths, params=params, settings=params.reward, run=run)
-        before = held_out_loss(model, validation, params.reward)
-        train(fit, model, pairs, params.reward)
-        model = merged(assembled(model))
-        after = held_out_loss(model, validation, params.reward)
-        test_figures = reward_figures(scored_pairs(model, test))  # raw scores: their margins are the log-odds
-        normalisation = standardise(model, row_batches(answers, tokens, device))
-        metrics = {
-            "pairs": len(pairs),
-            **fit.summary(),
-            "validation": {"loss": {"before": before, "after": after}},
-            **test_figures,
-            "normalisation": normalisation,
-        }
-        publish("reward", model, tokenizer, metrics=metrics, curve=fit.curve, run=run)
-    fit.finish()
-
-
-def train(fit: Fit, model: nn.Module, pairs: Sequence[EncodedPair], settings: Reward) -> None:
-    """Minimise the Bradley-Terry loss, averaged over the pairs of a step."""
-    for step, items, groups in fit.steps():
-        pair_count = len(items)
-        with fit.attempt(step):
-            for indices in groups:
-                batch = collate_pairs([pairs[index] for index in indices], unwrapped(model).device)
-                with fit.autocast():
-                    scores = pair_scores(model, batch)
-                fit.backward(
-                    {
-                        "loss": loss_of(scores, pair_count, settings),
-                        "accuracy": (scores.margins > 0).sum() / pair_count,
-                        "margin": scores.margins.sum() / pair_count,
-                    }
-                )
-
-
-def pair_scores(model: nn.Module, batch: Batch) -> PairValues:
-    """Score both answers of every pair of a batch, in fp32."""
-    return PairValues(*completion_scores(model, batch).chunk(2))
-
-
-def loss_of(scores: PairValues, pair_count: int, settings: Reward) -> Tensor:
-    """The loss of scored pairs with the terms of the settings, as their part of the mean over `pair_count` pairs."""
-    return reward_loss(
-        scores,
-        pair_count,
-        margin=settings.margin,
-        centering=settings.centering,
-        label_smoothing=settings.label_smoothing,
+    fit_reward_model(
+        "reward",
+        params,
+        params.reward,
+        learned_from="train",
+        watched="validation",
+        key=stage_key("reward"),
+        tracked=tracking.run("reward", params, INPUTS),
     )
-
-
-@torch.no_grad()
-def held_out_loss(model: nn.Module, batches: Sequence[Batch], settings: Reward) -> float:
-    """Mean loss over the pairs of some batches, in fp32."""
-    pair_count = sum(len(batch.input_ids) // 2 for batch in batches)
-    return sum(loss_of(pair_scores(model, batch), pair_count, settings).item() for batch in batches)
-
-
-@torch.no_grad()
-def scored_pairs(model: nn.Module, batches: Sequence[Batch]) -> list[ScoredPair]:
-    """Score every pair, in fp32."""
-    pairs: list[ScoredPair] = []
-    for batch in batches:
-        lengths = batch.completion_mask.sum(dim=1).chunk(2)
-        columns = [values.tolist() for values in (*pair_scores(model, batch), *lengths)]
-        pairs += [ScoredPair(*values) for values in zip(*columns, strict=True)]
-    return pairs
-
-
-@torch.no_grad()
-def standardise(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
-    """Shift and scale the model's scores so that the demonstrated answers have mean 0 and deviation 1.
-
-    The bias is that of Huang et al. 2024: minus the mean score of the answers that SFT learned. The gain makes the KL
-    coefficient of a later stage mean the same for every reward model. Both lie in the model's config.
-    """
-    scores = [score for batch in batches for score in completion_scores(model, batch).tolist()]
-    deviation = statistics.pstdev(scores)
-    normalisation = {"bias": -statistics.fmean(scores), "gain": 1 / deviation if deviation > 0 else 1.0}
-    normalise_scores(model, **normalisation)
-    return normalisation
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "lora": {"rank": 0},
     "sft": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2},
     "reward": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2},
+    "judge": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2},
     "dpo": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "beta": 0.1, "nll_weight": 0.0},
 }
 

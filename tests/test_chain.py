@@ -11,6 +11,7 @@ from tasks.data.files import read_json, read_jsonl
 from tasks.dpo import dpo
 from tasks.evaluate import evaluate
 from tasks.gate import gate
+from tasks.judge import judge
 from tasks.ppo import ppo
 from tasks.prepare import prepare
 from tasks.reward import reward
@@ -20,7 +21,7 @@ from tasks.validate import validate
 from tests.conftest import ROOT
 
 ALIGNERS = {"dpo": dpo, "ppo": ppo}
-STAGES = ("prepare", "base", "validate", "sft", "reward", "trial", "dpo", "evaluate", "gate")
+STAGES = ("prepare", "base", "validate", "sft", "reward", "judge", "trial", "dpo", "evaluate", "gate")
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def chain(make_params, noted_run, tmp_path, monkeypatch):
 
 
 def run(params):
-    for stage in (prepare, base, validate, sft, reward, trial, ALIGNERS[params.align.method], evaluate, gate):
+    for stage in (prepare, base, validate, sft, reward, judge, trial, ALIGNERS[params.align.method], evaluate, gate):
         stage(params)
 
 
@@ -70,6 +71,7 @@ def test_from_raw_data_to_a_decision_and_the_same_bytes_again(chain):
     assert {name for name in first if name.startswith(("curves/", "reports/"))} == {
         "curves/sft.csv",
         "curves/reward.csv",
+        "curves/judge.csv",
         "curves/dpo.csv",
         "reports/evaluate/responses.jsonl",
         "reports/gate/report.html",

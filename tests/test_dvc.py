@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("dpo", "ppo")
-STAGES = ("prepare", "base", "validate", "sft", "reward", "trial", "align", "evaluate", "gate")
+STAGES = ("prepare", "base", "validate", "sft", "reward", "judge", "trial", "align", "evaluate", "gate")
 # They watch a stage or start it and cannot change what it computes, so a change in them makes no model stale:
 # tasks.registry logs runs and brings back cached files by their hash, tasks.stage turns errors into exit codes.
 OBSERVERS = ("tasks.registry", "tasks.stage")

@@ -58,7 +58,9 @@ def made(params, tmp_path_factory):
     models = tmp_path_factory.mktemp("made") / "models"
     make_scratch(params.base.scratch, 7, models / "sft")
     tokenizer = load_tokenizer(models / "sft")
-    save_model(new_reward_model(models / "sft", params), tokenizer, models / "reward")
+    for name, seed in (("reward", 7), ("judge", 8)):
+        seeded = params.model_copy(update={"seed": seed})
+        save_model(new_reward_model(models / "sft", seeded), tokenizer, models / name)
     policy = load_policy(models / "sft", params, trainable=False)
     generator = torch.Generator().manual_seed(1)
     for weights in policy.parameters():
@@ -289,7 +291,7 @@ def test_a_prompt_without_room_for_an_answer_is_named_by_row(run, params):
         evaluate(changed(params, max_new_tokens=250))
 
 
-@pytest.mark.parametrize("name", ["ppo", "reward", "sft"])
+@pytest.mark.parametrize("name", ["ppo", "reward", "judge", "sft"])
 def test_a_missing_model_is_named(run, params, name):
     shutil.rmtree(Path("models") / name)
     with pytest.raises(InputError, match=f"models/{name} does not exist: run the stage that writes it"):

@@ -56,10 +56,18 @@ def test_a_good_candidate_is_promoted(files, params):
     found = decided()
     assert found["decision"] == "promote"
     assert found["opponent"] == SFT
-    names = ["win_rate", "win_rate_at_equal_length", "kl", "reward_accuracy", "length_ratio", "eos_rate"]
+    names = [
+        "win_rate",
+        "win_rate_at_equal_length",
+        "held_out_judge",
+        "kl",
+        "reward_accuracy",
+        "length_ratio",
+        "eos_rate",
+    ]
     names += ["repetition", "refusals", "perplexity"]
     assert [check["name"] for check in found["checks"]] == names
-    assert len(found["reasons"]) == 9
+    assert len(found["reasons"]) == 10
     assert "✔ Promote" in REPORT.read_text(encoding="utf-8")
 
 

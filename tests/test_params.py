@@ -18,7 +18,8 @@ TRAINING = ["epochs", "batch_size", "learning_rate", "warmup", "schedule", "weig
 EXPLAINED_ELSEWHERE = {
     f"{section}.{key}": f"{first}.{key}"
     for first, sections, keys in [
-        ("sft", ["reward", "dpo"], TRAINING),
+        ("sft", ["reward", "judge", "dpo"], TRAINING),
+        ("reward", ["judge"], ["margin", "centering", "label_smoothing"]),
         ("prepare.demonstrations", ["prepare.preferences", "prepare.prompts"], ["source", "columns", "limit"]),
     ]
     for section in sections

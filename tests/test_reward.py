@@ -17,8 +17,9 @@ from tasks.learning.batches import pair_batches, row_batches
 from tasks.learning.calibration import reward_figures
 from tasks.learning.models import load_reward, normalise_scores
 from tasks.learning.readings import completion_scores
+from tasks.learning.scoring import held_out_loss, scored_pairs
 from tasks.params import Params
-from tasks.reward import held_out_loss, reward, scored_pairs
+from tasks.reward import reward
 from tests.conftest import MODEL_FILES, MakeParams, NotedRun, file_names, moved_weights
 from tests.test_sft import read_curve
 

@@ -34,6 +34,7 @@ def run_checks(evidence: Evidence, thresholds: Gate) -> list[Check]:
     return [
         _win_rate(evidence, thresholds.min_win_rate),
         _win_rate_at_equal_length(evidence, thresholds.min_win_rate),
+        _held_out_judge(evidence, thresholds.min_judge_win_rate),
         _kl(evidence, thresholds.max_kl),
         _reward_accuracy(evidence, thresholds.min_reward_accuracy),
         _length_ratio(evidence, thresholds.max_length_ratio),
@@ -117,6 +118,17 @@ def _win_rate_at_equal_length(evidence: Evidence, threshold: float) -> Check:
         sentence = f"{said}: it is not shown that the answers are more than longer or shorter."
         return Check(name, low, threshold, "inconclusive", sentence)
     return Check(name, low, threshold, "failed", f"{said}: all of the interval is below {threshold:g}.")
+
+
+def _held_out_judge(evidence: Evidence, threshold: float) -> Check:
+    value, low, high = (figure(evidence.evaluation, "judge", "vs_opponent", key) for key in ("value", "low", "high"))
+    if value is None or low is None or high is None:
+        return _missing("held_out_judge", threshold, "The win rate by the held-out judge", "metrics/evaluate.json")
+    said = f"By the held-out judge the win rate is {value:.3f} (interval {low:.3f} to {high:.3f})"
+    if high >= threshold:
+        return Check("held_out_judge", high, threshold, "passed", f"{said}: it does not contradict the reward model.")
+    sentence = f"{said}, all of it below {threshold:g}: what pleases the reward model does not please it."
+    return Check("held_out_judge", high, threshold, "failed", sentence)
 
 
 def _kl(evidence: Evidence, threshold: float) -> Check:

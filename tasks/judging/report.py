@@ -143,6 +143,7 @@ def render(
 
 
 def _figure_rows(evaluation: Mapping[str, Any]) -> list[FigureRow]:
+    judged = [_number(figure(evaluation, "judge", model), 3) for model in MODELS]
     rows = [
         FigureRow(
             name,
@@ -152,9 +153,10 @@ def _figure_rows(evaluation: Mapping[str, Any]) -> list[FigureRow]:
         )
         for key, name, digits, good in FIGURES
     ]
+    rows.insert(1, FigureRow("Held-out judge", "higher", judged, ABSENT))
     if "gold" in evaluation:
         values = [_number(figure(evaluation, "gold", model), 3) for model in MODELS]
-        rows.insert(1, FigureRow("Known rule", "higher", values, _interval(evaluation, ("gold", "vs_opponent"), 3)))
+        rows.insert(2, FigureRow("Known rule", "higher", values, _interval(evaluation, ("gold", "vs_opponent"), 3)))
     return rows
 
 
@@ -198,11 +200,11 @@ def _data_rows(validation: Mapping[str, Any]) -> list[DataRow]:
 
 def _win_rows(evaluation: Mapping[str, Any], opponent: Opponent) -> list[WinRow]:
     rivals = [("vs_sft", "SFT")] + ([("vs_opponent", str(opponent))] if opponent.name == "champion" else [])
-    return [_win_row(evaluation, key, name) for key, name in rivals]
+    by_reward = [_win_row(evaluation, ("win_rate", key), name) for key, name in rivals]
+    return by_reward + [_win_row(evaluation, ("judge", key), f"{name}, by the held-out judge") for key, name in rivals]
 
 
-def _win_row(evaluation: Mapping[str, Any], key: str, name: str) -> WinRow:
-    path = ("win_rate", key)
+def _win_row(evaluation: Mapping[str, Any], path: tuple[str, str], name: str) -> WinRow:
     value, low, high = (figure(evaluation, *path, end) for end in ("value", "low", "high"))
     return WinRow(
         name,

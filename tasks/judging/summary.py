@@ -25,22 +25,31 @@ DIGITS = 6
 Gold = Callable[[str, str], float]  # prompt text and answer to a score in [0, 1]
 
 
-class Judged(NamedTuple):
+class Measured(NamedTuple):
     """A model's answers and what is known of each: n long, in the order of the prompts."""
 
     answers: Answers
+    held_out: list[float]  # scores of the held-out judge
     likenesses: list[Likeness | None]  # None: the prompt has no reference
     repetitions: list[float]
     gold: list[float] | None  # None: no known rule
 
 
-Models = Mapping[str, Judged]  # candidate, sft, opponent
+Models = Mapping[str, Measured]  # candidate, sft, opponent
 
 
-def judge(prompts: Sequence[Prompt], answers: Answers, gold: Gold | None) -> Judged:
-    """Measure every answer by itself; `gold` is the known rule, where the prompts have one."""
-    return Judged(
+def measure(prompts: Sequence[Prompt], answers: Answers, held_out: list[float], gold: Gold | None) -> Measured:
+    """Measure every answer by itself.
+
+    Args:
+        prompts: n prompts.
+        answers: n answers, with the reward model's scores.
+        held_out: n scores of the held-out judge.
+        gold: the known rule, where the prompts have one.
+    """
+    return Measured(
         answers,
+        held_out,
         likenesses(answers.texts, [prompt.references for prompt in prompts]),
         [repetition(text) for text in answers.texts],
         [gold(prompt_text(prompt), text) for prompt, text in zip(prompts, answers.texts, strict=True)]
@@ -88,6 +97,10 @@ def summarise(
             for name, rival in rivals.items()
         },
         "difference": {name: _differences(candidate, rival, resampling) for name, rival in rivals.items()},
+        "judge": {
+            **{name: mean(model.held_out) for name, model in models.items()},
+            **{name: win_rate(candidate.held_out, rival.held_out, resampling) for name, rival in rivals.items()},
+        },
         "kl": {"mean": mean(kl), "standard_error": standard_error(kl)},
         "perplexity": dict(perplexity),
         "best_of_sft": [each._asdict() for each in best_of_sft],
@@ -98,7 +111,7 @@ def summarise(
     return rounded(figures)
 
 
-def model_figures(prompts: Sequence[Prompt], model: Judged) -> dict[str, float | None]:
+def model_figures(prompts: Sequence[Prompt], model: Measured) -> dict[str, float | None]:
     """The figures of one model; those of overlap are None where no prompt has a reference."""
     texts, answers = model.answers.texts, model.answers
     overlap = corpus_overlap(texts, [prompt.references for prompt in prompts])
@@ -147,12 +160,13 @@ def _rounded(value: Any) -> Any:  # noqa: ANN401 (whatever JSON can hold)
     return [_rounded(each) for each in value] if isinstance(value, list) else value
 
 
-def _row(model: Judged, place: int) -> dict[str, Any]:
+def _row(model: Measured, place: int) -> dict[str, Any]:
     answers, likeness = model.answers, model.likenesses[place]
     return {
         "answer": answers.texts[place],
         "reward": answers.rewards[place],
         "length": answers.lengths[place],
+        "judge": model.held_out[place],
         "ended": answers.ended[place],
         "repetition": model.repetitions[place],
         **(likeness._asdict() if likeness else {}),
@@ -160,7 +174,7 @@ def _row(model: Judged, place: int) -> dict[str, Any]:
     }
 
 
-def _differences(ours: Judged, theirs: Judged, resampling: Resampling) -> dict[str, Interval | None]:
+def _differences(ours: Measured, theirs: Measured, resampling: Resampling) -> dict[str, Interval | None]:
     """Candidate minus the other, by prompt, of every figure that is a mean over prompts."""
     pairs: dict[str, tuple[Sequence[float], Sequence[float]]] = {
         "reward": (ours.answers.rewards, theirs.answers.rewards),
@@ -177,7 +191,7 @@ def _difference(ours: Sequence[float], theirs: Sequence[float], resampling: Resa
     return bootstrap_interval(differences, resampling) if differences else None
 
 
-def _rouge_l(model: Judged) -> list[float]:
+def _rouge_l(model: Measured) -> list[float]:
     return [likeness.rouge_l for likeness in model.likenesses if likeness]
 
 
@@ -190,7 +204,7 @@ def _gold(models: Models, rivals: Models, resampling: Resampling) -> dict[str, A
     return figures
 
 
-def _methods(prompts: Sequence[Prompt], candidate: Judged) -> dict[str, str | None]:
+def _methods(prompts: Sequence[Prompt], candidate: Measured) -> dict[str, str | None]:
     overlap = corpus_overlap(candidate.answers.texts, [prompt.references for prompt in prompts])
     return {
         "bleu": overlap.bleu_signature if overlap else None,

@@ -18,7 +18,7 @@ from tasks.registry.store import Store
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-TRACKED = ("sft", "reward", "align", "evaluate")
+TRACKED = ("sft", "reward", "judge", "align", "evaluate")
 PIPELINES_KEPT = 200  # a tag of MLflow holds 8000 characters
 
 logger = logging.getLogger(__name__)

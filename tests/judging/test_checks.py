@@ -9,6 +9,7 @@ from tasks.params import Gate
 
 THRESHOLDS = Gate(
     min_win_rate=0.5,
+    min_judge_win_rate=0.5,
     max_kl=10.0,
     min_reward_accuracy=0.6,
     max_length_ratio=1.5,
@@ -22,6 +23,7 @@ GOOD: dict[str, Any] = {
     "opponent": {"length": 10.0, "refusals": 0.01},
     "win_rate": {"vs_opponent": {"value": 0.7, "low": 0.6, "high": 0.8, "verdict": "better"}},
     "length_controlled_win_rate": {"vs_opponent": {"value": 0.65, "low": 0.55, "high": 0.75}},
+    "judge": {"vs_opponent": {"value": 0.55, "low": 0.45, "high": 0.65}},
     "kl": {"mean": 4.0, "standard_error": 0.2},
     "perplexity": {"candidate": 3.0, "sft": 2.0},
 }
@@ -32,6 +34,7 @@ PLACES: dict[str, list[tuple[str, ...]]] = {
     "win_rate_at_equal_length": [
         ("length_controlled_win_rate", "vs_opponent", key) for key in ("value", "low", "high")
     ],
+    "held_out_judge": [("judge", "vs_opponent", key) for key in ("value", "low", "high")],
     "kl": [("kl", "mean")],
     "length_ratio": [("candidate", "length"), ("opponent", "length")],
     "eos_rate": [("candidate", "eos_rate")],
@@ -61,7 +64,7 @@ def decision(*args, **kwargs):
 
 def test_all_good_is_promoted_with_every_sentence_as_a_reason():
     checks = list(run(GOOD).values())
-    assert [check.verdict for check in checks] == ["passed"] * 9
+    assert [check.verdict for check in checks] == ["passed"] * 10
     assert decide(checks) == "promote"
     assert reasons(checks) == [check.sentence for check in checks]
 
@@ -70,6 +73,7 @@ def test_all_good_is_promoted_with_every_sentence_as_a_reason():
     ("name", "path", "at", "beyond"),
     [
         ("kl", ("kl", "mean"), 10.0, 10.01),
+        ("held_out_judge", ("judge", "vs_opponent", "high"), 0.5, 0.49),
         ("length_ratio", ("candidate", "length"), 15.0, 15.1),
         ("eos_rate", ("candidate", "eos_rate"), 0.9, 0.89),
         ("repetition", ("candidate", "repetition"), 0.2, 0.21),

@@ -9,7 +9,7 @@ from tasks.judging.checks import Evidence, decide, run_checks
 from tasks.judging.compare import Resampling
 from tasks.judging.metrics import Answers
 from tasks.judging.opponent import Opponent
-from tasks.judging.summary import judge, summarise
+from tasks.judging.summary import measure, summarise
 from tasks.params import load_params
 from tests.judging.test_checks import REWARD
 from tests.judging.test_summary import make_prompts
@@ -19,10 +19,11 @@ PROMPTS = make_prompts(300, references=False)
 TRIES = 100
 
 
-def decided(gain, seed, longer=0.0, liking_of_length=0.0, resamples=200):
+def decided(gain, seed, longer=0.0, liking_of_length=0.0, judged_gain=None, resamples=200):
     """Have the gate decide on a candidate whose rewards are higher by `gain`, in deviations of one answer's reward.
 
-    Its answers are `longer` by so many tokens on average; the judge adds `liking_of_length` for each.
+    Its answers are `longer` by so many tokens on average; the reward model adds `liking_of_length` for each. The
+    held-out judge, which is noisier, sees a gain of its own.
     """
     generator = np.random.default_rng(seed)
 
@@ -31,7 +32,14 @@ def decided(gain, seed, longer=0.0, liking_of_length=0.0, resamples=200):
         rewards = generator.normal(reward, 1, len(PROMPTS)) + liking_of_length * (lengths - 50)
         return Answers(["well said"] * len(PROMPTS), lengths.tolist(), [True] * len(PROMPTS), rewards.tolist())
 
-    candidate, sft = (judge(PROMPTS, each, None) for each in (answers(longer, gain), answers(0.0, 0.0)))
+    def measured(answers, seen):
+        held_out = [
+            seen + reward + noise for reward, noise in zip(answers.rewards, generator.normal(size=300), strict=True)
+        ]
+        return measure(PROMPTS, answers, held_out, None)
+
+    candidate = measured(answers(longer, gain), 0.0 if judged_gain is None else judged_gain - gain)
+    sft = measured(answers(0.0, 0.0), 0.0)
     models = {"candidate": candidate, "sft": sft, "opponent": sft}
     perplexity = {"candidate": 2.0, "sft": 2.0}
     figures = summarise(
@@ -61,9 +69,15 @@ def test_a_true_gain_is_promoted_with_a_power_of_eighty_percent():
 
 def test_a_policy_that_only_got_longer_is_not_promoted():
     verdicts = [decided(0.0, seed, longer=15, liking_of_length=0.05) for seed in range(20)]
-    assert {checks["win_rate"] for _, checks in verdicts} == {"passed"}  # the judge is taken in
+    assert {checks["win_rate"] for _, checks in verdicts} == {"passed"}  # the reward model is taken in
     assert sum(decision == "promote" for decision, _ in verdicts) <= 1
     assert decided(0.0, 1, longer=40, liking_of_length=0.05)[0] == "reject"
+
+
+def test_a_policy_that_games_the_reward_model_is_refused():
+    verdicts = [decided(0.6, seed, judged_gain=-1.0) for seed in range(20)]
+    assert {checks["win_rate"] for _, checks in verdicts} == {"passed"}
+    assert {decision for decision, _ in verdicts} == {"reject"}
 
 
 def test_a_loss_is_rejected():

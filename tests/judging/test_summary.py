@@ -5,7 +5,7 @@ import pytest
 from tasks.data.records import Message, Prompt
 from tasks.judging.compare import Resampling
 from tasks.judging.metrics import Answers
-from tasks.judging.summary import judge, rounded, rows, summarise
+from tasks.judging.summary import measure, rounded, rows, summarise
 
 RESAMPLING = Resampling(resamples=500, confidence=0.95, seed=1)
 WORDS = ["we are sorry", "a replacement is sent", "thank you for writing", "your order is on its way"]
@@ -33,7 +33,10 @@ def make_answers(count, reward=0.0, more="", ended=True):
 
 def compare(candidate, sft, references=True, gold=None, kl=None):
     prompts = make_prompts(len(sft.texts), references)
-    models = {"opponent": judge(prompts, sft, gold), "candidate": judge(prompts, candidate, gold)}
+    models = {
+        "opponent": measure(prompts, sft, sft.rewards, gold),
+        "candidate": measure(prompts, candidate, candidate.rewards, gold),
+    }
     models["sft"] = models["opponent"]
     return summarise(
         prompts,
@@ -103,7 +106,7 @@ def test_reruns_give_the_same_bytes():
 
 def test_rows_hold_what_a_person_wants_to_read():
     prompts = make_prompts(2)
-    models = {"candidate": judge(prompts, make_answers(2, ended=False), lambda *_: 0.25)}
+    models = {"candidate": measure(prompts, make_answers(2, ended=False), [0.5, 1.5], lambda *_: 0.25)}
     first, second = rows(prompts, models, [0.5, 1 / 3])
     assert first["prompt"] == [{"role": "user", "content": "question 0"}]
     assert first["references"] == ["answer 0: we are sorry today"]

@@ -1,0 +1,151 @@
+"""Reward models: learned from pairs, measured on others, and put on a standard scale."""
+
+import statistics
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from tasks.data.files import MODELS, VALIDATED
+from tasks.data.records import Split, read_demonstrations, read_preferences
+from tasks.data.tokens import EncodedPair, encode_demonstrations, encode_preferences, load_tokenizer
+from tasks.learning.batches import Batch, collate_pairs, pair_batches, row_batches
+from tasks.learning.calibration import ScoredPair, reward_figures
+from tasks.learning.checkpoints import content_key
+from tasks.learning.curves import Run, publish
+from tasks.learning.fitting import Fit, require_rows
+from tasks.learning.forward import unwrapped
+from tasks.learning.losses import PairValues, reward_loss
+from tasks.learning.models import context_length, merged, new_reward_model, normalise_scores, set_up, with_adapters
+from tasks.learning.readings import completion_scores
+from tasks.learning.sharding import assembled
+from tasks.params import Params, Reward
+
+SFT = MODELS / "sft"
+DEMONSTRATIONS, PREFERENCES = VALIDATED / "demonstrations.jsonl", VALIDATED / "preferences.jsonl"
+INPUTS = [PREFERENCES, DEMONSTRATIONS]
+
+
+def fit_reward_model(
+    stage: str,
+    params: Params,
+    settings: Reward,
+    *,
+    learned_from: Split,
+    watched: Split,
+    key: str | None,
+    tracked: AbstractContextManager[Run],
+) -> None:
+    """Train the SFT model with a scalar head on the pairs of a split, and write what the stage writes.
+
+    Args:
+        stage: names the outputs.
+        params: seed, runtime and adapters.
+        settings: of the training.
+        learned_from: the split that is trained on.
+        watched: the split whose loss is measured before and after; the other figures are of the test split.
+        key: content key of the stage; None where DVC does not know it.
+        tracked: gives the run, and ends it; entered when the input has been checked.
+
+    Raises:
+        InputError: a split is empty, a row does not fit the model, or training no longer gives numbers.
+    """
+    device, tokens = set_up(params), params.runtime.tokens_per_pass
+    tokenizer = load_tokenizer(SFT)
+    model = with_adapters(new_reward_model(SFT, params), params.lora)
+    context = context_length(model)
+
+    def pairs_of(split: Split) -> list[EncodedPair]:
+        records = require_rows(read_preferences(VALIDATED, split), PREFERENCES, split)
+        return encode_preferences(tokenizer, records, context)
+
+    pairs = pairs_of(learned_from)
+    held_out, test = (pair_batches(pairs_of(split), tokens, device) for split in (watched, "test"))
+    demonstrations = require_rows(read_demonstrations(VALIDATED, "validation"), DEMONSTRATIONS, "validation")
+    answers = encode_demonstrations(tokenizer, demonstrations, context)
+    key = key or content_key(stage, params, [*INPUTS, SFT])
+    with tracked as run:
+        lengths = [2 * pair.length for pair in pairs]
+        fit = Fit(stage, key, model, lengths, params=params, settings=settings, run=run)
+        before = held_out_loss(model, held_out, settings)
+        train(fit, model, pairs, settings)
+        model = merged(assembled(model))
+        after = held_out_loss(model, held_out, settings)
+        test_figures = reward_figures(scored_pairs(model, test))  # raw scores: their margins are the log-odds
+        normalisation = standardise(model, row_batches(answers, tokens, device))
+        metrics = {
+            "pairs": len(pairs),
+            **fit.summary(),
+            watched: {"loss": {"before": before, "after": after}},
+            **test_figures,
+            "normalisation": normalisation,
+        }
+        publish(stage, model, tokenizer, metrics=metrics, curve=fit.curve, run=run)
+    fit.finish()
+
+
+def train(fit: Fit, model: nn.Module, pairs: Sequence[EncodedPair], settings: Reward) -> None:
+    """Minimise the Bradley-Terry loss, averaged over the pairs of a step."""
+    for step, items, groups in fit.steps():
+        pair_count = len(items)
+        with fit.attempt(step):
+            for indices in groups:
+                batch = collate_pairs([pairs[index] for index in indices], unwrapped(model).device)
+                with fit.autocast():
+                    scores = pair_scores(model, batch)
+                fit.backward(
+                    {
+                        "loss": loss_of(scores, pair_count, settings),
+                        "accuracy": (scores.margins > 0).sum() / pair_count,
+                        "margin": scores.margins.sum() / pair_count,
+                    }
+                )
+
+
+def pair_scores(model: nn.Module, batch: Batch) -> PairValues:
+    """Score both answers of every pair of a batch, in fp32."""
+    return PairValues(*completion_scores(model, batch).chunk(2))
+
+
+def loss_of(scores: PairValues, pair_count: int, settings: Reward) -> Tensor:
+    """The loss of scored pairs with the terms of the settings, as their part of the mean over `pair_count` pairs."""
+    return reward_loss(
+        scores,
+        pair_count,
+        margin=settings.margin,
+        centering=settings.centering,
+        label_smoothing=settings.label_smoothing,
+    )
+
+
+@torch.no_grad()
+def held_out_loss(model: nn.Module, batches: Sequence[Batch], settings: Reward) -> float:
+    """Mean loss over the pairs of some batches, in fp32."""
+    pair_count = sum(len(batch.input_ids) // 2 for batch in batches)
+    return sum(loss_of(pair_scores(model, batch), pair_count, settings).item() for batch in batches)
+
+
+@torch.no_grad()
+def scored_pairs(model: nn.Module, batches: Sequence[Batch]) -> list[ScoredPair]:
+    """Score every pair, in fp32."""
+    pairs: list[ScoredPair] = []
+    for batch in batches:
+        lengths = batch.completion_mask.sum(dim=1).chunk(2)
+        columns = [values.tolist() for values in (*pair_scores(model, batch), *lengths)]
+        pairs += [ScoredPair(*values) for values in zip(*columns, strict=True)]
+    return pairs
+
+
+@torch.no_grad()
+def standardise(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
+    """Shift and scale the model's scores so that the demonstrated answers have mean 0 and deviation 1.
+
+    The bias is that of Huang et al. 2024: minus the mean score of the answers that SFT learned. The gain makes the KL
+    coefficient of a later stage mean the same for every reward model. Both lie in the model's config.
+    """
+    scores = [score for batch in batches for score in completion_scores(model, batch).tolist()]
+    deviation = statistics.pstdev(scores)
+    normalisation = {"bias": -statistics.fmean(scores), "gain": 1 / deviation if deviation > 0 else 1.0}
+    normalise_scores(model, **normalisation)
+    return normalisation
