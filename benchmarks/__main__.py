@@ -1,31 +1,43 @@
-"""`python -m benchmarks`: our trainers and TRL's on the same work, as a table or as JSON."""
+"""`python -m benchmarks`: our trainers and TRL's on the same work, as tables or as JSON."""
 
 import json
 import os
 import platform
 import sys
 import tempfile
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.jobs import Job
+from benchmarks.report import show
 from benchmarks.rounds import KINDS, interleaved, summarise, variants
+from benchmarks.scaling import TRAINERS, scaling
 
 LARGEST_DIFFERENCE = {"fp32": 1e-5, "bf16": 1e-3}
 LIBRARIES = ("torch", "transformers", "trl", "accelerate")
+SCALING = "scaling"
+# Counted steps of a run: batches of the trainers on given rows, rounds of whatever samples.
+STEPS = {"XS": (10, 2), "S": (8, 2), "M": (4, 1), "L": (20, 3)}
 
 
 def main(  # noqa: PLR0917  each is an option
-    kinds: Annotated[list[str] | None, typer.Argument(help=f"of {', '.join(KINDS)}; all unless named")] = None,
-    size: Annotated[list[str] | None, typer.Option(help="S, M or L; may be given twice")] = None,
+    kinds: Annotated[
+        list[str] | None, typer.Argument(help=f"of {', '.join((*KINDS, SCALING))}; all unless named")
+    ] = None,
+    size: Annotated[
+        list[str] | None, typer.Option(help="XS, S, M or L; may be given twice; S and M unless named, L on a GPU")
+    ] = None,
     rounds: Annotated[int, typer.Option(help="of all variants")] = 3,
-    steps: Annotated[int, typer.Option(help="counted ones in a run; two more warm up")] = 20,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16")] = "fp32",
+    steps: Annotated[
+        int | None, typer.Option(help="counted ones in a run, besides those that warm up; fewer the larger the model")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 or bf16; fp32 unless named, bf16 on a GPU")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="rows or pairs in a step; 8 unless named, 32 on a GPU")] = None,
+    answers: Annotated[int, typer.Option(help="sampled in a round")] = 64,
     threads: Annotated[int, typer.Option(help="of torch")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
@@ -33,36 +45,60 @@ def main(  # noqa: PLR0917  each is an option
     # Before torch is loaded, here and in the workers, which inherit it.
     os.environ |= {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     os.environ |= {"HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error"}
     import torch
 
+    from benchmarks.jobs import Job
     from benchmarks.ours import make_reward_model
     from benchmarks.workloads import SIZES, make_model, matrix_peak
 
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    is_gpu = device.type == "cuda"
+    precision = precision or ("bf16" if is_gpu else "fp32")
     peak = matrix_peak(device, torch.bfloat16 if precision == "bf16" else torch.float32)
     errors = Console(stderr=True)
     table: list[dict[str, Any]] = []
+    grown: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as workplace:
-        for name in size or ["S", "M"]:
+        for name in size or (["L"] if is_gpu else ["S", "M"]):
             folder, scored = Path(workplace) / name, Path(workplace) / f"{name}-reward"
             make_model(SIZES[name], folder)
             make_reward_model(folder, scored)
-            for kind in kinds or KINDS:
-                job = Job(kind, name, folder, scored, precision, steps, threads=threads)
-                found = interleaved(job, list(variants(kind)), rounds, errors.print)
-                table += summarise(job, found, peak)
+            for kind in kinds or (*KINDS, SCALING):
+                job = Job(
+                    kind,
+                    name,
+                    folder,
+                    scored,
+                    precision,
+                    steps=0,
+                    batch_size=batch_size or (32 if is_gpu else 8),
+                    threads=threads,
+                    answers=answers,
+                    by_wall=is_gpu or threads > 1,
+                )
+                job = job._replace(steps=steps or STEPS[name][job.is_sampled])
+                if kind == SCALING:
+                    for trainer in TRAINERS:
+                        grown += scaling(job._replace(kind=trainer), rounds, peak, errors.print)
+                else:
+                    found = interleaved({each: (each, job) for each in variants(kind)}, rounds, errors.print)
+                    table += summarise(job, found, peak)
     machine = {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(),
+        "date": datetime.now().astimezone().date().isoformat(),
+        "device": torch.cuda.get_device_name() if is_gpu else platform.processor() or platform.machine(),
+        "precision": precision,
         "threads": threads,
+        "clock": "wall" if is_gpu or threads > 1 else "CPU",
         "peak": peak,
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
     }
     if as_json:
-        print(json.dumps({"machine": machine, "rows": table}, indent=2))
+        print(json.dumps({"machine": machine, "rows": table, "scaling": grown}, indent=2))
     else:
-        show(machine, table)
+        show(machine, table, grown)
     allowed = LARGEST_DIFFERENCE[precision]
     unequal = [row for row in table if counts(row) and row.get("difference", 0.0) > allowed]
     if unequal:
@@ -74,33 +110,6 @@ def main(  # noqa: PLR0917  each is an option
 def counts(row: dict[str, Any]) -> bool:
     """Whether a variant is to have our losses: not in another precision, nor on other batches."""
     return row["variant"] not in ("TRL as shipped", "TRL by length")
-
-
-def show(machine: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Print the table for people."""
-    table = Table(*("kind", "size", "variant", "CPU s (range)", "ratio", "GFLOP/s (of peak)", "MiB", "loss differs by"))
-    for row in rows:
-        scale = 1000 if row["kind"] == "generate" else 1  # ms a token
-        span = " ".join(f"{row[name] * scale:.3g}" for name in ("lowest", "highest"))
-        flops = f"{row['flops'] / 1e9:.0f} ({row['of_peak']:.0%})" if "flops" in row else ""
-        difference = f"{row['difference']:.1e}" if "difference" in row else ""
-        table.add_row(
-            row["kind"],
-            row["size"],
-            row["variant"],
-            f"{row['seconds'] * scale:.3g} ({span})",
-            f"{row['ratio']:.2f}",
-            flops,
-            f"{row['memory']:.0f}",
-            difference,
-        )
-    console = Console(width=140)
-    console.print(table)
-    console.print(
-        " · ".join(
-            f"{name} {value if name != 'peak' else f'{value / 1e9:.0f} GFLOP/s'}" for name, value in machine.items()
-        )
-    )
 
 
 if __name__ == "__main__":

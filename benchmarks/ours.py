@@ -2,18 +2,38 @@
 
 from pathlib import Path
 
-from benchmarks.jobs import BETA, SEED, Clock, Job
+from transformers import PreTrainedModel
+
+from benchmarks.jobs import BETA, SEED, Clock, Job, described
 from benchmarks.workloads import SIZES, Texts
 from tasks import dpo, sft
-from tasks.data.tokens import load_tokenizer
+from tasks.data.tokens import EncodedPair, load_tokenizer
 from tasks.learning import scoring
+from tasks.learning.experience import Models
 from tasks.learning.fitting import Fit
+from tasks.learning.learner import Learner
 from tasks.learning.models import load_policy, load_reward, new_reward_model, save_model, set_up
 from tasks.learning.rollouts import generate
-from tasks.params import PARAMS_FILE, Params, load_params
+from tasks.params import PARAMS_FILE, Params, Training, load_params
 
 KEY = "benchmark"
 EPSILON = 1e-8  # TRL's
+# The same for all who learn from sampled answers; 1e-5 is the learner's own epsilon.
+ONLINE_RATE, ONLINE_EPSILON, KL = 1e-5, 1e-5, 0.05
+# PPO without what only some write: clipped scores, penalties, schedules.
+PLAIN = {
+    "temperature": 1.0,
+    "learning_rate": ONLINE_RATE,
+    "critic_learning_rate": ONLINE_RATE,
+    "critic_warmup": 0,
+    "schedule": "constant",
+    "max_grad_norm": 1.0,
+    "kl_coefficient": KL,
+    "kl_estimator": "k1",
+    "kl_target": None,
+    "score_clip": None,
+    "missing_eos_penalty": 0.0,
+}
 
 
 def settings_for(job: Job) -> Params:
@@ -29,6 +49,15 @@ def settings_for(job: Job) -> Params:
         "max_grad_norm": 1.0,
     }
     runtime = {"threads": job.threads, "precision": job.precision, "checkpoint_every": 0, "tokens_per_pass": job.tokens}
+    # TRL's RLOO takes one step on a round; PPO goes over it twice, a quarter of it in a step.
+    steps = {"epochs": 2, "minibatches": 4} if job.kind == "ppo" else {"epochs": 1, "minibatches": 1}
+    online = {
+        "estimator": "gae" if job.kind == "ppo" else "rloo",
+        "iterations": job.all_steps,
+        "rollouts": job.answers,
+        "responses": job.responses,
+        "max_new_tokens": job.longest,
+    }
     sections = {
         "seed": SEED,
         "runtime": shipped.runtime.model_copy(update=runtime),
@@ -37,57 +66,104 @@ def settings_for(job: Job) -> Params:
             update=training | {"margin": 0.0, "centering": 0.0, "label_smoothing": 0.0}
         ),
         "dpo": shipped.dpo.model_copy(update=training | {"beta": BETA, "nll_weight": 0.0, "loss": "sigmoid"}),
+        "ppo": shipped.ppo.model_copy(update=PLAIN | steps | online),
     }
     return shipped.model_copy(update=sections)
 
 
-def supervised(job: Job, clock: Clock) -> None:
-    """SFT."""
+def prepared(job: Job) -> Params:
+    """The settings of a job, in force."""
     params = settings_for(job)
     set_up(params)
+    return params
+
+
+def supervised(job: Job, clock: Clock) -> None:
+    """SFT."""
+    params = prepared(job)
     policy = load_policy(job.folder, params, trainable=True)
     rows = Texts(SIZES[job.size], seed=1).rows(job.rows)
     lengths = [row.length for row in rows]
-    fit = Fit(job.kind, KEY, policy, lengths, params=params, settings=params.sft, run=clock, epsilon=EPSILON)
-    sft.train(fit, policy, rows)
+    sft.train(fitting(job, clock, policy, lengths), policy, rows)
 
 
 def preferences(job: Job, clock: Clock) -> None:
     """The reward model."""
-    params = settings_for(job)
-    set_up(params)
+    params = prepared(job)
     model = load_reward(job.reward_folder, params, trainable=True)
-    pairs = Texts(SIZES[job.size], seed=2).pairs(job.rows)
-    lengths = [2 * pair.length for pair in pairs]
-    fit = Fit(job.kind, KEY, model, lengths, params=params, settings=params.reward, run=clock, epsilon=EPSILON)
-    scoring.train(fit, model, pairs, params.reward)
+    pairs = pairs_of(job)
+    scoring.train(fitting(job, clock, model, lengths_of(pairs)), model, pairs, params.reward)
 
 
 def direct(job: Job, clock: Clock) -> None:
     """DPO; the reference's log-probabilities count as the work they are."""
-    params = settings_for(job)
-    set_up(params)
+    params = prepared(job)
     policy = load_policy(job.folder, params, trainable=True)
-    pairs = Texts(SIZES[job.size], seed=2).pairs(job.rows)
-    lengths = [2 * pair.length for pair in pairs]
-    fit = Fit(job.kind, KEY, policy, lengths, params=params, settings=params.dpo, run=clock, epsilon=EPSILON)
+    pairs = pairs_of(job)
+    fit = fitting(job, clock, policy, lengths_of(pairs))
     with clock.before_the_steps():
         reference = dpo.reference_logps(fit, policy, pairs)
     dpo.train(fit, policy, pairs, reference, params.dpo)
 
 
-def answers(job: Job, clock: Clock) -> None:
-    """Sampling: 64 prompts, up to 128 tokens."""
+def pairs_of(job: Job) -> list[EncodedPair]:
+    """The pairs that reward models and DPO learn from."""
+    return Texts(SIZES[job.size], seed=2).pairs(job.rows)
+
+
+def lengths_of(pairs: list[EncodedPair]) -> list[int]:
+    """Tokens of pairs, each row of one as long as the longer."""
+    return [2 * pair.length for pair in pairs]
+
+
+def fitting(job: Job, clock: Clock, model: PreTrainedModel, lengths: list[int]) -> Fit:
+    """A run of a trainer, timed by the clock, with TRL's optimiser."""
     params = settings_for(job)
-    set_up(params)
+    settings: Training = getattr(params, job.kind)
+    return Fit(job.kind, KEY, model, lengths, params=params, settings=settings, run=clock, epsilon=EPSILON)
+
+
+def answers(job: Job, clock: Clock) -> None:
+    """Sampling."""
+    params = prepared(job)
     policy, tokenizer = load_policy(job.folder, params, trainable=False), load_tokenizer(job.folder)
-    texts = Texts(SIZES[job.size], seed=3)
-    prompts = [texts.words(60, 256) for _ in range(64)]
-    for step in range(job.answered):
+    prompts, slots = Texts(SIZES[job.size], seed=3).prompts(job.answers), params.runtime.slots
+    for step in range(job.all_steps):
         found = generate(
-            policy, tokenizer, prompts, max_new_tokens=128, temperature=1.0, seed=step, slots=params.runtime.slots
+            policy, tokenizer, prompts, max_new_tokens=job.longest, temperature=1.0, seed=step, slots=slots
         )
-        clock.mark(sum(len(response.row.completion) for response in found))
+        clock.mark(answers=len(found), tokens=sum(len(response.row.completion) for response in found))
+
+
+def online(job: Job, clock: Clock) -> None:
+    """Rounds of PPO or RLOO: sample, judge, learn."""
+    params = prepared(job)
+    models = load_models(job, params)
+    learner = Learner(models, params)
+    for step, asked in enumerate(rounds_of_prompts(job), start=1):
+        rollouts = learner.judge(learner.sample(asked, seed=step), KL)
+        learner.update(rollouts, step, kept="nothing is kept")
+        log_ratios = rollouts.log_probs - rollouts.reference_log_probs
+        clock.mark(**described(rollouts.scores, log_ratios, rollouts.entropies, rollouts.mask))
+
+
+def load_models(job: Job, params: Params) -> Models:
+    """Load the models of a round, as the stage does: the critic begins as the reward model."""
+    return Models(
+        tokenizer=load_tokenizer(job.folder),
+        policy=load_policy(job.folder, params, trainable=True),
+        reference=load_policy(job.folder, params, trainable=False),
+        critic=load_reward(job.reward_folder, params, trainable=True) if job.kind == "ppo" else None,
+        reward=load_reward(job.reward_folder, params),
+    )
+
+
+def rounds_of_prompts(job: Job) -> list[list[list[int]]]:
+    """The prompts of every round, each as often as it is answered."""
+    count = job.answers // job.responses
+    prompts = Texts(SIZES[job.size], seed=3).prompts(count * job.all_steps)
+    starts = range(0, len(prompts), count)
+    return [[prompt for prompt in prompts[start : start + count] for _ in range(job.responses)] for start in starts]
 
 
 def make_reward_model(folder: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""TRL's trainers and transformers' `generate`, on the same model bytes, rows, order and steps."""
+"""TRL's trainers, on the same model bytes, rows, order and steps."""
 
 import tempfile
 import time
@@ -10,8 +10,16 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.trainer_callback import PrinterCallback
 
 from benchmarks.jobs import BETA, SEED, Clock, Job
+from benchmarks.ours import KL, ONLINE_EPSILON, ONLINE_RATE, pairs_of, rounds_of_prompts
 from benchmarks.workloads import EOS, SIZES, Texts
 from tasks.learning.batches import training_batches
+
+ROWS_AT_ONCE = 16  # of RLOO, in a forward and backward pass
+# What its engine holds: blocks of keys and values for all answers of a round, and the tokens of a pass.
+CONTINUOUS = {
+    "use_transformers_continuous_batching": True,
+    "transformers_continuous_batching_config": {"block_size": 32, "num_blocks": 1024, "max_batch_tokens": 1024},
+}
 
 
 def in_our_order(job: Job) -> list[int]:
@@ -43,6 +51,11 @@ def arguments(job: Job, *, shipped: bool, **options: Any) -> dict[str, Any]:  # 
     }
 
 
+def text(ids: list[int]) -> str:
+    """Words that the tokenizer reads as these ids; TRL adds the end-of-sequence token itself."""
+    return " ".join(f"w{word}" for word in ids if word != EOS)
+
+
 class Timer(TrainerCallback):
     """Marks the end of every step with the loss that the trainer computed."""
 
@@ -52,7 +65,21 @@ class Timer(TrainerCallback):
 
     def on_step_end(self, *_: Any, **__: Any) -> None:  # noqa: ANN401
         """Called by the trainer."""
-        self._clock.mark(self.loss)
+        self._clock.mark(loss=self.loss)
+
+
+class RoundTimer(TrainerCallback):
+    """Marks the end of every round with what the trainer says of its answers."""
+
+    def __init__(self, clock: Clock, answers: int) -> None:
+        self._clock, self._answers = clock, answers
+
+    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:  # noqa: ANN401
+        """Called by the trainer, after each step and once at its end."""
+        if "reward" in logs:
+            tokens = round(logs["completions/mean_length"] * self._answers)
+            described = {name: logs[name] for name in ("reward", "kl", "entropy")}
+            self._clock.mark(answers=self._answers, tokens=tokens, **described)
 
 
 def timed(trainer_class: type, clock: Clock, **options: Any) -> Any:  # noqa: ANN401
@@ -95,7 +122,7 @@ def preferences(job: Job, clock: Clock, *, shipped: bool = False, **options: Any
     trl: Any = import_module("trl")
     from datasets import Dataset
 
-    pairs = Texts(SIZES[job.size], seed=2).pairs(job.rows)
+    pairs = pairs_of(job)
     examples = [
         {
             "chosen_ids": [*pair.chosen.prompt, *pair.chosen.completion],
@@ -118,10 +145,7 @@ def direct(job: Job, clock: Clock, *, shipped: bool = False, precomputed: bool =
     trl: Any = import_module("trl")
     from datasets import Dataset
 
-    pairs = Texts(SIZES[job.size], seed=2).pairs(job.rows)
-
-    def text(ids: list[int]) -> str:
-        return " ".join(f"w{word}" for word in ids if word != EOS)  # TRL adds the end-of-sequence token
+    pairs = pairs_of(job)
 
     examples = [
         {
@@ -148,16 +172,33 @@ def direct(job: Job, clock: Clock, *, shipped: bool = False, precomputed: bool =
     trainer.train()
 
 
-def answers(job: Job, clock: Clock) -> None:
-    """`generate` with its dynamic cache: 64 prompts padded on the left, up to 128 tokens."""
-    texts = Texts(SIZES[job.size], seed=3)
-    prompts = [texts.words(60, 256) for _ in range(64)]
-    model: Any = AutoModelForCausalLM.from_pretrained(job.folder, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(job.folder, padding_side="left")
-    inputs = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
-    for step in range(job.answered):
-        torch.manual_seed(step)
-        with torch.inference_mode():
-            found = model.generate(**inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=128)
-        ends = torch.isin(found[:, inputs["input_ids"].shape[1] :], torch.tensor(model.generation_config.eos_token_id))
-        clock.mark(int((ends.cumsum(dim=1) - ends.long() == 0).sum()))  # tokens up to the first end, and the end
+def leave_one_out(job: Job, clock: Clock, *, shipped: bool = False, **options: Any) -> None:  # noqa: ANN401
+    """RLOOTrainer: one step on a round of answers."""
+    trl: Any = import_module("trl")
+    from datasets import Dataset
+
+    prompts = [prompt for asked in rounds_of_prompts(job) for prompt in asked[:: job.responses]]
+    size = min(ROWS_AT_ONCE, job.answers)
+    online = {
+        "per_device_train_batch_size": size,
+        "gradient_accumulation_steps": job.answers // size,
+        "num_generations": job.responses,
+        "max_completion_length": job.longest,
+        "temperature": 1.0,
+        "beta": KL,
+        "learning_rate": ONLINE_RATE,
+        "adam_epsilon": ONLINE_EPSILON,
+        "shuffle_dataset": False,
+        "logging_steps": 1,
+    }
+    trainer = trl.RLOOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(job.folder, dtype=torch.float32),
+        reward_funcs=AutoModelForSequenceClassification.from_pretrained(job.reward_folder, dtype=torch.float32),
+        reward_processing_classes=AutoTokenizer.from_pretrained(job.folder),
+        args=trl.RLOOConfig(**arguments(job, shipped=shipped, **online, **options)),
+        train_dataset=Dataset.from_list([{"prompt": text(prompt) + " "} for prompt in prompts]),
+        processing_class=AutoTokenizer.from_pretrained(job.folder),
+        callbacks=[RoundTimer(clock, job.answers)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()

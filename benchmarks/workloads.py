@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,9 +28,10 @@ class Size(NamedTuple):
 
 
 SIZES = {
+    "XS": Size(vocabulary=2048, hidden=64, layers=2, heads=2, inner=176),  # for a look and for tests
     "S": Size(vocabulary=8192, hidden=256, layers=6, heads=4, inner=704),
     "M": Size(vocabulary=8192, hidden=512, layers=8, heads=8, inner=1408),
-    "L": Size(vocabulary=32_768, hidden=1536, layers=24, heads=24, inner=4096),  # for a GPU
+    "L": Size(vocabulary=32_768, hidden=1536, layers=24, heads=24, inner=4096),  # .8 billion weights, for a GPU
 }
 
 
@@ -79,6 +81,10 @@ class Texts:
         drawn = self._random.lognormvariate(math.log(mean) - spread**2 / 2, spread)
         return self._random.choices(self._words, cum_weights=self._weights, k=max(3, min(most, round(drawn))))
 
+    def prompts(self, count: int) -> list[list[int]]:
+        """Prompts to be answered, of 60 tokens on average."""
+        return [self.words(60, 256) for _ in range(count)]
+
     def rows(self, count: int) -> list[Encoded]:
         """Prompts of 40 and answers of 60 tokens on average, 512 together at most."""
         return [Encoded(self.words(40, 256), [*self.words(60, 255), EOS]) for _ in range(count)]
@@ -92,18 +98,21 @@ class Texts:
         return pairs
 
 
-def training_operations(size: Size, rows: list[Encoded]) -> float:
-    """Floating-point operations that training on these rows needs: forward and twice as much backward, no padding.
+def forward_operations(size: Size, prompt: int, answers: Sequence[int], *, has_logits: bool = True) -> float:
+    """Floating-point operations that reading a prompt once, and each answer behind it, needs: no padding.
 
     Multiplications with weights and in causal attention are counted, logits only for the answers' tokens.
+
+    Args:
+        size: of the model.
+        prompt: tokens.
+        answers: tokens of each.
+        has_logits: there is a head over the vocabulary.
     """
     weights = size.layers * (4 * size.hidden**2 + 3 * size.hidden * size.inner)
-    forward = 0.0
-    for row in rows:
-        forward += 2 * weights * row.length
-        forward += size.layers * 4 * size.hidden * row.length * (row.length + 1) / 2
-        forward += 2 * size.hidden * size.vocabulary * len(row.completion)
-    return 3 * forward
+    seen = prompt * (prompt + 1) / 2 + sum(answer * prompt + answer * (answer + 1) / 2 for answer in answers)
+    logits = 2 * size.hidden * size.vocabulary * sum(answers) if has_logits else 0
+    return 2 * weights * (prompt + sum(answers)) + size.layers * 4 * size.hidden * seen + logits
 
 
 def matrix_peak(device: torch.device, precision: torch.dtype) -> float:

@@ -1,20 +1,60 @@
 """What the benchmarks count and compare: the arithmetic by hand, the warm-up left out, the same work for all."""
 
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from benchmarks.jobs import WARM_UP, Clock, Job
-from benchmarks.rounds import KINDS, OURS, variants
-from benchmarks.workloads import SIZES, Size, Texts, training_operations
-from tasks.data.tokens import Encoded
+from benchmarks import plain
+from benchmarks.jobs import Clock, Job, Measured, described, forget_peak_memory, peak_memory
+from benchmarks.ours import KL, pairs_of, rounds_of_prompts, settings_for
+from benchmarks.plain import PlainPPO, padded
+from benchmarks.report import cells, given, growth, sampled
+from benchmarks.rounds import KINDS, OURS, counted_items, interleaved, needed, summarise, variants
+from benchmarks.scaling import scaling
+from benchmarks.workloads import SIZES, Size, Texts, forward_operations, make_model
+from tasks.learning.forward import pack_if_exact
+from tasks.learning.learner import Learner
+from tests.tiny import tiny_models, tiny_policy, tiny_tokenizer
+
+TINY_PROMPTS = [[4], [5, 6, 7, 8, 9, 10, 11], [12, 3], [7, 7, 7], [15, 3], [4, 5, 6, 3], [9, 3], [8, 13, 14]]
+
+
+def make_job(kind: str = "sft", **options: Any) -> Job:
+    return Job(kind, "XS", Path("unused"), Path("unused"), "fp32", **{"steps": 4, **options})
 
 
 def test_operations_by_hand():
     size = Size(vocabulary=10, hidden=4, layers=2, heads=1, inner=8)
     # weights of a layer: 4 * 4^2 + 3 * 4 * 8 = 160. A row of 3 tokens, 2 of them the answer's:
-    # 2 * (2 * 160) * 3 + attention 2 * 4 * 4 * (3 * 4 / 2) + logits 2 * 4 * 10 * 2 = 1920 + 192 + 160 = 2272; times 3
-    assert training_operations(size, [Encoded([5], [6, 1])]) == 3 * 2272
+    # 2 * (2 * 160) * 3 + attention 2 * 4 * 4 * (3 * 4 / 2) + logits 2 * 4 * 10 * 2 = 1920 + 192 + 160 = 2272
+    assert forward_operations(size, 1, [2]) == 2272
+    # Another answer of 1 token, behind the same prompt: 640 + 2 * 4 * 4 * (1 + 1) + 80 = 784
+    assert forward_operations(size, 1, [2, 1]) == 2272 + 784
+    assert forward_operations(size, 1, [2, 1], has_logits=False) == 2272 + 784 - 3 * 80
+
+
+def test_a_step_is_three_forward_passes_and_that_of_dpo_a_fourth():
+    once, headless = (
+        forward_operations(SIZES["XS"], 5, [2, 3]),
+        forward_operations(SIZES["XS"], 5, [2, 3], has_logits=False),
+    )
+    assert needed(make_job("sft"), 5, [2, 3]) == (10, 3 * once)
+    assert needed(make_job("dpo"), 5, [2, 3]) == (10, 4 * once)
+    assert needed(make_job("reward"), 5, [2, 3]) == (10, 3 * headless)
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_what_is_counted_are_the_rows_of_all_steps_but_the_warm_up(kind):
+    job = make_job(kind)
+    items = counted_items(job)
+    assert len(items) == 4 * 8
+    assert all(len(answers) == (1 if kind == "sft" else 2) for _, answers in items)
+    if kind == "dpo":
+        lengths = [(len(pair.chosen.prompt), [len(row.completion) for row in pair]) for pair in pairs_of(job)]
+        assert all(item in lengths for item in items)
 
 
 def test_texts_are_the_same_again_and_of_mixed_length():
@@ -27,17 +67,27 @@ def test_texts_are_the_same_again_and_of_mixed_length():
 
 
 def test_the_warm_up_does_not_count():
-    clock = Clock()
+    clock = Clock(warm_up=2)
     with clock.before_the_steps():
         time.sleep(0.04)
-    for step in range(WARM_UP + 2):
-        time.sleep(0.2 if step < WARM_UP else 0.02)
-        clock.mark(float(step))
+    for step in range(4):
+        time.sleep(0.2 if step < 2 else 0.02)
+        clock.mark(loss=float(step))
     found = clock.measured()
-    assert found.figures == [0, 1, 2, 3]
+    assert [step["loss"] for step in found.figures] == [0, 1, 2, 3]
     assert found.wall == pytest.approx(
         0.04 / 2 + 0.04, abs=0.03
     )  # half of the steps count, so half of what came before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="measures the process, not the device")
+def test_the_peak_of_memory_is_that_of_one_run():
+    forget_peak_memory()
+    before = peak_memory()
+    torch.ones(100 * 2**18)  # 100 MiB
+    assert peak_memory() > before + 90
+    forget_peak_memory()
+    assert peak_memory() < before + 50
 
 
 def test_every_kind_has_ours_and_another():
@@ -47,6 +97,125 @@ def test_every_kind_has_ours_and_another():
         assert len(names) > 1
 
 
-def test_a_job_has_rows_for_its_warm_up(tmp_path):
-    job = Job("sft", "S", tmp_path, tmp_path, "fp32", steps=20)
-    assert job.rows == (20 + WARM_UP) * 8
+def test_a_job_has_rows_and_prompts_for_its_warm_up():
+    assert make_job("sft", steps=20).rows == (20 + 2) * 8
+    for kind, responses in (("ppo", 1), ("rloo", 2)):
+        rounds = rounds_of_prompts(make_job(kind, steps=2, answers=6))
+        assert [len(asked) for asked in rounds] == [6] * 3
+        assert all(asked[place] == asked[place - place % responses] for asked in rounds for place in range(6))
+        assert len({tuple(prompt) for asked in rounds for prompt in asked}) == 3 * 6 / responses
+
+
+def test_plain_ppo_learns_from_the_same_answers_what_ours_learns():
+    # A rate at which ratios leave 1 within the round, so that clipped losses are compared too.
+    settings = settings_for(make_job("ppo", answers=8, longest=6))
+    settings = settings.model_copy(
+        update={"ppo": settings.ppo.model_copy(update={"learning_rate": 3e-3, "critic_learning_rate": 3e-3})}
+    )
+    models = tiny_models()
+    for model in (models.policy, models.reference, models.critic, models.reward):
+        pack_if_exact(model)
+    learner, theirs = Learner(models, settings), PlainPPO(tiny_models(), settings.ppo, "fp32")
+    answered = learner.sample(TINY_PROMPTS, seed=1)
+    assert len({len(response.row.completion) for response in answered}) > 2
+    batch = padded([response.row for response in answered], torch.device("cpu"))
+    rollouts, found = learner.judge(answered, KL), theirs.judge(batch)
+    assert found.scores.tolist() == pytest.approx(rollouts.scores.tolist(), abs=1e-5)
+    for field in ("log_probs", "entropies", "values", "advantages", "returns"):
+        flat = getattr(found, field)[batch.mask].tolist()
+        assert flat == pytest.approx(getattr(rollouts, field)[rollouts.mask].tolist(), abs=1e-5)
+    steps, their_steps = (
+        list(learner.steps(rollouts, 1, "")),
+        list(theirs.steps(batch, found, 1)),
+    )
+    assert len(steps) == len(their_steps) == 8
+    for one, other in zip(steps, their_steps, strict=True):
+        assert other == pytest.approx({name: one[name] for name in other}, abs=1e-5)
+    assert max(step["clip_fraction"] for step in steps) > 0
+
+
+def test_generated_answers_end_with_their_first_stop_token_or_at_the_longest():
+    rows = plain.generated(tiny_policy(), tiny_tokenizer(), TINY_PROMPTS, longest=6, seed=0)
+    assert [row.prompt for row in rows] == TINY_PROMPTS
+    assert all(1 not in row.completion[:-1] for row in rows)
+    assert all(len(row.completion) == 6 or row.completion[-1] == 1 for row in rows)
+    assert len({len(row.completion) for row in rows}) > 2
+
+
+def test_a_round_is_described_token_by_token():
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    log_ratios, entropies = torch.tensor([[1.0, 2.0, 9.0], [3.0, 9.0, 9.0]]), torch.ones(2, 3)
+    assert described(torch.tensor([1.0, 2.0]), log_ratios, entropies, mask) == {
+        "answers": 2,
+        "tokens": 3,
+        "reward": 1.5,
+        "kl": 2.0,  # (1 + 2 + 3) / 3
+        "entropy": 1.0,
+    }
+
+
+def test_ratios_of_those_who_sample_are_of_the_time_of_a_token():
+    job = make_job("ppo", steps=1)
+    dropped = {"answers": 2, "tokens": 999, "reward": 9.0, "kl": 9.0, "entropy": 9.0}
+    short = {"answers": 2, "tokens": 10, "reward": 1.0, "kl": 0.0, "entropy": 2.0}
+    found = {
+        "plain PPO": [Measured(40.0, 1.0, [dropped, short | {"tokens": 20}], 7.0)],
+        OURS: [Measured(seconds, 1.0, [dropped, short], 5.0) for seconds in (10.0, 5.0, 90.0)],
+    }
+    plainly, ours = summarise(job, found, peak=1.0)
+    assert (plainly["seconds"], plainly["ratio"], plainly["length"]) == (2.0, 1.0, 10.0)
+    assert (ours["seconds"], ours["lowest"], ours["highest"], ours["ratio"]) == (1.0, 0.5, 9.0, 2.0)
+    assert (ours["length"], ours["reward"], ours["seconds_an_answer"]) == (5.0, 1.0, 5.0)
+    assert summarise(job._replace(by_wall=True), found, peak=1.0)[0]["seconds"] == 1.0 / 20
+
+
+def test_losses_are_compared_with_ours_and_arithmetic_with_the_peak():
+    job = make_job("sft", steps=2)
+    losses = [{"loss": 3.0}] * 2
+    found = {
+        "TRL": [Measured(2.0, 2.0, [*losses, {"loss": 2.5}, {"loss": 2.0}], 7.0)],
+        OURS: [Measured(1.0, 1.0, [*losses, {"loss": 2.25}, {"loss": 2.0}], 5.0)],
+    }
+    trl, ours = summarise(job, found, peak=1e9)
+    assert (trl["difference"], ours["difference"]) == (0.25, 0.0)
+    operations = sum(needed(job, *item)[1] for item in counted_items(job))
+    assert ours["flops"] == operations
+    assert trl["of_peak"] == pytest.approx(operations / 2 / 1e9)
+    for row in (trl, ours):
+        assert len(cells(row)) == len(given("CPU").columns)
+
+
+def test_two_processes_give_figures_and_growth_is_told_in_tokens(tmp_path):
+    folder = tmp_path / "XS"
+    make_model(SIZES["XS"], folder)
+    job = Job("sft", "XS", folder, folder, "fp32", steps=1, batch_size=2)
+    said: list[str] = []
+    once, twice = scaling(job, rounds=1, peak=1e9, tell=said.append, times=(1, 2))
+    assert len(said) == 2
+    assert (once["data"], twice["data"]) == (1, 2)
+    assert once["tokens"] == sum(needed(job, *item)[0] for item in counted_items(job))
+    assert once["seconds_a_token"] == pytest.approx(once["seconds"] / once["tokens"])
+    assert once["memory"] > 100
+    assert len(cells(once)) == len(growth("CPU").columns)
+
+
+def test_a_variant_that_dies_ends_the_run_instead_of_being_waited_for(tmp_path):
+    job = Job("generate", "XS", tmp_path / "absent", tmp_path, "fp32", steps=1)
+    with pytest.raises(SystemExit, match="generate died"):
+        interleaved({"generate": ("generate", job)}, 1, print)
+
+
+def test_rows_of_those_who_sample_fill_their_table():
+    row = {
+        "kind": "generate",
+        "size": "S",
+        "variant": OURS,
+        "seconds": 1.0,
+        "lowest": 1.0,
+        "highest": 1.0,
+        "ratio": 1.0,
+    }
+    row |= {"memory": 1.0, "length": 2.0, "seconds_an_answer": 2.0}
+    assert len(cells(row)) == len(sampled("CPU").columns)
+    judged = cells(row | {"reward": 1.0, "kl": 0.001, "entropy": 2.0})
+    assert judged[-3:] == ["1.00", "1.0e-03", "2.00"]
