@@ -4,6 +4,7 @@ It has the advantages, losses, updates and random order of ours, so that from th
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -73,7 +74,7 @@ class PlainPPO:
     def judge(self, padded: Padded) -> Experience:
         """Phase 2: log-probabilities, values, scores, advantages."""
         parts = []
-        for rows in torch.arange(len(padded.mask)).split(self._size):
+        for rows in torch.split(torch.arange(len(padded.mask)), self._size):
             part = padded.take(rows)
             distribution = self._distribution(self._models.policy, part)
             log_probs = of_tokens(distribution, part)
@@ -192,7 +193,7 @@ def generated(model: Any, tokenizer: Any, prompts: list[list[int]], longest: int
 
 def answers(job: Job, clock: Clock) -> None:
     """Sampling by `generate`."""
-    model: Any = AutoModelForCausalLM.from_pretrained(job.folder, dtype=torch.float32).to(device())
+    model = load(AutoModelForCausalLM, job.folder)
     tokenizer, prompts = load_tokenizer(job.folder), Texts(SIZES[job.size], seed=3).prompts(job.answers)
     for step in range(job.all_steps):
         rows = generated(model, tokenizer, prompts, job.longest, seed=step)
@@ -201,10 +202,6 @@ def answers(job: Job, clock: Clock) -> None:
 
 def online(job: Job, clock: Clock) -> None:
     """Rounds of PPO."""
-
-    def load(kind: Any, folder: Any) -> Any:  # noqa: ANN401
-        return kind.from_pretrained(folder, dtype=torch.float32).to(device()).eval()
-
     causal, scalar = AutoModelForCausalLM, AutoModelForSequenceClassification
     models = Models(
         tokenizer=load_tokenizer(job.folder),
@@ -219,6 +216,11 @@ def online(job: Job, clock: Clock) -> None:
         found = ppo.judge(batch)
         list(ppo.steps(batch, found, step))
         clock.mark(**described(found.scores, found.log_probs - found.reference_log_probs, found.entropies, batch.mask))
+
+
+def load(kind: Any, folder: Path) -> Any:  # noqa: ANN401
+    """Load a model where everything runs."""
+    return kind.from_pretrained(folder, dtype=torch.float32).to(device()).eval()
 
 
 def device() -> torch.device:

@@ -124,7 +124,7 @@ def summarise(job: Job, found: dict[str, list[Measured]], peak: float) -> list[d
         figures = [run.figures[job.warm_up :] for run in runs]
         units = [total(steps, "tokens") if job.is_sampled else 1.0 for steps in figures]
         taken = [seconds(job, run) / unit for run, unit in zip(runs, units, strict=True)]
-        row = {
+        row: dict[str, Any] = {
             "kind": job.kind,
             "size": job.size,
             "precision": job.precision,
@@ -148,10 +148,9 @@ def summarise(job: Job, found: dict[str, list[Measured]], peak: float) -> list[d
 
 def of_answers(steps: list[dict[str, float]]) -> dict[str, float]:
     """Describe what was sampled: all answers' mean length and, where they were judged, reward, KL and entropy."""
-    means = {
-        name: statistics.fmean(step[name] for step in steps) for name in ("reward", "kl", "entropy") if name in steps[0]
-    }
-    return {"length": total(steps, "tokens") / total(steps, "answers"), **means}
+    judged = [name for name in ("reward", "kl", "entropy") if name in steps[0]]
+    means = {name: statistics.fmean(step[name] for step in steps) for name in judged}
+    return means | {"length": total(steps, "tokens") / total(steps, "answers")}
 
 
 def of_batches(job: Job, taken: float, peak: float) -> dict[str, float]:

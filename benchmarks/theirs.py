@@ -16,7 +16,7 @@ from tasks.learning.batches import training_batches
 
 ROWS_AT_ONCE = 16  # of RLOO, in a forward and backward pass
 # What its engine holds: blocks of keys and values for all answers of a round, and the tokens of a pass.
-CONTINUOUS = {
+CONTINUOUS: dict[str, Any] = {
     "use_transformers_continuous_batching": True,
     "transformers_continuous_batching_config": {"block_size": 32, "num_blocks": 1024, "max_batch_tokens": 1024},
 }
@@ -74,8 +74,9 @@ class RoundTimer(TrainerCallback):
     def __init__(self, clock: Clock, answers: int) -> None:
         self._clock, self._answers = clock, answers
 
-    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:  # noqa: ANN401
+    def on_log(self, *_: Any, **told: Any) -> None:  # noqa: ANN401
         """Called by the trainer, after each step and once at its end."""
+        logs = told["logs"]
         if "reward" in logs:
             tokens = round(logs["completions/mean_length"] * self._answers)
             described = {name: logs[name] for name in ("reward", "kl", "entropy")}

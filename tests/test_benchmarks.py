@@ -1,18 +1,22 @@
 """What the benchmarks count and compare: the arithmetic by hand, the warm-up left out, the same work for all."""
 
+import math
 import time
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
+import benchmarks.scaling
 from benchmarks import plain
 from benchmarks.jobs import Clock, Job, Measured, described, forget_peak_memory, peak_memory
 from benchmarks.ours import KL, pairs_of, rounds_of_prompts, settings_for
 from benchmarks.plain import PlainPPO, padded
 from benchmarks.report import cells, given, growth, sampled
-from benchmarks.rounds import KINDS, OURS, counted_items, interleaved, needed, summarise, variants
+from benchmarks.rounds import KINDS, OURS, answer, counted_items, interleaved, needed, summarise, variants
 from benchmarks.scaling import scaling
 from benchmarks.workloads import SIZES, Size, Texts, forward_operations, make_model
 from tasks.learning.forward import pack_if_exact
@@ -113,7 +117,8 @@ def test_plain_ppo_learns_from_the_same_answers_what_ours_learns():
         update={"ppo": settings.ppo.model_copy(update={"learning_rate": 3e-3, "critic_learning_rate": 3e-3})}
     )
     models = tiny_models()
-    for model in (models.policy, models.reference, models.critic, models.reward):
+    for model in models[1:]:
+        assert isinstance(model, PreTrainedModel)
         pack_if_exact(model)
     learner, theirs = Learner(models, settings), PlainPPO(tiny_models(), settings.ppo, "fp32")
     answered = learner.sample(TINY_PROMPTS, seed=1)
@@ -185,24 +190,37 @@ def test_losses_are_compared_with_ours_and_arithmetic_with_the_peak():
         assert len(cells(row)) == len(given("CPU").columns)
 
 
-def test_two_processes_give_figures_and_growth_is_told_in_tokens(tmp_path):
-    folder = tmp_path / "XS"
-    make_model(SIZES["XS"], folder)
-    job = Job("sft", "XS", folder, folder, "fp32", steps=1, batch_size=2)
+def test_a_variant_runs_in_a_process_of_its_own(tmp_path):
+    make_model(SIZES["XS"], tmp_path)
+    job = Job("sft", "XS", tmp_path, tmp_path, "fp32", steps=1, batch_size=2)
     said: list[str] = []
-    once, twice = scaling(job, rounds=1, peak=1e9, tell=said.append, times=(1, 2))
-    assert len(said) == 2
-    assert (once["data"], twice["data"]) == (1, 2)
+    [measured] = interleaved({"1x data": (OURS, job)}, 1, said.append)["1x data"]
+    assert len(said) == 1
+    assert all(step["loss"] == pytest.approx(math.log(2048), abs=0.5) for step in measured.figures)
+    assert len(measured.figures) == 3
+    assert measured.cpu > 0
+    assert measured.peak_memory > 100
+
+
+def test_a_process_that_died_is_not_waited_for():
+    here, there = Pipe()
+    there.close()
+    with pytest.raises(SystemExit, match="TRL died"):
+        answer("TRL", here)
+
+
+def test_growth_is_told_in_tokens(monkeypatch):
+    def measured(contestants, *_):
+        return {name: [Measured(job.steps, 1.0, [], 5.0)] for name, (_, job) in contestants.items()}
+
+    monkeypatch.setattr(benchmarks.scaling, "interleaved", measured)
+    job = make_job("sft", steps=2)
+    once, fourfold = scaling(job, rounds=1, peak=1e9, tell=print, times=(1, 4))
+    assert (once["data"], fourfold["data"]) == (1, 4)
     assert once["tokens"] == sum(needed(job, *item)[0] for item in counted_items(job))
-    assert once["seconds_a_token"] == pytest.approx(once["seconds"] / once["tokens"])
-    assert once["memory"] > 100
+    assert fourfold["tokens"] == pytest.approx(4 * once["tokens"], rel=0.5)
+    assert fourfold["seconds_a_token"] == 8 / fourfold["tokens"]
     assert len(cells(once)) == len(growth("CPU").columns)
-
-
-def test_a_variant_that_dies_ends_the_run_instead_of_being_waited_for(tmp_path):
-    job = Job("generate", "XS", tmp_path / "absent", tmp_path, "fp32", steps=1)
-    with pytest.raises(SystemExit, match="generate died"):
-        interleaved({"generate": ("generate", job)}, 1, print)
 
 
 def test_rows_of_those_who_sample_fill_their_table():
