@@ -16,7 +16,7 @@ from tasks.registry.opponent import refresh_opponent
 from tasks.registry.store import open_store
 
 ROOT = Path(__file__).parents[2]
-STAGES = ["prepare", "validate", "base", "sft", "reward", "align", "evaluate", "gate"]
+STAGES = ["prepare", "validate", "base", "sft", "reward", "judge", "trial", "align", "evaluate", "gate"]
 
 # A stage that writes small files from figures.json; the file `fail` names the stage that is to fail halfway, as the
 # project's own stages do. Without it no library is loaded: these tests run many stages.
@@ -31,7 +31,7 @@ folder = {"prepare": "data/prepare", "validate": "data/validate", "evaluate": "r
 file = {"validate": "demonstrations.jsonl"}.get(name, "content.txt")
 
 def stage(_params=None):
-    Path(folder).mkdir(parents=True)
+    Path(folder).mkdir(parents=True, exist_ok=name == "trial")  # which has no folder that DVC would clear
     settings = [line for line in Path("params.yaml").read_text().splitlines() if "clip: " in line]
     Path(folder, file).write_text(f"{name} {figures.get('content', 0)} {settings}")
     if failing:
@@ -39,7 +39,7 @@ def stage(_params=None):
         raise InputError("the input is bad: mend it")
     Path("metrics").mkdir(exist_ok=True)
     Path("metrics", f"{name}.json").write_text(json.dumps(figures.get(name, {"loss": 0.5})))
-    if name in ("sft", "reward", "ppo", "dpo"):
+    if name in ("sft", "reward", "judge", "ppo", "dpo"):
         Path("curves").mkdir(exist_ok=True)
         Path("curves", f"{name}.csv").write_text("step,loss\\n0,1.5\\n1,0.5\\n")
 
