@@ -157,7 +157,7 @@ def pad_equal_to_eos(shop: Workshop) -> None:
 def unreachable_mlflow(shop: Workshop) -> None:
     write_workspace_records()
     shutil.copy(ROOT / "opponent.json", "opponent.json")
-    for model in (shop.settings["align"]["method"], "sft", "reward"):
+    for model in (shop.settings["align"]["method"], "sft", "reward", "judge"):
         (MODELS / model).mkdir(parents=True)
     shop.patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
 

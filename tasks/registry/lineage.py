@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from tasks.errors import InputError
 from tasks.params import Params
 from tasks.registry.decisions import Decision, one_at_a_time, past_decisions, place
-from tasks.registry.runs import find_run, link_runs
+from tasks.registry.runs import TRACKED, find_run, link_runs
 from tasks.registry.store import Store, open_store
 from tasks.registry.versions import as_holder, settle
 
@@ -60,7 +60,8 @@ def why(params: Params, version_or_alias: str) -> dict[str, Any]:
         "version": found["version"],
         "aliases": list(version.aliases),
         **known,
-        "runs": {stage: _run_id(store, known["keys"][stage]) for stage in ("sft", "reward", "align", "evaluate")},
+        # A version that was registered before a stage was thought of has no key of it.
+        "runs": {stage: _run_id(store, known["keys"][stage]) for stage in TRACKED if stage in known["keys"]},
         "decisions": [_brief(each) for each in past_decisions() if each["champion"]["md5"] == found["md5"]],
     }
 

@@ -13,7 +13,7 @@ from tasks.registry import lineage, promotion, stages, tracking
 from tasks.registry.store import open_store
 from tests.registry.conftest import repro, run_again
 
-TRACKED = ["sft", "reward", "align", "evaluate"]
+TRACKED = ["sft", "reward", "judge", "align", "evaluate"]
 
 
 @pytest.fixture
@@ -80,6 +80,7 @@ def test_a_run_used_by_a_later_result_is_reused(tracked, params):
     assert statuses(second) == [
         ("sft", "reused"),
         ("reward", "reused"),
+        ("judge", "reused"),
         ("align", "restored"),
         ("evaluate", "restored"),
     ]
