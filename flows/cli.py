@@ -113,6 +113,20 @@ def why(
 
 
 @app.command()
+def export(
+    version: Annotated[str, typer.Argument(metavar="VERSION|ALIAS", help="Such as 3, champion, challenger.")],
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    adapter: Annotated[bool, typer.Option("--adapter", help="A LoRA adapter on the SFT model.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a policy and its model card as a folder that transformers and vLLM load."""
+    from flows.display import show_exported
+    from tasks.registry.export import export as write
+
+    _report(dict(write(_params(), version, folder, as_adapter=adapter)), as_json, show_exported)
+
+
+@app.command()
 def history(as_json: AsJson = False) -> None:
     """List every promotion and rollback, oldest first."""
     from flows.display import show_history

@@ -53,6 +53,12 @@ def show_status(status: Mapping[str, Any]) -> None:
         _line(f"failed      {failure['stage']}: {failure['message']}")
 
 
+def show_exported(exported: Mapping[str, Any]) -> None:
+    """What was written where."""
+    _line(f"{exported['policy']} version {exported['version']} in {exported['folder']}:")
+    _line(f"  {', '.join(exported['files'])}")
+
+
 def show_history(decisions: Sequence[Mapping[str, Any]]) -> None:
     """A row a decision."""
     if not decisions:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tasks.data.files import METRICS, MODELS, VALIDATED, read_json
 from tasks.errors import InputError
-from tasks.params import Params
+from tasks.params import Params, parse_yaml
 from tasks.registry.provenance import code_tags
 from tasks.registry.stages import (
     lock_key,
@@ -48,6 +48,12 @@ def account(params: Params) -> dict[str, Any]:
             "md5": output_hash("validate", VALIDATED),
             "prepare": locked_json("prepare", METRICS / "prepare.json"),
             "validate": locked_json("validate", METRICS / "validate.json"),
+        },
+        "hub": _hub_sources(params),
+        "figures": {
+            "base": locked_json("base", METRICS / "base.json"),
+            "reward": locked_json("reward", METRICS / "reward.json"),
+            "evaluate": locked_json("evaluate", METRICS / "evaluate.json"),
         },
         "gate": locked_json("gate", METRICS / "gate.json"),
         "opponent": compared_with(),
@@ -102,6 +108,24 @@ def locked_json(stage: str, path: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         materialise(md5, Path(folder, path.name))
         return read_json(Path(folder, path.name))
+
+
+def _hub_sources(params: Params) -> dict[str, Any]:
+    """Name the hub repository behind each source that points to one, where its pointer is the one that was read."""
+    prepare = params.prepare
+    sources = {
+        ("base", params.base.source),
+        *(("prepare", each.source) for each in (prepare.demonstrations, prepare.preferences, prepare.prompts)),
+    }
+    found = {}
+    for stage, source in sorted(sources):
+        ingredients, path = locked_ingredients(stage), Path(source)
+        is_pointer = path.suffix in (".yaml", ".yml") and path.is_file()
+        if is_pointer and ingredients and _md5(path) == ingredients.dependencies.get(source):
+            pointer = parse_yaml(path.read_text(encoding="utf-8"))
+            assert isinstance(pointer, dict)  # the stage has read it
+            found[source] = {name: pointer[name] for name in ("hub", "revision")}
+    return found
 
 
 def _params(stages: list[str]) -> dict[str, Any]:

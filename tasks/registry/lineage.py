@@ -5,12 +5,10 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from tasks.errors import InputError
 from tasks.params import Params
 from tasks.registry.decisions import Decision, one_at_a_time, past_decisions, place
+from tasks.registry.loadable import card_uri
 from tasks.registry.runs import TRACKED, find_run, link_runs
 from tasks.registry.store import Store, open_store
-from tasks.registry.versions import as_holder, settle
-
-if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+from tasks.registry.versions import as_holder, furnish_holders, settle
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -27,7 +25,7 @@ def sync(params: Params) -> Synced:
     """Bring MLflow up to what dvc.lock and the record say; repeatable without harm.
 
     Each tracked stage's run is found by its key, or written anew from the files where MLflow has none. Versions
-    and aliases come back from the record where the database is new.
+    and aliases come back from the record where the database is new, with model cards and weights that MLflow loads.
 
     Raises:
         InputError: MLflow is away, the record is behind the registry, or a run must be written anew and DVC's cache
@@ -37,6 +35,7 @@ def sync(params: Params) -> Synced:
         store = open_store(params.registry.experiment)
         linked = link_runs(store)
         settle(store, params)
+        furnish_holders(store, params)
     return Synced(stages=[run._asdict() for run in linked], alarms=[run.alarm for run in linked if run.alarm])
 
 
@@ -44,21 +43,23 @@ def why(params: Params, version_or_alias: str) -> dict[str, Any]:
     """Tell everything known of a policy version.
 
     Returns:
-        Plain data: version, aliases, policy, method, reward (with its exact version), sft, base, data (hash and
-        counts), gate (figures and decision), opponent, champion_then, params, keys, git_commit, git_dirty,
+        Plain data: version, aliases, card (where the model card lies), policy, method, reward (with its exact
+        version), sft, base, data (hash and counts), hub (repositories behind the sources), figures (of base, reward
+        and evaluate), gate (checks and decision), opponent, champion_then, params, keys, git_commit, git_dirty,
         lock_file, runs (MLflow run id by stage, None where MLflow has none), decisions.
 
     Raises:
         InputError: there is no such version or alias; the sentence says which there are.
     """
     store = open_store(params.registry.experiment)
-    version = _find(store, params, version_or_alias)
+    version = find(store, params, version_or_alias)
     found = as_holder(version)
     known = found["account"]
     known["reward"]["version"] = found["reward_version"]
     return {
         "version": found["version"],
         "aliases": list(version.aliases),
+        "card": card_uri(store, version.tags["model_id"]),
         **known,
         # A version that was registered before a stage was thought of has no key of it.
         "runs": {stage: _run_id(store, known["keys"][stage]) for stage in TRACKED if stage in known["keys"]},
@@ -84,7 +85,12 @@ def _run_id(store: Store, key: str) -> str | None:
     return run.info.run_id if run else None
 
 
-def _find(store: Store, params: Params, version_or_alias: str) -> "ModelVersion":
+def find(store: Store, params: Params, version_or_alias: str) -> "ModelVersion":
+    """Find a policy version by its number or alias.
+
+    Raises:
+        InputError: there is none; the sentence says which there are.
+    """
     from mlflow.exceptions import MlflowException
 
     name = params.registry.policy

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +30,10 @@ PIPELINE_FILE = "dvc.yaml"
 ALIGNERS = ("dpo", "ppo")  # both run as the stage `align`
 
 logger = logging.getLogger(__name__)
+
+
+class NotCachedError(InputError):
+    """DVC's cache does not hold a content, or not all of it."""
 
 
 def stage_name(stage: str) -> str:
@@ -175,15 +179,17 @@ def restore_outputs(stage: str) -> None:
                 output.checkout(force=True)
 
 
-def materialise(md5: str, folder: Path) -> None:
+def materialise(md5: str, folder: Path, links: Sequence[str] = ()) -> None:
     """Write what DVC's cache holds under a hash to `folder`, whole or not at all.
 
     Args:
         md5: the hash as dvc.lock has it, `<md5>.dir` for a folder.
         folder: where to; what is there is replaced.
+        links: ways to put a file there, the first that the file system knows (reflink, hardlink, symlink, copy);
+            without any, those of DVC's own setting cache.type.
 
     Raises:
-        InputError: the cache does not hold that content, or not all of it.
+        NotCachedError: the cache does not hold that content, or not all of it.
     """
     from dvc_data.hashfile import check, load
     from dvc_data.hashfile.checkout import checkout
@@ -193,12 +199,14 @@ def materialise(md5: str, folder: Path) -> None:
     missing = f"DVC's cache lacks {md5} (wanted as {folder}): run dvc fetch --all-commits, then again"
     with _repository() as repo, replacing(folder) as draft:
         cache = repo.cache.local
+        if links:
+            cache.cache_types = list(links)
         try:
             content = load(cache, HashInfo("md5", md5))
             check(cache, content)
             checkout(str(draft.absolute()), localfs, content, cache, force=True)
         except FileNotFoundError:
-            raise InputError(missing) from None
+            raise NotCachedError(missing) from None
 
 
 def _is_change(entry: str | dict[str, dict[str, Any]]) -> bool:

@@ -14,6 +14,7 @@ from tasks.errors import InputError
 from tasks.params import Params
 from tasks.registry import tracking
 from tasks.registry.decisions import DECISIONS, Decision, Holder, past_decisions
+from tasks.registry.loadable import describe, make_loadable
 from tasks.registry.runs import find_run
 from tasks.registry.store import Store
 
@@ -63,13 +64,23 @@ def ensure_versions(store: Store, params: Params, account: dict[str, Any]) -> Ho
         for name, value in _policy_tags(account, int(reward.version)).items():
             store.client.set_model_version_tag(policy.name, policy.version, name, value)
         policy = store.client.get_model_version(policy.name, policy.version)
-    return as_holder(policy)
+    found = as_holder(policy)
+    _furnish(store, params, found)
+    return found
 
 
 def find_version(store: Store, name: str, md5: str) -> "ModelVersion | None":
     """Find the version of a registered model by its content hash."""
     found = store.client.search_model_versions(f"name = '{name}' and tags.md5 = '{md5}'")
     return min(found, key=lambda version: int(version.version)) if found else None
+
+
+def furnish_holders(store: Store, params: Params) -> None:
+    """Give whatever holds an alias its model card, and a model that MLflow loads, where it has none yet."""
+    for alias in (CHALLENGER, PREVIOUS, CHAMPION):
+        found = holder(store, params, alias)
+        if found:
+            _furnish(store, params, found, upload=alias == CHAMPION)
 
 
 def settle(store: Store, params: Params) -> None:
@@ -99,6 +110,7 @@ def carry_out(store: Store, params: Params, decision: Decision) -> None:
     text = f"{decision['action']} {decision['time']} by {decision['who']}: {' '.join(decision['reasons'])}"
     client.update_model_version(names.policy, str(champion["version"]), text[:5000])
     client.set_model_version_tag(names.policy, str(champion["version"]), "decision", decision["id"])
+    _furnish(store, params, champion, upload=True)  # before the alias: what is called champion can be loaded
     for alias, place in ((PREVIOUS, previous), (CHAMPION, champion)):
         if place is not None:
             client.set_registered_model_alias(names.reward, alias, str(place["reward_version"]))
@@ -108,6 +120,11 @@ def carry_out(store: Store, params: Params, decision: Decision) -> None:
         for name in (names.policy, names.reward):
             client.delete_registered_model_alias(name, CHALLENGER)
     client.set_registered_model_tag(names.policy, "decision", decision["id"])
+
+
+def _furnish(store: Store, params: Params, policy: Holder, *, upload: bool = False) -> None:
+    make_loadable(store, params.registry.policy, policy, upload=upload)
+    describe(store, params.registry.policy, policy)
 
 
 def _carried_out(store: Store, params: Params) -> str | None:
@@ -173,6 +190,7 @@ def _recreate(store: Store, params: Params, lost: Holder) -> None:
             f"the registry has {names.policy} version {policy.version} where {DECISIONS} has {lost['version']}: "
             "delete mlflow.db, or name another model as registry.policy in params.yaml, and run trueline sync"
         )
+    _furnish(store, params, lost)
 
 
 def _ensure_model(store: Store, name: str) -> None:

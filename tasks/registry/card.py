@@ -1,0 +1,197 @@
+"""A version's model card in the format of the Hugging Face hub, written from the version's account and nothing else."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from tasks.params import EXAMPLE
+from tasks.registry.decisions import Holder
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
+
+TEMPLATE = "card.md.j2"
+UNKNOWN = "not recorded"
+METHODS = {"ppo": "PPO", "dpo": "DPO"}
+DATA = ("demonstrations", "preferences", "prompts")
+# Figures of each model on the test prompts: key in metrics/evaluate.json, type on the hub, name.
+MODEL_FIGURES = (
+    ("reward", "reward", "Reward"),
+    ("length", "length", "Length, tokens"),
+    ("eos_rate", "eos_rate", "Ended by itself"),
+    ("repetition", "repetition", "Repeated 4-grams"),
+    ("bleu", "bleu", "BLEU"),
+    ("chrf", "chrf", "chrF"),
+    ("rouge_l", "rouge", "ROUGE-L"),
+    ("meteor", "meteor", "METEOR"),
+)
+
+
+class Comparison(NamedTuple):
+    """A figure of the policy beside another model's, with the interval that the evaluation gave it."""
+
+    kind: str  # its type on the hub
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+def card(policy: Holder, *, as_adapter: bool = False) -> str:
+    """Write the card; the same account gives the same bytes.
+
+    Args:
+        policy: the version with its account. What the account of an earlier release lacks is said to be not recorded.
+        as_adapter: whether the card lies beside an adapter on the SFT model, in place of the whole weights.
+
+    Returns:
+        Markdown with the metadata as YAML in front.
+    """
+    from huggingface_hub import ModelCard
+
+    account, version = policy["account"], policy["version"]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # this is Markdown, and holds no text that a model wrote
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    text = environment.get_template(TEMPLATE).render(
+        metadata=_metadata(version, account, as_adapter).to_yaml(),
+        version=version,
+        reward_version=policy["reward_version"],
+        account=account,
+        as_adapter=as_adapter,
+        method=_method(account),
+        license=_license(account),
+        base=account.get("figures", {}).get("base"),
+        data=_data_rows(account),
+        evaluation=_evaluation(account),
+        comparisons=_comparisons(account),
+        model_figures=MODEL_FIGURES,
+        accuracy=account.get("figures", {}).get("reward", {}).get("accuracy"),
+        hub=account.get("hub", {}),
+        unknown=UNKNOWN,
+    )
+    return str(ModelCard(text))  # it reads the metadata, and raises where that is no YAML
+
+
+def _metadata(version: int, account: Mapping[str, Any], as_adapter: bool) -> "ModelCardData":
+    from huggingface_hub import ModelCardData
+
+    hub = account.get("hub", {})
+    base = hub.get(account["base"]["source"], {}).get("hub")
+    datasets = sorted({hub[source]["hub"] for source in _sources(account).values() if source in hub})
+    return ModelCardData(
+        base_model=base,
+        datasets=datasets or None,
+        eval_results=_eval_results(account),
+        library_name="peft" if as_adapter else "transformers",
+        license=_license(account),
+        model_name=f"{account['policy']['name']} version {version}",
+        pipeline_tag="text-generation",
+        tags=["rlhf", account["method"], "trueline", *(["lora"] if as_adapter else [])],
+    )
+
+
+def _eval_results(account: Mapping[str, Any]) -> "list[EvalResult]":
+    """Every figure of the evaluation for the hub's model index, intervals as arguments of the figure."""
+    from huggingface_hub import EvalResult
+
+    evaluation = _evaluation(account)
+    if evaluation is None:
+        return []
+    source = _sources(account).get("prompts", UNKNOWN)
+    pointer = account.get("hub", {}).get(source, {})
+    confidence = evaluation["confidence"]
+
+    def result(kind: str, name: str, value: float, **arguments: float) -> EvalResult:
+        return EvalResult(
+            task_type="text-generation",
+            dataset_type=pointer.get("hub", source),
+            dataset_name=f"{evaluation['prompts']} prompts of the test split",
+            dataset_split="test",
+            dataset_revision=pointer.get("revision"),
+            metric_type=kind,
+            metric_name=name,
+            metric_value=value,
+            metric_args=arguments or None,
+        )
+
+    results = [
+        result(each.kind, each.name, each.value, low=each.low, high=each.high, confidence=confidence)
+        for each in _comparisons(account)
+    ]
+    kl = evaluation.get("kl", {})
+    if kl.get("mean") is not None:
+        name = "KL(policy || SFT), nats an answer"
+        results.append(result("kl", name, kl["mean"], standard_error=kl["standard_error"]))
+    candidate = evaluation["candidate"]
+    named = [(kind, name, candidate.get(key)) for key, kind, name in MODEL_FIGURES]
+    return results + [result(kind, name, value) for kind, name, value in named if value is not None]
+
+
+def _comparisons(account: Mapping[str, Any]) -> list[Comparison]:
+    """Win rates, and differences by prompt: over SFT, and over the champion of the time where there was one."""
+    evaluation = _evaluation(account)
+    if evaluation is None:
+        return []
+    rivals = {"vs_sft": "SFT"}
+    if account["opponent"]["name"] == "champion":
+        rivals["vs_opponent"] = f"champion version {account['opponent']['version']}"
+    found: list[tuple[str, str, Mapping[str, Any] | None]] = []
+    for key, rival in rivals.items():
+        difference = evaluation.get("difference", {}).get(key, {})
+        found += [
+            ("win_rate", f"Win rate over {rival}", evaluation.get("win_rate", {}).get(key)),
+            ("reward_difference", f"Reward minus that of {rival}", difference.get("reward")),
+            ("gold_difference", f"Known rule's score minus that of {rival}", evaluation.get("gold", {}).get(key)),
+            ("length_difference", f"Length minus that of {rival}, tokens", difference.get("length")),
+            ("rouge_l_difference", f"ROUGE-L minus that of {rival}", difference.get("rouge_l")),
+        ]
+    return [
+        Comparison(kind, name, each["value"], each["low"], each["high"])
+        for kind, name, each in found
+        if each is not None and None not in (each.get("value"), each.get("low"), each.get("high"))
+    ]
+
+
+def _evaluation(account: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The figures of evaluate, where the account holds any that are whole."""
+    found: Mapping[str, Any] = account.get("figures", {}).get("evaluate", {})
+    return found if "candidate" in found and "prompts" in found else None
+
+
+def _data_rows(account: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row a kind of data: its source, how many rows were kept, why the others were not."""
+    sources, read, checked = _sources(account), account["data"]["prepare"], account["data"]["validate"]
+    return [
+        {
+            "kind": kind,
+            "source": sources.get(kind, UNKNOWN),
+            "read": read.get(kind, {}).get("rows_read", UNKNOWN),
+            **checked[kind],
+        }
+        for kind in DATA
+        if kind in checked
+    ]
+
+
+def _sources(account: Mapping[str, Any]) -> dict[str, str]:
+    prepare = account["params"].get("prepare", {})
+    return {kind: prepare[kind]["source"] for kind in DATA if kind in prepare}
+
+
+def _license(account: Mapping[str, Any]) -> str | None:
+    """Apache-2.0 where model and data are the built-in example's own; others' terms are not known here."""
+    is_own = {account["base"]["source"], *_sources(account).values()} == {EXAMPLE}
+    return "apache-2.0" if is_own else None
+
+
+def _method(account: Mapping[str, Any]) -> str:
+    method: str = account["method"]
+    return METHODS.get(method, method)

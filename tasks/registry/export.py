@@ -1,0 +1,95 @@
+"""Writing a version as a folder that transformers and vLLM load as it is: whole weights, or an adapter on SFT."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, TypedDict
+
+from tasks.data.files import read_json, replacing, write_json
+from tasks.errors import InputError
+from tasks.params import Params
+from tasks.registry.card import card
+from tasks.registry.decisions import Holder
+from tasks.registry.lineage import find
+from tasks.registry.loadable import CARD
+from tasks.registry.stages import NotCachedError, materialise
+from tasks.registry.store import open_store
+from tasks.registry.versions import as_holder
+
+BASE = "base"  # beside an adapter: what it stands on
+# Others own the folder from now on: a link could be written through into DVC's cache.
+LINKS = ("reflink", "copy")
+
+
+class Exported(TypedDict):
+    """What was written."""
+
+    policy: str
+    version: int
+    md5: str  # of the model in DVC
+    folder: str
+    files: list[str]  # relative to the folder
+
+
+def export(params: Params, version_or_alias: str, folder: Path, *, as_adapter: bool = False) -> Exported:
+    """Write a version's model and its card, from DVC's cache by hash, whole or not at all.
+
+    Args:
+        params: all settings.
+        version_or_alias: such as 3 or champion.
+        folder: where to; it must not exist, or be empty.
+        as_adapter: write the alignment as a LoRA adapter, with the SFT model it stands on in `base/`.
+
+    Raises:
+        InputError: there is no such version, the folder is in use, DVC's cache lacks the weights, or the version was
+            not trained with adapters.
+    """
+    place = folder.resolve()
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise InputError(f"{folder} is not an empty folder: name another, or empty it first")
+    policy = as_holder(find(open_store(params.registry.experiment), params, version_or_alias))
+    lora = _lora(policy) if as_adapter else None
+    with replacing(place) as draft:
+        if lora:
+            _write_adapter(policy, lora, draft, place)
+        else:
+            _bring_back(policy["md5"], draft, f"version {policy['version']}")
+        (draft / CARD).write_text(card(policy, as_adapter=as_adapter), encoding="utf-8")
+        files = sorted(path.relative_to(draft).as_posix() for path in draft.rglob("*") if path.is_file())
+    return Exported(
+        policy=params.registry.policy,
+        version=policy["version"],
+        md5=policy["md5"],
+        folder=str(folder),
+        files=files,
+    )
+
+
+def _write_adapter(policy: Holder, lora: dict[str, Any], draft: Path, place: Path) -> None:
+    from tasks.registry.adapter import write_adapter
+
+    with tempfile.TemporaryDirectory(dir=draft.parent) as folder:
+        merged = Path(folder, "merged")
+        _bring_back(policy["md5"], merged, f"version {policy['version']}")
+        _bring_back(policy["account"]["sft"]["md5"], draft / BASE, f"the SFT model of version {policy['version']}")
+        write_adapter(merged, draft / BASE, draft, rank=lora["rank"], alpha=lora["alpha"], targets=lora["targets"])
+        is_model = shutil.ignore_patterns("*.safetensors*", "config.json", "generation_config.json")
+        shutil.copytree(merged, draft, ignore=is_model, dirs_exist_ok=True)  # the tokenizer and its chat template
+    described = draft / "adapter_config.json"
+    write_json(described, read_json(described) | {"base_model_name_or_path": str(place / BASE)})
+
+
+def _bring_back(md5: str, folder: Path, what: str) -> None:
+    try:
+        materialise(md5, folder, LINKS)
+    except NotCachedError:
+        raise NotCachedError(f"DVC's cache lacks the weights of {what} ({md5}): run dvc fetch --all-commits") from None
+
+
+def _lora(policy: Holder) -> dict[str, Any]:
+    lora: dict[str, Any] = policy["account"]["params"].get("lora", {"rank": 0})
+    if lora["rank"] == 0:
+        raise InputError(
+            f"version {policy['version']} was trained without adapters (lora.rank 0): export it without --adapter"
+        )
+    return lora

@@ -1,0 +1,131 @@
+"""What MLflow holds of a policy version besides its tags: the model card, and a model that its own loaders load.
+
+The logged model of a run only names folder and hash. A version's becomes an MLflow model with the flavours
+`transformers` and `python_function`. Where MLflow's artifacts lie on this machine, its weights are links to DVC's
+cache and cost nothing; a server gets a copy, and only of what becomes champion.
+"""
+
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+from tasks.data.files import replacing
+from tasks.registry import trueline_chat
+from tasks.registry.card import card
+from tasks.registry.decisions import Holder
+from tasks.registry.stages import NotCachedError, materialise
+from tasks.registry.store import Store
+
+CARD = "README.md"
+IS_EXTERNAL = "mlflow.model.isExternal"  # MLflow's tag of a model that it cannot load
+# Where weights are linked, a later `dvc gc` takes nothing away: a hard link is the file itself.
+LINKS = ("reflink", "hardlink", "copy")
+REQUIRED = ("torch", "transformers", "safetensors", "jinja2")
+
+logger = logging.getLogger(__name__)
+
+
+def describe(store: Store, name: str, policy: Holder) -> None:
+    """Write a version's model card beside its logged model."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, CARD)
+        path.write_text(card(policy), encoding="utf-8")
+        store.client.log_model_artifact(_model_id(store, name, policy), str(path))
+
+
+def make_loadable(store: Store, name: str, policy: Holder, *, upload: bool) -> None:
+    """Let MLflow load a version; doing it twice is doing it once.
+
+    A version whose weights DVC's cache lacks stays as it is, with a warning: the registry must come back on a machine
+    that has only the record.
+
+    Args:
+        store: the registry.
+        name: the registered model.
+        policy: its version.
+        upload: whether to copy the weights where they cannot be linked.
+    """
+    model_id = _model_id(store, name, policy)
+    logged = store.client.get_logged_model(model_id)
+    place = _local(logged.artifact_location)
+    if IS_EXTERNAL not in logged.tags or not (place or upload):
+        return
+    try:
+        if place:
+            with replacing(place) as draft:
+                _write_model(draft, policy, model_id)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                _write_model(Path(folder, "model"), policy, model_id)
+                store.client.log_model_artifacts(model_id, str(Path(folder, "model")))
+    except NotCachedError as error:
+        logger.warning("MLflow cannot load %s version %s: %s", name, policy["version"], error)
+    else:
+        store.client.delete_logged_model_tag(model_id, IS_EXTERNAL)
+
+
+def card_uri(store: Store, model_id: str) -> str:
+    """Tell where the model card of a logged model lies."""
+    return f"{store.client.get_logged_model(model_id).artifact_location}/{CARD}"
+
+
+def _write_model(folder: Path, policy: Holder, model_id: str) -> None:
+    """Write an MLflow model; `mlflow.transformers` cannot do it without loading and copying the weights."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Any type hint is inferred")  # MLflow, about a class of its own
+        import mlflow.pyfunc
+        from mlflow.models import Model
+
+    description = Model(model_id=model_id)
+    description.add_flavor(
+        "transformers",
+        transformers_version=installed("transformers"),
+        task="text-generation",
+        instance_type="TextGenerationPipeline",
+        source_model_name=policy["md5"],
+        # The classes that choose by config.json: for one it does not know, MLflow would trust code in the folder.
+        pipeline_model_type="AutoModelForCausalLM",
+        model_binary="model",
+        tokenizer_type="AutoTokenizer",
+        components=["tokenizer"],
+    )
+    mlflow.pyfunc.save_model(
+        path=str(folder),
+        mlflow_model=description,
+        loader_module=trueline_chat.__name__.rpartition(".")[2],
+        code_paths=[str(trueline_chat.__file__)],
+        pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in REQUIRED],
+        model_config=_generation(policy["account"]["params"]),
+    )
+    materialise(policy["md5"], folder / "model", LINKS)
+    tokenizer = folder / "components/tokenizer"
+    shutil.copytree(folder / "model", tokenizer, ignore=shutil.ignore_patterns("*.safetensors"))
+
+
+def _generation(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Generate as the evaluation did."""
+    settings = params.get("evaluate")
+    if settings is None:
+        return {}
+    sampling = {"do_sample": True, "temperature": settings["temperature"], "top_k": 0, "top_p": 1.0}
+    return {
+        "max_new_tokens": settings["max_new_tokens"],
+        **(sampling if settings["temperature"] > 0 else {"do_sample": False}),
+    }
+
+
+def _model_id(store: Store, name: str, policy: Holder) -> str:
+    return str(store.client.get_model_version(name, str(policy["version"])).tags["model_id"])
+
+
+def _local(location: str) -> Path | None:
+    """Give the folder behind an artifact location, where it is one of this machine."""
+    from mlflow.utils.file_utils import local_file_uri_to_path
+    from mlflow.utils.uri import is_local_uri
+
+    return Path(local_file_uri_to_path(location)) if is_local_uri(location) else None
