@@ -208,6 +208,28 @@ def test_a_refused_promotion_exits_with_1(trueline, monkeypatch: pytest.MonkeyPa
     assert "Version 3 was not promoted; champion: 2.\n  The gate says reject." in out
 
 
+def test_export_says_what_lies_where(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def export(_params: Any, version: str, folder: Path, *, as_adapter: bool) -> dict[str, Any]:
+        asked.append((version, folder, as_adapter))
+        return {"policy": "ours", "version": 3, "md5": "x.dir", "folder": str(folder), "files": ["README.md", "a"]}
+
+    monkeypatch.setattr("tasks.registry.export.export", export)
+
+    assert trueline("export", "champion", "out") == (0, "ours version 3 in out:\n  README.md, a\n", "")
+    assert json.loads(trueline("export", "3", "out", "--adapter", "--json")[1])["files"] == ["README.md", "a"]
+    assert asked == [("champion", Path("out"), False), ("3", Path("out"), True)]
+
+
+def test_an_export_that_cannot_be_is_one_sentence(trueline, checkout: Path) -> None:
+    (checkout / "mine").touch()
+
+    code, out, err = trueline("export", "champion", ".")
+
+    assert (code, out, err) == (2, "", "trueline: . is not an empty folder: name another, or empty it first\n")
+
+
 def test_an_alarm_of_the_lineage_exits_with_1(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lineage, "sync", returning({"stages": [], "alarms": ["sft is not deterministic"]}))
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
 from tasks.params import EXAMPLE
 from tasks.registry.decisions import Holder
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
 TEMPLATE = "card.md.j2"
-UNKNOWN = "not recorded"
 METHODS = {"ppo": "PPO", "dpo": "DPO"}
 DATA = ("demonstrations", "preferences", "prompts")
 # Figures of each model on the test prompts: key in metrics/evaluate.json, type on the hub, name.
@@ -27,6 +26,14 @@ MODEL_FIGURES = (
     ("rouge_l", "rouge", "ROUGE-L"),
     ("meteor", "meteor", "METEOR"),
 )
+
+
+class Absent(ChainableUndefined):
+    """What an account does not hold: the card says so. A promotion must not fail for want of a figure to show."""
+
+    def __str__(self) -> str:
+        """Stand in the text for the value."""
+        return "not recorded"
 
 
 class Comparison(NamedTuple):
@@ -55,7 +62,7 @@ def card(policy: Holder, *, as_adapter: bool = False) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=False,  # this is Markdown, and holds no text that a model wrote
-        undefined=StrictUndefined,
+        undefined=Absent,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -68,14 +75,13 @@ def card(policy: Holder, *, as_adapter: bool = False) -> str:
         as_adapter=as_adapter,
         method=_method(account),
         license=_license(account),
-        base=account.get("figures", {}).get("base"),
+        base=_figures(account, "base"),
         data=_data_rows(account),
-        evaluation=_evaluation(account),
+        evaluation=_figures(account, "evaluate"),
         comparisons=_comparisons(account),
         model_figures=MODEL_FIGURES,
-        accuracy=account.get("figures", {}).get("reward", {}).get("accuracy"),
+        accuracy=_figures(account, "reward").get("accuracy", {}),
         hub=account.get("hub", {}),
-        unknown=UNKNOWN,
     )
     return str(ModelCard(text))  # it reads the metadata, and raises where that is no YAML
 
@@ -89,7 +95,7 @@ def _metadata(version: int, account: Mapping[str, Any], as_adapter: bool) -> "Mo
     return ModelCardData(
         base_model=base,
         datasets=datasets or None,
-        eval_results=_eval_results(account),
+        eval_results=_eval_results(account) or None,
         library_name="peft" if as_adapter else "transformers",
         license=_license(account),
         model_name=f"{account['policy']['name']} version {version}",
@@ -102,44 +108,38 @@ def _eval_results(account: Mapping[str, Any]) -> "list[EvalResult]":
     """Every figure of the evaluation for the hub's model index, intervals as arguments of the figure."""
     from huggingface_hub import EvalResult
 
-    evaluation = _evaluation(account)
-    if evaluation is None:
-        return []
-    source = _sources(account).get("prompts", UNKNOWN)
+    evaluation = _figures(account, "evaluate")
+    source = _sources(account).get("prompts", "custom")
     pointer = account.get("hub", {}).get(source, {})
-    confidence = evaluation["confidence"]
 
-    def result(kind: str, name: str, value: float, **arguments: float) -> EvalResult:
+    def result(kind: str, name: str, value: float, **arguments: float | None) -> EvalResult:
         return EvalResult(
             task_type="text-generation",
             dataset_type=pointer.get("hub", source),
-            dataset_name=f"{evaluation['prompts']} prompts of the test split",
+            dataset_name=f"{evaluation.get('prompts')} prompts of the test split",
             dataset_split="test",
             dataset_revision=pointer.get("revision"),
             metric_type=kind,
             metric_name=name,
             metric_value=value,
-            metric_args=arguments or None,
+            metric_args={key: value for key, value in arguments.items() if value is not None} or None,
         )
 
+    confidence, kl, candidate = (evaluation.get(key) for key in ("confidence", "kl", "candidate"))
     results = [
         result(each.kind, each.name, each.value, low=each.low, high=each.high, confidence=confidence)
         for each in _comparisons(account)
     ]
-    kl = evaluation.get("kl", {})
-    if kl.get("mean") is not None:
+    if kl and kl.get("mean") is not None:
         name = "KL(policy || SFT), nats an answer"
-        results.append(result("kl", name, kl["mean"], standard_error=kl["standard_error"]))
-    candidate = evaluation["candidate"]
-    named = [(kind, name, candidate.get(key)) for key, kind, name in MODEL_FIGURES]
+        results.append(result("kl", name, kl["mean"], standard_error=kl.get("standard_error")))
+    named = [(kind, name, (candidate or {}).get(key)) for key, kind, name in MODEL_FIGURES]
     return results + [result(kind, name, value) for kind, name, value in named if value is not None]
 
 
 def _comparisons(account: Mapping[str, Any]) -> list[Comparison]:
     """Win rates, and differences by prompt: over SFT, and over the champion of the time where there was one."""
-    evaluation = _evaluation(account)
-    if evaluation is None:
-        return []
+    evaluation = _figures(account, "evaluate")
     rivals = {"vs_sft": "SFT"}
     if account["opponent"]["name"] == "champion":
         rivals["vs_opponent"] = f"champion version {account['opponent']['version']}"
@@ -160,10 +160,10 @@ def _comparisons(account: Mapping[str, Any]) -> list[Comparison]:
     ]
 
 
-def _evaluation(account: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The figures of evaluate, where the account holds any that are whole."""
-    found: Mapping[str, Any] = account.get("figures", {}).get("evaluate", {})
-    return found if "candidate" in found and "prompts" in found else None
+def _figures(account: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
+    """A stage's metrics; accounts of earlier releases hold none."""
+    found: Mapping[str, Any] = account.get("figures", {}).get(stage, {})
+    return found
 
 
 def _data_rows(account: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -171,10 +171,10 @@ def _data_rows(account: Mapping[str, Any]) -> list[dict[str, Any]]:
     sources, read, checked = _sources(account), account["data"]["prepare"], account["data"]["validate"]
     return [
         {
-            "kind": kind,
-            "source": sources.get(kind, UNKNOWN),
-            "read": read.get(kind, {}).get("rows_read", UNKNOWN),
             **checked[kind],
+            "kind": kind,
+            **({"source": sources[kind]} if kind in sources else {}),
+            **({"read": read[kind]["rows_read"]} if "rows_read" in read.get(kind, {}) else {}),
         }
         for kind in DATA
         if kind in checked

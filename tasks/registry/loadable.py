@@ -63,8 +63,9 @@ def make_loadable(store: Store, name: str, policy: Holder, *, upload: bool) -> N
             with tempfile.TemporaryDirectory() as folder:
                 _write_model(Path(folder, "model"), policy, model_id)
                 store.client.log_model_artifacts(model_id, str(Path(folder, "model")))
-    except NotCachedError as error:
-        logger.warning("MLflow cannot load %s version %s: %s", name, policy["version"], error)
+    except NotCachedError:
+        cure = "run dvc fetch --all-commits, then trueline sync"
+        logger.warning("MLflow cannot load %s version %s: DVC's cache lacks it: %s", name, policy["version"], cure)
     else:
         store.client.delete_logged_model_tag(model_id, IS_EXTERNAL)
 

@@ -19,9 +19,10 @@ ROOT = Path(__file__).parents[2]
 STAGES = ["prepare", "validate", "base", "sft", "reward", "judge", "trial", "align", "evaluate", "gate"]
 
 # A stage that writes small files from figures.json; the file `fail` names the stage that is to fail halfway, as the
-# project's own stages do. Without it no library is loaded: these tests run many stages.
+# project's own stages do. Without it no library is loaded: these tests run many stages. A folder given/<stage> is added
+# to what the stage writes: a real model, where a test needs one.
 MAKE = """
-import json, sys
+import json, shutil, sys
 from pathlib import Path
 
 name = sys.argv[1]
@@ -34,6 +35,8 @@ def stage(_params=None):
     Path(folder).mkdir(parents=True, exist_ok=name == "trial")  # which has no folder that DVC would clear
     settings = [line for line in Path("params.yaml").read_text().splitlines() if "clip: " in line]
     Path(folder, file).write_text(f"{name} {figures.get('content', 0)} {settings}")
+    if Path("given", name).is_dir():
+        shutil.copytree(Path("given", name), folder, dirs_exist_ok=True)
     if failing:
         from tasks.errors import InputError
         raise InputError("the input is bad: mend it")
@@ -91,6 +94,22 @@ def change_figures(**changes):
     """Have the stages write other content from now on."""
     figures = json.loads(Path("figures.json").read_text())
     Path("figures.json").write_text(json.dumps(figures | changes))
+
+
+def change_params(**sections):
+    """Set keys of params.yaml."""
+    settings = yaml.safe_load(Path("params.yaml").read_text())
+    for section, values in sections.items():
+        settings[section] |= values
+    Path("params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+
+
+def add_params(**sections):
+    """Have dvc.yaml name more sections of params.yaml for its stages."""
+    pipeline = yaml.safe_load(Path("dvc.yaml").read_text())
+    for stage, names in sections.items():
+        pipeline["stages"][stage]["params"] += names
+    Path("dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
 
 
 def run_again(**changes):
@@ -193,5 +212,60 @@ def challenged(challenge, tmp_path, monkeypatch):
     """A copy of the checkout with a champion and another candidate, as the working folder."""
     folder = tmp_path / "checkout"
     shutil.copytree(challenge, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+RANK = 4
+EVALUATION = {
+    "prompts": 40,
+    "confidence": 0.95,
+    **{
+        model: {"reward": reward, "length": 20.0, "eos_rate": 1.0}
+        for model, reward in (("candidate", 0.9), ("sft", 0.1), ("opponent", 0.1))
+    },
+    "win_rate": {"vs_sft": {"value": 0.8, "low": 0.75, "high": 0.85}},
+    "difference": {"vs_sft": {"reward": {"value": 0.8, "low": 0.6, "high": 1.0}}},
+    "kl": {"mean": 1.7, "standard_error": 0.1},
+}
+
+
+def give_models(sft, folder):
+    """Lay down an SFT model, and the same aligned by adapters and merged, for the stages to write."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    shutil.copytree(sft, folder / "given/sft")
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = AutoModelForCausalLM.from_pretrained(sft)
+        config = LoraConfig(r=RANK, lora_alpha=16, target_modules="all-linear", init_lora_weights=False)
+        get_peft_model(model, config).merge_and_unload().save_pretrained(folder / "given/ppo")
+    AutoTokenizer.from_pretrained(sft).save_pretrained(folder / "given/ppo")
+
+
+@pytest.fixture(scope="session")
+def real_models(finished, empty_database, tiny_model, tmp_path_factory):
+    """Version 1 is champion, and its weights are a model: SFT with adapters of rank 4 merged in; not to be changed."""
+    folder = tmp_path_factory.mktemp("real") / "checkout"
+    shutil.copytree(finished, folder)
+    shutil.copy(empty_database, folder)
+    give_models(tiny_model, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        change_params(lora={"rank": RANK}, evaluate={"max_new_tokens": 8, "temperature": 0.0})
+        add_params(align=["lora"], evaluate=["evaluate"])
+        change_figures(evaluate=EVALUATION, reward={"accuracy": {"value": 0.8, "low": 0.7, "high": 0.9, "pairs": 50}})
+        repro()
+        promotion.promote(load_params())
+    return folder
+
+
+@pytest.fixture
+def real(real_models, tmp_path, monkeypatch):
+    """A copy of the checkout whose champion is a model, as the working folder."""
+    folder = tmp_path / "checkout"
+    shutil.copytree(real_models, folder)
     monkeypatch.chdir(folder)
     return folder

@@ -1,0 +1,181 @@
+"""The model card says what the version's account says, in a form that the hub's own library reads."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from tasks.params import load_params
+from tasks.registry.candidate import account
+from tasks.registry.card import card
+from tests.registry.conftest import change_params, repro
+
+SOURCE = "tasks/data/example.py"
+
+
+def interval(value, low, high):
+    return {"value": value, "low": low, "high": high}
+
+
+ACCOUNT = {
+    "policy": {"name": "our-policy", "path": "models/dpo", "md5": "aa.dir"},
+    "method": "dpo",
+    "reward": {"name": "our-reward", "md5": "bb.dir"},
+    "sft": {"md5": "cc.dir"},
+    "base": {"source": SOURCE, "md5": "dd.dir"},
+    "data": {
+        "md5": "ee.dir",
+        "prepare": {"demonstrations": {"rows_read": 120}},
+        "validate": {
+            "demonstrations": {
+                "rows": 110,
+                "kept": 103,
+                "quarantined": 7,
+                "splits": {"train": 80, "validation": 12, "test": 11},
+                "findings": {"contamination": {"train": 7}},
+            }
+        },
+    },
+    "hub": {},
+    "figures": {
+        "base": {"family": "llama", "parameters": 166208},
+        "reward": {"accuracy": {**interval(0.85, 0.81, 0.88), "pairs": 482}},
+        "evaluate": {
+            "prompts": 478,
+            "confidence": 0.95,
+            "candidate": {"reward": 0.9, "length": 25.0, "eos_rate": 1.0, "bleu": None, "rouge_l": 0.6},
+            "sft": {"reward": 0.0, "length": 20.0},
+            "opponent": {"reward": 0.4},
+            "win_rate": {"vs_sft": interval(0.81, 0.78, 0.84), "vs_opponent": interval(0.6, 0.55, 0.65)},
+            "difference": {"vs_sft": {"reward": interval(0.9, 0.8, 1.0), "length": interval(5.0, 4.0, 6.0)}},
+            "gold": {"vs_sft": interval(0.12, 0.08, 0.16)},
+            "kl": {"mean": 1.78, "standard_error": 0.08},
+        },
+    },
+    "gate": {"decision": "reject", "reasons": ["It got longer."], "warnings": ["The reward is being gamed."]},
+    "opponent": {"name": "champion", "version": 3, "policy": "ff.dir"},
+    "params": {"prepare": {kind: {"source": SOURCE} for kind in ("demonstrations", "preferences", "prompts")}},
+    "keys": {"sft": "1234", "align": "5678"},
+    "git_commit": "0123abcd",
+    "git_dirty": "true",
+    "lock_file": "4567",
+    "seed": "7",
+}
+
+
+def write(known=ACCOUNT, **options):
+    return card({"version": 4, "reward_version": 2, "md5": "aa.dir", "account": known}, **options)
+
+
+def other(**changes):
+    return {**copy.deepcopy(ACCOUNT), **changes}
+
+
+def test_the_metadata_are_those_of_the_hub():
+    data = ModelCard(write()).data.to_dict()
+    assert (data["library_name"], data["pipeline_tag"]) == ("transformers", "text-generation")
+    assert data["license"] == "apache-2.0"
+    assert data["tags"] == ["rlhf", "dpo", "trueline"]
+    assert not {"base_model", "datasets"} & data.keys()  # the example is not on the hub
+
+
+def test_the_model_index_holds_every_figure_with_its_interval():
+    [index] = ModelCard(write()).data.to_dict()["model-index"]
+    assert index["name"] == "our-policy version 4"
+    _, results = model_index_to_eval_results([index])
+    found = {each.metric_name: (each.metric_value, each.metric_args) for each in results}
+    assert found == {
+        "Win rate over SFT": (0.81, {"low": 0.78, "high": 0.84, "confidence": 0.95}),
+        "Reward minus that of SFT": (0.9, {"low": 0.8, "high": 1.0, "confidence": 0.95}),
+        "Known rule's score minus that of SFT": (0.12, {"low": 0.08, "high": 0.16, "confidence": 0.95}),
+        "Length minus that of SFT, tokens": (5.0, {"low": 4.0, "high": 6.0, "confidence": 0.95}),
+        "Win rate over champion version 3": (0.6, {"low": 0.55, "high": 0.65, "confidence": 0.95}),
+        "KL(policy || SFT), nats an answer": (1.78, {"standard_error": 0.08}),
+        "Reward": (0.9, None),
+        "Length, tokens": (25.0, None),
+        "Ended by itself": (1.0, None),
+        "ROUGE-L": (0.6, None),  # no BLEU: it could not be computed
+    }
+    assert {(each.dataset_type, each.dataset_split) for each in results} == {(SOURCE, "test")}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "# our-policy version 4",
+        "(llama, 166,208 parameters), aligned with preference data by DPO",
+        "| reward model, version 2 of our-reward | `bb.dir` |",
+        "| SFT model | `cc.dir` |",
+        "| base model | `dd.dir` | `tasks/data/example.py` |",
+        "| demonstrations | `tasks/data/example.py` | 120 | 103 | 7 | 80 | 12 | 11 |",
+        "Findings in demonstrations: contamination (train 7).",
+        "| Win rate over SFT | 0.810 | [0.780, 0.840] |",
+        "| Reward | 0.900 | 0.000 | 0.400 |",
+        "| BLEU | — | — | — |",
+        "The opponent is champion version 3.",
+        "Decision: **reject**.\n\n- It got longer.\n- Warning: The reward is being gamed.\n",
+        "It agrees with 0.850 [0.810, 0.880] of 482 held-out pairs.",
+        "The policy is 1.78 nats an answer away from SFT",
+        "Answers have 1.25 times the length of those of SFT, and 1.000 of them end by themselves",  # 25 / 20
+        "| git commit | 0123abcd, with uncommitted changes |",
+        "| sha256 of requirements.lock | 4567 |",
+        "| seed | 7 |",
+        "| device | not recorded |",
+        "| key of `align` | `5678` |",
+    ],
+)
+def test_the_text_tells_what_the_account_tells(said):
+    assert said in write()
+
+
+def test_sources_on_the_hub_are_named_there():
+    known = other(
+        base={"source": "base.yaml", "md5": "dd.dir"},
+        params={"prepare": {"demonstrations": {"source": "d.yaml"}, "prompts": {"source": "p.yaml"}}},
+        hub={
+            "base.yaml": {"hub": "org/model", "revision": "a" * 40},
+            "d.yaml": {"hub": "org/chats", "revision": "b" * 40},
+            "p.yaml": {"hub": "org/asked", "revision": "c" * 40},
+        },
+    )
+    text = write(known)
+    read = ModelCard(text).data
+    assert (read.base_model, read.datasets, read.license) == ("org/model", ["org/asked", "org/chats"], None)
+    assert {(each.dataset_type, each.dataset_revision) for each in read.eval_results} == {("org/asked", "c" * 40)}
+    assert f"[org/model](https://huggingface.co/org/model) at {'a' * 40}" in text
+    assert "License: not recorded. The terms of the base model and of the data apply." in text
+
+
+def test_an_adapter_says_what_it_stands_on():
+    text = write(as_adapter=True)
+    assert ModelCard(text).data.library_name == "peft"
+    assert "a LoRA adapter on the SFT model in `base/` (DVC hash `cc.dir`)" in text
+    assert "vllm serve FOLDER/base --enable-lora" in text
+
+
+def test_an_account_of_an_earlier_release_still_gets_a_card():
+    known = other()
+    del known["figures"], known["hub"]
+    text = write(known)
+    assert "The account of this version holds no figures" in text
+    assert "model-index" not in ModelCard(text).data.to_dict()
+
+
+def test_the_same_account_gives_the_same_bytes():
+    assert write(other()) == write(other())
+
+
+def test_the_account_names_the_repository_behind_a_pointer_that_was_read(tracked):
+    pointer = Path("base.yaml")
+    pointer.write_text(f"hub: org/model\nrevision: {'a' * 40}\n")
+    change_params(base={"source": "base.yaml"})
+    pipeline = yaml.safe_load(Path("dvc.yaml").read_text())
+    pipeline["stages"]["base"]["deps"].append("base.yaml")
+    Path("dvc.yaml").write_text(yaml.safe_dump(pipeline))
+    repro("base")
+    assert account(load_params())["hub"] == {"base.yaml": {"hub": "org/model", "revision": "a" * 40}}
+    pointer.write_text(f"hub: org/other\nrevision: {'b' * 40}\n")
+    assert account(load_params())["hub"] == {}  # nobody has read that one

@@ -1,0 +1,143 @@
+"""A version in the registry loads by MLflow's own loaders, and its weights lie on the disk once."""
+
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tasks.params import load_params
+from tasks.registry import lineage, loadable, promotion, stages
+from tasks.registry.store import open_store
+from tasks.registry.trueline_chat import conversations
+from tests.registry.conftest import run_again
+
+CHAMPION = "models:/trueline-policy@champion"
+ASKED = [{"role": "user", "content": "please send the order back"}]
+# MLflow's loaders: notes on a class of their own, and on the transformers they were tested with.
+pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")
+
+
+@pytest.fixture
+def mlflow_here(real_models, monkeypatch):
+    """MLflow as a person sets it up: by its variable alone, in a folder that is no checkout."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{real_models}/mlflow.db")
+    elsewhere = real_models.parent / "elsewhere"
+    elsewhere.mkdir(exist_ok=True)
+    monkeypatch.chdir(elsewhere)
+    return real_models
+
+
+def artifacts(version="1"):
+    """The folder of a version's logged model."""
+    client = open_store("trueline").client
+    model_id = client.get_model_version("trueline-policy", version).tags["model_id"]
+    return Path(client.get_logged_model(model_id).artifact_location.removeprefix("file://"))
+
+
+def weights(folder):
+    return folder / "model/model.safetensors"
+
+
+def greedy(folder):
+    """What the model answers, by transformers alone."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer.apply_chat_template(ASKED, add_generation_prompt=True, return_tensors="pt")
+    written = AutoModelForCausalLM.from_pretrained(folder).generate(**inputs, max_new_tokens=8, do_sample=False)
+    return tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def test_pyfunc_answers_through_the_chat_template_as_the_evaluation_sampled(mlflow_here):
+    model = mlflow.pyfunc.load_model(CHAMPION)
+    expected = greedy(mlflow_here / "given/ppo")
+    text = ASKED[0]["content"]
+    assert expected
+    for asked in (text, ASKED, {"messages": ASKED}, pd.DataFrame({"prompt": [text]})):
+        assert model.predict(asked) == [expected]
+    assert len(model.predict([text, ASKED])) == 2
+    short = mlflow.pyfunc.load_model(CHAMPION, model_config={"max_new_tokens": 1})
+    assert len(short.predict(text)[0]) < len(expected)
+
+
+def test_transformers_gives_the_models_logits(mlflow_here):
+    parts = mlflow.transformers.load_model(CHAMPION, return_type="components")
+    model = AutoModelForCausalLM.from_pretrained(mlflow_here / "given/ppo")
+    tokens = torch.arange(3, 20)[None]
+    assert torch.equal(parts["model"](tokens).logits, model(tokens).logits)
+    assert parts["tokenizer"].chat_template
+    answer = mlflow.transformers.load_model("models:/trueline-policy/1")(ASKED, max_new_tokens=8, do_sample=False)
+    assert answer[0]["generated_text"][-1]["content"].strip() == greedy(mlflow_here / "given/ppo")
+
+
+def test_the_weights_lie_on_the_disk_once(real_models, monkeypatch):
+    monkeypatch.chdir(real_models)
+    linked = weights(artifacts()).stat()
+    assert linked.st_nlink == 2
+    cached = {path.stat().st_ino for path in Path(".dvc/cache").rglob("*") if path.is_file()}
+    assert linked.st_ino in cached
+
+
+def test_the_card_lies_beside_the_model_and_why_points_there(real_models, monkeypatch):
+    monkeypatch.chdir(real_models)
+    place = lineage.why(load_params(), "champion")["card"]
+    text = Path(place.removeprefix("file://")).read_text(encoding="utf-8")
+    [win_rate] = [each for each in ModelCard(text).data.eval_results if each.metric_type == "win_rate"]
+    assert (win_rate.metric_value, win_rate.metric_args["low"]) == (0.8, 0.75)
+    assert lineage.why(load_params(), "champion")["policy"]["md5"] in text
+
+
+def test_the_card_of_a_challenger_follows_the_newest_gate(tracked):
+    promotion.register(load_params())
+    assert "All is well." in (artifacts() / "README.md").read_text()
+    run_again(gate={"decision": "reject", "reasons": ["Too far."]}, evaluate={"other": 2})
+    assert promotion.register(load_params())["version"] == 1
+    assert "Too far." in (artifacts() / "README.md").read_text()
+
+
+def test_a_server_gets_the_weights_of_a_champion_only(tracked, monkeypatch):
+    monkeypatch.setattr(loadable, "_local", lambda _: None)  # as where artifacts are reached over a network
+    promotion.register(load_params())
+    assert [path.name for path in artifacts().iterdir()] == ["README.md"]
+    promotion.promote(load_params())
+    assert (artifacts() / "MLmodel").exists()
+    assert (artifacts() / "model/content.txt").read_text() == Path("models/ppo/content.txt").read_text()
+
+
+def test_weights_that_are_away_do_not_stop_the_registry_and_come_with_the_next_sync(tracked, caplog):
+    md5 = stages.output_hash("align", Path("models/ppo")) or ""
+    cached = Path(".dvc/cache/files/md5", md5[:2], md5[2:])
+    cached.rename("away")
+    assert promotion.promote(load_params())["promoted"]
+    assert "MLflow cannot load trueline-policy version 1: DVC's cache lacks it: run dvc fetch" in caplog.text
+    assert [path.name for path in artifacts().iterdir()] == ["README.md"]
+    Path("away").rename(cached)
+    lineage.sync(load_params())
+    assert (artifacts() / "model/content.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("one", [["one"]]),
+        (["one", "two"], [["one"], ["two"]]),
+        (ASKED, [[ASKED[0]["content"]]]),
+        ([ASKED, "two"], [[ASKED[0]["content"]], ["two"]]),
+        ({"prompt": "one"}, [["one"]]),
+        ({"messages": ASKED}, [[ASKED[0]["content"]]]),
+        (pd.DataFrame({"messages": [ASKED, ASKED]}), [[ASKED[0]["content"]]] * 2),
+        (np.array(["one", "two"]), [["one"], ["two"]]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_prompts_and_messages_become_conversations(asked, expected):
+    assert [[message["content"] for message in each] for each in conversations(asked)] == expected
+
+
+@pytest.mark.parametrize("asked", [None, [], 3, {"text": "one"}, [["one"]], [{"role": "user"}]])
+def test_what_is_neither_prompt_nor_messages_is_refused(asked):
+    with pytest.raises(ValueError, match="messages of a conversation"):
+        conversations(asked)
