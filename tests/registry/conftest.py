@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -241,7 +242,8 @@ def give_models(sft, folder):
         torch.manual_seed(3)
         model = AutoModelForCausalLM.from_pretrained(sft)
         config = LoraConfig(r=RANK, lora_alpha=16, target_modules="all-linear", init_lora_weights=False)
-        get_peft_model(model, config).merge_and_unload().save_pretrained(folder / "given/ppo")
+        adapted: Any = get_peft_model(model, config)
+        adapted.merge_and_unload().save_pretrained(folder / "given/ppo")
     AutoTokenizer.from_pretrained(sft).save_pretrained(folder / "given/ppo")
 
 

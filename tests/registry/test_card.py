@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,7 +21,7 @@ def interval(value, low, high):
     return {"value": value, "low": low, "high": high}
 
 
-ACCOUNT = {
+ACCOUNT: dict[str, Any] = {
     "policy": {"name": "our-policy", "path": "models/dpo", "md5": "aa.dir"},
     "method": "dpo",
     "reward": {"name": "our-reward", "md5": "bb.dir"},
@@ -70,12 +71,17 @@ def write(known=ACCOUNT, **options):
     return card({"version": 4, "reward_version": 2, "md5": "aa.dir", "account": known}, **options)
 
 
+def metadata(text) -> Any:
+    """What the hub reads."""
+    return ModelCard(text).data
+
+
 def other(**changes):
     return {**copy.deepcopy(ACCOUNT), **changes}
 
 
 def test_the_metadata_are_those_of_the_hub():
-    data = ModelCard(write()).data.to_dict()
+    data = metadata(write()).to_dict()
     assert (data["library_name"], data["pipeline_tag"]) == ("transformers", "text-generation")
     assert data["license"] == "apache-2.0"
     assert data["tags"] == ["rlhf", "dpo", "trueline"]
@@ -83,7 +89,7 @@ def test_the_metadata_are_those_of_the_hub():
 
 
 def test_the_model_index_holds_every_figure_with_its_interval():
-    [index] = ModelCard(write()).data.to_dict()["model-index"]
+    [index] = metadata(write()).to_dict()["model-index"]
     assert index["name"] == "our-policy version 4"
     _, results = model_index_to_eval_results([index])
     found = {each.metric_name: (each.metric_value, each.metric_args) for each in results}
@@ -142,7 +148,7 @@ def test_sources_on_the_hub_are_named_there():
         },
     )
     text = write(known)
-    read = ModelCard(text).data
+    read = metadata(text)
     assert (read.base_model, read.datasets, read.license) == ("org/model", ["org/asked", "org/chats"], None)
     assert {(each.dataset_type, each.dataset_revision) for each in read.eval_results} == {("org/asked", "c" * 40)}
     assert f"[org/model](https://huggingface.co/org/model) at {'a' * 40}" in text
@@ -151,7 +157,7 @@ def test_sources_on_the_hub_are_named_there():
 
 def test_an_adapter_says_what_it_stands_on():
     text = write(as_adapter=True)
-    assert ModelCard(text).data.library_name == "peft"
+    assert metadata(text).library_name == "peft"
     assert "a LoRA adapter on the SFT model in `base/` (DVC hash `cc.dir`)" in text
     assert "vllm serve FOLDER/base --enable-lora" in text
 
@@ -161,7 +167,7 @@ def test_an_account_of_an_earlier_release_still_gets_a_card():
     del known["figures"], known["hub"]
     text = write(known)
     assert "The account of this version holds no figures" in text
-    assert "model-index" not in ModelCard(text).data.to_dict()
+    assert "model-index" not in metadata(text).to_dict()
 
 
 def test_the_same_account_gives_the_same_bytes():

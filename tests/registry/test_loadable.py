@@ -1,6 +1,8 @@
 """A version in the registry loads by MLflow's own loaders, and its weights lie on the disk once."""
 
+import ast
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -45,9 +47,10 @@ def weights(folder):
 
 def greedy(folder):
     """What the model answers, by transformers alone."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
     inputs = tokenizer.apply_chat_template(ASKED, add_generation_prompt=True, return_tensors="pt")
-    written = AutoModelForCausalLM.from_pretrained(folder).generate(**inputs, max_new_tokens=8, do_sample=False)
+    written = model.generate(**inputs, max_new_tokens=8, do_sample=False)
     return tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
@@ -73,6 +76,14 @@ def test_transformers_gives_the_models_logits(mlflow_here):
     assert answer[0]["generated_text"][-1]["content"].strip() == greedy(mlflow_here / "given/ppo")
 
 
+def test_what_travels_with_the_model_imports_nothing_of_the_project(mlflow_here):
+    [code] = mlflow_here.glob("mlruns/models/*/artifacts/code/trueline_chat.py")
+    nodes = list(ast.walk(ast.parse(code.read_text())))
+    imported = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert not any(isinstance(node, ast.Import) for node in nodes)
+    assert imported == {"collections.abc", "pathlib", "typing", "transformers"}
+
+
 def test_the_weights_lie_on_the_disk_once(real_models, monkeypatch):
     monkeypatch.chdir(real_models)
     linked = weights(artifacts()).stat()
@@ -85,7 +96,8 @@ def test_the_card_lies_beside_the_model_and_why_points_there(real_models, monkey
     monkeypatch.chdir(real_models)
     place = lineage.why(load_params(), "champion")["card"]
     text = Path(place.removeprefix("file://")).read_text(encoding="utf-8")
-    [win_rate] = [each for each in ModelCard(text).data.eval_results if each.metric_type == "win_rate"]
+    data: Any = ModelCard(text).data
+    [win_rate] = [each for each in data.eval_results if each.metric_type == "win_rate"]
     assert (win_rate.metric_value, win_rate.metric_args["low"]) == (0.8, 0.75)
     assert lineage.why(load_params(), "champion")["policy"]["md5"] in text
 
