@@ -174,6 +174,7 @@ class Ppo(Section):
     """Proximal policy optimisation."""
 
     estimator: Literal["gae", "rloo", "grpo", "reinforce"]
+    engine: Literal["slots", "continuous"]
     iterations: Count
     rollouts: Count
     responses: Count

@@ -83,9 +83,9 @@ def test_the_same_inputs_give_the_same_bytes(ready):
     assert written() == first
 
 
-@pytest.mark.parametrize("rank", [0, 2])
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(ready, make_params, monkeypatch, rank):
-    params = make_params(ppo=SETTINGS, runtime={"checkpoint_every": 1}, lora={"rank": rank})
+@pytest.mark.parametrize(("rank", "options"), [(0, {}), (2, {}), (0, {"engine": "continuous"})])
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(ready, make_params, monkeypatch, rank, options):
+    params = make_params(ppo=SETTINGS | options, runtime={"checkpoint_every": 1}, lora={"rank": rank})
     ppo(params)
     expected = written()
     learn, rounds = Learner.update, []

@@ -118,7 +118,7 @@ def judge(
         settings: of PPO.
         kl_coefficient: weight of the KL penalty in this round.
         groups: the responses of each forward pass.
-        as_sampled: take the policy's log-probabilities from the responses, not from another forward pass.
+        as_sampled: take the policy's log-probabilities and entropies from the responses, not from another forward pass.
     """
     rows = [response.row for response in responses]
     batch = collate(rows, unwrapped(models.policy).device)
@@ -212,7 +212,8 @@ def read_off(
     scores = torch.zeros(shape[0], device=batch.input_ids.device)
     if said is not None:
         log_probs = spread(torch.cat([each.log_probs for each in said]), batch.completion_mask)
-        entropies = spread(torch.cat([each.entropies for each in said]), batch.completion_mask)
+        told = [each.entropies for each in said if each.entropies is not None]
+        entropies = spread(torch.cat(told), batch.completion_mask)
     for rows in groups:
         index = torch.tensor(rows, device=batch.input_ids.device)
         part = batch.take(rows)

@@ -13,13 +13,14 @@ from torch import Tensor
 from tasks.learning import ranks
 from tasks.learning.advantages import kl_estimates
 from tasks.learning.batches import epoch_order
+from tasks.learning.engines import engine_of
 from tasks.learning.experience import Models, Rollouts, judge, sampled_as_trained
 from tasks.learning.memory import Budget
 from tasks.learning.optimise import adamw, check_finite, learning_rate, make_accelerator, update
 from tasks.learning.policy_gradient import policy_loss, value_loss
 from tasks.learning.ranks import Pass
 from tasks.learning.readings import completion_log_probs, completion_values, token_statistics
-from tasks.learning.rollouts import Response, generate, stop_tokens
+from tasks.learning.rollouts import Response, stop_tokens
 from tasks.learning.sharding import shard, together
 from tasks.params import Params
 
@@ -54,8 +55,8 @@ class Learner:
             self.models_that_learn["critic"] = models.critic
         for model in self.models_that_learn.values():
             shard(model)
-        # The ratio of a first step is 1 only if both its sides were computed in the same precision.
-        self._as_sampled = None if params.runtime.precision == "fp32" else False  # None: not tried out yet
+        self._engine = engine_of(params.ppo.engine)
+        self._as_sampled: bool | None = None  # None: not tried out yet
         self.optimisers: dict[str, torch.optim.Optimizer] = {
             name: adamw(model) for name, model in self.models_that_learn.items()
         }
@@ -66,7 +67,7 @@ class Learner:
         mine = ranks.share(range(len(prompts)), [len(prompt) for prompt in prompts])
         # Not under autocast, which would cast every weight anew for every token.
         with together(self._models.policy):
-            responses = generate(
+            responses = self._engine(
                 self._models.policy,
                 self._models.tokenizer,
                 prompts,
@@ -189,9 +190,12 @@ class Learner:
         if self._as_sampled is None:
             few = responses[:TRIED_OUT]
             with together(self._models.policy):
-                self._as_sampled = sampled_as_trained(self._models.policy, few, self._settings.temperature)
-            if not self._as_sampled:
+                agrees = sampled_as_trained(self._models.policy, few, self._settings.temperature)
+            if not agrees:
                 logger.warning("the sampler's log-probabilities are not those of the training pass: computed anew")
+            says_all = all(response.entropies is not None for response in few)
+            # The ratio of a first step is 1 only if both its sides were computed in the same precision.
+            self._as_sampled = agrees and says_all and self._runtime.precision == "fp32"
         return self._as_sampled
 
     def _move(self, name: str, step: Step, loss: float, peak_rate: float) -> float:

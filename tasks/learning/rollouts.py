@@ -30,7 +30,7 @@ class Response(NamedTuple):
 
     row: Encoded
     log_probs: Tensor  # (n,) fp32
-    entropies: Tensor  # (n,) fp32, nats, of the distribution the token was drawn from
+    entropies: Tensor | None  # (n,) fp32, nats, of the distribution the token was drawn from, where the engine says
 
 
 class Drawn(NamedTuple):
@@ -83,7 +83,7 @@ def generate(
     Raises:
         InputError: a prompt and its response do not fit the model's context.
     """
-    _check_context(model, prompts, max_new_tokens)
+    check_context(model, prompts, max_new_tokens)
     transcript = Transcript(
         model,
         stop_tokens(model, tokenizer),
@@ -262,7 +262,12 @@ def _padded_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tupl
     return torch.tensor(ids, device=device), torch.arange(width, device=device) >= starts
 
 
-def _check_context(model: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def check_context(model: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Refuse prompts that leave no room for their answers.
+
+    Raises:
+        InputError: a prompt and its response do not fit the model's context.
+    """
     context, longest = context_length(model), max((len(prompt) for prompt in prompts), default=0)
     if context is not None and longest + max_new_tokens > context:
         raise InputError(
