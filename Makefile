@@ -26,7 +26,7 @@ test: $(INSTALLED) ## The whole check: format, lint, types, import contracts, te
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
-bench: $(INSTALLED) ## Our trainers and TRL's on the same work: about an hour on 2 cores
+bench: $(INSTALLED) ## Our trainers beside TRL's and a plain PPO: about an hour on 2 cores
 	$(BIN)/python -m benchmarks $(BENCH)
 
 format: $(INSTALLED) ## Mend format and what ruff can mend of the rest

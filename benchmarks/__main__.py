@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from benchmarks.jobs import Job
 from benchmarks.report import show
 from benchmarks.rounds import KINDS, interleaved, summarise, variants
 from benchmarks.scaling import TRAINERS, scaling
@@ -21,7 +22,7 @@ LARGEST_DIFFERENCE = {"fp32": 1e-5, "bf16": 1e-3}
 LIBRARIES = ("torch", "transformers", "trl", "accelerate")
 SCALING = "scaling"
 # Counted steps of a run: batches of the trainers on given rows, rounds of whatever samples.
-STEPS = {"XS": (10, 2), "S": (8, 2), "M": (4, 1), "L": (20, 3)}
+STEPS = {"XS": (10, 2), "S": (8, 1), "M": (4, 1), "L": (20, 3)}
 
 
 def main(  # noqa: PLR0917  each is an option
@@ -29,7 +30,7 @@ def main(  # noqa: PLR0917  each is an option
         list[str] | None, typer.Argument(help=f"of {', '.join((*KINDS, SCALING))}; all unless named")
     ] = None,
     size: Annotated[
-        list[str] | None, typer.Option(help="XS, S, M or L; may be given twice; S and M unless named, L on a GPU")
+        list[str] | None, typer.Option(help="XS, S, M or L; may be given twice; S unless named, L on a GPU")
     ] = None,
     rounds: Annotated[int, typer.Option(help="of all variants")] = 3,
     steps: Annotated[
@@ -42,15 +43,13 @@ def main(  # noqa: PLR0917  each is an option
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Run our trainers and TRL's on the same work, alternating, and print medians and ratios."""
-    # Before torch is loaded, here and in the workers, which inherit it.
+    # Before transformers is loaded here, and for the workers, which inherit it.
     os.environ |= {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     os.environ |= {"HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     os.environ |= {"TRANSFORMERS_VERBOSITY": "error"}
     import torch
 
-    from benchmarks.jobs import Job
-    from benchmarks.ours import make_reward_model
-    from benchmarks.workloads import SIZES, make_model, matrix_peak
+    from benchmarks.workloads import matrix_peak
 
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -61,30 +60,27 @@ def main(  # noqa: PLR0917  each is an option
     table: list[dict[str, Any]] = []
     grown: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as workplace:
-        for name in size or (["L"] if is_gpu else ["S", "M"]):
-            folder, scored = Path(workplace) / name, Path(workplace) / f"{name}-reward"
-            make_model(SIZES[name], folder)
-            make_reward_model(folder, scored)
-            for kind in kinds or (*KINDS, SCALING):
-                job = Job(
-                    kind,
-                    name,
-                    folder,
-                    scored,
-                    precision,
-                    steps=0,
-                    batch_size=batch_size or (32 if is_gpu else 8),
-                    threads=threads,
-                    answers=answers,
-                    by_wall=is_gpu or threads > 1,
-                )
-                job = job._replace(steps=steps or STEPS[name][job.is_sampled])
-                if kind == SCALING:
-                    for trainer in TRAINERS:
-                        grown += scaling(job._replace(kind=trainer), rounds, peak, errors.print)
-                else:
-                    found = interleaved({each: (each, job) for each in variants(kind)}, rounds, errors.print)
-                    table += summarise(job, found, peak)
+        common = Job(
+            kind="",
+            size="",
+            folder=Path(workplace),
+            reward_folder=Path(workplace),
+            precision=precision,
+            steps=steps or 0,
+            batch_size=batch_size or (32 if is_gpu else 8),
+            threads=threads,
+            answers=answers,
+            by_wall=is_gpu or threads > 1,
+        )
+        wanted = kinds or [*KINDS, SCALING]
+        for name in size or (["L"] if is_gpu else ["S"]):
+            for kind in (kind for kind in wanted if kind != SCALING):
+                job = filled(common, kind, name)
+                found = interleaved({each: (each, job) for each in variants(kind)}, rounds, errors.print)
+                table += summarise(job, found, peak)
+        for name in (size or (["L"] if is_gpu else ["XS", "S", "M"])) if SCALING in wanted else ():
+            for trainer in TRAINERS:
+                grown += scaling(filled(common, trainer, name), rounds, peak, errors.print)
     machine = {
         "date": datetime.now().astimezone().date().isoformat(),
         "device": torch.cuda.get_device_name() if is_gpu else platform.processor() or platform.machine(),
@@ -105,6 +101,19 @@ def main(  # noqa: PLR0917  each is an option
         names = ", ".join(f"{row['kind']} {row['size']} {row['variant']}" for row in unequal)
         errors.print(f"losses differ by more than {allowed}, so these figures do not count: {names}")
         sys.exit(1)
+
+
+def filled(common: Job, kind: str, size: str) -> Job:
+    """A job of a kind at a size, with the models that it needs and, unless they are given, its steps."""
+    from benchmarks.ours import make_reward_model
+    from benchmarks.workloads import SIZES, make_model
+
+    folder, scored = common.folder / size, common.folder / f"{size}-reward"
+    if not folder.exists():
+        make_model(SIZES[size], folder)
+        make_reward_model(folder, scored)
+    job = common._replace(kind=kind, size=size, folder=folder, reward_folder=scored)
+    return job if job.steps else job._replace(steps=STEPS[size][job.is_sampled])
 
 
 def counts(row: dict[str, Any]) -> bool:

@@ -30,6 +30,8 @@ def sft(params):
 
 main(sft)
 """
+NO_SPACE = "no space left on the disk of models/sft: free some and run again"
+NO_PERMISSION = "no permission for models/sft: grant it or run as its owner"
 
 
 @pytest.fixture(autouse=True)
@@ -77,41 +79,14 @@ def test_a_stage_gets_the_settings_and_ends_with_0(capsys):
     ("error", "code", "kind", "sentence"),
     [
         (InputError("raw.csv row 3 is empty: fill it"), 2, "input", "raw.csv row 3 is empty: fill it"),
-        (
-            ConnectionError("no route"),
-            75,
-            "transient",
-            "a connection failed (no route): run again when it is back",
+        *(
+            (error("no route"), 75, "transient", "a connection failed (no route): run again when it is back")
+            for error in (ConnectionError, TimeoutError)
         ),
-        (
-            TimeoutError("too slow"),
-            75,
-            "transient",
-            "a connection failed (too slow): run again when it is back",
-        ),
-        (
-            OSError(errno.ENOSPC, "No space left on device", "models/sft"),
-            2,
-            "input",
-            "no space left on the disk of models/sft: free some and run again",
-        ),
-        (
-            OSError(errno.EDQUOT, "Disk quota exceeded", "models/sft"),
-            2,
-            "input",
-            "no space left on the disk of models/sft: free some and run again",
-        ),
-        (
-            OSError(errno.EACCES, "Permission denied", "models/sft"),
-            2,
-            "input",
-            "no permission for models/sft: grant it or run as its owner",
-        ),
-        (
-            OSError(errno.EROFS, "Read-only file system", "models/sft"),
-            2,
-            "input",
-            "no permission for models/sft: grant it or run as its owner",
+        *((OSError(number, "full", "models/sft"), 2, "input", NO_SPACE) for number in (errno.ENOSPC, errno.EDQUOT)),
+        *(
+            (OSError(number, "closed", "models/sft"), 2, "input", NO_PERMISSION)
+            for number in (errno.EACCES, errno.EROFS)
         ),
         (KeyboardInterrupt(), 130, "interrupted", "interrupted; run again to go on"),
         (SystemExit(143), 143, "interrupted", "interrupted; run again to go on"),
