@@ -17,6 +17,8 @@ from tasks.data.records import Demonstration, Message, Preference, Prompt, Split
 from tasks.params import Params, parse_params
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+# Before torch is loaded: threads that wait for a core another test has wait in a loop, and take both.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # `dvc` and the `python` of its commands are those beside this interpreter, whether or not its environment is activated.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
