@@ -68,16 +68,20 @@ def attend(
     if unknown := [name for name in UNKNOWN if others.get(name) is not None]:
         raise NotImplementedError(f"attention with {unknown[0]}")
     shared = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, shared), repeat_kv(value, shared)
+    # Split, not sliced one by one: the gradient of a slice is as large as what it was cut from.
+    lengths = [end - begin for start, _, *ends in trees for begin, end in pairwise([start, *ends])]
+    whole = (query, repeat_kv(key, shared), repeat_kv(value, shared))
+    parts = zip(*(torch.split(each, lengths, dim=2) for each in whole), strict=True)
     outputs = []
     for start, prompt_end, *ends in trees:
-        prompt, first = slice(start, prompt_end), slice(start, ends[0])
-        outputs.append(_causal(query[:, :, first], key[:, :, first], value[:, :, first], scaling, sliding_window))
-        for begin, end in pairwise(ends):
-            branch = slice(begin, end)
-            keys = torch.cat([key[:, :, prompt], key[:, :, branch]], dim=2)
-            values = torch.cat([value[:, :, prompt], value[:, :, branch]], dim=2)
-            outputs.append(_causal(query[:, :, branch], keys, values, scaling, sliding_window))
+        queries, keys, values = next(parts)
+        outputs.append(_causal(queries, keys, values, scaling, sliding_window))
+        prompt = slice(prompt_end - start)
+        for _ in ends[1:]:
+            branch, own_keys, own_values = next(parts)
+            seen_keys = torch.cat([keys[:, :, prompt], own_keys], dim=2)
+            seen_values = torch.cat([values[:, :, prompt], own_values], dim=2)
+            outputs.append(_causal(branch, seen_keys, seen_values, scaling, sliding_window))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
 
 from tasks.learning.batches import Batch
@@ -31,7 +31,7 @@ def completion_log_probs(policy: nn.Module, batch: Batch, temperature: float = 1
     """
 
     def read(logits: Tensor, tokens: Tensor) -> tuple[Tensor]:
-        return (-functional.cross_entropy(logits.float() / temperature, tokens, reduction="none"),)
+        return (token_log_probs(at_temperature(logits, temperature), tokens),)
 
     [log_probs] = _over_vocabulary(policy, batch, read)
     return spread(log_probs, batch.completion_mask)
@@ -41,12 +41,40 @@ def token_statistics(policy: nn.Module, batch: Batch, temperature: float = 1.0) 
     """Log-probability and entropy of every completion token, and whether it was the likeliest."""
 
     def read(logits: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
-        log_distribution = (logits.float() / temperature).log_softmax(dim=-1)
+        log_distribution = at_temperature(logits, temperature).log_softmax(dim=-1)
         log_probs = log_distribution.gather(1, tokens[:, None])[:, 0]
         entropies = -(log_distribution.exp() * log_distribution).sum(dim=-1)
         return log_probs, entropies, log_distribution.amax(dim=-1) == log_probs
 
     return TokenStatistics(*(spread(each, batch.completion_mask) for each in _over_vocabulary(policy, batch, read)))
+
+
+def at_temperature(logits: Tensor, temperature: float) -> Tensor:
+    """Logits (N, V) of the sampling distribution, in fp32; at temperature 1 not copied once more."""
+    return logits.float() if temperature == 1 else logits.float() / temperature
+
+
+def token_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probability (N,) of tokens (N,) under fp32 logits (N, V): log p = z_token - log sum exp z.
+
+    Its gradient is written out: that of a log-softmax reads and writes all logits several times for one entry a row.
+    """
+    log_probs: Tensor = _TokenLogProbs.apply(logits, tokens)  # type: ignore[no-untyped-call]
+    return log_probs
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(context: FunctionCtx, logits: Tensor, tokens: Tensor) -> Tensor:
+        totals = logits.logsumexp(dim=1)
+        context.save_for_backward(logits, tokens, totals)
+        return logits.gather(1, tokens[:, None])[:, 0] - totals
+
+    @staticmethod
+    def backward(context: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        logits, tokens, totals = context.saved_tensors  # type: ignore[attr-defined]
+        minus_softmax = (logits - totals[:, None]).exp_().mul_(-gradient[:, None])
+        return minus_softmax.scatter_add_(1, tokens[:, None], gradient[:, None]), None
 
 
 def _over_vocabulary(

@@ -16,7 +16,14 @@ from tasks.learning.attention import PACKED
 from tasks.learning.batches import Batch, collate
 from tasks.learning.forward import is_packed, pack_if_exact, plain_head
 from tasks.learning.models import score_head
-from tasks.learning.readings import completion_log_probs, completion_scores, completion_values, token_statistics
+from tasks.learning.readings import (
+    at_temperature,
+    completion_log_probs,
+    completion_scores,
+    completion_values,
+    token_log_probs,
+    token_statistics,
+)
 from tests.families import FAMILIES, ROWS, causal, scoring
 
 READINGS: dict[str, Callable[[nn.Module, Batch], torch.Tensor]] = {
@@ -59,6 +66,20 @@ def test_log_probs_agree_with_a_naive_computation(config: PreTrainedConfig, pack
         statistics = token_statistics(policy, batch, temperature=0.7)
         torch.testing.assert_close(found, by_row(ROWS, naive, found.shape[1]), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(statistics.log_probs, found, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_gradient_that_is_written_out_is_that_of_a_log_softmax(temperature: float):
+    generator = torch.Generator().manual_seed(0)
+    logits = (10 * torch.randn(5, 11, generator=generator)).requires_grad_()
+    tokens, weights = torch.tensor([0, 10, 3, 3, 7]), torch.randn(5, generator=generator)
+    found = token_log_probs(at_temperature(logits, temperature), tokens)
+    expected = (logits / temperature).log_softmax(dim=1)[range(5), tokens]
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    [gradient], [wanted] = (torch.autograd.grad((weights * each).sum(), logits) for each in (found, expected))
+    torch.testing.assert_close(gradient, wanted, atol=1e-6, rtol=1e-6)
+    precise = logits.detach().double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda each: token_log_probs(each, tokens), precise)
 
 
 @pytest.mark.parametrize("packs", [False, True], ids=["padded", "packed"])
