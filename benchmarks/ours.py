@@ -13,6 +13,7 @@ from tasks.learning.experience import Models
 from tasks.learning.fitting import Fit
 from tasks.learning.learner import Learner
 from tasks.learning.models import load_policy, load_reward, new_reward_model, save_model, set_up
+from tasks.learning.references import all_logps
 from tasks.learning.rollouts import generate
 from tasks.params import PARAMS_FILE, Params, Training, load_params
 
@@ -102,7 +103,7 @@ def direct(job: Job, clock: Clock) -> None:
     pairs = pairs_of(job)
     fit = fitting(job, clock, policy, lengths_of(pairs))
     with clock.before_the_steps():
-        reference = dpo.reference_logps(fit, policy, pairs)
+        reference = all_logps(policy, pairs, list(fit.first_epoch()), fit.autocast, title="reference")
     dpo.train(fit, policy, pairs, reference, params.dpo)
 
 

@@ -13,15 +13,15 @@ from tasks.data.files import MODELS, VALIDATED
 from tasks.data.records import Split, read_preferences
 from tasks.data.tokens import EncodedPair, encode_preferences, load_tokenizer
 from tasks.learning import ranks
-from tasks.learning.batches import Batch, collate_pairs, pair_batches
+from tasks.learning.batches import collate_pairs, micro_batches
 from tasks.learning.checkpoints import content_key
-from tasks.learning.curves import progress_bar, publish
+from tasks.learning.curves import publish
 from tasks.learning.fitting import Fit, require_rows
 from tasks.learning.forward import unwrapped
 from tasks.learning.losses import PairValues, implicit_rewards, preference_loss
 from tasks.learning.models import context_length, load_policy, merged, set_up, with_adapters
-from tasks.learning.readings import completion_log_probs
-from tasks.learning.sharding import assembled, together
+from tasks.learning.references import References, all_logps, pair_logps
+from tasks.learning.sharding import assembled
 from tasks.params import Dpo, Params
 from tasks.registry import tracking
 from tasks.registry.stages import stage_key
@@ -59,7 +59,8 @@ def dpo(params: Params) -> None:
     Raises:
         InputError: a split is empty, a row does not fit the model, or training no longer gives numbers.
     """
-    device, settings = set_up(params), params.dpo
+    set_up(params)
+    settings = params.dpo
     tokenizer = load_tokenizer(SFT)
     policy = with_adapters(load_policy(SFT, params, trainable=True), params.lora)
 
@@ -68,19 +69,22 @@ def dpo(params: Params) -> None:
         return encode_preferences(tokenizer, records, context_length(policy))
 
     pairs, validation = pairs_of("train"), pairs_of("validation")
-    held_out = pair_batches(validation, params.runtime.tokens_per_pass, device)
     key = stage_key("dpo") or content_key("dpo", params, [PREFERENCES, SFT])
     with tracking.run("dpo", params, inputs=[PREFERENCES]) as run:
-        lengths = [2 * pair.length for pair in pairs]
+        lengths, its_lengths = ([2 * pair.length for pair in each] for each in (pairs, validation))
         fit = Fit("dpo", key, policy, lengths, params=params, settings=settings, run=run)
+        share = ranks.share(range(len(validation)), its_lengths)
+        held_out = list(micro_batches(share, its_lengths, params.runtime.tokens_per_pass))
         # Nothing has been learned yet, so the policy is the reference: no second model, and adapters add nothing.
-        reference = reference_logps(fit, policy, pairs)
-        with torch.no_grad():
-            held_out_reference = [pair_logps(policy, batch) for batch in held_out]
-        before = held_out_figures(policy, held_out, held_out_reference, settings)
+        references = References(SFT)
+        reference = references.logps(policy, pairs, list(fit.first_epoch()), fit.autocast)
+        logps_before = references.logps(policy, validation, held_out)
         train(fit, policy, pairs, reference, settings)
         policy = merged(assembled(policy))
-        after = held_out_figures(policy, held_out, held_out_reference, settings)
+        logps_after = all_logps(policy, validation, held_out, title="dpo: validation")
+        before, after = (
+            held_out_figures(logps, logps_before, validation, settings) for logps in (logps_before, logps_after)
+        )
         metrics = {
             "pairs": len(pairs),
             **fit.summary(),
@@ -106,24 +110,16 @@ def train(
                 with fit.autocast():
                     logps = pair_logps(policy, batch)
                 held_to = PairValues(*(values[indices] for values in reference))
-                figures = figures_of(logps, held_to, batch, count, settings)
+                tokens = PairValues(*batch.completion_mask.sum(dim=1).chunk(2))
+                figures = figures_of(logps, held_to, tokens, count, settings)
                 if step == 1:
                     check_first_rewards(figures, settings)
                 fit.backward(figures._asdict())
 
 
-def count_of(batches: Sequence[Batch]) -> Count:
-    """Count what the batches of a step hold together."""
-    return Count(
-        pairs=sum(len(batch.input_ids) // 2 for batch in batches),
-        chosen_tokens=sum(int(batch.completion_mask.chunk(2)[0].sum()) for batch in batches),
-    )
-
-
-def figures_of(logps: PairValues, reference: PairValues, batch: Batch, count: Count, settings: Dpo) -> Figures:
-    """Loss and figures of the pairs of a batch, as their part of a step that holds `count`."""
-    lengths = PairValues(*batch.completion_mask.sum(dim=1).chunk(2))
-    rewards = implicit_rewards(logps, reference, lengths, settings.loss, settings.beta)
+def figures_of(logps: PairValues, reference: PairValues, tokens: PairValues, count: Count, settings: Dpo) -> Figures:
+    """Loss and figures of some pairs, as their part of a step that holds `count`; `tokens` are their completions'."""
+    rewards = implicit_rewards(logps, reference, tokens, settings.loss, settings.beta)
     loss = preference_loss(
         rewards.margins,
         count.pairs,
@@ -145,38 +141,14 @@ def figures_of(logps: PairValues, reference: PairValues, batch: Batch, count: Co
     )
 
 
-def pair_logps(policy: nn.Module, batch: Batch) -> PairValues:
-    """Log-probability of every completion of a pair batch, summed over its tokens, in fp32."""
-    return PairValues(*completion_log_probs(policy, batch).sum(dim=1).chunk(2))
-
-
-@torch.no_grad()
-def reference_logps(fit: Fit, policy: nn.Module, pairs: Sequence[EncodedPair]) -> PairValues:
-    """Log-probabilities of all pairs before training, once, in the batches and the precision of the first epoch."""
-    device = unwrapped(policy).device
-    chosen, rejected = torch.zeros(2, len(pairs), device=device)
-    with progress_bar("dpo: reference", len(pairs), "pair") as bar, together(policy):
-        for indices in fit.first_epoch():
-            with fit.autocast():
-                logps = pair_logps(policy, collate_pairs([pairs[index] for index in indices], device))
-            chosen[indices], rejected[indices] = logps
-            bar.update(len(indices))
-    ranks.add_up(chosen, rejected)
-    return PairValues(chosen, rejected)
-
-
-@torch.no_grad()
 def held_out_figures(
-    policy: nn.Module, batches: Sequence[Batch], references: Sequence[PairValues], settings: Dpo
+    logps: PairValues, reference: PairValues, pairs: Sequence[EncodedPair], settings: Dpo
 ) -> dict[str, float]:
-    """Mean figures over the pairs of some batches, in fp32."""
-    count = count_of(batches)
-    parts = [
-        figures_of(pair_logps(policy, batch), reference, batch, count, settings)
-        for batch, reference in zip(batches, references, strict=True)
-    ]
-    sums = [torch.stack(column).sum().item() for column in zip(*parts, strict=True)]
-    return dict(zip(Figures._fields, sums, strict=True))
+    """Mean figures over pairs, in fp32."""
+    counts = [[len(row.completion) for row in pair] for pair in pairs]
+    tokens = PairValues(*torch.tensor(counts, device=logps.chosen.device).unbind(dim=1))
+    figures = figures_of(logps, reference, tokens, Count(len(pairs), int(tokens.chosen.sum())), settings)
+    return {name: figure.item() for name, figure in figures._asdict().items()}
 
 
 def check_first_rewards(figures: Figures, settings: Dpo) -> None:

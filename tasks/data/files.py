@@ -1,5 +1,6 @@
 """Where the pipeline's files lie, and writing them whole or not at all."""
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -92,3 +93,13 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 def damaged_row(path: Path, number: int) -> InputError:
     """Give the error for a row that is not as the pipeline wrote it."""
     return InputError(f"{path} row {number} is damaged: delete the file and run dvc repro")
+
+
+def hash_files(path: Path) -> str:
+    """SHA-256, in 64 hexadecimal digits, of the name and content of a file, or of all that lie in a folder."""
+    digest = hashlib.sha256()
+    for found in [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file()):
+        with found.open("rb") as file:
+            name = found.relative_to(path.parent).as_posix().encode()
+            digest.update(hashlib.sha256(name).digest() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

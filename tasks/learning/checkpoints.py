@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tasks.data.files import STATE, replacing
+from tasks.data.files import STATE, hash_files, replacing
 from tasks.errors import InputError
 from tasks.learning import ranks
 from tasks.learning.disk import writing
@@ -110,10 +110,7 @@ def content_key(stage: str, params: Params, inputs: Sequence[Path]) -> str:
     settings = params.model_dump(include={"seed", "runtime", "lora", stage})
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path in inputs:
-        files = [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file())
-        for name in files:
-            with name.open("rb") as file:
-                key.update(name.as_posix().encode() + hashlib.file_digest(file, "sha256").digest())
+        key.update(hash_files(path).encode())
     return key.hexdigest()
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.data.files import read_json, read_jsonl, replacing, write_json, write_jsonl
+from tasks.data.files import hash_files, read_json, read_jsonl, replacing, write_json, write_jsonl
 from tasks.errors import InputError
 
 OUTPUT = Path("outputs/result")
@@ -216,3 +216,16 @@ def test_a_damaged_row_is_named_and_rows_before_it_are_read(row):
 def test_an_empty_file_has_no_rows():
     Path("rows.jsonl").touch()
     assert list(read_jsonl(Path("rows.jsonl"))) == []
+
+
+def test_a_hash_follows_names_and_contents():
+    found = []
+    for name, text in [("a", "x"), ("b", "x"), ("a", "y"), ("inner/a", "x")]:
+        Path("folder", name).parent.mkdir(parents=True)
+        Path("folder", name).write_text(text)
+        found.append(hash_files(Path("folder")))
+        assert hash_files(Path("folder")) == found[-1]
+        shutil.rmtree("folder")
+    assert len(set(found)) == 4
+    Path("a").write_text("x")
+    assert hash_files(Path("a")) == hash_files(Path("a").resolve())  # wherever it lies

@@ -135,4 +135,4 @@ def test_no_checkpoints_when_they_are_off(stage: str, make_params: MakeParams, n
     killed_at("before the save", 6, monkeypatch)
     with pytest.raises(Killed):
         STAGES[stage](make_params(runtime={"checkpoint_every": 0}))
-    assert not Path(".trueline").exists()
+    assert not Path(".trueline/checkpoints").exists()

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from tasks.data.tokens import Encoded
-from tasks.dpo import Count, figures_of, pair_logps
+from tasks.dpo import Count, figures_of
 from tasks.learning.batches import Batch, collate
 from tasks.learning.losses import PairValues, PreferenceLoss, reward_loss, sft_loss
 from tasks.learning.readings import completion_log_probs, completion_scores
+from tasks.learning.references import pair_logps
 from tasks.params import Dpo
 from tests.conftest import MakeParams
 
@@ -142,6 +143,7 @@ def test_dpo(tiny_model: Path, tmp_path: Path, make_params: MakeParams, loss: Pr
     def ours(model: nn.Module) -> Tensor:
         with torch.no_grad():
             held_to = pair_logps(reference, batch)
-        return figures_of(pair_logps(model, batch), held_to, batch, Count(4, chosen_tokens), settings).loss
+        tokens = PairValues(*batch.completion_mask.sum(dim=1).chunk(2))
+        return figures_of(pair_logps(model, batch), held_to, tokens, Count(4, chosen_tokens), settings).loss
 
     same_loss_and_gradient(ours, theirs, lambda: causal(tiny_model, 0))
