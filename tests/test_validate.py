@@ -1,6 +1,8 @@
 """The validate stage: planted faults land in quarantine with their reason, warnings keep rows, thresholds stop."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -317,3 +319,15 @@ def test_a_prompt_must_leave_room_for_the_answers_of_ppo_and_of_evaluation(base)
     assert longest(10, max_tokens=100)["prompts"] == 99
     with pytest.raises(InputError, match=r"answers of 512 new tokens fill the context .* lower ppo\.max_new_tokens"):
         longest(512)
+
+
+def test_lengths_are_measured_without_torch(tiny_model: Path):
+    code = (
+        "import sys; from pathlib import Path; from tasks.data.tokens import load_tokenizer; "
+        "from tasks.data.checks.lengths import context_of; import tasks.validate; folder = Path(sys.argv[1]); "
+        "print(type(load_tokenizer(folder)).__name__, context_of(folder), 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tiny_model], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["TokenizersBackend", "128", "False"]

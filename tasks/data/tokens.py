@@ -3,6 +3,7 @@
 A completion is written behind the template's generation prompt, so training sees exactly what generation sees.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from tasks.data.records import Demonstration, Message, Preference, Prompt, Recor
 from tasks.errors import InputError
 
 if TYPE_CHECKING:  # transformers costs seconds to import: only the function that loads a tokenizer pays
-    from transformers import PreTrainedTokenizerBase
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SomeRecord = TypeVar("SomeRecord", Demonstration, Preference, Prompt)
 Row = TypeVar("Row")
@@ -51,10 +52,10 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         InputError: the folder has no tokenizer, or the tokenizer lacks a chat template, an end-of-sequence token
             or a padding token.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = _tokenizer_class(folder).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{folder} has no tokenizer that loads ({reason}): save one there") from None
@@ -66,6 +67,19 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     if not tokenizer.chat_template:
         raise InputError(f"{folder}: the tokenizer has no chat template: choose one in params.yaml, base.chat_template")
     return tokenizer
+
+
+def _tokenizer_class(folder: Path) -> "type[AutoTokenizer | PreTrainedTokenizerFast]":
+    """Name a folder's class; the one without a family is taken directly, since AutoTokenizer imports torch."""
+    from transformers import PreTrainedTokenizerFast
+
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if dict(settings).get("tokenizer_class") == PreTrainedTokenizerFast.__name__:
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message]) -> list[int]:

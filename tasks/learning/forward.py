@@ -1,9 +1,10 @@
 """Rows through a model: packed where the model reads them so exactly, else padded."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,6 +16,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from tasks.data.tokens import Encoded
 from tasks.learning.attention import PACKED
 from tasks.learning.batches import Batch, collate, positions
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 _heads: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # whether a model's head alone makes its logits
@@ -142,10 +146,14 @@ def no_recomputing(model: nn.Module) -> Iterator[None]:
         recompute_layers(model)
 
 
+def has_adapters(model: nn.Module) -> "TypeGuard[PeftModel]":
+    """Whether a model carries adapters; where none does nobody has imported peft, and nobody has to."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
+
+
 def unwrapped(model: nn.Module) -> PreTrainedModel:
     """Look beneath the adapters: the transformers model that carries them."""
-    from peft import PeftModel
-
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = model.get_base_model() if has_adapters(model) else model
     assert isinstance(inner, PreTrainedModel)
     return inner

@@ -22,7 +22,7 @@ from tasks.data.files import replacing
 from tasks.errors import InputError
 from tasks.learning import ranks
 from tasks.learning.disk import writing
-from tasks.learning.forward import pack_if_exact, recompute_layers, unwrapped
+from tasks.learning.forward import has_adapters, pack_if_exact, recompute_layers, unwrapped
 from tasks.params import Lora, Params
 
 AutoClass = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
@@ -153,9 +153,7 @@ def with_adapters(model: PreTrainedModel, lora: Lora) -> nn.Module:
 @contextmanager
 def reference(model: nn.Module) -> Iterator[nn.Module]:
     """Give the model as it was before its adapters, which are switched off inside the block."""
-    from peft import PeftModel
-
-    if not isinstance(model, PeftModel):
+    if not has_adapters(model):
         raise TypeError("only a model with adapters holds its own reference")
     with model.disable_adapter():
         yield model
@@ -163,9 +161,7 @@ def reference(model: nn.Module) -> Iterator[nn.Module]:
 
 def merged(model: nn.Module) -> PreTrainedModel:
     """Add the adapters to the weights for good; a model without any is given back as it is."""
-    from peft import PeftModel
-
-    whole = model.merge_and_unload() if isinstance(model, PeftModel) else model
+    whole = model.merge_and_unload() if has_adapters(model) else model
     assert isinstance(whole, PreTrainedModel)
     return whole
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tqdm import tqdm
 
 from tasks.data.checks.schema import ANSWERS, Row
+from tasks.data.files import read_json
 from tasks.data.records import Kind
 from tasks.data.tokens import encode, encode_prompt
 from tasks.errors import InputError
@@ -61,7 +62,10 @@ def measure(
 
 def context_of(folder: Path) -> int | None:
     """The context of a model in tokens; None where it is unlimited."""
-    from transformers import AutoConfig
+    written = read_json(folder / "config.json").get("max_position_embeddings")
+    if isinstance(written, int):
+        return written or None
+    from transformers import AutoConfig  # it knows other names, and costs seconds
 
     return getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None) or None
 
