@@ -77,7 +77,7 @@ class Learner:
                 slots=self._runtime.slots,
                 numbers=mine,
             )
-        everybodys = ranks.gathered(list(zip(sorted(mine), responses, strict=True)))
+        everybodys = ranks.gathered(list(zip(sorted(mine), responses, strict=True)), self._accelerator.device)
         return [response for _, response in sorted(everybodys, key=lambda numbered: numbered[0])]
 
     def judge(self, responses: Sequence[Response], kl_coefficient: float) -> Rollouts:

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.utils._pytree import tree_map_only
 
 from tasks.errors import InputError
 from tasks.learning.batches import micro_batches
@@ -99,13 +100,17 @@ def add_gradients(weights: Iterable[nn.Parameter]) -> None:
             distributed.all_reduce(weight.grad)
 
 
-def gathered(items: Sequence[Item]) -> list[Item]:
-    """Give all processes the items of all, those of the first process first."""
+def gathered(items: Sequence[Item], device: torch.device | str = "cpu") -> list[Item]:
+    """Give all processes the items of all, those of the first process first; tensors come from others to `device`."""
     if count() == 1:
         return list(items)
-    found: list[Sequence[Item] | None] = [None] * count()
-    distributed.all_gather_object(found, items)
-    return [item for each in found for item in each or ()]
+    # A tensor would come back on the device that it was sent from, and a view with all that it is a view of.
+    sent = tree_map_only(Tensor, lambda tensor: tensor.cpu().clone(), list(items))
+    found: list[list[Item] | None] = [None] * count()
+    distributed.all_gather_object(found, sent)
+    received = [item for each in found for item in each or ()]
+    placed: list[Item] = tree_map_only(Tensor, lambda tensor: tensor.to(device), received)
+    return placed
 
 
 def summed(figures: Mapping[str, float]) -> dict[str, float]:

@@ -2,13 +2,17 @@
 
 import csv
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
+from torch import distributed
 
 from tasks.dpo import dpo
 from tasks.learning import ranks
@@ -102,8 +106,25 @@ def test_a_checkpoint_of_shards_is_taken_up_by_one_process_and_the_other_way_rou
 def test_alone_there_is_nothing_to_add_up(monkeypatch: pytest.MonkeyPatch):
     assert (ranks.count(), ranks.number(), ranks.is_first()) == (1, 0, True)
     assert ranks.share([2, 0, 1], [5, 3, 9]) == [1, 0, 2]  # by length
-    assert ranks.gathered([1, 2]) == [1, 2]
+    assert ranks.gathered([1, 2], torch.device("cpu")) == [1, 2]
     assert ranks.summed({"loss": 2.0}) == {"loss": 2.0}
+
+
+def test_tensors_are_gathered_by_way_of_the_cpu_and_without_what_they_are_views_of(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    sent: list[bytes] = []
+
+    def all_gather_object(found: list[Any], items: Any) -> None:
+        sent.append(pickle.dumps(items))
+        found[:] = [pickle.loads(sent[0]), [(1, torch.tensor([3.0]))]]
+
+    monkeypatch.setattr(distributed, "all_gather_object", all_gather_object)
+    everybodys = ranks.gathered([(0, torch.zeros(10_000)[:2])], torch.device("meta"))
+    assert [(number, tensor.shape, tensor.device.type) for number, tensor in everybodys] == [
+        (0, (2,), "meta"),
+        (1, (1,), "meta"),
+    ]
+    assert len(sent[0]) < 1000  # 10,000 numbers are 40 kB
 
 
 def test_shares_are_whole_and_alike(monkeypatch: pytest.MonkeyPatch):
