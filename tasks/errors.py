@@ -13,3 +13,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether memory did not suffice, of the machine or of its accelerator; torch need not have been loaded."""
     named = type(error).__name__ == "OutOfMemoryError"  # torch's, for every accelerator
     return named or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
+def is_company_lost(error: BaseException) -> bool:
+    """Tell whether a process cannot reach another that trains with it; torch need not have been loaded."""
+    named = any(kind.__name__ == "DistError" for kind in type(error).__mro__)  # torch's, of NCCL and of meeting
+    return named or (isinstance(error, RuntimeError) and "gloo" in str(error))

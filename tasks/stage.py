@@ -13,13 +13,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 
 from tasks import STARTED_BY
 from tasks.data.files import STATE, read_json, write_json
-from tasks.errors import InputError, is_out_of_memory
+from tasks.errors import InputError, is_company_lost, is_out_of_memory
 from tasks.params import Params, load_params
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ EXIT_CODES: dict["FailureKind", int] = {"input": 2, "transient": 75, "bug": 1, "
 IS_FIRST = os.environ.get("RANK", "0") == "0"  # of several processes that train together
 SECONDS_BETWEEN_LOOKS = 1.0
 OUT_OF_MEMORY = "out of memory: lower runtime.tokens_per_pass or runtime.slots in params.yaml, or train adapters (lora)"
+COMPANY_LOST = "another of the processes that train together has ended, or cannot be reached: run again to go on"
 FailureKind = Literal["input", "transient", "bug", "interrupted"]
 
 
@@ -51,13 +53,14 @@ def main(stage: Callable[[Params], None]) -> NoReturn:
         stage(load_params())
     except BaseException as error:
         kind, message = classify(error)
-        undone = _leave_as_before(Failure(stage.__name__, kind, message)) if IS_FIRST else ""
+        failure = _first_of_all(Failure(stage.__name__, kind, message), error)
+        undone = _leave_as_before(failure) if IS_FIRST else ""
         if kind == "bug":
             if undone:
                 error.add_note(undone.removeprefix("; "))
             raise
-        print(f"{stage.__name__}: {message}{undone}", file=sys.stderr)
-        sys.exit(143 if isinstance(error, SystemExit) else EXIT_CODES[kind])
+        print(f"{stage.__name__}: {failure.message}{undone}", file=sys.stderr)
+        sys.exit(143 if isinstance(error, SystemExit) else EXIT_CODES[failure.kind])
     sys.exit(0)
 
 
@@ -67,8 +70,9 @@ def classify(error: BaseException) -> tuple[FailureKind, str]:
         return "input", OUT_OF_MEMORY if is_out_of_memory(error) else _in_one_line(error)
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return "interrupted", "interrupted; run again to go on"
-    if isinstance(error, ConnectionError | TimeoutError):
-        return "transient", f"a connection failed ({_in_one_line(error)}): run again when it is back"
+    if isinstance(error, ConnectionError | TimeoutError) or is_company_lost(error):
+        lost = f"a connection failed ({_in_one_line(error)}): run again when it is back"
+        return "transient", COMPANY_LOST if is_company_lost(error) else lost
     if isinstance(error, OSError):
         place = error.filename or Path.cwd()
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -115,6 +119,21 @@ def _exit_on_sigterm(_number: int, _frame: FrameType | None) -> NoReturn:
 def _in_one_line(error: BaseException) -> str:
     """A template, a server or DVC may answer in several."""
     return " ".join(str(error).split("\n"))
+
+
+def _first_of_all(failure: Failure, error: BaseException) -> Failure:
+    """Of several processes that train together one fails, and the others for that reason alone: give the one's failure.
+
+    It has left its note by the time that the others miss it.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        return failure
+    if failure.kind == "interrupted" or is_company_lost(error):
+        return last_failure() or failure
+    if not IS_FIRST and not FAILURE_NOTE.exists():
+        with suppress(OSError):  # the first will have this trouble too, and say so
+            write_json(FAILURE_NOTE, failure._asdict())
+    return failure
 
 
 def _leave_as_before(failure: Failure) -> str:

@@ -5,18 +5,20 @@ import io
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch import distributed
 
 from tasks import stage as stage_module
 from tasks.errors import InputError
 from tasks.params import Params, load_params
 from tasks.registry import stages
-from tasks.stage import EXIT_CODES, FAILURE_NOTE, Failure, classify, last_failure, main
+from tasks.stage import COMPANY_LOST, EXIT_CODES, FAILURE_NOTE, Failure, classify, last_failure, main
 
 ROOT = Path(__file__).parents[1]
 # Says that it is at work, and works until it is told to stop.
@@ -27,6 +29,25 @@ from tasks.stage import main
 def sft(params):
     print("at work", flush=True)
     time.sleep(60)
+
+main(sft)
+"""
+# Two processes sum up until the second one is killed, or says that its input must be mended.
+LONG_SUM = """
+import os, signal, sys
+import torch
+from tasks.errors import InputError
+from tasks.learning import ranks
+from tasks.stage import main
+
+def sft(params):
+    ranks.join(torch.device("cpu"))
+    for number in range(10**9):
+        ranks.add_up(torch.ones(1))
+        if ranks.number() == 1 and number == 3:
+            if sys.argv[1] == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise InputError("mend it")
 
 main(sft)
 """
@@ -88,6 +109,8 @@ def test_a_stage_gets_the_settings_and_ends_with_0(capsys):
             (OSError(number, "closed", "models/sft"), 2, "input", NO_PERMISSION)
             for number in (errno.EACCES, errno.EROFS)
         ),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer"), 75, "transient", COMPANY_LOST),
+        (distributed.DistBackendError("NCCL error: remote process exited"), 75, "transient", COMPANY_LOST),
         (KeyboardInterrupt(), 130, "interrupted", "interrupted; run again to go on"),
         (SystemExit(143), 143, "interrupted", "interrupted; run again to go on"),
     ],
@@ -161,6 +184,33 @@ def test_processes_of_a_launcher_end_when_what_started_the_launcher_is_killed():
         ended, _, _ = select.select([process.stdout], [], [], 30)  # nobody holds it open any more
         assert ended
         assert process.stdout.read() == ""
+
+
+@pytest.mark.parametrize(
+    ("machines", "how", "failure"),
+    [(1, "mend it", Failure("sft", "input", "mend it")), (2, "killed", Failure("sft", "transient", COMPANY_LOST))],
+)
+def test_of_processes_that_train_together_none_outlives_another(machines: int, how: str, failure: Failure):
+    Path("long_sum.py").write_text(LONG_SUM, encoding="utf-8")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"{ROOT}/infra/accelerate/ddp.yaml"]
+    if machines > 1:
+        command += ["--num_machines", str(machines), "--main_process_ip", "127.0.0.1"]
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            command += ["--main_process_port", str(probe.getsockname()[1])]
+    launchers = [
+        subprocess.Popen(
+            [*command, "--machine_rank", str(machine), "-m", "long_sum", how],
+            env=environment() | {"OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for machine in range(machines)
+    ]
+    told = "".join(launcher.communicate(timeout=60)[1] for launcher in launchers)
+    assert [launcher.returncode for launcher in launchers] == [1] * machines
+    assert f"sft: {failure.message}\n" in told
+    assert last_failure() == failure  # the first process's, who tells what the other left
 
 
 def environment() -> dict[str, str]:
