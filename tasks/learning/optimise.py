@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from tasks.errors import InputError
+from tasks.errors import InputError, is_out_of_memory
 from tasks.learning import ranks
 from tasks.learning.models import device_of
 from tasks.learning.sharding import whole
@@ -83,7 +83,8 @@ def update(
     """Clip the accumulated gradient, check it, take one step with it and clear it; returns its norm before clipping.
 
     Raises:
-        InputError: loss or gradient norm is not finite; the weights have not been touched.
+        InputError: loss or gradient norm is not finite; the weights have not been touched. Or memory does not suffice
+            for the step, which cannot be tried again: a part of it may be taken, and other processes are past it.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     if not ranks.are_sharding():  # shards were summed in the backward pass
@@ -92,6 +93,12 @@ def update(
     check_finite(step, {"loss": loss, "gradient norm": norm}, kept)
     for group in optimiser.param_groups:
         group["lr"] = learning_rate
-    optimiser.step()
+    try:
+        optimiser.step()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        cure = "train adapters (lora.rank), or share its state out (infra/accelerate/fsdp.yaml)"
+        raise InputError(f"out of memory in the optimiser's step {step}; {kept}; {cure}") from error
     optimiser.zero_grad()
     return norm

@@ -55,6 +55,17 @@ def step(model: nn.Linear, make_params: MakeParams, loss: float = 1.0, weight_de
     )
 
 
+def test_a_step_that_memory_does_not_suffice_for_is_not_tried_again(
+    make_params: MakeParams, monkeypatch: pytest.MonkeyPatch
+):
+    def step_in_part(_: torch.optim.AdamW) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step_in_part)
+    with pytest.raises(InputError, match="in the optimiser's step 5; the last good checkpoint"):
+        step(model_with_gradient(1.0), make_params)
+
+
 def test_an_update_by_hand(make_params: MakeParams):
     model = model_with_gradient(3.0)
     assert step(model, make_params) == 3.0  # the norm before clipping
