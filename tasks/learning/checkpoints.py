@@ -19,7 +19,7 @@ from tasks.data.files import STATE, hash_files, replacing
 from tasks.errors import InputError
 from tasks.learning import ranks
 from tasks.learning.disk import writing
-from tasks.learning.sharding import cut_like, whole
+from tasks.learning.sharding import cut_like, set_to, whole
 from tasks.params import Params
 
 CurveRow = dict[str, float]
@@ -78,7 +78,7 @@ class Checkpoints:
             "step": progress.step,
             "rows": [dict(row) for row in progress.rows],
             "extra": dict(progress.extra),
-            "models": {name: whole(_trainable(model)) for name, model in self._models.items()},
+            "models": {name: _weights(model) for name, model in self._models.items()},
             "optimisers": {name: whole(optimiser.state_dict()) for name, optimiser in self._optimisers.items()},
         }
         if not ranks.is_first():
@@ -123,14 +123,17 @@ def _read(file: Path) -> dict[str, Any]:
         raise InputError(f"{file} is damaged ({type(error).__name__}): delete it and run again") from error
 
 
-def _trainable(model: nn.Module) -> dict[str, Tensor]:
-    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: weight.detach() for name, weight in whole(_trainable(model)).items()}
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def _load_trainable(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, weight in _trainable(model).items():
-            weight.copy_(cut_like(saved[name], weight))
+    for name, weight in _trainable(model).items():
+        set_to(weight, saved[name])
 
 
 def _load_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

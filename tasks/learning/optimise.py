@@ -10,7 +10,8 @@ from torch import nn
 from tasks.errors import InputError, is_out_of_memory
 from tasks.learning import ranks
 from tasks.learning.models import device_of
-from tasks.learning.sharding import whole
+from tasks.learning.sharding import is_cut, optimiser_of, whole
+from tasks.learning.zero import ZeroOptimiser
 from tasks.params import Params, Schedule
 
 
@@ -20,7 +21,7 @@ def make_accelerator(params: Params) -> Accelerator:
     return Accelerator(mixed_precision=precision, cpu=device_of(params).type == "cpu")
 
 
-def adamw(model: nn.Module, *, weight_decay: float = 0.0, epsilon: float = 1e-5) -> torch.optim.AdamW:
+def adamw(model: nn.Module, *, weight_decay: float = 0.0, epsilon: float = 1e-5) -> torch.optim.Optimizer:
     """AdamW with betas 0.9 and 0.999 over the weights that learn; vectors (biases, norms) do not decay.
 
     Source: Loshchilov and Hutter 2019; the epsilon of 1e-5 is that of Huang et al. 2024 for RLHF.
@@ -31,7 +32,8 @@ def adamw(model: nn.Module, *, weight_decay: float = 0.0, epsilon: float = 1e-5)
         {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
     ]
     # The rate is set anew at every step; fused is several times faster than the default on a CPU.
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, eps=epsilon, fused=True)
+    optimiser = torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, eps=epsilon, fused=True)
+    return optimiser_of(model, optimiser)
 
 
 def learning_rate(step: int, steps: int, peak: float, schedule: Schedule, warmup: float = 0.0) -> float:
@@ -87,9 +89,11 @@ def update(
             for the step, which cannot be tried again: a part of it may be taken, and other processes are past it.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    if not ranks.are_sharding():  # shards were summed in the backward pass
-        ranks.add_gradients(weights)
-    norm = float(whole({"norm": accelerator.clip_grad_norm_(weights, max_grad_norm)})["norm"])
+    ranks.add_gradients(weight for weight in weights if not is_cut(weight))  # shards were summed in the backward pass
+    if isinstance(optimiser, ZeroOptimiser):
+        norm = optimiser.clip(max_grad_norm)
+    else:
+        norm = float(whole({"norm": accelerator.clip_grad_norm_(weights, max_grad_norm)})["norm"])
     check_finite(step, {"loss": loss, "gradient norm": norm}, kept)
     for group in optimiser.param_groups:
         group["lr"] = learning_rate

@@ -31,6 +31,8 @@ def join(device: torch.device) -> None:
         from accelerate import PartialState
 
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # every process loads its models itself
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"  # else accelerate's backward pass would be DeepSpeed's alone
+        os.environ.setdefault("DS_ACCELERATOR", device.type)
         PartialState(cpu=device.type == "cpu")
 
 
@@ -53,11 +55,16 @@ def are_sharding() -> bool:
     """Whether `accelerate launch` was told that each process keeps a part of the weights that learn.
 
     Raises:
-        InputError: it was told so for DeepSpeed, or for FSDP's first version.
+        InputError: it was told so for FSDP's first version.
     """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" or os.environ.get("FSDP_VERSION", "2") != "2":
-        raise InputError("runtime.launcher: weights are sharded by FSDP2 alone: use infra/accelerate/fsdp.yaml")
-    return os.environ.get("ACCELERATE_USE_FSDP") == "true" and count() > 1
+    if os.environ.get("FSDP_VERSION", "2") != "2":
+        raise InputError("runtime.launcher: of FSDP only version 2 is used: take infra/accelerate/fsdp.yaml")
+    return (os.environ.get("ACCELERATE_USE_FSDP") == "true" or are_by_deepspeed()) and count() > 1
+
+
+def are_by_deepspeed() -> bool:
+    """Whether it was told to leave the sharding to DeepSpeed."""
+    return "ACCELERATE_CONFIG_DS_FIELDS" in os.environ
 
 
 def share(items: Sequence[int], lengths: Sequence[int]) -> list[int]:

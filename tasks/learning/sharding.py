@@ -1,4 +1,4 @@
-"""Weights, gradients and optimiser state in shards, one a process: torch's FSDP2, which shares out what ZeRO-3 does.
+"""Weights, gradients and optimiser state in shards, one a process: by torch's FSDP2, or by DeepSpeed (zero.py).
 
 A layer's weights are put together just before they are needed and let go after, so all processes must pass through the
 model equally often. Where they cannot (sampling, measuring shares of unequal size) the weights are put together before.
@@ -8,7 +8,7 @@ Source: Zhao et al. 2023, "PyTorch FSDP"; Rajbhandari et al. 2020, "ZeRO".
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tasks.learning import ranks
+from tasks.learning import ranks, zero
 from tasks.learning.forward import BODY, plain_head, unwrapped
 
 if TYPE_CHECKING:
@@ -29,15 +29,12 @@ _plain: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 
 
 def shard(model: nn.Module) -> None:
-    """Cut a model's weights into shards, in place, if that was asked for; optimisers are made after it.
+    """Cut a model's weights into shards, in place, if that was asked for; `optimiser_of` it is made after.
 
     Gradients are summed over the processes, as `ranks.add_gradients` does it for whole models.
     """
     if not ranks.are_sharding():
         return
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-
     inner = unwrapped(model)
     if inner.get_output_embeddings() is not None:  # type: ignore[no-untyped-call]
         plain_head(model)  # found out while processes need not keep step
@@ -46,6 +43,20 @@ def shard(model: nn.Module) -> None:
         for weight in model.parameters()
     }
     _plain[model] = copy.deepcopy(model, memo=without_weights)
+    if not ranks.are_by_deepspeed():  # which cuts a model when its optimiser is there
+        _fully_shard(model)
+
+
+def optimiser_of(model: nn.Module, adamw: torch.optim.AdamW) -> torch.optim.Optimizer:
+    """Give the optimiser of a model that `shard` has had, from the one that it has in one process."""
+    return zero.ZeroOptimiser(model, adamw) if model in _plain and ranks.are_by_deepspeed() else adamw
+
+
+def _fully_shard(model: nn.Module) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    inner = unwrapped(model)
     mesh = init_device_mesh(inner.device.type, (ranks.count(),))
     for layer in inner.modules():
         if isinstance(layer, GradientCheckpointingLayer):
@@ -62,12 +73,16 @@ def shard(model: nn.Module) -> None:
 @contextmanager
 def together(*models: nn.Module | None) -> Iterator[None]:
     """Put the shards of some models together for a block, in which processes need not keep step; no gradients there."""
-    parts = [part for model in models if model is not None for part in _parts(model)]
+    present = [model for model in models if model is not None]
+    parts = [part for model in present for part in _parts(model)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
     try:
-        yield
+        with ExitStack() as stack:
+            for model in present:
+                stack.enter_context(zero.together(model))
+            yield
     finally:
         for part in parts:
             part.reshard()
@@ -86,6 +101,7 @@ def assembled(model: nn.Module) -> nn.Module:
     plain = _plain.pop(model)
     plain.load_state_dict(whole(dict(model.named_parameters())), strict=False, assign=True)
     unwrapped(plain).tie_weights()
+    zero.release(model)
     return plain
 
 
@@ -93,20 +109,42 @@ def whole(state: Mapping[str, Any]) -> dict[str, Any]:
     """Put the sharded tensors of a state dict together; all processes take part, and each gets them."""
     if not ranks.are_sharding():
         return dict(state)
+    found: dict[str, Any] = tree_map_only(Tensor, _whole, dict(state))
+    return found
+
+
+def _whole(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
-    found: dict[str, Any] = tree_map_only(DTensor, lambda tensor: tensor.full_tensor(), dict(state))
-    return found
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else zero.whole(tensor)
+
+
+@torch.no_grad()
+def set_to(weight: Tensor, values: Tensor) -> None:
+    """Give a weight, sharded or not, the values of a whole tensor; all processes take part."""
+    if zero.is_shard(weight):
+        zero.set_to(weight, values)
+    else:
+        weight.copy_(cut_like(values, weight))
+
+
+def is_cut(weight: Tensor) -> bool:
+    """Whether this process holds a shard of a weight only."""
+    if not ranks.are_sharding():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(weight, DTensor) or zero.is_shard(weight)
 
 
 def cut_like(tensor: Tensor, weight: Tensor) -> Tensor:
     """Give this process's shard of a whole tensor, cut as a weight is; of a weight that is not cut, all of it."""
-    if not ranks.are_sharding():
+    if not is_cut(weight):
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(weight, DTensor):
-        return tensor
+        return zero.cut_like(tensor, weight)
     return distribute_tensor(tensor.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
 
 

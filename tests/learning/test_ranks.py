@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from tests.learning.together import EnoughError, stop_after
 
 STAGES = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}
 PPO = {"iterations": 3, "rollouts": 7, "minibatches": 2, "max_new_tokens": 8, "critic_warmup": 1}
-
+ZERO3 = pytest.param(
+    "zero3", marks=pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra deepspeed")
+)
 
 Curves = dict[str, list[dict[str, float]]]
 
@@ -57,12 +60,13 @@ def launch(config: str, *stages: str) -> None:
         f"{ROOT}/infra/accelerate/{config}.yaml",
     ]
     command += ["-m", "tests.learning.together", "settings.yaml", *stages]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("config", ["ddp", "fsdp"])
+@pytest.mark.parametrize("config", ["ddp", "fsdp", ZERO3])
 def test_two_processes_train_as_one_does(config: str, alone: Curves):
     launch(config, *STAGES, "dpo")  # once more, with the reference's log-probabilities as they were kept
     for stage, expected in alone.items():
@@ -72,16 +76,22 @@ def test_two_processes_train_as_one_does(config: str, alone: Curves):
             assert one == pytest.approx(other, rel=2e-3 if stage == "ppo" else 5e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize("config", ["fsdp", ZERO3])
 @pytest.mark.parametrize("lora", [0, 2])
 def test_a_checkpoint_of_shards_is_taken_up_by_one_process_and_the_other_way_round(
-    lora: int, workspace: Path, make_params: MakeParams, noted_run: NotedRun, monkeypatch: pytest.MonkeyPatch
+    lora: int,
+    config: str,
+    workspace: Path,
+    make_params: MakeParams,
+    noted_run: NotedRun,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     params = make_params(lora={"rank": lora}, runtime={"checkpoint_every": 1})
     Path("settings.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True)), encoding="utf-8")
     sft(params)
     expected, noted_run.rows = noted_run.rows, []
 
-    launch("fsdp", "sft@2")
+    launch(config, "sft@2")
     taken: list[int] = []
     take = Fit._update
 
@@ -98,7 +108,7 @@ def test_a_checkpoint_of_shards_is_taken_up_by_one_process_and_the_other_way_rou
     stop_after(4, monkeypatch)
     with pytest.raises(EnoughError):
         sft(params)
-    launch("fsdp", "sft")
+    launch(config, "sft")
     for one, other in zip(curve(Path("together/sft/sft.csv")), curve(Path("curves/sft.csv")), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
 
@@ -106,7 +116,7 @@ def test_a_checkpoint_of_shards_is_taken_up_by_one_process_and_the_other_way_rou
 def test_alone_there_is_nothing_to_add_up(monkeypatch: pytest.MonkeyPatch):
     assert (ranks.count(), ranks.number(), ranks.is_first()) == (1, 0, True)
     assert ranks.share([2, 0, 1], [5, 3, 9]) == [1, 0, 2]  # by length
-    assert ranks.gathered([1, 2], torch.device("cpu")) == [1, 2]
+    assert ranks.gathered([1, 2]) == [1, 2]
     assert ranks.summed({"loss": 2.0}) == {"loss": 2.0}
 
 
