@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from benchmarks.jobs import BETA, SEED, Clock, Job, described
 from benchmarks.workloads import SIZES, Texts
 from tasks import dpo, sft
+from tasks.data.origin import Origin
 from tasks.data.tokens import EncodedPair, load_tokenizer
 from tasks.learning import scoring
 from tasks.learning.experience import Models
@@ -17,7 +18,7 @@ from tasks.learning.references import all_logps
 from tasks.learning.rollouts import generate
 from tasks.params import PARAMS_FILE, Params, Training, load_params
 
-KEY = "benchmark"
+UNSAVED = Origin({}, {})  # checkpoints are off
 EPSILON = 1e-8  # TRL's
 # The same for all who learn from sampled answers; 1e-5 is the learner's own epsilon.
 ONLINE_RATE, ONLINE_EPSILON, KL = 1e-5, 1e-5, 0.05
@@ -121,7 +122,7 @@ def fitting(job: Job, clock: Clock, model: PreTrainedModel, lengths: list[int]) 
     """A run of a trainer, timed by the clock, with TRL's optimiser."""
     params = settings_for(job)
     settings: Training = getattr(params, job.kind)
-    return Fit(job.kind, KEY, model, lengths, params=params, settings=settings, run=clock, epsilon=EPSILON)
+    return Fit(job.kind, UNSAVED, model, lengths, params=params, settings=settings, run=clock, epsilon=EPSILON)
 
 
 def answers(job: Job, clock: Clock) -> None:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from tasks.data.files import MODELS, VALIDATED
+from tasks.data.origin import content_origin
 from tasks.data.records import Split, read_preferences
 from tasks.data.tokens import EncodedPair, encode_preferences, load_tokenizer
 from tasks.learning import ranks
 from tasks.learning.batches import collate_pairs, micro_batches
-from tasks.learning.checkpoints import content_key
 from tasks.learning.curves import publish
 from tasks.learning.fitting import Fit, require_rows
 from tasks.learning.forward import unwrapped
@@ -24,7 +24,7 @@ from tasks.learning.references import References, all_logps, pair_logps
 from tasks.learning.sharding import assembled
 from tasks.params import Dpo, Params
 from tasks.registry import tracking
-from tasks.registry.stages import stage_key
+from tasks.registry.stages import stage_origin
 from tasks.stage import main
 
 SFT = MODELS / "sft"
@@ -69,10 +69,10 @@ def dpo(params: Params) -> None:
         return encode_preferences(tokenizer, records, context_length(policy))
 
     pairs, validation = pairs_of("train"), pairs_of("validation")
-    key = stage_key("dpo") or content_key("dpo", params, [PREFERENCES, SFT])
+    origin = stage_origin("dpo") or content_origin("dpo", params, [PREFERENCES, SFT])
     with tracking.run("dpo", params, inputs=[PREFERENCES]) as run:
         lengths, its_lengths = ([2 * pair.length for pair in each] for each in (pairs, validation))
-        fit = Fit("dpo", key, policy, lengths, params=params, settings=settings, run=run)
+        fit = Fit("dpo", origin, policy, lengths, params=params, settings=settings, run=run)
         share = ranks.share(range(len(validation)), its_lengths)
         held_out = list(micro_batches(share, its_lengths, params.runtime.tokens_per_pass))
         # Nothing has been learned yet, so the policy is the reference: no second model, and adapters add nothing.

@@ -9,7 +9,7 @@ from tasks.learning.learner import seed_for
 from tasks.learning.scoring import INPUTS, fit_reward_model
 from tasks.params import Params
 from tasks.registry import tracking
-from tasks.registry.stages import stage_key
+from tasks.registry.stages import stage_origin
 from tasks.stage import main
 
 
@@ -26,7 +26,7 @@ def judge(params: Params) -> None:
         params.judge,
         learned_from="validation",
         watched="test",
-        key=stage_key("judge"),
+        origin=stage_origin("judge"),
         tracked=tracking.run("judge", params, INPUTS),
     )
 

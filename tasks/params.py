@@ -37,6 +37,7 @@ class Runtime(Section):
     gradient_checkpointing: bool
     slots: Count
     checkpoint_every: Annotated[int, Field(ge=0)]
+    checkpoints_kept: Count
 
 
 class Source(Section):

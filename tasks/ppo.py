@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from tasks.data.files import MODELS, VALIDATED
+from tasks.data.origin import content_origin
 from tasks.data.records import Prompt, Split, read_prompts
 from tasks.data.tokens import decode, encode_prompts, load_tokenizer
 from tasks.learning import ranks
 from tasks.learning.advantages import adapted_kl_coefficient, explained_variance, masked_mean
 from tasks.learning.batches import collate, epoch_order
-from tasks.learning.checkpoints import Checkpoints, CurveRow, Progress, content_key
+from tasks.learning.checkpoints import Checkpoints, CurveRow, Progress
 from tasks.learning.curves import Curve, publish
 from tasks.learning.experience import Models, Rollouts, reference_policy
 from tasks.learning.fitting import require_rows
@@ -32,7 +33,7 @@ from tasks.learning.rollouts import generate
 from tasks.learning.sharding import assembled
 from tasks.params import Params
 from tasks.registry import tracking
-from tasks.registry.stages import stage_key
+from tasks.registry.stages import stage_origin
 from tasks.stage import main
 
 SFT, REWARD, PROMPTS = MODELS / "sft", MODELS / "reward", VALIDATED / "prompts.jsonl"
@@ -84,11 +85,9 @@ def ppo(params: Params) -> None:
     prompts = encoded_prompts(models, params, "train")
     shown = prompts_to_show(models, params)
     learner = Learner(models, params)
-    key = stage_key("ppo") or content_key("ppo", params, [PROMPTS, SFT, REWARD])
-    checkpoints = Checkpoints(
-        "ppo", key, params.runtime.checkpoint_every, learner.models_that_learn, learner.optimisers
-    )
-    with tracking.run("ppo", params, inputs=[PROMPTS]) as run:
+    origin = stage_origin("ppo") or content_origin("ppo", params, [PROMPTS, SFT, REWARD])
+    checkpoints = Checkpoints("ppo", origin, params.runtime, learner.models_that_learn, learner.optimisers)
+    with tracking.run("ppo", params, inputs=[PROMPTS]) as run, checkpoints:
         done = checkpoints.restore()
         curve = Curve("ppo", settings.iterations, NamedForMlflow(run), done.rows)
         kl_coefficient = done.extra.get("kl_coefficient", settings.kl_coefficient)

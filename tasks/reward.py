@@ -7,7 +7,7 @@ learns from what it says.
 from tasks.learning.scoring import INPUTS, fit_reward_model
 from tasks.params import Params
 from tasks.registry import tracking
-from tasks.registry.stages import stage_key
+from tasks.registry.stages import stage_origin
 from tasks.stage import main
 
 
@@ -23,7 +23,7 @@ def reward(params: Params) -> None:
         params.reward,
         learned_from="train",
         watched="validation",
-        key=stage_key("reward"),
+        origin=stage_origin("reward"),
         tracked=tracking.run("reward", params, INPUTS),
     )
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from tasks.data.files import MODELS, VALIDATED
+from tasks.data.origin import content_origin
 from tasks.data.records import Split, read_demonstrations
 from tasks.data.tokens import Encoded, encode_demonstrations, load_tokenizer
 from tasks.learning.batches import Batch, collate, row_batches
-from tasks.learning.checkpoints import content_key
 from tasks.learning.curves import publish
 from tasks.learning.fitting import Fit, require_rows
 from tasks.learning.forward import unwrapped
@@ -24,7 +24,7 @@ from tasks.learning.readings import completion_log_probs, token_statistics
 from tasks.learning.sharding import assembled
 from tasks.params import Params
 from tasks.registry import tracking
-from tasks.registry.stages import stage_key
+from tasks.registry.stages import stage_origin
 from tasks.stage import main
 
 BASE = MODELS / "base"
@@ -55,10 +55,10 @@ def sft(params: Params) -> None:
 
     rows, validation = rows_of("train"), rows_of("validation")
     held_out = row_batches(validation, params.runtime.tokens_per_pass, device)
-    key = stage_key("sft") or content_key("sft", params, [DEMONSTRATIONS, BASE])
+    origin = stage_origin("sft") or content_origin("sft", params, [DEMONSTRATIONS, BASE])
     with tracking.run("sft", params, inputs=[DEMONSTRATIONS]) as run:
         lengths = [row.length for row in rows]
-        fit = Fit("sft", key, policy, lengths, params=params, settings=params.sft, run=run, epsilon=1e-8)
+        fit = Fit("sft", origin, policy, lengths, params=params, settings=params.sft, run=run, epsilon=1e-8)
         before = likelihood(policy, held_out)
         train(fit, policy, rows)
         policy = merged(assembled(policy))

@@ -30,6 +30,7 @@ FAILURE_NOTE = STATE / "failure.json"
 EXIT_CODES: dict["FailureKind", int] = {"input": 2, "transient": 75, "bug": 1, "interrupted": 130}
 IS_FIRST = os.environ.get("RANK", "0") == "0"  # of several processes that train together
 SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_TO_STOP = 60
 OUT_OF_MEMORY = "out of memory: lower runtime.tokens_per_pass or runtime.slots in params.yaml, or train adapters (lora)"
 COMPANY_LOST = "another of the processes that train together has ended, or cannot be reached: run again to go on"
 FailureKind = Literal["input", "transient", "bug", "interrupted"]
@@ -45,7 +46,8 @@ class Failure(NamedTuple):
 
 def main(stage: Callable[[Params], None]) -> NoReturn:
     """Run a stage as a process of its own; never returns."""
-    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         if IS_FIRST:
             FAILURE_NOTE.unlink(missing_ok=True)
@@ -53,6 +55,8 @@ def main(stage: Callable[[Params], None]) -> NoReturn:
         stage(load_params())
     except BaseException as error:
         kind, message = classify(error)
+        if kind == "interrupted":
+            signal.alarm(0)
         failure = _first_of_all(Failure(stage.__name__, kind, message), error)
         undone = _leave_as_before(failure) if IS_FIRST else ""
         if kind == "bug":
@@ -69,7 +73,8 @@ def classify(error: BaseException) -> tuple[FailureKind, str]:
     if isinstance(error, InputError) or is_out_of_memory(error):
         return "input", OUT_OF_MEMORY if is_out_of_memory(error) else _in_one_line(error)
     if isinstance(error, KeyboardInterrupt | SystemExit):
-        return "interrupted", "interrupted; run again to go on"
+        kept = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+        return "interrupted", f"interrupted{kept}; run again to go on"
     if isinstance(error, ConnectionError | TimeoutError) or is_company_lost(error):
         lost = f"a connection failed ({_in_one_line(error)}): run again when it is back"
         return "transient", COMPANY_LOST if is_company_lost(error) else lost
@@ -110,9 +115,21 @@ def _die_with_starter_of(launcher: "Process", started_by: int) -> None:
     while launcher.is_running() and launcher.ppid() == started_by:
         time.sleep(SECONDS_BETWEEN_LOOKS)
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SECONDS_TO_STOP)
+    os.kill(os.getpid(), signal.SIGKILL)  # it waits for another process that is gone
 
 
-def _exit_on_sigterm(_number: int, _frame: FrameType | None) -> NoReturn:
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    """Wind up at the first signal.
+
+    SIGTERM comes twice, from whoever ended the process group and from the kernel once dvc is dead; a launcher hands
+    Ctrl-C on to processes that the terminal has told already. Otherwise a second Ctrl-C ends the process at once.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN if "WORLD_SIZE" in os.environ else signal.SIG_DFL)
+    signal.alarm(SECONDS_TO_STOP)  # ends a process in which a library swallowed what is raised here
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     sys.exit(143)
 
 

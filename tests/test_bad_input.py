@@ -74,9 +74,10 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path) 
         monkeypatch.delenv(name, raising=False)
     settings = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     settings["runtime"] |= {"device": "cpu", "threads": 1}
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield Workshop(settings, monkeypatch, tiny_model)
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def pairs(count: int) -> bytes:

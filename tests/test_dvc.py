@@ -10,6 +10,9 @@ import grimp
 import pytest
 import yaml
 
+from tasks.data.origin import CHANGE_NO_RESULT
+from tasks.params import Runtime
+
 ROOT = Path(__file__).parents[1]
 METHODS = ("dpo", "ppo")
 STAGES = ("prepare", "base", "validate", "sft", "reward", "judge", "trial", "align", "evaluate", "gate")
@@ -79,6 +82,14 @@ def test_every_stage_is_covered() -> None:
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 
     assert tuple(pipeline["stages"]) == STAGES
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "judge", "align", "evaluate"])
+def test_what_computes_follows_the_settings_of_the_arithmetic_and_not_those_of_the_saving(stage: str) -> None:
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    [listed] = [names["params.yaml"] for names in pipeline["stages"][stage]["params"] if isinstance(names, dict)]
+
+    assert set(listed) == {f"runtime.{name}" for name in Runtime.model_fields.keys() - CHANGE_NO_RESULT}
 
 
 def as_yaml(graph: grimp.ImportGraph, stage: str) -> str:

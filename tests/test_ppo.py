@@ -158,10 +158,10 @@ def test_a_loss_that_turns_to_nan_keeps_the_last_good_checkpoint(ready, monkeypa
 
     monkeypatch.setattr(Learner, "judge", sick)
     with pytest.raises(
-        InputError, match=r"step 4: .* is nan; the last good checkpoint, of step 2, is kept in .*last.pt"
+        InputError, match=r"step 4: .* is nan; the last good checkpoint, of step 2, is kept in .*step-00000002.pt"
     ):
         ppo(ready)
-    assert list(Path(".trueline/checkpoints/ppo").rglob("last.pt"))
+    assert list(Path(".trueline/checkpoints/ppo").rglob("*.pt"))
     assert not Path("models/ppo").exists()
 
 

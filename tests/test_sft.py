@@ -2,9 +2,6 @@
 
 import csv
 import math
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +17,7 @@ from tasks.learning.batches import row_batches
 from tasks.learning.models import load_policy
 from tasks.params import Params
 from tasks.sft import likelihood, sft
-from tests.conftest import MODEL_FILES, ROOT, SMALL, MakeParams, NotedRun, file_names, moved_weights, output_hashes
+from tests.conftest import MODEL_FILES, MakeParams, NotedRun, file_names, moved_weights
 
 pytestmark = pytest.mark.usefixtures("workspace")
 
@@ -107,37 +104,3 @@ def test_a_row_longer_than_the_context_names_file_and_row(params: Params, noted_
     write_records(VALIDATED, "demonstrations", [first._replace(response="yes " * 200), *others])
     with pytest.raises(InputError, match=r"raw.jsonl row 1: .*the model's context is 128: shorten"):
         sft(params)
-
-
-SCRIPT = """
-import yaml
-from pathlib import Path
-from contextlib import contextmanager
-from tasks.learning.models import load_policy
-from tasks.params import parse_params
-from tasks.registry import tracking
-from tasks.sft import sft
-from tests.conftest import NotedRun
-tracking.run = contextmanager(lambda *_, **__: (yield NotedRun()))
-sft(parse_params(yaml.safe_load(Path("settings.yaml").read_text())))
-"""
-
-
-def test_kill_9_and_again_gives_the_same_bytes(make_params: MakeParams, noted_run: NotedRun):
-    import yaml
-
-    settings = {"sft": {**SMALL["sft"], "epochs": 20}}
-    params = make_params(**settings)
-    Path("settings.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True)))
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT], env={"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(Path(".trueline").rglob("last.pt")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.kill()
-    assert process.wait() == -9, "the run was over before it could be killed"
-    sft(params)  # goes on
-    resumed = output_hashes("sft")
-    assert noted_run.rows[0][0] == 1  # the run holds the rows of the killed one too
-    assert len(noted_run.rows) == 60
-    sft(params)  # from the beginning
-    assert output_hashes("sft") == resumed

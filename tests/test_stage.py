@@ -51,6 +51,22 @@ def sft(params):
 
 main(sft)
 """
+# Takes a moment to end.
+WINDS_UP = """
+import time
+from tasks.stage import main
+
+def sft(params):
+    try:
+        print("at work", flush=True)
+        time.sleep(60)
+    finally:
+        print("winds up", flush=True)
+        time.sleep(1)
+        print("wound up", flush=True)
+
+main(sft)
+"""
 NO_SPACE = "no space left on the disk of models/sft: free some and run again"
 NO_PERMISSION = "no permission for models/sft: grant it or run as its owner"
 
@@ -61,9 +77,10 @@ def _as_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(stage_module, "die_with_parent", lambda: None)
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def failing(error: BaseException) -> Callable[[Params], None]:
@@ -170,6 +187,52 @@ def test_sigterm_ends_a_stage_with_143_and_a_sentence(tmp_path):
         assert process.wait(timeout=30) == 143
         assert process.stderr.read() == "sft: interrupted; run again to go on\n"
     assert last_failure() == Failure("sft", "interrupted", "interrupted; run again to go on")
+
+
+@pytest.mark.parametrize(
+    ("number", "launched", "code", "last"),
+    [
+        (signal.SIGINT, {}, -signal.SIGINT, "winds up\n"),  # a second Ctrl-C ends it at once
+        (signal.SIGINT, {"WORLD_SIZE": "2"}, 130, "wound up\n"),  # a launcher hands the first one on
+        (signal.SIGTERM, {}, 143, "wound up\n"),  # it comes from the group's end and from that of dvc
+    ],
+)
+def test_a_second_signal(number: signal.Signals, launched: dict[str, str], code: int, last: str):
+    command = [sys.executable, "-c", WINDS_UP]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment() | launched
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(number)
+        assert process.stdout.readline() == "winds up\n"
+        process.send_signal(number)
+        assert process.wait(timeout=30) == code
+        assert ("winds up\n" + process.stdout.read()).endswith(last)
+
+
+def test_an_interruption_that_a_library_swallows_ends_the_process_all_the_same():
+    deaf = "import tasks.stage\ntasks.stage.SECONDS_TO_STOP = 1\n" + LONG_STAGE.replace(
+        '    print("at work", flush=True)\n    time.sleep(60)',
+        '    try:\n        print("at work", flush=True)\n        time.sleep(60)\n'
+        "    except BaseException:\n        time.sleep(60)",
+    )
+    assert "except" in deaf
+    with subprocess.Popen(
+        [sys.executable, "-c", deaf], stdout=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == -signal.SIGALRM
+
+
+def test_what_an_interruption_tells_is_said(capsys):
+    error = KeyboardInterrupt()
+    error.add_note("the last good checkpoint, of step 7, is kept in x.pt")
+    assert exit_code(failing(error)) == 130
+    said = "sft: interrupted; the last good checkpoint, of step 7, is kept in x.pt; run again to go on\n"
+    assert capsys.readouterr().err == said
 
 
 def test_processes_of_a_launcher_end_when_what_started_the_launcher_is_killed():

@@ -1,26 +1,26 @@
-"""The last checkpoint of a stage, so that a killed run goes on where it was and ends with the same bytes.
+"""The last checkpoints of a stage, so that a killed run goes on where it was and ends with the same bytes.
 
-It lies outside DVC's outputs, in a folder named by the stage's key: a run with other settings, data or models does not
-find it. No random state is stored, since everything random is a pure function of the seed and the step.
+They lie outside DVC's outputs, and each holds what it follows from: one of other settings, data or models, or of other
+code, is never taken up. No random state is stored, since everything random is a pure function of the seed and the step.
 """
 
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from tasks.data.files import STATE, hash_files, replacing
+from tasks.data.files import STATE, replacing
+from tasks.data.origin import Origin
 from tasks.errors import InputError
 from tasks.learning import ranks
 from tasks.learning.disk import writing
 from tasks.learning.sharding import cut_like, set_to, whole
-from tasks.params import Params
+from tasks.params import Runtime
 
 CurveRow = dict[str, float]
 logger = logging.getLogger(__name__)
@@ -35,92 +35,148 @@ class Progress(NamedTuple):
 
 
 class Checkpoints:
-    """Saving and restoring the weights that learn and their optimisers, by name."""
+    """Saving and restoring the weights that learn and their optimisers, by name.
+
+        with checkpoints:
+            progress = checkpoints.restore()
+            ...
+            checkpoints.save(progress)  # after every step
+
+    A block that is left by Ctrl-C or SIGTERM saves the last step, if the weights are still as that step left them.
+    """
 
     def __init__(
         self,
         stage: str,
-        key: str,
-        every: int,
+        origin: Origin,
+        runtime: Runtime,
         models: Mapping[str, nn.Module],
         optimisers: Mapping[str, torch.optim.Optimizer],
     ) -> None:
-        """Name what is saved, every so many steps (0: never), under a stage and its key."""
-        self._file = STATE / "checkpoints" / stage / key / "last.pt"
-        self._every, self._models, self._optimisers = every, models, optimisers
-        self._saved: int | None = None
+        """Name what is saved under a stage, and what it follows from; the settings say how often, and how many stay."""
+        self._folder, self._origin = STATE / "checkpoints" / stage, origin
+        self._every, self._count = runtime.checkpoint_every, runtime.checkpoints_kept
+        self._models, self._optimisers = models, optimisers
+        self._now: Progress | None = None  # what the weights are the result of; None once they have moved on
+        self._kept: list[Path] = []  # of this origin, the newest last
+        for optimiser in optimisers.values():
+            optimiser.register_step_pre_hook(self._move_on)
+
+    def __enter__(self) -> Self:
+        """Begin training."""
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: TracebackType | None) -> None:
+        """Save the last step where training is interrupted, and have the interruption tell what is kept.
+
+        Several processes would have to save together, which those that are being ended cannot.
+        """
+        if not isinstance(error, KeyboardInterrupt | SystemExit):
+            return
+        if self._every and self._now and ranks.count() == 1 and self._file(self._now.step) not in self._kept:
+            self._write(self._now)
+        error.add_note(self.kept)
 
     def restore(self) -> Progress:
         """Bring models and optimisers to where the last checkpoint was; without one, leave them as they are.
 
+        One that cannot be read, or that follows from something else, is passed over, and a warning says why.
+
         Raises:
-            InputError: the checkpoint cannot be read.
+            InputError: there are checkpoints, and none of them can be read.
         """
-        if not self._file.exists():
-            others = self._file.parent.parent.glob("*/last.pt")
-            for other in sorted(others) if ranks.is_first() else ():
-                logger.warning("%s is of other settings, data or models, or of other code: begun anew", other)
-            return Progress()
-        state = _read(self._file)
+        found = sorted(self._folder.glob("step-*.pt"))
+        unfit: list[str] = []
+        can_be_read = not found
+        while found:
+            state = _read(found[-1])
+            if state:
+                can_be_read = True
+                difference = self._origin.differences(Origin(*state["origin"]))
+                if not difference:
+                    self._kept = found
+                    return self._take_up(state)
+                unfit.append(f"{found[-1]} is not taken up: {difference}")
+            found.pop()
+        if not can_be_read:
+            raise InputError(f"no checkpoint in {self._folder} can be read: delete that folder and run again")
+        if unfit:
+            _warn("%s; training begins anew", unfit[0])
+        return Progress()
+
+    def save(self, progress: Progress, *, final: bool = False) -> None:
+        """Note that a step is done, and save it if it is one of every so many, or the final one."""
+        self._now = progress
+        if self._every and (final or progress.step % self._every == 0):
+            self._write(progress)
+
+    def finish(self) -> None:
+        """Delete the stage's checkpoints: its outputs are written."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def kept(self) -> str:
+        """Say which checkpoint is kept, and where."""
+        if not self._kept:
+            return "no checkpoint had been saved yet"
+        step = int(self._kept[-1].stem.removeprefix("step-"))
+        return f"the last good checkpoint, of step {step}, is kept in {self._kept[-1]}"
+
+    def _take_up(self, state: Mapping[str, Any]) -> Progress:
         for name, model in self._models.items():
             _load_trainable(model, state["models"][name])
         for name, optimiser in self._optimisers.items():
             _load_optimiser(optimiser, state["optimisers"][name])
-        self._saved = state["step"]
-        return Progress(state["step"], state["rows"], state["extra"])
+        self._now = Progress(state["step"], state["rows"], state["extra"])
+        return self._now
 
-    def save(self, progress: Progress, *, final: bool = False) -> None:
-        """Save every so many steps, and after the final one, in the place of the last checkpoint."""
-        if not self._every or (progress.step % self._every and not final):
-            return
-        self._saved = progress.step
+    def _write(self, progress: Progress) -> None:
+        file = self._file(progress.step)
         state = {
+            "origin": tuple(self._origin),
             "step": progress.step,
             "rows": [dict(row) for row in progress.rows],
             "extra": dict(progress.extra),
             "models": {name: _weights(model) for name, model in self._models.items()},
             "optimisers": {name: whole(optimiser.state_dict()) for name, optimiser in self._optimisers.items()},
         }
-        if not ranks.is_first():
-            return
-        with replacing(self._file) as draft, writing(self._file), draft.open("wb") as file:
-            torch.save(state, file)
-        self._drop_others()
+        if ranks.is_first():
+            with replacing(file) as draft, writing(file), draft.open("wb") as opened:
+                torch.save(state, opened)
+        self._kept = [*(each for each in self._kept if each != file), file][-self._count :]
+        if ranks.is_first():
+            self._drop_others()
 
-    def finish(self) -> None:
-        """Delete the stage's checkpoints: its outputs are written."""
-        shutil.rmtree(self._file.parent.parent, ignore_errors=True)
-
-    @property
-    def kept(self) -> str:
-        """Say which checkpoint is kept, and where."""
-        if self._saved is None:
-            return "no checkpoint had been saved yet"
-        return f"the last good checkpoint, of step {self._saved}, is kept in {self._file}"
+    def _file(self, step: int) -> Path:
+        return self._folder / f"step-{step:08}.pt"
 
     def _drop_others(self) -> None:
-        """Keep one checkpoint a stage: drop those of other keys and what killed runs left half written."""
-        for found in (*self._file.parent.parent.iterdir(), *self._file.parent.iterdir()):
-            if found not in (self._file.parent, self._file):
+        """Drop older checkpoints, those of another origin and what killed runs left half written."""
+        for found in set(self._folder.iterdir()) - set(self._kept):
+            if found.is_dir():
                 shutil.rmtree(found)
+            else:
+                found.unlink()
+
+    def _move_on(self, *_: object) -> None:
+        """Note that an optimiser is about to move the weights."""
+        self._now = None
 
 
-def content_key(stage: str, params: Params, inputs: Sequence[Path]) -> str:
-    """Key of a stage outside a DVC repository: a hash of its settings and of the files it reads."""
-    settings = params.model_dump(include={"seed", "runtime", "lora", stage})
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in inputs:
-        key.update(hash_files(path).encode())
-    return key.hexdigest()
-
-
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> dict[str, Any] | None:
+    """Give what a checkpoint holds, or None, with a warning, where it is damaged."""
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        assert isinstance(state, dict)
-        return state
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        Origin(*state["origin"])
     except Exception as error:  # a damaged archive raises whatever its first broken byte leads to
-        raise InputError(f"{file} is damaged ({type(error).__name__}): delete it and run again") from error
+        _warn("%s is damaged (%s) and is passed over", file, type(error).__name__)
+        return None
+    return state
+
+
+def _warn(message: str, *words: object) -> None:
+    if ranks.is_first():
+        logger.warning(message, *words)
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -7,11 +7,13 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from tasks.data.origin import Origin
 from tasks.errors import InputError, is_out_of_memory
 from tasks.learning import ranks
 from tasks.learning.batches import steps_in, training_batches
 from tasks.learning.checkpoints import Checkpoints, Progress
 from tasks.learning.curves import Curve, Run
+from tasks.learning.interrupts import put_off
 from tasks.learning.memory import Budget
 from tasks.learning.optimise import adamw, learning_rate, make_accelerator, update
 from tasks.learning.ranks import Pass
@@ -48,7 +50,7 @@ class Fit:
     def __init__(
         self,
         stage: str,
-        key: str,
+        origin: Origin,
         model: nn.Module,
         lengths: Sequence[int],
         *,
@@ -61,7 +63,7 @@ class Fit:
 
         Args:
             stage: names checkpoints and progress bar.
-            key: content key of the stage.
+            origin: what the stage's result follows from.
             model: its trainable weights are optimised; sharded, where that was asked for.
             lengths: tokens of each item of the training data: a row, or a pair of rows, each as long as the longer.
             params: seed and runtime.
@@ -75,9 +77,7 @@ class Fit:
         self._budget = Budget(params.runtime.tokens_per_pass)
         self._accelerator = make_accelerator(params)
         self._optimiser = adamw(model, weight_decay=settings.weight_decay, epsilon=epsilon)
-        self._checkpoints = Checkpoints(
-            stage, key, params.runtime.checkpoint_every, {"model": model}, {"model": self._optimiser}
-        )
+        self._checkpoints = Checkpoints(stage, origin, params.runtime, {"model": model}, {"model": self._optimiser})
         self._count = steps_in(len(lengths), settings.batch_size, settings.epochs)
         self._sums: dict[str, float] = {}
 
@@ -88,38 +88,42 @@ class Fit:
 
     def steps(self) -> Iterator[tuple[int, list[int], list[list[int]]]]:
         """Take up training from the last checkpoint, or begin: give each step's number, its items and the groups."""
-        done = self._checkpoints.restore()
-        self.curve = Curve(self._stage, self._count, self._run, done.rows)
-        settings = self._settings
-        for step, indices in training_batches(
-            len(self._lengths), settings.batch_size, settings.epochs, self._seed, done.step
-        ):
-            self._is_done = False
-            while not self._is_done:
-                self._sums, self._passes = {}, self._passes_of(indices)
-                self._weights = iter([each.weight for each in self._passes])
-                yield step, indices, [each.items for each in self._passes]
+        with self._checkpoints:
+            done = self._checkpoints.restore()
+            self.curve = Curve(self._stage, self._count, self._run, done.rows)
+            settings = self._settings
+            for step, indices in training_batches(
+                len(self._lengths), settings.batch_size, settings.epochs, self._seed, done.step
+            ):
+                self._is_done = False
+                while not self._is_done:
+                    self._sums, self._passes = {}, self._passes_of(indices)
+                    self._weights = iter([each.weight for each in self._passes])
+                    yield step, indices, [each.items for each in self._passes]
 
     @contextmanager
     def attempt(self, step: int) -> Iterator[None]:
         """Take the step for which the block computes the gradients, then note its metrics and save if it is time to.
 
-        Where the block runs out of memory nothing is taken, and `steps` gives the same items in smaller groups.
+        Where the block runs out of memory nothing is taken, and `steps` gives the same items in smaller groups. Where
+        it is interrupted the step before is saved.
 
         Raises:
             InputError: the loss or its gradient is not finite (the weights and the last checkpoint are untouched), or
                 memory does not suffice for a single item.
         """
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            self._optimiser.zero_grad()
-            self._budget.halve(self._passes)
-        else:
-            self._update(step)
-            self._is_done = True
+        with self._checkpoints:
+            try:
+                yield
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._optimiser.zero_grad()
+                self._budget.halve(self._passes)
+            else:
+                with put_off():
+                    self._update(step)
+                self._is_done = True
 
     def autocast(self) -> AbstractContextManager[None]:
         """Run the model's matrix products in the precision of the settings."""

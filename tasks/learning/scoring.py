@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from tasks.data.files import MODELS, VALIDATED
+from tasks.data.origin import Origin, content_origin
 from tasks.data.records import Split, read_demonstrations, read_preferences
 from tasks.data.tokens import EncodedPair, encode_demonstrations, encode_preferences, load_tokenizer
 from tasks.learning.batches import Batch, collate_pairs, pair_batches, row_batches
 from tasks.learning.calibration import ScoredPair, reward_figures
-from tasks.learning.checkpoints import content_key
 from tasks.learning.curves import Run, publish
 from tasks.learning.fitting import Fit, require_rows
 from tasks.learning.forward import unwrapped
@@ -34,7 +34,7 @@ def fit_reward_model(
     *,
     learned_from: Split,
     watched: Split,
-    key: str | None,
+    origin: Origin | None,
     tracked: AbstractContextManager[Run],
 ) -> None:
     """Train the SFT model with a scalar head on the pairs of a split, and write what the stage writes.
@@ -45,7 +45,7 @@ def fit_reward_model(
         settings: of the training.
         learned_from: the split that is trained on.
         watched: the split whose loss is measured before and after; the other figures are of the test split.
-        key: content key of the stage; None where DVC does not know it.
+        origin: what the stage's result follows from; None where DVC does not know it.
         tracked: gives the run, and ends it; entered when the input has been checked.
 
     Raises:
@@ -64,10 +64,10 @@ def fit_reward_model(
     held_out, test = (pair_batches(pairs_of(split), tokens, device) for split in (watched, "test"))
     demonstrations = require_rows(read_demonstrations(VALIDATED, "validation"), DEMONSTRATIONS, "validation")
     answers = encode_demonstrations(tokenizer, demonstrations, context)
-    key = key or content_key(stage, params, [*INPUTS, SFT])
+    origin = origin or content_origin(stage, params, [*INPUTS, SFT])
     with tracked as run:
         lengths = [2 * pair.length for pair in pairs]
-        fit = Fit(stage, key, model, lengths, params=params, settings=settings, run=run)
+        fit = Fit(stage, origin, model, lengths, params=params, settings=settings, run=run)
         before = held_out_loss(model, held_out, settings)
         train(fit, model, pairs, settings)
         model = merged(assembled(model))

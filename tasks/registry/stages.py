@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from tasks.data.files import replacing
+from tasks.data.origin import Origin, flatten
 from tasks.errors import InputError
 
 if TYPE_CHECKING:
@@ -81,14 +82,14 @@ def locked_ingredients(stage: str) -> Ingredients | None:
     return Ingredients(entry["cmd"], dependencies, entry.get("params", {}))
 
 
-def stage_key(stage: str) -> str | None:
-    """Compute a stage's content key before it runs; it equals `lock_key` once DVC has locked the stage.
+def stage_origin(stage: str) -> Origin | None:
+    """Find out what a stage's result will follow from, its command apart; None outside a DVC repository.
 
     Raises:
         InputError: dvc.yaml has no such stage, or a dependency or parameter does not exist.
     """
     ingredients = current_ingredients(stage)
-    return ingredients.key() if ingredients else None
+    return Origin(flatten(ingredients.params), ingredients.dependencies) if ingredients else None
 
 
 def lock_key(stage: str) -> str | None:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.data.files import VALIDATED
-from tasks.params import PARAMS_FILE, Params
+from tasks.data.origin import flatten
+from tasks.params import Params
 from tasks.registry.provenance import code_tags
 from tasks.registry.stages import Ingredients, current_hash, current_ingredients
 from tasks.registry.store import Store, is_passing, open_store
@@ -226,18 +227,6 @@ def data_tag(ingredients: Ingredients | None) -> dict[str, str]:
     """Give the hash of the checked data as a tag, where the stage reads them."""
     data = ingredients.dependencies.get(VALIDATED.as_posix()) if ingredients else None
     return {"data": data} if data else {}
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Give the leaves of a nested mapping under dotted names; the name of params.yaml itself is left out."""
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        path = prefix if name == PARAMS_FILE.name else f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{path}." if path else "")
-        else:
-            flat[path] = value
-    return flat
 
 
 @contextmanager

@@ -1,5 +1,6 @@
-"""Checkpoints: exact, atomic, one a stage, never another key's, never a pickle."""
+"""Checkpoints: exact, atomic, the last few of a stage, never of another origin, never a pickle."""
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,12 +8,19 @@ import pytest
 import torch
 from torch import nn
 
+from tasks.data.origin import Origin
 from tasks.errors import InputError
-from tasks.learning.checkpoints import Checkpoints, Progress, content_key
+from tasks.learning.checkpoints import Checkpoints, Progress
+from tasks.learning.interrupts import put_off
 from tasks.learning.optimise import adamw
-from tests.conftest import MakeParams
+from tests.conftest import SMALL, MakeParams
 
-FILE = Path(".trueline/checkpoints/sft/key/last.pt")
+FOLDER = Path(".trueline/checkpoints/sft")
+ORIGIN = Origin({"sft.learning_rate": 0.004}, {"data/validate": "a"})
+
+
+def file(step: int) -> Path:
+    return FOLDER / f"step-0000000{step}.pt"
 
 
 @pytest.fixture(autouse=True)
@@ -23,12 +31,13 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class Trained:
     """Two small models, of which one has a frozen weight, and their optimisers."""
 
-    def __init__(self, seed: int, key: str = "key", every: int = 2) -> None:
+    def __init__(self, make_params: MakeParams, seed: int = 0, origin: Origin = ORIGIN, **runtime: int) -> None:
         torch.manual_seed(seed)
         self.models = {"policy": nn.Linear(3, 2), "critic": nn.Linear(3, 1)}
         self.models["critic"].bias.requires_grad_(False)
         self.optimisers = {name: adamw(model) for name, model in self.models.items()}
-        self.checkpoints = Checkpoints("sft", key, every, self.models, self.optimisers)
+        settings = make_params(runtime={**SMALL["runtime"], **runtime}).runtime
+        self.checkpoints = Checkpoints("sft", origin, settings, self.models, self.optimisers)
 
     def step(self) -> None:
         for name, model in self.models.items():
@@ -40,13 +49,17 @@ class Trained:
     def weights(self) -> Sequence[torch.Tensor]:
         return [weight.clone() for model in self.models.values() for weight in model.parameters()]
 
+    def save(self, *steps: int) -> None:
+        for step in steps:
+            self.checkpoints.save(Progress(step))
 
-def test_a_restored_run_goes_on_as_if_nothing_had_happened():
-    first = Trained(0)
+
+def test_a_restored_run_goes_on_as_if_nothing_had_happened(make_params: MakeParams):
+    first = Trained(make_params)
     first.step()
     first.step()
     first.checkpoints.save(Progress(2, [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1 / 3}], {"kl_coefficient": 0.1}))
-    again = Trained(1)
+    again = Trained(make_params, seed=1)
     again.models["critic"].bias.data = first.models["critic"].bias.data.clone()  # frozen: comes from the model's folder
     progress = again.checkpoints.restore()
     assert progress == (2, [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1 / 3}], {"kl_coefficient": 0.1})
@@ -56,84 +69,165 @@ def test_a_restored_run_goes_on_as_if_nothing_had_happened():
         assert ours.equal(theirs)
 
 
-def test_only_weights_that_learn_are_kept():
-    Trained(0).checkpoints.save(Progress(2))
-    state = torch.load(FILE, weights_only=True)  # nothing that would need a pickle
+def test_only_weights_that_learn_are_kept(make_params: MakeParams):
+    Trained(make_params).save(2)
+    state = torch.load(file(2), weights_only=True)  # nothing that would need a pickle
     assert sorted(state["models"]["critic"]) == ["weight"]
 
 
-def test_nothing_is_found_under_another_key():
-    Trained(0).checkpoints.save(Progress(2))
-    other = Trained(1, key="other")
+def test_one_of_another_origin_is_refused_with_the_reason(make_params: MakeParams, caplog: pytest.LogCaptureFixture):
+    Trained(make_params).save(2, 4)
+    other = Trained(make_params, seed=1, origin=Origin({"sft.learning_rate": 0.002}, {"data/validate": "b"}))
     before = other.weights()
     assert other.checkpoints.restore() == Progress(0, (), {})
     for ours, theirs in zip(other.weights(), before, strict=True):
         assert ours.equal(theirs)
+    reason = "sft.learning_rate was 0.004 and is 0.002; data/validate has changed"
+    assert caplog.messages == [f"{file(4)} is not taken up: {reason}; training begins anew"]
+    # Whoever takes the change back goes on; the first checkpoint of the new training takes the place of the old ones.
+    assert Trained(make_params).checkpoints.restore().step == 4
+    other.save(2)
+    assert sorted(FOLDER.iterdir()) == [file(2)]
 
 
-def test_saved_at_multiples_and_at_the_end():
-    trained = Trained(0)
-    trained.checkpoints.save(Progress(1))
-    assert not FILE.exists()
+def test_an_older_one_that_fits_is_taken_up_beside_a_newer_one_that_does_not(make_params: MakeParams):
+    Trained(make_params).save(4)
+    newer = file(4).read_bytes()
+    Trained(make_params, origin=Origin({}, {})).save(2)
+    file(4).write_bytes(newer)  # what a kill leaves between the saving and the dropping of others
+    again = Trained(make_params, origin=Origin({}, {}))
+    assert again.checkpoints.restore().step == 2
+    again.save(4)
+    assert Trained(make_params, origin=Origin({}, {})).checkpoints.restore().step == 4
+
+
+def test_saved_at_multiples_and_at_the_end(make_params: MakeParams):
+    trained = Trained(make_params)
+    trained.save(1)
+    assert not FOLDER.exists()
     assert trained.checkpoints.kept == "no checkpoint had been saved yet"
-    trained.checkpoints.save(Progress(2))
-    assert trained.checkpoints.kept == f"the last good checkpoint, of step 2, is kept in {FILE}"
+    trained.save(2)
+    assert trained.checkpoints.kept == f"the last good checkpoint, of step 2, is kept in {file(2)}"
     trained.checkpoints.save(Progress(3), final=True)
-    assert Trained(0).checkpoints.restore().step == 3
+    assert Trained(make_params).checkpoints.restore().step == 3
 
 
-def test_zero_keeps_none():
-    Trained(0, every=0).checkpoints.save(Progress(2), final=True)
+def test_zero_keeps_none(make_params: MakeParams):
+    trained = Trained(make_params, checkpoint_every=0)
+    trained.checkpoints.save(Progress(2), final=True)
+    with pytest.raises(KeyboardInterrupt), trained.checkpoints:
+        raise KeyboardInterrupt
     assert not Path(".trueline").exists()
 
 
-def test_one_checkpoint_a_stage_and_no_leftovers():
-    Trained(0, key="older").checkpoints.save(Progress(2))
-    (FILE.parent / ".last.pt.killed").mkdir(parents=True)  # what kill -9 leaves in the middle of a save
-    Trained(0).checkpoints.save(Progress(2))
-    assert [path for path in FILE.parent.parent.rglob("*") if path.is_file()] == [FILE]
-    assert list(FILE.parent.iterdir()) == [FILE]
+@pytest.mark.parametrize(("kept", "steps"), [(1, [8]), (2, [6, 8]), (3, [4, 6, 8])])
+def test_the_last_few_stay_also_over_a_restart(make_params: MakeParams, kept: int, steps: list[int]):
+    Trained(make_params, checkpoints_kept=kept).save(2, 4, 6)
+    again = Trained(make_params, checkpoints_kept=kept)
+    assert again.checkpoints.restore().step == 6
+    again.save(8)
+    assert sorted(FOLDER.iterdir()) == [file(step) for step in steps]
 
 
-def test_finished_stages_leave_nothing():
-    trained = Trained(0)
-    trained.checkpoints.save(Progress(2))
+def test_no_leftovers(make_params: MakeParams):
+    (FOLDER / ".step-00000002.pt.killed").mkdir(parents=True)  # what kill -9 leaves in the middle of a save
+    (FOLDER / "last.pt").touch()
+    Trained(make_params).save(2)
+    assert list(FOLDER.iterdir()) == [file(2)]
+
+
+def test_finished_stages_leave_nothing(make_params: MakeParams):
+    trained = Trained(make_params)
+    trained.save(2)
     trained.checkpoints.finish()
-    assert not FILE.parent.parent.exists()
+    assert not FOLDER.exists()
     trained.checkpoints.finish()  # twice does no harm
 
 
-def test_an_interrupted_save_keeps_the_last_one(monkeypatch: pytest.MonkeyPatch):
-    trained = Trained(0)
-    trained.checkpoints.save(Progress(2))
-    kept = FILE.read_bytes()
+def test_an_interrupted_save_keeps_the_last_one(make_params: MakeParams, monkeypatch: pytest.MonkeyPatch):
+    trained = Trained(make_params)
+    trained.save(2)
+    kept = file(2).read_bytes()
 
-    def killed(_state, file):
-        file.write(b"half")
+    def killed(_state, opened):
+        opened.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", killed)
     with pytest.raises(KeyboardInterrupt):
-        trained.checkpoints.save(Progress(4))
-    assert FILE.read_bytes() == kept
+        trained.save(4)
+    assert list(FOLDER.iterdir()) == [file(2)]
+    assert file(2).read_bytes() == kept
 
 
-def test_a_damaged_checkpoint_says_the_cure():
-    Trained(0).checkpoints.save(Progress(2))
-    FILE.write_bytes(FILE.read_bytes()[:100])
-    with pytest.raises(InputError, match=r"last.pt is damaged .*: delete it and run again"):
-        Trained(0).checkpoints.restore()
+def test_a_damaged_one_falls_back_to_the_one_before(make_params: MakeParams, caplog: pytest.LogCaptureFixture):
+    Trained(make_params).save(2, 4)
+    file(4).write_bytes(file(4).read_bytes()[:100])
+    again = Trained(make_params)
+    assert again.checkpoints.restore().step == 2
+    [said] = caplog.messages
+    assert said.startswith(f"{file(4)} is damaged (")
+    assert again.checkpoints.kept.endswith(f"of step 2, is kept in {file(2)}")
+    again.save(4)
+    assert Trained(make_params).checkpoints.restore().step == 4
 
 
-def test_the_key_follows_settings_and_bytes(make_params: MakeParams):
-    data = Path("data")
-    data.mkdir()
-    (data / "rows.jsonl").write_text("a")
-    key = content_key("sft", make_params(), [data])
-    assert content_key("sft", make_params(), [data]) == key
-    assert content_key("sft", make_params(gate={"max_kl": 1.0}), [data]) == key  # sft does not read it
-    others = [make_params(seed=8), make_params(sft={"epochs": 9}), make_params(lora={"rank": 2})]
-    assert key not in [content_key("sft", other, [data]) for other in others]
-    (data / "rows.jsonl").write_text("b")
-    assert content_key("sft", make_params(), [data]) != key
-    assert content_key("sft", make_params(), [data / "rows.jsonl"]) != key
+def test_where_all_are_damaged_the_cure_is_said(make_params: MakeParams):
+    Trained(make_params).save(2, 4)
+    file(2).write_bytes(b"")
+    torch.save({"step": 4}, file(4))  # whole, but of something else
+    with pytest.raises(InputError, match=rf"no checkpoint in {FOLDER} can be read: delete that folder and run again"):
+        Trained(make_params).checkpoints.restore()
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_saves_the_last_step_and_says_so(make_params: MakeParams, interruption: type[BaseException]):
+    trained = Trained(make_params, checkpoint_every=50)
+    trained.step()
+    trained.save(7)
+    with pytest.raises(interruption) as seen, trained.checkpoints:
+        trained.models["policy"](torch.ones(1, 3)).sum().backward()  # in the middle of the next step
+        raise interruption
+    assert seen.value.__notes__ == [f"the last good checkpoint, of step 7, is kept in {file(7)}"]
+    again = Trained(make_params, seed=1)
+    assert again.checkpoints.restore().step == 7
+    for ours, theirs in zip(again.weights()[:2], trained.weights()[:2], strict=True):
+        assert ours.equal(theirs)
+
+
+def test_weights_that_have_moved_since_the_last_step_are_not_saved(make_params: MakeParams):
+    trained = Trained(make_params)
+    trained.save(2, 3)
+    trained.step()
+    with pytest.raises(KeyboardInterrupt) as seen, trained.checkpoints:
+        raise KeyboardInterrupt
+    assert seen.value.__notes__ == [f"the last good checkpoint, of step 2, is kept in {file(2)}"]
+    assert list(FOLDER.iterdir()) == [file(2)]
+
+
+def test_several_processes_keep_what_they_had_saved_together(make_params: MakeParams, monkeypatch: pytest.MonkeyPatch):
+    trained = Trained(make_params)
+    trained.save(2, 3)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit), trained.checkpoints:
+        raise SystemExit(143)
+    assert list(FOLDER.iterdir()) == [file(2)]
+
+
+def test_an_error_that_is_no_interruption_saves_nothing(make_params: MakeParams):
+    trained = Trained(make_params)
+    trained.save(1)
+    with pytest.raises(ValueError, match="bug") as seen, trained.checkpoints:
+        raise ValueError("bug")
+    assert not FOLDER.exists()
+    assert not hasattr(seen.value, "__notes__")
+
+
+def test_signals_wait_for_the_end_of_the_block():
+    done = []
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), put_off():
+        signal.raise_signal(signal.SIGINT)
+        done.append("the rest of the block")
+    assert done == ["the rest of the block"]
+    assert signal.getsignal(signal.SIGINT) is before

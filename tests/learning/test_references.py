@@ -15,7 +15,7 @@ from tasks.learning.models import load_policy, set_up
 from tasks.learning.references import FOLDER, KEPT, References
 from tasks.params import Params
 from tests.conftest import MakeParams, NotedRun, output_hashes
-from tests.learning.test_fitting import Killed, killed_at
+from tests.learning.test_fitting import Killed, killed_after
 from tests.test_sft import read_curve
 
 pytestmark = pytest.mark.usefixtures("workspace")
@@ -154,7 +154,7 @@ def test_a_resumed_run_computes_nothing_twice(
     params: Params, noted_run: NotedRun, computed: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     with monkeypatch.context() as patch:
-        killed_at("after the save", 4, patch)
+        killed_after(4, patch)
         with pytest.raises(Killed):
             dpo(params)
     assert len(computed) == 2

@@ -9,12 +9,17 @@ import pytest
 
 from tasks.errors import InputError
 from tasks.registry import stages
-from tests.registry.conftest import STAGES, dvc
+from tests.registry.conftest import STAGES, change_params, dvc
+
+
+def current_key(stage):
+    ingredients = stages.current_ingredients(stage)
+    return ingredients and ingredients.key()
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_key_before_the_run_is_the_key_in_the_lock(repository, stage):
-    assert stages.stage_key(stage) == stages.lock_key(stage)
+    assert current_key(stage) == stages.lock_key(stage)
     assert re.fullmatch("[0-9a-f]{64}", stages.lock_key(stage) or "")
 
 
@@ -22,10 +27,10 @@ def test_the_key_follows_command_dependencies_and_parameters(repository):
     before = stages.lock_key("sft")
     settings = Path("params.yaml").read_text()
     Path("params.yaml").write_text(re.sub(r"seed: \d+", "seed: 88", settings))
-    other_seed = stages.stage_key("sft")
+    other_seed = current_key("sft")
     Path("params.yaml").write_text(settings)
     Path("data/validate/demonstrations.jsonl").write_text("other rows")
-    other_data = stages.stage_key("sft")
+    other_data = current_key("sft")
     assert len({before, other_seed, other_data}) == 3
     assert stages.lock_key("sft") == before
 
@@ -35,12 +40,25 @@ def test_the_key_of_a_templated_stage_is_the_chosen_algorithms(repository):
     assert ingredients is not None
     assert ingredients.command == "python make.py ppo"
     assert set(ingredients.params["params.yaml"]) == {"seed", "align", "ppo"}
-    assert stages.stage_key("ppo") == stages.stage_key("align")
+    assert current_key("ppo") == current_key("align")
+
+
+def test_what_a_stage_follows_from_is_told_in_the_words_of_params_yaml(repository):
+    earlier = stages.stage_origin("sft")
+    assert earlier is not None
+    rate = earlier.settings["sft.learning_rate"]
+    change_params(sft={"learning_rate": 0.5})
+    Path("data/validate/demonstrations.jsonl").write_text("other rows")
+    now = stages.stage_origin("sft")
+    assert now is not None
+    said = f"sft.learning_rate was {rate} and is 0.5; data/validate has changed"
+    assert now.differences(earlier) == said
 
 
 def test_outside_a_repository_there_is_no_key_and_nothing_to_restore(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert stages.stage_key("sft") is None
+    assert current_key("sft") is None
+    assert stages.stage_origin("sft") is None
     assert stages.lock_key("sft") is None
     assert stages.current_hash("sft", Path("models/sft")) is None
     stages.restore_outputs("sft")
@@ -50,12 +68,12 @@ def test_outside_a_repository_there_is_no_key_and_nothing_to_restore(tmp_path, m
 def test_a_missing_dependency_names_the_file_and_the_cure(repository):
     shutil.rmtree("models/base")
     with pytest.raises(InputError, match=r"models/base does not exist: run the stage that writes it"):
-        stages.stage_key("sft")
+        current_key("sft")
 
 
 def test_a_stage_that_does_not_exist_is_named(repository):
     with pytest.raises(InputError, match="polish"):
-        stages.stage_key("polish")
+        current_key("polish")
 
 
 def test_a_damaged_lock_is_named(repository):
@@ -159,7 +177,7 @@ def test_a_folder_that_is_not_all_in_the_cache_is_refused(repository, lost):
 
 def test_an_experiment_in_a_temporary_copy_works_on_that_copy(repository, monkeypatch, tmp_path):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "main"))
-    assert stages.stage_key("sft") == stages.lock_key("sft")
+    assert current_key("sft") == stages.lock_key("sft")
 
 
 def test_a_small_float_in_the_lock_file_is_a_number(tmp_path, monkeypatch):

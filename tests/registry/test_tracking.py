@@ -126,8 +126,8 @@ def test_a_run_whose_process_was_killed_is_ended_when_the_stage_runs_again(track
     gone.wait()
     store = open_store("trueline")
     process = {"process": f"{platform.node()}:{gone.pid}"}
-    killed = tracking.start(store, "sft", stages.stage_key("sft"), {}, process)
-    elsewhere = tracking.start(store, "sft", stages.stage_key("sft"), {}, {"process": f"another-machine:{gone.pid}"})
+    killed = tracking.start(store, "sft", stages.lock_key("sft"), {}, process)
+    elsewhere = tracking.start(store, "sft", stages.lock_key("sft"), {}, {"process": f"another-machine:{gone.pid}"})
     with tracking.run("sft", params):
         assert store.client.get_run(killed.id).info.status == "KILLED"
         assert store.client.get_run(elsewhere.id).info.status == "RUNNING"
