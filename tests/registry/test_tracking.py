@@ -4,10 +4,16 @@ import hashlib
 import json
 import os
 import platform
+import signal
+import socket
 import subprocess
+import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
+from subprocess import DEVNULL
+from urllib.request import urlopen
 
 import pytest
 from filelock import FileLock
@@ -231,3 +237,62 @@ def test_one_process_at_a_time_opens_the_database(tracked):
 def test_telemetry_is_off(tracked):
     open_store("trueline")
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A way to start and to stop a real server, always at the same address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    home = tmp_path / "server"
+    home.mkdir()
+    options = [
+        "--backend-store-uri",
+        f"sqlite:///{home}/mlflow.db",
+        "--artifacts-destination",
+        str(home),
+        "--workers=1",
+    ]
+    command = [sys.executable, "-m", "mlflow", "server", f"--port={address.rpartition(':')[2]}", *options]
+    running = []
+
+    def start():
+        running.append(subprocess.Popen(command, cwd=home, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True))
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            with suppress(OSError), urlopen(f"http://{address}/health", timeout=5) as answer:
+                if answer.status == 200:
+                    return
+            time.sleep(0.1)
+        raise TimeoutError("the server does not start")
+
+    def stop():
+        for process in running:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        running.clear()
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}")
+    yield start, stop
+    stop()
+
+
+def test_a_real_server_that_is_stopped_and_started_again_gets_all_metrics(server, params, monkeypatch, caplog):
+    start, stop = server
+    monkeypatch.setattr(tracking, "SEND_EVERY_SECONDS", 0.0)
+    start()
+    with tracking.run("sft", params) as run:
+        run.log(1, {"loss": 1.0})
+        stop()
+        began = time.monotonic()
+        for step in range(2, 400):
+            run.log(step, {"loss": 1 / step})
+        assert time.monotonic() - began < 60  # one request that is tried three times, not 398 of them
+        start()
+        monkeypatch.setattr(tracking, "RETRY_AFTER_SECONDS", 0.0)
+        run.log(400, {"loss": 1 / 400})
+        history = run._store.client.get_metric_history(run.id, "loss")
+        assert [(value.step, value.value) for value in history] == [(step, 1 / step) for step in range(1, 401)]
+    assert run._store.client.get_run(run.id).info.status == "FINISHED"
+    assert caplog.text.count("MLflow does not answer") == 1
