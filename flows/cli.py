@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Content = TypeVar("Content")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
+Held = Annotated[str, typer.Argument(metavar="VERSION|ALIAS", help="Such as 3 or challenger.")]
+By = Annotated[str, typer.Option(help="Who says so; kept in the record.")]
+Reason = Annotated[str, typer.Option(help="Why; kept in the record.")]
 
 
 app = typer.Typer(
@@ -78,7 +81,7 @@ def status(as_json: AsJson = False) -> None:
 
 @app.command()
 def promote(as_json: AsJson = False) -> None:
-    """Make the candidate in dvc.lock champion, if its gate says so."""
+    """Make the candidate in dvc.lock champion, if its gate says so; where registry.approval is on, hold it."""
     from flows.display import show_verdict
     from tasks.registry import promotion
 
@@ -89,10 +92,25 @@ def promote(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def rollback(
-    reason: Annotated[str, typer.Option(help="Why; kept in the record.")],
-    as_json: AsJson = False,
-) -> None:
+def approve(version: Held, by: By, reason: Reason, as_json: AsJson = False) -> None:
+    """Make a version that awaits approval champion (registry.approval in params.yaml)."""
+    from flows.display import show_verdict
+    from tasks.registry import promotion
+
+    _report(dict(promotion.approve(_params(), version, by, reason)), as_json, show_verdict)
+
+
+@app.command()
+def reject(version: Held, by: By, reason: Reason, as_json: AsJson = False) -> None:
+    """Refuse a version that awaits approval; no later run promotes it."""
+    from flows.display import show_verdict
+    from tasks.registry import promotion
+
+    _report(dict(promotion.reject(_params(), version, by, reason)), as_json, show_verdict)
+
+
+@app.command()
+def rollback(reason: Reason, as_json: AsJson = False) -> None:
     """Make the previous champion champion again."""
     from flows.display import show_verdict
     from tasks.registry import promotion
@@ -128,7 +146,7 @@ def export(
 
 @app.command()
 def history(as_json: AsJson = False) -> None:
-    """List every promotion and rollback, oldest first."""
+    """List every decision: promotions, rollbacks, refusals, what awaited approval; oldest first."""
     from flows.display import show_history
     from tasks.registry import lineage
 

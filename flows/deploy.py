@@ -1,4 +1,4 @@
-"""The flow as a Prefect deployment that runs by the clock."""
+"""The flow as a Prefect deployment that runs by the clock, and beside it the one that asks for approval."""
 
 from zoneinfo import ZoneInfo
 
@@ -10,7 +10,7 @@ DEPLOYMENT = "scheduled"
 
 
 def schedule(cron: str, timezone: str, api_url: str) -> None:
-    """Serve the flow until interrupted: a Prefect server starts its runs, and they run here.
+    """Serve the flows until interrupted: a Prefect server starts their runs, and they run here, one at a time.
 
     Args:
         cron: minute, hour, day of month, month, day of week.
@@ -24,15 +24,19 @@ def schedule(cron: str, timezone: str, api_url: str) -> None:
     check_timezone(timezone)
     check_cron(cron)
     check_reachable(api_url)
+    from prefect import serve
+    from prefect.deployments.runner import RunnerDeployment
     from prefect.schedules import Cron
     from prefect.types.entrypoint import EntrypointType
 
+    from flows import approval
     from flows.pipeline import pipeline
 
-    pipeline.serve(
-        name=DEPLOYMENT,
-        schedule=Cron(cron, timezone=timezone),
-        entrypoint_type=EntrypointType.MODULE_PATH,
+    by_module = EntrypointType.MODULE_PATH
+    clock = Cron(cron, timezone=timezone)
+    serve(
+        RunnerDeployment.from_flow(pipeline, DEPLOYMENT, schedule=clock, entrypoint_type=by_module),
+        RunnerDeployment.from_flow(approval.approval, approval.DEPLOYMENT, entrypoint_type=by_module),
         limit=1,
     )
 

@@ -32,10 +32,12 @@ def show_verdict(verdict: Mapping[str, Any]) -> None:
     if verdict["promoted"]:
         _line(f"Version {verdict['version']} is champion now.")
     else:
-        champion = verdict["champion"]
-        _line(f"Version {verdict['version']} was not promoted; champion: {champion if champion else 'none'}.")
+        state = "awaits approval" if verdict["held"] else "was not promoted"
+        _line(f"Version {verdict['version']} {state}; champion: {verdict['champion'] or 'none'}.")
     for reason in verdict["reasons"]:
         _line(f"  {reason}")
+    if verdict["held"]:
+        _line(f"To decide: trueline approve {verdict['version']} --by NAME --reason WHY, or trueline reject …")
 
 
 def show_status(status: Mapping[str, Any]) -> None:
@@ -47,6 +49,8 @@ def show_status(status: Mapping[str, Any]) -> None:
     else:
         _line(f"champion    {registry['champion'] or 'none'}")
         _line(f"challenger  {registry['challenger'] or 'none'}")
+        if registry["awaiting"]:
+            _line(f"to approve  {', '.join(map(str, registry['awaiting']))}")
     flow, failure = status["flow"], status["failure"]
     _line(f"flow        {_holder(flow) if flow else 'none runs'}")
     if failure:
@@ -62,13 +66,13 @@ def show_exported(exported: Mapping[str, Any]) -> None:
 def show_history(decisions: Sequence[Mapping[str, Any]]) -> None:
     """A row a decision."""
     if not decisions:
-        _line("Nothing has been promoted yet: trueline run")
+        _line("Nothing has been decided yet: trueline run")
         return
     rows = [
-        (row["time"], row["who"], row["action"], str(row["champion"]["version"]), " ".join(row["reasons"]))
+        (row["time"], _decider(row), row["action"], str(row["policy"]["version"]), " ".join(row["reasons"]))
         for row in decisions
     ]
-    _table(("time", "who", "action", "champion", "reasons"), rows)
+    _table(("time", "who", "action", "version", "reasons"), rows)
 
 
 def show_synced(synced: Mapping[str, Any]) -> None:
@@ -132,6 +136,12 @@ def _escaped(text: object) -> str:
     from rich.markup import escape
 
     return escape(str(text))
+
+
+def _decider(decision: Mapping[str, Any]) -> str:
+    """The person who approved or rejected, else the account that ran the command."""
+    review = decision["review"]
+    return str(review["by"] if review else decision["who"])
 
 
 def _holder(flow: Mapping[str, Any]) -> str:

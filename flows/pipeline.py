@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from prefect import Task, flow, task
 from prefect.client.schemas.objects import State, TaskRun
 
+from flows.approval import ask
 from flows.locks import one_flow_at_a_time
 from flows.preflight import preflight
 from flows.reproduce import StageError, StageRun, reproduce
@@ -58,8 +59,11 @@ def register(params: Params) -> promotion.Registered:
 
 @task(name="promote")
 def promote(params: Params) -> promotion.Verdict:
-    """Make the candidate champion, if the gate says so."""
-    return promotion.promote(params)
+    """Make the candidate champion, if the gate says so, or have a person asked."""
+    verdict = promotion.promote(params)
+    if verdict["held"]:
+        ask(verdict)
+    return verdict
 
 
 @flow(name="trueline", flow_run_name=_run_name)

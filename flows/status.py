@@ -9,6 +9,7 @@ from flows import locks
 from flows.processes import child
 from tasks.errors import InputError
 from tasks.params import Params
+from tasks.registry.promotion import awaiting
 from tasks.registry.stages import lock_entry, plan
 from tasks.registry.store import main_checkout, open_store, tracking_uri
 from tasks.registry.versions import CHALLENGER, CHAMPION, holder
@@ -40,18 +41,17 @@ def stage_states() -> dict[str, StageState]:
 
 
 def registry(params: Params) -> dict[str, Any]:
-    """Give the versions that are champion and challenger, or the reason why the registry cannot be asked."""
-    versions: dict[str, Any] = {CHAMPION: None, CHALLENGER: None, "error": None}
+    """Give the versions that are champion, challenger or await approval, or why the registry cannot be asked."""
+    versions: dict[str, Any] = {CHAMPION: None, CHALLENGER: None, "awaiting": [], "error": None}
     if tracking_uri().startswith("sqlite:///") and not (main_checkout() / "mlflow.db").exists():
         return versions
     try:
         store = open_store(params.registry.experiment)
     except InputError as error:  # all the rest is still worth knowing
         return versions | {"error": str(error)}
-    for alias in (CHAMPION, CHALLENGER):
-        found = holder(store, params, alias)
-        versions[alias] = found and found["version"]
-    return versions
+    holders = {alias: holder(store, params, alias) for alias in (CHAMPION, CHALLENGER)}
+    numbers = {alias: found and found["version"] for alias, found in holders.items()}
+    return versions | numbers | {"awaiting": awaiting(holders[CHAMPION])}
 
 
 def _dvc_status() -> dict[str, list[Any]]:

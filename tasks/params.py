@@ -263,11 +263,12 @@ class Gate(Section):
 
 
 class Registry(Section):
-    """Names in MLflow."""
+    """Names in MLflow, and who promotes."""
 
     policy: str
     reward: str
     experiment: str
+    approval: bool
 
 
 class Params(Section):

@@ -25,7 +25,7 @@ try:
 except SystemExit:
     print(*{name.partition(".")[0] for name in sys.modules}, file=sys.stderr)
 """
-VERDICT = {"promoted": True, "version": 2, "champion": 2, "reasons": ["The win rate is above 50%."]}
+VERDICT = {"promoted": True, "held": False, "version": 2, "champion": 2, "reasons": ["The win rate is above 50%."]}
 
 
 @pytest.fixture(autouse=True)
@@ -154,6 +154,8 @@ def test_rollback_needs_a_reason(trueline) -> None:
         (["sync"], lineage, "sync", {"stages": [{"stage": "sft", "status": "ran", "run_id": "1"}], "alarms": []}),
         (["promote"], promotion, "promote", VERDICT),
         (["rollback", "--reason", "worse"], promotion, "rollback", VERDICT),
+        (["approve", "3", "--by", "Ada", "--reason", "good"], promotion, "approve", VERDICT),
+        (["reject", "3", "--by", "Ada", "--reason", "worse"], promotion, "reject", VERDICT),
     ],
 )
 def test_json_is_the_data_and_nothing_else(
@@ -178,7 +180,7 @@ def test_status_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatc
     assert code == 0
     assert json.loads(out) == {
         "stages": states,
-        "registry": {"champion": None, "challenger": None, "error": None},
+        "registry": {"champion": None, "challenger": None, "awaiting": [], "error": None},
         "flow": None,
         "failure": {"stage": "sft", "kind": "input", "message": "mend it"},
     }
@@ -199,13 +201,40 @@ def test_status_while_a_flow_runs_leaves_dvc_alone(trueline, monkeypatch: pytest
 
 
 def test_a_refused_promotion_exits_with_1(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = {"promoted": False, "version": 3, "champion": 2, "reasons": ["The gate says reject."]}
+    refused = {"promoted": False, "held": False, "version": 3, "champion": 2, "reasons": ["The gate says reject."]}
     monkeypatch.setattr(promotion, "promote", returning(refused))
 
     code, out, _ = trueline("promote")
 
     assert code == 1
     assert "Version 3 was not promoted; champion: 2.\n  The gate says reject." in out
+
+
+def test_what_awaits_approval_says_how(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = {"promoted": False, "held": True, "version": 3, "champion": None, "reasons": ["All is well."]}
+    monkeypatch.setattr(promotion, "promote", returning(held))
+
+    code, out, _ = trueline("promote")
+
+    assert code == 1
+    assert out == (
+        "Version 3 awaits approval; champion: none.\n  All is well.\n"
+        "To decide: trueline approve 3 --by NAME --reason WHY, or trueline reject …\n"
+    )
+
+
+def test_history_names_the_person_who_decided(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
+    common = {"time": "2026-11-22T03:00:00+00:00", "who": "cron", "policy": {"version": 3}}
+    decisions = [
+        common | {"action": "hold", "review": None, "reasons": ["All is well."]},
+        common | {"action": "promote", "review": {"by": "Ada", "reason": "good"}, "reasons": ["good"]},
+    ]
+    monkeypatch.setattr(lineage, "history", returning(decisions))
+
+    _, held, approved = trueline("history")[1].splitlines()
+
+    assert held.split()[1:4] == ["cron", "hold", "3"]
+    assert approved.split()[1:4] == ["Ada", "promote", "3"]
 
 
 def test_export_says_what_lies_where(trueline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The append-only record of every promotion and rollback: decisions.jsonl, kept in git.
+"""The append-only record of every decision on a version: decisions.jsonl, kept in git.
 
 The record comes first and the registry follows it: a line is on the disk before an alias moves. So the registry can
 be rebuilt from the record, and a crash between the two is mended by carrying the last line out again.
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 from filelock import FileLock
 
@@ -22,6 +22,9 @@ from tasks.registry.provenance import code_tags
 from tasks.registry.store import main_checkout
 
 DECISIONS = "decisions.jsonl"
+# hold: good enough, but a person must approve. refuse: by the gate, or by a person.
+Action = Literal["promote", "rollback", "hold", "refuse"]
+MOVES: tuple[Action, ...] = ("promote", "rollback")  # they change the champion
 
 
 class Place(TypedDict):
@@ -38,17 +41,25 @@ class Holder(Place):
     account: dict[str, Any]
 
 
+class Review(TypedDict):
+    """What a person said of a version that awaited approval."""
+
+    by: str
+    reason: str
+
+
 class Decision(TypedDict):
-    """One change of champion."""
+    """One decision on a version of the policy."""
 
     id: str
     time: str  # UTC
-    who: str
-    action: Literal["promote", "rollback"]
-    champion: Holder
-    previous: Place | None
+    who: str  # account of the system
+    action: Action
+    policy: Holder  # what was decided on
+    previous: Place | None  # the champion until then: after `hold` and `refuse` it still is
     reasons: list[str]
-    gate: dict[str, Any]  # the figures the champion was promoted on
+    gate: dict[str, Any]  # the figures it rests on
+    review: Review | None  # where a person approved or rejected
     git_commit: str | None
 
 
@@ -58,11 +69,13 @@ def place(holder: Place) -> Place:
 
 
 def decide(
-    action: Literal["promote", "rollback"],
-    champion: Holder,
+    action: Action,
+    policy: Holder,
     previous: Holder | None,
     reasons: list[str],
     gate: dict[str, Any],
+    *,
+    review: Review | None = None,
 ) -> Decision:
     """Append a decision to the record; when this returns it is on the disk.
 
@@ -75,10 +88,11 @@ def decide(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         who=_who(),
         action=action,
-        champion=champion,
+        policy=policy,
         previous=previous and place(previous),
         reasons=reasons,
         gate=gate,
+        review=review,
         git_commit=code_tags().get("git_commit"),
     )
     with _path().open("a", encoding="utf-8") as file:
@@ -102,11 +116,20 @@ def past_decisions() -> list[Decision]:
             try:
                 if not line.endswith("\n"):
                     raise ValueError("cut off")
-                decisions.append(json.loads(line))
+                decisions.append(_as_decision(json.loads(line)))
             except ValueError:
                 cure = "restore the file from git, or delete that row"
                 raise InputError(f"{DECISIONS} row {row} is damaged: {cure}") from None
     return decisions
+
+
+def decisions_on(md5: str) -> list[Decision]:
+    """Read the decisions on the version with this content, oldest first.
+
+    Raises:
+        InputError: a row of the record is damaged.
+    """
+    return [decision for decision in past_decisions() if decision["policy"]["md5"] == md5]
 
 
 @contextmanager
@@ -116,6 +139,13 @@ def one_at_a_time() -> Iterator[None]:
     folder.mkdir(exist_ok=True)
     with FileLock(folder / "registry.lock"):
         yield
+
+
+def _as_decision(row: dict[str, Any]) -> Decision:
+    if "champion" in row:  # a record begun when only changes of champion were written
+        row = {**row, "policy": row["champion"], "review": None}
+        del row["champion"]
+    return cast("Decision", row)
 
 
 def _path() -> Path:

@@ -10,11 +10,10 @@ from tasks.errors import InputError
 from tasks.params import Params
 from tasks.registry.card import card
 from tasks.registry.decisions import Holder
-from tasks.registry.lineage import find
 from tasks.registry.loadable import CARD
 from tasks.registry.stages import NotCachedError, materialise
 from tasks.registry.store import open_store
-from tasks.registry.versions import as_holder
+from tasks.registry.versions import as_holder, find
 
 BASE = "base"  # beside an adapter: what it stands on
 # Others own the folder from now on: a link could be written through into DVC's cache.

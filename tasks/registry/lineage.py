@@ -1,17 +1,13 @@
 """Questions to the registry: which runs gave these files, why is this model what it is, what was ever decided."""
 
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
-from tasks.errors import InputError
 from tasks.params import Params
-from tasks.registry.decisions import Decision, one_at_a_time, past_decisions, place
+from tasks.registry.decisions import Decision, decisions_on, one_at_a_time, past_decisions, place
 from tasks.registry.loadable import card_uri
 from tasks.registry.runs import TRACKED, find_run, link_runs
 from tasks.registry.store import Store, open_store
-from tasks.registry.versions import as_holder, furnish_holders, settle
-
-if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+from tasks.registry.versions import as_holder, find, furnish_holders, settle
 
 
 class Synced(TypedDict):
@@ -45,8 +41,9 @@ def why(params: Params, version_or_alias: str) -> dict[str, Any]:
     Returns:
         Plain data: version, aliases, card (where the model card lies), policy, method, reward (with its exact
         version), sft, base, data (hash and counts), hub (repositories behind the sources), figures (of base, reward
-        and evaluate), gate (checks and decision), opponent, champion_then, params, keys, git_commit, git_dirty,
-        lock_file, runs (MLflow run id by stage, None where MLflow has none), decisions.
+        and evaluate), gate (checks and decision), approval (by and reason, where a person gave it), opponent,
+        champion_then, params, keys, git_commit, git_dirty, lock_file, runs (MLflow run id by stage, None where MLflow
+        has none), decisions (of every kind, on this version).
 
     Raises:
         InputError: there is no such version or alias; the sentence says which there are.
@@ -63,7 +60,7 @@ def why(params: Params, version_or_alias: str) -> dict[str, Any]:
         **known,
         # A version that was registered before a stage was thought of has no key of it.
         "runs": {stage: _run_id(store, known["keys"][stage]) for stage in TRACKED if stage in known["keys"]},
-        "decisions": [_brief(each) for each in past_decisions() if each["champion"]["md5"] == found["md5"]],
+        "decisions": [_brief(decision) for decision in decisions_on(found["md5"])],
     }
 
 
@@ -77,37 +74,9 @@ def history() -> list[dict[str, Any]]:
 
 
 def _brief(decision: Decision) -> dict[str, Any]:
-    return {**decision, "champion": place(decision["champion"])}
+    return {**decision, "policy": place(decision["policy"])}
 
 
 def _run_id(store: Store, key: str) -> str | None:
     run = find_run(store, key)
     return run.info.run_id if run else None
-
-
-def find(store: Store, params: Params, version_or_alias: str) -> "ModelVersion":
-    """Find a policy version by its number or alias.
-
-    Raises:
-        InputError: there is none; the sentence says which there are.
-    """
-    from mlflow.exceptions import MlflowException
-
-    name = params.registry.policy
-    try:
-        if version_or_alias.isdecimal():
-            return store.client.get_model_version(name, version_or_alias)
-        return store.client.get_model_version_by_alias(name, version_or_alias)
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        raise InputError(f"{name} has no {version_or_alias}: {_what_there_is(store, name)}") from None
-
-
-def _what_there_is(store: Store, name: str) -> str:
-    models = store.client.search_registered_models(f"name = '{name}'")
-    versions = sorted(int(version.version) for version in store.client.search_model_versions(f"name = '{name}'"))
-    if not models or not versions:
-        return "nothing has been registered yet, run trueline run"
-    aliases = ", ".join(f"{alias} ({version})" for alias, version in sorted(models[0].aliases.items()))
-    return f"choose one of the versions {', '.join(map(str, versions))} or of the aliases {aliases or '(none)'}"

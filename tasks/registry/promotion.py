@@ -1,4 +1,4 @@
-"""Changing the champion: only through the gate, or back; every change is recorded before it is made."""
+"""Changing the champion: only through the gate, or back; every decision is recorded before anything moves."""
 
 from typing import Any, TypedDict
 
@@ -6,10 +6,31 @@ from tasks.data.files import METRICS
 from tasks.errors import InputError
 from tasks.params import Params
 from tasks.registry.candidate import account, compared_with, locked_json
-from tasks.registry.decisions import Holder, decide, one_at_a_time, past_decisions
+from tasks.registry.decisions import (
+    MOVES,
+    Action,
+    Decision,
+    Holder,
+    Review,
+    decide,
+    decisions_on,
+    one_at_a_time,
+    past_decisions,
+    place,
+)
 from tasks.registry.runs import find_run, link_runs
 from tasks.registry.store import Store, open_store
-from tasks.registry.versions import CHALLENGER, CHAMPION, PREVIOUS, carry_out, ensure_versions, holder, settle
+from tasks.registry.versions import (
+    CHALLENGER,
+    CHAMPION,
+    PREVIOUS,
+    as_holder,
+    carry_out,
+    ensure_versions,
+    find,
+    holder,
+    settle,
+)
 
 
 class Registered(TypedDict):
@@ -26,6 +47,7 @@ class Verdict(TypedDict):
     """What came of a wish to promote."""
 
     promoted: bool
+    held: bool  # it awaits approval
     version: int
     champion: int | None  # the version that is champion now
     reasons: list[str]
@@ -46,11 +68,12 @@ def register(params: Params) -> Registered:
 
 
 def promote(params: Params) -> Verdict:
-    """Make the candidate in dvc.lock champion, if the gate says so.
+    """Make the candidate in dvc.lock champion, if the gate says so; with registry.approval, hold it for a person.
 
     Returns:
         What came of it. It is refused, with reasons, where the gate did not say promote, where the candidate is
-        champion already, or where it was champion and has been taken back: only `rollback` puts it back.
+        champion already, where it was champion and has been taken back (only `rollback` puts it back), or where a
+        person has rejected it.
 
     Raises:
         InputError: the gate compared with another opponent than today's champion, the pipeline's results do not
@@ -60,14 +83,64 @@ def promote(params: Params) -> Verdict:
         store = open_store(params.registry.experiment)
         settle(store, params)
         champion, candidate = holder(store, params, CHAMPION), _register(store, params)
+        if champion and champion["version"] == candidate["version"]:
+            return _verdict(candidate, champion, [f"Version {candidate['version']} is the champion already."])
         gate = locked_json("gate", METRICS / "gate.json")
-        refusal = _refusal(gate, champion, candidate)
+        refusal = _refusal(gate, candidate)
         if refusal:
-            return _verdict(False, candidate, champion, refusal)
-        _check_opponent(champion)
-        decision = decide("promote", candidate, champion, gate["reasons"], gate)
-        carry_out(store, params, decision)
-        return _verdict(True, candidate, candidate, gate["reasons"])
+            _decide_once("refuse", candidate, champion, refusal, gate)
+            return _verdict(candidate, champion, refusal)
+        _check_opponent(candidate, champion, compared_with())
+        if params.registry.approval:
+            _decide_once("hold", candidate, champion, gate["reasons"], gate)
+            return _verdict(candidate, champion, gate["reasons"], held=True)
+        return _move(store, params, decide("promote", candidate, champion, gate["reasons"], gate))
+
+
+def approve(params: Params, version_or_alias: str, by: str, reason: str) -> Verdict:
+    """Make a version that awaits approval champion, on a person's word.
+
+    Args:
+        params: all settings.
+        version_or_alias: such as 3 or challenger.
+        by: who approves.
+        reason: why.
+
+    Raises:
+        InputError: there is no such version or it does not await approval, name or reason is missing, the champion
+            is no longer the one that the gate compared with, the record is behind the registry, or MLflow is away.
+    """
+    review = _review(by, reason)
+    with one_at_a_time():
+        store = open_store(params.registry.experiment)
+        settle(store, params)
+        held, champion = _held(store, params, version_or_alias), holder(store, params, CHAMPION)
+        policy, gate = held["policy"], held["gate"]
+        _check_opponent(policy, champion, policy["account"]["opponent"])
+        policy["account"]["approval"] = review
+        return _move(store, params, decide("promote", policy, champion, [reason.strip()], gate, review=review))
+
+
+def reject(params: Params, version_or_alias: str, by: str, reason: str) -> Verdict:
+    """Refuse a version that awaits approval, on a person's word: no later run promotes it or offers it again.
+
+    Args:
+        params: all settings.
+        version_or_alias: such as 3 or challenger.
+        by: who rejects.
+        reason: why.
+
+    Raises:
+        InputError: there is no such version or it does not await approval, name or reason is missing, the record is
+            behind the registry, or MLflow is away.
+    """
+    review = _review(by, reason)
+    with one_at_a_time():
+        store = open_store(params.registry.experiment)
+        settle(store, params)
+        held, champion = _held(store, params, version_or_alias), holder(store, params, CHAMPION)
+        decide("refuse", held["policy"], champion, [reason.strip()], held["gate"], review=review)
+        return _verdict(held["policy"], champion, [f"Rejected by {review['by']}: {review['reason']}"])
 
 
 def rollback(params: Params, reason: str) -> Verdict:
@@ -85,9 +158,35 @@ def rollback(params: Params, reason: str) -> Verdict:
         champion, previous = holder(store, params, CHAMPION), holder(store, params, PREVIOUS)
         if champion is None or previous is None:
             raise InputError("there is no previous champion to go back to: nothing has been promoted twice yet")
-        reasons = [reason.strip()]
-        carry_out(store, params, decide("rollback", previous, champion, reasons, previous["account"]["gate"]))
-        return _verdict(True, previous, previous, reasons)
+        gate = previous["account"]["gate"]
+        return _move(store, params, decide("rollback", previous, champion, [reason.strip()], gate))
+
+
+def awaiting(champion: Holder | None) -> list[int]:
+    """List the versions that await approval: those that were compared with today's champion.
+
+    Raises:
+        InputError: a row of the record is damaged.
+    """
+    newest = {decision["policy"]["version"]: decision for decision in past_decisions()}
+    today = champion and place(champion)
+    return sorted(version for version, last in newest.items() if last["action"] == "hold" and last["previous"] == today)
+
+
+def _move(store: Store, params: Params, decision: Decision) -> Verdict:
+    """Have the registry follow a recorded change of champion."""
+    carry_out(store, params, decision)
+    return _verdict(decision["policy"], decision["policy"], decision["reasons"], promoted=True)
+
+
+def _decide_once(
+    action: Action, candidate: Holder, champion: Holder | None, reasons: list[str], gate: dict[str, Any]
+) -> None:
+    """Record what moves nothing, unless it is what was last decided on the candidate, on the same grounds."""
+    said = decisions_on(candidate["md5"])
+    grounds = (action, champion and place(champion), gate)
+    if not said or (said[-1]["action"], said[-1]["previous"], said[-1]["gate"]) != grounds:
+        decide(action, candidate, champion, reasons, gate)
 
 
 def _register(store: Store, params: Params) -> Holder:
@@ -105,29 +204,54 @@ def _register(store: Store, params: Params) -> Holder:
     return candidate
 
 
-def _refusal(gate: dict[str, Any], champion: Holder | None, candidate: Holder) -> list[str]:
-    if champion and champion["version"] == candidate["version"]:
-        return [f"Version {candidate['version']} is the champion already."]
+def _refusal(gate: dict[str, Any], candidate: Holder) -> list[str]:
     if gate.get("decision") != "promote":
         return [f"The gate says {gate.get('decision', 'nothing')}.", *gate.get("reasons", [])]
-    for decision in reversed(past_decisions()):
-        previous = decision["previous"]
+    decisions = past_decisions()
+    last_move = next((decision for decision in reversed(decisions) if decision["action"] in MOVES), None)
+    for decision in reversed(decisions):
+        is_own, previous, said = decision["policy"]["md5"] == candidate["md5"], decision["previous"], decision["review"]
+        if is_own and decision["action"] in MOVES:
+            return []
+        told = f"on {decision['time']}: {' '.join(decision['reasons'])}"
+        if is_own and said:
+            return [f"Version {candidate['version']} was rejected by {said['by']} {told}"]
         if decision["action"] == "rollback" and previous and previous["md5"] == candidate["md5"]:
-            return [
-                f"Version {candidate['version']} was taken back by {decision['who']} on {decision['time']}: "
-                f"{' '.join(decision['reasons'])}",
-                "To put it back, roll back once more.",
-            ]
+            cure = ["To put it back, roll back once more."] if decision is last_move else []
+            return [f"Version {candidate['version']} was taken back by {decision['who']} {told}", *cure]
     return []
 
 
-def _check_opponent(champion: Holder | None) -> None:
-    opponent = compared_with()
+def _held(store: Store, params: Params, version_or_alias: str) -> Decision:
+    """Find the decision to hold a version; whoever rejected it since may think otherwise."""
+    policy = as_holder(find(store, params, version_or_alias))
+    said = [
+        decision for decision in decisions_on(policy["md5"]) if decision["action"] in MOVES or not decision["review"]
+    ]
+    if not said or said[-1]["action"] != "hold":
+        last = f"{said[-1]['action']} ({' '.join(said[-1]['reasons'])})" if said else "none"
+        raise InputError(
+            f"version {policy['version']} does not await approval, the last decision on it is {last}: "
+            "trueline history lists them all"
+        )
+    return said[-1]
+
+
+def _review(by: str, reason: str) -> Review:
+    if not by.strip() or not reason.strip():
+        raise InputError("whoever approves or rejects must be known later, and why: give --by and --reason")
+    return Review(by=by.strip(), reason=reason.strip())
+
+
+def _check_opponent(candidate: Holder, champion: Holder | None, opponent: dict[str, Any]) -> None:
     today = (champion["version"], champion["md5"]) if champion else (None, None)
     if (opponent["version"], opponent["policy"]) != today:
         name = f"champion version {opponent['version']}" if opponent["version"] else "SFT"
         now = f"version {champion['version']}" if champion else "none"
-        raise InputError(f"the gate compared with {name}, but the champion is {now} by now: run trueline run")
+        raise InputError(
+            f"the gate compared version {candidate['version']} with {name}, but the champion is {now} by now: "
+            "run trueline run"
+        )
 
 
 def _describe(params: Params, candidate: Holder) -> Registered:
@@ -140,6 +264,8 @@ def _describe(params: Params, candidate: Holder) -> Registered:
     )
 
 
-def _verdict(promoted: bool, candidate: Holder, champion: Holder | None, reasons: list[str]) -> Verdict:
+def _verdict(
+    candidate: Holder, champion: Holder | None, reasons: list[str], *, promoted: bool = False, held: bool = False
+) -> Verdict:
     number = champion["version"] if champion else None
-    return Verdict(promoted=promoted, version=candidate["version"], champion=number, reasons=reasons)
+    return Verdict(promoted=promoted, held=held, version=candidate["version"], champion=number, reasons=reasons)

@@ -1,8 +1,8 @@
 """Versions and aliases of policy and reward model in MLflow's registry, and keeping them true to the record.
 
 Aliases: challenger (registered last, not promoted), champion, previous. The registered model of the policy carries the
-id of the last decision that has been carried out, so that a crash between record and registry is mended, and a
-checkout whose record is behind the registry is told so instead of turning the registry back.
+id of the last change of champion that has been carried out, so that a crash between record and registry is mended, and
+a checkout whose record is behind the registry is told so instead of turning the registry back.
 """
 
 import json
@@ -13,7 +13,7 @@ from tasks.data.files import MODELS
 from tasks.errors import InputError
 from tasks.params import Params
 from tasks.registry import tracking
-from tasks.registry.decisions import DECISIONS, Decision, Holder, past_decisions
+from tasks.registry.decisions import DECISIONS, MOVES, Decision, Holder, Place, decisions_on, past_decisions
 from tasks.registry.loadable import describe, make_loadable
 from tasks.registry.runs import find_run
 from tasks.registry.store import Store
@@ -52,8 +52,27 @@ def as_holder(version: "ModelVersion") -> Holder:
     )
 
 
+def find(store: Store, params: Params, version_or_alias: str) -> "ModelVersion":
+    """Find a policy version by its number or alias.
+
+    Raises:
+        InputError: there is none; the sentence says which there are.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name = params.registry.policy
+    try:
+        if version_or_alias.isdecimal():
+            return store.client.get_model_version(name, version_or_alias)
+        return store.client.get_model_version_by_alias(name, version_or_alias)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise InputError(f"{name} has no {version_or_alias}: {_what_there_is(store, name)}") from None
+
+
 def ensure_versions(store: Store, params: Params, account: dict[str, Any]) -> Holder:
-    """Find the versions with the candidate's content, or create them; renew an account that no decision rests on."""
+    """Find the versions with the candidate's content, or create them; renew an account that no promotion rests on."""
     reward = find_version(store, params.registry.reward, account["reward"]["md5"])
     if reward is None:
         reward = _create_reward(store, params, account)
@@ -89,37 +108,57 @@ def settle(store: Store, params: Params) -> None:
     Raises:
         InputError: the registry has carried out a decision that the record lacks.
     """
-    decisions = past_decisions()
-    ids = [decision["id"] for decision in decisions]
-    done = _carried_out(store, params)
-    if done is not None and done not in ids:
+    decisions, done = past_decisions(), _carried_out(store, params)
+    moves = [decision for decision in decisions if decision["action"] in MOVES]
+    if done is None:
+        _recreate(store, params, decisions)
+    elif done not in (decision["id"] for decision in moves):
         raise InputError(
             f"{DECISIONS} lacks decision {done}, which the registry has carried out: "
             "pull it from where it was made, or restore the file from git"
         )
-    if ids and done != ids[-1]:
-        for decision in decisions if done is None else []:
-            _recreate(store, params, decision["champion"])
-        carry_out(store, params, decisions[-1])
+    if moves and done != moves[-1]["id"]:
+        carry_out(store, params, moves[-1])
 
 
 def carry_out(store: Store, params: Params, decision: Decision) -> None:
-    """Move the aliases as a recorded decision says; doing it twice is doing it once."""
+    """Have the registry follow a recorded change of champion, its alias last; doing it twice is doing it once."""
     client, names = store.client, params.registry
-    champion, previous = decision["champion"], decision["previous"]
-    text = f"{decision['action']} {decision['time']} by {decision['who']}: {' '.join(decision['reasons'])}"
-    client.update_model_version(names.policy, str(champion["version"]), text[:5000])
-    client.set_model_version_tag(names.policy, str(champion["version"]), "decision", decision["id"])
+    champion, previous = decision["policy"], decision["previous"]
+    number = str(champion["version"])
+    client.update_model_version(names.policy, number, _description(decision)[:5000])
+    tags = _policy_tags(champion["account"], champion["reward_version"]) | {"decision": decision["id"]}
+    for tag, value in tags.items():
+        client.set_model_version_tag(names.policy, number, tag, value)
     _furnish(store, params, champion, upload=True)  # before the alias: what is called champion can be loaded
-    for alias, place in ((PREVIOUS, previous), (CHAMPION, champion)):
-        if place is not None:
-            client.set_registered_model_alias(names.reward, alias, str(place["reward_version"]))
-            client.set_registered_model_alias(names.policy, alias, str(place["version"]))
+    _set_alias(store, params, PREVIOUS, previous)
     challenger = holder(store, params, CHALLENGER)
     if challenger and challenger["version"] == champion["version"]:
-        for name in (names.policy, names.reward):
+        for name in (names.reward, names.policy):  # the policy's last: by it a second try knows that there is one
             client.delete_registered_model_alias(name, CHALLENGER)
+    _set_alias(store, params, CHAMPION, champion)
     client.set_registered_model_tag(names.policy, "decision", decision["id"])
+
+
+def _set_alias(store: Store, params: Params, alias: str, place: Place | None) -> None:
+    if place is not None:
+        store.client.set_registered_model_alias(params.registry.reward, alias, str(place["reward_version"]))
+        store.client.set_registered_model_alias(params.registry.policy, alias, str(place["version"]))
+
+
+def _description(decision: Decision) -> str:
+    review = decision["review"]
+    approved = f", approved by {review['by']}" if review else ""
+    return f"{decision['action']} {decision['time']} by {decision['who']}{approved}: {' '.join(decision['reasons'])}"
+
+
+def _what_there_is(store: Store, name: str) -> str:
+    models = store.client.search_registered_models(f"name = '{name}'")
+    versions = sorted(int(version.version) for version in store.client.search_model_versions(f"name = '{name}'"))
+    if not models or not versions:
+        return "nothing has been registered yet, run trueline run"
+    aliases = ", ".join(f"{alias} ({version})" for alias, version in sorted(models[0].aliases.items()))
+    return f"choose one of the versions {', '.join(map(str, versions))} or of the aliases {aliases or '(none)'}"
 
 
 def _furnish(store: Store, params: Params, policy: Holder, *, upload: bool = False) -> None:
@@ -133,7 +172,7 @@ def _carried_out(store: Store, params: Params) -> str | None:
 
 
 def _was_decided_on(md5: str) -> bool:
-    return any(md5 == decision["champion"]["md5"] for decision in past_decisions())
+    return any(decision["action"] in MOVES for decision in decisions_on(md5))
 
 
 def _create_reward(store: Store, params: Params, account: dict[str, Any], number: int = 1) -> "ModelVersion":
@@ -178,19 +217,27 @@ def _policy_tags(account: dict[str, Any], reward_version: int) -> dict[str, str]
     }
 
 
-def _recreate(store: Store, params: Params, lost: Holder) -> None:
-    """Create a recorded version again, under its old number: opponent.json and people know it by that."""
-    account, names = lost["account"], params.registry
-    reward = find_version(store, names.reward, account["reward"]["md5"])
-    reward = reward or _create_reward(store, params, account, lost["reward_version"])
-    policy = find_version(store, names.policy, lost["md5"])
-    policy = policy or _create_policy(store, params, account, lost["reward_version"], lost["version"])
-    if (int(policy.version), int(reward.version)) != (lost["version"], lost["reward_version"]):
+def _recreate(store: Store, params: Params, decisions: list[Decision]) -> None:
+    """Create recorded versions again, under their old numbers: opponent.json and people know them by those."""
+    lost = {decision["policy"]["version"]: decision["policy"] for decision in decisions}  # the newest account of each
+    for policy in sorted(lost.values(), key=lambda policy: policy["reward_version"]):
+        account, number = policy["account"], policy["reward_version"]
+        reward = find_version(store, params.registry.reward, account["reward"]["md5"])
+        _check_number(reward or _create_reward(store, params, account, number), number)
+    for number, policy in sorted(lost.items()):
+        found = find_version(store, params.registry.policy, policy["md5"])
+        if found is None:
+            found = _create_policy(store, params, policy["account"], policy["reward_version"], number)
+            _furnish(store, params, policy)
+        _check_number(found, number)
+
+
+def _check_number(version: "ModelVersion", recorded: int) -> None:
+    if int(version.version) != recorded:
         raise InputError(
-            f"the registry has {names.policy} version {policy.version} where {DECISIONS} has {lost['version']}: "
+            f"the registry has {version.name} version {version.version} where {DECISIONS} has {recorded}: "
             "delete mlflow.db, or name another model as registry.policy in params.yaml, and run trueline sync"
         )
-    _furnish(store, params, lost)
 
 
 def _ensure_model(store: Store, name: str) -> None:

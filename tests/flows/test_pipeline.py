@@ -39,7 +39,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return called
 
-    verdict = {"promoted": True, "version": 1, "champion": 1, "reasons": []}
+    verdict = {"promoted": True, "held": False, "version": 1, "champion": 1, "reasons": []}
     monkeypatch.setattr(module, "preflight", step("preflight"))
     monkeypatch.setattr(module, "name_opponent", step("opponent"))
     monkeypatch.setattr(module, "plan", lambda: ["prepare", "sft"])

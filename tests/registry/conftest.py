@@ -12,7 +12,7 @@ import yaml
 from dvc.repo import Repo
 
 from tasks.params import load_params
-from tasks.registry import promotion
+from tasks.registry import lineage, promotion
 from tasks.registry.opponent import refresh_opponent
 from tasks.registry.store import open_store
 
@@ -120,6 +120,15 @@ def run_again(**changes):
     repro()
 
 
+def aliases():
+    """The versions behind the aliases of both registered models."""
+    client = open_store("trueline").client
+    return {
+        name: {alias: int(version) for alias, version in client.get_registered_model(name).aliases.items()}
+        for name in ("trueline-policy", "trueline-reward")
+    }
+
+
 def commit(folder, message="work"):
     shell("git", "add", "-A", cwd=folder)
     shell("git", "-c", "user.name=T", "-c", "user.email=t@example.org", "commit", "-qm", message, cwd=folder)
@@ -205,6 +214,7 @@ def challenge(finished, empty_database, tmp_path_factory):
         patch.chdir(folder)
         promotion.promote(load_params())
         run_again(content=2)
+        lineage.sync(load_params())  # or every test would write the runs
     return folder
 
 

@@ -137,6 +137,12 @@ def test_the_text_tells_what_the_account_tells(said):
     assert said in write()
 
 
+def test_an_approval_is_named_and_no_other():
+    assert "Approved" not in write()
+    said = write(other(approval={"by": "Ada", "reason": "I read fifty answers."}))
+    assert "Decision: **reject**.\n\nApproved by Ada: I read fifty answers.\n" in said
+
+
 def test_sources_on_the_hub_are_named_there():
     known = other(
         base={"source": "base.yaml", "md5": "dd.dir"},

@@ -162,9 +162,11 @@ def test_why_says_which_versions_and_aliases_there_are(tracked, params):
 
 def test_a_new_database_gets_runs_versions_and_aliases_back(challenged, empty_database, monkeypatch):
     params = load_params()
-    assert promotion.register(params)["version"] == 2  # never promoted: its number must not be given to another
+    assert promotion.register(params)["version"] == 2  # never decided on: its number must not be given to another
     run_again(content=3)
     assert promotion.promote(params)["version"] == 3
+    run_again(content=4, gate={"decision": "reject", "reasons": ["Too long."]})
+    assert promotion.promote(params)["version"] == 4
     told = lineage.why(params, "champion")
     assert (told["version"], told["champion_then"]["version"]) == (3, 1)
 
@@ -178,4 +180,5 @@ def test_a_new_database_gets_runs_versions_and_aliases_back(challenged, empty_da
     }
     assert Path(again["card"].removeprefix("file://")).is_file()
     assert lineage.why(params, "previous")["version"] == 1
-    assert [decision["champion"]["version"] for decision in lineage.history()] == [1, 3]
+    assert lineage.why(params, "4")["gate"]["reasons"] == ["Too long."]
+    assert [decision["policy"]["version"] for decision in lineage.history()] == [1, 3, 4]
