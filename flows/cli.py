@@ -131,6 +131,25 @@ def why(
 
 
 @app.command()
+def trace(
+    row: Annotated[str | None, typer.Option(metavar="ID", help="A row's id, as in data/prepare.")] = None,
+    source: Annotated[str | None, typer.Option(metavar="NAME", help="A source, as rows name it.")] = None,
+    exclude: Annotated[bool, typer.Option("--exclude", help="Have prepare leave it out from now on.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tell which versions were trained on a row or source, promoted or not."""
+    from flows.display import show_trace
+    from tasks.registry import trace as tracing
+
+    if bool(row) == bool(source):
+        raise InputError("a trace starts from one thing: give --row ID or --source NAME")
+    params, name = _params(), row or source or ""
+    traced = tracing.trace(params, "row" if row else "source", name)
+    excluded = tracing.exclude(params, traced["what"], name) if exclude else None
+    _report({**traced, "excluded": excluded}, as_json, show_trace)
+
+
+@app.command()
 def export(
     version: Annotated[str, typer.Argument(metavar="VERSION|ALIAS", help="Such as 3, champion, challenger.")],
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],

@@ -57,6 +57,41 @@ def show_status(status: Mapping[str, Any]) -> None:
         _line(f"failed      {failure['stage']}: {failure['message']}")
 
 
+def show_trace(traced: Mapping[str, Any]) -> None:
+    """A row a version, and what follows from an exclusion."""
+    rows = [
+        (
+            f"{each['version']}{' (was champion)' if each['promoted'] else ''}",
+            _trained(each["policy"]),
+            f"{each['reward_version']}: {_trained(each['reward'])}",
+            ", ".join(each["stages"]),
+            _kept(each),
+        )
+        for each in traced["versions"]
+    ]
+    _table(("policy", "trained on it", "reward model", "by", "rows in its data"), rows)
+    if any(each["policy"] is None for each in traced["versions"]):
+        _line("unknown: DVC's cache lacks the data of that version: run dvc fetch --all-commits, then again")
+    if not traced["in_any"]:
+        _line(f"No data that could be read hold the {traced['what']} {traced['name']}: is it spelt as in data/prepare?")
+    excluded = traced["excluded"]
+    if excluded:
+        _line(f"{excluded['file']} {'names it now' if excluded['added'] else 'named it already'}. Nothing has run yet:")
+        _line(f"trueline run goes through {', '.join(excluded['stages'])}")
+
+
+def _trained(answer: bool | None) -> str:
+    return {True: "yes", False: "no", None: "unknown"}[answer]
+
+
+def _kept(version: Mapping[str, Any]) -> str:
+    if version["rows"] is None:
+        return "unknown"
+    kept = [f"{kind} {split} {n}" for kind, splits in version["rows"].items() for split, n in splits.items()]
+    quarantined = [f"quarantine {version['quarantined']}"] if version["quarantined"] else []
+    return ", ".join([*kept, *quarantined]) or "none"
+
+
 def show_exported(exported: Mapping[str, Any]) -> None:
     """What was written where."""
     _line(f"{exported['policy']} version {exported['version']} in {exported['folder']}:")

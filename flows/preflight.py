@@ -26,6 +26,7 @@ def sources(params: Params) -> dict[str, str]:
         "prepare.demonstrations.source": settings.demonstrations.source,
         "prepare.preferences.source": settings.preferences.source,
         "prepare.prompts.source": settings.prompts.source,
+        "prepare.exclude": settings.exclude,
     }
 
 

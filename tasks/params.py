@@ -77,6 +77,7 @@ class Prepare(Section):
     demonstrations: Source
     preferences: Source
     prompts: Source
+    exclude: str
     split: Split
     example: Example
 

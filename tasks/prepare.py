@@ -1,10 +1,11 @@
-"""Reads the raw sources that params.yaml names, writes data/prepare and metrics/prepare.json.
+"""Reads the raw sources and exclusions that params.yaml names, writes data/prepare and metrics/prepare.json.
 
 Rows stream from source to output: only `limit` (that many rows) and prompts (each distinct one once) are held.
 """
 
 import heapq
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, TypeVar, get_args
 
 from tqdm import tqdm
 
+from tasks.data.exclusions import Exclusions, read_exclusions
 from tasks.data.files import METRICS, PREPARED, replacing, write_json
 from tasks.data.records import TYPES, Kind, Record, Split, write_records
 from tasks.data.shapes import ShapedRow, shape_rows
@@ -22,6 +24,8 @@ from tasks.params import EXAMPLE, Params, Prepare, Source
 from tasks.params import Split as Shares
 from tasks.stage import main
 
+logger = logging.getLogger(__name__)
+
 Item = TypeVar("Item")
 
 
@@ -29,25 +33,31 @@ def prepare(params: Params) -> None:
     """Write the canonical demonstrations, preferences and prompts, each with its split, and count them.
 
     Raises:
-        InputError: a source, a row or a column map must be mended, or a split would be empty.
+        InputError: a source, a row, a column map or the exclusions must be mended, or a split would be empty.
     """
     settings = params.prepare
+    exclusions = read_exclusions(Path(settings.exclude))
+    _check_sources(settings, exclusions)
+    excluded = dict.fromkeys(exclusions.rows, 0)  # and how often each was met
     with replacing(PREPARED) as folder:
-        metrics: dict[str, Any] = {kind: _prepare_kind(folder, kind, settings, params.seed) for kind in TYPES}
+        metrics: dict[str, Any] = {kind: _prepare_kind(folder, kind, settings, params.seed, excluded) for kind in TYPES}
         write_json(METRICS / "prepare.json", metrics)
+    for name in sorted(name for name, times in excluded.items() if not times):
+        logger.warning("%s excludes row %s, which no source holds: it may have been deleted", settings.exclude, name)
 
 
-def _prepare_kind(folder: Path, kind: Kind, settings: Prepare, seed: int) -> dict[str, Any]:
+def _prepare_kind(folder: Path, kind: Kind, settings: Prepare, seed: int, excluded: dict[str, int]) -> dict[str, Any]:
     source = _sources(settings)[kind]
     counts: Counter[str] = Counter()
     raw = tqdm(_raw_rows(kind, settings, seed), desc=f"prepare {kind}", unit=" rows", disable=None)
     rows = shape_rows(_counted(raw, counts, "rows_read"), kind, source)
     distinct = distinct_prompts(rows) if kind == "prompts" else rows
-    kept = distinct if source.limit is None else choose(distinct, source.limit)
+    left = _without(distinct, kind, excluded, counts)
+    kept = left if source.limit is None else choose(left, source.limit)
     records = _records(_counted(kept, counts, "rows_kept"), kind, source, settings.split)
     write_records(folder, kind, _counted_by_split(_counted(records, counts, "records"), counts))
     _check_splits(counts, kind, source, settings.split)
-    totals = {name: counts[name] for name in ("rows_read", "rows_kept", "records", *get_args(Split))}
+    totals = {name: counts[name] for name in ("rows_read", "excluded", "rows_kept", "records", *get_args(Split))}
     return totals | {"sha256": content_hash(_source_file(source))}
 
 
@@ -71,6 +81,33 @@ def distinct_prompts(rows: Iterable[ShapedRow]) -> Iterator[ShapedRow]:
             references.setdefault(prompt, {}).update(dict.fromkeys(entry["references"]))
     for prompt, row in first_rows.items():
         yield ShapedRow(row, [{"prompt": json.loads(prompt), "references": list(references[prompt])}])
+
+
+def _without(
+    rows: Iterable[ShapedRow], kind: Kind, excluded: dict[str, int], counts: Counter[str]
+) -> Iterator[ShapedRow]:
+    """Leave out what is excluded before `limit` chooses: as if the source did not hold it."""
+    if not excluded:  # and spare a hash a row
+        yield from rows
+        return
+    for row, entries in rows:
+        names = [content_id([kind, entry]) for entry in entries]
+        for name in names:
+            if name in excluded:
+                excluded[name] += 1
+                counts["excluded"] += 1
+        left = [entry for name, entry in zip(names, entries, strict=True) if name not in excluded]
+        if left:
+            yield ShapedRow(row, left)
+
+
+def _check_sources(settings: Prepare, exclusions: Exclusions) -> None:
+    for kind, source in _sources(settings).items():
+        if _name_in_outputs(source) in exclusions.sources:
+            raise InputError(
+                f"{settings.exclude} excludes the source {_name_in_outputs(source)}: name another as "
+                f"prepare.{kind}.source in params.yaml"
+            )
 
 
 def _sources(settings: Prepare) -> dict[Kind, Source]:

@@ -74,6 +74,7 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path) 
         monkeypatch.delenv(name, raising=False)
     settings = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     settings["runtime"] |= {"device": "cpu", "threads": 1}
+    shutil.copy(ROOT / "exclude.txt", "exclude.txt")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield Workshop(settings, monkeypatch, tiny_model)
     for number, handler in handlers.items():
@@ -164,6 +165,11 @@ def unreachable_mlflow(shop: Workshop) -> None:
 
 
 CASES = {
+    "exclusion that names nothing": Case(
+        "prepare",
+        lambda _shop: Path("exclude.txt").write_text("row a\nb\n"),
+        ("exclude.txt row 2 names nothing to exclude", "write `row ID` or `source NAME`"),
+    ),
     "missing file": Case(
         "prepare", source_of(None), ("mine.jsonl does not exist", "mend the path of the source in params.yaml")
     ),
@@ -303,6 +309,7 @@ def prepare_repository() -> None:
         rows = [row | {"prompt": f"question {number}"} for number in range(60)]
         Path(f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path("params.yaml").write_text(yaml.safe_dump(settings))
+    shutil.copy(ROOT / "exclude.txt", "exclude.txt")
 
 
 def dvc(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

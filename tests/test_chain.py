@@ -31,7 +31,8 @@ def chain(make_params, noted_run, tmp_path, monkeypatch):
     example = Path("tasks/data/example.py")
     example.parent.mkdir(parents=True)
     shutil.copy(ROOT / example, example)
-    shutil.copy(ROOT / "opponent.json", "opponent.json")
+    for name in ("opponent.json", "exclude.txt"):
+        shutil.copy(ROOT / name, name)
 
     def settings(method):
         return make_params(

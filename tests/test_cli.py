@@ -37,6 +37,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     (tmp_path / "tasks/data").mkdir(parents=True)
     (tmp_path / "tasks/data/example.py").touch()
+    (tmp_path / "exclude.txt").touch()
     return tmp_path
 
 
@@ -235,6 +236,55 @@ def test_history_names_the_person_who_decided(trueline, monkeypatch: pytest.Monk
 
     assert held.split()[1:4] == ["cron", "hold", "3"]
     assert approved.split()[1:4] == ["Ada", "promote", "3"]
+
+
+def traced(**answers: Any) -> dict[str, Any]:
+    no = {"reward_version": 1, "promoted": False, "policy": False, "reward": False, "stages": [], "rows": {}}
+    return {"version": 1, "quarantined": 0, **no, **answers}
+
+
+def test_a_trace_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {"prompts": {"train": 1}}
+    found = {
+        "what": "row", "name": "a1", "in_any": True,
+        "versions": [
+            traced(policy=True, stages=["ppo"], rows=kept, quarantined=2),
+            traced(version=2, promoted=True, policy=None, reward=None, rows=None, quarantined=None),
+        ],
+    }  # fmt: skip
+    monkeypatch.setattr("tasks.registry.trace.trace", returning(found))
+
+    assert json.loads(trueline("trace", "--row", "a1", "--json")[1]) == found | {"excluded": None}
+    _, first, second, why = trueline("trace", "--row", "a1")[1].splitlines()
+    words = "1 yes 1: no ppo prompts train 1, quarantine 2"
+    assert " ".join(first.split()) == words
+    assert " ".join(second.split()) == "2 (was champion) unknown 1: unknown unknown"
+    assert why.startswith("unknown: DVC's cache lacks the data of that version: run dvc fetch")
+
+
+def test_a_trace_that_finds_nothing_doubts_the_name(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"what": "source", "name": "p.json", "in_any": False, "versions": [traced()]}
+    monkeypatch.setattr("tasks.registry.trace.trace", returning(found))
+
+    assert "No data that could be read hold the source p.json" in trueline("trace", "--source", "p.json")[1]
+
+
+def test_an_exclusion_says_what_runs_again(trueline, monkeypatch: pytest.MonkeyPatch, checkout: Path) -> None:
+    found = {"what": "row", "name": "a1", "in_any": True, "versions": [traced()]}
+    monkeypatch.setattr("tasks.registry.trace.trace", returning(found))
+    monkeypatch.setattr("tasks.registry.trace.stages_after", returning(["prepare", "validate"]))
+
+    out = trueline("trace", "--row", "a1", "--exclude")[1]
+
+    assert out.endswith("exclude.txt names it now. Nothing has run yet:\ntrueline run goes through prepare, validate\n")
+    assert (checkout / "exclude.txt").read_text() == "row a1\n"
+    assert json.loads(trueline("trace", "--row", "a1", "--exclude", "--json")[1])["excluded"]["added"] is False
+
+
+@pytest.mark.parametrize("options", [[], ["--row", "a", "--source", "b"], ["--row", ""]])
+def test_a_trace_starts_from_one_thing(trueline, options: list[str]) -> None:
+    sentence = "trueline: a trace starts from one thing: give --row ID or --source NAME\n"
+    assert trueline("trace", *options) == (2, "", sentence)
 
 
 def test_export_says_what_lies_where(trueline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ OUTPUTS = [PREPARED / f"{kind}.jsonl" for kind in ("demonstrations", "preference
 @pytest.fixture(autouse=True)
 def _in_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("exclude.txt").touch()
 
 
 def settings_with(**sources: Any) -> dict[str, Any]:
@@ -263,3 +264,76 @@ def test_truthfulqa():
     trained = {record.prompt[0]["content"] for record in read_demonstrations(PREPARED, "train")}
     trained |= {record.prompt[0]["content"] for record in read_preferences(PREPARED, "train")}
     assert held_out and trained and not held_out & trained
+
+
+# --- Exclusions
+
+
+def lines_of(kind: str, *, without: str = "") -> list[dict[str, Any]]:
+    """The records of a kind, without those of a prompt, and without their row, which counts the rows before."""
+    lines = [json.loads(line) for line in (PREPARED / f"{kind}.jsonl").read_text().splitlines()]
+    return [{**line, "row": 0} for line in lines if line["prompt"][0]["content"] != without]
+
+
+@pytest.mark.parametrize("limit", [None, 20])
+@pytest.mark.parametrize("kind", ["demonstrations", "preferences", "prompts"])
+def test_an_excluded_row_is_as_if_the_source_did_not_hold_it(kind, limit):
+    sources = three_sources(40)
+    changes: dict[str, Any] = {**sources, kind: {"source": sources[kind], "limit": limit}}
+    prepare(params_with(**changes))
+    before = lines_of(kind)
+    gone = next(line for line in before if line["split"] == "train")
+    Path("exclude.txt").write_text(f"row {gone['id']} # on request\n")
+    prepare(params_with(**changes))
+    excluded = lines_of(kind)
+    assert {name: metrics()[kind][name] for name in ("rows_read", "excluded", "rows_kept")} == {
+        "rows_read": 40, "excluded": 1, "rows_kept": limit or 39
+    }  # fmt: skip
+    kept = [line for line in before if line["id"] != gone["id"]]
+    assert [line for line in excluded if line in kept] == kept  # nothing else moves, nor changes its split
+
+    Path("exclude.txt").write_text("")
+    rows = Path(sources[kind]).read_text().splitlines(keepends=True)
+    said = json.dumps(gone["prompt"][0]["content"])
+    Path(sources[kind]).write_text("".join(row for row in rows if said not in row))
+    prepare(params_with(**changes))
+    assert lines_of(kind) == excluded
+
+
+def test_a_prompt_of_several_rows_is_excluded_as_a_whole():
+    sources = three_sources()
+    rows = [{"prompt": f"q{n % 30}", "references": [f"a{n}"]} for n in range(60)]
+    sources["prompts"] = write_rows("r.jsonl", rows)
+    prepare(params_with(**sources))
+    gone = next(record for record in read_prompts(PREPARED) if record.split == "train")
+    assert len(gone.references) == 2
+    Path("exclude.txt").write_text(f"row {gone.id}\n")
+    prepare(params_with(**sources))
+    assert gone.prompt not in [record.prompt for record in read_prompts(PREPARED)]
+    assert (metrics()["prompts"]["excluded"], metrics()["prompts"]["records"]) == (1, 29)
+
+
+def test_one_answer_of_a_conversation_can_be_excluded():
+    answered = [{"role": "assistant", "content": "so"}, {"role": "user", "content": "and?"}]
+    rows = [{"messages": [{"role": "user", "content": f"q{n}"}, *answered * 2]} for n in range(30)]
+    sources = three_sources() | {"demonstrations": write_rows("m.jsonl", rows)}
+    prepare(params_with(**sources))
+    first, second = (record for record in read_demonstrations(PREPARED) if record.row == 7)
+    Path("exclude.txt").write_text(f"row {first.id}\n")
+    prepare(params_with(**sources))
+    assert [record for record in read_demonstrations(PREPARED) if record.row == 7] == [second]
+    assert metrics()["demonstrations"]["excluded"] == 1
+
+
+def test_an_excluded_row_that_no_source_holds_is_named(caplog):
+    Path("exclude.txt").write_text("row 0123456789abcdef\n")
+    prepare(params_with(**three_sources()))
+    assert "exclude.txt excludes row 0123456789abcdef, which no source holds: it may have been deleted" in caplog.text
+    assert [metrics()[kind]["excluded"] for kind in metrics()] == [0, 0, 0]
+
+
+def test_an_excluded_source_is_not_read():
+    Path("exclude.txt").write_text("source p.jsonl\nsource other.jsonl\n")
+    with pytest.raises(InputError, match=r"exclude.txt excludes the source p.jsonl: name another as prepare.pref"):
+        prepare(params_with(**three_sources()))
+    assert not PREPARED.exists()

@@ -147,6 +147,22 @@ def plan() -> list[str]:
         return [stage.name for stage in plan_repro(get_active_graph(repo.index.graph), stages)]
 
 
+def stages_after(name: str) -> list[str]:
+    """List a stage and all that depend on what it writes, in the order of `plan`.
+
+    Raises:
+        InputError: the working folder is no DVC repository, or dvc.yaml is invalid or has no such stage.
+    """
+    order = plan()
+    with _repository() as repo:
+        waiting, found = [_load(repo, name)], set[str]()
+        while waiting:
+            stage = waiting.pop()
+            found.add(stage.name)
+            waiting += repo.index.graph.predecessors(stage)  # an edge leads from a stage to what it depends on
+    return [stage for stage in order if stage in found]
+
+
 def changed_stages(names: list[str]) -> list[str]:
     """Name those of the stages that `dvc status` calls changed: command, dependencies, parameters or outputs.
 

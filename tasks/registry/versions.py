@@ -6,6 +6,7 @@ a checkout whose record is behind the registry is told so instead of turning the
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from tasks.registry.store import Store
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+
+logger = logging.getLogger(__name__)
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 
@@ -50,6 +53,17 @@ def as_holder(version: "ModelVersion") -> Holder:
         md5=version.tags["md5"],
         account=json.loads(version.tags["account"]),
     )
+
+
+def every_holder(store: Store, params: Params) -> list[Holder]:
+    """Give every policy version that is registered, or was according to the record, by its number."""
+    found = {decision["policy"]["version"]: decision["policy"] for decision in past_decisions()}
+    for version in store.client.search_model_versions(f"name = '{params.registry.policy}'"):
+        if "account" in version.tags:
+            found[int(version.version)] = as_holder(version)
+        else:
+            logger.warning("%s version %s was not registered by trueline", version.name, version.version)
+    return [holder for _, holder in sorted(found.items())]
 
 
 def find(store: Store, params: Params, version_or_alias: str) -> "ModelVersion":

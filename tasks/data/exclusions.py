@@ -1,0 +1,60 @@
+"""Rows and sources that must not be used again: a text file with `row ID` or `source NAME` a line, # for comments."""
+
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+from tasks.data.files import replacing
+from tasks.errors import InputError
+
+What = Literal["row", "source"]
+
+
+class Exclusions(NamedTuple):
+    """What the file names."""
+
+    rows: frozenset[str]  # ids of records
+    sources: frozenset[str]  # as records name them
+
+
+def read_exclusions(path: Path) -> Exclusions:
+    """Read the file.
+
+    Raises:
+        InputError: it does not exist, is not UTF-8 text, or a line of it cannot be understood.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: restore it from git, or make an empty file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    named: dict[str, set[str]] = {what: set() for what in get_args(What)}
+    for number, line in enumerate(lines, start=1):
+        what, _, name = _without_comment(line).partition(" ")
+        if what and (what not in named or not name):
+            raise InputError(f"{path} row {number} names nothing to exclude: write `row ID` or `source NAME`")
+        if what:
+            named[what].add(name.strip())
+    return Exclusions(frozenset(named["row"]), frozenset(named["source"]))
+
+
+def add_exclusion(path: Path, what: What, name: str) -> bool:
+    """Add a line, unless the file has it already; tell whether it was added.
+
+    Raises:
+        InputError: the file cannot be read as it is, or the name is empty or more than a line.
+    """
+    if not name.strip() or _without_comment(name) != name or len(name.splitlines()) != 1:
+        raise InputError(f"{name!r} cannot be written as a line of {path}: name one {what}")
+    known = read_exclusions(path)
+    if name in (known.rows if what == "row" else known.sources):
+        return False
+    lines = [*path.read_text(encoding="utf-8").splitlines(), f"{what} {name}"]
+    with replacing(path) as draft:
+        draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return True
+
+
+def _without_comment(line: str) -> str:
+    """A # begins a comment at the start of a line or after a space: a file's name may hold one."""
+    return "" if line.startswith("#") else line.partition(" #")[0].strip()

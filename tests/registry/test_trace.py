@@ -1,0 +1,165 @@
+"""Every version ever registered answers for its data, or says that they are gone."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tasks.errors import InputError
+from tasks.params import load_params
+from tasks.registry import lineage, promotion, trace
+from tasks.registry.stages import stages_after
+from tests.registry.conftest import change_figures, repro, run_again
+
+# A stage `validate` in the place of the fixture's, whose rows come from a file.
+KINDS = ("demonstrations", "preferences", "prompts")
+
+
+def given_data(*rows):
+    """Have `validate` write these rows: kind (or quarantine), id, split, source."""
+    folder = Path("given/validate")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for kind in (*KINDS, "quarantine"):
+        lines = [{"id": name, "split": split, "source": source} for of, name, split, source in rows if of == kind]
+        (folder / f"{kind}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+FIRST = [
+    ("demonstrations", "a", "train", "d.jsonl"),
+    ("demonstrations", "b", "validation", "d.jsonl"),
+    ("demonstrations", "c", "test", "d.jsonl"),
+    ("preferences", "d", "train", "p.jsonl"),
+    ("preferences", "e", "validation", "p.jsonl"),
+    ("prompts", "f", "train", "r.jsonl"),
+    ("prompts", "g", "test", "r.jsonl"),
+    ("quarantine", "h", "train", "d.jsonl"),
+]
+
+
+@pytest.fixture(scope="module")
+def two_versions(finished, empty_database, tmp_path_factory):
+    """Version 1, PPO on the first data, is champion; version 2, on data without a, b and c, was refused."""
+    folder = tmp_path_factory.mktemp("traced") / "checkout"
+    shutil.copytree(finished, folder)
+    shutil.copy(empty_database, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        given_data(*FIRST)
+        change_figures(content=1)
+        repro()
+        assert promotion.promote(load_params())["promoted"]
+        given_data(*FIRST[3:])
+        run_again(content=2, gate={"decision": "reject", "reasons": ["Too long."]})
+        assert promotion.promote(load_params())["version"] == 2
+    return folder
+
+
+@pytest.fixture
+def traced(two_versions, monkeypatch):
+    """Both versions, to be asked only."""
+    monkeypatch.chdir(two_versions)
+    return load_params()
+
+
+@pytest.fixture
+def lossy(two_versions, tmp_path, monkeypatch):
+    """Both versions, to lose something of."""
+    shutil.copytree(two_versions, tmp_path / "checkout")
+    monkeypatch.chdir(tmp_path / "checkout")
+    return load_params()
+
+
+def versions_of(params, what, name):
+    return trace.trace(params, what, name)["versions"]
+
+
+def test_versions_promoted_or_not_are_told_apart(traced):
+    told = trace.trace(traced, "row", "a")
+    first, second = told["versions"]
+    assert first == {
+        "version": 1,
+        "reward_version": 1,
+        "promoted": True,
+        "method": "ppo",
+        "data": lineage.why(traced, "1")["data"]["md5"],
+        "policy": True,
+        "reward": True,
+        "stages": ["sft"],
+        "rows": {"demonstrations": {"train": 1}},
+        "quarantined": 0,
+    }
+    assert (second["version"], second["promoted"], second["policy"], second["reward"]) == (2, False, False, False)
+    assert (second["stages"], second["rows"], told["in_any"]) == ([], {}, True)
+
+
+@pytest.mark.parametrize(
+    ("row", "policy", "reward", "stages"),
+    [
+        ("a", True, True, ["sft"]),  # everything after SFT comes from it
+        ("b", False, False, []),  # held out for validation
+        ("c", False, False, []),  # measured on
+        ("d", True, True, ["reward"]),  # PPO learns from what the reward model says
+        ("e", False, False, ["judge"]),  # which no other model comes from
+        ("f", True, False, ["ppo"]),
+        ("g", False, False, []),
+        ("h", False, False, []),  # quarantined
+    ],
+)
+def test_split_and_kind_say_what_learned_from_a_row(traced, row, policy, reward, stages):
+    first = trace.trace(traced, "row", row)["versions"][0]
+    assert (first["policy"], first["reward"], first["stages"]) == (policy, reward, stages)
+    assert (first["quarantined"], bool(first["rows"])) == ((1, False) if row == "h" else (0, True))
+
+
+def test_dpo_learns_from_the_pairs_itself_and_from_no_prompt():
+    account = {"data": {"md5": "x.dir"}, "method": "dpo"}
+    for kind, policy, stages in (("preferences", True, ["reward", "dpo"]), ("prompts", False, [])):
+        found = trace.Found({kind: {"train": 1}}, 0)
+        told = trace._traced({"version": 1, "reward_version": 1, "md5": "y", "account": account}, False, found)
+        assert (told["policy"], told["stages"]) == (policy, stages)
+
+
+def test_a_source_counts_all_its_rows(traced):
+    first, second = trace.trace(traced, "source", "d.jsonl")["versions"]
+    assert first["rows"] == {"demonstrations": {"test": 1, "train": 1, "validation": 1}}
+    assert (first["policy"], first["quarantined"]) == (True, 1)
+    assert (second["policy"], second["rows"], second["quarantined"]) == (False, {}, 1)
+
+
+def test_what_no_data_hold_is_told_apart_from_a_no(traced):
+    told = trace.trace(traced, "source", "d.json")
+    assert not told["in_any"]
+    assert trace.trace(traced, "row", "h")["in_any"]
+
+
+def test_data_that_are_gone_are_no_no(lossy):
+    md5 = lineage.why(lossy, "1")["data"]["md5"]
+    Path(".dvc/cache/files/md5", md5[:2], md5[2:]).unlink()
+    first, second = versions_of(lossy, "row", "a")
+    assert (first["policy"], first["reward"], first["rows"], first["quarantined"]) == (None, None, None, None)
+    assert (second["policy"], second["reward"], second["rows"], second["quarantined"]) == (False, False, {}, 0)
+
+
+def test_versions_that_only_the_record_knows_answer_too(lossy, empty_database):
+    shutil.copy(empty_database, "mlflow.db")
+    assert [each["policy"] for each in versions_of(lossy, "row", "d")] == [True, True]
+
+
+def test_before_the_first_version_there_is_nothing_to_trace(tracked):
+    with pytest.raises(InputError, match="trueline-policy has no version yet"):
+        trace.trace(load_params(), "row", "a")
+
+
+def test_an_exclusion_names_the_stages_and_runs_none(tracked):
+    Path("exclude.txt").touch()
+    lock = Path("dvc.lock").read_bytes()
+    after = ["prepare", "validate", "sft", "reward", "judge", "trial", "align", "evaluate", "gate"]
+    told = trace.exclude(load_params(), "row", "a")
+    assert (told["file"], told["added"], sorted(told["stages"])) == ("exclude.txt", True, sorted(after))
+    assert told["stages"] == stages_after("prepare")
+    assert not trace.exclude(load_params(), "row", "a")["added"]
+    assert Path("exclude.txt").read_text() == "row a\n"
+    assert Path("dvc.lock").read_bytes() == lock
+    assert stages_after("gate") == ["gate"]
