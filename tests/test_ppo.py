@@ -23,6 +23,7 @@ SETTINGS = {
     "max_new_tokens": 8,
     "critic_warmup": 1,
     "learning_rate": 1e-3,
+    "kl_coefficient": 0.05,
     "kl_target": 0.05,
     "kl_horizon": 50,
 }
