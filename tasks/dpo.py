@@ -1,4 +1,4 @@
-"""Reads data/validate and models/sft, writes models/dpo, metrics/dpo.json and curves/dpo.csv.
+"""Reads data/validate and models/sft, writes models/dpo, its metrics, curve and answers along the way.
 
 Direct preference optimisation: the policy learns from pairs without a reward model or sampling, held to the SFT model.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tasks.data.files import MODELS, VALIDATED
 from tasks.data.origin import content_origin
-from tasks.data.records import Split, read_preferences
+from tasks.data.records import Split, read_preferences, read_prompts
 from tasks.data.tokens import EncodedPair, encode_preferences, load_tokenizer
 from tasks.learning import ranks
 from tasks.learning.batches import collate_pairs, micro_batches
@@ -19,6 +19,7 @@ from tasks.learning.curves import publish
 from tasks.learning.fitting import Fit, require_rows
 from tasks.learning.forward import unwrapped
 from tasks.learning.losses import PairValues, implicit_rewards, preference_loss
+from tasks.learning.marks import Marks
 from tasks.learning.models import context_length, load_policy, merged, set_up, with_adapters
 from tasks.learning.references import References, all_logps, pair_logps
 from tasks.learning.sharding import assembled
@@ -28,7 +29,7 @@ from tasks.registry.stages import stage_origin
 from tasks.stage import main
 
 SFT = MODELS / "sft"
-PREFERENCES = VALIDATED / "preferences.jsonl"
+PREFERENCES, PROMPTS = VALIDATED / "preferences.jsonl", VALIDATED / "prompts.jsonl"
 # Policy and reference are the same model at the first step, seen in the same batches: nothing but equality will do.
 LARGEST_FIRST_REWARD = 1e-4
 
@@ -69,10 +70,12 @@ def dpo(params: Params) -> None:
         return encode_preferences(tokenizer, records, context_length(policy))
 
     pairs, validation = pairs_of("train"), pairs_of("validation")
-    origin = stage_origin("dpo") or content_origin("dpo", params, [PREFERENCES, SFT])
+    asked = require_rows(read_prompts(VALIDATED, "validation"), PROMPTS, "validation")
+    marks = Marks(policy, tokenizer, asked, settings, params)
+    origin = stage_origin("dpo") or content_origin("dpo", params, [PREFERENCES, PROMPTS, SFT])
     with tracking.run("dpo", params, inputs=[PREFERENCES]) as run:
         lengths, its_lengths = ([2 * pair.length for pair in each] for each in (pairs, validation))
-        fit = Fit("dpo", origin, policy, lengths, params=params, settings=settings, run=run)
+        fit = Fit("dpo", origin, policy, lengths, params=params, settings=settings, run=run, visitor=marks)
         share = ranks.share(range(len(validation)), its_lengths)
         held_out = list(micro_batches(share, its_lengths, params.runtime.tokens_per_pass))
         # Nothing has been learned yet, so the policy is the reference: no second model, and adapters add nothing.
@@ -90,6 +93,7 @@ def dpo(params: Params) -> None:
             **fit.summary(),
             "validation": {"pairs": len(validation), "before": before, "after": after},
         }
+        marks.write("dpo")
         publish("dpo", policy, tokenizer, metrics=metrics, curve=fit.curve, run=run)
     fit.finish()
 

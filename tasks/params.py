@@ -164,6 +164,8 @@ class Dpo(Training):
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
     nll_weight: NotNegative
     simpo_gamma: float
+    marks: Count
+    max_new_tokens: Count
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "Dpo":
@@ -204,6 +206,7 @@ class Ppo(Section):
     whiten_rewards: bool
     integration_alpha: Annotated[float, Field(gt=0, le=1)]
     max_update_kl: Positive | None
+    marks: Count
 
     @property
     def is_grouped(self) -> bool:

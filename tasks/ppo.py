@@ -1,4 +1,4 @@
-"""Reads data/validate, models/sft and models/reward, writes models/ppo, metrics/ppo.json and curves/ppo.csv.
+"""Reads data/validate, models/sft and models/reward, writes models/ppo, its metrics, curve and answers along the way.
 
 Proximal policy optimisation of the SFT model against the reward model. Each round samples responses, judges them and
 learns from them; docs/ppo.md numbers the steps and says what was left out and why.
@@ -26,6 +26,7 @@ from tasks.learning.experience import Models, Rollouts, reference_policy
 from tasks.learning.fitting import require_rows
 from tasks.learning.forward import unwrapped
 from tasks.learning.learner import Learner, seed_for
+from tasks.learning.marks import Marks
 from tasks.learning.models import context_length, load_policy, load_reward, set_up, with_adapters
 from tasks.learning.optimise import check_finite
 from tasks.learning.readings import completion_scores
@@ -84,14 +85,18 @@ def ppo(params: Params) -> None:
     settings, models = params.ppo, load_models(params)
     prompts = encoded_prompts(models, params, "train")
     shown = prompts_to_show(models, params)
+    held_out = require_rows(read_prompts(VALIDATED, "validation"), PROMPTS, "validation")
+    marks = Marks(models.policy, models.tokenizer, held_out, settings, params)
     learner = Learner(models, params)
     origin = stage_origin("ppo") or content_origin("ppo", params, [PROMPTS, SFT, REWARD])
     checkpoints = Checkpoints("ppo", origin, params.runtime, learner.models_that_learn, learner.optimisers)
     with tracking.run("ppo", params, inputs=[PROMPTS]) as run, checkpoints:
         done = checkpoints.restore()
         curve = Curve("ppo", settings.iterations, NamedForMlflow(run), done.rows)
+        marks.restore(done.extra)
         kl_coefficient = done.extra.get("kl_coefficient", settings.kl_coefficient)
         for iteration in range(done.step + 1, settings.iterations + 1):
+            marks.visit(iteration - 1, settings.iterations)
             clock = Clock()
             chosen = drawn(len(prompts), iteration, settings.rollouts // settings.responses, params.seed)
             asked = [prompts[index] for index in chosen for _ in range(settings.responses)]
@@ -109,11 +114,13 @@ def ppo(params: Params) -> None:
                 )
             curve.add(iteration, {name: figures[name] for name in MLFLOW_NAMES if name in figures}, "reward", "kl")
             run.log(iteration, clock.tokens_per_second(int(rollouts.mask.sum())))
-            progress = Progress(iteration, curve.rows, {"kl_coefficient": kl_coefficient})
+            progress = Progress(iteration, curve.rows, {"kl_coefficient": kl_coefficient, **marks.extra})
             checkpoints.save(progress, final=iteration == settings.iterations)
+        marks.visit(settings.iterations, settings.iterations)
         models = models._replace(policy=assembled(models.policy))
         run.table("samples", samples(models, shown, params))
         metrics = summary(curve.rows, settings.rollouts)
+        marks.write("ppo")
         publish("ppo", models.policy, models.tokenizer, metrics=metrics, curve=curve, run=run)
     if ranks.is_first():
         checkpoints.finish()

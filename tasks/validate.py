@@ -71,17 +71,17 @@ def validate(params: Params) -> None:
 
 
 def _longest(params: Params, base: Path) -> dict[Kind, int]:
-    """Most tokens of a row of each kind; a prompt must leave room for the answers of PPO and of evaluation."""
+    """Most tokens of a row of each kind; a prompt must leave room for the answers of DPO, PPO and evaluation."""
     settings, context = params.validate_, context_of(base)
     _check_settings(settings, base, context)
-    new_tokens = max(params.ppo.max_new_tokens, params.evaluate.max_new_tokens)
+    new_tokens = max(each.max_new_tokens for each in (params.dpo, params.ppo, params.evaluate))
     longest_prompt = settings.max_tokens - 1
     if context is not None:
         longest_prompt = min(longest_prompt, context - new_tokens)
     if longest_prompt < 1:
         raise InputError(
             f"params.yaml: answers of {new_tokens} new tokens fill the context of {base}, {context} tokens: lower "
-            "ppo.max_new_tokens and evaluate.max_new_tokens"
+            "ppo.max_new_tokens, dpo.max_new_tokens and evaluate.max_new_tokens"
         )
     return {"demonstrations": settings.max_tokens, "preferences": settings.max_tokens, "prompts": longest_prompt}
 

@@ -195,7 +195,8 @@ def _forget_accelerator() -> Iterator[None]:
 def output_hashes(stage: str) -> dict[str, str]:
     """SHA-256 of every file that a trainer leaves."""
     folder = MODELS / stage
-    paths = [*folder.rglob("*"), Path(f"metrics/{stage}.json"), Path(f"curves/{stage}.csv")]
+    files = (f"metrics/{stage}.json", f"curves/{stage}.csv", f"reports/{stage}/answers.jsonl")
+    paths = [*folder.rglob("*"), *map(Path, files)]
     return {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tasks.data.answers import read_answers
 from tasks.data.files import MODELS, VALIDATED, read_json
 from tasks.data.records import read_preferences, write_records
 from tasks.dpo import Figures, check_first_rewards, dpo
@@ -33,6 +34,10 @@ def test_the_stage_writes_what_it_says(params: Params, noted_run: NotedRun):
     assert (metrics["pairs"], metrics["steps"], metrics["validation"]["pairs"]) == (10, 6, 4)
     assert list(metrics["validation"]["before"]) == list(metrics["validation"]["after"]) == list(Figures._fields)
     assert list(read_curve("dpo")[0]) == COLUMNS
+    # eight marks of six steps are all of them, and the beginning; four validation prompts at each
+    answers = read_answers("dpo")
+    assert {step: len(said) for step, said in answers.items()} == dict.fromkeys(range(7), 4)
+    assert [answer.logp for answer in answers[0]] != [answer.logp for answer in answers[6]]
 
 
 @pytest.mark.parametrize("runtime", [{}, {"precision": "bf16"}])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tasks.data.answers import read_answers
 from tasks.data.files import MODELS, VALIDATED, read_json
 from tasks.data.records import Prompt, read_prompts, write_records
 from tasks.data.tokens import load_tokenizer
@@ -27,7 +28,7 @@ SETTINGS = {
     "kl_target": 0.05,
     "kl_horizon": 50,
 }
-OUTPUTS = ("models/ppo/model.safetensors", "metrics/ppo.json", "curves/ppo.csv")
+OUTPUTS = ("models/ppo/model.safetensors", "metrics/ppo.json", "curves/ppo.csv", "reports/ppo/answers.jsonl")
 
 
 @pytest.fixture
@@ -69,6 +70,11 @@ def test_files_columns_and_figures(ready, noted_run):
     assert all(not torch.equal(a, b) for a, b in zip(policy.parameters(), sft.parameters(), strict=True))
     assert load_tokenizer(MODELS / "ppo").chat_template
     assert not Path(".trueline/checkpoints/ppo").exists()
+    # eight marks of four rounds are all of them, and the beginning; four validation prompts at each
+    answers = read_answers("ppo")
+    assert {step: len(said) for step, said in answers.items()} == dict.fromkeys(range(5), 4)
+    said = [[(answer.tokens, answer.logp) for answer in answers[step]] for step in range(5)]
+    assert said[0] == said[1] != said[4]  # the first round learns nothing but the critic
     logged = {name for _, metrics in noted_run.rows for name in metrics}
     assert {*MLFLOW_NAMES.values(), "speed/generate_tokens_per_second"} <= logged
     assert [row["prompt"] for row in noted_run.tables["samples"]] == [

@@ -31,7 +31,7 @@ class Progress(NamedTuple):
 
     step: int = 0  # steps done
     rows: Sequence[CurveRow] = ()  # the curve so far
-    extra: Mapping[str, float] = {}  # what else the trainer carries from step to step
+    extra: Mapping[str, Any] = {}  # what else the trainer carries from step to step, as JSON can hold it
 
 
 class Checkpoints:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -35,6 +35,20 @@ def require_rows(rows: Sequence[Row], file: Path, split: str) -> Sequence[Row]:
     return rows
 
 
+class Visitor(Protocol):
+    """Looks at the model between steps, and has something to carry in the checkpoints."""
+
+    @property
+    def extra(self) -> Mapping[str, Any]:
+        """What a checkpoint is to hold of it."""
+
+    def restore(self, extra: Mapping[str, Any]) -> None:
+        """Take that back."""
+
+    def visit(self, step: int, steps: int) -> None:
+        """Look at the model after so many of all steps."""
+
+
 class Fit:
     """One run of a supervised trainer: its steps, from where a checkpoint stopped, and what is done at each.
 
@@ -58,6 +72,7 @@ class Fit:
         settings: Training,
         run: Run,
         epsilon: float = 1e-5,
+        visitor: Visitor | None = None,
     ) -> None:
         """Prepare to train.
 
@@ -70,10 +85,11 @@ class Fit:
             settings: epochs, batch size, learning rate and so on.
             run: where the curve goes besides its file.
             epsilon: AdamW's.
+            visitor: comes before every step and after the last.
         """
         shard(model)
         self._stage, self._model, self._lengths, self._settings, self._run = stage, model, lengths, settings, run
-        self._seed = params.seed
+        self._seed, self._visitor = params.seed, visitor
         self._budget = Budget(params.runtime.tokens_per_pass)
         self._accelerator = make_accelerator(params)
         self._optimiser = adamw(model, weight_decay=settings.weight_decay, epsilon=epsilon)
@@ -91,15 +107,19 @@ class Fit:
         with self._checkpoints:
             done = self._checkpoints.restore()
             self.curve = Curve(self._stage, self._count, self._run, done.rows)
+            if self._visitor:
+                self._visitor.restore(done.extra)
             settings = self._settings
             for step, indices in training_batches(
                 len(self._lengths), settings.batch_size, settings.epochs, self._seed, done.step
             ):
+                self._visit(step - 1)
                 self._is_done = False
                 while not self._is_done:
                     self._sums, self._passes = {}, self._passes_of(indices)
                     self._weights = iter([each.weight for each in self._passes])
                     yield step, indices, [each.items for each in self._passes]
+            self._visit(self._count)
 
     @contextmanager
     def attempt(self, step: int) -> Iterator[None]:
@@ -158,7 +178,12 @@ class Fit:
             kept=self._checkpoints.kept,
         )
         self.curve.add(step, {**sums, "grad_norm": norm, "learning_rate": rate}, "loss")
-        self._checkpoints.save(Progress(step, self.curve.rows), final=step == self._count)
+        extra = self._visitor.extra if self._visitor else {}
+        self._checkpoints.save(Progress(step, self.curve.rows, extra), final=step == self._count)
+
+    def _visit(self, step: int) -> None:
+        if self._visitor:
+            self._visitor.visit(step, self._count)
 
     def summary(self) -> dict[str, float]:
         """Give the figures every trainer reports: steps, and the loss of the last one."""

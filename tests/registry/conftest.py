@@ -46,6 +46,9 @@ def stage(_params=None):
     if name in ("sft", "reward", "judge", "ppo", "dpo"):
         Path("curves").mkdir(exist_ok=True)
         Path("curves", f"{name}.csv").write_text("step,loss\\n0,1.5\\n1,0.5\\n")
+    if name in ("ppo", "dpo"):
+        Path("reports", name).mkdir(parents=True, exist_ok=True)
+        Path("reports", name, "answers.jsonl").write_text("{}\\n")
 
 failing = Path("fail").exists() and Path("fail").read_text() == name
 if failing:

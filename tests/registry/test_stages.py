@@ -97,7 +97,12 @@ def test_a_plan_outside_a_repository_says_where_to_go(tmp_path, monkeypatch):
 
 def test_hashes_of_outputs_are_those_of_the_lock_and_of_the_files(repository):
     assert stages.output_hashes("sft")["models/sft"].endswith(".dir")
-    assert set(stages.output_hashes("ppo")) == {"models/ppo", "metrics/ppo.json", "curves/ppo.csv"}
+    assert set(stages.output_hashes("ppo")) == {
+        "models/ppo",
+        "metrics/ppo.json",
+        "curves/ppo.csv",
+        "reports/ppo/answers.jsonl",
+    }
     assert stages.output_hash("sft", Path("models/other")) is None
     assert stages.current_hash("sft", Path("models/sft")) == stages.output_hash("sft", Path("models/sft"))
     Path("models/sft/content.txt").write_text("other")

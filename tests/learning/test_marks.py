@@ -1,0 +1,83 @@
+"""Marks along a training: where they lie, what is kept of them, and that a stop changes nothing."""
+
+import pytest
+import torch
+
+from tasks.data.answers import Answer
+from tasks.data.records import Message, Prompt
+from tasks.data.tokens import Encoded, encode_prompt
+from tasks.learning.batches import collate
+from tasks.learning.marks import PROMPTS, Marks, places
+from tasks.learning.readings import completion_log_probs
+from tests.tiny import EOS, WORDS, tiny_params, tiny_policy, tiny_tokenizer
+
+PARAMS = tiny_params(marks=2, temperature=0.7)
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [
+        Prompt(
+            f"{number:03}",
+            "validation",
+            "rows.jsonl",
+            number,
+            [Message(role="user", content=WORDS[4 + number % 9])],
+            [],
+        )
+        for number in reversed(range(count))
+    ]
+
+
+def marks(policy: torch.nn.Module, count: int = 5) -> Marks:
+    return Marks(policy, tiny_tokenizer(), prompts(count), PARAMS.ppo, PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("steps", "count", "expected"),
+    [(50, 5, {0, 10, 20, 30, 40, 50}), (3, 8, {0, 1, 2, 3}), (7, 2, {0, 4, 7}), (9, 1, {0, 9})],
+)
+def test_marks_lie_evenly_from_beginning_to_end(steps: int, count: int, expected: set[int]):
+    assert places(steps, count) == expected
+
+
+def test_answers_are_kept_with_what_the_policy_said_of_them():
+    policy = tiny_policy()
+    found = marks(policy)
+    for step in range(7):
+        found.visit(step, 6)
+        found.visit(step, 6)  # a step that ran out of memory comes again
+    assert [(answer.step, answer.id) for answer in found.answers] == [
+        (step, f"{number:03}") for step in (0, 3, 6) for number in range(5)
+    ]
+    assert all(answer.tokens[-1] == EOS or len(answer.tokens) == PARAMS.ppo.max_new_tokens for answer in found.answers)
+    # The policy stood still, and the random numbers are the same at every mark.
+    assert [answer._replace(step=0) for answer in found.answers[5:10]] == found.answers[:5]
+    rows = [response_of(answer) for answer in found.answers[:5]]
+    with torch.no_grad():
+        logps = completion_log_probs(policy, collate(rows, torch.device("cpu")), temperature=0.7).sum(dim=1)
+    assert [answer.logp for answer in found.answers[:5]] == pytest.approx(logps.tolist(), abs=1e-5)
+
+
+def response_of(answer: Answer) -> Encoded:
+    [prompt] = [prompt for prompt in prompts(5) if prompt.id == answer.id]
+    return Encoded(encode_prompt(tiny_tokenizer(), prompt.prompt), answer.tokens)
+
+
+def test_a_checkpoint_brings_answers_back_that_its_policy_could_not_give_again():
+    first = marks(tiny_policy(seed=0))
+    first.visit(0, 6)
+    again = marks(tiny_policy(seed=3))
+    again.restore(first.extra)
+    again.visit(0, 6)
+    assert again.answers == first.answers
+    again.visit(3, 6)
+    assert [answer.tokens for answer in again.answers[5:]] != [answer.tokens for answer in first.answers]
+    fresh = marks(tiny_policy())
+    fresh.restore({})
+    assert fresh.answers == []
+
+
+def test_no_more_prompts_than_are_needed_the_first_by_id():
+    found = marks(tiny_policy(), count=PROMPTS + 3)
+    found.visit(0, 6)
+    assert [answer.id for answer in found.answers] == [f"{number:03}" for number in range(PROMPTS)]
