@@ -1,7 +1,8 @@
-"""Reads data/validate, the models and opponent.json, writes metrics/evaluate.json and reports/evaluate/responses.jsonl.
+"""Reads data/validate, the models, the candidate's answers along its way and opponent.json, writes figures and answers.
 
-Candidate, SFT and opponent answer the same prompts with the same seeds and decoding; the reward model scores every
-answer. Arithmetic is fp32 whatever runtime.precision says: a comparison is no place to save.
+Candidate, SFT and opponent answer the same prompts with the same seeds and decoding; the reward model and the held-out
+judge score every answer, those of the way too. Arithmetic is fp32 whatever runtime.precision says: a comparison is no
+place to save.
 """
 
 import math
@@ -15,16 +16,27 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from tasks.data.answers import answers_file, read_answers
 from tasks.data.example import gold_score
 from tasks.data.files import METRICS, MODELS, REPORTS, STATE, VALIDATED, write_json, write_jsonl
 from tasks.data.records import Prompt, read_demonstrations, read_prompts
-from tasks.data.tokens import Encoded, decode, encode, encode_demonstrations, encode_prompts, load_tokenizer
+from tasks.data.tokens import (
+    Encoded,
+    decode,
+    encode,
+    encode_demonstrations,
+    encode_prompt,
+    encode_prompts,
+    load_tokenizer,
+)
 from tasks.errors import InputError
 from tasks.judging.best_of import BestOf, best_of
 from tasks.judging.compare import Resampling
+from tasks.judging.frontier import GOLD, HELD_OUT, PROXY, Mark
+from tasks.judging.frontier import rows as mark_rows
 from tasks.judging.metrics import Answers
 from tasks.judging.opponent import Opponent, read_opponent
-from tasks.judging.summary import Gold, Measured, measure, prompt_text, rows, summarise
+from tasks.judging.summary import Gold, Measured, measure, prompt_text, rounded, rows, summarise
 from tasks.learning.batches import Batch, collate, micro_batches
 from tasks.learning.curves import progress_bar
 from tasks.learning.models import context_length, device_of, load_policy, load_reward, set_up
@@ -35,7 +47,7 @@ from tasks.registry import tracking
 from tasks.registry.stages import materialise
 from tasks.stage import main
 
-RESPONSES = REPORTS / "evaluate" / "responses.jsonl"
+RESPONSES, MARKS = (REPORTS / "evaluate" / name for name in ("responses.jsonl", "marks.jsonl"))
 SAMPLES_TRACKED = 100
 LARGEST_EXPONENT = 700.0  # exp of more is no float
 
@@ -55,6 +67,24 @@ class Compared(NamedTuple):
     kl: list[float]  # KL(candidate || SFT) in nats, one estimate a prompt
     perplexity: dict[str, float | None]  # of the demonstrated answers, under candidate and SFT
     best_of_sft: list[BestOf]
+    marks: list[Mark]
+
+
+class Judges(NamedTuple):
+    """Who scores answers."""
+
+    reward: PreTrainedModel
+    held_out: PreTrainedModel
+    gold: Gold | None  # None: the prompts have no known rule
+
+
+class Visited(NamedTuple):
+    """What a policy answered at a mark of its training."""
+
+    step: int
+    prompts: list[Prompt]
+    spoken: Spoken
+    kl: list[float]  # to SFT, one estimate a prompt
 
 
 def evaluate(params: Params) -> None:
@@ -74,6 +104,7 @@ def evaluate(params: Params) -> None:
         figures["opponent"] = {"name": opponent.name, "version": opponent.version} | figures["opponent"]
         responses = list(rows(prompts, models, kl if settings.temperature else None))
         write_jsonl(RESPONSES, responses)
+        write_jsonl(MARKS, map(rounded, mark_rows(compared.marks)))
         write_json(METRICS / "evaluate.json", figures)
         run.summary(figures)
         run.table("samples", [_readable(row) for row in responses[:SAMPLES_TRACKED]])
@@ -121,22 +152,30 @@ def _compare(prompts: Sequence[Prompt], opponent: Opponent, params: Params) -> C
         "sft": _perplexity(sft, tokenizer, params),
     }
     several = _respond("sft, best of n", sft, tokenizer, prompts, params, each=params.evaluate.best_of)
+    visited = _visited(sft, tokenizer, params)
     del candidate, sft
     if opponent.policy:
         spoken["opponent"] = _respond_as_champion(opponent.policy, tokenizer, prompts, params)
-    reward_model, held_out = (load_reward(MODELS / name, params) for name in ("reward", "judge"))
-    gold = gold_score if all(prompt.source == EXAMPLE for prompt in prompts) else None
+    judges = Judges(
+        load_reward(MODELS / "reward", params),
+        load_reward(MODELS / "judge", params),
+        gold_score if all(prompt.source == EXAMPLE for prompt in prompts) else None,
+    )
     models = {
         name: measure(
             prompts,
-            _scored(said, reward_model, tokenizer, params),
-            _scores(said, held_out, tokenizer, params),
-            gold,
+            _scored(said, judges.reward, params),
+            _scores(said, judges.held_out, params),
+            judges.gold,
         )
         for name, said in spoken.items()
     }
-    yardstick = _best_of(prompts, _scored(several, reward_model, tokenizer, params), gold, params.evaluate.best_of)
-    return Compared(models | {"opponent": models.get("opponent", models["sft"])}, kl, perplexity, yardstick)
+    yardstick = best_of(_judged_in_groups(prompts, several, judges, params), models["sft"].scores)
+    marks = []
+    for step, asked, said, its_kl in visited:
+        scores = _judged(asked, said, judges, params)
+        marks.append(Mark(step, [prompt.id for prompt in asked], said.texts, its_kl, scores))
+    return Compared(models | {"opponent": models.get("opponent", models["sft"])}, kl, perplexity, yardstick, marks)
 
 
 def _respond(
@@ -153,7 +192,17 @@ def _respond(
     encoded = encode_prompts(tokenizer, prompts, context_length(policy), settings.max_new_tokens)
     asked = [prompt for prompt in encoded for _ in range(each)]
     answers = _sample(name, policy, tokenizer, asked, temperature=settings.temperature, params=params)
-    stops = stop_tokens(policy, tokenizer)
+    return _spoken(policy, tokenizer, asked, answers)
+
+
+def _spoken(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[list[int]],
+    answers: Sequence[list[int]],
+) -> Spoken:
+    """Put tokens and texts together; the stop tokens of `model` say what ended."""
+    stops = stop_tokens(model, tokenizer)
     return Spoken(
         [Encoded(*pair) for pair in zip(asked, answers, strict=True)],
         [decode(tokenizer, answer) for answer in answers],
@@ -161,15 +210,53 @@ def _respond(
     )
 
 
-def _best_of(prompts: Sequence[Prompt], answers: Answers, gold: Gold | None, each: int) -> list[BestOf]:
-    """Measure the best of n answers, `each` of which lie side by side for a prompt."""
-    places = [range(start, start + each) for start in range(0, len(answers.texts), each)]
-    known = [
-        [gold(prompt_text(prompt), answers.texts[place]) for place in own]
-        for prompt, own in zip(prompts, places, strict=True)
-        if gold
-    ]
-    return best_of([[answers.rewards[place] for place in own] for own in places], known or None)
+def _judged(prompts: Sequence[Prompt], spoken: Spoken, judges: Judges, params: Params) -> dict[str, list[float]]:
+    """What the reward model, the held-out judge and the known rule, where there is one, make of every answer."""
+    gold, pairs = judges.gold, zip(prompts, spoken.texts, strict=True)
+    return {
+        PROXY: _scores(spoken, judges.reward, params),
+        HELD_OUT: _scores(spoken, judges.held_out, params),
+        **({GOLD: [gold(prompt_text(prompt), text) for prompt, text in pairs]} if gold else {}),
+    }
+
+
+def _judged_in_groups(
+    prompts: Sequence[Prompt], spoken: Spoken, judges: Judges, params: Params
+) -> dict[str, list[list[float]]]:
+    """The same of n answers to each prompt that lie side by side: n scores a prompt."""
+    each = params.evaluate.best_of
+    flat = _judged([prompt for prompt in prompts for _ in range(each)], spoken, judges, params)
+    return {name: [scores[at : at + each] for at in range(0, len(scores), each)] for name, scores in flat.items()}
+
+
+def _visited(sft: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, params: Params) -> list[Visited]:
+    """Read what the candidate answered at the marks of its training, and measure how far from SFT it was.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    prompts = {prompt.id: prompt for prompt in read_prompts(VALIDATED, "validation")}
+    visited, method = [], params.align.method
+    for step, answers in read_answers(method).items():
+        own = [prompts[answer.id] for answer in answers if answer.id in prompts]
+        if len(own) < len(answers):
+            raise InputError(f"{answers_file(method)} answers prompts that are not in {VALIDATED}: run dvc repro")
+        asked = [encode_prompt(tokenizer, prompt.prompt) for prompt in own]
+        spoken = _spoken(sft, tokenizer, asked, [answer.tokens for answer in answers])
+        logps = _logps(sft, spoken.encoded, params, answers[0].temperature)
+        kl = [answer.logp - logp for answer, logp in zip(answers, logps, strict=True)]
+        visited.append(Visited(step, own, spoken, kl))
+    return visited
+
+
+def _logps(
+    policy: PreTrainedModel,
+    rows: Sequence[Encoded],
+    params: Params,
+    temperature: float = 1.0,
+) -> list[float]:
+    """Log-probability of every answer, summed over its tokens."""
+    return _by_batch(lambda batch: completion_log_probs(policy, batch, temperature).double().sum(dim=1), rows, params)
 
 
 def _respond_as_champion(
@@ -215,12 +302,8 @@ def _divergence(
         temperature, asked = 1.0, [row.prompt for row in samples]
         drawn = _sample("KL", candidate, tokenizer, asked, temperature=temperature, params=params)
         samples = [Encoded(*pair) for pair in zip(asked, drawn, strict=True)]
-
-    def log_ratios(batch: Batch) -> Tensor:
-        ratios = completion_log_probs(candidate, batch, temperature) - completion_log_probs(sft, batch, temperature)
-        return ratios.double().sum(dim=1)
-
-    return _by_batch(log_ratios, samples, tokenizer, params)
+    ours, theirs = (_logps(policy, samples, params, temperature) for policy in (candidate, sft))
+    return [own - other for own, other in zip(ours, theirs, strict=True)]
 
 
 def _perplexity(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, params: Params) -> float | None:
@@ -231,28 +314,21 @@ def _perplexity(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, par
     texts = encode_demonstrations(tokenizer, read_demonstrations(VALIDATED, "test"), context_length(policy))
     if not texts:
         return None
-    log_probs = _by_batch(
-        lambda batch: completion_log_probs(policy, batch).double().sum(dim=1), texts, tokenizer, params
-    )
-    nats = -sum(log_probs) / sum(len(text.completion) for text in texts)
+    nats = -sum(_logps(policy, texts, params)) / sum(len(text.completion) for text in texts)
     return math.exp(nats) if nats < LARGEST_EXPONENT else math.inf
 
 
-def _scored(
-    spoken: Spoken, reward_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, params: Params
-) -> Answers:
-    rewards = _scores(spoken, reward_model, tokenizer, params)
+def _scored(spoken: Spoken, reward_model: PreTrainedModel, params: Params) -> Answers:
+    rewards = _scores(spoken, reward_model, params)
     return Answers(spoken.texts, [len(row.completion) for row in spoken.encoded], spoken.ended, rewards)
 
 
-def _scores(spoken: Spoken, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, params: Params) -> list[float]:
-    return _by_batch(lambda batch: completion_scores(model, batch), spoken.encoded, tokenizer, params)
+def _scores(spoken: Spoken, model: PreTrainedModel, params: Params) -> list[float]:
+    return _by_batch(lambda batch: completion_scores(model, batch), spoken.encoded, params)
 
 
 @torch.inference_mode()
-def _by_batch(
-    measure: Callable[[Batch], Tensor], encoded: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, params: Params
-) -> list[float]:
+def _by_batch(measure: Callable[[Batch], Tensor], encoded: Sequence[Encoded], params: Params) -> list[float]:
     """One number a row: `measure` maps a batch of B rows to (B,)."""
     device, values = device_of(params), [0.0] * len(encoded)
     for group in micro_batches(range(len(encoded)), [row.length for row in encoded], params.runtime.tokens_per_pass):

@@ -74,6 +74,8 @@ def test_from_raw_data_to_a_decision_and_the_same_bytes_again(chain):
         "curves/reward.csv",
         "curves/judge.csv",
         "curves/dpo.csv",
+        "reports/dpo/answers.jsonl",
+        "reports/evaluate/marks.jsonl",
         "reports/evaluate/responses.jsonl",
         "reports/gate/report.html",
     }

@@ -9,18 +9,21 @@ import torch
 
 from tasks import evaluate as stage
 from tasks.base import make_scratch
+from tasks.data.answers import write_answers
 from tasks.data.example import prompts as example_prompts
-from tasks.data.records import Demonstration, Message, Prompt, read_demonstrations, write_records
+from tasks.data.records import Demonstration, Message, Prompt, read_demonstrations, read_prompts, write_records
 from tasks.data.tokens import Encoded, encode, encode_prompt, load_tokenizer
 from tasks.errors import InputError
 from tasks.evaluate import Spoken, choose_prompts, evaluate
 from tasks.gate import gate
+from tasks.learning.marks import Marks
 from tasks.learning.models import load_policy, new_reward_model, save_model
 from tasks.params import EXAMPLE, load_params
 from tasks.registry import tracking
 
 ROOT = Path(__file__).parents[1]
 METRICS, RESPONSES = Path("metrics/evaluate.json"), Path("reports/evaluate/responses.jsonl")
+MARKS = Path("reports/evaluate/marks.jsonl")
 COUNT = 10
 
 
@@ -69,6 +72,18 @@ def made(params, tmp_path_factory):
     return models
 
 
+def write_marks(params):
+    """SFT and the candidate, at the beginning and at the end of a training of nine steps."""
+    asked = [prompt for prompt in read_prompts(Path("data/validate")) if prompt.split == "validation"]
+    answers = []
+    for step, name in ((0, "sft"), (9, "ppo")):
+        policy = load_policy(Path("models") / name, params, trainable=False)
+        marks = Marks(policy, load_tokenizer(Path("models/sft")), asked, params.ppo, params)
+        marks.visit(step, 9)
+        answers += marks.answers
+    write_answers("ppo", answers)
+
+
 @pytest.fixture
 def run(made, params, tmp_path, monkeypatch):
     """A checkout with models and prompts; gives the run that would go to MLflow."""
@@ -94,6 +109,7 @@ def set_out(made, params, folder, monkeypatch):
     monkeypatch.chdir(folder)
     shutil.copytree(made, folder / "models")
     write_prompts(params)
+    write_marks(params)
     write_opponent("sft", None, None)
     recorded = RecordingRun()
 
@@ -112,7 +128,7 @@ def write_prompts(params, source=EXAMPLE, references=True):
     records = [
         Prompt(
             id=f"{COUNT + 2 - number:04}",
-            split="test" if number < COUNT else "train",
+            split="test" if number < COUNT else "validation",
             source=source,
             row=number + 1,
             prompt=[Message(role="user", content=row["prompt"])],
@@ -259,8 +275,32 @@ def test_best_of_n_is_no_worse_the_more_there_are(evaluated):
     _, found, _, _ = evaluated
     yardstick = found["best_of_sft"]
     assert [each["n"] for each in yardstick] == [1, 2, 4, 8]
-    assert sorted(each["reward"] for each in yardstick) == [each["reward"] for each in yardstick]
-    assert all(0 <= each["gold"] <= 1 for each in yardstick)
+    rewards = [each["reward"]["value"] for each in yardstick]
+    assert sorted(rewards) == rewards
+    assert all(0 <= each["gold"]["value"] <= 1 for each in yardstick)
+    wins = [each["win_rate"]["reward"]["value"] for each in yardstick]
+    assert sorted(wins) == wins
+
+
+def test_the_marks_of_training_are_judged_by_all(run, params):
+    evaluate(params)
+    first, last = figures()["frontier"]
+    assert (first["step"], last["step"]) == (0, 9)
+    assert first["kl"]["mean"] == pytest.approx(0, abs=1e-5)  # SFT itself, read by two forward passes
+    assert last["kl"]["mean"] > 0.1
+    rows = [json.loads(line) for line in MARKS.read_text(encoding="utf-8").splitlines()]
+    assert [row["step"] for row in rows] == [0, 0, 9, 9]
+    assert rows[0]["id"] == rows[2]["id"]
+    for judge in ("reward", "judge", "gold"):
+        assert last[judge]["value"] == pytest.approx((rows[2][judge] + rows[3][judge]) / 2, abs=1e-5)
+        assert first["last_over_this"][judge]["value"] == last["win_rate"][judge]["value"]
+
+
+def test_answers_to_unknown_prompts_are_named_with_their_cure(run, params):
+    answers = Path("reports/ppo/answers.jsonl")
+    answers.write_text(answers.read_text().replace('"id": "', '"id": "another '))
+    with pytest.raises(InputError, match=r"answers.jsonl answers prompts that are not in data/validate: run dvc repro"):
+        evaluate(params)
 
 
 def test_without_demonstrations_there_is_no_perplexity(run, params):

@@ -21,6 +21,32 @@ class Check(NamedTuple):
     sentence: str
 
 
+class Rate(NamedTuple):
+    """A win rate, its interval, and what the evaluation says of it."""
+
+    value: float
+    low: float
+    high: float
+    verdict: str  # better, worse or inconclusive
+
+    def __str__(self) -> str:
+        """Write it down."""
+        return f"{self.value:.3f} (interval {self.low:.3f} to {self.high:.3f})"
+
+
+class Since(NamedTuple):
+    """How the last answers of a training fare against those of an earlier mark."""
+
+    step: float
+    proxy: Rate  # by the reward model
+    judge: Rate  # by the held-out judge
+
+    @property
+    def has_parted(self) -> bool:
+        """Whether they are surely better by the one and surely worse by the other."""
+        return (self.proxy.verdict, self.judge.verdict) == ("better", "worse")
+
+
 class Evidence(NamedTuple):
     """What the gate reads: figures that other stages wrote, and whom the candidate must beat."""
 
@@ -35,6 +61,7 @@ def run_checks(evidence: Evidence, thresholds: Gate) -> list[Check]:
         _win_rate(evidence, thresholds.min_win_rate),
         _win_rate_at_equal_length(evidence, thresholds.min_win_rate),
         _held_out_judge(evidence, thresholds.min_judge_win_rate),
+        _over_optimisation(evidence),
         _kl(evidence, thresholds.max_kl),
         _reward_accuracy(evidence, thresholds.min_reward_accuracy),
         _length_ratio(evidence, thresholds.max_length_ratio),
@@ -129,6 +156,38 @@ def _held_out_judge(evidence: Evidence, threshold: float) -> Check:
         return Check("held_out_judge", high, threshold, "passed", f"{said}: it does not contradict the reward model.")
     sentence = f"{said}, all of it below {threshold:g}: what pleases the reward model does not please it."
     return Check("held_out_judge", high, threshold, "failed", sentence)
+
+
+def _over_optimisation(evidence: Evidence) -> Check:
+    name, marks = "over_optimisation", lookup(evidence.evaluation, "frontier")
+    found = [_since(mark) for mark in marks[:-1]] if isinstance(marks, list) else []
+    since = [each for each in found if each]
+    if not since or len(since) < len(found):
+        return _missing(name, 0, "What became of the answers along the training", "metrics/evaluate.json")
+    parted = [each for each in since if each.has_parted]
+    step, proxy, judge = min(parted or since, key=lambda each: each.judge.high)
+    said = (
+        f"Over those of step {step:g} the last answers win {proxy} by the reward model, {judge} by the held-out judge"
+    )
+    if parted:
+        sentence = f"{said}: training went on past the point where the reward model could be trusted."
+        return Check(name, len(parted), 0, "failed", sentence)
+    sentence = f"{said}: against none of {len(since)} marks have they surely gained by the one and lost by the other."
+    return Check(name, 0, 0, "passed", sentence)
+
+
+def _since(mark: Mapping[str, Any]) -> Since | None:
+    step = figure(mark, "step")
+    proxy, judge = (_rate(mark, "last_over_this", name) for name in ("reward", "judge"))
+    return Since(step, proxy, judge) if step is not None and proxy and judge else None
+
+
+def _rate(content: Mapping[str, Any], *path: str) -> Rate | None:
+    value, low, high = (figure(content, *path, key) for key in ("value", "low", "high"))
+    verdict = lookup(content, *path, "verdict")
+    if value is None or low is None or high is None or verdict not in ("better", "worse", "inconclusive"):
+        return None
+    return Rate(value, low, high, verdict)
 
 
 def _kl(evidence: Evidence, threshold: float) -> Check:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, norm
 
 Verdict = Literal["better", "worse", "inconclusive"]
@@ -82,8 +82,8 @@ def win_rate(ours: Sequence[float], theirs: Sequence[float], resampling: Resampl
     return WinRate(*interval, float((won == 0.5).mean()), wins, losses, p, found, needed)
 
 
-def outcomes(ours: Sequence[float], theirs: Sequence[float]) -> NDArray[np.float64]:
-    """Who wins each of n prompts by score: 1 the first model, 0 the other, a half nobody."""
+def outcomes(ours: ArrayLike, theirs: ArrayLike) -> NDArray[np.float64]:
+    """Who wins each of n prompts by score: 1 the first model, 0 the other, a half nobody. (n,), or (n, k)."""
     differences = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
     return np.where(np.abs(differences) <= TIE, 0.5, (differences > 0).astype(np.float64))
 

@@ -20,6 +20,12 @@ PANELS = {
     "dpo": [("loss", "DPO: loss"), ("reward", "DPO: reward margin")],
     "ppo": [("reward", "PPO: reward"), ("kl", "PPO: KL, nats an answer")],
 }
+# Who judged, with a name, a line and the inside of its markers that tell them apart without colour.
+JUDGES = {
+    "reward": ("reward model", "o-", "#111111"),
+    "judge": ("held-out judge", "s--", "white"),
+    "gold": ("known rule", "^:", "#999999"),
+}
 WIDTH, HEIGHT = 3.2, 2.4  # inches of a panel
 BLACK, GREY = "#111111", "#999999"
 SMOOTHED_OVER = 0.05  # of the steps
@@ -44,28 +50,30 @@ def learning_curves(curves: Mapping[str, CurveRows]) -> Plot:
     return Plot(_address(drawing), "Learning curves: " + ", ".join(title for _, _, title in panels))
 
 
-def frontier(rows: CurveRows, best_of_sft: Sequence[Mapping[str, Any]]) -> Plot:
-    """Reward against KL, round by round: what each nat away from SFT bought, and what best-of-n would have.
+def frontier(marks: Sequence[Mapping[str, Any]], best_of_sft: Sequence[Mapping[str, Any]]) -> Plot | None:
+    """Win rate over SFT against KL, by each who judged: along the training and, on the same axes, of best of n.
 
     Args:
-        rows: PPO's curve.
-        best_of_sft: of evaluate: kl and reward of the best of n.
+        marks: `frontier` of metrics/evaluate.json.
+        best_of_sft: of the same.
     """
-    drawing, [axis] = _panels(1)
-    kl, reward = (_running_mean([row[name] for row in rows]) for name in ("kl", "reward"))
-    axis.plot(kl, reward, color=GREY, linewidth=0.8)
-    axis.scatter(kl[:-1], reward[:-1], s=6, color=BLACK)
-    axis.plot(kl[:1], reward[:1], "o", color=BLACK, markerfacecolor="white", label="first round")
-    axis.plot(kl[-1:], reward[-1:], "s", color=BLACK, label="last round")
-    yardstick = [(figure(each, "kl"), figure(each, "reward"), figure(each, "n")) for each in best_of_sft]
-    known = [(far, high, n) for far, high, n in yardstick if far is not None and high is not None and n is not None]
-    if known:
-        axis.plot([far for far, _, _ in known], [high for _, high, _ in known], "k^--", markersize=4, label="best of n")
-        for far, high, n in known:
-            axis.annotate(f"{n:.0f}", (far, high), textcoords="offset points", xytext=(3, 4), fontsize=7)
-    axis.set(title="reward against KL", xlabel="KL to SFT, nats an answer", ylabel="reward")
-    axis.legend(fontsize=8)
-    return Plot(_address(drawing), "Reward against KL to SFT over the rounds of PPO")
+    trained = [(figure(mark, "kl", "mean"), figure(mark, "step"), mark) for mark in marks]
+    chosen = [(figure(each, "kl"), figure(each, "n"), each) for each in best_of_sft]
+    drawing, axes = _panels(2)
+    axes[1].sharex(axes[0])
+    axes[1].sharey(axes[0])
+    for axis, points, title in zip(axes, (trained, chosen), ("training, by step", "best of n of SFT"), strict=True):
+        axis.axhline(0.5, color=GREY, linewidth=0.8)
+        for judge, (name, line, face) in JUDGES.items():
+            rates = [(far, figure(point, "win_rate", judge, "value"), label) for far, label, point in points]
+            known = [(far, rate, label) for far, rate, label in rates if far is not None and rate is not None]
+            x, y = [far for far, _, _ in known], [rate for _, rate, _ in known]
+            axis.plot(x, y, line, label=name, color=BLACK, markerfacecolor=face, markersize=4, linewidth=0.9)
+            for far, rate, label in known if judge == "reward" else ():
+                axis.annotate(f"{label:g}", (far, rate), textcoords="offset points", xytext=(0, 4), fontsize=6)
+        axis.set(title=title, xlabel="KL to SFT, nats an answer", ylabel="win rate over SFT")
+    axes[1].legend(fontsize=7)
+    return Plot(_address(drawing), "Win rate over SFT against KL, along the training and of best of n")
 
 
 def reliability(reward: Mapping[str, Any]) -> Plot | None:

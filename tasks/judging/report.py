@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tasks.judging.checks import Check, Decision, figure, lookup
 from tasks.judging.opponent import Opponent
-from tasks.judging.plots import CurveRows, frontier, learning_curves, length_scatter, reliability
+from tasks.judging.plots import JUDGES, CurveRows, frontier, learning_curves, length_scatter, reliability
 
 TEMPLATE = "report.html.j2"
 MODELS = ("candidate", "sft", "opponent")
@@ -67,6 +67,15 @@ class FigureRow(NamedTuple):
     difference: str  # candidate minus opponent, with its interval where there is one
 
 
+class FrontierRow(NamedTuple):
+    """A policy on its way, or the best of n of SFT, as text."""
+
+    name: str
+    kl: str
+    win_rates: list[str]  # over SFT, by each who judged
+    last_over_this: list[str]
+
+
 class WinRow(NamedTuple):
     """One win rate as text, and as places from 0 to 100 on a scale."""
 
@@ -119,11 +128,7 @@ def render(
         keep_trailing_newline=True,
     )
     ahead, behind = _samples(responses)
-    rounds = background.curves.get("ppo")
-    learned = [
-        learning_curves(background.curves),
-        frontier(rounds, lookup(evaluation, "best_of_sft") or []) if rounds else None,
-    ]
+    marks, yardstick = (lookup(evaluation, key) or [] for key in ("frontier", "best_of_sft"))
     return environment.get_template(TEMPLATE).render(
         judgement=judgement,
         prompts=_count(evaluation, "prompts"),
@@ -134,7 +139,10 @@ def render(
         kl=(_number(figure(evaluation, "kl", "mean"), 3), _number(figure(evaluation, "kl", "standard_error"), 3)),
         methods={name: value for name, value in (lookup(evaluation, "methods") or {}).items() if value},
         has_gold="gold" in evaluation,
-        learned=[plot for plot in learned if plot],
+        learned=learning_curves(background.curves),
+        frontier=frontier(marks, yardstick) if marks else None,
+        places=_frontier_rows(marks, yardstick),
+        judges=[name for name, *_ in JUDGES.values()],
         weighed=[plot for plot in (reliability(background.reward), length_scatter(responses)) if plot],
         reward_model=_reward_model(background.reward),
         data=_data_rows(background.validation),
@@ -158,6 +166,22 @@ def _figure_rows(evaluation: Mapping[str, Any]) -> list[FigureRow]:
         values = [_number(figure(evaluation, "gold", model), 3) for model in MODELS]
         rows.insert(2, FigureRow("Known rule", "higher", values, _interval(evaluation, ("gold", "vs_opponent"), 3)))
     return rows
+
+
+def _frontier_rows(marks: Sequence[Mapping[str, Any]], yardstick: Sequence[Mapping[str, Any]]) -> list[FrontierRow]:
+    named = [(f"step {_count(mark, 'step')}", figure(mark, "kl", "mean"), mark) for mark in marks]
+    named += [(f"best of {_count(each, 'n')}", figure(each, "kl"), each) for each in yardstick]
+    return [
+        FrontierRow(
+            name,
+            _number(kl, 2),
+            *(
+                [_interval(point, (kind, judge), 2, sign="") for judge in JUDGES]
+                for kind in ("win_rate", "last_over_this")
+            ),
+        )
+        for name, kl, point in named
+    ]
 
 
 def _reward_model(reward: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from tasks.data.records import Prompt
 from tasks.judging.best_of import BestOf
 from tasks.judging.compare import Interval, Resampling, bootstrap_interval, verdict, win_rate
+from tasks.judging.frontier import GOLD, HELD_OUT, PROXY, Mark, Scores, frontier, judged
 from tasks.judging.lengths import length_controlled_win_rate
 from tasks.judging.metrics import (
     Answers,
@@ -33,6 +34,12 @@ class Measured(NamedTuple):
     likenesses: list[Likeness | None]  # None: the prompt has no reference
     repetitions: list[float]
     gold: list[float] | None  # None: no known rule
+
+    @property
+    def scores(self) -> Scores:
+        """The scores of all who judged."""
+        known = {} if self.gold is None else {GOLD: self.gold}
+        return {PROXY: self.answers.rewards, HELD_OUT: self.held_out, **known}
 
 
 Models = Mapping[str, Measured]  # candidate, sft, opponent
@@ -70,6 +77,7 @@ def summarise(
     *,
     perplexity: Mapping[str, float | None],
     best_of_sft: Sequence[BestOf],
+    marks: Sequence[Mark],
     resampling: Resampling,
 ) -> dict[str, Any]:
     """All figures of the evaluation, rounded so that they read well; null where one cannot be computed.
@@ -80,6 +88,7 @@ def summarise(
         kl: n estimates of KL(candidate || SFT), in nats an answer.
         perplexity: of the demonstrated answers, under candidate and SFT.
         best_of_sft: the best of n answers of SFT.
+        marks: the candidate on its way, on prompts of their own.
         resampling: how intervals are drawn.
     """
     candidate = models["candidate"]
@@ -103,7 +112,10 @@ def summarise(
         },
         "kl": {"mean": mean(kl), "standard_error": standard_error(kl)},
         "perplexity": dict(perplexity),
-        "best_of_sft": [each._asdict() for each in best_of_sft],
+        "best_of_sft": [
+            {"n": each.n, "kl": each.kl, **judged(each.scores, each.wins, resampling)} for each in best_of_sft
+        ],
+        "frontier": frontier(marks, resampling),
         **({"gold": _gold(models, rivals, resampling)} if candidate.gold is not None else {}),
         "confidence": resampling.confidence,
         "methods": _methods(prompts, candidate),

@@ -18,12 +18,18 @@ THRESHOLDS = Gate(
     max_refusals_gained=0.05,
     max_perplexity_ratio=2.0,
 )
+RATE = {"value": 0.5, "low": 0.4, "high": 0.6, "verdict": "inconclusive"}
 GOOD: dict[str, Any] = {
     "candidate": {"length": 12.0, "eos_rate": 0.95, "repetition": 0.01, "refusals": 0.02},
     "opponent": {"length": 10.0, "refusals": 0.01},
     "win_rate": {"vs_opponent": {"value": 0.7, "low": 0.6, "high": 0.8, "verdict": "better"}},
     "length_controlled_win_rate": {"vs_opponent": {"value": 0.65, "low": 0.55, "high": 0.75}},
     "judge": {"vs_opponent": {"value": 0.55, "low": 0.45, "high": 0.65}},
+    "frontier": [
+        {"step": 0, "last_over_this": {"reward": RATE | {"verdict": "better"}, "judge": RATE}},
+        {"step": 40, "last_over_this": {"reward": RATE, "judge": RATE | {"value": 0.4, "verdict": "worse"}}},
+        {"step": 80, "last_over_this": None},
+    ],
     "kl": {"mean": 4.0, "standard_error": 0.2},
     "perplexity": {"candidate": 3.0, "sft": 2.0},
 }
@@ -64,7 +70,7 @@ def decision(*args, **kwargs):
 
 def test_all_good_is_promoted_with_every_sentence_as_a_reason():
     checks = list(run(GOOD).values())
-    assert [check.verdict for check in checks] == ["passed"] * 10
+    assert [check.verdict for check in checks] == ["passed"] * 11
     assert decide(checks) == "promote"
     assert reasons(checks) == [check.sentence for check in checks]
 
@@ -122,6 +128,58 @@ def test_a_gain_that_is_only_length_is_no_gain(low, high, outcome):
     versus = {"value": (low + high) / 2, "low": low, "high": high}
     evaluation = changed(("length_controlled_win_rate", "vs_opponent"), versus)
     assert run(evaluation)["win_rate_at_equal_length"].verdict == outcome
+
+
+def test_the_policy_may_not_gain_by_the_proxy_what_it_loses_by_the_judge():
+    evaluation = copy.deepcopy(GOOD)
+    even, better = "0.500 (interval 0.400 to 0.600)", "0.700 (interval 0.400 to 0.600)"
+    assert run(evaluation)["over_optimisation"].sentence == (
+        f"Over those of step 0 the last answers win {even} by the reward model, {even} by the held-out judge: "
+        "against none of 2 marks have they surely gained by the one and lost by the other."
+    )
+    evaluation["frontier"][1]["last_over_this"]["reward"] = RATE | {"value": 0.7, "verdict": "better"}
+    check = run(evaluation)["over_optimisation"]
+    assert (check.verdict, check.figure, check.threshold) == ("failed", 1, 0)
+    assert check.sentence == (
+        f"Over those of step 40 the last answers win {better} by the reward model, 0.400 (interval 0.400 to 0.600) "
+        "by the held-out judge: training went on past the point where the reward model could be trusted."
+    )
+    assert decision(evaluation) == "reject"
+
+
+def test_of_marks_that_part_the_one_that_lost_most_is_named():
+    parted = {"reward": RATE | {"verdict": "better"}, "judge": RATE | {"verdict": "worse"}}
+    worst = {"reward": RATE | {"verdict": "better"}, "judge": RATE | {"high": 0.3, "verdict": "worse"}}
+    marks = [
+        {"step": 0, "last_over_this": parted},
+        {"step": 5, "last_over_this": worst},
+        {"step": 9, "last_over_this": {"reward": RATE, "judge": RATE | {"high": 0.1, "verdict": "worse"}}},
+        {"step": 12, "last_over_this": None},
+    ]
+    check = run(GOOD | {"frontier": marks})["over_optimisation"]
+    assert check.figure == 2
+    assert check.sentence.startswith("Over those of step 5 ")
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [
+        None,
+        3,
+        [],
+        GOOD["frontier"][2:],
+        [None, *GOOD["frontier"]],
+        [{"step": 0}, *GOOD["frontier"]],
+        [GOOD["frontier"][0] | {"step": None}, *GOOD["frontier"]],
+        [{"step": 0, "last_over_this": {"reward": RATE}}, *GOOD["frontier"]],
+        [{"step": 0, "last_over_this": {"reward": RATE, "judge": RATE | {"high": float("nan")}}}, *GOOD["frontier"]],
+        [{"step": 0, "last_over_this": {"reward": RATE, "judge": RATE | {"verdict": None}}}, *GOOD["frontier"]],
+    ],
+)
+def test_a_frontier_with_a_gap_does_not_pass(marks):
+    check = run(GOOD | {"frontier": marks})["over_optimisation"]
+    assert (check.verdict, check.figure) == ("failed", None)
+    assert "could not be computed (metrics/evaluate.json" in check.sentence
 
 
 def test_a_doubtful_win_says_how_many_prompts_would_settle_it():

@@ -12,6 +12,7 @@ from tasks.judging.opponent import Opponent
 from tasks.judging.summary import measure, summarise
 from tasks.params import load_params
 from tests.judging.test_checks import REWARD
+from tests.judging.test_frontier import along
 from tests.judging.test_summary import make_prompts
 
 THRESHOLDS = load_params(Path(__file__).parents[2] / "params.yaml").gate
@@ -19,11 +20,11 @@ PROMPTS = make_prompts(300, references=False)
 TRIES = 100
 
 
-def decided(gain, seed, longer=0.0, liking_of_length=0.0, judged_gain=None, resamples=200):
+def decided(gain, seed, longer=0.0, liking_of_length=0.0, judged_gain=None, way=(0.0, 0.0), resamples=200):
     """Have the gate decide on a candidate whose rewards are higher by `gain`, in deviations of one answer's reward.
 
     Its answers are `longer` by so many tokens on average; the reward model adds `liking_of_length` for each. The
-    held-out judge, which is noisier, sees a gain of its own.
+    held-out judge, which is noisier, sees a gain of its own, and on the `way` to it scores as high as is said.
     """
     generator = np.random.default_rng(seed)
 
@@ -42,12 +43,14 @@ def decided(gain, seed, longer=0.0, liking_of_length=0.0, judged_gain=None, resa
     sft = measured(answers(0.0, 0.0), 0.0)
     models = {"candidate": candidate, "sft": sft, "opponent": sft}
     perplexity = {"candidate": 2.0, "sft": 2.0}
+    marks = along(seed, np.linspace(0, gain, len(way)), way)
     figures = summarise(
         PROMPTS,
         models,
         [1.0] * len(PROMPTS),
         perplexity=perplexity,
         best_of_sft=[],
+        marks=marks,
         resampling=Resampling(resamples, 0.95, seed),
     )
     checks = run_checks(Evidence(figures, REWARD, Opponent("sft", None, None)), THRESHOLDS)
@@ -78,6 +81,14 @@ def test_a_policy_that_games_the_reward_model_is_refused():
     verdicts = [decided(0.6, seed, judged_gain=-1.0) for seed in range(20)]
     assert {checks["win_rate"] for _, checks in verdicts} == {"passed"}
     assert {decision for decision, _ in verdicts} == {"reject"}
+
+
+def test_a_policy_that_went_past_its_best_is_refused_by_its_own_way():
+    # Beside SFT the judge sees neither gain nor loss in it; halfway it saw much.
+    way = [0.0, 0.25, 0.5, 0.75, 0.9, 0.75, 0.5, 0.25, 0.0]
+    verdicts = [decided(0.9, seed, judged_gain=0.0, way=way) for seed in range(20)]
+    assert sum(checks["held_out_judge"] == "passed" for _, checks in verdicts) >= 19
+    assert sum(checks["over_optimisation"] == "failed" for _, checks in verdicts) >= 18
 
 
 def test_a_loss_is_rejected():

@@ -12,6 +12,7 @@ from tests.judging.test_checks import GOOD, REWARD, THRESHOLDS
 
 SFT, CHAMPION = Opponent("sft", None, None), Opponent("champion", 3, "ab.dir")
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)> & \"quoted\""
+EVEN, WON = {"value": 0.5, "low": 0.5, "high": 0.5}, {"value": 0.6, "low": 0.56, "high": 0.64}
 EVALUATION: dict[str, Any] = GOOD | {
     "prompts": 120,
     "with_references": 100,
@@ -25,6 +26,11 @@ EVALUATION: dict[str, Any] = GOOD | {
         "vs_opponent": {"value": 0.7, "low": 0.6, "high": 0.8, "ties": 0.2, "sign_test": 0.002, "verdict": "better"},
     },
     "methods": {"bleu": None, "meteor": "exact+stem"},
+    "frontier": [
+        {"kl": {"mean": far}, "win_rate": {"reward": won, "judge": won}} | mark
+        for far, won, mark in zip((0.0, 1.5, 3.0), (EVEN, WON, WON), GOOD["frontier"], strict=True)
+    ],
+    "best_of_sft": [{"n": 2, "kl": 0.193, "win_rate": {"reward": WON, "judge": EVEN}}],
 }
 
 
@@ -134,7 +140,7 @@ def test_the_page_loads_nothing():
     parser = WellFormed()
     parser.feed(html)
     pictures = [address.removeprefix("data:image/svg+xml;base64,") for address in parser.addresses]
-    assert len(pictures) == len(["learning curves", " frontier"])
+    assert len(pictures) == len(["learning curves", "frontier"])
     for picture in pictures:
         drawn = base64.b64decode(picture).decode()
         assert "<script" not in drawn
@@ -174,13 +180,28 @@ def test_the_data_are_counted():
     assert "preferences 50 47 3 37 5 5 66.4 116 length 3" in text_of(page())
 
 
-def test_a_curve_of_dpo_has_no_frontier():
-    curves = CURVES | {"dpo": [{"step": 1.0, "loss": 0.7, "reward": 0.0}]}
-    del curves["ppo"]
-    judgement = Judgement("reject", [], [], [], SFT)
-    html = render(judgement, EVALUATION, [], Background(REWARD, {}, curves))
+def test_the_way_of_the_training_stands_beside_best_of_n():
+    html = page()
+    text = text_of(html)
+    assert "Win rate over SFT against KL, along the training and of best of n" in html
+    even, won, rate = "0.50 (0.50 to 0.50)", "0.60 (0.56 to 0.64)", "0.50 (0.40 to 0.60)"
+    assert f"step 0 0.00 {even} {even} — {rate} {rate} —" in text
+    assert f"step 40 1.50 {won} {won} — {rate} 0.40 (0.40 to 0.60) —" in text
+    assert f"step 80 3.00 {won} {won} — — — —" in text
+    assert f"best of 2 0.19 {won} {even} — — — —" in text
+
+
+def test_without_marks_there_is_no_frontier():
+    html = page(EVALUATION | {"frontier": []})
+    assert "Win rate over SFT against KL" not in html
+    assert "best of 2 0.19" in text_of(html)
+
+
+def test_either_method_shows_its_curve():
+    curves = {"dpo": [{"step": 1.0, "loss": 0.7, "reward": 0.0}]}
+    html = render(Judgement("reject", [], [], [], SFT), EVALUATION, [], Background(REWARD, {}, curves))
     assert "DPO: reward margin" in html
-    assert "Reward against KL" not in html
+    assert "PPO: reward" not in html
 
 
 def test_equal_answers_are_no_sample():

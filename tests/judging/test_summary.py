@@ -3,6 +3,7 @@ import json
 import pytest
 
 from tasks.data.records import Message, Prompt
+from tasks.judging.best_of import BestOf
 from tasks.judging.compare import Resampling
 from tasks.judging.metrics import Answers
 from tasks.judging.summary import measure, rounded, rows, summarise
@@ -43,7 +44,8 @@ def compare(candidate, sft, references=True, gold=None, kl=None):
         models,
         kl or [0.5] * len(prompts),
         perplexity={"candidate": 2.0, "sft": None},
-        best_of_sft=[],
+        best_of_sft=[BestOf(2, 0.2, {"reward": [1.0, 2.0]}, {"reward": [0.5, 1.0]})],
+        marks=[],
         resampling=RESAMPLING,
     )
 
@@ -97,6 +99,13 @@ def test_gold_is_compared_by_prompt():
     found = compare(make_answers(6, more=" today"), make_answers(6), gold=gold)["gold"]
     assert (found["candidate"], found["sft"]) == (1, 0)
     assert found["vs_sft"] == {"value": 1, "low": 1, "high": 1, "verdict": "better"}
+
+
+def test_best_of_n_is_a_mean_over_prompts():
+    [found] = compare(make_answers(5), make_answers(5))["best_of_sft"]
+    assert (found["n"], found["kl"]) == (2, 0.2)
+    assert found["reward"] == {"value": 1.5, "low": 1.0, "high": 2.0}
+    assert found["win_rate"]["reward"] == {"value": 0.75, "low": 0.5, "high": 1.0}
 
 
 def test_reruns_give_the_same_bytes():
