@@ -41,10 +41,12 @@ def token_statistics(policy: nn.Module, batch: Batch, temperature: float = 1.0) 
     """Log-probability and entropy of every completion token, and whether it was the likeliest."""
 
     def read(logits: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
-        log_distribution = at_temperature(logits, temperature).log_softmax(dim=-1)
-        log_probs = log_distribution.gather(1, tokens[:, None])[:, 0]
+        scaled = at_temperature(logits, temperature)
+        log_distribution = scaled.log_softmax(dim=-1)
         entropies = -(log_distribution.exp() * log_distribution).sum(dim=-1)
-        return log_probs, entropies, log_distribution.amax(dim=-1) == log_probs
+        are_likeliest = scaled.gather(1, tokens[:, None])[:, 0] == scaled.amax(dim=-1)
+        # Not read off the distribution, from which `completion_log_probs` differs in the last bit.
+        return token_log_probs(scaled, tokens), entropies, are_likeliest
 
     return TokenStatistics(*(spread(each, batch.completion_mask) for each in _over_vocabulary(policy, batch, read)))
 
