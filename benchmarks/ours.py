@@ -1,7 +1,9 @@
 """Trueline's own trainers and sampler, as the stages call them."""
 
 from pathlib import Path
+from typing import Literal
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from benchmarks.jobs import BETA, SEED, Clock, Job, described
@@ -13,7 +15,7 @@ from tasks.learning import scoring
 from tasks.learning.experience import Models
 from tasks.learning.fitting import Fit
 from tasks.learning.learner import Learner
-from tasks.learning.models import load_policy, load_reward, new_reward_model, save_model, set_up
+from tasks.learning.models import ValueHead, load_policy, load_reward, new_reward_model, save_model, set_up
 from tasks.learning.references import all_logps
 from tasks.learning.rollouts import generate
 from tasks.params import PARAMS_FILE, Params, Training, load_params
@@ -137,9 +139,10 @@ def answers(job: Job, clock: Clock) -> None:
         clock.mark(answers=len(found), tokens=sum(len(response.row.completion) for response in found))
 
 
-def online(job: Job, clock: Clock) -> None:
+def online(job: Job, clock: Clock, critic: Literal["own", "trunk"] = "own") -> None:
     """Rounds of PPO or RLOO: sample, judge, learn."""
     params = prepared(job)
+    params = params.model_copy(update={"ppo": params.ppo.model_copy(update={"critic": critic})})
     models = load_models(job, params)
     learner = Learner(models, params)
     for step, asked in enumerate(rounds_of_prompts(job), start=1):
@@ -150,12 +153,17 @@ def online(job: Job, clock: Clock) -> None:
 
 
 def load_models(job: Job, params: Params) -> Models:
-    """Load the models of a round, as the stage does: the critic begins as the reward model."""
+    """Load the models of a round, as the stage does: the critic begins as the reward model, or is a new layer."""
+    policy = load_policy(job.folder, params, trainable=True)
+    critic: nn.Module | None = None
+    if job.kind == "ppo":
+        on_trunk = params.ppo.critic == "trunk"
+        critic = ValueHead(policy) if on_trunk else load_reward(job.reward_folder, params, trainable=True)
     return Models(
         tokenizer=load_tokenizer(job.folder),
-        policy=load_policy(job.folder, params, trainable=True),
+        policy=policy,
         reference=load_policy(job.folder, params, trainable=False),
-        critic=load_reward(job.reward_folder, params, trainable=True) if job.kind == "ppo" else None,
+        critic=critic,
         reward=load_reward(job.reward_folder, params),
     )
 

@@ -51,7 +51,12 @@ def variants(kind: str) -> dict[str, Variant]:
                 OURS: ours.online,
             }
         case "ppo":
-            return {"plain PPO": plain.online, OURS: ours.online}
+            return {
+                "plain PPO": plain.online,
+                # Another algorithm: its time counts, not what it learns.
+                f"{OURS}, critic on the trunk": partial(ours.online, critic="trunk"),
+                OURS: ours.online,
+            }
         case _:
             return {"generate": plain.answers, OURS: ours.answers}
 

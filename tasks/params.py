@@ -178,6 +178,7 @@ class Ppo(Section):
     """Proximal policy optimisation."""
 
     estimator: Literal["gae", "rloo", "grpo", "reinforce"]
+    critic: Literal["own", "trunk"]
     engine: Literal["slots", "continuous"]
     iterations: Count
     rollouts: Count
@@ -199,6 +200,7 @@ class Ppo(Section):
     gae_lambda: Share
     clip: Positive
     value_clip: Positive
+    value_weight: Positive
     dual_clip: Annotated[float, Field(gt=1)] | None
     entropy_bonus: NotNegative
     score_clip: Positive | None
@@ -231,6 +233,8 @@ class Ppo(Section):
             )
         if self.estimator != "gae" and self.critic_warmup:
             raise ValueError(f"the estimator {self.estimator} has no critic to warm up: set critic_warmup to 0")
+        if self.estimator != "gae" and self.critic == "trunk":
+            raise ValueError(f"the estimator {self.estimator} has no critic on the policy's trunk: set critic to own")
         if self.is_grouped and (self.gamma, self.integration_alpha, self.whiten_rewards) != (1, 1, False):
             raise ValueError(
                 f"the estimator {self.estimator} takes an answer's reward as a whole: "

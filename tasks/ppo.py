@@ -27,7 +27,7 @@ from tasks.learning.fitting import require_rows
 from tasks.learning.forward import unwrapped
 from tasks.learning.learner import Learner, seed_for
 from tasks.learning.marks import Marks
-from tasks.learning.models import context_length, load_policy, load_reward, set_up, with_adapters
+from tasks.learning.models import ValueHead, context_length, load_policy, load_reward, set_up, with_adapters
 from tasks.learning.optimise import check_finite
 from tasks.learning.readings import completion_scores
 from tasks.learning.rollouts import generate
@@ -127,15 +127,18 @@ def ppo(params: Params) -> None:
 
 
 def load_models(params: Params) -> Models:
-    """Load the models: a critic begins as a copy of the reward model, its head and scale included."""
+    """Load the models: a critic begins as a copy of the reward model, head and scale included, or as a new layer."""
     policy = with_adapters(load_policy(SFT, params, trainable=True), params.lora)
+    critic: nn.Module | None = None
+    if params.ppo.critic == "trunk":
+        critic = ValueHead(policy)
+    elif params.ppo.estimator == "gae":
+        critic = with_adapters(load_reward(REWARD, params, trainable=True), params.lora)
     return Models(
         tokenizer=load_tokenizer(SFT),
         policy=policy,
         reference=None if params.lora.rank else load_policy(SFT, params, trainable=False),
-        critic=with_adapters(load_reward(REWARD, params, trainable=True), params.lora)
-        if params.ppo.estimator == "gae"
-        else None,
+        critic=critic,
         reward=load_reward(REWARD, params),
     )
 

@@ -174,6 +174,10 @@ def test_a_missing_section_is_named():
             "ppo: the estimator reinforce has no critic to warm up: set critic_warmup to 0",
         ),
         (
+            {"ppo__estimator": "reinforce", "ppo__critic_warmup": 0, "ppo__critic": "trunk"},
+            "ppo: the estimator reinforce has no critic on the policy's trunk: set critic to own",
+        ),
+        (
             {"ppo__estimator": "rloo", "ppo__critic_warmup": 0, "ppo__responses": 2, "ppo__gamma": 0.9},
             "ppo: the estimator rloo takes an answer's reward as a whole: "
             "set gamma and integration_alpha to 1 and whiten_rewards to false",

@@ -90,7 +90,9 @@ def test_the_same_inputs_give_the_same_bytes(ready):
     assert written() == first
 
 
-@pytest.mark.parametrize(("rank", "options"), [(0, {}), (2, {}), (0, {"engine": "continuous"})])
+@pytest.mark.parametrize(
+    ("rank", "options"), [(0, {}), (2, {}), (0, {"engine": "continuous"}), (0, {"critic": "trunk"})]
+)
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(ready, make_params, monkeypatch, rank, options):
     params = make_params(ppo=SETTINGS | options, runtime={"checkpoint_every": 1}, lora={"rank": rank})
     ppo(params)
@@ -135,8 +137,9 @@ def test_estimators_without_a_critic(ready, make_params, noted_run, settings):
     assert written() == first
 
 
-def test_adapters_learn_and_the_reference_is_the_model_without_them(ready, make_params):
-    ppo(make_params(ppo=SETTINGS, lora={"rank": 2}))
+@pytest.mark.parametrize("critic", ["own", "trunk"])
+def test_adapters_learn_and_the_reference_is_the_model_without_them(ready, make_params, critic):
+    ppo(make_params(ppo=SETTINGS | {"critic": critic}, lora={"rank": 2}))
     rows = curve()
     assert [rows[0]["kl"], rows[1]["kl"]] == pytest.approx([0, 0], abs=1e-6)
     assert rows[-1]["kl"] != 0

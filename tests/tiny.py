@@ -1,6 +1,6 @@
 """A tokenizer of sixteen words and Llamas of a few thousand weights, made in a moment, for tests of PPO."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -10,8 +10,10 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from tasks.learning.experience import Models
+from tasks.learning.models import ValueHead
 from tasks.params import PARAMS_FILE, Params, parse_params
 
+Critic = Literal["own", "trunk"]
 PAD, EOS = 0, 1
 WORDS = ["<pad>", "<eos>", "<unk>", "<ask>", *(f"w{number}" for number in range(12))]
 TEMPLATE = (
@@ -60,13 +62,14 @@ def tiny_reward(seed: int = 1) -> Any:
     return LlamaForSequenceClassification(_config(num_labels=1)).eval()
 
 
-def tiny_models() -> Models:
-    """Policy and reference alike, critic and reward model alike, as PPO begins."""
+def tiny_models(critic: Critic = "own") -> Models:
+    """Policy and reference alike, critic and reward model alike unless the critic is a new head, as PPO begins."""
+    policy = tiny_policy()
     return Models(
         tokenizer=tiny_tokenizer(),
-        policy=tiny_policy(),
+        policy=policy,
         reference=tiny_policy().requires_grad_(False),
-        critic=tiny_reward(),
+        critic=tiny_reward() if critic == "own" else ValueHead(policy),
         reward=tiny_reward().requires_grad_(False),
     )
 

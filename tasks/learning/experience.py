@@ -22,8 +22,8 @@ from tasks.learning.advantages import (
     whiten,
 )
 from tasks.learning.batches import Batch, collate
-from tasks.learning.forward import unwrapped
-from tasks.learning.models import reference
+from tasks.learning.forward import last_states, predicting, unwrapped
+from tasks.learning.models import ValueHead, reference
 from tasks.learning.readings import completion_log_probs, completion_scores, completion_values, spread, token_statistics
 from tasks.learning.rollouts import Response
 from tasks.params import Ppo
@@ -38,7 +38,7 @@ class Models(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
     policy: nn.Module
     reference: PreTrainedModel | None  # None: the policy with its adapters switched off
-    critic: nn.Module | None  # None: the estimator has none
+    critic: nn.Module | None  # None: the estimator has none; a ValueHead: it reads the policy's last states
     reward: PreTrainedModel
 
 
@@ -218,16 +218,30 @@ def read_off(
         index = torch.tensor(rows, device=batch.input_ids.device)
         part = batch.take(rows)
         width = part.input_ids.shape[1]
+        states = trunk_states(models, part)
         if said is None:
-            statistics = token_statistics(models.policy, part, temperature)
+            statistics = token_statistics(models.policy, part, temperature, states)
             log_probs[index, :width], entropies[index, :width] = statistics.log_probs, statistics.entropies
         with reference_policy(models) as frozen:
             references[index, :width] = completion_log_probs(frozen, part, temperature)
         if models.critic is not None:
-            values[index, :width] = completion_values(models.critic, part)
+            values[index, :width] = critic_values(models, part, states)
         scores[index] = completion_scores(models.reward, part)
     ranks.add_up(references, values, scores, *(() if said is not None else (log_probs, entropies)))
     return Readings(log_probs, references, entropies, values, scores)
+
+
+def trunk_states(models: Models, batch: Batch) -> Tensor | None:
+    """The policy's last states (N, d) before the N completion tokens where the critic reads them too, else None."""
+    return last_states(models.policy, batch, predicting(batch)) if isinstance(models.critic, ValueHead) else None
+
+
+def critic_values(models: Models, batch: Batch, states: Tensor | None) -> Tensor:
+    """Values (B, L) the critic gives the completions: from the trunk's `states` (N, d), or by a pass of its own."""
+    assert models.critic is not None
+    if states is None:
+        return completion_values(models.critic, batch)
+    return spread(models.critic(states), batch.completion_mask)
 
 
 def reference_policy(models: Models) -> AbstractContextManager[nn.Module]:

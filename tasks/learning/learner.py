@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from statistics import fmean
 from typing import NamedTuple
@@ -10,16 +10,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tasks.errors import InputError
 from tasks.learning import ranks
 from tasks.learning.advantages import kl_estimates
 from tasks.learning.batches import epoch_order
 from tasks.learning.engines import engine_of
-from tasks.learning.experience import Models, Rollouts, judge, sampled_as_trained
+from tasks.learning.experience import Models, Rollouts, critic_values, judge, sampled_as_trained, trunk_states
 from tasks.learning.memory import Budget
+from tasks.learning.models import ValueHead
 from tasks.learning.optimise import adamw, check_finite, learning_rate, make_accelerator, update
 from tasks.learning.policy_gradient import policy_loss, value_loss
 from tasks.learning.ranks import Pass
-from tasks.learning.readings import completion_log_probs, completion_values, token_statistics
+from tasks.learning.readings import completion_log_probs, token_statistics
 from tasks.learning.rollouts import Response, stop_tokens
 from tasks.learning.sharding import shard, together
 from tasks.params import Params
@@ -39,13 +41,27 @@ class Step(NamedTuple):
     iteration: int
     token_count: int  # response tokens of the minibatch
     kept: str  # which checkpoint there is
+    kl_coefficient: float  # of grpo, which has its KL in the loss
+
+
+# From a part of a minibatch to "loss", whose gradient is followed, and the step's figures.
+Losses = Callable[[Rollouts, Step], dict[str, Tensor]]
 
 
 class Learner:
     """The policy and the critic with their optimisers, and the three phases of a round."""
 
     def __init__(self, models: Models, params: Params) -> None:
-        """Prepare to train; each network has an optimiser of its own, AdamW with epsilon 1e-5."""
+        """Prepare to train; policy and critic have an optimiser each, AdamW with epsilon 1e-5.
+
+        Raises:
+            InputError: DeepSpeed is to shard a policy whose trunk the critic shares.
+        """
+        if isinstance(models.critic, ValueHead) and ranks.are_sharding() and ranks.are_by_deepspeed():
+            raise InputError(
+                "ppo.critic: DeepSpeed shards no policy whose trunk the critic shares: "
+                "set it to own, or use infra/accelerate/fsdp.yaml"
+            )
         self._models, self._settings, self._seed = models, params.ppo, params.seed
         self._runtime, self._budget = params.runtime, Budget(params.runtime.tokens_per_pass)
         self._accelerator = make_accelerator(params)
@@ -54,7 +70,8 @@ class Learner:
         if models.critic is not None:
             self.models_that_learn["critic"] = models.critic
         for model in self.models_that_learn.values():
-            shard(model)
+            if not isinstance(model, ValueHead):  # which is small, and whole in every process
+                shard(model)
         self._engine = engine_of(params.ppo.engine)
         self._as_sampled: bool | None = None  # None: not tried out yet
         self.optimisers: dict[str, torch.optim.Optimizer] = {
@@ -121,70 +138,94 @@ class Learner:
             change = []
             for minibatch in torch.tensor(order).tensor_split(settings.minibatches):
                 rows: list[int] = minibatch.tolist()
-                step = Step(iteration, int(rollouts.mask[minibatch].sum()), kept)
-                figures = self._budget.spend(rows, lengths, partial(self._policy_step, rollouts, step, kl_coefficient))
-                if self._models.critic is not None:
-                    figures |= self._budget.spend(rows, lengths, partial(self._critic_step, rollouts, step))
+                step = Step(iteration, int(rollouts.mask[minibatch].sum()), kept, kl_coefficient)
+                figures = dict(UNMOVED_POLICY)  # until it moves
+                for names, losses in self._objectives(step):
+                    figures |= self._budget.spend(rows, lengths, partial(self._descend, rollouts, step, names, losses))
                 change.append(figures["approx_kl"])
                 yield figures
             if settings.max_update_kl is not None and fmean(change) > settings.max_update_kl:
                 return
 
-    def _policy_step(
-        self, rollouts: Rollouts, step: Step, kl_coefficient: float, passes: Sequence[Pass]
-    ) -> dict[str, float]:
-        settings, policy = self._settings, self._models.policy
-        if step.iteration <= settings.critic_warmup:
-            return dict(UNMOVED_POLICY)
-        bonus: Tensor | float
-        parts = [(rollouts.take(each.items), each.weight) for each in passes]
-        self.optimisers["policy"].zero_grad()  # an attempt that ran out of memory left a part of a gradient
-        sums = dict.fromkeys((*POLICY_FIGURES, "loss"), 0.0)
-        for part, weight in parts:
-            with self._accelerator.autocast():
-                if settings.entropy_bonus:
-                    log_probs, entropies, _ = token_statistics(policy, part.batch, settings.temperature)
-                    bonus = settings.entropy_bonus * entropies.sum() / step.token_count
-                else:
-                    log_probs, bonus = completion_log_probs(policy, part.batch, settings.temperature), 0.0
-            found = policy_loss(
-                log_probs,
-                part.log_probs,
-                part.advantages,
-                part.mask,
-                token_count=step.token_count,
-                clip=settings.clip,
-                dual_clip=settings.dual_clip,
-            )
-            loss = found.loss - bonus
-            if settings.estimator == "grpo":
-                kl = kl_estimates(log_probs, part.reference_log_probs, part.mask, settings.kl_estimator)
-                loss = loss + kl_coefficient * kl.sum() / step.token_count
-            self._accelerator.backward(weight * loss)
-            sums["loss"] += weight * loss.item()
-            for name, value in zip(POLICY_FIGURES, found, strict=True):
-                sums[name] += weight * value.item()
-        sums = ranks.summed(sums)
-        return {"grad_norm_policy": self._move("policy", step, sums.pop("loss"), settings.learning_rate), **sums}
+    def _objectives(self, step: Step) -> Iterator[tuple[list[str], Losses]]:
+        """Give what learns in a step: networks, and the losses whose gradient moves them."""
+        critic, is_warming_up = self._models.critic, step.iteration <= self._settings.critic_warmup
+        if isinstance(critic, ValueHead):
+            yield (["critic"], self._head_losses) if is_warming_up else (["policy", "critic"], self._trunk_losses)
+            return
+        if not is_warming_up:
+            yield ["policy"], self._policy_losses
+        if critic is not None:
+            yield ["critic"], self._value_losses
 
-    def _critic_step(self, rollouts: Rollouts, step: Step, passes: Sequence[Pass]) -> dict[str, float]:
-        settings, critic = self._settings, self._models.critic
-        assert critic is not None
+    def _descend(
+        self, rollouts: Rollouts, step: Step, names: Sequence[str], losses: Losses, passes: Sequence[Pass]
+    ) -> dict[str, float]:
+        """Take one optimiser step of some networks down the gradient of a loss; returns its figures."""
         parts = [(rollouts.take(each.items), each.weight) for each in passes]
-        self.optimisers["critic"].zero_grad()
-        sums = {"value_loss": 0.0, "value_clip_fraction": 0.0}
+        for name in names:
+            self.optimisers[name].zero_grad()  # an attempt that ran out of memory left a part of a gradient
+        sums: dict[str, float] = {}
         for part, weight in parts:
-            with self._accelerator.autocast():
-                values = completion_values(critic, part.batch)
-            found = value_loss(
-                values, part.values, part.returns, part.mask, token_count=step.token_count, clip=settings.value_clip
-            )
-            self._accelerator.backward(weight * found.loss)
-            sums["value_loss"] += weight * found.loss.item()
-            sums["value_clip_fraction"] += weight * found.clip_fraction.item()
+            found = losses(part, step)
+            self._accelerator.backward(weight * found["loss"])
+            for name, value in found.items():
+                sums[name] = sums.get(name, 0.0) + weight * value.item()
         sums = ranks.summed(sums)
-        norm = self._move("critic", step, sums["value_loss"], settings.critic_learning_rate)
-        return {**sums, "grad_norm_critic": norm}
+        loss = sums.pop("loss")
+        check_finite(step.iteration, {f"loss of the {names[0]}": loss}, step.kept)
+        return {f"grad_norm_{name}": self._move(name, step, loss) for name in names} | sums
+
+    def _policy_losses(self, part: Rollouts, step: Step, states: Tensor | None = None) -> dict[str, Tensor]:
+        settings, policy = self._settings, self._models.policy
+        bonus: Tensor | float
+        with self._accelerator.autocast():
+            if settings.entropy_bonus:
+                log_probs, entropies, _ = token_statistics(policy, part.batch, settings.temperature, states)
+                bonus = settings.entropy_bonus * entropies.sum() / step.token_count
+            else:
+                log_probs, bonus = completion_log_probs(policy, part.batch, settings.temperature, states), 0.0
+        found = policy_loss(
+            log_probs,
+            part.log_probs,
+            part.advantages,
+            part.mask,
+            token_count=step.token_count,
+            clip=settings.clip,
+            dual_clip=settings.dual_clip,
+        )
+        loss = found.loss - bonus
+        if settings.estimator == "grpo":
+            kl = kl_estimates(log_probs, part.reference_log_probs, part.mask, settings.kl_estimator)
+            loss = loss + step.kl_coefficient * kl.sum() / step.token_count
+        return {"loss": loss, **dict(zip(POLICY_FIGURES, found, strict=True))}
+
+    def _value_losses(self, part: Rollouts, step: Step, states: Tensor | None = None) -> dict[str, Tensor]:
+        with self._accelerator.autocast():
+            values = critic_values(self._models, part.batch, states)
+        found = value_loss(
+            values,
+            part.values,
+            part.returns,
+            part.mask,
+            token_count=step.token_count,
+            clip=self._settings.value_clip,
+        )
+        return {"loss": found.loss, "value_loss": found.loss, "value_clip_fraction": found.clip_fraction}
+
+    def _trunk_losses(self, part: Rollouts, step: Step) -> dict[str, Tensor]:
+        """The losses of policy and value head, of one pass through the trunk and with one gradient."""
+        with self._accelerator.autocast():
+            states = trunk_states(self._models, part.batch)
+        policy, value = self._policy_losses(part, step, states), self._value_losses(part, step, states)
+        return {**value, **policy, "loss": policy["loss"] + self._settings.value_weight * value["loss"]}
+
+    def _head_losses(self, part: Rollouts, step: Step) -> dict[str, Tensor]:
+        """The loss of the value head alone, as large as it is beside the policy's: the trunk stands still."""
+        with torch.no_grad(), self._accelerator.autocast():
+            states = trunk_states(self._models, part.batch)
+        value = self._value_losses(part, step, states)
+        return {**value, "loss": self._settings.value_weight * value["loss"]}
 
     def _is_as_sampled(self, responses: Sequence[Response]) -> bool:
         if self._as_sampled is None:
@@ -198,9 +239,10 @@ class Learner:
             self._as_sampled = agrees and says_all and self._runtime.precision == "fp32"
         return self._as_sampled
 
-    def _move(self, name: str, step: Step, loss: float, peak_rate: float) -> float:
+    def _move(self, name: str, step: Step, loss: float) -> float:
         """One optimiser step; returns the norm of the gradient before clipping."""
-        check_finite(step.iteration, {f"loss of the {name}": loss}, step.kept)
+        settings = self._settings
+        peak_rate = settings.critic_learning_rate if name == "critic" else settings.learning_rate
         return update(
             self._accelerator,
             self.models_that_learn[name],
@@ -208,7 +250,7 @@ class Learner:
             step=step.iteration,
             loss=loss,
             learning_rate=self._rate(step.iteration, peak_rate),
-            max_grad_norm=self._settings.max_grad_norm,
+            max_grad_norm=settings.max_grad_norm,
             kept=step.kept,
         )
 

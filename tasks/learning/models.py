@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers import logging as transformers_logging
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -187,6 +187,25 @@ def score_head(model: nn.Module) -> nn.Module:
     head = inner.score
     assert isinstance(head, nn.Module)
     return head
+
+
+class ValueHead(nn.Linear):
+    """A critic on the policy's trunk: a scalar layer on the policy's last hidden states, 0 everywhere at first.
+
+    So nothing flows back from it into the trunk before it has learned something itself.
+    """
+
+    def __init__(self, policy: nn.Module) -> None:
+        """Fit the width and the device of a policy."""
+        inner = unwrapped(policy)
+        super().__init__(inner.config.get_text_config().hidden_size, 1, device=inner.device)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Values (N,) of hidden states (N, d), in fp32 whatever the precision."""
+        with torch.autocast(states.device.type, enabled=False):
+            return super().forward(states.float())[..., 0]
 
 
 def _load(kind: AutoClass, folder: Path, **options: int) -> PreTrainedModel:

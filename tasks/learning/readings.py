@@ -24,21 +24,29 @@ class TokenStatistics(NamedTuple):
     are_likeliest: Tensor  # (B, L) bool: no other token was more probable
 
 
-def completion_log_probs(policy: nn.Module, batch: Batch, temperature: float = 1.0) -> Tensor:
+def completion_log_probs(
+    policy: nn.Module, batch: Batch, temperature: float = 1.0, states: Tensor | None = None
+) -> Tensor:
     """Log-probability of every completion token at a sampling temperature, (B, L) fp32.
 
-    Entry t is log p(token t | tokens before t), 0 outside the completion: it lines up with `input_ids`.
+    Entry t is log p(token t | tokens before t), 0 outside the completion: it lines up with `input_ids`. Where the last
+    hidden `states` (N, d) that foretell the tokens are at hand, they save the pass through the layers.
     """
 
     def read(logits: Tensor, tokens: Tensor) -> tuple[Tensor]:
         return (token_log_probs(at_temperature(logits, temperature), tokens),)
 
-    [log_probs] = _over_vocabulary(policy, batch, read)
+    [log_probs] = _over_vocabulary(policy, batch, read, states)
     return spread(log_probs, batch.completion_mask)
 
 
-def token_statistics(policy: nn.Module, batch: Batch, temperature: float = 1.0) -> TokenStatistics:
-    """Log-probability and entropy of every completion token, and whether it was the likeliest."""
+def token_statistics(
+    policy: nn.Module, batch: Batch, temperature: float = 1.0, states: Tensor | None = None
+) -> TokenStatistics:
+    """Log-probability and entropy of every completion token, and whether it was the likeliest.
+
+    From the last hidden `states` (N, d) that foretell them, where those are at hand.
+    """
 
     def read(logits: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
         scaled = at_temperature(logits, temperature)
@@ -48,7 +56,8 @@ def token_statistics(policy: nn.Module, batch: Batch, temperature: float = 1.0) 
         # Not read off the distribution, from which `completion_log_probs` differs in the last bit.
         return token_log_probs(scaled, tokens), entropies, are_likeliest
 
-    return TokenStatistics(*(spread(each, batch.completion_mask) for each in _over_vocabulary(policy, batch, read)))
+    found = _over_vocabulary(policy, batch, read, states)
+    return TokenStatistics(*(spread(each, batch.completion_mask) for each in found))
 
 
 def at_temperature(logits: Tensor, temperature: float) -> Tensor:
@@ -80,18 +89,22 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 def _over_vocabulary(
-    policy: nn.Module, batch: Batch, read: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+    policy: nn.Module, batch: Batch, read: Callable[[Tensor, Tensor], tuple[Tensor, ...]], states: Tensor | None
 ) -> tuple[Tensor, ...]:
     """Read something off the logits (N, V) that score the N completion tokens, and off those tokens (N,); (N,) each.
 
-    Where all logits together would be large they are made a few at a time, and made again in the backward pass.
+    Where all logits together would be large they are made a few at a time, and made again in the backward pass. A
+    policy whose head alone does not make its logits makes them from the beginning, whatever `states` there are.
     """
     tokens = batch.input_ids[batch.completion_mask]
     at_once = max(1, LARGEST_LOGITS // unwrapped(policy).config.get_text_config().vocab_size)
-    head = plain_head(policy) if len(tokens) > at_once else None
+    head = plain_head(policy) if states is not None or len(tokens) > at_once else None
     if head is None:
         return read(completion_logits(policy, batch), tokens)
-    states = last_states(policy, batch, predicting(batch))
+    if states is None:
+        states = last_states(policy, batch, predicting(batch))
+    if len(tokens) <= at_once:
+        return read(head(states), tokens)
     parts = [
         checkpoint(lambda part, its: read(head(part), its), *pair, use_reentrant=False, preserve_rng_state=False)
         for pair in zip(torch.split(states, at_once), torch.split(tokens, at_once), strict=True)

@@ -144,7 +144,7 @@ def trained_on_a_known_reward(monkeypatch, kl_coefficient, rounds=24, **ppo):
         schedule="linear",
         **ppo,
     )
-    models = tiny_models()
+    models = tiny_models(params.ppo.critic)
     learner = Learner(models if params.ppo.estimator == "gae" else models._replace(critic=None), params)
     scores, kls = [], []
     for iteration in range(1, rounds + 1):

@@ -13,7 +13,7 @@ from tasks.learning.memory import Budget
 from tasks.sft import sft
 from tests.conftest import MakeParams, NotedRun
 from tests.learning.test_learner import PROMPTS, weights
-from tests.tiny import tiny_models, tiny_params
+from tests.tiny import Critic, tiny_models, tiny_params
 
 STAGE = sys.modules["tasks.sft"]
 CPU_SAYS = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
@@ -68,11 +68,13 @@ def test_a_single_row_that_is_too_large_stops_with_the_cure(params, monkeypatch:
         sft(params)
 
 
-@pytest.mark.parametrize("name", ["completion_log_probs", "completion_values"])
-def test_ppo_goes_on_in_smaller_passes(name: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("critic", "name"), [("own", "completion_log_probs"), ("own", "critic_values"), ("trunk", "critic_values")]
+)
+def test_ppo_goes_on_in_smaller_passes(critic: Critic, name: str, monkeypatch: pytest.MonkeyPatch):
     def trained():
-        models = tiny_models()
-        learning = Learner(models, tiny_params(runtime={"tokens_per_pass": 1000}, minibatches=2))
+        models = tiny_models(critic)
+        learning = Learner(models, tiny_params(runtime={"tokens_per_pass": 1000}, minibatches=2, critic=critic))
         rollouts = learning.judge(learning.sample(PROMPTS, seed=1), 0.05)
         return learning.update(rollouts, 1, "kept"), weights(models.policy) + weights(models.critic)
 

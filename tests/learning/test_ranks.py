@@ -16,9 +16,12 @@ import torch
 import yaml
 from torch import distributed
 
+from tasks.data.files import MODELS
+from tasks.data.tokens import load_tokenizer
 from tasks.dpo import dpo
 from tasks.learning import ranks
 from tasks.learning.fitting import Fit
+from tasks.learning.models import new_reward_model, save_model
 from tasks.ppo import ppo
 from tasks.reward import reward
 from tasks.sft import sft
@@ -83,6 +86,20 @@ def test_two_processes_train_as_one_does(config: str, alone: Curves):
         together = curve(Path("together") / stage / f"{stage}.csv")
         for one, other in zip(together, expected, strict=True):
             assert one == pytest.approx(other, rel=5e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("config", ["ddp", "fsdp"])
+def test_two_processes_train_a_critic_on_the_trunk_as_one_does(
+    config: str, workspace: Path, make_params: MakeParams, noted_run: NotedRun
+):
+    params = make_params(ppo=PPO | {"critic": "trunk"}, runtime={"checkpoint_every": 1})
+    save_model(new_reward_model(MODELS / "sft", params), load_tokenizer(MODELS / "sft"), MODELS / "reward")
+    ppo(params)
+    expected = curve(Path("curves/ppo.csv"))
+    Path("settings.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True)), encoding="utf-8")
+    launch(config, "ppo@2", "ppo")  # of which the second goes on from the checkpoint of the first
+    for one, other in zip(curve(Path("together/ppo/ppo.csv")), expected, strict=True):
+        assert one == pytest.approx(other, rel=2e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize("config", ["fsdp", ZERO3])

@@ -14,7 +14,7 @@ from tasks.data.tokens import Encoded
 from tasks.learning import readings
 from tasks.learning.attention import PACKED
 from tasks.learning.batches import Batch, collate
-from tasks.learning.forward import is_packed, pack_if_exact, plain_head
+from tasks.learning.forward import is_packed, last_states, pack_if_exact, plain_head, predicting
 from tasks.learning.models import score_head
 from tasks.learning.readings import (
     at_temperature,
@@ -154,6 +154,27 @@ def test_left_padding_changes_nothing():
     torch.testing.assert_close(
         completion_log_probs(policy, left)[:, 4:], completion_log_probs(policy, row), atol=1e-5, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("at_once", [2**26, 3 * 40], ids=["whole", "in chunks"])
+@pytest.mark.parametrize("packs", [False, True], ids=["padded", "packed"])
+def test_states_at_hand_change_nothing_nor_any_gradient(
+    config: PreTrainedConfig, packs: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
+):
+    policy, batch, passes = read_as(packs, causal(config)), collate(ROWS), []
+    expected, statistics = completion_log_probs(policy, batch, 0.7), token_statistics(policy, batch, 0.7)
+    expected_gradients = gradients(policy, expected.square().sum())
+    monkeypatch.setattr(readings, "LARGEST_LOGITS", at_once)
+    states = last_states(policy, batch, predicting(batch))
+    is_plain = plain_head(policy) is not None
+    policy.base_model.register_forward_hook(lambda *_: passes.append(1))
+    found, again = completion_log_probs(policy, batch, 0.7, states), token_statistics(policy, batch, 0.7, states)
+    assert len(passes) == (0 if is_plain else 2)  # where the head is not all there is, they cannot save the pass
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    for one, other in zip(again, statistics, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+    for name, gradient in gradients(policy, found.square().sum()).items():
+        torch.testing.assert_close(gradient, expected_gradients[name], atol=1e-4, rtol=1e-5, msg=name)
 
 
 # --- Logits in chunks
