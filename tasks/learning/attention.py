@@ -3,7 +3,6 @@
 Everything but attention works token by token, so a packed row costs what its tokens cost and padding costs nothing.
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -13,6 +12,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from tasks.learning.batches import Trees
+from tasks.learning.varlen import attend_at_once, varlen_precision
 
 PACKED = "packed"  # the name by which transformers calls `attend`
 # What some families ask of attention beyond a window: `attend` knows none of it, and says so.
@@ -34,7 +36,7 @@ def attend(
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
-    trees: Sequence[Sequence[int]] | None = None,
+    trees: Trees | None = None,
     slots: SlotView | None = None,
     sliding_window: int | None = None,
     **others: Any,  # noqa: ANN401  what a family asks for besides: of any type
@@ -67,6 +69,8 @@ def attend(
         )
     if unknown := [name for name in UNKNOWN if others.get(name) is not None]:
         raise NotImplementedError(f"attention with {unknown[0]}")
+    if (precision := varlen_precision(query)) is not None:
+        return attend_at_once(query, key, value, trees, precision, scaling=scaling, window=sliding_window), None
     shared = query.shape[1] // key.shape[1]
     # Split, not sliced one by one: the gradient of a slice is as large as what it was cut from.
     lengths = [end - begin for start, _, *ends in trees for begin, end in pairwise([start, *ends])]

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from tasks.data.tokens import Encoded, EncodedPair
 
+# Of a packed row, a prompt each: where it begins, where it ends, and where each of its completions ends.
+Trees = tuple[tuple[int, ...], ...]
+
 
 class Packing(NamedTuple):
     """Rows end to end in one long row of T tokens: each distinct prompt once, behind it the completions to it."""
@@ -17,7 +20,7 @@ class Packing(NamedTuple):
     input_ids: Tensor  # (1, T) long
     position_ids: Tensor  # (1, T) long, counted in the token's own sequence
     places: Tensor  # (B, L) long: where each token of the rows lies among the T; 0 in the padding
-    trees: list[list[int]]  # a prompt each: where it begins, where it ends, and where each of its completions ends
+    trees: Trees
 
 
 class Batch(NamedTuple):
@@ -71,9 +74,9 @@ def pack(rows: Sequence[Encoded], length: int, device: torch.device | str) -> Pa
             ids += row.completion
             position_ids += range(len(prompt), row.length)
             bounds.append(len(ids))
-        trees.append(bounds)
+        trees.append(tuple(bounds))
     input_ids, positions_in_rows = torch.tensor([[ids], [position_ids]], device=device)
-    return Packing(input_ids, positions_in_rows, torch.tensor(places, device=device), trees)
+    return Packing(input_ids, positions_in_rows, torch.tensor(places, device=device), tuple(trees))
 
 
 def collate_pairs(pairs: Sequence[EncodedPair], device: torch.device | str = "cpu") -> Batch:
