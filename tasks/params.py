@@ -35,9 +35,16 @@ class Runtime(Section):
     precision: Literal["fp32", "bf16"]
     tokens_per_pass: Count
     gradient_checkpointing: bool
+    compile: bool
     slots: Count
     checkpoint_every: Annotated[int, Field(ge=0)]
     checkpoints_kept: Count
+
+    @model_validator(mode="after")
+    def _compiles_what_is_kept(self) -> "Runtime":
+        if self.compile and self.gradient_checkpointing:
+            raise ValueError("layers that compute activations again are not compiled: set one of the two to false")
+        return self
 
 
 class Source(Section):

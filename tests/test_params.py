@@ -186,6 +186,10 @@ def test_a_missing_section_is_named():
             {"ppo__estimator": "grpo", "ppo__critic_warmup": 0, "ppo__responses": 2},
             "ppo: k1 has no gradient in the loss, where grpo has its KL: set kl_estimator to k2 or k3",
         ),
+        (
+            {"runtime__compile": True, "runtime__gradient_checkpointing": True},
+            "runtime: layers that compute activations again are not compiled: set one of the two to false",
+        ),
         ({"base__scratch__heads": 3}, "base.scratch: hidden_size must be an even multiple of heads"),
         # 12 / 4 = 3 numbers a head cannot be rotated in pairs.
         ({"base__scratch__hidden_size": 12}, "base.scratch: hidden_size must be an even multiple of heads"),

@@ -10,8 +10,16 @@ from torch import Tensor
 
 from tasks.data.tokens import Encoded, EncodedPair
 
-# Of a packed row, a prompt each: where it begins, where it ends, and where each of its completions ends.
-Trees = tuple[tuple[int, ...], ...]
+
+class Trees:
+    """Where things lie in a packed row: of each prompt its beginning, its end, and the end of each of its completions.
+
+    No bare list, for whose every other length torch would compile a layer anew.
+    """
+
+    def __init__(self, bounds: Sequence[Sequence[int]]) -> None:
+        """Hold the bounds: at least three a prompt."""
+        self.bounds = bounds
 
 
 class Packing(NamedTuple):
@@ -74,9 +82,9 @@ def pack(rows: Sequence[Encoded], length: int, device: torch.device | str) -> Pa
             ids += row.completion
             position_ids += range(len(prompt), row.length)
             bounds.append(len(ids))
-        trees.append(tuple(bounds))
+        trees.append(bounds)
     input_ids, positions_in_rows = torch.tensor([[ids], [position_ids]], device=device)
-    return Packing(input_ids, positions_in_rows, torch.tensor(places, device=device), tuple(trees))
+    return Packing(input_ids, positions_in_rows, torch.tensor(places, device=device), Trees(trees))
 
 
 def collate_pairs(pairs: Sequence[EncodedPair], device: torch.device | str = "cpu") -> Batch:

@@ -15,7 +15,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from tasks.data.tokens import Encoded
 from tasks.errors import InputError
-from tasks.learning.forward import is_packed, no_recomputing, unwrapped
+from tasks.learning.forward import is_packed, layers_as_written, unwrapped
 from tasks.learning.rollouts import Response, check_context, stop_tokens
 
 PAGE = 32  # tokens of one sequence that lie together in the cache
@@ -83,7 +83,7 @@ def _prepared(body: PreTrainedModel) -> Iterator[None]:
     """Give the model an attention that continuous batching knows; leave it, and torch's random state, as they were."""
     before = body.config._attn_implementation
     devices = [body.device] if body.device.type == "cuda" else []
-    with no_recomputing(body), torch.random.fork_rng(devices):
+    with layers_as_written(body), torch.random.fork_rng(devices):
         if is_packed(body):
             body.set_attn_implementation(ATTENTION)
         try:

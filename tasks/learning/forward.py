@@ -135,13 +135,17 @@ def recompute_layers(model: nn.Module) -> None:
 
 
 @contextmanager
-def no_recomputing(model: nn.Module) -> Iterator[None]:
-    """Have layers compute as usual inside the block: those that compute activations again use no cache."""
+def layers_as_written(model: nn.Module) -> Iterator[None]:
+    """Have layers compute as usual inside the block: those that compute activations again use no cache.
+
+    Nor are they compiled there: with a cache that grows by a token, each pass would be another program.
+    """
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.training = False
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         recompute_layers(model)
 

@@ -21,6 +21,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from tasks.data.files import replacing
 from tasks.errors import InputError
 from tasks.learning import ranks
+from tasks.learning.compiling import compile_layers
 from tasks.learning.disk import writing
 from tasks.learning.forward import has_adapters, pack_if_exact, recompute_layers, unwrapped
 from tasks.params import Lora, Params
@@ -228,6 +229,8 @@ def _on_device(model: PreTrainedModel, params: Params, trainable: bool) -> PreTr
     pack_if_exact(model)
     if trainable and params.runtime.gradient_checkpointing:
         _checkpoint_layers(model)
+    if trainable and params.runtime.compile:
+        compile_layers(model)
     return model
 
 

@@ -15,7 +15,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from tasks.data.tokens import Encoded
 from tasks.errors import InputError
 from tasks.learning.batches import collate, positions
-from tasks.learning.forward import is_packed, no_recomputing, unwrapped
+from tasks.learning.forward import is_packed, layers_as_written, unwrapped
 from tasks.learning.models import context_length
 from tasks.learning.slots import Slots
 
@@ -94,7 +94,7 @@ def generate(
         on_progress=on_progress,
     )
     wanted = range(len(prompts)) if numbers is None else sorted(numbers)
-    with no_recomputing(model):
+    with layers_as_written(model):
         if is_packed(model):
             _answer_in_slots(model, prompts, wanted, transcript, slots)
         else:

@@ -30,10 +30,11 @@ class Segments(NamedTuple):
 
 
 @lru_cache(maxsize=2)  # all layers of a pass ask for the same
+@torch.inference_mode(mode=False)  # so that what sampling makes serves training too
 def segments(trees: Trees, device: torch.device) -> Segments:
     """Cut a packed row: a prompt with its first completion, and each further completion behind the prompt's keys."""
     query_bounds, key_bounds, keys = [0], [0], list[int]()
-    for start, prompt_end, *ends in trees:
+    for start, prompt_end, *ends in trees.bounds:
         for begin, end in pairwise([start, *ends]):
             prompt = range(start, prompt_end) if begin > start else ()
             keys += [*prompt, *range(begin, end)]

@@ -33,7 +33,7 @@ def test_rows_are_packed_end_to_end_and_each_prompt_once():
     packing = collate([SHORT, LONG, other]).packing
     assert packing.input_ids.tolist() == [[5, 6, 2, 9, 9, 2, 7, 8, 9, 4, 2]]
     assert packing.position_ids.tolist() == [[0, 1, 2, 1, 2, 3, 0, 1, 2, 3, 4]]
-    assert packing.trees == ((0, 1, 3, 6), (6, 8, 11))
+    assert packing.trees.bounds == [[0, 1, 3, 6], [6, 8, 11]]
     assert packing.places.tolist() == [[0, 1, 2, 0, 0], [6, 7, 8, 9, 10], [0, 3, 4, 5, 0]]
 
 
@@ -46,14 +46,14 @@ def test_places_find_every_token_again(texts: list[tuple[list[int], list[int]]])
     found = batch.packing.input_ids[0][batch.packing.places]
     assert found[batch.attention_mask].equal(batch.input_ids[batch.attention_mask])
     prompts = {tuple(prompt) for prompt, _ in texts}
-    assert len(batch.packing.trees) == len(prompts)
+    assert len(batch.packing.trees.bounds) == len(prompts)
     assert batch.packing.input_ids.numel() == sum(map(len, prompts)) + sum(len(answer) for _, answer in texts)
 
 
 def test_some_rows_of_a_batch_are_a_batch():
     batch = collate([LONG, SHORT]).take([1])
     assert batch.input_ids.tolist() == [[5, 6, 2]]
-    assert batch.packing.trees == ((0, 1, 3),)
+    assert batch.packing.trees.bounds == [[0, 1, 3]]
 
 
 def test_chosen_rows_lie_above_rejected_rows():

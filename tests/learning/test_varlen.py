@@ -15,8 +15,9 @@ from tasks.learning.readings import completion_log_probs
 from tasks.learning.varlen import segments, varlen_precision
 from tests.families import FAMILIES, ROWS, causal
 
+Bounds = tuple[tuple[int, ...], ...]
 CPU = torch.device("cpu")
-TREES: dict[str, Trees] = {
+TREES: dict[str, Bounds] = {
     "a prompt and its answer": ((0, 3, 9),),
     "rows without company": ((0, 2, 5), (5, 9, 10), (10, 11, 18)),
     "two answers": ((0, 3, 7, 12),),
@@ -70,13 +71,13 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(varlen, "varlen_attn", varlen_in_plain_torch)
 
 
-def attended(trees: Trees, heads: int, device: str = "cpu", dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+def attended(trees: Bounds, heads: int, device: str = "cpu", dtype: torch.dtype = torch.float32, **options: Any) -> Any:
     """The output of 4 heads of queries on `heads` of keys and values, and all gradients."""
     torch.manual_seed(0)
     tokens = trees[-1][-1]
     query, key, value = (torch.randn(1, count, tokens, 16).to(device, dtype) for count in (4, heads, heads))
     parts = [part.requires_grad_() for part in (query, key, value)]
-    output, _ = attend(nn.Identity(), query, key, value, None, trees=trees, **options)
+    output, _ = attend(nn.Identity(), query, key, value, None, trees=Trees(trees), **options)
     output.float().sin().sum().backward()
     return [output.detach(), *(part.grad for part in parts)]
 
@@ -85,7 +86,7 @@ def attended(trees: Trees, heads: int, device: str = "cpu", dtype: torch.dtype =
 @pytest.mark.parametrize("heads", [4, 2, 1])
 @pytest.mark.parametrize("trees", list(TREES.values()), ids=list(TREES))
 def test_one_call_gives_what_the_loop_gives(
-    trees: Trees, heads: int, window: int | None, request: pytest.FixtureRequest
+    trees: Bounds, heads: int, window: int | None, request: pytest.FixtureRequest
 ):
     options: dict[str, Any] = {"scaling": 0.3, "sliding_window": window}
     expected = attended(trees, heads, **options)
@@ -114,14 +115,14 @@ def test_a_model_reads_the_same_and_cuts_the_row_once(family: str, request: pyte
 
 
 def test_a_row_is_cut_as_by_hand():
-    cut = segments(((0, 2, 5, 6), (6, 7, 9)), CPU)
+    cut = segments(Trees(((0, 2, 5, 6), (6, 7, 9))), CPU)
     # queries 0-4 and 5 and 6-8; 5 is a second completion, behind the prompt's keys 0 and 1
     assert cut.query_bounds.tolist() == [0, 5, 6, 9]
     assert cut.key_bounds.tolist() == [0, 5, 8, 11]
     assert cut.keys is not None
     assert cut.keys.tolist() == [0, 1, 2, 3, 4, 0, 1, 5, 6, 7, 8]
     assert (cut.most_queries, cut.most_keys) == (5, 5)
-    assert segments(((0, 2, 5), (5, 6, 9)), CPU).keys is None  # nothing is shared, so nothing is gathered
+    assert segments(Trees(((0, 2, 5), (5, 6, 9))), CPU).keys is None  # nothing is shared, so nothing is gathered
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ def test_autocast_says_the_precision(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("trees", list(TREES.values()), ids=list(TREES))
-def test_torch_takes_the_shapes_and_types_it_is_given(trees: Trees, monkeypatch: pytest.MonkeyPatch):
+def test_torch_takes_the_shapes_and_types_it_is_given(trees: Bounds, monkeypatch: pytest.MonkeyPatch):
     """The call itself, on tensors without content: it has no kernel for a CPU."""
     monkeypatch.setattr(attention, "varlen_precision", lambda _query: torch.bfloat16)
     segments.cache_clear()
@@ -167,7 +168,7 @@ def test_torch_takes_the_shapes_and_types_it_is_given(trees: Trees, monkeypatch:
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("heads", [4, 2])
 @pytest.mark.parametrize("trees", list(TREES.values()), ids=list(TREES))
-def test_on_a_gpu(trees: Trees, heads: int, window: int | None):
+def test_on_a_gpu(trees: Bounds, heads: int, window: int | None):
     expected = attended(trees, heads, sliding_window=window)
     for one, other in zip(attended(trees, heads, "cuda", torch.bfloat16, sliding_window=window), expected, strict=True):
         # bf16 keeps 8 bits: its steps are 2^-8 = .004 of a number, and a gradient sums a few
