@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.learning import learner
+from tasks.errors import InputError
+from tasks.learning import learner, ranks
 from tasks.learning.experience import Models, Rollouts
 from tasks.learning.forward import last_states, pack_if_exact, plain_head, predicting, recompute_layers, unwrapped
 from tasks.learning.learner import Learner
@@ -151,3 +152,10 @@ def test_a_known_reward_is_found(monkeypatch: pytest.MonkeyPatch):
     scores, kls = trained_on_a_known_reward(monkeypatch, kl_coefficient=0.0, critic="trunk")
     assert scores[-1] > scores[0] + 0.4
     assert kls[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_deepspeed_shards_no_shared_trunk(monkeypatch: pytest.MonkeyPatch):
+    for told in ("are_sharding", "are_by_deepspeed"):
+        monkeypatch.setattr(ranks, told, lambda: True)
+    with pytest.raises(InputError, match=r"ppo\.critic: DeepSpeed shards no policy .* set it to own, or use .*fsdp"):
+        Learner(tiny_models("trunk"), tiny_params(critic="trunk"))
