@@ -9,10 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tasks.data.encoded import EncodedRows, encoded_preferences
 from tasks.data.files import MODELS, VALIDATED
 from tasks.data.origin import content_origin
-from tasks.data.records import Split, read_preferences, read_prompts
-from tasks.data.tokens import EncodedPair, encode_preferences, load_tokenizer
+from tasks.data.records import Split, read_prompts
+from tasks.data.tokens import EncodedPair, load_tokenizer
 from tasks.learning import ranks
 from tasks.learning.batches import collate_pairs, micro_batches
 from tasks.learning.curves import publish
@@ -65,16 +66,16 @@ def dpo(params: Params) -> None:
     tokenizer = load_tokenizer(SFT)
     policy = with_adapters(load_policy(SFT, params, trainable=True), params.lora)
 
-    def pairs_of(split: Split) -> list[EncodedPair]:
-        records = require_rows(read_preferences(VALIDATED, split), PREFERENCES, split)
-        return encode_preferences(tokenizer, records, context_length(policy))
+    def pairs_of(split: Split) -> EncodedRows[EncodedPair]:
+        found = encoded_preferences(VALIDATED, split, tokenizer, context_length(policy))
+        return require_rows(found, PREFERENCES, split)
 
     pairs, validation = pairs_of("train"), pairs_of("validation")
     asked = require_rows(read_prompts(VALIDATED, "validation"), PROMPTS, "validation")
     marks = Marks(policy, tokenizer, asked, settings, params)
     origin = stage_origin("dpo") or content_origin("dpo", params, [PREFERENCES, PROMPTS, SFT])
     with tracking.run("dpo", params, inputs=[PREFERENCES]) as run:
-        lengths, its_lengths = ([2 * pair.length for pair in each] for each in (pairs, validation))
+        lengths, its_lengths = ((2 * each.lengths).tolist() for each in (pairs, validation))
         fit = Fit("dpo", origin, policy, lengths, params=params, settings=settings, run=run, visitor=marks)
         share = ranks.share(range(len(validation)), its_lengths)
         held_out = list(micro_batches(share, its_lengths, params.runtime.tokens_per_pass))

@@ -17,18 +17,11 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from tasks.data.answers import answers_file, read_answers
+from tasks.data.encoded import encoded_demonstrations
 from tasks.data.example import gold_score
 from tasks.data.files import METRICS, MODELS, REPORTS, STATE, VALIDATED, write_json, write_jsonl
-from tasks.data.records import Prompt, read_demonstrations, read_prompts
-from tasks.data.tokens import (
-    Encoded,
-    decode,
-    encode,
-    encode_demonstrations,
-    encode_prompt,
-    encode_prompts,
-    load_tokenizer,
-)
+from tasks.data.records import Prompt, read_prompts
+from tasks.data.tokens import Encoded, decode, encode, encode_prompt, encode_prompts, load_tokenizer
 from tasks.errors import InputError
 from tasks.judging.best_of import BestOf, best_of
 from tasks.judging.compare import Resampling
@@ -311,10 +304,10 @@ def _perplexity(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, par
 
     A policy that was pushed away from good language finds it surprising, whatever the reward model says.
     """
-    texts = encode_demonstrations(tokenizer, read_demonstrations(VALIDATED, "test"), context_length(policy))
+    texts = encoded_demonstrations(VALIDATED, "test", tokenizer, context_length(policy))
     if not texts:
         return None
-    nats = -sum(_logps(policy, texts, params)) / sum(len(text.completion) for text in texts)
+    nats = -sum(_logps(policy, texts, params)) / int(texts.counts[:, 1].sum())
     return math.exp(nats) if nats < LARGEST_EXPONENT else math.inf
 
 

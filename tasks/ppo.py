@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tasks.data.encoded import EncodedRows, encoded_prompts
 from tasks.data.files import MODELS, VALIDATED
 from tasks.data.origin import content_origin
 from tasks.data.records import Prompt, Split, read_prompts
@@ -83,7 +84,7 @@ def ppo(params: Params) -> None:
     """
     set_up(params)
     settings, models = params.ppo, load_models(params)
-    prompts = encoded_prompts(models, params, "train")
+    prompts = prompts_of("train", models, params)
     shown = prompts_to_show(models, params)
     held_out = require_rows(read_prompts(VALIDATED, "validation"), PROMPTS, "validation")
     marks = Marks(models.policy, models.tokenizer, held_out, settings, params)
@@ -143,14 +144,14 @@ def load_models(params: Params) -> Models:
     )
 
 
-def encoded_prompts(models: Models, params: Params, split: Split) -> list[list[int]]:
-    """Read and encode the prompts of a split.
+def prompts_of(split: Split, models: Models, params: Params) -> EncodedRows[list[int]]:
+    """Give the encoded prompts of a split.
 
     Raises:
         InputError: there are none, or one leaves no room for an answer.
     """
-    records = require_rows(read_prompts(VALIDATED, split), PROMPTS, split)
-    return encode_prompts(models.tokenizer, records, context_length(models.policy), params.ppo.max_new_tokens)
+    context, new_tokens = context_length(models.policy), params.ppo.max_new_tokens
+    return require_rows(encoded_prompts(VALIDATED, split, models.tokenizer, context, new_tokens), PROMPTS, split)
 
 
 def drawn(count: int, iteration: int, rollouts: int, seed: int) -> list[int]:

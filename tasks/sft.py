@@ -10,10 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from tasks.data.encoded import EncodedRows, encoded_demonstrations
 from tasks.data.files import MODELS, VALIDATED
 from tasks.data.origin import content_origin
-from tasks.data.records import Split, read_demonstrations
-from tasks.data.tokens import Encoded, encode_demonstrations, load_tokenizer
+from tasks.data.records import Split
+from tasks.data.tokens import Encoded, load_tokenizer
 from tasks.learning.batches import Batch, collate, row_batches
 from tasks.learning.curves import publish
 from tasks.learning.fitting import Fit, require_rows
@@ -49,23 +50,24 @@ def sft(params: Params) -> None:
     tokenizer = load_tokenizer(BASE)
     policy = with_adapters(load_policy(BASE, params, trainable=True), params.lora)
 
-    def rows_of(split: Split) -> list[Encoded]:
-        records = require_rows(read_demonstrations(VALIDATED, split), DEMONSTRATIONS, split)
-        return encode_demonstrations(tokenizer, records, context_length(policy))
+    def rows_of(split: Split) -> EncodedRows[Encoded]:
+        found = encoded_demonstrations(VALIDATED, split, tokenizer, context_length(policy))
+        return require_rows(found, DEMONSTRATIONS, split)
 
     rows, validation = rows_of("train"), rows_of("validation")
     held_out = row_batches(validation, params.runtime.tokens_per_pass, device)
     origin = stage_origin("sft") or content_origin("sft", params, [DEMONSTRATIONS, BASE])
     with tracking.run("sft", params, inputs=[DEMONSTRATIONS]) as run:
-        lengths = [row.length for row in rows]
-        fit = Fit("sft", origin, policy, lengths, params=params, settings=params.sft, run=run, epsilon=1e-8)
+        fit = Fit(
+            "sft", origin, policy, rows.lengths.tolist(), params=params, settings=params.sft, run=run, epsilon=1e-8
+        )
         before = likelihood(policy, held_out)
         train(fit, policy, rows)
         policy = merged(assembled(policy))
         after = likelihood(policy, held_out)
         metrics = {
             "rows": len(rows),
-            "tokens": sum(len(row.completion) for row in rows),
+            "tokens": int(rows.counts[:, 1].sum()),
             **fit.summary(),
             "validation": {"rows": len(validation), "before": before._asdict(), "after": after._asdict()},
         }

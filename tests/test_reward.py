@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tasks.data.encoded import encoded_demonstrations, encoded_preferences
 from tasks.data.files import MODELS, VALIDATED, read_json
-from tasks.data.records import read_demonstrations, read_preferences, write_records
-from tasks.data.tokens import encode_demonstrations, encode_preferences, load_tokenizer
+from tasks.data.records import read_preferences, write_records
+from tasks.data.tokens import load_tokenizer
 from tasks.errors import InputError
 from tasks.learning.batches import pair_batches, row_batches
 from tasks.learning.calibration import reward_figures
@@ -52,7 +53,7 @@ def test_the_figures_are_those_of_the_written_model_on_the_test_split(params: Pa
     normalise_scores(model, 0.0, 1.0)  # raw scores: the margins are log-odds
     splits = {}
     for split in ("validation", "test"):
-        pairs = encode_preferences(tokenizer, read_preferences(VALIDATED, split), None)
+        pairs = encoded_preferences(VALIDATED, split, tokenizer, None)
         splits[split] = pair_batches(pairs, params.runtime.tokens_per_pass, CPU)
     figures = reward_figures(scored_pairs(model, splits["test"]))
     written = {name: metrics[name] for name in figures}
@@ -67,7 +68,7 @@ def test_the_figures_are_those_of_the_written_model_on_the_test_split(params: Pa
 def test_scores_of_demonstrated_answers_have_mean_0_and_deviation_1(params: Params):
     reward(params)
     model, tokenizer = load_reward(MODELS / "reward", params), load_tokenizer(MODELS / "reward")
-    rows = encode_demonstrations(tokenizer, read_demonstrations(VALIDATED, "validation"), None)
+    rows = encoded_demonstrations(VALIDATED, "validation", tokenizer, None)
     batches = row_batches(rows, 4, CPU)
     with torch.no_grad():
         scores = [score for batch in batches for score in completion_scores(model, batch).tolist()]

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tasks.data.encoded import encoded_demonstrations
 from tasks.data.files import MODELS, VALIDATED, read_json
 from tasks.data.records import read_demonstrations, write_records
-from tasks.data.tokens import encode_demonstrations, load_tokenizer
+from tasks.data.tokens import load_tokenizer
 from tasks.errors import InputError
 from tasks.learning.batches import row_batches
 from tasks.learning.models import load_policy
@@ -40,10 +41,7 @@ def test_the_figures_are_those_of_the_written_model(params: Params, noted_run: N
     sft(params)
     metrics, curve = read_json(Path("metrics/sft.json")), read_curve("sft")
     tokenizer = load_tokenizer(MODELS / "base")
-    rows, held_out = (
-        encode_demonstrations(tokenizer, read_demonstrations(VALIDATED, split), None)
-        for split in ("train", "validation")
-    )
+    rows, held_out = (encoded_demonstrations(VALIDATED, split, tokenizer, None) for split in ("train", "validation"))
     assert metrics["rows"] == 10
     assert metrics["tokens"] == sum(len(row.completion) for row in rows)
     assert metrics["steps"] == len(curve) == 6  # ceil(10 / 4) steps in each of 2 epochs
@@ -62,7 +60,7 @@ def test_likelihood_of_a_uniform_model(tiny_model: Path):
     model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     torch.nn.init.zeros_(model.lm_head.weight)
     tokenizer = load_tokenizer(tiny_model)
-    rows = encode_demonstrations(tokenizer, read_demonstrations(VALIDATED, "test"), None)
+    rows = encoded_demonstrations(VALIDATED, "test", tokenizer, None)
     found = likelihood(model, row_batches(rows, 3, torch.device("cpu")))
     # every one of the tokens of the vocabulary is as likely as any other
     assert found.perplexity == pytest.approx(model.config.vocab_size, rel=1e-5)

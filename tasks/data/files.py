@@ -40,6 +40,19 @@ def replacing(path: Path) -> Iterator[Path]:
         shutil.rmtree(workplace, ignore_errors=True)
 
 
+def content_hash(path: Path) -> str:
+    """Give the sha256 of a file's bytes.
+
+    Raises:
+        InputError: the file is missing.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise _missing(path) from None
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write indented JSON; the same content gives the same bytes."""
     with replacing(path) as draft:
@@ -56,7 +69,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist: run the stage that writes it (dvc repro)") from None
+        raise _missing(path) from None
     except ValueError:
         raise InputError(f"{path} is damaged: delete it and run dvc repro") from None
     if not isinstance(content, dict):
@@ -78,7 +91,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         InputError: the file is missing, or a row is damaged.
     """
     if not path.exists():
-        raise InputError(f"{path} does not exist: run the stage that writes it (dvc repro)")
+        raise _missing(path)
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -103,3 +116,7 @@ def hash_files(path: Path) -> str:
             name = found.relative_to(path.parent).as_posix().encode()
             digest.update(hashlib.sha256(name).digest() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def _missing(path: Path) -> InputError:
+    return InputError(f"{path} does not exist: run the stage that writes it (dvc repro)")

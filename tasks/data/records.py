@@ -5,7 +5,7 @@ A record is a NamedTuple in memory and one JSON object a line on disk, with the 
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 from tasks.data.files import damaged_row, read_jsonl, write_jsonl
 
@@ -60,11 +60,31 @@ TYPES: dict[Kind, type[Demonstration] | type[Preference] | type[Prompt]] = {
     "preferences": Preference,
     "prompts": Prompt,
 }
+# The fields with answers to the prompt.
+ANSWERS: dict[Kind, tuple[str, ...]] = {
+    "demonstrations": ("response",),
+    "preferences": ("chosen", "rejected"),
+    "prompts": (),
+}
 
 
 def write_records(folder: Path, kind: Kind, records: Iterable[Record]) -> None:
     """Write the records of one kind to `folder`/`kind`.jsonl."""
     write_jsonl(folder / f"{kind}.jsonl", (record._asdict() for record in records))
+
+
+def read_records(folder: Path, kind: Kind, split: Split | None = None) -> Iterator[Record]:
+    """Read the records of a kind one at a time, of one split or of all.
+
+    Raises:
+        InputError: the file is missing, or a row is damaged.
+    """
+    path, fields = folder / f"{kind}.jsonl", set(TYPES[kind]._fields)
+    for number, row in enumerate(read_jsonl(path), start=1):
+        if row.keys() != fields:
+            raise damaged_row(path, number)
+        if split is None or row["split"] == split:
+            yield TYPES[kind](**row)
 
 
 def read_demonstrations(folder: Path, split: Split | None = None) -> list[Demonstration]:
@@ -73,7 +93,7 @@ def read_demonstrations(folder: Path, split: Split | None = None) -> list[Demons
     Raises:
         InputError: the file is missing, or a row is damaged.
     """
-    return [Demonstration(**row) for row in _rows(folder, "demonstrations", split)]
+    return [record for record in read_records(folder, "demonstrations", split) if isinstance(record, Demonstration)]
 
 
 def read_preferences(folder: Path, split: Split | None = None) -> list[Preference]:
@@ -82,7 +102,7 @@ def read_preferences(folder: Path, split: Split | None = None) -> list[Preferenc
     Raises:
         InputError: the file is missing, or a row is damaged.
     """
-    return [Preference(**row) for row in _rows(folder, "preferences", split)]
+    return [record for record in read_records(folder, "preferences", split) if isinstance(record, Preference)]
 
 
 def read_prompts(folder: Path, split: Split | None = None) -> list[Prompt]:
@@ -91,13 +111,4 @@ def read_prompts(folder: Path, split: Split | None = None) -> list[Prompt]:
     Raises:
         InputError: the file is missing, or a row is damaged.
     """
-    return [Prompt(**row) for row in _rows(folder, "prompts", split)]
-
-
-def _rows(folder: Path, kind: Kind, split: Split | None) -> Iterator[dict[str, Any]]:
-    path, fields = folder / f"{kind}.jsonl", set(TYPES[kind]._fields)
-    for number, row in enumerate(read_jsonl(path), start=1):
-        if row.keys() != fields:
-            raise damaged_row(path, number)
-        if split is None or row["split"] == split:
-            yield row
+    return [record for record in read_records(folder, "prompts", split) if isinstance(record, Prompt)]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tasks.data.lazy import LazySequence
 from tasks.data.tokens import Encoded, EncodedPair
 
 
@@ -140,13 +141,13 @@ def micro_batches(indices: Sequence[int], lengths: Sequence[int], tokens: int) -
         yield group
 
 
-def row_batches(rows: Sequence[Encoded], tokens: int, device: torch.device) -> list[Batch]:
-    """Every row once, in batches of at most `tokens` tokens, for measuring."""
-    groups = micro_batches(range(len(rows)), [row.length for row in rows], tokens)
-    return [collate([rows[index] for index in group], device) for group in groups]
+def row_batches(rows: Sequence[Encoded], tokens: int, device: torch.device) -> LazySequence[Batch]:
+    """Every row once, in batches of at most `tokens` tokens, for measuring; each is laid out when it is its turn."""
+    groups = list(micro_batches(range(len(rows)), [row.length for row in rows], tokens))
+    return LazySequence(len(groups), lambda number: collate([rows[index] for index in groups[number]], device))
 
 
-def pair_batches(pairs: Sequence[EncodedPair], tokens: int, device: torch.device) -> list[Batch]:
-    """Every pair once, in batches of at most `tokens` tokens, for measuring."""
-    groups = micro_batches(range(len(pairs)), [2 * pair.length for pair in pairs], tokens)
-    return [collate_pairs([pairs[index] for index in group], device) for group in groups]
+def pair_batches(pairs: Sequence[EncodedPair], tokens: int, device: torch.device) -> LazySequence[Batch]:
+    """Every pair once, in batches of at most `tokens` tokens, for measuring; each is laid out when it is its turn."""
+    groups = list(micro_batches(range(len(pairs)), [2 * pair.length for pair in pairs], tokens))
+    return LazySequence(len(groups), lambda number: collate_pairs([pairs[index] for index in groups[number]], device))

@@ -1,6 +1,6 @@
 """What sft, reward and dpo share around their losses: rows, their order, the update, the curve, the checkpoints."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -20,10 +20,10 @@ from tasks.learning.ranks import Pass
 from tasks.learning.sharding import shard
 from tasks.params import Params, Training
 
-Row = TypeVar("Row")
+Rows = TypeVar("Rows", bound=Sized)
 
 
-def require_rows(rows: Sequence[Row], file: Path, split: str) -> Sequence[Row]:
+def require_rows(rows: Rows, file: Path, split: str) -> Rows:
     """Give the rows back.
 
     Raises:

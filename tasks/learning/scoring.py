@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from tasks.data.encoded import EncodedRows, encoded_demonstrations, encoded_preferences
 from tasks.data.files import MODELS, VALIDATED
 from tasks.data.origin import Origin, content_origin
-from tasks.data.records import Split, read_demonstrations, read_preferences
-from tasks.data.tokens import EncodedPair, encode_demonstrations, encode_preferences, load_tokenizer
+from tasks.data.records import Split
+from tasks.data.tokens import EncodedPair, load_tokenizer
 from tasks.learning.batches import Batch, collate_pairs, pair_batches, row_batches
 from tasks.learning.calibration import ScoredPair, reward_figures
 from tasks.learning.curves import Run, publish
@@ -56,17 +57,16 @@ def fit_reward_model(
     model = with_adapters(new_reward_model(SFT, params), params.lora)
     context = context_length(model)
 
-    def pairs_of(split: Split) -> list[EncodedPair]:
-        records = require_rows(read_preferences(VALIDATED, split), PREFERENCES, split)
-        return encode_preferences(tokenizer, records, context)
+    def pairs_of(split: Split) -> EncodedRows[EncodedPair]:
+        return require_rows(encoded_preferences(VALIDATED, split, tokenizer, context), PREFERENCES, split)
 
     pairs = pairs_of(learned_from)
     held_out, test = (pair_batches(pairs_of(split), tokens, device) for split in (watched, "test"))
-    demonstrations = require_rows(read_demonstrations(VALIDATED, "validation"), DEMONSTRATIONS, "validation")
-    answers = encode_demonstrations(tokenizer, demonstrations, context)
+    demonstrations = encoded_demonstrations(VALIDATED, "validation", tokenizer, context)
+    answers = require_rows(demonstrations, DEMONSTRATIONS, "validation")
     origin = origin or content_origin(stage, params, [*INPUTS, SFT])
     with tracked as run:
-        lengths = [2 * pair.length for pair in pairs]
+        lengths = (2 * pairs.lengths).tolist()
         fit = Fit(stage, origin, model, lengths, params=params, settings=settings, run=run)
         before = held_out_loss(model, held_out, settings)
         train(fit, model, pairs, settings)

@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 
-from tasks.data.records import Demonstration, Message, Preference, Prompt
+from tasks.data.records import Demonstration, Message, Prompt
 from tasks.data.tokens import (
+    Text,
     decode,
     encode,
-    encode_demonstrations,
-    encode_preferences,
     encode_prompt,
     encode_prompts,
+    encode_records,
+    encode_texts,
     load_tokenizer,
 )
 from tasks.errors import InputError
@@ -99,18 +100,24 @@ def test_an_answer_with_the_end_of_sequence_token_inside_is_refused(tokenizer: A
 def test_a_template_that_raises_names_file_row_and_cure():
     record = Demonstration("a", "train", "raw.jsonl", 7, [Message(role="system", content="be kind")], "yes")
     with pytest.raises(InputError, match=r"raw.jsonl row 7: the chat template refuses.*no system role.*base.chat_temp"):
-        encode_demonstrations(make_tokenizer(ALTERNATING), [record], None)
+        list(encode_records(make_tokenizer(ALTERNATING), "demonstrations", [record]))
 
 
-def test_rows_longer_than_the_context_name_file_row_and_cure(tokenizer: Any):
-    fits = Preference("a", "train", "raw.jsonl", 1, QUESTION, "yes", "no")
-    long = Preference("b", "train", "raw.jsonl", 2, QUESTION, "yes", "no " * 200)
-    longest = encode_preferences(tokenizer, [fits], None)[0].length
-    assert encode_preferences(tokenizer, [fits], longest)[0].length == longest
-    with pytest.raises(InputError, match=r"raw.jsonl row 2: .* the model's context is 60: shorten"):
-        encode_preferences(tokenizer, [fits, long], 60)
-    with pytest.raises(InputError, match=r"raw.jsonl row 1"):
-        encode_preferences(tokenizer, [fits], longest - 1)
+@pytest.mark.parametrize("template", [CHATML, LLAMA_2, GEMMA, REWRITING])
+def test_many_texts_at_once_give_the_ids_of_each_alone(template: str):
+    tokenizer = make_tokenizer(template)
+    asked = [[Message(role="user", content=content)] for content in ("send it", "no", "grüße", "please order")]
+    texts = [Text(prompt, responses) for prompt in asked for responses in (["yes", " now "], [], ["thanks\n"])]
+    for text, parts in zip(texts, encode_texts(tokenizer, texts), strict=True):
+        alone = [encode(tokenizer, text.prompt, response) for response in text.responses]
+        assert parts == [encode_prompt(tokenizer, text.prompt), *(row.completion for row in alone)]
+
+
+def test_a_text_that_cannot_be_encoded_leaves_those_beside_it_alone(tokenizer: Any):
+    texts = [Text(QUESTION, ["yes"]), Text(QUESTION, ["no<|im_end|>"]), Text(QUESTION, ["no"])]
+    first, second, third = encode_texts(tokenizer, texts)
+    assert isinstance(second, InputError)
+    assert [first, third] == [[*encode(tokenizer, QUESTION, response)] for response in ("yes", "no")]
 
 
 def test_a_prompt_must_leave_room_for_its_answer(tokenizer: Any):

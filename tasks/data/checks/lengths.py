@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
-from tasks.data.checks.schema import ANSWERS, Row
+from tasks.data.checks.schema import Row
 from tasks.data.files import read_json
-from tasks.data.records import Kind
+from tasks.data.records import ANSWERS, Kind
 from tasks.data.tokens import encode, encode_prompt
 from tasks.errors import InputError
 

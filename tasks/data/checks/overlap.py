@@ -5,8 +5,8 @@ import json
 from collections.abc import Mapping, Sequence
 
 from tasks.data.checks.contamination import Question, Study, find_contamination
-from tasks.data.checks.schema import ANSWERS, Row, texts, tidy
-from tasks.data.records import Kind, Message
+from tasks.data.checks.schema import Row, texts, tidy
+from tasks.data.records import ANSWERS, Kind, Message
 
 Rows = Mapping[Kind, Sequence[Row]]
 Findings = list[str | None]

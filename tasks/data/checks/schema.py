@@ -6,11 +6,6 @@ from typing import Any, NamedTuple, get_args
 
 from tasks.data.records import TYPES, Kind, Message, Split
 
-ANSWERS: dict[Kind, tuple[str, ...]] = {
-    "demonstrations": ("response",),
-    "preferences": ("chosen", "rejected"),
-    "prompts": (),
-}
 SPLITS: tuple[Split, ...] = get_args(Split)
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _PROVENANCE = ("id", "split", "source", "row")

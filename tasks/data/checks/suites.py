@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.data.checks.schema import ANSWERS
-from tasks.data.records import Kind
+from tasks.data.records import ANSWERS, Kind
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from tasks.data.checks.lengths import Lengths, measure
 from tasks.data.checks.overlap import Findings, Rows, contamination, contradictions, copies, shared_prompts
 from tasks.data.checks.patterns import control_pattern, control_tokens, encoding_damage, personal_data
-from tasks.data.checks.schema import ANSWERS, Row, texts, tidy
-from tasks.data.records import Kind
+from tasks.data.checks.schema import Row, texts, tidy
+from tasks.data.records import ANSWERS, Kind
 
 if TYPE_CHECKING:
     import pandas as pd

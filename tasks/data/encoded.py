@@ -1,0 +1,161 @@
+"""Encoded rows on disk, memory-mapped and kept by content: who trains on the same rows, or again, tokenises none.
+
+A split of a file becomes a folder `.trueline/encoded/<kind>-<split>/<key>` of two files: `ids`, the token ids of all
+rows end to end, and `counts.npy`, the tokens of each row's prompt and of each of its answers.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from array import array
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock
+from tqdm import tqdm
+
+from tasks.data.files import STATE, content_hash, replacing
+from tasks.data.lazy import LazySequence
+from tasks.data.records import ANSWERS, Kind, Split, read_records
+from tasks.data.tokens import Encoded, EncodedPair, Parts, does_not_fit, encode_records
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ENCODED = STATE / "encoded"
+# To be raised when the same text is to give other ids.
+VERSION = 1
+# Contents of a split that are kept, those used last: of two data sets, or under two tokenizers, that take turns.
+KEPT = 2
+Row = TypeVar("Row")
+
+
+class EncodedRows(LazySequence[Row]):
+    """N rows of token ids that stay on disk until one is asked for."""
+
+    def __init__(self, folder: Path, dtype: "np.dtype[np.unsignedinteger]", make: Callable[[Parts], Row]) -> None:
+        """Open a folder whose ids are of a type; `make` gives a row from its prompt's ids and those of its answers."""
+        self.counts: npt.NDArray[np.int64] = np.load(folder / "counts.npy")  # (N, 1 + answers) tokens
+        file = folder / "ids"
+        ids = np.memmap(file, dtype, mode="r") if file.stat().st_size else np.empty(0, dtype)
+        ends = self.counts.cumsum().reshape(self.counts.shape)
+        starts = ends - self.counts
+
+        def row(number: int) -> Row:
+            places = zip(starts[number].tolist(), ends[number].tolist(), strict=True)
+            return make([ids[start:end].tolist() for start, end in places])
+
+        super().__init__(len(self.counts), row)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each row, (N,): of its prompt and its longest answer."""
+        longest: npt.NDArray[np.int64] = self.counts[:, 0] + self.counts[:, 1:].max(axis=1, initial=0)
+        return longest
+
+
+def encoded_demonstrations(
+    folder: Path, split: Split, tokenizer: "PreTrainedTokenizerBase", context: int | None
+) -> EncodedRows[Encoded]:
+    """Give the demonstrations of a folder's split, for a model with room for `context` tokens (None: any number).
+
+    Raises:
+        InputError: the file is missing or damaged; or naming file and row, where one cannot be encoded or does not fit.
+    """
+    return _rows(folder, "demonstrations", split, tokenizer, make=lambda parts: Encoded(*parts), context=context)
+
+
+def encoded_preferences(
+    folder: Path, split: Split, tokenizer: "PreTrainedTokenizerBase", context: int | None
+) -> EncodedRows[EncodedPair]:
+    """Give the preference pairs of a folder's split, for a model with room for `context` tokens (None: any number).
+
+    Raises:
+        InputError: the file is missing or damaged; or naming file and row, where one cannot be encoded or does not fit.
+    """
+
+    def pair(parts: Parts) -> EncodedPair:
+        prompt, *answers = parts
+        return EncodedPair(*(Encoded(prompt, answer) for answer in answers))
+
+    return _rows(folder, "preferences", split, tokenizer, make=pair, context=context)
+
+
+def encoded_prompts(
+    folder: Path, split: Split, tokenizer: "PreTrainedTokenizerBase", context: int | None, new_tokens: int
+) -> EncodedRows[list[int]]:
+    """Give the prompts of a folder's split, which leave room for an answer of `new_tokens` in a context of `context`.
+
+    Raises:
+        InputError: the file is missing or damaged; or naming file and row, where one cannot be encoded or does not fit.
+    """
+    return _rows(
+        folder, "prompts", split, tokenizer, make=lambda parts: parts[0], context=context, new_tokens=new_tokens
+    )
+
+
+def _rows(
+    folder: Path,
+    kind: Kind,
+    split: Split,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    make: Callable[[Parts], Row],
+    context: int | None,
+    new_tokens: int = 0,
+) -> EncodedRows[Row]:
+    """Open the encoded rows, which one process at a time may write."""
+    dtype = np.min_scalar_type(max(tokenizer.get_vocab().values()))
+    place = ENCODED / f"{kind}-{split}"
+    place.mkdir(parents=True, exist_ok=True)
+    with FileLock(place.with_suffix(".lock")):
+        entry = place / _key(folder / f"{kind}.jsonl", split, tokenizer)
+        if not entry.exists():
+            records = tqdm(
+                read_records(folder, kind, split), desc=f"tokens of {kind}, {split}", unit=" rows", disable=None
+            )
+            with replacing(entry) as draft:
+                _write(draft, encode_records(tokenizer, kind, records), 1 + len(ANSWERS[kind]), dtype)
+        os.utime(entry)
+        _drop_old(place)
+        rows = EncodedRows(entry, dtype, make)  # mapped, it may be dropped by another process
+    if context is not None:
+        for number in np.flatnonzero(rows.lengths + new_tokens > context)[:1].tolist():
+            [record] = islice(read_records(folder, kind, split), number, number + 1)
+            raise does_not_fit(record, int(rows.lengths[number]) + new_tokens, context)
+    return rows
+
+
+def _write(folder: Path, encoded: Iterable[Parts], parts_of_a_row: int, dtype: "np.dtype[np.unsignedinteger]") -> None:
+    folder.mkdir()
+    counts = array("q")
+    with (folder / "ids").open("wb") as file:
+        for parts in encoded:
+            counts.extend(map(len, parts))
+            array(dtype.char, [token for part in parts for token in part]).tofile(file)
+    np.save(folder / "counts.npy", np.frombuffer(counts, np.int64).reshape(-1, parts_of_a_row))
+
+
+def _key(file: Path, split: Split, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """A hash of all that the ids follow from: the rows, the tokenizer with its template, and the code."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        saved = {path.name: content_hash(path) for path in sorted(Path(folder).iterdir())}
+    libraries = {name: version(name) for name in ("transformers", "tokenizers")}
+    content = [VERSION, libraries, saved, content_hash(file), split]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _drop_old(place: Path) -> None:
+    """Keep the contents used last; drop the others, and what killed runs left half written."""
+    drafts = [entry for entry in place.iterdir() if entry.name.startswith(".")]
+    by_use = sorted(set(place.iterdir()) - set(drafts), key=lambda entry: entry.stat().st_mtime, reverse=True)
+    for entry in (*drafts, *by_use[KEPT:]):
+        shutil.rmtree(entry)
