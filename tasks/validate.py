@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from tasks.data.checks.lengths import context_of
 from tasks.data.checks.quarantine import Sorted, figures, quarantine_lines, sort_rows, summary, warnings
-from tasks.data.checks.schema import inspect
 from tasks.data.checks.suites import (
     FILE_CHECKS,
     NEEDED_SPLITS,
@@ -24,7 +23,8 @@ from tasks.data.checks.suites import (
     row_suite,
 )
 from tasks.data.checks.tables import tables
-from tasks.data.files import METRICS, MODELS, PREPARED, STATE, VALIDATED, read_jsonl, replacing, write_json, write_jsonl
+from tasks.data.files import METRICS, MODELS, PREPARED, STATE, VALIDATED, replacing, write_json, write_jsonl
+from tasks.data.lines import Lines
 from tasks.data.records import TYPES, Kind
 from tasks.data.tokens import load_tokenizer
 from tasks.errors import InputError
@@ -52,14 +52,14 @@ def validate(params: Params) -> None:
     STOPPED_QUARANTINE.unlink(missing_ok=True)
     longest = _longest(params, MODELS / "base")
     tokenizer = load_tokenizer(MODELS / "base")
-    rows = {kind: [inspect(kind, record) for record in read_jsonl(PREPARED / f"{kind}.jsonl")] for kind in TYPES}
-    looked_at = tables(rows, tokenizer, PREPARED)
+    prepared = {kind: Lines(PREPARED / f"{kind}.jsonl") for kind in TYPES}
+    looked_at = tables(prepared, tokenizer)
     with replacing(DATA_DOCS) as docs:
         context = data_context(docs)
         files = []
         for kind, table in looked_at.items():
             verdicts = judge(context, kind, table, row_suite(kind, longest[kind]))
-            files.append(sort_rows(kind, rows[kind], table, verdicts, settings.warn))
+            files.append(sort_rows(kind, prepared[kind], table, verdicts, settings.warn))
         unmet = {file.kind: _unmet(context, file, settings) for file in files}
         context.build_data_docs()
     _stop_if_unfit(files, unmet, settings)
@@ -107,9 +107,10 @@ def _limits(settings: Validate) -> dict[str, float]:
 def _unmet(context: "EphemeralDataContext", file: Sorted, settings: Validate) -> dict[str, Verdict]:
     """The expectations of the kept rows that fail, by their check."""
     # 1e-9: 0.29 * 100 is 28.999999999999996, but 29 rows may go.
-    fewest = len(file.rows) - int(settings.max_quarantined * len(file.rows) + 1e-9)
-    suite = kept_suite(file.kind, file.kept_table, fewest, settings.min_rows, _limits(settings))
-    verdicts = judge(context, f"{file.kind}-kept", file.kept_table, suite)
+    rows, kept = len(file.records), file.kept_table
+    fewest = rows - int(settings.max_quarantined * rows + 1e-9)
+    suite = kept_suite(file.kind, kept, fewest, settings.min_rows, _limits(settings))
+    verdicts = judge(context, f"{file.kind}-kept", kept, suite)
     return {verdict.check: verdict for verdict in verdicts if not verdict.success}
 
 
@@ -125,7 +126,7 @@ def _stop_if_unfit(files: Iterable[Sorted], unmet: Mapping[Kind, Mapping[str, Ve
 
 def _complaints(file: Sorted, settings: Validate) -> dict[str, str]:
     """What to say where an expectation of the kept rows fails, by its check, the most telling first."""
-    total, table = len(file.rows), file.kept_table
+    total, table = len(file.records), file.kept_table
     empty = [split for split in NEEDED_SPLITS[file.kind] if split not in set(table["split"])]
     return {
         "max_quarantined": f"{file.quarantined} of {total} rows are bad, more than the share validate.max_quarantined "
@@ -142,7 +143,7 @@ def _write(files: Iterable[Sorted]) -> None:
     files = list(files)
     with replacing(VALIDATED) as folder:
         for file in files:
-            write_jsonl(folder / f"{file.kind}.jsonl", (row.record for row in file.kept))
+            write_jsonl(folder / f"{file.kind}.jsonl", file.kept)
         write_jsonl(folder / "quarantine.jsonl", quarantine_lines(files))
 
 

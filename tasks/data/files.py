@@ -90,17 +90,35 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         InputError: the file is missing, or a row is damaged.
     """
-    if not path.exists():
-        raise _missing(path)
+    require_file(path)
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise damaged_row(path, number)
-            yield row
+            yield parse_row(path, number, line)
+
+
+def parse_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    """Read a line of a JSONL file the pipeline wrote.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise damaged_row(path, number)
+    return row
+
+
+def require_file(path: Path) -> None:
+    """Find a file the pipeline wrote.
+
+    Raises:
+        InputError: it is missing.
+    """
+    if not path.exists():
+        raise _missing(path)
 
 
 def damaged_row(path: Path, number: int) -> InputError:

@@ -1,13 +1,18 @@
 """Findings inside texts and between rows, token lengths, and the guard around Great Expectations."""
 
+import random
+
+import numpy as np
 import pandas as pd
 import pytest
 
+from tasks.data.checks import contamination
 from tasks.data.checks.contamination import COMMON, Question, Study, find_contamination
-from tasks.data.checks.overlap import contradictions, copies, shared_prompts
+from tasks.data.checks.overlap import HASH_BYTES, Keys, contradictions, copies, key_of, shared_prompts
 from tasks.data.checks.patterns import encoding_damage, personal_data
-from tasks.data.checks.schema import Row, inspect, tidy
+from tasks.data.checks.schema import SPLITS, Row, inspect, tidy
 from tasks.data.checks.suites import data_context, judge
+from tasks.data.records import Kind
 
 
 def pair(number: int, prompt: str, chosen: str, rejected: str, split: str = "train") -> Row:
@@ -108,21 +113,32 @@ def test_other_numbers_are_no_personal_data(text):
     assert personal_data(text) is None
 
 
+def keys(rows: list[Row], kind: Kind = "preferences") -> Keys:
+    columns = zip(*(key_of(kind, row) for row in rows), strict=True)
+    return Keys(*(np.array(column, f"S{HASH_BYTES}") for column in columns))
+
+
 def test_copies_name_the_first_row():
     rows = [pair(1, "q", "a", "b"), pair(2, "q", "b", "a"), pair(3, "q ", "a", " b"), pair(4, "Q", "a", "b")]
-    assert copies(rows) == [None, None, "raw.jsonl:1", None]
+    assert copies(keys(rows)).tolist() == [-1, -1, 0, -1]
 
 
 def test_contradictions_condemn_both_sides():
     rows = [pair(1, "q", "a", "b"), pair(2, "q", "b", "a"), pair(3, "other", "b", "a"), pair(4, "q", "a", "a")]
-    assert contradictions(rows) == ["raw.jsonl:2", "raw.jsonl:1", None, None]
+    assert contradictions(keys(rows)).tolist() == [1, 0, -1, -1]
+
+
+def test_rows_of_a_wrong_shape_are_like_no_other():
+    faulty = [inspect("preferences", {"id": "1", "prompt": []})] * 2
+    for found in (copies(keys(faulty)), contradictions(keys(faulty)), shared_prompts(keys(faulty), np.array([0, 2]))):
+        assert found.tolist() == [-1, -1]
 
 
 def test_a_shared_prompt_stays_where_it_is_held_out_the_longest():
-    rows = [pair(n, "q", f"a{n}", "b", split) for n, split in enumerate(("train", "validation", "test", "test"))]
-    assert shared_prompts({"preferences": rows}) == {
-        "preferences": ["raw.jsonl:2 (test)", "raw.jsonl:2 (test)", None, None]
-    }
+    rows = [pair(n, "q", f"a{n}", "b") for n in range(4)]
+    splits = np.array([SPLITS.index(split) for split in ("train", "validation", "test", "test")])
+    assert shared_prompts(keys(rows), splits).tolist() == [2, 2, -1, -1]
+    assert shared_prompts(keys(rows[:2]), splits[:2]).tolist() == [1, -1]
 
 
 LONG = "a b c d e f g h i j k l m n o"  # 15 words
@@ -141,20 +157,65 @@ NINE = "one two three four five six seven eight nine"
     ],
 )
 def test_contamination_by_words_in_a_row(asked, text, found):
-    questions = [Question("test:1", [LONG]), Question("test:2", [NINE]), Question("test:3", ["short question?"])]
-    places = find_contamination(questions, [Study([asked], [asked, text])])
-    assert (places != [None]) == found
+    questions = [Question(7, [LONG]), Question(8, [NINE]), Question(9, ["short question?"])]
+    places = find_contamination(questions, [Study(3, [asked], [asked, text])])
+    assert list(places) == ([3] if found else [])
 
 
 def test_runs_do_not_span_two_texts():
     first, second = LONG[:13], LONG[14:]
-    assert find_contamination([Question("test:1", [LONG])], [Study(["?"], [first, second])]) == [None]
+    assert find_contamination([Question(1, [LONG])], [Study(0, ["?"], [first, second])]) == {}
 
 
 def test_a_phrase_that_many_prompts_share_is_no_contamination():
-    studies = [Study([f"prompt {number}"], [LONG]) for number in range(COMMON + 1)]
-    assert find_contamination([Question("test:1", [LONG])], studies[:-1]) == ["test:1"] * COMMON
-    assert find_contamination([Question("test:1", [LONG])], studies) == [None] * (COMMON + 1)
+    studies = [Study(number, [f"prompt {number}"], [LONG]) for number in range(COMMON + 1)]
+    assert find_contamination([Question(50, [LONG])], studies[:-1]) == dict.fromkeys(range(COMMON), 50)
+    assert find_contamination([Question(50, [LONG])], studies) == {}
+
+
+def given_away_by_definition(questions: list[Question], studies: list[Study]) -> dict[int, int]:
+    """Word for word, as docs/validation.md says it."""
+
+    def runs(question: Question) -> list[tuple[str, ...]]:
+        messages = [tuple(message.split()) for message in question.asked]
+        return [
+            message[start : start + 13]
+            for message in messages
+            if len(message) >= 8
+            for start in range(max(1, len(message) - 12))
+        ]
+
+    def held(study: Study, run: tuple[str, ...]) -> bool:
+        return any(f" {' '.join(run)} " in f" {text} " for text in study.texts)
+
+    found = {}
+    for study in studies:
+        whole = [question.number for question in questions if question.asked == study.asked]
+        shared = [
+            question.number
+            for question in questions
+            for run in runs(question)
+            if held(study, run) and len({tuple(each.asked) for each in studies if held(each, run)}) <= COMMON
+        ]
+        if whole or shared:
+            found[study.number] = (whole or shared)[0]
+    return found
+
+
+def test_contamination_is_what_its_definition_says(monkeypatch):
+    monkeypatch.setattr(contamination, "_TEXTS_AT_ONCE", 7)
+    monkeypatch.setattr(contamination, "_WORDS_REMEMBERED", 3)
+    source = random.Random(0)
+
+    def say(most: int) -> str:
+        return " ".join(source.choices("ab", weights=[9, 1], k=source.randint(1, most)))
+
+    questions = [Question(number, [say(18)]) for number in range(12)]
+    asked = [[say(10)] for _ in range(40)]
+    studies = [Study(number, each, [*each, say(30)]) for number, each in enumerate(asked, start=100)]
+    expected = given_away_by_definition(questions, studies)
+    assert 0 < len(expected) < len(studies)
+    assert find_contamination(questions, studies).keys() == expected.keys()
 
 
 def test_an_exception_inside_an_expectation_raises(tmp_path):

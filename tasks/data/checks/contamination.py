@@ -22,43 +22,91 @@ LONGEST_RUN, SHORTEST_RUN, COMMON = 13, 8, 10
 _UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _ASCII_WORD = re.compile(r"\w+", re.ASCII)
-_FILTER_BITS = 22
 _TEXTS_AT_ONCE = 4096
+_WORDS_REMEMBERED = 2**18
 Hashes = npt.NDArray[np.uint64]
 
 
 class Question(NamedTuple):
-    """A test prompt: where it stands, and the user's messages in it."""
+    """A test prompt: the number of its row, and the user's messages in it."""
 
-    place: str
+    number: int
     asked: list[str]
 
 
 class Study(NamedTuple):
-    """A training row: the user's messages in it, and all its texts."""
+    """A training row: its number, the user's messages in it, and all its texts."""
 
+    number: int
     asked: list[str]
     texts: list[str]
 
 
-class _Shared(NamedTuple):
-    """A run of words that a training row shares with a test prompt."""
+class _Text(NamedTuple):
+    """A text of a training row."""
 
     study: int
-    run: int
+    asked: bytes  # what the row's user asks, as `_key` gives it
+    text: str
 
 
-def find_contamination(questions: Sequence[Question], studies: Sequence[Study]) -> list[str | None]:
-    """For each training row, the place of a test prompt that it gives away, or None."""
-    whole = {_joined(question.asked): question.place for question in reversed(questions)}
-    whole.pop("", None)
-    asked = [_joined(study.asked) for study in studies]
-    found = [whole.get(key) for key in asked]
+class _Runs:
+    """The runs of one length to look for, each with the first test prompt that holds it."""
+
+    def __init__(self, hashes: Hashes, questions: npt.NDArray[np.int64]) -> None:
+        self._hashes, first = np.unique(hashes, return_index=True)
+        self._questions = questions[first]
+        # Most runs are unlike all these: eight places or more to each keep those that must be looked up few.
+        self._mask = np.uint64(2 ** (len(self._hashes).bit_length() + 3) - 1)
+        self._known = np.zeros(int(self._mask) + 1, dtype=bool)
+        self._known[self._hashes & self._mask] = True
+
+    def find(self, hashes: Hashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Give the places of the hashes that are known, and the test prompts that hold them."""
+        likely = np.flatnonzero(self._known[hashes & self._mask])
+        found = np.searchsorted(self._hashes, hashes[likely]).clip(max=len(self._hashes) - 1)
+        is_known = self._hashes[found] == hashes[likely]
+        return likely[is_known], self._questions[found[is_known]]
+
+
+def find_contamination(questions: Iterable[Question], studies: Iterable[Study]) -> dict[int, int]:
+    """Find the training rows that give a test prompt away: the number of such a row, and that of the prompt.
+
+    Both are read once, one after the other; of the test prompts hashes are held, of the training rows what is found.
+    """
     vocabulary = _Vocabulary()
-    runs = _test_runs(questions, vocabulary)
-    for study, run in _uncommon(_shared_runs(runs, studies, vocabulary), asked):
-        found[study] = found[study] or runs[run]
+    whole: dict[bytes, int] = {}
+    runs = _test_runs(_noted(questions, whole), vocabulary)
+    found: dict[int, int] = {}
+    shared: dict[tuple[int, int], int] = {}  # a study and a run in it: the test prompt
+    holders: dict[int, set[bytes]] = defaultdict(set)  # of a run: what the users of training rows ask
+    texts = _texts(studies, whole, found)
+    while some := list(islice(texts, _TEXTS_AT_ONCE)):
+        for place, run, question in _shared_runs(runs, [each.text for each in some], vocabulary):
+            if len(holders[run]) <= COMMON:
+                holders[run].add(some[place].asked)
+                shared.setdefault((some[place].study, run), question)
+    for (study, run), question in shared.items():
+        if len(holders[run]) <= COMMON:
+            found.setdefault(study, question)
     return found
+
+
+def _noted(questions: Iterable[Question], whole: dict[bytes, int]) -> Iterator[Question]:
+    """Note what is asked in all, for the questions that only that gives away."""
+    for question in questions:
+        if key := _key(question.asked):
+            whole.setdefault(key, question.number)
+        yield question
+
+
+def _texts(studies: Iterable[Study], whole: dict[bytes, int], found: dict[int, int]) -> Iterator[_Text]:
+    """All texts of the training rows; rows that ask what a test prompt asks are found on the way."""
+    for study in studies:
+        key = _key(study.asked)
+        if key in whole:
+            found[study.number] = whole[key]
+        yield from (_Text(study.number, key, text) for text in study.texts)
 
 
 class _Vocabulary(dict[str, int]):
@@ -69,6 +117,8 @@ class _Vocabulary(dict[str, int]):
         return self[word]
 
     def numbers(self, text: str) -> list[int]:
+        if len(self) > _WORDS_REMEMBERED:
+            self.clear()
         return [self[word] for word in _words(text)]
 
 
@@ -78,22 +128,37 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def _joined(messages: Iterable[str]) -> str:
-    return " ".join(word for message in messages for word in _words(message))
+def _key(messages: Iterable[str]) -> bytes:
+    """A hash of the words of some messages; nothing where there are none."""
+    words = " ".join(word for message in messages for word in _words(message))
+    return hashlib.blake2b(words.encode(), digest_size=16).digest() if words else b""
 
 
-def _test_runs(questions: Sequence[Question], vocabulary: _Vocabulary) -> dict[int, str]:
-    """Hashes of the runs of words to look for, with the place of the first test prompt that holds each."""
-    runs: dict[int, str] = {}
-    for question in questions:
-        for message in question.asked:
-            numbers = vocabulary.numbers(message)
-            if len(numbers) >= SHORTEST_RUN:
-                length = min(len(numbers), LONGEST_RUN)
-                *_, (_, hashes) = _run_hashes(np.array(numbers, dtype=np.uint64), length)
-                for value in hashes.tolist():
-                    runs.setdefault(value, question.place)
-    return runs
+def _test_runs(questions: Iterable[Question], vocabulary: _Vocabulary) -> dict[int, _Runs]:
+    """The runs of words to look for, by their length: those of 13 words, and whole messages of 8 to 12."""
+    found: dict[int, list[tuple[Hashes, npt.NDArray[np.int64]]]] = defaultdict(list)
+    messages = ((question.number, message) for question in questions for message in question.asked)
+    while some := list(islice(messages, _TEXTS_AT_ONCE)):
+        numbers = np.array([number for number, _ in some])
+        flat, ends, owners = _laid_out([message for _, message in some], vocabulary)
+        lengths = np.diff(ends, prepend=0)
+        for length, hashes in _run_hashes(flat, LONGEST_RUN):
+            owner = owners[: len(hashes)]
+            is_within = np.arange(len(hashes)) + length <= ends[owner]
+            wanted = np.flatnonzero(is_within & ((length == LONGEST_RUN) | (lengths[owner] == length)))
+            found[length].append((hashes[wanted], numbers[owners[wanted]]))
+    runs = {length: [np.concatenate(column) for column in zip(*parts, strict=True)] for length, parts in found.items()}
+    return {length: _Runs(hashes, held) for length, (hashes, held) in runs.items() if len(hashes)}
+
+
+def _laid_out(
+    texts: Sequence[str], vocabulary: _Vocabulary
+) -> tuple[Hashes, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The words of texts as numbers, end to end; where each text ends; and the text that each word is of."""
+    numbers = [vocabulary.numbers(text) for text in texts]
+    lengths = np.array([len(each) for each in numbers])
+    flat = np.array([number for each in numbers for number in each], dtype=np.uint64)
+    return flat, np.cumsum(lengths), np.repeat(np.arange(len(texts)), lengths)
 
 
 def _run_hashes(numbers: Hashes, longest: int) -> Iterator[tuple[int, Hashes]]:
@@ -111,27 +176,16 @@ def _run_hashes(numbers: Hashes, longest: int) -> Iterator[tuple[int, Hashes]]:
             yield length, hashes + np.uint64(length)
 
 
-def _shared_runs(runs: dict[int, str], studies: Sequence[Study], vocabulary: _Vocabulary) -> Iterator[_Shared]:
-    """Every run of a test prompt in every training row, a few thousand texts at a time."""
-    known = np.zeros(2**_FILTER_BITS, dtype=bool)
-    known[[run & (2**_FILTER_BITS - 1) for run in runs]] = True
-    texts = ((index, text) for index, study in enumerate(studies) for text in study.texts)
-    while runs and (some := list(islice(texts, _TEXTS_AT_ONCE))):
-        numbers = [vocabulary.numbers(text) for _, text in some]
-        lengths = np.array([len(each) for each in numbers])
-        flat = np.array([number for each in numbers for number in each], dtype=np.uint64)
-        ends, owners = np.cumsum(lengths), np.repeat(np.arange(len(some)), lengths)
-        for length, hashes in _run_hashes(flat, LONGEST_RUN):
-            likely = np.flatnonzero(known[hashes & np.uint64(2**_FILTER_BITS - 1)])
-            for start in likely[likely + length <= ends[owners[likely]]].tolist():
-                if (run := int(hashes[start])) in runs:
-                    yield _Shared(some[owners[start]][0], run)
-
-
-def _uncommon(shared: Iterable[_Shared], asked: Sequence[str]) -> Iterator[_Shared]:
-    """Without the runs that many different training prompts hold."""
-    holders: dict[int, set[str]] = defaultdict(set)
-    kept = list(dict.fromkeys(shared))
-    for study, run in kept:
-        holders[run].add(asked[study])
-    return (one for one in kept if len(holders[one.run]) <= COMMON)
+def _shared_runs(
+    runs: dict[int, _Runs], texts: Sequence[str], vocabulary: _Vocabulary
+) -> Iterator[tuple[int, int, int]]:
+    """Every run of a test prompt in some texts: the place of the text, the run's hash, the test prompt."""
+    if not runs:
+        return
+    flat, ends, owners = _laid_out(texts, vocabulary)
+    for length, hashes in _run_hashes(flat, LONGEST_RUN):
+        if length in runs:
+            starts, questions = runs[length].find(hashes)
+            within = starts + length <= ends[owners[starts]]
+            columns = (owners[starts], hashes[starts], questions)
+            yield from zip(*(column[within].tolist() for column in columns), strict=True)

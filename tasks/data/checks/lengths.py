@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tqdm import tqdm
-
 from tasks.data.checks.schema import Row
 from tasks.data.files import read_json
 from tasks.data.records import ANSWERS, Kind
-from tasks.data.tokens import encode, encode_prompt
+from tasks.data.tokens import Parts, Text, encode_texts
 from tasks.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,32 +30,11 @@ class Lengths(NamedTuple):
         return self.prompt + max(self.answers, default=0)
 
 
-def measure(
-    kind: Kind, rows: Sequence[Row], controls: Sequence[str | None], tokenizer: "PreTrainedTokenizerBase", file: Path
-) -> list[Lengths | None]:
-    """Measure every row in tokens; None for a row whose shape is wrong, or whose control tokens cannot be encoded.
-
-    Args:
-        kind: the kind of the rows.
-        rows: all rows of a file.
-        controls: the control tokens found in each row.
-        tokenizer: of the base model.
-        file: where the rows stand, for messages.
-
-    Raises:
-        InputError: the chat template refuses a row; names file and row.
-    """
-    numbered = enumerate(zip(rows, controls, strict=True), start=1)
-    progress = tqdm(numbered, desc=f"tokens of {kind}", total=len(rows), mininterval=10, disable=None, leave=False)
-    lengths: list[Lengths | None] = []
-    for number, (row, control) in progress:
-        try:
-            lengths.append(None if row.fault else _measured(kind, row, tokenizer))
-        except InputError as error:
-            if control is None:
-                raise InputError(f"{file} row {number} ({row.place}): {error}") from None
-            lengths.append(None)
-    return lengths
+def measure(kind: Kind, rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase") -> list[Lengths | InputError | None]:
+    """Measure rows in tokens; None for a row whose shape is wrong, the error for one that cannot be encoded."""
+    texts = [Text(row.prompt, [row.record[name] for name in ANSWERS[kind]]) for row in rows if not row.fault]
+    encoded = iter(encode_texts(tokenizer, texts))
+    return [None if row.fault else _lengths(next(encoded)) for row in rows]
 
 
 def context_of(folder: Path) -> int | None:
@@ -70,12 +47,12 @@ def context_of(folder: Path) -> int | None:
     return getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None) or None
 
 
-def _measured(kind: Kind, row: Row, tokenizer: "PreTrainedTokenizerBase") -> Lengths:
-    encoded = [encode(tokenizer, row.prompt, row.record[name]) for name in ANSWERS[kind]]
-    prompt = len(encoded[0].prompt if encoded else encode_prompt(tokenizer, row.prompt))
-    answers = tuple(len(each.completion) for each in encoded)
-    difference = prompt + _shared(*(each.completion for each in encoded)) if kind == "preferences" else None
-    return Lengths(prompt, answers, difference)
+def _lengths(parts: Parts | InputError) -> Lengths | InputError:
+    if isinstance(parts, InputError):
+        return parts
+    prompt, *answers = parts
+    difference = len(prompt) + _shared(*answers) if len(answers) > 1 else None
+    return Lengths(len(prompt), tuple(map(len, answers)), difference)
 
 
 def _shared(first: Sequence[int], second: Sequence[int]) -> int:

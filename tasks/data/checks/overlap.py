@@ -1,88 +1,93 @@
-"""Rows that say what another row says: copies, contradictions, and prompts that leave their split."""
+"""Rows that say what another row says: copies, contradictions, and prompts that leave their split.
+
+Rows are compared by 128-bit hashes of what they say. The rows of all files are numbered through.
+"""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from tasks.data.checks.contamination import Question, Study, find_contamination
-from tasks.data.checks.schema import Row, texts, tidy
+import numpy as np
+import numpy.typing as npt
+
+from tasks.data.checks.schema import SPLITS, Row, tidy
 from tasks.data.records import ANSWERS, Kind, Message
 
-Rows = Mapping[Kind, Sequence[Row]]
-Findings = list[str | None]
-# A prompt in two splits stays in the one that is held out the longest.
-_PROTECTION = {"train": 0, "validation": 1, "test": 2}
+HASH_BYTES = 16
+NOTHING = bytes(HASH_BYTES)  # of a row whose shape is wrong
+Hashes = npt.NDArray[np.bytes_]  # (N,) of HASH_BYTES each
+Numbers = npt.NDArray[np.int64]  # (N,) of rows; -1 where there is none
 
 
-def copies(rows: Sequence[Row]) -> Findings:
-    """For each row, the place of an earlier row with the same content, or None."""
-    first: dict[bytes, str] = {}
-    found: Findings = []
-    for row in rows:
-        key = None if row.fault else _content_key(row)
-        found.append(first.get(key) if key else None)
-        if key:
-            first.setdefault(key, row.place)
-    return found
+class Key(NamedTuple):
+    """What a row is compared by."""
+
+    content: bytes
+    swapped: bytes  # the content of the same pair labelled the other way round, where that differs
+    opening: bytes  # of the prompt up to the first message of the user, by which rows are split
 
 
-def contradictions(pairs: Sequence[Row]) -> Findings:
-    """For each preference pair, the place of a pair that labels the same two answers the other way round, or None."""
-    first: dict[tuple[bytes, str, str], str] = {}
-    keys = [None if pair.fault else _pair_key(pair) for pair in pairs]
-    for key, pair in zip(keys, pairs, strict=True):
-        if key:
-            first.setdefault(key, pair.place)
-    return [first.get((key[0], key[2], key[1])) if key and key[1] != key[2] else None for key in keys]
+class Keys(NamedTuple):
+    """The keys of N rows."""
+
+    content: Hashes
+    swapped: Hashes
+    opening: Hashes
 
 
-def shared_prompts(rows: Rows) -> dict[Kind, Findings]:
-    """For each row, the place of a row of a more protected split that opens with the same prompt, or None.
-
-    The three files are looked at together: the policy must not train on a prompt that any of them holds out.
-    """
-    keeper: dict[bytes, Row] = {}
-    keys = {kind: [None if row.fault else _root_key(row.prompt) for row in rows[kind]] for kind in rows}
-    for kind in rows:
-        for key, row in zip(keys[kind], rows[kind], strict=True):
-            if key and _protection(row) > _protection(keeper.get(key)):
-                keeper[key] = row
-    return {
-        kind: [
-            _kept_elsewhere(row, keeper.get(key)) if key else None
-            for key, row in zip(keys[kind], rows[kind], strict=True)
-        ]
-        for kind in rows
-    }
-
-
-def contamination(rows: Rows) -> dict[Kind, Findings]:
-    """For each training row, the place of a test prompt that it gives away, or None."""
-    sound = [(kind, index, row) for kind in rows for index, row in enumerate(rows[kind]) if not row.fault]
-    questions = [Question(row.place, _asked(row.prompt)) for _, _, row in sound if row.split == "test"]
-    studied = [(kind, index, row) for kind, index, row in sound if row.split == "train"]
-    places = find_contamination(
-        questions, [Study(_asked(row.prompt), list(texts(row.record))) for _, _, row in studied]
+def key_of(kind: Kind, row: Row) -> Key:
+    """Hash what a row says; nothing of a row whose shape is wrong."""
+    if row.fault:
+        return Key(NOTHING, NOTHING, NOTHING)
+    prompt = _tidied(row.prompt)
+    first = next(index for index, message in enumerate(row.prompt) if message["role"] == "user")
+    said = [tidy(row.record[name]) for name in ANSWERS[kind]] or [tidy(text) for text in row.record["references"]]
+    is_pair = kind == "preferences" and said[0] != said[1]
+    return Key(
+        content=_digest(kind, prompt, said),
+        swapped=_digest(kind, prompt, said[::-1]) if is_pair else NOTHING,
+        opening=_digest(prompt[: first + 1]),
     )
-    found: dict[Kind, Findings] = {kind: [None] * len(rows[kind]) for kind in rows}
-    for (kind, index, _), place in zip(studied, places, strict=True):
-        found[kind][index] = place
+
+
+def copies(keys: Keys) -> Numbers:
+    """For each row, an earlier row of its kind with the same content."""
+    numbers = np.arange(len(keys.content))
+    found = _first(keys.content, keys.content, numbers)
+    return np.where(found == numbers, -1, found)
+
+
+def contradictions(keys: Keys) -> Numbers:
+    """For each row, a preference pair that labels the same two answers the other way round."""
+    return _first(keys.swapped, keys.content, np.arange(len(keys.content)))
+
+
+def shared_prompts(keys: Keys, splits: npt.NDArray[np.int8]) -> Numbers:
+    """For each row, a row of a more protected split that opens with the same prompt.
+
+    A prompt in two splits stays in the one that is held out the longest. The policy must not train on a prompt that any
+    file holds out.
+
+    Args:
+        keys: of N rows.
+        splits: (N,) their splits, as places in SPLITS; -1 where a row names none.
+    """
+    found = np.full(len(splits), -1)
+    for protected in range(1, len(SPLITS)):  # the most protected comes last, and has the last word
+        numbers = np.flatnonzero(splits == protected)
+        first = _first(keys.opening, keys.opening[numbers], numbers)
+        found = np.where((first >= 0) & (splits < protected), first, found)
     return found
 
 
-def _content_key(row: Row) -> bytes:
-    answers = [row.record[name] for names in ANSWERS.values() for name in names if name in row.record]
-    return _digest(_tidied(row.prompt), [tidy(text) for text in (*answers, *row.record.get("references", []))])
-
-
-def _pair_key(pair: Row) -> tuple[bytes, str, str]:
-    return _digest(_tidied(pair.prompt)), tidy(pair.record["chosen"]), tidy(pair.record["rejected"])
-
-
-def _root_key(prompt: Sequence[Message]) -> bytes:
-    """A prompt's opening: its messages up to the first of the user, by which rows are split."""
-    first = next(index for index, message in enumerate(prompt) if message["role"] == "user")
-    return _digest(_tidied(prompt[: first + 1]))
+def _first(wanted: Hashes, held: Hashes, numbers: Numbers) -> Numbers:
+    """For each wanted hash, the first of the numbered rows that holds it."""
+    values, places = np.unique(held, return_index=True)
+    if not len(values):
+        return np.full(len(wanted), -1)
+    found = np.searchsorted(values, wanted).clip(max=len(values) - 1)
+    return np.where((values[found] == wanted) & (wanted != NOTHING), numbers[places[found]], -1)
 
 
 def _tidied(prompt: Sequence[Message]) -> list[list[str]]:
@@ -90,16 +95,4 @@ def _tidied(prompt: Sequence[Message]) -> list[list[str]]:
 
 
 def _digest(*content: object) -> bytes:
-    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).digest()
-
-
-def _protection(row: Row | None) -> int:
-    return _PROTECTION[row.split] if row else -1
-
-
-def _kept_elsewhere(row: Row, keeper: Row | None) -> str | None:
-    return f"{keeper.place} ({keeper.split})" if keeper and keeper.split != row.split else None
-
-
-def _asked(prompt: Sequence[Message]) -> list[str]:
-    return [message["content"] for message in prompt if message["role"] == "user"]
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=HASH_BYTES).digest()

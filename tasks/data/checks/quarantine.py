@@ -2,77 +2,92 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import compress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.data.checks.schema import SPLITS, Row
-from tasks.data.checks.suites import ROW_CHECKS, Verdict
+import numpy as np
+import numpy.typing as npt
+
+from tasks.data.checks.schema import SPLITS, place_of
+from tasks.data.checks.suites import ROW_CHECKS, SHARES, Verdict
 from tasks.data.records import Kind
 
 if TYPE_CHECKING:
     import pandas as pd
 
+# What is judged and counted of the rows that are kept.
+_KEPT_COLUMNS = ("split", "training", "tokens", *SHARES.values())
+Marks = dict[str, npt.NDArray[np.bool_]]  # by check: (N,) True for the rows in which it found something
+
 
 class Sorted(NamedTuple):
-    """The rows of a file, sorted into kept and quarantined."""
+    """The N rows of a file, sorted into kept and quarantined."""
 
     kind: Kind
-    rows: Sequence[Row]
+    records: Sequence[Mapping[str, Any]]
     table: "pd.DataFrame"  # one line a row, as tables() makes it
-    found: list[list[str]]  # for each row, the checks that found something, in the order of ROW_CHECKS
-    reasons: list[list[str]]  # for each row, those of them that send it to quarantine
+    found: Marks  # of all ROW_CHECKS, in their order
+    reasons: Marks  # those of them that send a row to quarantine
+    is_kept: npt.NDArray[np.bool_]  # (N,)
 
     @property
-    def kept(self) -> list[Row]:
-        """The rows that later stages read."""
-        return [row for row, reasons in zip(self.rows, self.reasons, strict=True) if not reasons]
+    def kept(self) -> Iterator[Mapping[str, Any]]:
+        """The records that later stages read."""
+        return compress(self.records, self.is_kept)
 
     @property
     def kept_table(self) -> "pd.DataFrame":
-        """The table of the kept rows."""
-        return self.table.iloc[[index for index, reasons in enumerate(self.reasons) if not reasons]]
+        """What is to be known of the kept rows."""
+        return self.table.loc[self.is_kept, [name for name in _KEPT_COLUMNS if name in self.table]]
 
     @property
     def quarantined(self) -> int:
         """The number of rows in quarantine."""
-        return sum(map(bool, self.reasons))
+        return int((~self.is_kept).sum())
 
 
 def sort_rows(
-    kind: Kind, rows: Sequence[Row], table: "pd.DataFrame", verdicts: Iterable[Verdict], warn: Iterable[str]
+    kind: Kind,
+    records: Sequence[Mapping[str, Any]],
+    table: "pd.DataFrame",
+    verdicts: Iterable[Verdict],
+    warn: Iterable[str],
 ) -> Sorted:
     """Send each row with a finding to quarantine, unless the check only warns."""
-    failed: dict[str, set[int]] = {check: set() for check in ROW_CHECKS}
+    found = {check: np.zeros(len(records), dtype=bool) for check in ROW_CHECKS}
     for verdict in verdicts:
-        failed[verdict.check].update(verdict.rows)
-    found = [[check for check in ROW_CHECKS if index in failed[check]] for index in range(len(rows))]
+        found[verdict.check][verdict.rows] = True
     warned = set(warn)
-    return Sorted(kind, rows, table, found, [[check for check in checks if check not in warned] for checks in found])
+    reasons = {check: marks for check, marks in found.items() if check not in warned}
+    is_bad = np.zeros(len(records), dtype=bool)
+    for marks in reasons.values():
+        is_bad |= marks
+    return Sorted(kind, records, table, found, reasons, ~is_bad)
 
 
 def quarantine_lines(files: Iterable[Sorted]) -> Iterator[dict[str, Any]]:
     """The lines of the quarantine: where each row came from, why it is there, and the row itself."""
     for file in files:
-        for row, reasons in zip(file.rows, file.reasons, strict=True):
-            if reasons:
-                origin = {field: row.record.get(field) for field in ("id", "source", "row")}
-                yield {"file": f"{file.kind}.jsonl", **origin, "reasons": reasons, "record": row.record}
+        for number in np.flatnonzero(~file.is_kept).tolist():
+            record = file.records[number]
+            origin = {field: record.get(field) for field in ("id", "source", "row")}
+            reasons = [check for check, marks in file.reasons.items() if marks[number]]
+            yield {"file": f"{file.kind}.jsonl", **origin, "reasons": reasons, "record": record}
 
 
 def figures(file: Sorted) -> dict[str, Any]:
     """Counts by split and check, and token lengths of the kept rows; checks without findings are left out."""
-    kept = Counter(row.split for row in file.kept)
-    findings: dict[str, Counter[str]] = {check: Counter() for check in ROW_CHECKS}
-    for row, checks in zip(file.rows, file.found, strict=True):
-        for check in checks:
-            findings[check][row.split] += 1
+    table, split = file.kept_table, file.table["split"]
+    kept = Counter(table["split"])
+    findings = {check: Counter(split[marks]) for check, marks in file.found.items()}
     return {
-        "rows": len(file.rows),
-        "kept": len(file.kept),
+        "rows": len(split),
+        "kept": len(table),
         "quarantined": file.quarantined,
         "splits": {split: kept[split] for split in SPLITS},
         "findings": {check: dict(sorted(counts.items())) for check, counts in findings.items() if counts},
-        "tokens": _statistics(file.kept_table["tokens"]),
-        **({"longer_chosen": _mean(file.kept_table["longer_chosen"])} if file.kind == "preferences" else {}),
+        "tokens": _statistics(table["tokens"]),
+        **({"longer_chosen": _mean(table["longer_chosen"])} if file.kind == "preferences" else {}),
     }
 
 
@@ -84,10 +99,9 @@ def warnings(file: Sorted, unmet: Mapping[str, Verdict], limits: Mapping[str, fl
         unmet: the expectations of the kept rows that fail, by their check.
         limits: the largest shares, by their check.
     """
-    stayed = Counter(check for row in zip(file.found, file.reasons, strict=True) for check in set(row[0]) - set(row[1]))
-    for check in ROW_CHECKS:
-        if stayed[check] and check not in limits:
-            yield f"{file.kind}: {stayed[check]} rows stay although the check {check} found something"
+    for check, marks in file.found.items():
+        if check not in file.reasons and check not in limits and marks.any():
+            yield f"{file.kind}: {marks.sum()} rows stay although the check {check} found something"
     for check, about in {
         "length_bias": "the longer answer was chosen in {share:.1%} of the pairs",
         "personal_data": "{share:.1%} of the rows look like personal data",
@@ -99,12 +113,11 @@ def warnings(file: Sorted, unmet: Mapping[str, Verdict], limits: Mapping[str, fl
 
 def summary(file: Sorted) -> str:
     """Counts by reason and the first quarantined row, as a part of a sentence."""
-    counts = Counter(reason for reasons in file.reasons for reason in reasons)
-    if not counts:
+    if file.is_kept.all():
         return "none of them quarantined"
-    first = next(row for row, reasons in zip(file.rows, file.reasons, strict=True) if reasons)
-    named = ", ".join(f"{check} {counts[check]}" for check in ROW_CHECKS if counts[check])
-    return f"{file.quarantined} quarantined: {named}; first {first.place}"
+    first = file.records[int(file.is_kept.argmin())]
+    named = ", ".join(f"{check} {marks.sum()}" for check, marks in file.reasons.items() if marks.any())
+    return f"{file.quarantined} quarantined: {named}; first {place_of(first)}"
 
 
 def _statistics(tokens: "pd.Series[float]") -> dict[str, float | int | None]:

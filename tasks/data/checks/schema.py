@@ -20,7 +20,7 @@ class Row(NamedTuple):
     @property
     def place(self) -> str:
         """Where the row came from, as `source:row`."""
-        return f"{self.record.get('source', 'unknown')}:{self.record.get('row', 'unknown')}"
+        return place_of(self.record)
 
     @property
     def split(self) -> str:
@@ -38,6 +38,11 @@ class Row(NamedTuple):
 def inspect(kind: Kind, record: Mapping[str, Any]) -> Row:
     """Look at the shape of a record."""
     return Row(record, _fault(kind, record))
+
+
+def place_of(record: Mapping[str, Any]) -> str:
+    """Where a record came from, as `source:row`, whatever its shape."""
+    return f"{record.get('source', 'unknown')}:{record.get('row', 'unknown')}"
 
 
 def texts(record: Mapping[str, Any]) -> Iterator[str]:

@@ -1,21 +1,34 @@
-"""Plain columns for the suites to judge: one line a row, one column a finding or a figure."""
+"""Plain columns for the suites to judge: one line a row, one column a finding or a figure.
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+A file is read twice: once for what stands in each row (look.py), and once for contamination, when all test prompts are
+known. Memory holds numbers and findings, never the texts of all rows.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
 
-from tasks.data.checks.lengths import Lengths, measure
-from tasks.data.checks.overlap import Findings, Rows, contamination, contradictions, copies, shared_prompts
-from tasks.data.checks.patterns import control_pattern, control_tokens, encoding_damage, personal_data
-from tasks.data.checks.schema import Row, texts, tidy
-from tasks.data.records import ANSWERS, Kind
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from tasks.data.checks.contamination import Question, Study, find_contamination
+from tasks.data.checks.look import Findings, Looked, look
+from tasks.data.checks.overlap import Keys, Numbers, contradictions, copies, shared_prompts
+from tasks.data.checks.schema import SPLITS, place_of, texts
+from tasks.data.lazy import LazySequence
+from tasks.data.lines import Lines
+from tasks.data.records import Kind, Message
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedTokenizerBase
 
+TRAIN, TEST = SPLITS.index("train"), SPLITS.index("test")
 
-def tables(rows: Rows, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> dict[Kind, "pd.DataFrame"]:
+
+def tables(files: Mapping[Kind, Lines], tokenizer: "PreTrainedTokenizerBase") -> dict[Kind, "pd.DataFrame"]:
     """Look at all rows of the three files: one table a file, in the order of its rows.
 
     Columns of findings hold a short description, or None where nothing was found; columns of figures hold numbers, or
@@ -24,88 +37,91 @@ def tables(rows: Rows, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> di
     Raises:
         InputError: the chat template refuses a row; names file and row.
     """
-    import pandas as pd
-
-    pattern = control_pattern(tokenizer)
-    shared, contaminated = shared_prompts(rows), contamination(rows)
-    made = {}
-    for kind, of_kind in rows.items():
-        control = [_first(row, lambda text: control_tokens(pattern, text)) for row in of_kind]
-        lengths = measure(kind, of_kind, control, tokenizer, folder / f"{kind}.jsonl")
-        findings: dict[str, Findings] = {
-            "schema": [row.fault for row in of_kind],
-            "copy_of": copies(of_kind),
-            "held_out_at": shared[kind],
-            "gives_away": contaminated[kind],
-            "encoding": [_first(row, encoding_damage) for row in of_kind],
-            "control_tokens": control,
-            "personal_data": [_first(row, personal_data) for row in of_kind],
-        }
-        columns: dict[str, Any] = {name: pd.Series(found, dtype=object) for name, found in findings.items()}
-        columns["holds_personal_data"] = columns["personal_data"].notna() * 1
-        made[kind] = pd.DataFrame(_identity(of_kind) | columns | _texts(kind, of_kind) | _figures(kind, lengths))
-    return made
-
-
-def _identity(rows: Sequence[Row]) -> dict[str, Any]:
-    import pandas as pd
-
-    split = pd.Series([row.split for row in rows], dtype=object)
+    looked = {kind: look(kind, lines, tokenizer) for kind, lines in files.items()}
+    beside = _beside(list(files.values()), list(looked.values()))
+    starts = accumulate((len(lines) for lines in files.values()), initial=0)
     return {
-        "place": pd.Series([row.place for row in rows], dtype=object),
-        "split": split,
-        "training": split.eq("train") * 1,
+        kind: _table(kind, found, {name: _of_file(said, start, len(found.splits)) for name, said in beside.items()})
+        for start, (kind, found) in zip(starts, looked.items(), strict=False)
     }
 
 
-def _texts(kind: Kind, rows: Sequence[Row]) -> dict[str, Any]:
-    import pandas as pd
+def _beside(files: Sequence[Lines], looked: Sequence[Looked]) -> dict[str, Findings]:
+    """What is found in rows beside others, by column and the row's number; rows are numbered through all files."""
+    keys = Keys(*(np.concatenate(column) for column in zip(*(found.keys for found in looked), strict=True)))
+    splits = np.concatenate([found.splits for found in looked])
+    is_sound = np.concatenate([found.is_sound for found in looked])
+    records = _numbered(files)
+    test, training = np.flatnonzero(is_sound & (splits == TEST)), is_sound & (splits == TRAIN)
+    given_away = find_contamination(
+        (Question(number, _asked(records[number]["prompt"])) for number in test.tolist()), _studies(files, training)
+    )
 
-    sizes = {f"{name}_characters": [_size(row, name) for row in rows] for name in _blankable(kind)}
-    columns = {name: pd.Series(values, dtype=float) for name, values in sizes.items()}
-    if kind == "preferences":
-        columns |= {name: pd.Series([_tidied(row, name) for row in rows], dtype=object) for name in ANSWERS[kind]}
-        columns["contradicts"] = pd.Series(contradictions(rows), dtype=object)
-    return columns
+    def places(found: Numbers) -> Findings:
+        return {row: place_of(records[found[row]]) for row in np.flatnonzero(found >= 0).tolist()}
 
-
-def _figures(kind: Kind, lengths: list[Lengths | None]) -> dict[str, Any]:
-    import pandas as pd
-
-    figures: dict[str, Callable[[Lengths], int | float | None]] = {"tokens": lambda row: row.longest}
-    if kind == "preferences":
-        figures["first_difference"] = lambda row: row.first_difference
-        figures["longer_chosen"] = _longer_chosen
+    held_out = shared_prompts(keys, splits)
     return {
-        name: pd.Series([figure(row) if row else None for row in lengths], dtype=float)
-        for name, figure in figures.items()
+        "copy_of": places(copies(keys)),
+        "contradicts": places(contradictions(keys)),  # of preferences alone
+        "held_out_at": {row: f"{place} ({SPLITS[splits[held_out[row]]]})" for row, place in places(held_out).items()},
+        "gives_away": {row: place_of(records[question]) for row, question in given_away.items()},
     }
 
 
-def _longer_chosen(row: Lengths) -> float | None:
-    """1 where the longer answer was chosen, 0 where the shorter was, None for a tie."""
-    chosen, rejected = row.answers
-    return None if chosen == rejected else float(chosen > rejected)
+def _numbered(files: Sequence[Lines]) -> LazySequence[dict[str, Any]]:
+    starts = list(accumulate(map(len, files), initial=0))
+
+    def record(number: int) -> dict[str, Any]:
+        file = bisect_right(starts, number) - 1
+        return files[file][number - starts[file]]
+
+    return LazySequence(starts[-1], record)
 
 
-def _first(row: Row, find: Callable[[str], str | None]) -> str | None:
-    return next(filter(None, map(find, texts(row.record))), None)
+def _studies(files: Sequence[Lines], is_training: npt.NDArray[np.bool_]) -> Iterator[Study]:
+    progress = tqdm(
+        zip(is_training, chain.from_iterable(files), strict=True),
+        desc="validate: contamination",
+        total=len(is_training),
+        unit=" rows",
+        mininterval=10,
+        disable=None,
+        leave=False,
+    )
+    for number, (is_wanted, record) in enumerate(progress):
+        if is_wanted:
+            yield Study(number, _asked(record["prompt"]), list(texts(record)))
 
 
-def _blankable(kind: Kind) -> tuple[str, ...]:
-    return ("prompt", *(ANSWERS[kind] or ("references",)))
+def _asked(prompt: Sequence[Message]) -> list[str]:
+    return [message["content"] for message in prompt if message["role"] == "user"]
 
 
-def _size(row: Row, field: str) -> int | None:
-    """Characters in the emptiest text of a field, white space around it aside; None where there is none to judge."""
-    if row.fault:
-        return None
-    if field == "prompt":  # a blank system message is a common way to have none
-        said = [message["content"] for message in row.prompt if message["role"] != "system"]
-    else:
-        said = row.record[field] if field == "references" else [row.record[field]]
-    return min((len(text.strip()) for text in said), default=None)
+def _of_file(found: Findings, start: int, count: int) -> Findings:
+    return {row - start: said for row, said in found.items() if start <= row < start + count}
 
 
-def _tidied(row: Row, field: str) -> str | None:
-    return None if row.fault else tidy(row.record[field])
+def _table(kind: Kind, looked: Looked, beside: Mapping[str, Findings]) -> "pd.DataFrame":
+    import pandas as pd
+
+    split = np.array([*SPLITS, "unknown"], dtype=object)[looked.splits]
+    columns: dict[str, Any] = {"split": split, "training": (looked.splits == TRAIN) * 1}
+    nothing = np.full(len(split), None, dtype=object)
+    for name, found in {**looked.findings, **beside}.items():
+        columns[name] = _column(found, nothing)
+    if kind == "preferences":
+        # Of answers that differ nothing but that is asked for: their texts are left where they are.
+        for name in ("chosen", "rejected"):
+            columns[name] = _column(looked.equal, np.where(looked.is_sound, np.array(name, dtype=object), nothing))
+    columns["holds_personal_data"] = (columns["personal_data"] != nothing) * 1
+    # As they are: pandas would look into every column of objects for texts.
+    series = {name: pd.Series(column, dtype=column.dtype) for name, column in (columns | looked.figures).items()}
+    return pd.DataFrame(series, copy=False)
+
+
+def _column(found: Findings, others: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
+    column = others.copy()
+    for row, said in found.items():
+        column[row] = said
+    return column
