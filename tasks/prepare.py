@@ -1,20 +1,25 @@
 """Reads the raw sources and exclusions that params.yaml names, writes data/prepare and metrics/prepare.json.
 
-Rows stream from source to output: only `limit` (that many rows) and prompts (each distinct one once) are held.
+Rows stream from source to output: only `limit` (that many rows) and hashes of prompts are held.
 """
 
+import hashlib
 import heapq
 import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from tasks.data.exclusions import Exclusions, read_exclusions
 from tasks.data.files import METRICS, PREPARED, content_hash, replacing, write_json
+from tasks.data.lines import Spool
 from tasks.data.records import TYPES, Kind, Record, Split, write_records
 from tasks.data.shapes import ShapedRow, shape_rows
 from tasks.data.sources import RawRow, read_rows
@@ -26,6 +31,7 @@ from tasks.stage import main
 
 logger = logging.getLogger(__name__)
 
+HASH_BYTES = 16
 Item = TypeVar("Item")
 
 
@@ -71,16 +77,28 @@ def choose(rows: Iterable[ShapedRow], limit: int) -> list[ShapedRow]:
 
 
 def distinct_prompts(rows: Iterable[ShapedRow]) -> Iterator[ShapedRow]:
-    """Give each prompt once, where it first appears, with the distinct references of all its rows."""
-    first_rows: dict[str, int] = {}
-    references: dict[str, dict[str, None]] = {}  # the inner dict is an ordered set
-    for row, entries in rows:
-        for entry in entries:
-            prompt = json.dumps(entry["prompt"], ensure_ascii=False)
-            first_rows.setdefault(prompt, row)
-            references.setdefault(prompt, {}).update(dict.fromkeys(entry["references"]))
-    for prompt, row in first_rows.items():
-        yield ShapedRow(row, [{"prompt": json.loads(prompt), "references": list(references[prompt])}])
+    """Give each prompt once, where it first appears, with the distinct references of all its rows.
+
+    All rows lie in a file without a name meanwhile.
+    """
+    keys = bytearray()
+    with Spool() as spool:
+        for row, entries in rows:
+            for entry in entries:
+                keys += hashlib.blake2b(json.dumps(entry["prompt"]).encode(), digest_size=HASH_BYTES).digest()
+                spool.add({"row": row, **entry})
+        for numbers in _alike(np.frombuffer(keys, f"S{HASH_BYTES}")):
+            first, *others = (spool[number] for number in numbers)
+            references = dict.fromkeys(text for each in (first, *others) for text in each["references"])
+            yield ShapedRow(first["row"], [{"prompt": first["prompt"], "references": list(references)}])
+
+
+def _alike(keys: npt.NDArray[np.bytes_]) -> Iterator[list[int]]:
+    """Group the places of equal keys, in the order of their first places."""
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    firsts = first[inverse]
+    for _, places in groupby(np.argsort(firsts, kind="stable").tolist(), key=firsts.__getitem__):
+        yield list(places)
 
 
 def _without(

@@ -1,12 +1,15 @@
 """Rows of a JSONL file by their number, for what is larger than memory."""
 
+import json
+import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-from tasks.data.files import parse_row, read_jsonl, require_file
+from tasks.data.files import STATE, parse_row, read_jsonl, require_file
 from tasks.data.lazy import LazySequence
 
 
@@ -33,3 +36,29 @@ class Lines(LazySequence[dict[str, Any]]):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return read_jsonl(self.path)
+
+
+class Spool:
+    """Rows put aside in a file without a name, to be read again by their number: 8 bytes a row are held."""
+
+    def __enter__(self) -> Self:
+        STATE.mkdir(parents=True, exist_ok=True)  # not the system's place for such files, which may be in memory
+        self._file = tempfile.TemporaryFile(dir=STATE)
+        self._starts = array("q")
+        self._end = 0
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Put a row aside, behind the others; all of them before the first is read."""
+        self._starts.append(self._end)
+        self._end += self._file.write(json.dumps(row).encode() + b"\n")
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        self._file.seek(self._starts[number])
+        row: dict[str, Any] = json.loads(self._file.readline())
+        return row

@@ -17,7 +17,7 @@ from tasks.errors import InputError
 if TYPE_CHECKING:  # transformers costs seconds to import: only the function that loads a tokenizer pays
     from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-RECORDS_AT_ONCE = 512
+RECORDS_AT_ONCE = 128
 Parts = list[list[int]]  # the ids of a prompt, then those of each answer to it
 
 

@@ -22,7 +22,7 @@ LONGEST_RUN, SHORTEST_RUN, COMMON = 13, 8, 10
 _UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _ASCII_WORD = re.compile(r"\w+", re.ASCII)
-_TEXTS_AT_ONCE = 4096
+_TEXTS_AT_ONCE = 1024
 _WORDS_REMEMBERED = 2**18
 Hashes = npt.NDArray[np.uint64]
 

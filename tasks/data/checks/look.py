@@ -22,7 +22,7 @@ from tasks.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ROWS_AT_ONCE = 512
+ROWS_AT_ONCE = 128
 Findings = dict[int, str]  # by the number of the row in its file, from 0; rows without one are left out
 Figures = dict[str, float | None]
 

@@ -1,0 +1,38 @@
+"""Rows of a file by their number."""
+
+from pathlib import Path
+
+import pytest
+
+from tasks.data.files import STATE, read_jsonl, write_jsonl
+from tasks.data.lines import Lines, Spool
+from tasks.errors import InputError
+
+ROWS = [{"text": "one"}, {"text": "zwölf\nlines"}, {"text": ""}]
+
+
+def test_rows_are_read_in_any_order(tmp_path: Path):
+    write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    lines = Lines(tmp_path / "rows.jsonl")
+    assert list(lines) == list(read_jsonl(lines.path)) == ROWS
+    assert [lines[number] for number in (2, 0, -2)] == [ROWS[2], ROWS[0], ROWS[1]]
+    assert list(lines[1:]) == ROWS[1:]
+
+
+def test_a_damaged_row_is_named(tmp_path: Path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\nhello\n')
+    lines = Lines(tmp_path / "rows.jsonl")
+    assert lines[0] == ROWS[0]
+    with pytest.raises(InputError, match=r"rows\.jsonl row 2 is damaged"):
+        lines[1]
+    with pytest.raises(InputError, match=r"none\.jsonl does not exist"):
+        Lines(tmp_path / "none.jsonl")
+
+
+def test_rows_put_aside_come_back_and_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with Spool() as spool:
+        for row in ROWS:
+            spool.add(row)
+        assert [spool[number] for number in (2, 0, 1)] == [ROWS[2], ROWS[0], ROWS[1]]
+    assert list(STATE.iterdir()) == []
