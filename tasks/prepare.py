@@ -18,11 +18,11 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from tasks.data.exclusions import Exclusions, read_exclusions
-from tasks.data.files import METRICS, PREPARED, content_hash, replacing, write_json
+from tasks.data.files import METRICS, PREPARED, replacing, write_json
 from tasks.data.lines import Spool
 from tasks.data.records import TYPES, Kind, Record, Split, write_records
 from tasks.data.shapes import ShapedRow, shape_rows
-from tasks.data.sources import RawRow, read_rows
+from tasks.data.sources import RawRow, content_hash, read_rows
 from tasks.data.splits import content_id, prompts_needed, split_of
 from tasks.errors import InputError
 from tasks.params import EXAMPLE, Params, Prepare, Source
@@ -151,7 +151,6 @@ def _raw_rows(kind: Kind, settings: Prepare, seed: int) -> Iterator[RawRow]:
 
 
 def _source_file(source: Source) -> Path:
-    """The file whose bytes stand for the rows: a hub pointer pins its data set."""
     if source.source != EXAMPLE:
         return Path(source.source)
     from tasks.data import example

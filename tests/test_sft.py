@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tasks.data import encoded
 from tasks.data.encoded import encoded_demonstrations
 from tasks.data.files import MODELS, VALIDATED, read_json
 from tasks.data.records import read_demonstrations, write_records
@@ -88,6 +89,16 @@ def test_micro_batches_change_nothing_but_rounding(make_params: MakeParams, note
         curves.append([row["loss"] for row in read_curve("sft")])
     for curve in curves[1:]:
         assert curve == pytest.approx(curves[0], abs=1e-4)  # four steps of Adam at 1e-2 magnify the last bit
+
+
+def test_rows_that_were_encoded_before_give_the_same_bytes(
+    params: Params, noted_run: NotedRun, monkeypatch: pytest.MonkeyPatch
+):
+    sft(params)
+    written = output_hashes("sft")
+    monkeypatch.setattr(encoded, "encode_records", None)
+    sft(params)
+    assert output_hashes("sft") == written
 
 
 def test_an_empty_split_says_the_cure(params: Params, noted_run: NotedRun):

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from filelock import FileLock
 from tqdm import tqdm
 
-from tasks.data.files import STATE, content_hash, replacing
+from tasks.data.files import STATE, hash_files, replacing, require_file
 from tasks.data.lazy import LazySequence
 from tasks.data.records import ANSWERS, Kind, Split, read_records
 from tasks.data.tokens import Encoded, EncodedPair, Parts, does_not_fit, encode_records
@@ -145,11 +145,12 @@ def _write(folder: Path, encoded: Iterable[Parts], parts_of_a_row: int, dtype: "
 
 def _key(file: Path, split: Split, tokenizer: "PreTrainedTokenizerBase") -> str:
     """A hash of all that the ids follow from: the rows, the tokenizer with its template, and the code."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        saved = {path.name: content_hash(path) for path in sorted(Path(folder).iterdir())}
-    libraries = {name: version(name) for name in ("transformers", "tokenizers")}
-    content = [VERSION, libraries, saved, content_hash(file), split]
+    require_file(file)
+    with tempfile.TemporaryDirectory() as workplace:
+        saved = Path(workplace) / "tokenizer"
+        tokenizer.save_pretrained(saved)
+        libraries = {name: version(name) for name in ("transformers", "tokenizers")}
+        content = [VERSION, libraries, hash_files(saved), hash_files(file), split]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

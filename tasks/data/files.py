@@ -40,19 +40,6 @@ def replacing(path: Path) -> Iterator[Path]:
         shutil.rmtree(workplace, ignore_errors=True)
 
 
-def content_hash(path: Path) -> str:
-    """Give the sha256 of a file's bytes.
-
-    Raises:
-        InputError: the file is missing.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise _missing(path) from None
-
-
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write indented JSON; the same content gives the same bytes."""
     with replacing(path) as draft:

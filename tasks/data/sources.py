@@ -6,6 +6,7 @@ from 1 elsewhere.
 """
 
 import csv
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -55,6 +56,12 @@ def read_rows(source: Source) -> Iterator[RawRow]:
         yield row
     if empty:
         raise InputError(f"{path} holds no rows: fill it, or name another source in params.yaml")
+
+
+def content_hash(path: Path) -> str:
+    """Give the sha256 of a file's bytes; a hub pointer pins its data set, so its own bytes stand for it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_readable(path: Path) -> None:

@@ -11,8 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tasks.data.files import content_hash
-from tasks.data.sources import RawRow, read_rows
+from tasks.data.sources import RawRow, content_hash, read_rows
 from tasks.errors import InputError
 from tasks.params import Source
 
