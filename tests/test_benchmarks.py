@@ -1,5 +1,6 @@
 """What the benchmarks count and compare: the arithmetic by hand, the warm-up left out, the same work for all."""
 
+import json
 import math
 import time
 from multiprocessing import Pipe
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 import benchmarks.scaling
 from benchmarks import plain
+from benchmarks.data import make_rows, run
 from benchmarks.jobs import Clock, Job, Measured, described, forget_peak_memory, peak_memory
 from benchmarks.ours import KL, pairs_of, rounds_of_prompts, settings_for
 from benchmarks.plain import PlainPPO, padded
@@ -238,3 +240,18 @@ def test_rows_of_those_who_sample_fill_their_table():
     assert len(cells(row)) == len(sampled("CPU").columns)
     judged = cells(row | {"reward": 1.0, "kl": 0.001, "entropy": 2.0})
     assert judged[-3:] == ["1.00", "1.0e-03", "2.00"]
+
+
+def test_made_up_rows_can_be_prepared_and_a_stage_that_fails_ends_the_benchmark(tmp_path):
+    make_rows(tmp_path / "many", 600)
+    cost = run("tasks.prepare", tmp_path / "many")
+    assert (cost.cpu > 0, cost.memory > 10) == (True, True)
+    counts = json.loads((tmp_path / "many/metrics/prepare.json").read_text())
+    assert {kind: figures["records"] for kind, figures in counts.items()} == {
+        "demonstrations": 60,
+        "preferences": 600,
+        "prompts": 60,
+    }
+    make_rows(tmp_path / "few", 20)  # two demonstrations fill no three splits
+    with pytest.raises(SystemExit, match=r"tasks\.prepare failed"):
+        run("tasks.prepare", tmp_path / "few")
