@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -111,7 +111,7 @@ def _rows(
     context: int | None,
     new_tokens: int = 0,
 ) -> EncodedRows[Row]:
-    """Open the encoded rows, which one process at a time may write."""
+    """Open the encoded rows; where they are not yet kept, one process writes them and others wait for it."""
     dtype = np.min_scalar_type(max(tokenizer.get_vocab().values()))
     place = ENCODED / f"{kind}-{split}"
     place.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,16 @@ def _write(folder: Path, encoded: Iterable[Parts], parts_of_a_row: int, dtype: "
         for parts in encoded:
             counts.extend(map(len, parts))
             array(dtype.char, [token for part in parts for token in part]).tofile(file)
-    np.save(folder / "counts.npy", np.frombuffer(counts, np.int64).reshape(-1, parts_of_a_row))
+        _to_disk(file)
+    with (folder / "counts.npy").open("wb") as file:
+        np.save(file, np.frombuffer(counts, np.int64).reshape(-1, parts_of_a_row))
+        _to_disk(file)
+
+
+def _to_disk(file: BinaryIO) -> None:
+    """Wait until the disk has all: nothing shows later that ids are wrong, so a power failure must leave none."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _key(file: Path, split: Split, tokenizer: "PreTrainedTokenizerBase") -> str:
