@@ -19,7 +19,7 @@ from tasks.learning.batches import row_batches
 from tasks.learning.models import load_policy
 from tasks.params import Params
 from tasks.sft import likelihood, sft
-from tests.conftest import MODEL_FILES, MakeParams, NotedRun, file_names, moved_weights
+from tests.conftest import MODEL_FILES, MakeParams, NotedRun, file_names, moved_weights, output_hashes
 
 pytestmark = pytest.mark.usefixtures("workspace")
 
