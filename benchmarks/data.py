@@ -75,6 +75,7 @@ def write_settings(folder: Path) -> None:
         settings["prepare"][kind]["source"] = f"{kind}.jsonl"
     settings["base"]["scratch"]["context"] = settings["validate"]["max_tokens"] = LONGEST
     YAML().dump(settings, folder / PARAMS_FILE)
+    (folder / settings["prepare"]["exclude"]).touch()
 
 
 def make_rows(folder: Path, count: int) -> None:
