@@ -18,7 +18,7 @@ from tasks.registry import promotion
 FLOW, DEPLOYMENT = "trueline-approval", "asked"
 
 
-class Answer(RunInput):
+class Form(RunInput):
     """The form."""
 
     answer: Literal["approve", "reject"]
@@ -33,7 +33,7 @@ def approval(version: int) -> promotion.Verdict:
     Raises:
         InputError: the version does not await approval any more, or the champion has changed since the gate compared.
     """
-    said = suspend_flow_run(wait_for_input=Answer)
+    said = suspend_flow_run(wait_for_input=Form)
     act = promotion.approve if said.answer == "approve" else promotion.reject
     return act(load_params(), str(version), said.by, said.reason)
 

@@ -47,11 +47,12 @@ def registry(params: Params) -> dict[str, Any]:
         return versions
     try:
         store = open_store(params.registry.experiment)
+        holders = {alias: holder(store, params, alias) for alias in (CHAMPION, CHALLENGER)}
+        awaited = awaiting(holders[CHAMPION])
     except InputError as error:  # all the rest is still worth knowing
         return versions | {"error": str(error)}
-    holders = {alias: holder(store, params, alias) for alias in (CHAMPION, CHALLENGER)}
     numbers = {alias: found and found["version"] for alias, found in holders.items()}
-    return versions | numbers | {"awaiting": awaiting(holders[CHAMPION])}
+    return versions | numbers | {"awaiting": awaited}
 
 
 def _dvc_status() -> dict[str, list[Any]]:

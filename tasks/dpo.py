@@ -80,7 +80,7 @@ def dpo(params: Params) -> None:
         share = ranks.share(range(len(validation)), its_lengths)
         held_out = list(micro_batches(share, its_lengths, params.runtime.tokens_per_pass))
         # Nothing has been learned yet, so the policy is the reference: no second model, and adapters add nothing.
-        references = References(SFT)
+        references = References(SFT, are_compiled=params.runtime.compile)
         reference = references.logps(policy, pairs, list(fit.first_epoch()), fit.autocast)
         logps_before = references.logps(policy, validation, held_out)
         train(fit, policy, pairs, reference, settings)
@@ -108,8 +108,8 @@ def train(
 ) -> None:
     """Minimise the preference loss, averaged over the pairs of a step."""
     for step, items, groups in fit.steps():
-        count = Count(len(items), sum(len(pairs[item].chosen.completion) for item in items))
         with fit.attempt(step):
+            count = Count(len(items), sum(len(pairs[item].chosen.completion) for item in items))
             for indices in groups:
                 batch = collate_pairs([pairs[index] for index in indices], unwrapped(policy).device)
                 with fit.autocast():

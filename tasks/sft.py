@@ -78,8 +78,8 @@ def sft(params: Params) -> None:
 def train(fit: Fit, policy: nn.Module, rows: Sequence[Encoded]) -> None:
     """Minimise the negative log-likelihood of the completions, averaged over the tokens of a step."""
     for step, items, groups in fit.steps():
-        token_count = sum(len(rows[item].completion) for item in items)
         with fit.attempt(step):
+            token_count = sum(len(rows[item].completion) for item in items)
             for indices in groups:
                 batch = collate([rows[index] for index in indices], unwrapped(policy).device)
                 with fit.autocast():

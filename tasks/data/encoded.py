@@ -6,6 +6,7 @@ rows end to end, and `counts.npy`, the tokens of each row's prompt and of each o
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ENCODED = STATE / "encoded"
-# To be raised when the same text is to give other ids.
-VERSION = 1
+# What turns records into ids: other code may give others.
+CODE = tuple(Path(__file__).with_name(name) for name in ("encoded.py", "records.py", "tokens.py"))
+LIBRARIES = ("transformers", "tokenizers", "jinja2")
 # Contents of a split that are kept, those used last: of two data sets, or under two tokenizers, that take turns.
 KEPT = 2
 Row = TypeVar("Row")
+logger = logging.getLogger(__name__)
 
 
 class EncodedRows(LazySequence[Row]):
@@ -117,12 +120,12 @@ def _rows(
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(place.with_suffix(".lock")):
         entry = place / _key(folder / f"{kind}.jsonl", split, tokenizer)
-        if not entry.exists():
-            records = tqdm(
+        if not _is_whole(entry, dtype):
+            of_split = tqdm(
                 read_records(folder, kind, split), desc=f"tokens of {kind}, {split}", unit=" rows", disable=None
             )
             with replacing(entry) as draft:
-                _write(draft, encode_records(tokenizer, kind, records), 1 + len(ANSWERS[kind]), dtype)
+                _write(draft, encode_records(tokenizer, kind, of_split), 1 + len(ANSWERS[kind]), dtype)
         os.utime(entry)
         _drop_old(place)
         rows = EncodedRows(entry, dtype, make)  # mapped, it may be dropped by another process
@@ -131,6 +134,20 @@ def _rows(
             [record] = islice(read_records(folder, kind, split), number, number + 1)
             raise does_not_fit(record, int(rows.lengths[number]) + new_tokens, context)
     return rows
+
+
+def _is_whole(entry: Path, dtype: "np.dtype[np.unsignedinteger]") -> bool:
+    """Tell whether there is an entry with as many ids as it counts; one that is damaged is told of."""
+    if not entry.exists():
+        return False
+    try:
+        size = int(np.load(entry / "counts.npy").sum()) * dtype.itemsize
+        if (entry / "ids").stat().st_size == size:
+            return True
+    except (OSError, ValueError, EOFError):
+        pass
+    logger.warning("%s is damaged: its rows are encoded again", entry)
+    return False
 
 
 def _write(folder: Path, encoded: Iterable[Parts], parts_of_a_row: int, dtype: "np.dtype[np.unsignedinteger]") -> None:
@@ -158,8 +175,8 @@ def _key(file: Path, split: Split, tokenizer: "PreTrainedTokenizerBase") -> str:
     with tempfile.TemporaryDirectory() as workplace:
         saved = Path(workplace) / "tokenizer"
         tokenizer.save_pretrained(saved)
-        libraries = {name: version(name) for name in ("transformers", "tokenizers")}
-        content = [VERSION, libraries, hash_files(saved), hash_files(file), split]
+        libraries = {name: version(name) for name in LIBRARIES}
+        content = [libraries, *map(hash_files, (*CODE, saved, file)), split]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

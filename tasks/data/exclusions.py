@@ -24,8 +24,8 @@ def read_exclusions(path: Path) -> Exclusions:
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: restore it from git, or make an empty file") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"{path} is no file: restore it from git, or make an empty one") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     named: dict[str, set[str]] = {what: set() for what in get_args(What)}

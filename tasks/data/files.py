@@ -114,7 +114,12 @@ def damaged_row(path: Path, number: int) -> InputError:
 
 
 def hash_files(path: Path) -> str:
-    """SHA-256, in 64 hexadecimal digits, of the name and content of a file, or of all that lie in a folder."""
+    """SHA-256, in 64 hexadecimal digits, of the name and content of a file, or of all that lie in a folder.
+
+    Raises:
+        InputError: it is missing.
+    """
+    require_file(path)
     digest = hashlib.sha256()
     for found in [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file()):
         with found.open("rb") as file:

@@ -50,7 +50,7 @@ def learning_curves(curves: Mapping[str, CurveRows]) -> Plot:
     return Plot(_address(drawing), "Learning curves: " + ", ".join(title for _, _, title in panels))
 
 
-def frontier(marks: Sequence[Mapping[str, Any]], best_of_sft: Sequence[Mapping[str, Any]]) -> Plot | None:
+def frontier(marks: Sequence[Mapping[str, Any]], best_of_sft: Sequence[Mapping[str, Any]]) -> Plot:
     """Win rate over SFT against KL, by each who judged: along the training and, on the same axes, of best of n.
 
     Args:
@@ -68,11 +68,12 @@ def frontier(marks: Sequence[Mapping[str, Any]], best_of_sft: Sequence[Mapping[s
             rates = [(far, figure(point, "win_rate", judge, "value"), label) for far, label, point in points]
             known = [(far, rate, label) for far, rate, label in rates if far is not None and rate is not None]
             x, y = [far for far, _, _ in known], [rate for _, rate, _ in known]
-            axis.plot(x, y, line, label=name, color=BLACK, markerfacecolor=face, markersize=4, linewidth=0.9)
+            if known:
+                axis.plot(x, y, line, label=name, color=BLACK, markerfacecolor=face, markersize=4, linewidth=0.9)
             for far, rate, label in known if judge == "reward" else ():
                 axis.annotate(f"{label:g}", (far, rate), textcoords="offset points", xytext=(0, 4), fontsize=6)
         axis.set(title=title, xlabel="KL to SFT, nats an answer", ylabel="win rate over SFT")
-    axes[1].legend(fontsize=7)
+    axes[1].legend(*axes[0].get_legend_handles_labels(), fontsize=7)
     return Plot(_address(drawing), "Win rate over SFT against KL, along the training and of best of n")
 
 

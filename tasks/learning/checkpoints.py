@@ -1,11 +1,13 @@
 """The last checkpoints of a stage, so that a killed run goes on where it was and ends with the same bytes.
 
-They lie outside DVC's outputs, and each holds what it follows from: one of other settings, data or models, or of other
-code, is never taken up. No random state is stored, since everything random is a pure function of the seed and the step.
+They lie outside DVC's outputs, and each holds what it follows from: one of other settings, data or models, or of what
+DVC knows to be other code, is never taken up. No random state is stored, since everything random is a pure function of
+the seed and the step.
 """
 
 import logging
 import shutil
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from tasks.data.files import STATE, replacing
 from tasks.data.origin import Origin
-from tasks.errors import InputError
+from tasks.errors import InputError, is_out_of_memory
 from tasks.learning import ranks
 from tasks.learning.disk import writing
 from tasks.learning.sharding import cut_like, set_to, whole
@@ -74,6 +76,7 @@ class Checkpoints:
         if not isinstance(error, KeyboardInterrupt | SystemExit):
             return
         if self._every and self._now and ranks.count() == 1 and self._file(self._now.step) not in self._kept:
+            signal.alarm(0)  # of whoever interrupted: a large checkpoint may take longer than winding up does
             self._write(self._now)
         error.add_note(self.kept)
 
@@ -168,7 +171,11 @@ def _read(file: Path) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         Origin(*state["origin"])
+    except OSError:  # of the disk, not of the archive
+        raise
     except Exception as error:  # a damaged archive raises whatever its first broken byte leads to
+        if is_out_of_memory(error):
+            raise
         _warn("%s is damaged (%s) and is passed over", file, type(error).__name__)
         return None
     return state

@@ -76,8 +76,9 @@ def all_logps(
 class References:
     """What the model of a folder says of pairs."""
 
-    def __init__(self, folder: Path) -> None:
-        self._model = hash_files(folder)
+    def __init__(self, folder: Path, *, are_compiled: bool = False) -> None:
+        """Ask the model of a folder, whose layers torch has compiled or not."""
+        self._model, self._are_compiled = hash_files(folder), are_compiled
 
     def logps(
         self,
@@ -117,6 +118,7 @@ class References:
             "libraries": [torch.__version__, transformers.__version__],
             "device": torch.cuda.get_device_name(device) if on_cuda else torch.backends.cpu.get_cpu_capability(),
             "precision": str(cast_to) if is_cast else "fp32",
+            "compiled": self._are_compiled,
             "threads": torch.get_num_threads(),
         }
         return hashlib.sha256(json.dumps(follow_from).encode()).hexdigest()

@@ -122,8 +122,12 @@ def loss_of(scores: PairValues, pair_count: int, settings: Reward) -> Tensor:
 @torch.no_grad()
 def held_out_loss(model: nn.Module, batches: Sequence[Batch], settings: Reward) -> float:
     """Mean loss over the pairs of some batches, in fp32."""
-    pair_count = sum(len(batch.input_ids) // 2 for batch in batches)
-    return sum(loss_of(pair_scores(model, batch), pair_count, settings).item() for batch in batches)
+    total, pair_count = 0.0, 0
+    for batch in batches:
+        scores = pair_scores(model, batch)
+        total += loss_of(scores, 1, settings).item()
+        pair_count += len(scores.chosen)
+    return total / pair_count
 
 
 @torch.no_grad()

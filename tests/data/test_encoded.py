@@ -59,14 +59,30 @@ def test_what_was_encoded_once_is_not_encoded_again(tokenizer: Any, monkeypatch:
     assert list(encoded_preferences(VALIDATED, "train", make_tokenizer(), 100)) == rows
 
 
-def test_other_rows_another_split_template_or_version_is_other_content(tokenizer: Any, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("damage", ["short", "no counts", "bad counts"])
+def test_a_damaged_entry_is_encoded_again(damage: str, tokenizer: Any, caplog: pytest.LogCaptureFixture):
+    rows = list(encoded_preferences(VALIDATED, "train", tokenizer, None))
+    [ids] = (ENCODED / "preferences-train").glob("*/ids")
+    counts = ids.with_name("counts.npy")
+    match damage:
+        case "short":
+            ids.write_bytes(ids.read_bytes()[:-2])
+        case "no counts":
+            counts.unlink()
+        case "bad counts":
+            counts.write_bytes(counts.read_bytes()[:40])
+    assert list(encoded_preferences(VALIDATED, "train", tokenizer, None)) == rows
+    assert "is damaged: its rows are encoded again" in caplog.text
+
+
+def test_other_rows_another_split_template_or_code_is_other_content(tokenizer: Any, monkeypatch: pytest.MonkeyPatch):
     def key(split: Any = "train", of: Any = tokenizer) -> str:
         return encoded._key(VALIDATED / "preferences.jsonl", split, of)
 
     keys = [key(), key("test"), key(of=make_tokenizer(CHATML + " "))]
     write_records(VALIDATED, "preferences", read_preferences(VALIDATED)[1:])
     keys.append(key())
-    monkeypatch.setattr(encoded, "VERSION", encoded.VERSION + 1)
+    monkeypatch.setattr(encoded, "CODE", encoded.CODE[1:])
     keys.append(key())
     assert len(set(keys)) == len(keys)
     assert key() == keys[-1]

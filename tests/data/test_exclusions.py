@@ -44,7 +44,7 @@ def test_a_file_that_cannot_be_read(path: Path) -> None:
     with pytest.raises(InputError, match=r"exclude.txt is not UTF-8 text \(byte 4\)"):
         read_exclusions(path)
     path.unlink()
-    with pytest.raises(InputError, match=r"exclude.txt does not exist: restore it from git, or make an empty file"):
+    with pytest.raises(InputError, match=r"exclude.txt is no file: restore it from git, or make an empty one"):
         read_exclusions(path)
 
 

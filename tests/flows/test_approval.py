@@ -49,7 +49,7 @@ def test_the_flow_asks_where_a_version_is_held(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize("answer", ["approve", "reject"])
 def test_what_the_form_says_is_done(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
     said: list[Any] = []
-    form = module.Answer(answer=answer, by="Ada", reason="Good.")
+    form = module.Form(answer=answer, by="Ada", reason="Good.")
     monkeypatch.setattr(module, "suspend_flow_run", lambda wait_for_input: form)
     monkeypatch.setattr(module, "load_params", lambda: "params")
     for act in ("approve", "reject"):

@@ -91,11 +91,12 @@ def test_everything_that_the_bits_follow_from_is_in_the_key(
     References(MODELS / "sft").logps(policy, PAIRS, GROUPS, lambda: torch.autocast("cpu", torch.bfloat16))
     assert len(computed) == 9
 
+    References(MODELS / "sft", are_compiled=True).logps(policy, PAIRS, GROUPS)
     References(MODELS / "base").logps(policy, PAIRS, GROUPS)  # another name counts as another model
     weights = MODELS / "sft/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     ask(policy)
-    assert len(computed) == 11
+    assert len(computed) == 12
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "swapped", "empty"])

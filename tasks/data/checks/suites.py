@@ -38,9 +38,9 @@ SHARES = {"length_bias": "longer_chosen", "personal_data": "holds_personal_data"
 # A later stage could not even read these rows.
 NEVER_ONLY_WARN = ("schema",)
 NEEDED_SPLITS: dict[Kind, tuple[str, ...]] = {
-    "demonstrations": ("train",),
+    "demonstrations": ("train", "validation"),
     "preferences": ("train", "validation", "test"),
-    "prompts": ("train", "test"),
+    "prompts": ("train", "validation", "test"),
 }
 
 
