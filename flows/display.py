@@ -69,7 +69,7 @@ def show_trace(traced: Mapping[str, Any]) -> None:
         )
         for each in traced["versions"]
     ]
-    _table(("policy", "trained on it", "reward model", "by", "rows in its data"), rows)
+    _table(("policy", "learned it", "reward model", "by", "rows in its data"), rows)
     if any(each["policy"] is None for each in traced["versions"]):
         _line("unknown: DVC's cache lacks the data of that version: run dvc fetch --all-commits, then again")
     if not traced["in_any"]:
