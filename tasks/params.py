@@ -268,6 +268,7 @@ class Gate(Section):
 
     min_win_rate: Share
     min_judge_win_rate: Share
+    max_category_regressions: Annotated[int, Field(ge=0)]
     max_kl: Positive
     min_reward_accuracy: Share
     max_length_ratio: Positive

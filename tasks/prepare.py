@@ -77,20 +77,21 @@ def choose(rows: Iterable[ShapedRow], limit: int) -> list[ShapedRow]:
 
 
 def distinct_prompts(rows: Iterable[ShapedRow]) -> Iterator[ShapedRow]:
-    """Give each prompt once, where it first appears, with the distinct references of all its rows.
+    """Give each prompt once, as it first appears, with the distinct references of all its rows.
 
     All rows lie in a file without a name meanwhile.
     """
     keys = bytearray()
     with Spool() as spool:
-        for row, entries in rows:
+        for row, entries, category in rows:
             for entry in entries:
                 keys += hashlib.blake2b(json.dumps(entry["prompt"]).encode(), digest_size=HASH_BYTES).digest()
-                spool.add({"row": row, **entry})
+                spool.add({"row": row, "category": category, **entry})
         for numbers in _alike(np.frombuffer(keys, f"S{HASH_BYTES}")):
             first, *others = (spool[number] for number in numbers)
             references = dict.fromkeys(text for each in (first, *others) for text in each["references"])
-            yield ShapedRow(first["row"], [{"prompt": first["prompt"], "references": list(references)}])
+            entry = {"prompt": first["prompt"], "references": list(references)}
+            yield ShapedRow(first["row"], [entry], first["category"])
 
 
 def _alike(keys: npt.NDArray[np.bytes_]) -> Iterator[list[int]]:
@@ -108,15 +109,15 @@ def _without(
     if not excluded:  # and spare a hash a row
         yield from rows
         return
-    for row, entries in rows:
-        names = [content_id([kind, entry]) for entry in entries]
+    for shaped in rows:
+        names = [content_id([kind, entry]) for entry in shaped.entries]
         for name in names:
             if name in excluded:
                 excluded[name] += 1
                 counts["excluded"] += 1
-        left = [entry for name, entry in zip(names, entries, strict=True) if name not in excluded]
+        left = [entry for name, entry in zip(names, shaped.entries, strict=True) if name not in excluded]
         if left:
-            yield ShapedRow(row, left)
+            yield shaped._replace(entries=left)
 
 
 def _check_sources(settings: Prepare, exclusions: Exclusions) -> None:
@@ -160,10 +161,11 @@ def _source_file(source: Source) -> Path:
 
 def _records(rows: Iterable[ShapedRow], kind: Kind, source: Source, shares: Shares) -> Iterator[Record]:
     name = _name_in_outputs(source)
-    for row, entries in rows:
+    for row, entries, category in rows:
+        label: dict[str, Any] = {"category": category} if kind == "prompts" else {}
         for entry in entries:
             split = split_of(entry["prompt"], shares)
-            yield TYPES[kind](id=content_id([kind, entry]), split=split, source=name, row=row, **entry)
+            yield TYPES[kind](id=content_id([kind, entry]), split=split, source=name, row=row, **entry, **label)
 
 
 def _name_in_outputs(source: Source) -> str:

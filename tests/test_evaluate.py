@@ -133,6 +133,7 @@ def write_prompts(params, source=EXAMPLE, references=True):
             row=number + 1,
             prompt=[Message(role="user", content=row["prompt"])],
             references=row["references"] if references else [],
+            category=row["category"],
         )
         for number, row in enumerate(example_prompts(settings, 3))
     ]
@@ -189,6 +190,17 @@ def test_without_a_champion_sft_is_the_opponent(evaluated):
     assert found["opponent"] == {"name": "sft", "version": None} | found["sft"]
     assert found["win_rate"]["vs_opponent"] == found["win_rate"]["vs_sft"]
     assert all(row["opponent"] == row["sft"] for row in rows)
+
+
+def test_every_category_of_the_prompts_is_compared(evaluated):
+    _, found, rows, decided = evaluated
+    categories = found["categories"]
+    assert set(categories) == {row["category"] for row in rows}
+    assert sum(each["prompts"] for each in categories.values()) == COUNT
+    assert not any(each["enough_prompts"] for each in categories.values())  # six at least, of ten
+    [check] = [check for check in decided["checks"] if check["name"] == "category_regressions"]
+    assert check["verdict"] == "passed"
+    assert all(name in check["sentence"] for name in categories)
 
 
 def test_the_gate_can_read_what_was_written(evaluated):

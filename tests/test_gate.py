@@ -61,6 +61,7 @@ def test_a_good_candidate_is_promoted(files, params):
         "win_rate_at_equal_length",
         "held_out_judge",
         "over_optimisation",
+        "category_regressions",
         "kl",
         "reward_accuracy",
         "length_ratio",
@@ -68,7 +69,7 @@ def test_a_good_candidate_is_promoted(files, params):
     ]
     names += ["repetition", "refusals", "perplexity"]
     assert [check["name"] for check in found["checks"]] == names
-    assert len(found["reasons"]) == 11
+    assert len(found["reasons"]) == 12
     assert "✔ Promote" in REPORT.read_text(encoding="utf-8")
 
 

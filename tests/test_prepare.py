@@ -166,6 +166,42 @@ def test_prompts_are_distinct_and_gather_their_references():
     ]
 
 
+def test_a_prompt_has_the_category_of_its_first_row():
+    rows = [
+        ShapedRow(number, [{"prompt": ["p"], "references": []}], category)
+        for number, category in enumerate(("law", None, "tax"), start=1)
+    ]
+    assert [row.category for row in distinct_prompts(rows)] == ["law"]
+    assert [row.category for row in distinct_prompts(rows[1:])] == [None]
+
+
+def test_a_category_is_kept_and_changes_neither_ids_nor_what_limit_chooses():
+    plain = [{"prompt": f"q{n}", "references": [f"a{n}"]} for n in range(100)]
+    labelled = [row | {"topic": f"kind {n % 3}"} for n, row in enumerate(plain)]
+    others, found = three_sources(100), []
+    for rows, columns in ((plain, {}), (labelled, {"category": "topic"})):
+        source = {"source": write_rows("r.jsonl", rows), "columns": columns, "limit": 40}
+        prepare(params_with(**others | {"prompts": source}))
+        found.append(read_prompts(PREPARED))
+    without, with_category = found
+    assert {record.category for record in without} == {None}
+    assert all(record.category == f"kind {int(record.prompt[0]['content'][1:]) % 3}" for record in with_category)
+    assert [record._replace(category=None) for record in with_category] == without
+
+
+def test_an_excluded_prompt_is_left_out_whatever_its_category():
+    sources = three_sources()
+    prepare(params_with(**sources))
+    gone = read_prompts(PREPARED)[0]
+    Path("exclude.txt").write_text(f"row {gone.id}\n")
+    rows = [{"prompt": f"q{n}", "references": [f"a{n}"], "category": "law"} for n in range(30)]
+    prepare(params_with(**sources | {"prompts": write_rows("r.jsonl", rows)}))
+    left = read_prompts(PREPARED)
+    assert len(left) == 29
+    assert gone.prompt not in [record.prompt for record in left]
+    assert {record.category for record in left} == {"law"}
+
+
 @pytest.mark.parametrize(("kind", "references"), [("demonstrations", 2), ("preferences", 0)])
 def test_prompts_of_a_file_made_for_another_kind(kind, references):
     sources = three_sources()

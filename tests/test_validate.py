@@ -57,7 +57,7 @@ def record(kind: str, number: int, split: str, prompt: str | None = None, **cont
             "chosen": f"Good {number}." + " Truly." * (number % 2),
             "rejected": f"Bad {number}." + " Truly." * (1 - number % 2),
         },
-        "prompts": {"references": [f"Reference {number}."]},
+        "prompts": {"references": [f"Reference {number}."], "category": None},
     }
     asked = f"{kind} question {number} of the {split} split" if prompt is None else prompt
     return {

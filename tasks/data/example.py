@@ -20,6 +20,7 @@ PRODUCTS = ("lamp", "kettle", "radio", "jacket", "phone", "chair", "watch", "toa
 class Problem(NamedTuple):
     """What customers say of a problem, the remedy it deserves, and how any remedy of that kind is recognised."""
 
+    name: str
     complaints: tuple[str, ...]
     remedy: str
     mention: re.Pattern[str]
@@ -27,26 +28,31 @@ class Problem(NamedTuple):
 
 PROBLEMS = (
     Problem(
+        "damaged",
         ("the {product} arrived broken", "my {product} came damaged", "the {product} does not work"),
         "send a replacement",
         re.compile(r"\breplac\w*"),
     ),
     Problem(
+        "late",
         ("the {product} has not arrived", "my {product} is late", "I still wait for my {product}"),
         "send the tracking link",
         re.compile(r"\btrack\w*"),
     ),
     Problem(
+        "wrong item",
         ("I got a wrong {product}", "this {product} is not the one I chose", "you sent me another {product}"),
         "arrange an exchange",
         re.compile(r"\b(?:exchang|swap)\w*"),
     ),
     Problem(
+        "charged twice",
         ("I was charged twice for the {product}", "I paid two times for my {product}"),
         "issue a refund",
         re.compile(r"\b(?:refund\w*|money back)"),
     ),
     Problem(
+        "not wanted",
         ("I want to give the {product} back", "I do not need the {product} any more"),
         "send a return label",
         re.compile(r"\breturn\w*"),
@@ -162,7 +168,7 @@ def preferences(settings: Example, seed: int | str) -> Iterator[dict[str, Any]]:
 
 
 def prompts(settings: Example, seed: int | str) -> Iterator[dict[str, Any]]:
-    """Yield `settings.prompts` rows (prompt, references), the references being flawless answers."""
+    """Yield `settings.prompts` rows (prompt, references, category): flawless answers, and the customer's problem."""
     chance = random.Random(f"{seed} prompts")
     for _ in range(settings.prompts):
         question = _question(chance)
@@ -170,7 +176,7 @@ def prompts(settings: Example, seed: int | str) -> Iterator[dict[str, Any]]:
             f"{opening} {chance.choice(OFFERS).format(remedy=question.problem.remedy, number=question.number)}"
             for opening in chance.sample(COURTEOUS, len(COURTEOUS))
         ]
-        yield {"prompt": question.text, "references": references}
+        yield {"prompt": question.text, "references": references, "category": question.problem.name}
 
 
 def gold_score(prompt: str, response: str) -> float:

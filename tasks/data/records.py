@@ -52,6 +52,7 @@ class Prompt(NamedTuple):
     row: int
     prompt: list[Message]
     references: list[str]
+    category: str | None = None  # what kind of prompt it is, where the source says so; no part of the content
 
 
 Record = Demonstration | Preference | Prompt

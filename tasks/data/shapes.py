@@ -24,6 +24,7 @@ from tasks.errors import InputError
 from tasks.params import Source
 
 Fields = dict[str, Any]
+LONGEST_CATEGORY = 100  # characters: a longer one is no name, but a column taken for another
 
 
 class Shape(NamedTuple):
@@ -43,6 +44,7 @@ class ShapedRow(NamedTuple):
 
     row: int
     entries: list[Fields]
+    category: str | None = None  # of all its entries
 
 
 def shape_rows(rows: Iterable[RawRow], kind: Kind, source: Source) -> Iterator[ShapedRow]:
@@ -55,10 +57,11 @@ def shape_rows(rows: Iterable[RawRow], kind: Kind, source: Source) -> Iterator[S
     for row, fields in rows:
         shape = shape or recognise(fields, kind, source)
         try:
-            entries = shape.read(_renamed(fields, shape, source.columns))
+            named = _renamed(fields, shape, source.columns)
+            shaped = ShapedRow(row, shape.read(named), _category(named.get("category")))
         except ShapeError as error:
             raise InputError(f"{source.source} row {row}: {error}: mend or remove the row") from None
-        yield ShapedRow(row, entries)
+        yield shaped
 
 
 def recognise(fields: Mapping[str, Any], kind: Kind, source: Source) -> Shape:
@@ -217,6 +220,14 @@ def _references(value: object) -> list[str]:
     return [as_text(value, "references")]
 
 
+def _category(value: object) -> str | None:
+    """Read a label, without regard to white space; null and nothing are none."""
+    name = " ".join(as_text(value, "category").split()) if value is not None else ""
+    if len(name) > LONGEST_CATEGORY:
+        raise ShapeError(f"category has {len(name)} characters where a name of at most {LONGEST_CATEGORY} is needed")
+    return name or None
+
+
 SHAPES: dict[Kind, list[Shape]] = {
     "demonstrations": [
         Shape(("prompt", "response"), ("system",), _answered_prompt),
@@ -232,13 +243,13 @@ SHAPES: dict[Kind, list[Shape]] = {
         Shape(("chosen", "rejected"), ("system",), _compared_wholes),
     ],
     "prompts": [
-        Shape(("prompt", "references"), ("system",), _referenced_prompt),
-        Shape(("prompt", "response"), ("system",), _prompt_of_demonstration),
-        Shape(("prompt", "completion"), ("system",), _prompt_of_demonstration),
-        Shape(("prompt",), ("system",), _prompt_alone),
-        Shape(("messages",), ("system",), _prompts_of_conversation),
-        Shape(("instruction",), ("input", "output", "system"), _prompt_of_instruction),
-        Shape(("conversations",), ("system",), _prompts_of_conversation),
-        Shape(("chosen", "rejected"), ("system",), _prompt_of_compared),
+        Shape(("prompt", "references"), ("system", "category"), _referenced_prompt),
+        Shape(("prompt", "response"), ("system", "category"), _prompt_of_demonstration),
+        Shape(("prompt", "completion"), ("system", "category"), _prompt_of_demonstration),
+        Shape(("prompt",), ("system", "category"), _prompt_alone),
+        Shape(("messages",), ("system", "category"), _prompts_of_conversation),
+        Shape(("instruction",), ("input", "output", "system", "category"), _prompt_of_instruction),
+        Shape(("conversations",), ("system", "category"), _prompts_of_conversation),
+        Shape(("chosen", "rejected"), ("system", "category"), _prompt_of_compared),
     ],
 }

@@ -9,6 +9,7 @@ from tasks.params import Gate
 
 Verdict = Literal["passed", "failed", "inconclusive"]
 Decision = Literal["promote", "reject", "inconclusive"]
+NAMED = 8  # categories in a sentence; the report has them all
 
 
 class Check(NamedTuple):
@@ -47,6 +48,14 @@ class Since(NamedTuple):
         return (self.proxy.verdict, self.judge.verdict) == ("better", "worse")
 
 
+class Category(NamedTuple):
+    """How the candidate fares against the opponent in one category of prompts."""
+
+    name: str
+    rate: Rate  # by the reward model, at a confidence that holds for all categories together
+    has_enough: bool  # prompts for any verdict
+
+
 class Evidence(NamedTuple):
     """What the gate reads: figures that other stages wrote, and whom the candidate must beat."""
 
@@ -62,6 +71,7 @@ def run_checks(evidence: Evidence, thresholds: Gate) -> list[Check]:
         _win_rate_at_equal_length(evidence, thresholds.min_win_rate),
         _held_out_judge(evidence, thresholds.min_judge_win_rate),
         _over_optimisation(evidence),
+        _category_regressions(evidence, thresholds.max_category_regressions),
         _kl(evidence, thresholds.max_kl),
         _reward_accuracy(evidence, thresholds.min_reward_accuracy),
         _length_ratio(evidence, thresholds.max_length_ratio),
@@ -188,6 +198,31 @@ def _rate(content: Mapping[str, Any], *path: str) -> Rate | None:
     if value is None or low is None or high is None or verdict not in ("better", "worse", "inconclusive"):
         return None
     return Rate(value, low, high, verdict)
+
+
+def _category_regressions(evidence: Evidence, threshold: int) -> Check:
+    name, categories = "category_regressions", lookup(evidence.evaluation, "categories")
+    found = [_category(categories, each) for each in categories] if isinstance(categories, Mapping) else [None]
+    told = [each for each in found if each]
+    if len(told) < len(found):
+        return _missing(name, threshold, "The win rate in each category of prompts", "metrics/evaluate.json")
+    if not told:
+        return Check(name, 0, threshold, "passed", "The data name no category of prompts.")
+    worse = [each for each in told if each.rate.verdict == "worse"]
+    few = [each.name for each in told if not each.has_enough]
+    said = (
+        f"In {len(worse)} of {len(told)} categories of prompts the candidate is shown to be worse than "
+        f"{evidence.opponent}{''.join(f'; {each.name}: {each.rate}' for each in worse)}."
+    )
+    if few:
+        more = f" and {len(few) - NAMED} more" if len(few) > NAMED else ""
+        said += f" No verdict is possible on {len(few)} with too few prompts: {', '.join(few[:NAMED])}{more}."
+    return Check(name, len(worse), threshold, "passed" if len(worse) <= threshold else "failed", said)
+
+
+def _category(categories: Mapping[str, Any], name: str) -> Category | None:
+    rate, has_enough = _rate(categories, name, "win_rate", "vs_opponent"), lookup(categories, name, "enough_prompts")
+    return Category(name, rate, has_enough) if rate and isinstance(has_enough, bool) else None
 
 
 def _kl(evidence: Evidence, threshold: float) -> Check:

@@ -76,6 +76,15 @@ class FrontierRow(NamedTuple):
     last_over_this: list[str]
 
 
+class CategoryRow(NamedTuple):
+    """One category of prompts, as text."""
+
+    name: str
+    prompts: str
+    values: list[str]  # reward of candidate and opponent, the difference and the win rate with their intervals
+    verdict: str
+
+
 class WinRow(NamedTuple):
     """One win rate as text, and as places from 0 to 100 on a scale."""
 
@@ -138,6 +147,7 @@ def render(
         figures=_figure_rows(evaluation),
         kl=(_number(figure(evaluation, "kl", "mean"), 3), _number(figure(evaluation, "kl", "standard_error"), 3)),
         methods={name: value for name, value in (lookup(evaluation, "methods") or {}).items() if value},
+        categories=_category_rows(lookup(evaluation, "categories") or {}),
         has_gold="gold" in evaluation,
         learned=learning_curves(background.curves),
         frontier=frontier(marks, yardstick) if marks else None,
@@ -166,6 +176,24 @@ def _figure_rows(evaluation: Mapping[str, Any]) -> list[FigureRow]:
         values = [_number(figure(evaluation, "gold", model), 3) for model in MODELS]
         rows.insert(2, FigureRow("Known rule", "higher", values, _interval(evaluation, ("gold", "vs_opponent"), 3)))
     return rows
+
+
+def _category_rows(categories: Mapping[str, Any]) -> list[CategoryRow]:
+    return [
+        CategoryRow(
+            name,
+            _count(found, "prompts"),
+            [
+                *(_number(figure(found, model, "reward"), 3) for model in ("candidate", "opponent")),
+                _interval(found, ("difference", "vs_opponent", "reward"), 3),
+                _interval(found, ("win_rate", "vs_opponent"), 3, sign=""),
+            ],
+            "too few prompts"
+            if lookup(found, "enough_prompts") is False
+            else lookup(found, "win_rate", "vs_opponent", "verdict") or ABSENT,
+        )
+        for name, found in categories.items()
+    ]
 
 
 def _frontier_rows(marks: Sequence[Mapping[str, Any]], yardstick: Sequence[Mapping[str, Any]]) -> list[FrontierRow]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from tasks.data.records import Prompt
 from tasks.judging.best_of import BestOf
+from tasks.judging.categories import by_category
 from tasks.judging.compare import Interval, Resampling, bootstrap_interval, verdict, win_rate
 from tasks.judging.frontier import GOLD, HELD_OUT, PROXY, Mark, Scores, frontier, judged
 from tasks.judging.lengths import length_controlled_win_rate
@@ -117,6 +118,11 @@ def summarise(
         ],
         "frontier": frontier(marks, resampling),
         **({"gold": _gold(models, rivals, resampling)} if candidate.gold is not None else {}),
+        "categories": by_category(
+            [prompt.category for prompt in prompts],
+            {name: model.answers for name, model in models.items()},
+            resampling,
+        ),
         "confidence": resampling.confidence,
         "methods": _methods(prompts, candidate),
     }
@@ -154,7 +160,8 @@ def rows(prompts: Sequence[Prompt], models: Models, kl: Sequence[float] | None) 
         answers = {name: _row(model, place) for name, model in models.items()}
         if kl is not None:
             answers["candidate"]["kl"] = kl[place]
-        yield rounded({"id": prompt.id, "prompt": prompt.prompt, "references": prompt.references} | answers)
+        asked = {name: getattr(prompt, name) for name in ("id", "category", "prompt", "references")}
+        yield rounded(asked | answers)
 
 
 def rounded(content: Mapping[str, Any]) -> dict[str, Any]:

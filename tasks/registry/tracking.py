@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 SEND_EVERY_SECONDS, SEND_EVERY_ROWS = 2.0, 200
 VALUES_PER_REQUEST = 1000  # MLflow's limit
 PARAMETERS_PER_REQUEST, PARAMETER_LENGTH = 100, 6000  # MLflow's limits
+UNNAMEABLE = re.compile(r"[^\w.\- ]")  # in the name of a metric
 RETRY_AFTER_SECONDS = 60.0  # a server that has gone away must not slow training down
 
 logger = logging.getLogger(__name__)
@@ -66,9 +68,12 @@ class Run:
             self._send()
 
     def summary(self, metrics: Mapping[str, Any]) -> None:
-        """Note a stage's final figures: every number in a nested mapping, as `final/outer.inner`."""
-        numbers = {f"final/{name}": value for name, value in flatten(metrics).items() if isinstance(value, int | float)}
-        self.log(0, numbers)
+        """Note a stage's final figures: every number in a nested mapping, as `final/outer.inner`.
+
+        What MLflow takes for no part of a name, such as the slash in a category of prompts, becomes `_`.
+        """
+        numbers = {name: value for name, value in flatten(metrics).items() if isinstance(value, int | float)}
+        self.log(0, {f"final/{UNNAMEABLE.sub('_', name)}": value for name, value in numbers.items()})
 
     def model(self, folder: Path, md5: str | None = None) -> None:
         """Note the model in `folder` as this run's, by reference: the weights stay where DVC keeps them.

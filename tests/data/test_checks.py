@@ -10,9 +10,9 @@ from tasks.data.checks import contamination
 from tasks.data.checks.contamination import COMMON, Question, Study, find_contamination
 from tasks.data.checks.overlap import HASH_BYTES, Keys, contradictions, copies, key_of, shared_prompts
 from tasks.data.checks.patterns import encoding_damage, personal_data
-from tasks.data.checks.schema import SPLITS, Row, inspect, tidy
+from tasks.data.checks.schema import SPLITS, Row, inspect, texts, tidy
 from tasks.data.checks.suites import data_context, judge
-from tasks.data.records import Kind
+from tasks.data.records import Kind, Prompt
 
 
 def pair(number: int, prompt: str, chosen: str, rejected: str, split: str = "train") -> Row:
@@ -37,6 +37,16 @@ def pair(number: int, prompt: str, chosen: str, rejected: str, split: str = "tra
 def test_the_shape_of_a_row(change, fault):
     record = pair(1, "question", "yes", "no").record
     assert inspect("preferences", {**record, **change}).fault == fault
+
+
+@pytest.mark.parametrize(
+    ("category", "fault"),
+    [(None, None), ("law", None), (3, "category is int, not text"), ("\ud800", "category holds half")],
+)
+def test_a_category_is_a_text_or_nothing_and_no_text_of_the_row(category, fault):
+    record = Prompt("1", "train", "raw.jsonl", 1, [{"role": "user", "content": "asked"}], ["said"], category)._asdict()
+    assert (inspect("prompts", record).fault or "").startswith(fault or "")
+    assert list(texts(record)) == ["user", "asked", "said"]
 
 
 def test_tidy_keeps_what_annotators_judge():

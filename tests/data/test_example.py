@@ -9,6 +9,7 @@ from tasks.data.example import (
     PROBLEMS,
     PROMISES,
     RAMBLES,
+    _understand,
     demonstrations,
     gold_rule,
     gold_score,
@@ -36,7 +37,7 @@ def test_sizes_and_columns_are_those_of_the_settings():
     small = sized(demonstrations=3, preferences=4, prompts=5)
     assert [list(row) for row in demonstrations(small, 7)] == [["prompt", "response"]] * 3
     assert [list(row) for row in preferences(small, 7)] == [["prompt", "chosen", "rejected"]] * 4
-    assert [list(row) for row in prompts(small, 7)] == [["prompt", "references"]] * 5
+    assert [list(row) for row in prompts(small, 7)] == [["prompt", "references", "category"]] * 5
 
 
 def test_ten_thousand_rows_take_seconds():
@@ -50,6 +51,12 @@ def test_prompts_vary_and_the_rule_understands_each():
     assert len({row["prompt"] for row in rows}) > 1900
     assert len({"".join(c for c in row["prompt"] if not c.isdigit()) for row in rows}) > 200
     assert any(gold_score(row["prompt"], row["response"]) == 1 for row in rows)  # and none raises
+
+
+def test_the_category_of_a_prompt_is_the_problem_that_the_rule_understands():
+    rows = list(prompts(SETTINGS, 7))
+    assert {row["category"] for row in rows} == {"damaged", "late", "wrong item", "charged twice", "not wanted"}
+    assert all(row["category"] == _understand(row["prompt"]).problem.name for row in rows)
 
 
 def test_references_are_flawless_and_phrased_differently():

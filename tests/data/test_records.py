@@ -54,7 +54,11 @@ def records(kind: Kind) -> list[Record]:
         elif kind == "preferences":
             made.append(Preference(name, split, source, row, prompt, "better", ""))
         else:
-            made.append(Prompt(name, split, source, row, prompt, ["one", "another"] if row % 2 else []))
+            made.append(
+                Prompt(name, split, source, row, prompt, ["one", "another"], "law")
+                if row % 2
+                else Prompt(name, split, source, row, prompt, [])
+            )
     return made
 
 

@@ -125,6 +125,26 @@ def test_prompt_shapes(row, references):
     assert entries("prompts", row) == [{"prompt": [U], "references": references}]
 
 
+@pytest.mark.parametrize("shape", SHAPES["prompts"], ids=lambda shape: ", ".join(shape.required))
+def test_prompts_of_every_shape_may_have_a_category(shape):
+    values = {"prompt": "Hi", "messages": [U, A], "conversations": GPT, "chosen": [U, A], "rejected": [U, B]}
+    row = {name: values.get(name, "Hello") for name in shape.required}
+    assert [row.category for row in shaped("prompts", row, row | {"category": "law"})] == [None, "law"]
+    assert [row.category for row in shaped("prompts", row | {"topic": "tax"}, category="topic")] == ["tax"]
+
+
+@pytest.mark.parametrize(
+    ("value", "category"), [("law", "law"), ("  civil \n law ", "civil law"), ("", None), (" ", None), (None, None)]
+)
+def test_a_category_is_read_without_regard_to_white_space(value, category):
+    assert [row.category for row in shaped("prompts", {"prompt": "Hi", "category": value})] == [category]
+
+
+def test_only_prompts_have_a_category():
+    [row] = shaped("demonstrations", {"prompt": "Hi", "response": "Hello", "category": 3})
+    assert row == ShapedRow(1, [{"prompt": [U], "response": "Hello"}])
+
+
 def test_conversation_that_ends_with_the_user_gives_that_prompt_too():
     assert entries("prompts", {"messages": [U, A, U]}) == [
         {"prompt": [U], "references": ["Hello"]},
@@ -232,6 +252,8 @@ def test_bad_row_is_named(kind, bad, said):
         ("prompts", {"prompt": "p", "references": ["a", None]}, "reference 2 is null"),
         ("prompts", {"prompt": "p", "references": {"a": 1}}, "references is an object"),
         ("prompts", {"messages": [A]}, "the conversation has no turn of the user"),
+        ("prompts", {"prompt": "p", "category": 3}, "category is the number 3 where a text is needed"),
+        ("prompts", {"prompt": "p", "category": "x" * 101}, "category has 101 characters where a name of at most 100"),
     ],
 )
 def test_wrong_types(kind, row, said):

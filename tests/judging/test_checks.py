@@ -10,6 +10,7 @@ from tasks.params import Gate
 THRESHOLDS = Gate(
     min_win_rate=0.5,
     min_judge_win_rate=0.5,
+    max_category_regressions=0,
     max_kl=10.0,
     min_reward_accuracy=0.6,
     max_length_ratio=1.5,
@@ -30,6 +31,10 @@ GOOD: dict[str, Any] = {
         {"step": 40, "last_over_this": {"reward": RATE, "judge": RATE | {"value": 0.4, "verdict": "worse"}}},
         {"step": 80, "last_over_this": None},
     ],
+    "categories": {
+        "law": {"enough_prompts": True, "win_rate": {"vs_opponent": RATE}},
+        "tax": {"enough_prompts": False, "win_rate": {"vs_opponent": RATE}},
+    },
     "kl": {"mean": 4.0, "standard_error": 0.2},
     "perplexity": {"candidate": 3.0, "sft": 2.0},
 }
@@ -70,7 +75,7 @@ def decision(*args, **kwargs):
 
 def test_all_good_is_promoted_with_every_sentence_as_a_reason():
     checks = list(run(GOOD).values())
-    assert [check.verdict for check in checks] == ["passed"] * 11
+    assert [check.verdict for check in checks] == ["passed"] * 12
     assert decide(checks) == "promote"
     assert reasons(checks) == [check.sentence for check in checks]
 
@@ -178,6 +183,55 @@ def test_of_marks_that_part_the_one_that_lost_most_is_named():
 )
 def test_a_frontier_with_a_gap_does_not_pass(marks):
     check = run(GOOD | {"frontier": marks})["over_optimisation"]
+    assert (check.verdict, check.figure) == ("failed", None)
+    assert "could not be computed (metrics/evaluate.json" in check.sentence
+
+
+def of_category(enough=True, **rate):
+    return {"enough_prompts": enough, "win_rate": {"vs_opponent": RATE | rate}}
+
+
+def test_a_category_that_is_worse_is_one_too_many():
+    worse = of_category(value=0.2, low=0.1, high=0.3, verdict="worse")
+    evaluation = GOOD | {"categories": GOOD["categories"] | {"war": worse}}
+    check = run(evaluation)["category_regressions"]
+    assert (check.verdict, check.figure, check.threshold) == ("failed", 1, 0)
+    assert check.sentence == (
+        "In 1 of 3 categories of prompts the candidate is shown to be worse than SFT; war: 0.200 (interval 0.100 to "
+        "0.300). No verdict is possible on 1 with too few prompts: tax."
+    )
+    assert decision(evaluation) == "reject"
+    allowed = THRESHOLDS.model_copy(update={"max_category_regressions": 1})
+    assert decision(evaluation, thresholds=allowed) == "promote"
+
+
+def test_data_without_categories_pass():
+    check = run(GOOD | {"categories": {}})["category_regressions"]
+    assert (check.verdict, check.figure) == ("passed", 0)
+    assert check.sentence == "The data name no category of prompts."
+
+
+def test_of_many_small_categories_some_are_named():
+    few = {f"kind {number}": of_category(enough=False) for number in range(10)}
+    sentence = run(GOOD | {"categories": few})["category_regressions"].sentence
+    assert sentence.endswith("on 10 with too few prompts: " + ", ".join(list(few)[:8]) + " and 2 more.")
+
+
+@pytest.mark.parametrize(
+    "categories",
+    [
+        None,
+        3,
+        [of_category()],
+        {"law": None},
+        {"law": {"enough_prompts": True}},
+        {"law": of_category(enough=None)},
+        {"law": of_category(), "tax": of_category(high=float("nan"))},
+        {"law": of_category(verdict="fine")},
+    ],
+)
+def test_categories_with_a_gap_do_not_pass(categories):
+    check = run(GOOD | {"categories": categories})["category_regressions"]
     assert (check.verdict, check.figure) == ("failed", None)
     assert "could not be computed (metrics/evaluate.json" in check.sentence
 

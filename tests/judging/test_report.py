@@ -31,6 +31,12 @@ EVALUATION: dict[str, Any] = GOOD | {
         for far, won, mark in zip((0.0, 1.5, 3.0), (EVEN, WON, WON), GOOD["frontier"], strict=True)
     ],
     "best_of_sft": [{"n": 2, "kl": 0.193, "win_rate": {"reward": WON, "judge": EVEN}}],
+    "categories": {
+        "law": GOOD["categories"]["law"]
+        | {"prompts": 30, "candidate": {"reward": 1.5}, "opponent": {"reward": 1.0}}
+        | {"difference": {"vs_opponent": {"reward": {"value": 0.5, "low": 0.25, "high": 0.75}}}},
+        "tax": GOOD["categories"]["tax"] | {"prompts": 3},
+    },
 }
 
 
@@ -126,7 +132,8 @@ def test_a_champion_is_compared_beside_sft():
 
 def test_hostile_output_of_a_model_stays_text():
     row = response(HOSTILE, 2.0, 1.0, answer=HOSTILE) | {"references": [HOSTILE]}
-    html = page(EVALUATION | {"methods": {"meteor": HOSTILE}}, [row], warnings=[HOSTILE])
+    hostile = {"methods": {"meteor": HOSTILE}, "categories": {HOSTILE: GOOD["categories"]["law"]}}
+    html = page(EVALUATION | hostile, [row], warnings=[HOSTILE])
     parser = WellFormed()
     parser.feed(html)
     assert "script" not in parser.seen
@@ -195,6 +202,14 @@ def test_without_marks_there_is_no_frontier():
     html = page(EVALUATION | {"frontier": []})
     assert "Win rate over SFT against KL" not in html
     assert "best of 2 0.19" in text_of(html)
+
+
+def test_categories_stand_below_one_another_where_there_are_some():
+    text = text_of(page())
+    rate = "0.500 (0.400 to 0.600)"
+    assert f"law 30 1.500 1.000 +0.500 (+0.250 to +0.750) {rate} inconclusive" in text
+    assert f"tax 3 — — — {rate} too few prompts" in text
+    assert "By category" not in page(EVALUATION | {"categories": {}})
 
 
 def test_either_method_shows_its_curve():

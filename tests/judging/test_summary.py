@@ -118,6 +118,7 @@ def test_rows_hold_what_a_person_wants_to_read():
     models = {"candidate": measure(prompts, make_answers(2, ended=False), [0.5, 1.5], lambda *_: 0.25)}
     first, second = rows(prompts, models, [0.5, 1 / 3])
     assert first["prompt"] == [{"role": "user", "content": "question 0"}]
+    assert first["category"] is None
     assert first["references"] == ["answer 0: we are sorry today"]
     said = second["candidate"]
     assert said["answer"] == "answer 1: a replacement is sent"

@@ -45,7 +45,7 @@ def test_a_run_carries_what_defends_a_model(tracked, params):
         run.log(0, {"loss": 2.0})
         run.log(1, {"loss": 1.0, "learning_rate": 0.5})
         run.model(Path("models/sft"))
-        run.summary({"loss": 0.5, "split": {"rows": 3}, "note": "text is no figure"})
+        run.summary({"loss": 0.5, "split": {"rows": 3, "tax & law/a": 2}, "note": "text is no figure"})
     found = only_run()
     tags = found.data.tags
     assert found.info.status == "FINISHED"
@@ -60,7 +60,13 @@ def test_a_run_carries_what_defends_a_model(tracked, params):
     assert float(found.data.params["sft.learning_rate"]) == params.sft.learning_rate
     assert "ppo.clip" not in found.data.params
     figures = {name: value for name, value in found.data.metrics.items() if not name.startswith("system/")}
-    assert figures == {"loss": 1.0, "learning_rate": 0.5, "final/loss": 0.5, "final/split.rows": 3.0}
+    assert figures == {
+        "loss": 1.0,
+        "learning_rate": 0.5,
+        "final/loss": 0.5,
+        "final/split.rows": 3.0,
+        "final/split.tax _ law_a": 2,
+    }
     assert "system/cpu_utilization_percentage" in found.data.metrics
 
 

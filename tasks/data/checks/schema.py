@@ -8,7 +8,7 @@ from tasks.data.records import TYPES, Kind, Message, Split
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 ROLES = ("system", "developer", "user", "assistant", "tool")
-_PROVENANCE = ("id", "split", "source", "row")
+_NO_TEXTS = ("id", "split", "source", "row", "category")  # no model reads them
 
 
 class Row(NamedTuple):
@@ -48,7 +48,7 @@ def place_of(record: Mapping[str, Any]) -> str:
 def texts(record: Mapping[str, Any]) -> Iterator[str]:
     """Every text of a record that people or models wrote, whatever the record's shape."""
     for field, value in record.items():
-        if field not in _PROVENANCE:
+        if field not in _NO_TEXTS:
             yield from _strings(value)
 
 
@@ -88,6 +88,8 @@ def _field_fault(field: str, value: object) -> str | None:
         return None if isinstance(value, int) and not isinstance(value, bool) else "row is not a number"
     if field == "prompt":
         return _prompt_fault(value)
+    if field == "category" and value is None:
+        return None
     if field == "references":
         strings = isinstance(value, list) and all(isinstance(text, str) for text in value)
         return _unicode_fault(field, value) if strings else "references is not a list of texts"
