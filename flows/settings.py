@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from tasks.data.files import replacing
@@ -106,7 +107,14 @@ def _merge(settings: MutableMapping[str, Any], overlay: Mapping[str, Any], path:
         if isinstance(value, Mapping) and isinstance(present, MutableMapping):
             _merge(present, value, f"{here}.")
         else:
-            settings[name] = value
+            settings[name] = _in_one_line(value) if isinstance(value, Mapping) else value
+
+
+def _in_one_line(value: Mapping[str, Any]) -> CommentedMap:
+    """Written over several lines, it would come below the comment that follows the key."""
+    mapping = CommentedMap(value)
+    mapping.fa.set_flow_style()
+    return mapping
 
 
 def _changes(before: object, after: object, path: str = "") -> Iterator[Change]:

@@ -23,24 +23,25 @@ from tasks.data.files import METRICS, MODELS, REPORTS, STATE, VALIDATED, write_j
 from tasks.data.records import Prompt, read_prompts
 from tasks.data.tokens import Encoded, decode, encode, encode_prompt, encode_prompts, load_tokenizer
 from tasks.errors import InputError
+from tasks.judging import llm_judge
 from tasks.judging.best_of import BestOf, best_of
 from tasks.judging.compare import Resampling
 from tasks.judging.frontier import GOLD, HELD_OUT, PROXY, Mark
 from tasks.judging.frontier import rows as mark_rows
 from tasks.judging.metrics import Answers
 from tasks.judging.opponent import Opponent, read_opponent
-from tasks.judging.summary import Gold, Measured, measure, prompt_text, rounded, rows, summarise
+from tasks.judging.summary import Gold, Measured, Models, measure, prompt_text, rounded, rows, summarise
 from tasks.learning.batches import Batch, collate, micro_batches
 from tasks.learning.curves import progress_bar
 from tasks.learning.models import context_length, device_of, load_policy, load_reward, set_up
 from tasks.learning.readings import completion_log_probs, completion_scores
 from tasks.learning.rollouts import generate, stop_tokens
-from tasks.params import EXAMPLE, Params
+from tasks.params import EXAMPLE, LlmJudge, Params
 from tasks.registry import tracking
 from tasks.registry.stages import materialise
 from tasks.stage import main
 
-RESPONSES, MARKS = (REPORTS / "evaluate" / name for name in ("responses.jsonl", "marks.jsonl"))
+RESPONSES, MARKS, LLM_JUDGE = (REPORTS / "evaluate" / f"{name}.jsonl" for name in ("responses", "marks", "llm_judge"))
 SAMPLES_TRACKED = 100
 LARGEST_EXPONENT = 700.0  # exp of more is no float
 
@@ -84,10 +85,14 @@ def evaluate(params: Params) -> None:
     """Compare the aligned policy with SFT and with the opponent.
 
     Raises:
-        InputError: there is no prompt to answer, or a model, a data file or opponent.json is missing or damaged.
+        InputError: there is no prompt to answer, or a model, a data file or opponent.json is missing or damaged, or
+            the LLM judge's server refuses.
+        ConnectionError: the LLM judge's server cannot be reached; TimeoutError: it does not answer.
     """
     prompts, opponent, settings = choose_prompts(params), read_opponent(), params.evaluate
     _check_models(params)
+    if settings.llm_judge:
+        llm_judge.check(settings.llm_judge)
     set_up(params)
     with tracking.run("evaluate", params, inputs=[VALIDATED / "prompts.jsonl"]) as run:
         compared = _compare(prompts, opponent, params)
@@ -95,12 +100,26 @@ def evaluate(params: Params) -> None:
         resampling = Resampling(settings.bootstrap, settings.confidence, params.seed)
         figures = summarise(prompts, **compared._asdict(), resampling=resampling)
         figures["opponent"] = {"name": opponent.name, "version": opponent.version} | figures["opponent"]
+        if settings.llm_judge:
+            figures["llm_judge"] = _ask_llm_judge(settings.llm_judge, prompts, models, resampling)
         responses = list(rows(prompts, models, kl if settings.temperature else None))
         write_jsonl(RESPONSES, responses)
         write_jsonl(MARKS, map(rounded, mark_rows(compared.marks)))
         write_json(METRICS / "evaluate.json", figures)
         run.summary(figures)
         run.table("samples", [_readable(row) for row in responses[:SAMPLES_TRACKED]])
+
+
+def _ask_llm_judge(
+    judge: LlmJudge, prompts: Sequence[Prompt], models: Models, resampling: Resampling
+) -> dict[str, Any]:
+    """Have a language model compare candidate and opponent, write down what it said, and sum it up."""
+    asked = prompts[: judge.prompts]
+    ours, theirs = (models[name].answers.texts[: len(asked)] for name in ("candidate", "opponent"))
+    with progress_bar("evaluate: LLM judge", len(asked), "prompt") as bar:
+        comparisons = llm_judge.ask(judge, asked, ours, theirs, bar.update)
+    write_jsonl(LLM_JUDGE, llm_judge.rows(comparisons))
+    return rounded(llm_judge.figures(comparisons, judge.model, resampling))
 
 
 def choose_prompts(params: Params) -> list[Prompt]:

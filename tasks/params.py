@@ -1,9 +1,10 @@
 """params.yaml as frozen, typed settings: an unknown key or an ill-typed value is an error."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -252,6 +253,24 @@ class Ppo(Section):
         return self
 
 
+class LlmJudge(Section):
+    """A language model behind an OpenAI-compatible server."""
+
+    url: str
+    model: Annotated[str, Field(min_length=1)]
+    prompts: Count | None
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address_alone(cls, url: str) -> str:
+        if not re.fullmatch(r"https?://[^\s?#@]+", url):  # not said in full: it may hold a password
+            raise ValueError(
+                "it must begin with http:// or https:// and have neither user, password nor query: "
+                "a key belongs into the environment (TRUELINE_JUDGE_API_KEY)"
+            )
+        return url
+
+
 class Evaluate(Section):
     """How models are compared."""
 
@@ -261,6 +280,7 @@ class Evaluate(Section):
     best_of: Count
     bootstrap: Annotated[int, Field(ge=100)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    llm_judge: LlmJudge | None
 
 
 class Gate(Section):

@@ -20,7 +20,10 @@ STAGES = ("prepare", "base", "validate", "sft", "reward", "judge", "trial", "ali
 # tasks.registry logs runs and brings back cached files by their hash, tasks.stage turns errors into exit codes.
 OBSERVERS = ("tasks.registry", "tasks.stage")
 # Read by its module beside it, not imported.
-DATA_FILES = {"tasks.judging.report": ["tasks/judging/report.html.j2"]}
+DATA_FILES = {
+    "tasks.judging.report": ["tasks/judging/report.html.j2"],
+    "tasks.judging.llm_judge": ["tasks/judging/comparison.txt.j2"],
+}
 
 
 @pytest.fixture(scope="module")

@@ -16,14 +16,16 @@ from tasks.data.tokens import Encoded, encode, encode_prompt, load_tokenizer
 from tasks.errors import InputError
 from tasks.evaluate import Spoken, choose_prompts, evaluate
 from tasks.gate import gate
+from tasks.judging.endpoint import KEY_VARIABLE
 from tasks.learning.marks import Marks
 from tasks.learning.models import load_policy, new_reward_model, save_model
-from tasks.params import EXAMPLE, load_params
+from tasks.params import EXAMPLE, LlmJudge, load_params
 from tasks.registry import tracking
+from tests.chat_server import chat_server, prefers
 
 ROOT = Path(__file__).parents[1]
 METRICS, RESPONSES = Path("metrics/evaluate.json"), Path("reports/evaluate/responses.jsonl")
-MARKS = Path("reports/evaluate/marks.jsonl")
+MARKS, LLM_JUDGE = Path("reports/evaluate/marks.jsonl"), Path("reports/evaluate/llm_judge.jsonl")
 COUNT = 10
 
 
@@ -201,6 +203,40 @@ def test_every_category_of_the_prompts_is_compared(evaluated):
     [check] = [check for check in decided["checks"] if check["name"] == "category_regressions"]
     assert check["verdict"] == "passed"
     assert all(name in check["sentence"] for name in categories)
+
+
+def test_a_language_model_is_asked_where_one_is_set(run, params, monkeypatch, capfd, caplog):
+    monkeypatch.setenv(KEY_VARIABLE, "sk-very-secret")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    caplog.set_level("DEBUG")
+    with chat_server(prefers("e")) as server:
+        asking = changed(params, llm_judge=LlmJudge(url=server.url, model="judge-7b", prompts=4))
+        evaluate(asking)
+        first, count = METRICS.read_bytes(), len(server.requests)
+        rows = LLM_JUDGE.read_bytes()
+        evaluate(asking)
+        assert len(server.requests) == count <= 1 + 2 * 4  # once at the start
+    assert set(server.keys) == {"Bearer sk-very-secret"}
+    assert (METRICS.read_bytes(), LLM_JUDGE.read_bytes()) == (first, rows)
+    found = figures()["llm_judge"]
+    assert (found["model"], found["prompts"], found["without_verdict"]) == ("judge-7b", 4, 0)
+    said = [json.loads(line) for line in rows.decode().splitlines()]
+    assert [row["id"] for row in said] == [row["id"] for row in responses()[:4]]
+    # The judge that likes an e in an answer is fair, so the outcomes are known.
+    liked = [["e" in row[name]["answer"] for name in ("candidate", "opponent")] for row in responses()[:4]]
+    assert [row["outcome"] for row in said] == [(1 + ours - theirs) / 2 for ours, theirs in liked]
+    assert found["vs_opponent"]["value"] == sum(row["outcome"] for row in said) / 4
+    texts = [path.read_bytes() for path in Path().rglob("*") if path.is_file()]
+    assert not any(b"very-secret" in text for text in texts)
+    assert "very-secret" not in "".join([*capfd.readouterr(), caplog.text])
+
+
+def test_a_language_model_that_refuses_ends_the_stage_before_its_work(run, params, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(stage, "_compare", None)
+    with chat_server(prefers("e"), [401]) as server, pytest.raises(InputError, match=f"set {KEY_VARIABLE}"):
+        evaluate(changed(params, llm_judge=LlmJudge(url=server.url, model="judge-7b", prompts=4)))
+    assert not METRICS.exists()
 
 
 def test_the_gate_can_read_what_was_written(evaluated):

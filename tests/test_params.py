@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from tasks.errors import InputError
-from tasks.params import Params, load_params, parse_params
+from tasks.params import LlmJudge, Params, load_params, parse_params
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 TRAINING = ["epochs", "batch_size", "learning_rate", "warmup", "schedule", "weight_decay", "max_grad_norm"]
@@ -201,6 +201,26 @@ def test_a_missing_section_is_named():
 )
 def test_settings_that_contradict_each_other(change, sentence):
     assert complaint(changed(**change)) == f"params.yaml: {sentence}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8000/v1", "ftp://a/v1", "http://me:hush@a/v1", "http://a/v1?key=hush", "http://a/v1 hush", "http://"],
+)
+def test_the_llm_judges_address_holds_no_secret_and_none_is_said(url):
+    said = complaint(changed(evaluate__llm_judge={"url": url, "model": "judge", "prompts": None}))
+    assert said.startswith(
+        "params.yaml: evaluate.llm_judge.url: it must begin with http:// or https:// and have neither"
+    )
+    assert "hush" not in said
+
+
+@pytest.mark.parametrize("url", ["http://localhost:8000/v1", "https://api.example.org/v1/"])
+def test_an_llm_judge_may_be_set(url):
+    settings = parse_params(
+        changed(evaluate__llm_judge={"url": url, "model": "judge", "prompts": 9})
+    ).evaluate.llm_judge
+    assert settings == LlmJudge(url=url, model="judge", prompts=9)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ def run_checks(evidence: Evidence, thresholds: Gate) -> list[Check]:
         _win_rate(evidence, thresholds.min_win_rate),
         _win_rate_at_equal_length(evidence, thresholds.min_win_rate),
         _held_out_judge(evidence, thresholds.min_judge_win_rate),
+        *([_llm_judge(evidence, thresholds.min_judge_win_rate)] if "llm_judge" in evidence.evaluation else []),
         _over_optimisation(evidence),
         _category_regressions(evidence, thresholds.max_category_regressions),
         _kl(evidence, thresholds.max_kl),
@@ -166,6 +167,20 @@ def _held_out_judge(evidence: Evidence, threshold: float) -> Check:
         return Check("held_out_judge", high, threshold, "passed", f"{said}: it does not contradict the reward model.")
     sentence = f"{said}, all of it below {threshold:g}: what pleases the reward model does not please it."
     return Check("held_out_judge", high, threshold, "failed", sentence)
+
+
+def _llm_judge(evidence: Evidence, threshold: float) -> Check:
+    """As the held-out judge, where one is set: it may be in doubt, but not say that the candidate is worse."""
+    name, rate = "llm_judge", _rate(evidence.evaluation, "llm_judge", "vs_opponent")
+    silent = figure(evidence.evaluation, "llm_judge", "without_verdict")
+    if rate is None or silent is None:
+        return _missing(name, threshold, "The win rate by the LLM judge", "metrics/evaluate.json")
+    said = f"By {lookup(evidence.evaluation, 'llm_judge', 'model')} the win rate is {rate}"
+    said += f" ({silent:.0f} prompts without a verdict aside)" if silent else ""
+    if rate.high >= threshold:
+        return Check(name, rate.high, threshold, "passed", f"{said}: it does not contradict the reward model.")
+    sentence = f"{said}, all of it below {threshold:g}: what pleases the reward model does not please it."
+    return Check(name, rate.high, threshold, "failed", sentence)
 
 
 def _over_optimisation(evidence: Evidence) -> Check:

@@ -147,6 +147,7 @@ def render(
         figures=_figure_rows(evaluation),
         kl=(_number(figure(evaluation, "kl", "mean"), 3), _number(figure(evaluation, "kl", "standard_error"), 3)),
         methods={name: value for name, value in (lookup(evaluation, "methods") or {}).items() if value},
+        llm_judge=_llm_judge(lookup(evaluation, "llm_judge") or {}),
         categories=_category_rows(lookup(evaluation, "categories") or {}),
         has_gold="gold" in evaluation,
         learned=learning_curves(background.curves),
@@ -176,6 +177,14 @@ def _figure_rows(evaluation: Mapping[str, Any]) -> list[FigureRow]:
         values = [_number(figure(evaluation, "gold", model), 3) for model in MODELS]
         rows.insert(2, FigureRow("Known rule", "higher", values, _interval(evaluation, ("gold", "vs_opponent"), 3)))
     return rows
+
+
+def _llm_judge(found: Mapping[str, Any]) -> dict[str, str]:
+    """How far the LLM judge can be trusted, as text; nothing where none was asked."""
+    counts = ("prompts", "same_answers", "without_verdict", "asked_again")
+    shares = ("agreement", "first_preferred")
+    numbers = {key: _count(found, key) for key in counts} | {key: _number(figure(found, key), 3) for key in shares}
+    return {"model": str(found.get("model")), **numbers} if found else {}
 
 
 def _category_rows(categories: Mapping[str, Any]) -> list[CategoryRow]:
@@ -253,7 +262,11 @@ def _data_rows(validation: Mapping[str, Any]) -> list[DataRow]:
 def _win_rows(evaluation: Mapping[str, Any], opponent: Opponent) -> list[WinRow]:
     rivals = [("vs_sft", "SFT")] + ([("vs_opponent", str(opponent))] if opponent.name == "champion" else [])
     by_reward = [_win_row(evaluation, ("win_rate", key), name) for key, name in rivals]
-    return by_reward + [_win_row(evaluation, ("judge", key), f"{name}, by the held-out judge") for key, name in rivals]
+    by_judge = [_win_row(evaluation, ("judge", key), f"{name}, by the held-out judge") for key, name in rivals]
+    if "llm_judge" in evaluation:
+        name = f"{opponent}, by {lookup(evaluation, 'llm_judge', 'model') or ABSENT}"
+        by_judge.append(_win_row(evaluation, ("llm_judge", "vs_opponent"), name))
+    return by_reward + by_judge
 
 
 def _win_row(evaluation: Mapping[str, Any], path: tuple[str, str], name: str) -> WinRow:

@@ -43,6 +43,19 @@ def test_null_and_lists_and_columns() -> None:
     assert "prompts: null" in Path("params.yaml").read_text()
 
 
+def test_a_mapping_in_the_place_of_null_stays_in_its_line(params: Path) -> None:
+    before = params.read_text().splitlines()
+    configure(["evaluate.llm_judge={url: 'http://localhost/v1', model: m, prompts: 20}"])
+    configure(["evaluate.llm_judge.prompts=null"])
+
+    lines = params.read_text().splitlines()
+    assert [new for old, new in zip(before, lines, strict=True) if old != new] == [
+        "  llm_judge: {url: http://localhost/v1, model: m, prompts: null}"
+    ]
+    configure(["evaluate.llm_judge=null"])
+    assert params.read_text().splitlines() == before
+
+
 def test_later_overlays_win_over_a_file(tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("sft: {epochs: 5, batch_size: 4}\n")

@@ -187,6 +187,35 @@ def test_a_frontier_with_a_gap_does_not_pass(marks):
     assert "could not be computed (metrics/evaluate.json" in check.sentence
 
 
+LLM = {"model": "judge-7b", "without_verdict": 0, "vs_opponent": RATE}
+
+
+@pytest.mark.parametrize(
+    ("silent", "high", "verdict", "said"),
+    [
+        (0, 0.6, "passed", "By judge-7b the win rate is 0.500 (interval 0.400 to 0.600): it does not contradict"),
+        (3, 0.5, "passed", "0.500) (3 prompts without a verdict aside): it does not"),
+        (0, 0.49, "failed", "0.490), all of it below 0.5: what pleases the reward model does not please it."),
+    ],
+)
+def test_an_llm_judge_has_a_veto_where_one_is_set(silent, high, verdict, said):
+    told = LLM | {"without_verdict": silent, "vs_opponent": RATE | {"high": high}}
+    check = run(GOOD | {"llm_judge": told})["llm_judge"]
+    assert (check.verdict, check.figure, check.threshold) == (verdict, high, 0.5)
+    assert said in check.sentence
+    assert decision(GOOD | {"llm_judge": told}) == ("promote" if verdict == "passed" else "reject")
+    assert "llm_judge" not in run(GOOD)
+
+
+@pytest.mark.parametrize(
+    "told", [None, 3, {}, LLM | {"vs_opponent": None}, LLM | {"without_verdict": None}, {"vs_opponent": RATE}]
+)
+def test_an_llm_judge_that_said_too_little_does_not_pass(told):
+    check = run(GOOD | {"llm_judge": told})["llm_judge"]
+    assert (check.verdict, check.figure) == ("failed", None)
+    assert "could not be computed (metrics/evaluate.json" in check.sentence
+
+
 def of_category(enough=True, **rate):
     return {"enough_prompts": enough, "win_rate": {"vs_opponent": RATE | rate}}
 

@@ -212,6 +212,17 @@ def test_categories_stand_below_one_another_where_there_are_some():
     assert "By category" not in page(EVALUATION | {"categories": {}})
 
 
+def test_an_llm_judge_stands_beside_the_others_with_its_bias():
+    counts = {"prompts": 120, "same_answers": 20, "without_verdict": 5, "asked_again": 8, "agreement": 0.75}
+    rate = {"value": 0.6, "low": 0.5, "high": 0.7, "ties": 0.25, "sign_test": 0.04, "verdict": "better"}
+    told = {"model": "judge-7b", "first_preferred": 0.625, "vs_opponent": rate, **counts}
+    text = text_of(page(EVALUATION | {"llm_judge": told}))
+    assert "SFT, by judge-7b 0.600 (0.500 to 0.700) 0.250 0.0400 better" in text
+    assert "Of 120 prompts 20 have the same answer twice and were not asked, 5 have no verdict; 8 replies" in text
+    assert "agree on a share of 0.750; the answer that stood first was preferred in a share of 0.625" in text
+    assert "in both orders" not in page()
+
+
 def test_either_method_shows_its_curve():
     curves = {"dpo": [{"step": 1.0, "loss": 0.7, "reward": 0.0}]}
     html = render(Judgement("reject", [], [], [], SFT), EVALUATION, [], Background(REWARD, {}, curves))

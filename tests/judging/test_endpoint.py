@@ -1,0 +1,149 @@
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks.errors import InputError
+from tasks.judging import endpoint
+from tasks.judging.endpoint import KEY_VARIABLE, PAUSES, Endpoint
+from tasks.stage import classify
+from tests.chat_server import chat_server
+
+KEY = "sk-very-secret"
+REQUEST = {"model": "judge", "messages": [{"role": "user", "content": "Größer?"}], "temperature": 0}
+
+
+@pytest.fixture(autouse=True)
+def pauses(tmp_path, monkeypatch):
+    """Work in an empty folder with a key, and note the pauses in place of sleeping."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    taken: list[float] = []
+    monkeypatch.setattr(time, "sleep", taken.append)
+    return taken
+
+
+def ask(server, request=REQUEST):
+    with Endpoint(server.url) as opened:
+        return opened.reply(request)
+
+
+def test_a_reply_comes_from_the_chat_completions_with_the_key_in_the_header():
+    with chat_server(lambda question: f"You asked: {question}") as server:
+        assert ask(server) == "You asked: Größer?"
+    assert server.requests == [REQUEST | {"path": "/v1/chat/completions"}]
+    assert server.keys == [f"Bearer {KEY}"]
+
+
+def test_without_a_key_none_is_sent(monkeypatch):
+    monkeypatch.delenv(KEY_VARIABLE)
+    with chat_server(lambda _: "yes") as server:
+        assert ask(server) == "yes"
+    assert server.keys == [None]
+
+
+def test_nothing_is_asked_twice_and_another_request_is_another():
+    with chat_server(lambda question: question) as server:
+        assert [ask(server) for _ in range(3)] == ["Größer?"] * 3
+        assert len(server.requests) == 1
+        ask(server, REQUEST | {"model": "another"})
+        assert len(server.requests) == 2
+    assert ask(server) == "Größer?"  # the server is gone
+
+
+def test_a_slash_behind_the_address_is_no_other_server():
+    with chat_server(lambda _: "yes") as server:
+        for url in (server.url, server.url + "/"):
+            with Endpoint(url) as opened:
+                opened.reply(REQUEST)
+    assert len(server.requests) == 1
+
+
+def test_a_thought_without_words_is_an_empty_reply():
+    with chat_server(lambda _: None) as server:
+        assert ask(server) == ""
+
+
+@pytest.mark.parametrize("status", [500, 503, 429, 408])
+def test_an_overloaded_server_is_asked_again_after_a_pause(status, pauses):
+    with chat_server(lambda _: "yes", [status, status]) as server:
+        assert ask(server) == "yes"
+    assert len(server.requests) == 3
+    assert pauses == [0, *PAUSES[:2]]
+
+
+def test_one_that_stays_overloaded_is_worth_another_run(pauses):
+    with chat_server(lambda _: "yes", [500] * 20) as server, pytest.raises(ConnectionError, match="status 500") as told:
+        ask(server)
+    assert pauses == [0, *PAUSES]
+    assert classify(told.value)[0] == "transient"
+    assert not Path(".trueline").exists()
+
+
+def test_one_that_is_away_is_worth_another_run():
+    with chat_server(lambda _: "yes") as server:
+        url = server.url
+    with Endpoint(url) as opened, pytest.raises(ConnectionError, match=f"{url} cannot be reached") as told:
+        opened.reply(REQUEST)
+    assert classify(told.value)[0] == "transient"
+
+
+def test_one_that_does_not_answer_is_worth_another_run(monkeypatch, pauses):
+    monkeypatch.setattr(endpoint, "SECONDS_TO_REPLY", 0.05)
+    blocked = threading.Event()
+    with chat_server(lambda _: str(blocked.wait(5))) as server:
+        with Endpoint(server.url) as opened, pytest.raises(TimeoutError, match=r"within 0\.05 seconds") as told:
+            opened.reply(REQUEST)
+        blocked.set()
+    assert pauses == [0]
+    assert classify(told.value)[0] == "transient"
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (401, f"refuses the key: set {KEY_VARIABLE} to one that may use judge"),
+        (403, f"refuses the key: set {KEY_VARIABLE}"),
+        (404, "has no chat completions of judge: mend url or model of evaluate.llm_judge in params.yaml"),
+        (400, "refuses the request, status 400 "),
+        (302, "refuses the request, status 302 "),
+    ],
+)
+def test_a_refusal_is_told_with_its_cure_and_without_the_key(status, said):
+    with chat_server(lambda _: "yes", [status]) as server, pytest.raises(InputError) as told:
+        ask(server)
+    assert said in str(told.value)
+    assert KEY not in str(told.value)
+    assert len(server.requests) == 1
+
+
+def test_a_missing_key_is_told(monkeypatch):
+    monkeypatch.delenv(KEY_VARIABLE)
+    with chat_server(lambda _: "yes", [401]) as server, pytest.raises(InputError, match=f"a key: set {KEY_VARIABLE}"):
+        ask(server)
+
+
+@pytest.mark.parametrize("key", ["sk-ä", "sk-\x01"])
+def test_a_key_that_no_header_can_hold_is_not_said(key, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    with pytest.raises(InputError, match="set it anew") as told:
+        Endpoint("http://127.0.0.1/v1")
+    assert "sk-" not in str(told.value)
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"choices": []}', b'{"choices": [{"message": null}]}'])
+def test_a_server_of_another_kind_is_told(body):
+    with chat_server(lambda _: "yes") as server:
+        server.body = body
+        with pytest.raises(InputError, match="does not answer as an OpenAI-compatible server does: mend the url"):
+            ask(server)
+
+
+def test_the_key_is_in_no_file():
+    with chat_server(lambda _: "yes") as server:
+        ask(server)
+    files = [path for path in Path().rglob("*") if path.is_file()]
+    assert [json.loads(path.read_text()) for path in files] == [{"model": "judge", "reply": "yes"}]
