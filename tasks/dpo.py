@@ -91,6 +91,7 @@ def dpo(params: Params) -> None:
         )
         metrics = {
             "pairs": len(pairs),
+            "tokens": int(pairs.counts[:, 1:].sum()),
             **fit.summary(),
             "validation": {"pairs": len(validation), "before": before, "after": after},
         }

@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from tasks.data.answers import read_answers
+from tasks.data.encoded import encoded_preferences
 from tasks.data.files import MODELS, VALIDATED, read_json
 from tasks.data.records import read_preferences, write_records
+from tasks.data.tokens import load_tokenizer
 from tasks.dpo import Figures, check_first_rewards, dpo
 from tasks.errors import InputError
 from tasks.learning.losses import PreferenceLoss
@@ -32,6 +34,8 @@ def test_the_stage_writes_what_it_says(params: Params, noted_run: NotedRun):
     metrics = read_json(Path("metrics/dpo.json"))
     assert noted_run.figures == metrics
     assert (metrics["pairs"], metrics["steps"], metrics["validation"]["pairs"]) == (10, 6, 4)
+    learned = encoded_preferences(VALIDATED, "train", load_tokenizer(MODELS / "sft"), None)
+    assert metrics["tokens"] == sum(len(pair.chosen.completion) + len(pair.rejected.completion) for pair in learned)
     assert list(metrics["validation"]["before"]) == list(metrics["validation"]["after"]) == list(Figures._fields)
     assert list(read_curve("dpo")[0]) == COLUMNS
     # eight marks of six steps are all of them, and the beginning; four validation prompts at each

@@ -76,6 +76,7 @@ def fit_reward_model(
         normalisation = standardise(model, row_batches(answers, tokens, device))
         metrics = {
             "pairs": len(pairs),
+            "tokens": int(pairs.counts[:, 1:].sum()),
             **fit.summary(),
             watched: {"loss": {"before": before, "after": after}},
             **test_figures,

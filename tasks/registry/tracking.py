@@ -163,17 +163,21 @@ def run(stage: str, params: Params, inputs: Sequence[Path] = ()) -> Iterator[Run
         yield Unnoted()
         return
     store = open_store(params.registry.experiment)
+    from tasks.registry.meters import hardware
+
     ingredients = current_ingredients(stage)
     key = ingredients.key() if ingredients else None
     if key:
         end_abandoned(store, key)
     settings = ingredients.params if ingredients else _sections(stage, params)
-    tags = {"status": "ran", "process": _this_process(), "seed": str(params.seed), "device": _device(params)}
-    tracked = start(store, stage, key, settings, tags | code_tags() | data_tag(ingredients))
+    device = _device(params)
+    tags = {"status": "ran", "process": _this_process(), "seed": str(params.seed), "device": device}
+    tags |= {"hardware": hardware(device)} | code_tags() | data_tag(ingredients)
+    tracked = start(store, stage, key, settings, tags)
     _note_inputs(store, tracked.id, inputs)
     status: Status = "FAILED"
     try:
-        with _system_metrics(store, tracked.id):
+        with _system_metrics(store, tracked.id, device):
             yield tracked
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
@@ -235,10 +239,13 @@ def data_tag(ingredients: Ingredients | None) -> dict[str, str]:
 
 
 @contextmanager
-def _system_metrics(store: Store, run_id: str) -> Iterator[None]:
+def _system_metrics(store: Store, run_id: str, device: str) -> Iterator[None]:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+    from tasks.registry.meters import Meter
+
     monitor = SystemMetricsMonitor(run_id, tracking_uri=store.uri)
+    monitor.monitors.append(Meter(device))
     monitor.start()
     try:
         yield

@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from tasks.errors import InputError
 from tasks.params import load_params
 from tasks.registry import stages, tracking
+from tasks.registry.meters import hardware
 from tasks.registry.store import open_store, tracking_uri
 from tests.registry.conftest import shell
 
@@ -56,6 +57,7 @@ def test_a_run_carries_what_defends_a_model(tracked, params):
     assert tags["lock_file"] == hashlib.sha256(b"torch==2.13.0\n").hexdigest()
     assert (tags["seed"], tags["status"]) == (str(params.seed), "ran")
     assert tags["device"] in ("auto", "cpu", "cuda")
+    assert tags["hardware"] == hardware(tags["device"])
     assert json.loads(tags["outputs"]) == {"models/sft": stages.output_hash("sft", Path("models/sft"))}
     assert float(found.data.params["sft.learning_rate"]) == params.sft.learning_rate
     assert "ppo.clip" not in found.data.params
@@ -68,6 +70,7 @@ def test_a_run_carries_what_defends_a_model(tracked, params):
         "final/split.tax _ law_a": 2,
     }
     assert "system/cpu_utilization_percentage" in found.data.metrics
+    assert found.data.metrics["system/peak_memory_megabytes"] > 10
 
 
 def test_the_data_are_inputs_by_their_content(tracked, params):
