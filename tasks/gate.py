@@ -8,10 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.data.files import CURVES, METRICS, REPORTS, damaged_row, read_json, read_jsonl, replacing, write_json
+from tasks.data.files import (
+    CURVES,
+    METRICS,
+    REPORTS,
+    damaged_row,
+    read_json,
+    read_jsonl,
+    replacing,
+    write_csv,
+    write_json,
+)
 from tasks.errors import InputError
 from tasks.judging.checks import Evidence, decide, lookup, reasons, run_checks, warnings
 from tasks.judging.opponent import OPPONENT_FILE, Opponent, read_opponent
+from tasks.judging.plots import FRONTIER_COLUMNS, Reliability, frontier_points, reliability_points
 from tasks.judging.report import Background, Judgement, render
 from tasks.params import Params
 from tasks.stage import main
@@ -19,6 +30,7 @@ from tasks.stage import main
 EVALUATION = METRICS / "evaluate.json"
 RESPONSES = REPORTS / "evaluate" / "responses.jsonl"
 REPORT = REPORTS / "gate" / "report.html"
+RELIABILITY, FRONTIER = REPORT.with_name("reliability.csv"), REPORT.with_name("frontier.csv")  # for dvc plots
 
 
 def gate(params: Params) -> None:
@@ -37,6 +49,8 @@ def gate(params: Params) -> None:
     page = render(judgement, evaluation, _read_responses(RESPONSES), background)
     with replacing(REPORT) as draft:
         draft.write_text(page, encoding="utf-8")
+    write_csv(RELIABILITY, Reliability._fields, (point._asdict() for point in reliability_points(reward)))
+    write_csv(FRONTIER, FRONTIER_COLUMNS, frontier_points(evaluation.get("frontier") or []))
     write_json(METRICS / "gate.json", _as_json(judgement))
 
 

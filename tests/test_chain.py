@@ -77,6 +77,8 @@ def test_from_raw_data_to_a_decision_and_the_same_bytes_again(chain):
         "reports/dpo/answers.jsonl",
         "reports/evaluate/marks.jsonl",
         "reports/evaluate/responses.jsonl",
+        "reports/gate/frontier.csv",
+        "reports/gate/reliability.csv",
         "reports/gate/report.html",
     }
     # A miniature learns nothing that lasts: whatever the gate says, it says why.

@@ -3,6 +3,9 @@
 `python -m tests.test_dvc` (make deps) prints what dvc.yaml should list.
 """
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import yaml
 
 from tasks.data.origin import CHANGE_NO_RESULT
+from tasks.judging.plots import FRONTIER_COLUMNS, Reliability
 from tasks.params import Runtime
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +23,7 @@ STAGES = ("prepare", "base", "validate", "sft", "reward", "judge", "trial", "ali
 # They watch a stage or start it and cannot change what it computes, so a change in them makes no model stale:
 # tasks.registry logs runs and brings back cached files by their hash, tasks.stage turns errors into exit codes.
 OBSERVERS = ("tasks.registry", "tasks.stage")
+QUIET = os.environ | {"DVC_NO_ANALYTICS": "1"}
 # Read by its module beside it, not imported.
 DATA_FILES = {
     "tasks.judging.report": ["tasks/judging/report.html.j2"],
@@ -93,6 +98,33 @@ def test_what_computes_follows_the_settings_of_the_arithmetic_and_not_those_of_t
     [listed] = [names["params.yaml"] for names in pipeline["stages"][stage]["params"] if isinstance(names, dict)]
 
     assert set(listed) == {f"runtime.{name}" for name in Runtime.model_fields.keys() - CHANGE_NO_RESULT}
+
+
+def test_every_plot_can_be_drawn_and_compared(tmp_path: Path) -> None:
+    """A plot whose column has another name is a warning to DVC and an empty picture to people."""
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8").replace("${align.method}", "ppo")
+    pipeline = yaml.safe_load(text)
+    drawn = [plot for stage in pipeline["stages"].values() for plot in stage.get("plots", [])] + pipeline["plots"]
+    columns = {
+        "reports/gate/frontier.csv": FRONTIER_COLUMNS,
+        "reports/gate/reliability.csv": Reliability._fields,
+    }
+    for path in (path for plot in drawn for path in plot):
+        names = columns.get(path, ("step", "loss", "reward"))
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(",".join(names) + "\n" + ",".join("1" for _ in names) + "\n")
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"plots": drawn}))
+    git = ("git", "-c", "user.name=T", "-c", "user.email=t@example.org")
+    dvc = (sys.executable, "-m", "dvc")
+    for command in ((*git, "init", "-q"), (*dvc, "init", "-q"), (*git, "add", "-A"), (*git, "commit", "-qm", "first")):
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    for arguments in (("show",), ("diff", "HEAD")):
+        done = subprocess.run(
+            (*dvc, "plots", *arguments), cwd=tmp_path, check=True, capture_output=True, text=True, env=QUIET
+        )
+        page = (tmp_path / "dvc_plots/index.html").read_text(encoding="utf-8")
+        assert "WARNING" not in done.stderr
+        assert page.count("vegaEmbed") == len(drawn) == 6
 
 
 def as_yaml(graph: grimp.ImportGraph, stage: str) -> str:

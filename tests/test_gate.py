@@ -101,11 +101,21 @@ def test_doubt_is_inconclusive(files, params):
     assert decided()["decision"] == "inconclusive"
 
 
+def test_dvc_gets_the_points_of_its_plots(files, params):
+    edit("metrics/reward.json", accuracy_by_confidence={"0.5-0.6": {"value": 0.5, "pairs": 4}, "0.6-0.7": {}})
+    marks = [{"step": 40, "kl": {"mean": 1.5}, "win_rate": {"reward": {"value": 0.6}, "judge": {"value": 0.55}}}]
+    edit("metrics/evaluate.json", frontier=marks)
+    gate(params)
+    assert REPORT.with_name("reliability.csv").read_text() == "confidence,accuracy,pairs\n0.55,0.5,4.0\n"
+    assert REPORT.with_name("frontier.csv").read_text() == "step,kl,reward,judge,gold\n40.0,1.5,0.6,0.55,\n"
+
+
 def test_reruns_give_the_same_bytes(files, params):
     gate(params)
-    before = GATE.read_bytes(), REPORT.read_bytes()
+    before = {path.name: path.read_bytes() for path in (GATE, *REPORT.parent.iterdir())}
     gate(params)
-    assert (GATE.read_bytes(), REPORT.read_bytes()) == before
+    assert {path.name: path.read_bytes() for path in (GATE, *REPORT.parent.iterdir())} == before
+    assert set(before) == {"gate.json", "report.html", "reliability.csv", "frontier.csv"}
 
 
 @pytest.mark.parametrize(

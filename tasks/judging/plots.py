@@ -26,6 +26,7 @@ JUDGES = {
     "judge": ("held-out judge", "s--", "white"),
     "gold": ("known rule", "^:", "#999999"),
 }
+FRONTIER_COLUMNS = ("step", "kl", *JUDGES)
 WIDTH, HEIGHT = 3.2, 2.4  # inches of a panel
 BLACK, GREY = "#111111", "#999999"
 SMOOTHED_OVER = 0.05  # of the steps
@@ -36,6 +37,14 @@ class Plot(NamedTuple):
 
     address: str
     words: str
+
+
+class Reliability(NamedTuple):
+    """Of the pairs in a span of confidence, the share that the reward model orders right."""
+
+    confidence: float  # middle of the span of sigmoid(abs(margin))
+    accuracy: float
+    pairs: float
 
 
 def learning_curves(curves: Mapping[str, CurveRows]) -> Plot:
@@ -79,21 +88,36 @@ def frontier(marks: Sequence[Mapping[str, Any]], best_of_sft: Sequence[Mapping[s
 
 def reliability(reward: Mapping[str, Any]) -> Plot | None:
     """How often the reward model is right by how sure it is; on the dashed line it is as sure as it should be."""
-    shares: list[tuple[float, float, float]] = []
+    points = reliability_points(reward)
+    if not points:
+        return None
+    drawing, [axis] = _panels(1)
+    axis.plot([0.5, 1], [0.5, 1], color=GREY, linestyle="--")
+    axis.plot([point.confidence for point in points], [point.accuracy for point in points], "o-", color=BLACK)
+    for sure, right, pairs in points:
+        axis.annotate(f"{pairs:.0f}", (sure, right), textcoords="offset points", xytext=(4, -10), fontsize=7)
+    axis.set(title="reliability (count of pairs)", xlabel="sigmoid of the margin", ylabel="share ordered right")
+    return Plot(_address(drawing), "Reliability curve of the reward model on held-out pairs")
+
+
+def reliability_points(reward: Mapping[str, Any]) -> list[Reliability]:
+    """How often the reward model is right, by how sure it is; spans without a pair are left out."""
+    points = []
     for span in reward.get("accuracy_by_confidence") or {}:
         value, pairs = (figure(reward, "accuracy_by_confidence", span, key) for key in ("value", "pairs"))
         low, _, high = span.partition("-")
         if value is not None and pairs:
-            shares.append(((float(low) + float(high)) / 2, value, pairs))
-    if not shares:
-        return None
-    drawing, [axis] = _panels(1)
-    axis.plot([0.5, 1], [0.5, 1], color=GREY, linestyle="--")
-    axis.plot([sure for sure, _, _ in shares], [right for _, right, _ in shares], "o-", color=BLACK)
-    for sure, right, pairs in shares:
-        axis.annotate(f"{pairs:.0f}", (sure, right), textcoords="offset points", xytext=(4, -10), fontsize=7)
-    axis.set(title="reliability (count of pairs)", xlabel="sigmoid of the margin", ylabel="share ordered right")
-    return Plot(_address(drawing), "Reliability curve of the reward model on held-out pairs")
+            points.append(Reliability((float(low) + float(high)) / 2, value, pairs))
+    return points
+
+
+def frontier_points(marks: Sequence[Mapping[str, Any]]) -> list[dict[str, float | None]]:
+    """The KL of each mark's answers and their win rate over SFT by each who judged, under FRONTIER_COLUMNS."""
+    return [
+        {"step": figure(mark, "step"), "kl": figure(mark, "kl", "mean")}
+        | {judge: figure(mark, "win_rate", judge, "value") for judge in JUDGES}
+        for mark in marks
+    ]
 
 
 def length_scatter(responses: Sequence[Mapping[str, Any]]) -> Plot | None:

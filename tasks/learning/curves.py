@@ -1,6 +1,5 @@
 """What a trainer says of its steps: a row a step to MLflow, to a progress bar and, at the end, to a file."""
 
-import csv
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from tasks.data.files import CURVES, METRICS, MODELS, replacing, write_json
+from tasks.data.files import CURVES, METRICS, MODELS, write_csv, write_json
 from tasks.learning import ranks
 from tasks.learning.checkpoints import CurveRow
 from tasks.learning.models import save_model
@@ -56,10 +55,7 @@ class Curve:
     def write(self, path: Path) -> None:
         """Close the bar and write the rows as CSV; the same rows give the same bytes."""
         self._bar.close()
-        with replacing(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
+        write_csv(path, list(self.rows[0]), self.rows)
 
     def _send(self, row: CurveRow) -> None:
         self._log.log(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
