@@ -185,6 +185,15 @@ def sync(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def report(as_json: AsJson = False) -> None:
+    """Write the report of the result in dvc.lock, with lineage and cost, as after a plain dvc repro."""
+    from flows.display import show_report
+    from tasks.registry.report import write_report
+
+    _report(dict(write_report(_params())), as_json, show_report)
+
+
+@app.command()
 def schedule(
     cron: Annotated[str, typer.Option(help="Five fields, as in '0 3 * * 1': Mondays at 3:00.")],
     timezone: Annotated[str, typer.Option(help="Whose clock counts.")] = "UTC",
@@ -259,7 +268,7 @@ def _result_data(result: "Result") -> dict[str, Any]:
     }
 
 
-PLACES = {"report": Path("reports/gate/report.html"), "data docs": Path(".trueline/data_docs/index.html")}
+PLACES = {"report": Path(".trueline/report.html"), "data docs": Path(".trueline/data_docs/index.html")}
 
 
 def _report(content: Content, as_json: bool, show: Callable[[Content], None]) -> None:

@@ -117,6 +117,12 @@ def show_synced(synced: Mapping[str, Any]) -> None:
         _line(f"Alarm: {alarm}")
 
 
+def show_report(written: Mapping[str, Any]) -> None:
+    """Where the report lies, and who keeps a copy."""
+    _line(written["path"])
+    _line(f"In MLflow with run {written['run_id']}: {written['address']}")
+
+
 def show_findings(findings: Sequence[Mapping[str, Any]]) -> None:
     """A row a check."""
     rows = [(row["check"], MARKS[row["level"]], _escaped(row["found"]), _escaped(row["cure"])) for row in findings]

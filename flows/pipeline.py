@@ -1,8 +1,9 @@
-"""The flow: name the opponent, walk DVC's plan, sync the lineage, register, and promote if the gate says so."""
+"""The flow: name the opponent, walk DVC's plan, sync the lineage, register, report, promote if the gate says so."""
 
 from typing import Any, NamedTuple
 
 from prefect import Task, flow, task
+from prefect.artifacts import create_link_artifact
 from prefect.client.schemas.objects import State, TaskRun
 
 from flows.approval import ask
@@ -12,6 +13,7 @@ from flows.reproduce import StageError, StageRun, reproduce
 from tasks.params import Params, load_params
 from tasks.registry import lineage, promotion
 from tasks.registry.opponent import refresh_opponent
+from tasks.registry.report import write_report
 from tasks.registry.stages import plan
 
 RETRY_DELAYS = [10.0, 60.0]  # seconds
@@ -57,6 +59,14 @@ def register(params: Params) -> promotion.Registered:
     return promotion.register(params)
 
 
+@task(name="report")
+def report(params: Params) -> None:
+    """Write the report, and link it from the page of the flow's run."""
+    written = write_report(params)
+    said = f"Verdict, figures, lineage and cost: {written['path']}, in MLflow with run {written['run_id']}"
+    create_link_artifact(written["address"], link_text="report", key="report", description=said)
+
+
 @task(name="promote")
 def promote(params: Params) -> promotion.Verdict:
     """Make the candidate champion, if the gate says so, or have a person asked."""
@@ -79,4 +89,6 @@ def pipeline() -> Result:
         name_opponent(params)
         stages = [run_stage.with_options(name=stage)(stage) for stage in plan()]
         synced = sync_lineage(params)
-        return Result(stages, register(params), promote(params), synced["alarms"])
+        registered = register(params)
+        report(params)  # before a person is asked, who wants to read it
+        return Result(stages, registered, promote(params), synced["alarms"])

@@ -14,6 +14,7 @@ from flows.doctor import Finding
 from flows.locks import one_flow_at_a_time
 from tasks.errors import InputError
 from tasks.registry import lineage, promotion
+from tasks.registry import report as reporting
 
 ROOT = Path(__file__).parents[1]
 HELP = """
@@ -153,6 +154,7 @@ def test_rollback_needs_a_reason(trueline) -> None:
         (["why", "3"], lineage, "why", {"version": 3, "data": {"md5": "0af1.dir"}, "decisions": [{"id": "a"}]}),
         (["history"], lineage, "history", []),
         (["sync"], lineage, "sync", {"stages": [{"stage": "sft", "status": "ran", "run_id": "1"}], "alarms": []}),
+        (["report"], reporting, "write_report", {"path": "report.html", "address": "file:///r.html", "run_id": "1"}),
         (["promote"], promotion, "promote", VERDICT),
         (["rollback", "--reason", "worse"], promotion, "rollback", VERDICT),
         (["approve", "3", "--by", "Ada", "--reason", "good"], promotion, "approve", VERDICT),

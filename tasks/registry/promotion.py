@@ -5,7 +5,7 @@ from typing import Any, TypedDict
 from tasks.data.files import METRICS
 from tasks.errors import InputError
 from tasks.params import Params
-from tasks.registry.candidate import account, compared_with, locked_json
+from tasks.registry.candidate import compared_with, locked_json
 from tasks.registry.decisions import (
     MOVES,
     Action,
@@ -18,7 +18,7 @@ from tasks.registry.decisions import (
     past_decisions,
     place,
 )
-from tasks.registry.runs import find_run, link_runs
+from tasks.registry.runs import link_runs, trained_account
 from tasks.registry.store import Store, open_store
 from tasks.registry.versions import (
     CHALLENGER,
@@ -191,10 +191,7 @@ def _decide_once(
 
 def _register(store: Store, params: Params) -> Holder:
     link_runs(store)
-    known, champion = account(params), holder(store, params, CHAMPION)
-    run = find_run(store, known["keys"]["align"])
-    trained_with = ("git_commit", "git_dirty", "lock_file", "seed", "device")
-    known |= {name: value for name, value in (run.data.tags if run else {}).items() if name in trained_with}
+    known, champion = trained_account(store, params), holder(store, params, CHAMPION)
     known["champion_then"] = champion and {"version": champion["version"], "md5": champion["md5"]}
     candidate = ensure_versions(store, params, known)
     if champion is None or champion["version"] != candidate["version"]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.data.files import CURVES, METRICS, MODELS
+from tasks.params import Params
 from tasks.registry import tracking
-from tasks.registry.candidate import locked_json
+from tasks.registry.candidate import account, locked_json
 from tasks.registry.provenance import code_tags
 from tasks.registry.stages import Ingredients, lock_key, locked_ingredients, materialise, output_hashes, plan
 from tasks.registry.store import Store
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 TRACKED = ("sft", "reward", "judge", "align", "evaluate")
+TRAINED_WITH = ("git_commit", "git_dirty", "lock_file", "seed", "device")
 PIPELINES_KEPT = 200  # a tag of MLflow holds 8000 characters
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,17 @@ def find_run(store: Store, key: str) -> "Run | None":
     """Find the first finished run with a content key."""
     found = _finished(store, key)
     return found[0] if found else None
+
+
+def trained_account(store: Store, params: Params) -> dict[str, Any]:
+    """Give the candidate's account, with the code and the device that the run of its training names.
+
+    Raises:
+        InputError: the pipeline has not run to its end, or its results do not belong together.
+    """
+    known = account(params)
+    run = find_run(store, known["keys"]["align"])
+    return known | {name: value for name, value in (run.data.tags if run else {}).items() if name in TRAINED_WITH}
 
 
 def _finished(store: Store, key: str) -> "list[Run]":

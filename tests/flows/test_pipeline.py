@@ -46,6 +46,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(module, "run_stage", Plain(lambda stage: StageRun(stage, "ran", 1.0, ""), calls))
     monkeypatch.setattr(module, "sync_lineage", step("lineage", {"stages": [], "alarms": ["sft differs"]}))
     monkeypatch.setattr(module, "register", step("register", {"version": 1}))
+    monkeypatch.setattr(module, "report", step("report"))
     monkeypatch.setattr(module, "promote", step("promote", verdict))
     return calls
 
@@ -53,7 +54,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_steps_come_in_order(calls: list[str]) -> None:
     result = pipeline.fn()
 
-    assert calls == ["preflight", "opponent", "prepare", "sft", "lineage", "register", "promote"]
+    assert calls == ["preflight", "opponent", "prepare", "sft", "lineage", "register", "report", "promote"]
     assert [row.stage for row in result.stages] == ["prepare", "sft"]
     assert result.verdict["promoted"]
     assert result.alarms == ["sft differs"]

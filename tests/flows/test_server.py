@@ -9,11 +9,12 @@ from flows.server import check_reachable, local_server
 from tasks.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-# The first run of the stage meets a passing fault, the second one succeeds.
+# The first run of the stage meets a passing fault, the second one succeeds; then the report is linked.
 FLOW = """
 from flows.server import local_server
 with local_server():
     from prefect import flow
+    from prefect.client.orchestration import get_client
     from flows import pipeline as module
     from flows.reproduce import StageError, StageRun
     from tasks.stage import Failure
@@ -25,22 +26,29 @@ with local_server():
         return StageRun(stage, "ran", 1.0, "")
     stage = module.run_stage.with_options(name="sft", retry_delay_seconds=0)
     stage.fn = reproduce
+    written = {"path": ".trueline/report.html", "address": "file:///report.html", "run_id": "abc"}
+    module.write_report = lambda _params: written
     @flow
     def walk():
-        return stage("sft")
-    print(walk().outcome, len(tries))
+        outcome = stage("sft").outcome
+        module.report(None)
+        return outcome
+    print(walk(), len(tries))
+    with get_client(sync_client=True) as client:
+        [run], [link] = client.read_flow_runs(), client.read_artifacts()
+    print(link.key, link.data, link.flow_run_id == run.id)
 """
 
 
 @pytest.mark.timeout(180)
-def test_a_flow_runs_and_tries_again_on_a_server_of_its_own(tmp_path: Path) -> None:
+def test_a_flow_runs_tries_again_and_links_its_report_on_a_server_of_its_own(tmp_path: Path) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     command = [sys.executable, "-c", FLOW]
     done = subprocess.run(
         command, cwd=tmp_path, env={**clean, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )
 
-    assert done.stdout == "ran 2\n", done.stderr
+    assert done.stdout == "ran 2\nreport [report](file:///report.html) True\n", done.stderr
     assert done.stderr == ""  # the console belongs to the stages
     assert (tmp_path / ".trueline/prefect").is_dir()
 
