@@ -21,7 +21,7 @@ from tasks.registry.provenance import without_credentials
 from tasks.registry.runs import link_runs, trained_account
 from tasks.registry.stages import materialise, output_hash
 from tasks.registry.store import Store, open_store
-from tasks.registry.versions import as_holder, find, find_version
+from tasks.registry.versions import as_holder, find, find_version, settle
 
 REPORT = STATE / "report.html"
 GATE = REPORTS / "gate"
@@ -51,10 +51,11 @@ def write_report(params: Params) -> Written:
 
     Raises:
         InputError: the pipeline has not run to its end, its results do not belong together, DVC's cache lacks the
-            gate's page, or MLflow is away.
+            gate's page, the record is behind the registry, or MLflow is away.
     """
     with one_at_a_time():
         store = open_store(params.registry.experiment)
+        settle(store, params)
         spent = costs(store, link_runs(store))
         page = _with_sections(_gates_page(), _render(store, params, spent))
         with replacing(REPORT) as draft:
