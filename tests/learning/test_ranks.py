@@ -7,7 +7,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,6 @@ from tests.learning.together import EnoughError, stop_after
 
 STAGES = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}
 PPO = {"iterations": 3, "rollouts": 7, "minibatches": 2, "max_new_tokens": 8, "critic_warmup": 1}
-ZERO3 = pytest.param(
-    "zero3", marks=pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra deepspeed")
-)
 
 Curves = dict[str, list[dict[str, float]]]
 
@@ -78,7 +74,7 @@ def launch(config: str, *stages: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("config", ["ddp", "fsdp", ZERO3])
+@pytest.mark.parametrize("config", ["ddp", "fsdp", "zero3"])
 def test_two_processes_train_as_one_does(config: str, alone: Curves):
     # The last first, so that each begins with what one process left; dpo twice, the second time with a kept reference.
     launch(config, "ppo", "dpo", "dpo", "reward", "sft")
@@ -102,7 +98,7 @@ def test_two_processes_train_a_critic_on_the_trunk_as_one_does(
         assert one == pytest.approx(other, rel=2e-3, abs=1e-5)
 
 
-@pytest.mark.parametrize("config", ["fsdp", ZERO3])
+@pytest.mark.parametrize("config", ["fsdp", "zero3"])
 @pytest.mark.parametrize("lora", [0, 2])
 def test_a_checkpoint_of_shards_is_taken_up_by_one_process_and_the_other_way_round(
     lora: int,

@@ -1,4 +1,4 @@
-"""How a whole tensor is cut for DeepSpeed; what DeepSpeed makes of it is in test_ranks.py, with the extra deepspeed."""
+"""How a whole tensor is cut for DeepSpeed; what DeepSpeed makes of it is in test_ranks.py."""
 
 from typing import Any
 
