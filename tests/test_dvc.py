@@ -92,6 +92,14 @@ def test_every_stage_is_covered() -> None:
     assert tuple(pipeline["stages"]) == STAGES
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_shell_stands_between_dvc_and_a_stage(stage: str) -> None:
+    """Killing DVC would end the shell's parent, and leave the stage to the shell: tests/flows/test_kills.py."""
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+
+    assert pipeline["stages"][stage]["cmd"].startswith("exec ")
+
+
 @pytest.mark.parametrize("stage", ["sft", "reward", "judge", "align", "evaluate"])
 def test_what_computes_follows_the_settings_of_the_arithmetic_and_not_those_of_the_saving(stage: str) -> None:
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
