@@ -170,6 +170,8 @@ def test_every_model_answers_every_prompt_of_the_test_split(evaluated):
         assert all(row[name]["ended"] or row[name]["length"] == 12 for row in rows)
         assert 0 <= found[name]["meteor"] <= 1
     assert found["gold"]["candidate"] == pytest.approx(sum(row["candidate"]["gold"] for row in rows) / COUNT)
+    for judge, score in (("references", "rouge_l"), ("gold", "gold")):
+        assert found[judge]["vs_sft"]["wins"] == sum(row["candidate"][score] > row["sft"][score] for row in rows)
 
 
 def test_kl_is_the_mean_of_the_rows(evaluated):
@@ -254,7 +256,8 @@ def test_a_policy_equal_to_sft_is_no_different(run, params, temperature):
     assert found["win_rate"]["vs_sft"]["ties"] == 1
     assert found["win_rate"]["vs_sft"]["verdict"] == "inconclusive"
     assert found["kl"] == {"mean": 0, "standard_error": 0}
-    assert found["gold"]["vs_sft"]["value"] == 0
+    assert found["difference"]["vs_sft"]["gold"]["value"] == 0
+    assert all(found[judge]["vs_sft"]["ties"] == 1 for judge in ("judge", "references", "gold"))
     assert found["perplexity"]["candidate"] == found["perplexity"]["sft"] > 1
     # greedy answers are no sample of the policy: its KL comes from others, which are not in the rows
     assert ("kl" in responses()[0]["candidate"]) == (temperature > 0)
@@ -301,6 +304,7 @@ def test_prompts_without_references_have_no_overlap(run, params):
     write_prompts(params, source="rows.jsonl", references=False)
     evaluate(params)
     assert figures()["candidate"]["bleu"] is None
+    assert figures()["references"] is None
     assert "gold" not in figures()  # nobody knows the rule of other people's prompts
     assert "gold" not in responses()[0]["candidate"]
 

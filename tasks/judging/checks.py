@@ -116,7 +116,7 @@ def warnings(evaluation: Mapping[str, Any]) -> list[str]:
     found = []
     for rival, name in (("vs_sft", "SFT"), ("vs_opponent", "the opponent")):
         reward = figure(evaluation, "difference", rival, "reward", "low")
-        gold = figure(evaluation, "gold", rival, "high")
+        gold = figure(evaluation, "difference", rival, "gold", "high")
         if reward is not None and gold is not None and reward > 0 > gold:
             found.append(
                 f"Against {name} the reward rose while the known rule's score fell: the reward is being gamed."

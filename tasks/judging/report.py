@@ -28,6 +28,13 @@ FIGURES = (
     ("rouge_l", "ROUGE-L", 3, "higher"),
     ("meteor", "METEOR", 3, "higher"),
 )
+# Where metrics/evaluate.json has the win rates by each who judged, and who that is.
+WINS = (
+    ("win_rate", "the reward model"),
+    ("judge", "the held-out judge"),
+    ("references", "the references"),
+    ("gold", "the known rule"),
+)
 SAMPLES = 5  # of each kind: candidate far ahead, candidate far behind
 ABSENT = "—"
 
@@ -93,6 +100,7 @@ class WinRow(NamedTuple):
     ties: str
     sign_test: str
     verdict: str
+    needed: str  # prompts that would settle it
     place: tuple[float, float, float] | None  # value, low, high in percent
 
 
@@ -175,7 +183,8 @@ def _figure_rows(evaluation: Mapping[str, Any]) -> list[FigureRow]:
     rows.insert(1, FigureRow("Held-out judge", "higher", judged, ABSENT))
     if "gold" in evaluation:
         values = [_number(figure(evaluation, "gold", model), 3) for model in MODELS]
-        rows.insert(2, FigureRow("Known rule", "higher", values, _interval(evaluation, ("gold", "vs_opponent"), 3)))
+        path = ("difference", "vs_opponent", "gold")
+        rows.insert(2, FigureRow("Known rule", "higher", values, _interval(evaluation, path, 3)))
     return rows
 
 
@@ -261,22 +270,28 @@ def _data_rows(validation: Mapping[str, Any]) -> list[DataRow]:
 
 def _win_rows(evaluation: Mapping[str, Any], opponent: Opponent) -> list[WinRow]:
     rivals = [("vs_sft", "SFT")] + ([("vs_opponent", str(opponent))] if opponent.name == "champion" else [])
-    by_reward = [_win_row(evaluation, ("win_rate", key), name) for key, name in rivals]
-    by_judge = [_win_row(evaluation, ("judge", key), f"{name}, by the held-out judge") for key, name in rivals]
+    rows = [
+        _win_row(evaluation, (judge, key), f"{name}, by {words}")
+        for judge, words in WINS
+        if lookup(evaluation, judge)
+        for key, name in rivals
+    ]
     if "llm_judge" in evaluation:
         name = f"{opponent}, by {lookup(evaluation, 'llm_judge', 'model') or ABSENT}"
-        by_judge.append(_win_row(evaluation, ("llm_judge", "vs_opponent"), name))
-    return by_reward + by_judge
+        rows.append(_win_row(evaluation, ("llm_judge", "vs_opponent"), name))
+    return rows
 
 
 def _win_row(evaluation: Mapping[str, Any], path: tuple[str, str], name: str) -> WinRow:
     value, low, high = (figure(evaluation, *path, end) for end in ("value", "low", "high"))
+    needed = figure(evaluation, *path, "prompts_to_settle")
     return WinRow(
         name,
         _interval(evaluation, path, 3, sign=""),
         _number(figure(evaluation, *path, "ties"), 3),
         _chance(figure(evaluation, *path, "sign_test")),
         lookup(evaluation, *path, "verdict") or ABSENT,
+        ABSENT if needed is None else f"{needed:,.0f}",
         None if value is None or low is None or high is None else (value * 100, low * 100, high * 100),
     )
 

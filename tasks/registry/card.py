@@ -26,6 +26,8 @@ MODEL_FIGURES = (
     ("rouge_l", "rouge", "ROUGE-L"),
     ("meteor", "meteor", "METEOR"),
 )
+# Who else than the reward model said which answer is better: key in metrics/evaluate.json, words.
+JUDGES = (("judge", "the held-out judge"), ("references", "the references"), ("gold", "the known rule"))
 
 
 class Absent(ChainableUndefined):
@@ -143,21 +145,34 @@ def _comparisons(account: Mapping[str, Any]) -> list[Comparison]:
     rivals = {"vs_sft": "SFT"}
     if account["opponent"]["name"] == "champion":
         rivals["vs_opponent"] = f"champion version {account['opponent']['version']}"
+    llm_judge, opponent = evaluation.get("llm_judge", {}), rivals.get("vs_opponent", "SFT")
     found: list[tuple[str, str, Mapping[str, Any] | None]] = []
     for key, rival in rivals.items():
         difference = evaluation.get("difference", {}).get(key, {})
         found += [
             ("win_rate", f"Win rate over {rival}", evaluation.get("win_rate", {}).get(key)),
+            *(
+                ("win_rate", f"Win rate over {rival}, by {words}", _win_rate(evaluation, judge, key))
+                for judge, words in JUDGES
+            ),
             ("reward_difference", f"Reward minus that of {rival}", difference.get("reward")),
-            ("gold_difference", f"Known rule's score minus that of {rival}", evaluation.get("gold", {}).get(key)),
+            ("gold_difference", f"Known rule's score minus that of {rival}", difference.get("gold")),
             ("length_difference", f"Length minus that of {rival}, tokens", difference.get("length")),
             ("rouge_l_difference", f"ROUGE-L minus that of {rival}", difference.get("rouge_l")),
         ]
+    name = f"Win rate over {opponent}, by {llm_judge.get('model')}"
+    found.append(("win_rate", name, llm_judge.get("vs_opponent")))
     return [
         Comparison(kind, name, each["value"], each["low"], each["high"])
         for kind, name, each in found
         if each is not None and None not in (each.get("value"), each.get("low"), each.get("high"))
     ]
+
+
+def _win_rate(evaluation: Mapping[str, Any], judge: str, rival: str) -> Mapping[str, Any] | None:
+    """By someone who judged; None in accounts that hold a difference of the known rule's score in its place."""
+    found: Mapping[str, Any] | None = (evaluation.get(judge) or {}).get(rival)
+    return found if found and "wins" in found else None
 
 
 def _figures(account: Mapping[str, Any], stage: str) -> Mapping[str, Any]:

@@ -316,8 +316,10 @@ def test_sentences_name_the_opponent():
 
 def test_reward_up_and_gold_down_is_a_warning():
     gamed = {
-        "difference": {"vs_sft": {"reward": {"low": 0.2}}, "vs_opponent": {"reward": {"low": -0.2}}},
-        "gold": {"vs_sft": {"high": -0.1}, "vs_opponent": {"high": -0.1}},
+        "difference": {
+            "vs_sft": {"reward": {"low": 0.2}, "gold": {"high": -0.1}},
+            "vs_opponent": {"reward": {"low": -0.2}, "gold": {"high": -0.1}},
+        },
     }
     assert warnings(gamed) == [
         "Against SFT the reward rose while the known rule's score fell: the reward is being gamed."

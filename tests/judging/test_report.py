@@ -126,8 +126,8 @@ def test_figures_stand_side_by_side_with_the_interval_of_their_difference():
 
 def test_a_champion_is_compared_beside_sft():
     text = text_of(page(opponent=CHAMPION))
-    assert "SFT 0.750 (0.700 to 0.800) 0.100 0.0010 better" in text
-    assert "champion version 3 0.700 (0.600 to 0.800) 0.200 0.0020 better" in text
+    assert "SFT, by the reward model 0.750 (0.700 to 0.800) 0.100 0.0010 better" in text
+    assert "champion version 3, by the reward model 0.700 (0.600 to 0.800) 0.200 0.0020 better" in text
 
 
 def test_hostile_output_of_a_model_stays_text():
@@ -235,11 +235,22 @@ def test_equal_answers_are_no_sample():
 
 
 def test_the_known_rule_is_shown_where_there_is_one():
-    gold = {"candidate": 0.9, "sft": 0.5, "opponent": 0.5, "vs_opponent": {"value": 0.4, "low": 0.3, "high": 0.5}}
-    text = text_of(page(EVALUATION | {"gold": gold}, [response("a", 2, 1, gold=0.75)]))
+    gold = {"candidate": 0.9, "sft": 0.5, "opponent": 0.5, "vs_sft": WON | {"verdict": "better"}}
+    difference = {"vs_opponent": {"gold": {"value": 0.4, "low": 0.3, "high": 0.5}}}
+    text = text_of(page(EVALUATION | {"gold": gold, "difference": difference}, [response("a", 2, 1, gold=0.75)]))
     assert "Known rule higher 0.900 0.500 0.500 +0.400 (+0.300 to +0.500)" in text
+    assert "SFT, by the known rule 0.600 (0.560 to 0.640) — — better" in text
     assert "reward 2.000, known rule 0.75" in text
     assert "Known rule" not in text_of(page())
+
+
+def test_who_the_references_prefer_is_shown_where_there_are_some():
+    rate = EVEN | {"ties": 0.2, "sign_test": 0.04, "verdict": "inconclusive", "prompts_to_settle": 1234}
+    found = {"vs_sft": rate, "vs_opponent": WON | {"verdict": "better", "prompts_to_settle": None}}
+    text = text_of(page(EVALUATION | {"references": found}, opponent=CHAMPION))
+    assert "SFT, by the references 0.500 (0.500 to 0.500) 0.200 0.0400 inconclusive 1,234" in text
+    assert "champion version 3, by the references 0.600 (0.560 to 0.640) — — better —" in text
+    assert "by the references 0" not in text_of(page(EVALUATION | {"references": None}))
 
 
 @pytest.mark.parametrize("evaluation", [{}, {"win_rate": None, "methods": None, "candidate": 3}])

@@ -32,8 +32,18 @@ def make_answers(count, reward=0.0, more="", ended=True):
     return Answers(texts, lengths, [ended] * count, [reward + number / 10 for number in range(count)])
 
 
-def compare(candidate, sft, references=True, gold=None, kl=None):
-    prompts = make_prompts(len(sft.texts), references)
+def spoken(more):
+    """An answer a prompt, with more words or without."""
+    return answered(*(f"answer {number}{words}" for number, words in enumerate(more)))
+
+
+def answered(*texts):
+    """Answers that the reward model does not tell apart."""
+    return Answers(list(texts), [len(text.split()) for text in texts], [True] * len(texts), [0.0] * len(texts))
+
+
+def compare(candidate, sft, references=True, gold=None, kl=None, prompts=None):
+    prompts = prompts or make_prompts(len(sft.texts), references)
     models = {
         "opponent": measure(prompts, sft, sft.rewards, gold),
         "candidate": measure(prompts, candidate, candidate.rewards, gold),
@@ -83,6 +93,7 @@ def test_without_references_the_overlap_is_null():
     overlap = ("bleu", "chrf", "rouge_1", "rouge_2", "rouge_l", "meteor")
     assert [found["candidate"][name] for name in overlap] == [None] * 6
     assert found["difference"]["vs_sft"]["rouge_l"] is None
+    assert found["references"] is None
     assert found["methods"]["bleu"] is None
     assert "gold" not in found
 
@@ -96,9 +107,55 @@ def test_gold_is_compared_by_prompt():
         assert prompt.startswith("question")
         return float("today" in text)
 
-    found = compare(make_answers(6, more=" today"), make_answers(6), gold=gold)["gold"]
-    assert (found["candidate"], found["sft"]) == (1, 0)
-    assert found["vs_sft"] == {"value": 1, "low": 1, "high": 1, "verdict": "better"}
+    # The rule likes the candidate's answers to the first five prompts and those of SFT to the last two: 4 wins, 1 tie.
+    candidate = spoken([" today"] * 5 + [""])
+    figures = compare(candidate, spoken([""] * 4 + [" today"] * 2), gold=gold)
+    found = figures["gold"]
+    assert (found["candidate"], found["sft"]) == (0.833333, 0.333333)  # 5/6, 2/6
+    assert figures["difference"]["vs_sft"]["gold"]["value"] == 0.5  # (1 + 1 + 1 + 1 + 0 - 1) / 6
+    interval = found["vs_sft"].pop("low"), found["vs_sft"].pop("high")
+    assert 0 < interval[0] < 0.75 < interval[1] == 1
+    assert found["vs_sft"] == {
+        "value": 0.75,  # (4 + 1/2) / 6
+        "ties": 0.166667,
+        "wins": 4,
+        "losses": 1,
+        "sign_test": 0.375,  # 2 (5 + 1) / 2^5
+        "verdict": "inconclusive",
+        "prompts_to_settle": 19,  # variance (4 * .25^2 + .25^2 + .75^2) / 6 = .1458; 7.849 * .1458 / .25^2 = 18.3
+    }
+    assert figures["difference"]["vs_opponent"]["gold"] == figures["difference"]["vs_sft"]["gold"]
+
+
+def test_by_the_references_the_answer_nearer_to_the_best_of_them_wins():
+    asked = [
+        ["We will send a new lamp", "A refund is due"],
+        ["Yes it is"],
+        ["It is on its way"],
+        [],
+        ["Reset the router"],
+    ]
+    prompts = [prompt._replace(references=own) for prompt, own in zip(make_prompts(5), asked, strict=True)]
+    # ROUGE-L F1 with the best reference: 1 (the second) against 10/11 (the first: five words of five and of six);
+    # the same; 0 against 1; no reference; 1 against 2/3 (two words of three in order).
+    candidate = answered("A refund is due", "It is", "No", "Never mind", "Reset the router")
+    rival = answered("We will send a lamp", "It is", "It is on its way", "Mind you", "The router reset")
+    figures = compare(candidate, rival, prompts=prompts)
+    assert figures["with_references"] == 4
+    assert figures["win_rate"]["vs_sft"]["ties"] == 1  # by the reward model nobody wins
+    found = figures["references"]
+    assert found["vs_opponent"] == found["vs_sft"]
+    interval = found["vs_sft"].pop("low"), found["vs_sft"].pop("high")
+    assert 0 < interval[0] < 0.625 < interval[1] == 1
+    assert found["vs_sft"] == {
+        "value": 0.625,  # (1 + 1/2 + 0 + 1) / 4
+        "ties": 0.25,
+        "wins": 2,
+        "losses": 1,
+        "sign_test": 1.0,  # two of three, either way: 8 / 2^3
+        "verdict": "inconclusive",
+        "prompts_to_settle": 87,  # variance (2 * .375^2 + .125^2 + .625^2) / 4 = .1719; 7.849 * .1719 / .125^2 = 86.3
+    }
 
 
 def test_best_of_n_is_a_mean_over_prompts():

@@ -51,8 +51,17 @@ ACCOUNT: dict[str, Any] = {
             "sft": {"reward": 0.0, "length": 20.0},
             "opponent": {"reward": 0.4},
             "win_rate": {"vs_sft": interval(0.81, 0.78, 0.84), "vs_opponent": interval(0.6, 0.55, 0.65)},
-            "difference": {"vs_sft": {"reward": interval(0.9, 0.8, 1.0), "length": interval(5.0, 4.0, 6.0)}},
-            "gold": {"vs_sft": interval(0.12, 0.08, 0.16)},
+            "difference": {
+                "vs_sft": {
+                    "reward": interval(0.9, 0.8, 1.0),
+                    "length": interval(5.0, 4.0, 6.0),
+                    "gold": interval(0.12, 0.08, 0.16),
+                }
+            },
+            "judge": {"vs_opponent": {**interval(0.55, 0.5, 0.6), "wins": 240}},
+            "references": None,
+            "gold": {"vs_sft": {**interval(0.7, 0.65, 0.75), "wins": 320}},
+            "llm_judge": {"model": "judge-7b", "vs_opponent": {**interval(0.58, 0.52, 0.64), "wins": 270}},
             "kl": {"mean": 1.78, "standard_error": 0.08},
         },
     },
@@ -98,7 +107,13 @@ def test_the_model_index_holds_every_figure_with_its_interval():
         "Reward minus that of SFT": (0.9, {"low": 0.8, "high": 1.0, "confidence": 0.95}),
         "Known rule's score minus that of SFT": (0.12, {"low": 0.08, "high": 0.16, "confidence": 0.95}),
         "Length minus that of SFT, tokens": (5.0, {"low": 4.0, "high": 6.0, "confidence": 0.95}),
+        "Win rate over SFT, by the known rule": (0.7, {"low": 0.65, "high": 0.75, "confidence": 0.95}),
         "Win rate over champion version 3": (0.6, {"low": 0.55, "high": 0.65, "confidence": 0.95}),
+        "Win rate over champion version 3, by the held-out judge": (
+            0.55,
+            {"low": 0.5, "high": 0.6, "confidence": 0.95},
+        ),
+        "Win rate over champion version 3, by judge-7b": (0.58, {"low": 0.52, "high": 0.64, "confidence": 0.95}),
         "KL(policy || SFT), nats an answer": (1.78, {"standard_error": 0.08}),
         "Reward": (0.9, None),
         "Length, tokens": (25.0, None),
@@ -174,6 +189,13 @@ def test_an_account_of_an_earlier_release_still_gets_a_card():
     text = write(known)
     assert "The account of this version holds no figures" in text
     assert "model-index" not in metadata(text).to_dict()
+
+
+def test_what_an_earlier_account_says_of_the_known_rule_is_no_win_rate():
+    known = other()
+    known["figures"]["evaluate"]["gold"] = {"vs_sft": interval(0.12, 0.08, 0.16)}  # the difference had this place
+    assert "by the known rule" in write()
+    assert "by the known rule" not in write(known)
 
 
 def test_the_same_account_gives_the_same_bytes():
