@@ -1,13 +1,16 @@
 """The rollout engines: who answers PPO's prompts."""
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Literal, Protocol
 
 from torch import nn
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from tasks.learning import continuous, rollouts
+from tasks.learning import continuous, ranks, rollouts
+from tasks.learning.forward import unwrapped
 from tasks.learning.rollouts import Response
+from tasks.learning.sharding import together
 
 
 class Engine(Protocol):
@@ -40,3 +43,22 @@ def engine_of(name: Literal["slots", "continuous"]) -> Engine:
             return rollouts.generate
         case "continuous":
             return continuous.generate
+
+
+def answer_in_shares(
+    ask: Callable[..., list[Response]], policy: nn.Module, prompts: Sequence[Sequence[int]]
+) -> list[Response]:
+    """Have every process of the run answer its share of the prompts, and give all of them all responses, in order.
+
+    Not to be called under autocast, which would cast every weight anew for every token.
+
+    Args:
+        ask: an engine to which all has been said but the `numbers` of the prompts to answer.
+        policy: whom it asks; its weights are whole, or in shards.
+        prompts: all that are asked.
+    """
+    mine = sorted(ranks.share(range(len(prompts)), [len(prompt) for prompt in prompts]))
+    with together(policy):
+        responses = ask(numbers=mine)
+    numbered = ranks.gathered(list(zip(mine, responses, strict=True)), unwrapped(policy).device)
+    return [response for _, response in sorted(numbered, key=itemgetter(0))]

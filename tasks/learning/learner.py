@@ -14,7 +14,7 @@ from tasks.errors import InputError
 from tasks.learning import ranks
 from tasks.learning.advantages import kl_estimates
 from tasks.learning.batches import epoch_order
-from tasks.learning.engines import engine_of
+from tasks.learning.engines import answer_in_shares, engine_of
 from tasks.learning.experience import Models, Rollouts, critic_values, judge, sampled_as_trained, trunk_states
 from tasks.learning.memory import Budget
 from tasks.learning.models import ValueHead
@@ -80,22 +80,18 @@ class Learner:
 
     def sample(self, prompts: Sequence[list[int]], seed: int) -> list[Response]:
         """Phase 1: answer the prompts with the policy as it is."""
-        settings = self._settings
-        mine = ranks.share(range(len(prompts)), [len(prompt) for prompt in prompts])
-        # Not under autocast, which would cast every weight anew for every token.
-        with together(self._models.policy):
-            responses = self._engine(
-                self._models.policy,
-                self._models.tokenizer,
-                prompts,
-                max_new_tokens=settings.max_new_tokens,
-                temperature=settings.temperature,
-                seed=seed,
-                slots=self._runtime.slots,
-                numbers=mine,
-            )
-        everybodys = ranks.gathered(list(zip(sorted(mine), responses, strict=True)), self._accelerator.device)
-        return [response for _, response in sorted(everybodys, key=lambda numbered: numbered[0])]
+        policy, settings = self._models.policy, self._settings
+        ask = partial(
+            self._engine,
+            policy,
+            self._models.tokenizer,
+            prompts,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            seed=seed,
+            slots=self._runtime.slots,
+        )
+        return answer_in_shares(ask, policy, prompts)
 
     def judge(self, responses: Sequence[Response], kl_coefficient: float) -> Rollouts:
         """Phase 2: log-probabilities, values, scores, rewards and advantages."""

@@ -5,6 +5,7 @@ log-probabilities under the policy of a mark are gone with it and so are kept, t
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -14,9 +15,9 @@ from tasks.data.answers import Answer, write_answers
 from tasks.data.records import Prompt
 from tasks.data.tokens import encode_prompts
 from tasks.learning import ranks
+from tasks.learning.engines import answer_in_shares
 from tasks.learning.models import context_length
-from tasks.learning.rollouts import Response, generate
-from tasks.learning.sharding import together
+from tasks.learning.rollouts import generate
 from tasks.params import Dpo, Params, Ppo
 
 PROMPTS = 128  # at most: with as many, a judge's win rate of .37 or .63 is told from a half
@@ -64,30 +65,26 @@ class Marks:
     @property
     def extra(self) -> dict[str, list[dict[str, Any]]]:
         """What a checkpoint is to hold of the marks."""
-        return {"answers": [answer._asdict() for answer in self.answers]}
+        return {"answers": [each._asdict() for each in self.answers]}
 
     def visit(self, step: int, steps: int) -> None:
         """Answer after so many of all steps, if that is a mark and has not been answered; all processes take part."""
-        if step not in places(steps, self._settings.marks) or any(answer.step == step for answer in self.answers):
+        if step not in places(steps, self._settings.marks) or any(each.step == step for each in self.answers):
             return
-        mine = sorted(ranks.share(range(len(self._asked)), [len(prompt) for prompt in self._asked]))
-        with together(self._policy):
-            responses = generate(
-                self._policy,
-                self._tokenizer,
-                self._asked,
-                max_new_tokens=self._settings.max_new_tokens,
-                temperature=self._temperature,
-                seed=self._seed,
-                slots=self._slots,
-                numbers=mine,
-            )
-        numbered = [(number, self._answer(step, number, said)) for number, said in zip(mine, responses, strict=True)]
-        self.answers += [answer for _, answer in sorted(ranks.gathered(numbered))]
-
-    def _answer(self, step: int, number: int, said: Response) -> Answer:
-        logp: float = said.log_probs.double().sum().item()
-        return Answer(step, self._ids[number], said.row.completion, logp, self._temperature)
+        ask = partial(
+            generate,
+            self._policy,
+            self._tokenizer,
+            self._asked,
+            max_new_tokens=self._settings.max_new_tokens,
+            temperature=self._temperature,
+            seed=self._seed,
+            slots=self._slots,
+        )
+        responses = answer_in_shares(ask, self._policy, self._asked)
+        for prompt_id, said in zip(self._ids, responses, strict=True):
+            logp: float = said.log_probs.double().sum().item()
+            self.answers.append(Answer(step, prompt_id, said.row.completion, logp, self._temperature))
 
     def write(self, stage: str) -> None:
         """Write the answers; of several processes the first does it."""

@@ -11,6 +11,7 @@ import shutil
 from array import array
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -78,7 +79,7 @@ class References:
 
     def __init__(self, folder: Path, *, are_compiled: bool = False) -> None:
         """Ask the model of a folder, whose layers torch has compiled or not."""
-        self._model, self._are_compiled = hash_files(folder), are_compiled
+        self._folder, self._are_compiled = folder, are_compiled
 
     def logps(
         self,
@@ -96,7 +97,8 @@ class References:
             autocast: as in `all_logps`.
         """
         device = unwrapped(policy).device
-        key = self._key(device, ranks.gathered([_digest(pairs, groups)]), autocast)
+        digests = ranks.gathered([_digest(pairs, groups)])
+        key = self._key(device, digests, autocast) if ranks.is_first() else ""
         file = FOLDER / f"{key}.safetensors"
         found = ranks.gathered(_read(file, key) if ranks.is_first() else [])
         if found:
@@ -106,13 +108,17 @@ class References:
             _write(file, key, values)
         return values
 
+    @cached_property
+    def _hash(self) -> str:
+        return hash_files(self._folder)
+
     def _key(self, device: torch.device, digests: Sequence[str], autocast: Autocast) -> str:
         """Hash all that the bits follow from: model, pairs, the passes they are read in, code and arithmetic."""
         on_cuda = device.type == "cuda"
         with autocast():
             is_cast, cast_to = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
         follow_from = {
-            "model": self._model,
+            "model": self._hash,
             "pairs": digests,  # a process each, in the passes it reads them in
             "code": [hash_files(file) for file in sorted(Path(__file__).parent.glob("*.py"))],
             "libraries": [torch.__version__, transformers.__version__],

@@ -1,5 +1,7 @@
 """Changing the champion: only through the gate, or back; every decision is recorded before anything moves."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypedDict
 
 from tasks.data.files import METRICS
@@ -61,9 +63,7 @@ def register(params: Params) -> Registered:
     Raises:
         InputError: the pipeline has not run to its end, its results do not belong together, or MLflow is away.
     """
-    with one_at_a_time():
-        store = open_store(params.registry.experiment)
-        settle(store, params)
+    with _turn(params) as store:
         return _describe(params, _register(store, params))
 
 
@@ -79,9 +79,7 @@ def promote(params: Params) -> Verdict:
         InputError: the gate compared with another opponent than today's champion, the pipeline's results do not
             belong together, the record is behind the registry, or MLflow is away.
     """
-    with one_at_a_time():
-        store = open_store(params.registry.experiment)
-        settle(store, params)
+    with _turn(params) as store:
         champion, candidate = holder(store, params, CHAMPION), _register(store, params)
         if champion and champion["version"] == candidate["version"]:
             return _verdict(candidate, champion, [f"Version {candidate['version']} is the champion already."])
@@ -111,9 +109,7 @@ def approve(params: Params, version_or_alias: str, by: str, reason: str) -> Verd
             is no longer the one that the gate compared with, the record is behind the registry, or MLflow is away.
     """
     review = _review(by, reason)
-    with one_at_a_time():
-        store = open_store(params.registry.experiment)
-        settle(store, params)
+    with _turn(params) as store:
         held, champion = _held(store, params, version_or_alias), holder(store, params, CHAMPION)
         policy, gate = held["policy"], held["gate"]
         _check_opponent(policy, champion, policy["account"]["opponent"])
@@ -135,9 +131,7 @@ def reject(params: Params, version_or_alias: str, by: str, reason: str) -> Verdi
             behind the registry, or MLflow is away.
     """
     review = _review(by, reason)
-    with one_at_a_time():
-        store = open_store(params.registry.experiment)
-        settle(store, params)
+    with _turn(params) as store:
         held, champion = _held(store, params, version_or_alias), holder(store, params, CHAMPION)
         decide("refuse", held["policy"], champion, [reason.strip()], held["gate"], review=review)
         return _verdict(held["policy"], champion, [f"Rejected by {review['by']}: {review['reason']}"])
@@ -152,9 +146,7 @@ def rollback(params: Params, reason: str) -> Verdict:
     """
     if not reason.strip():
         raise InputError("a rollback needs a reason that others can read later: give one with --reason")
-    with one_at_a_time():
-        store = open_store(params.registry.experiment)
-        settle(store, params)
+    with _turn(params) as store:
         champion, previous = holder(store, params, CHAMPION), holder(store, params, PREVIOUS)
         if champion is None or previous is None:
             raise InputError("there is no previous champion to go back to: nothing has been promoted twice yet")
@@ -171,6 +163,15 @@ def awaiting(champion: Holder | None) -> list[int]:
     newest = {decision["policy"]["version"]: decision for decision in past_decisions()}
     today = champion and place(champion)
     return sorted(version for version, last in newest.items() if last["action"] == "hold" and last["previous"] == today)
+
+
+@contextmanager
+def _turn(params: Params) -> Iterator[Store]:
+    """Open the registry for one process at a time, in step with every decision on record."""
+    with one_at_a_time():
+        store = open_store(params.registry.experiment)
+        settle(store, params)
+        yield store
 
 
 def _move(store: Store, params: Params, decision: Decision) -> Verdict:
