@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tasks.data.files import MODELS, VALIDATED
-from tasks.data.records import Demonstration, Message, Preference, Prompt, Split, write_records
+from tasks.data.records import Demonstration, Kind, Message, Preference, Prompt, Split, read_records, write_records
 from tasks.params import Params, parse_params
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
@@ -163,6 +163,11 @@ def write_workspace_records() -> None:
         VALIDATED, "preferences", [Preference(*s, _words(s[3], 3 + s[3] % 3), _words(s[3] + 5, 4)) for s in shared]
     )
     write_records(VALIDATED, "prompts", [Prompt(*s, [_words(s[3], 3)]) for s in shared])
+
+
+def records_of(folder: Path, kind: Kind, split: Split | None = None) -> list[Any]:
+    """The records of one kind, of one split or of all."""
+    return list(read_records(folder, kind, split))
 
 
 def _words(start: int, count: int) -> str:

@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from tasks.data.answers import read_answers
 from tasks.data.encoded import encoded_preferences
 from tasks.data.files import MODELS, VALIDATED, read_json
-from tasks.data.records import read_preferences, write_records
+from tasks.data.records import write_records
 from tasks.data.tokens import load_tokenizer
 from tasks.dpo import Figures, check_first_rewards, dpo
 from tasks.errors import InputError
 from tasks.learning.losses import PreferenceLoss
 from tasks.params import Params
-from tests.conftest import MakeParams, NotedRun, file_names, moved_weights
+from tests.conftest import MakeParams, NotedRun, file_names, moved_weights, records_of
 from tests.test_sft import read_curve
 
 pytestmark = pytest.mark.usefixtures("workspace", "noted_run")
@@ -69,7 +69,9 @@ def test_training_starts_at_the_reference(make_params: MakeParams, rank: int, ru
     ],
 )
 def test_every_loss_trains(make_params: MakeParams, loss: PreferenceLoss, label_smoothing: float, first: float | None):
-    separable = [record._replace(chosen="yes now", rejected="no thanks") for record in read_preferences(VALIDATED)]
+    separable = [
+        record._replace(chosen="yes now", rejected="no thanks") for record in records_of(VALIDATED, "preferences")
+    ]
     write_records(VALIDATED, "preferences", separable)
     dpo(make_params(dpo={"loss": loss, "label_smoothing": label_smoothing, "epochs": 4, "learning_rate": 3e-3}))
     curve = read_curve("dpo")
@@ -109,7 +111,7 @@ def test_another_reference_than_the_policy_is_noticed(params: Params, make_param
 
 
 def test_an_empty_split_says_the_cure(params: Params):
-    records = [record for record in read_preferences(VALIDATED) if record.split != "train"]
+    records = [record for record in records_of(VALIDATED, "preferences") if record.split != "train"]
     write_records(VALIDATED, "preferences", records)
     with pytest.raises(InputError, match=r"preferences.jsonl has no row in the train split: .*prepare.split"):
         dpo(params)

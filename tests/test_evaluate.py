@@ -11,7 +11,8 @@ from tasks import evaluate as stage
 from tasks.base import make_scratch
 from tasks.data.answers import write_answers
 from tasks.data.example import prompts as example_prompts
-from tasks.data.records import Demonstration, Message, Prompt, read_demonstrations, read_prompts, write_records
+from tasks.data.files import VALIDATED
+from tasks.data.records import Demonstration, Message, Prompt, read_prompts, write_records
 from tasks.data.tokens import Encoded, encode, encode_prompt, load_tokenizer
 from tasks.errors import InputError
 from tasks.evaluate import Spoken, choose_prompts, evaluate
@@ -22,6 +23,7 @@ from tasks.learning.models import load_policy, new_reward_model, save_model
 from tasks.params import EXAMPLE, LlmJudge, load_params
 from tasks.registry import tracking
 from tests.chat_server import chat_server, prefers
+from tests.conftest import records_of
 
 ROOT = Path(__file__).parents[1]
 METRICS, RESPONSES = Path("metrics/evaluate.json"), Path("reports/evaluate/responses.jsonl")
@@ -313,7 +315,7 @@ def test_perplexity_is_that_of_the_answers_tokens(run, params):
     evaluate(params)
     model, tokenizer = load_policy(Path("models/ppo"), params, trainable=False), load_tokenizer(Path("models/ppo"))
     nats, count = 0.0, 0
-    for record in read_demonstrations(Path("data/validate"), "test"):
+    for record in records_of(VALIDATED, "demonstrations", "test"):
         row = encode(tokenizer, record.prompt, record.response)
         with torch.no_grad():
             log_probs = model(torch.tensor([row.prompt + row.completion])).logits[0].log_softmax(dim=-1)

@@ -4,12 +4,12 @@ import pytest
 from safetensors.torch import load_file
 
 from tasks.data.files import VALIDATED, read_json
-from tasks.data.records import read_preferences, write_records
+from tasks.data.records import write_records
 from tasks.errors import InputError
 from tasks.judge import judge
 from tasks.params import Params
 from tasks.reward import reward
-from tests.conftest import MODEL_FILES, file_names
+from tests.conftest import MODEL_FILES, file_names, records_of
 
 pytestmark = pytest.mark.usefixtures("workspace", "noted_run")
 
@@ -20,7 +20,7 @@ def test_it_learns_from_the_pairs_that_nothing_else_learns_from(params: Params):
     assert file_names("judge") == MODEL_FILES
     assert (metrics["pairs"], metrics["accuracy"]["pairs"]) == (4, 4)  # of the validation and the test split
     weights = load_file("models/judge/model.safetensors")
-    others = [record for record in read_preferences(VALIDATED) if record.split != "train"]
+    others = [record for record in records_of(VALIDATED, "preferences") if record.split != "train"]
     write_records(VALIDATED, "preferences", others)
     judge(params)
     again = load_file("models/judge/model.safetensors")
@@ -35,7 +35,7 @@ def test_it_has_another_seed_than_the_reward_model(params: Params):
 
 
 def test_no_pair_in_the_validation_split_says_the_cure(params: Params):
-    records = [record for record in read_preferences(VALIDATED) if record.split != "validation"]
+    records = [record for record in records_of(VALIDATED, "preferences") if record.split != "validation"]
     write_records(VALIDATED, "preferences", records)
     with pytest.raises(InputError, match=r"preferences.jsonl has no row in the validation split: .*prepare.split"):
         judge(params)

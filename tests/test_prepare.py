@@ -14,11 +14,12 @@ import yaml
 
 from tasks.data import example
 from tasks.data.files import METRICS, PREPARED
-from tasks.data.records import read_demonstrations, read_preferences, read_prompts
+from tasks.data.records import TYPES, read_prompts
 from tasks.data.shapes import ShapedRow
 from tasks.errors import InputError
 from tasks.params import Params, parse_params
 from tasks.prepare import choose, distinct_prompts, prepare
+from tests.conftest import records_of
 
 PROJECT = Path(__file__).parents[1]
 TRUTHFULQA = PROJECT / "../shared/data/truthfulqa"
@@ -73,7 +74,7 @@ def test_built_in_example():
     prepare(params_with())
     assert {path.name for path in PREPARED.iterdir()} == {path.name for path in OUTPUTS}
     assert metrics()["demonstrations"]["rows_read"] == 40
-    assert {record.source for record in read_preferences(PREPARED)} == {"tasks/data/example.py"}
+    assert {record.source for record in records_of(PREPARED, "preferences")} == {"tasks/data/example.py"}
     assert metrics()["prompts"]["sha256"] == hashlib.sha256(Path(example.__file__).read_bytes()).hexdigest()
 
 
@@ -81,7 +82,7 @@ def test_the_same_prompt_is_in_the_same_split_of_all_files():
     prepare(params_with(**three_sources()))
     splits = [
         {record.prompt[0]["content"]: record.split for record in records}
-        for records in (read_demonstrations(PREPARED), read_preferences(PREPARED), read_prompts(PREPARED))
+        for records in (records_of(PREPARED, kind) for kind in TYPES)
     ]
     assert splits[0] == splits[1] == splits[2]
     assert set(splits[0].values()) == {"train", "validation", "test"}
@@ -91,7 +92,7 @@ def test_turns_of_one_conversation_share_a_split():
     turns = [{"role": role, "content": "and?"} for role in ("assistant", "user") * 3]
     rows = [{"messages": [{"role": "user", "content": f"q{n}"}, *turns]} for n in range(30)]
     prepare(params_with(**three_sources() | {"demonstrations": write_rows("m.jsonl", rows)}))
-    records = read_demonstrations(PREPARED)
+    records = records_of(PREPARED, "demonstrations")
     assert len(records) == 90  # 30 conversations of three answers
     assert len({(record.row, record.split) for record in records}) == 30
     assert metrics()["demonstrations"]["rows_kept"] == 30
@@ -106,7 +107,7 @@ def test_metrics_count_rows_splits_and_content():
         assert (found["rows_read"], found["rows_kept"], found["records"]) == (30, 30, 30)
         assert found["train"] + found["validation"] + found["test"] == 30
         assert found["sha256"] == hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    assert metrics()["demonstrations"]["test"] == len(read_demonstrations(PREPARED, "test"))
+    assert metrics()["demonstrations"]["test"] == len(records_of(PREPARED, "demonstrations", "test"))
 
 
 def test_same_input_gives_the_same_bytes():
@@ -130,11 +131,15 @@ def test_place_of_the_data_is_not_in_the_outputs(tmp_path_factory):
 def test_ids_and_splits_do_not_depend_on_the_other_rows():
     sources = three_sources()
     prepare(params_with(**sources))
-    before = {record.prompt[0]["content"]: (record.id, record.split) for record in read_demonstrations(PREPARED)}
+    before = {
+        record.prompt[0]["content"]: (record.id, record.split) for record in records_of(PREPARED, "demonstrations")
+    }
     rows = [{"prompt": f"q{n}", "response": f"a{n}"} for n in range(50)]
     random.Random(1).shuffle(rows)
     prepare(params_with(**sources | {"demonstrations": write_rows("d.jsonl", rows)}))
-    after = {record.prompt[0]["content"]: (record.id, record.split) for record in read_demonstrations(PREPARED)}
+    after = {
+        record.prompt[0]["content"]: (record.id, record.split) for record in records_of(PREPARED, "demonstrations")
+    }
     assert {prompt: after[prompt] for prompt in before} == before
     assert len({name for name, _ in after.values()}) == 50
 
@@ -215,7 +220,7 @@ def test_column_map():
     rows = [{"frage": f"q{n}", "antwort": f"a{n}"} for n in range(30)]
     mapped = {"source": write_rows("map.jsonl", rows), "columns": {"prompt": "frage", "response": "antwort"}}
     prepare(params_with(**three_sources() | {"demonstrations": mapped}))
-    assert read_demonstrations(PREPARED)[0].response == "a0"
+    assert records_of(PREPARED, "demonstrations")[0].response == "a0"
 
 
 def test_column_map_that_the_example_does_not_have():
@@ -297,8 +302,8 @@ def test_truthfulqa():
     )
     assert metrics()["preferences"]["records"] == 300
     held_out = {record.prompt[0]["content"] for record in read_prompts(PREPARED, "test")}
-    trained = {record.prompt[0]["content"] for record in read_demonstrations(PREPARED, "train")}
-    trained |= {record.prompt[0]["content"] for record in read_preferences(PREPARED, "train")}
+    trained = {record.prompt[0]["content"] for record in records_of(PREPARED, "demonstrations", "train")}
+    trained |= {record.prompt[0]["content"] for record in records_of(PREPARED, "preferences", "train")}
     assert held_out and trained and not held_out & trained
 
 
@@ -354,10 +359,10 @@ def test_one_answer_of_a_conversation_can_be_excluded():
     rows = [{"messages": [{"role": "user", "content": f"q{n}"}, *answered * 2]} for n in range(30)]
     sources = three_sources() | {"demonstrations": write_rows("m.jsonl", rows)}
     prepare(params_with(**sources))
-    first, second = (record for record in read_demonstrations(PREPARED) if record.row == 7)
+    first, second = (record for record in records_of(PREPARED, "demonstrations") if record.row == 7)
     Path("exclude.txt").write_text(f"row {first.id}\n")
     prepare(params_with(**sources))
-    assert [record for record in read_demonstrations(PREPARED) if record.row == 7] == [second]
+    assert [record for record in records_of(PREPARED, "demonstrations") if record.row == 7] == [second]
     assert metrics()["demonstrations"]["excluded"] == 1
 
 

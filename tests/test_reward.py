@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tasks.data.encoded import encoded_demonstrations, encoded_preferences
 from tasks.data.files import MODELS, VALIDATED, read_json
-from tasks.data.records import read_preferences, write_records
+from tasks.data.records import write_records
 from tasks.data.tokens import load_tokenizer
 from tasks.errors import InputError
 from tasks.learning.batches import pair_batches, row_batches
@@ -21,7 +21,7 @@ from tasks.learning.readings import completion_scores
 from tasks.learning.scoring import held_out_loss, scored_pairs
 from tasks.params import Params
 from tasks.reward import reward
-from tests.conftest import MODEL_FILES, MakeParams, NotedRun, file_names, moved_weights
+from tests.conftest import MODEL_FILES, MakeParams, NotedRun, file_names, moved_weights, records_of
 from tests.test_sft import read_curve
 
 pytestmark = pytest.mark.usefixtures("workspace", "noted_run")
@@ -81,7 +81,7 @@ def test_scores_of_demonstrated_answers_have_mean_0_and_deviation_1(params: Para
 
 
 def test_it_learns_what_separates_the_pairs(make_params: MakeParams):
-    easy = [record._replace(chosen="yes", rejected="no") for record in read_preferences(VALIDATED)]
+    easy = [record._replace(chosen="yes", rejected="no") for record in records_of(VALIDATED, "preferences")]
     write_records(VALIDATED, "preferences", easy)
     reward(make_params(reward={"epochs": 10}))
     metrics = read_json(Path("metrics/reward.json"))
@@ -112,7 +112,7 @@ def test_micro_batches_change_nothing_but_rounding(make_params: MakeParams):
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_an_empty_split_says_the_cure(params: Params, split: str):
-    records = [record for record in read_preferences(VALIDATED) if record.split != split]
+    records = [record for record in records_of(VALIDATED, "preferences") if record.split != split]
     write_records(VALIDATED, "preferences", records)
     with pytest.raises(InputError, match=rf"preferences.jsonl has no row in the {split} split: .*prepare.split"):
         reward(params)

@@ -12,14 +12,14 @@ from transformers import AutoModelForCausalLM
 from tasks.data import encoded
 from tasks.data.encoded import encoded_demonstrations
 from tasks.data.files import MODELS, VALIDATED, read_json
-from tasks.data.records import read_demonstrations, write_records
+from tasks.data.records import write_records
 from tasks.data.tokens import load_tokenizer
 from tasks.errors import InputError
 from tasks.learning.batches import row_batches
 from tasks.learning.models import load_policy
 from tasks.params import Params
 from tasks.sft import likelihood, sft
-from tests.conftest import MODEL_FILES, MakeParams, NotedRun, file_names, moved_weights, output_hashes
+from tests.conftest import MODEL_FILES, MakeParams, NotedRun, file_names, moved_weights, output_hashes, records_of
 
 pytestmark = pytest.mark.usefixtures("workspace")
 
@@ -102,14 +102,14 @@ def test_rows_that_were_encoded_before_give_the_same_bytes(
 
 
 def test_an_empty_split_says_the_cure(params: Params, noted_run: NotedRun):
-    records = [record for record in read_demonstrations(VALIDATED) if record.split != "validation"]
+    records = [record for record in records_of(VALIDATED, "demonstrations") if record.split != "validation"]
     write_records(VALIDATED, "demonstrations", records)
     with pytest.raises(InputError, match=r"demonstrations.jsonl has no row in the validation split: .*prepare.split"):
         sft(params)
 
 
 def test_a_row_longer_than_the_context_names_file_and_row(params: Params, noted_run: NotedRun):
-    first, *others = read_demonstrations(VALIDATED)
+    first, *others = records_of(VALIDATED, "demonstrations")
     write_records(VALIDATED, "demonstrations", [first._replace(response="yes " * 200), *others])
     with pytest.raises(InputError, match=r"raw.jsonl row 1: .*the model's context is 128: shorten"):
         sft(params)

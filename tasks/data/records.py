@@ -88,24 +88,6 @@ def read_records(folder: Path, kind: Kind, split: Split | None = None) -> Iterat
             yield TYPES[kind](**row)
 
 
-def read_demonstrations(folder: Path, split: Split | None = None) -> list[Demonstration]:
-    """Read the demonstrations of a folder, of one split or of all.
-
-    Raises:
-        InputError: the file is missing, or a row is damaged.
-    """
-    return [record for record in read_records(folder, "demonstrations", split) if isinstance(record, Demonstration)]
-
-
-def read_preferences(folder: Path, split: Split | None = None) -> list[Preference]:
-    """Read the preference pairs of a folder, of one split or of all.
-
-    Raises:
-        InputError: the file is missing, or a row is damaged.
-    """
-    return [record for record in read_records(folder, "preferences", split) if isinstance(record, Preference)]
-
-
 def read_prompts(folder: Path, split: Split | None = None) -> list[Prompt]:
     """Read the prompts of a folder, of one split or of all.
 

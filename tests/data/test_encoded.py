@@ -10,10 +10,10 @@ import pytest
 from tasks.data import encoded
 from tasks.data.encoded import ENCODED, KEPT, encoded_demonstrations, encoded_preferences, encoded_prompts
 from tasks.data.files import VALIDATED
-from tasks.data.records import read_demonstrations, read_preferences, read_prompts, write_records
+from tasks.data.records import read_prompts, write_records
 from tasks.data.tokens import EncodedPair, encode, encode_prompt
 from tasks.errors import InputError
-from tests.conftest import CHATML, make_tokenizer, write_workspace_records
+from tests.conftest import CHATML, make_tokenizer, records_of, write_workspace_records
 
 
 @pytest.fixture(autouse=True)
@@ -35,14 +35,15 @@ def test_rows_are_those_that_encode_gives(tokenizer: Any):
     for _ in range(2):  # written, and found again
         rows = encoded_demonstrations(VALIDATED, "train", tokenizer, None)
         assert list(rows) == [
-            encode(tokenizer, record.prompt, record.response) for record in read_demonstrations(VALIDATED, "train")
+            encode(tokenizer, record.prompt, record.response)
+            for record in records_of(VALIDATED, "demonstrations", "train")
         ]
         assert rows.lengths.tolist() == [row.length for row in rows]
         assert rows.counts.tolist() == [[len(row.prompt), len(row.completion)] for row in rows]
         pairs = encoded_preferences(VALIDATED, "train", tokenizer, None)
         assert list(pairs) == [
             EncodedPair(*(encode(tokenizer, record.prompt, answer) for answer in (record.chosen, record.rejected)))
-            for record in read_preferences(VALIDATED, "train")
+            for record in records_of(VALIDATED, "preferences", "train")
         ]
         assert pairs.lengths.tolist() == [pair.length for pair in pairs]
         asked = encoded_prompts(VALIDATED, "train", tokenizer, None, 5)
@@ -80,7 +81,7 @@ def test_other_rows_another_split_template_or_code_is_other_content(tokenizer: A
         return encoded._key(VALIDATED / "preferences.jsonl", split, of)
 
     keys = [key(), key("test"), key(of=make_tokenizer(CHATML + " "))]
-    write_records(VALIDATED, "preferences", read_preferences(VALIDATED)[1:])
+    write_records(VALIDATED, "preferences", records_of(VALIDATED, "preferences")[1:])
     keys.append(key())
     monkeypatch.setattr(encoded, "CODE", encoded.CODE[1:])
     keys.append(key())
@@ -92,7 +93,7 @@ def test_other_rows_another_split_template_or_code_is_other_content(tokenizer: A
 def test_ids_take_the_smallest_type_that_holds_the_vocabulary(vocabulary: int, width: int):
     tokenizer = make_tokenizer()
     tokenizer.add_tokens([f"<{number}>" for number in range(vocabulary - len(tokenizer))])
-    [first, *others] = read_demonstrations(VALIDATED)
+    [first, *others] = records_of(VALIDATED, "demonstrations")
     write_records(
         VALIDATED, "demonstrations", [first._replace(response=f"yes <{vocabulary - len(tokenizer)}>"), *others]
     )
@@ -117,7 +118,7 @@ def test_a_row_that_does_not_fit_is_named_whether_or_not_it_was_encoded_before(t
 
 
 def test_a_row_that_cannot_be_encoded_leaves_nothing(tokenizer: Any):
-    [first, *others] = read_demonstrations(VALIDATED)
+    [first, *others] = records_of(VALIDATED, "demonstrations")
     write_records(VALIDATED, "demonstrations", [*others, first._replace(response="yes<|im_end|>no")])
     for _ in range(2):
         with pytest.raises(InputError, match=r"raw.jsonl row 1: the answer holds the control token"):
@@ -132,13 +133,13 @@ def test_a_file_that_is_not_there_is_named(tokenizer: Any):
 
 
 def test_a_split_without_rows_is_empty(tokenizer: Any):
-    write_records(VALIDATED, "demonstrations", read_demonstrations(VALIDATED, "test"))
+    write_records(VALIDATED, "demonstrations", records_of(VALIDATED, "demonstrations", "test"))
     rows = encoded_demonstrations(VALIDATED, "train", tokenizer, 10)
     assert (list(rows), rows.lengths.tolist()) == ([], [])
 
 
 def test_contents_used_last_are_kept_and_those_that_are_open_stay_readable(tokenizer: Any):
-    records, opened = read_preferences(VALIDATED), []
+    records, opened = records_of(VALIDATED, "preferences"), []
     for dropped in range(KEPT + 1):
         write_records(VALIDATED, "preferences", records[dropped:])
         opened.append(encoded_preferences(VALIDATED, "train", tokenizer, None))

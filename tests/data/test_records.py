@@ -1,7 +1,6 @@
 """Canonical records: round trips, splits, stable bytes, and rows that are not as they were written."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,13 @@ from tasks.data.records import (
     Prompt,
     Record,
     Split,
-    read_demonstrations,
-    read_preferences,
     read_prompts,
     write_records,
 )
 from tasks.errors import InputError
+from tests.conftest import records_of
 
 FOLDER = Path("data/records")
-READERS: dict[Kind, Callable[..., list[Any]]] = {
-    "demonstrations": read_demonstrations,
-    "preferences": read_preferences,
-    "prompts": read_prompts,
-}
 SPLITS: tuple[Split, ...] = ("train", "validation", "test", "train")
 
 
@@ -37,7 +30,7 @@ def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(params=list(READERS))
+@pytest.fixture(params=list(TYPES))
 def kind(request: pytest.FixtureRequest) -> Kind:
     name: Kind = request.param
     return name
@@ -64,25 +57,31 @@ def records(kind: Kind) -> list[Record]:
 
 def test_records_come_back(kind):
     write_records(FOLDER, kind, iter(records(kind)))
-    assert READERS[kind](FOLDER) == records(kind)
-    assert all(isinstance(record, TYPES[kind]) for record in READERS[kind](FOLDER))
+    assert records_of(FOLDER, kind) == records(kind)
+    assert all(isinstance(record, TYPES[kind]) for record in records_of(FOLDER, kind))
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_a_split_is_read_alone_and_in_order(kind, split):
     write_records(FOLDER, kind, records(kind))
-    assert READERS[kind](FOLDER, split) == [record for record in records(kind) if record.split == split]
+    assert records_of(FOLDER, kind, split) == [record for record in records(kind) if record.split == split]
+
+
+def test_prompts_are_read_into_a_list():
+    write_records(FOLDER, "prompts", records("prompts"))
+    assert read_prompts(FOLDER) == records("prompts")
+    assert [record.row for record in read_prompts(FOLDER, "train")] == [1, 4]
 
 
 def test_a_split_without_rows_is_empty(kind):
     write_records(FOLDER, kind, [record for record in records(kind) if record.split == "train"])
-    assert READERS[kind](FOLDER, "test") == []
+    assert records_of(FOLDER, kind, "test") == []
 
 
 def test_bytes_are_stable(kind):
     write_records(FOLDER, kind, records(kind))
     first = (FOLDER / f"{kind}.jsonl").read_bytes()
-    write_records(FOLDER, kind, READERS[kind](FOLDER))
+    write_records(FOLDER, kind, records_of(FOLDER, kind))
     assert (FOLDER / f"{kind}.jsonl").read_bytes() == first
     assert [path.name for path in FOLDER.iterdir()] == [f"{kind}.jsonl"]
 
@@ -97,7 +96,7 @@ def test_a_line_is_the_record_by_its_field_names(kind):
 
 def test_a_missing_file_says_what_makes_it(kind):
     with pytest.raises(InputError, match=rf"data/records/{kind}\.jsonl does not exist: run the stage that writes it"):
-        READERS[kind](FOLDER)
+        records_of(FOLDER, kind)
 
 
 def without_prompt(row: dict[str, Any]) -> object:
@@ -125,7 +124,7 @@ def test_a_row_of_another_shape_is_named(kind, spoil, split):
     lines[1] = json.dumps(spoil(json.loads(lines[1])))
     path.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(InputError, match=rf"{kind}\.jsonl row 2 is damaged: delete the file and run dvc repro"):
-        READERS[kind](FOLDER, split)
+        records_of(FOLDER, kind, split)
 
 
 @pytest.mark.parametrize("damage", [b'{"id": "cut o', b"\xff\n"])
@@ -134,4 +133,4 @@ def test_a_damaged_row_is_named(kind, damage):
     with (FOLDER / f"{kind}.jsonl").open("ab") as file:
         file.write(damage)
     with pytest.raises(InputError, match=rf"{kind}\.jsonl row 5 is damaged"):
-        READERS[kind](FOLDER)
+        records_of(FOLDER, kind)
