@@ -20,7 +20,7 @@ from tqdm import tqdm
 from tasks.data.exclusions import Exclusions, read_exclusions
 from tasks.data.files import METRICS, PREPARED, replacing, write_json
 from tasks.data.lines import Spool
-from tasks.data.records import TYPES, Kind, Record, Split, write_records
+from tasks.data.records import TAGS, TYPES, Kind, Record, Split, write_records
 from tasks.data.shapes import ShapedRow, shape_rows
 from tasks.data.sources import RawRow, content_hash, read_rows
 from tasks.data.splits import content_id, prompts_needed, split_of
@@ -83,15 +83,15 @@ def distinct_prompts(rows: Iterable[ShapedRow]) -> Iterator[ShapedRow]:
     """
     keys = bytearray()
     with Spool() as spool:
-        for row, entries, category in rows:
+        for row, entries, tag in rows:
             for entry in entries:
                 keys += hashlib.blake2b(json.dumps(entry["prompt"]).encode(), digest_size=HASH_BYTES).digest()
-                spool.add({"row": row, "category": category, **entry})
+                spool.add({"row": row, "tag": tag, **entry})
         for numbers in _alike(np.frombuffer(keys, f"S{HASH_BYTES}")):
             first, *others = (spool[number] for number in numbers)
             references = dict.fromkeys(text for each in (first, *others) for text in each["references"])
             entry = {"prompt": first["prompt"], "references": list(references)}
-            yield ShapedRow(first["row"], [entry], first["category"])
+            yield ShapedRow(first["row"], [entry], first["tag"])
 
 
 def _alike(keys: npt.NDArray[np.bytes_]) -> Iterator[list[int]]:
@@ -161,11 +161,10 @@ def _source_file(source: Source) -> Path:
 
 def _records(rows: Iterable[ShapedRow], kind: Kind, source: Source, shares: Shares) -> Iterator[Record]:
     name = _name_in_outputs(source)
-    for row, entries, category in rows:
-        label: dict[str, Any] = {"category": category} if kind == "prompts" else {}
+    for row, entries, tag in rows:
         for entry in entries:
-            split = split_of(entry["prompt"], shares)
-            yield TYPES[kind](id=content_id([kind, entry]), split=split, source=name, row=row, **entry, **label)
+            split, fields = split_of(entry["prompt"], shares), entry | {TAGS[kind]: tag}
+            yield TYPES[kind](id=content_id([kind, entry]), split=split, source=name, row=row, **fields)
 
 
 def _name_in_outputs(source: Source) -> str:

@@ -14,7 +14,7 @@ import yaml
 
 from tasks.data import example
 from tasks.data.files import METRICS, PREPARED
-from tasks.data.records import TYPES, read_prompts
+from tasks.data.records import TAGS, TYPES, read_prompts
 from tasks.data.shapes import ShapedRow
 from tasks.errors import InputError
 from tasks.params import Params, parse_params
@@ -176,8 +176,8 @@ def test_a_prompt_has_the_category_of_its_first_row():
         ShapedRow(number, [{"prompt": ["p"], "references": []}], category)
         for number, category in enumerate(("law", None, "tax"), start=1)
     ]
-    assert [row.category for row in distinct_prompts(rows)] == ["law"]
-    assert [row.category for row in distinct_prompts(rows[1:])] == [None]
+    assert [row.tag for row in distinct_prompts(rows)] == ["law"]
+    assert [row.tag for row in distinct_prompts(rows[1:])] == [None]
 
 
 def test_a_category_is_kept_and_changes_neither_ids_nor_what_limit_chooses():
@@ -364,6 +364,29 @@ def test_one_answer_of_a_conversation_can_be_excluded():
     prepare(params_with(**sources))
     assert [record for record in records_of(PREPARED, "demonstrations") if record.row == 7] == [second]
     assert metrics()["demonstrations"]["excluded"] == 1
+
+
+def annotated_sources(count: int = 40) -> dict[str, str]:
+    """Sources whose answers are by annotator 0, 1, 2 or nobody in turn, and prompts in categories of those names."""
+    sources = three_sources(count)
+    for kind, field in TAGS.items():
+        rows = [json.loads(line) for line in Path(sources[kind]).read_text().splitlines()]
+        write_rows(sources[kind], [row | ({field: n % 4} if n % 4 < 3 else {}) for n, row in enumerate(rows)])
+    return sources
+
+
+@pytest.mark.parametrize("kind", ["demonstrations", "preferences"])
+def test_an_annotator_is_kept_and_changes_neither_ids_nor_splits_nor_what_limit_chooses(kind):
+    found = []
+    for make in (three_sources, annotated_sources):
+        sources = make(100)
+        prepare(params_with(**sources | {kind: {"source": sources[kind], "limit": 40}}))
+        found.append(records_of(PREPARED, kind))
+    without, with_annotator = found
+    assert {record.annotator for record in without} == {None}
+    numbers = [int(record.prompt[0]["content"].removeprefix("q")) for record in with_annotator]
+    assert [record.annotator for record in with_annotator] == [["0", "1", "2", None][n % 4] for n in numbers]
+    assert [record._replace(annotator=None) for record in with_annotator] == without
 
 
 def test_an_excluded_row_that_no_source_holds_is_named(caplog):

@@ -51,11 +51,12 @@ def place(tmp_path, monkeypatch, base):
 
 def record(kind: str, number: int, split: str, prompt: str | None = None, **content: object) -> dict[str, Any]:
     given: dict[str, dict[str, Any]] = {
-        "demonstrations": {"response": f"Answer number {number}."},
+        "demonstrations": {"response": f"Answer number {number}.", "annotator": "ann"},
         "preferences": {
             # Odd numbers choose the longer answer, even ones the shorter: no length bias.
             "chosen": f"Good {number}." + " Truly." * (number % 2),
             "rejected": f"Bad {number}." + " Truly." * (1 - number % 2),
+            "annotator": None,
         },
         "prompts": {"references": [f"Reference {number}."], "category": None},
     }

@@ -102,22 +102,24 @@ back label link number package parcel item problem customer team service thanks 
 # What the annotators' choice follows: the gold score's weight, then the tastes: a word more, an exclamation mark
 # more, a promise more.
 SHARPNESS = 8.0
+AUTHOR = "author"  # whose demonstrations all are
 
 
 class Annotator(NamedTuple):
     """The personal taste of one simulated annotator, in logits."""
 
+    name: str
     per_word: float
     per_exclamation: float
     per_promise: float
 
 
 ANNOTATORS = (
-    Annotator(0.0, 0.0, 0.0),
-    Annotator(0.03, 0.5, 0.0),
-    Annotator(0.06, 0.3, 0.5),
-    Annotator(-0.02, 1.0, 0.0),
-    Annotator(0.0, 0.0, 1.0),
+    Annotator("annotator-1", 0.0, 0.0, 0.0),
+    Annotator("annotator-2", 0.03, 0.5, 0.0),
+    Annotator("annotator-3", 0.06, 0.3, 0.5),
+    Annotator("annotator-4", -0.02, 1.0, 0.0),
+    Annotator("annotator-5", 0.0, 0.0, 1.0),
 )
 
 
@@ -140,15 +142,15 @@ class Question(NamedTuple):
 
 
 def demonstrations(settings: Example, seed: int | str) -> Iterator[dict[str, Any]]:
-    """Yield `settings.demonstrations` rows (prompt, response), a share `settings.faulty` with a planted fault."""
+    """Yield `settings.demonstrations` rows (prompt, response, annotator), a share `settings.faulty` with a fault."""
     chance = random.Random(f"{seed} demonstrations")
     for _ in range(settings.demonstrations):
         question = _question(chance)
-        yield {"prompt": question.text, "response": _answer(chance, question, settings.faulty)}
+        yield {"prompt": question.text, "response": _answer(chance, question, settings.faulty), "annotator": AUTHOR}
 
 
 def preferences(settings: Example, seed: int | str) -> Iterator[dict[str, Any]]:
-    """Yield `settings.preferences` rows (prompt, chosen, rejected), each labelled by one of the annotators.
+    """Yield `settings.preferences` rows (prompt, chosen, rejected, annotator), each labelled by one of the annotators.
 
     The two answers differ in gold score. An annotator prefers by the Bradley-Terry model (1952) on gold score plus
     own taste; then the label is flipped with chance `settings.label_noise`.
@@ -164,7 +166,7 @@ def preferences(settings: Example, seed: int | str) -> Iterator[dict[str, Any]]:
         prefers_first = chance.random() < 1 / (1 + math.exp(-advantage))
         flipped = chance.random() < settings.label_noise
         chosen, rejected = (first, second) if prefers_first != flipped else (second, first)
-        yield {"prompt": question.text, "chosen": chosen, "rejected": rejected}
+        yield {"prompt": question.text, "chosen": chosen, "rejected": rejected, "annotator": annotator.name}
 
 
 def prompts(settings: Example, seed: int | str) -> Iterator[dict[str, Any]]:

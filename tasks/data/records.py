@@ -29,6 +29,7 @@ class Demonstration(NamedTuple):
     row: int  # its row there, from 1
     prompt: list[Message]  # ends with the user's turn
     response: str  # the assistant's turn
+    annotator: str | None = None  # who wrote the answer, where the source names somebody; no part of the content
 
 
 class Preference(NamedTuple):
@@ -41,6 +42,7 @@ class Preference(NamedTuple):
     prompt: list[Message]
     chosen: str
     rejected: str
+    annotator: str | None = None  # who chose
 
 
 class Prompt(NamedTuple):
@@ -61,6 +63,8 @@ TYPES: dict[Kind, type[Demonstration] | type[Preference] | type[Prompt]] = {
     "preferences": Preference,
     "prompts": Prompt,
 }
+# The field of whatever the source says about a row beside its content.
+TAGS: dict[Kind, str] = {"demonstrations": "annotator", "preferences": "annotator", "prompts": "category"}
 # The fields with answers to the prompt.
 ANSWERS: dict[Kind, tuple[str, ...]] = {
     "demonstrations": ("response",),

@@ -18,13 +18,13 @@ from tasks.data.conversations import (
     as_text,
     with_system,
 )
-from tasks.data.records import Kind, Message
+from tasks.data.records import TAGS, Kind, Message
 from tasks.data.sources import RawRow
 from tasks.errors import InputError
 from tasks.params import Source
 
 Fields = dict[str, Any]
-LONGEST_CATEGORY = 100  # characters: a longer one is no name, but a column taken for another
+LONGEST_TAG = 100  # characters: a longer one is no name, but a column taken for another
 
 
 class Shape(NamedTuple):
@@ -44,7 +44,7 @@ class ShapedRow(NamedTuple):
 
     row: int
     entries: list[Fields]
-    category: str | None = None  # of all its entries
+    tag: str | None = None  # of all its entries: their annotator, or category
 
 
 def shape_rows(rows: Iterable[RawRow], kind: Kind, source: Source) -> Iterator[ShapedRow]:
@@ -58,7 +58,7 @@ def shape_rows(rows: Iterable[RawRow], kind: Kind, source: Source) -> Iterator[S
         shape = shape or recognise(fields, kind, source)
         try:
             named = _renamed(fields, shape, source.columns)
-            shaped = ShapedRow(row, shape.read(named), _category(named.get("category")))
+            shaped = ShapedRow(row, shape.read(named), _tag(named[TAGS[kind]], TAGS[kind]))
         except ShapeError as error:
             raise InputError(f"{source.source} row {row}: {error}: mend or remove the row") from None
         yield shaped
@@ -220,27 +220,29 @@ def _references(value: object) -> list[str]:
     return [as_text(value, "references")]
 
 
-def _category(value: object) -> str | None:
-    """Read a label, without regard to white space; null and nothing are none."""
-    name = " ".join(as_text(value, "category").split()) if value is not None else ""
-    if len(name) > LONGEST_CATEGORY:
-        raise ShapeError(f"category has {len(name)} characters where a name of at most {LONGEST_CATEGORY} is needed")
+def _tag(value: object, field: str) -> str | None:
+    """Read a name without regard to white space, or a whole number as one; null and nothing are none."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    name = " ".join(as_text(value, field).split()) if value is not None else ""
+    if len(name) > LONGEST_TAG:
+        raise ShapeError(f"{field} has {len(name)} characters where a name of at most {LONGEST_TAG} is needed")
     return name or None
 
 
 SHAPES: dict[Kind, list[Shape]] = {
     "demonstrations": [
-        Shape(("prompt", "response"), ("system",), _answered_prompt),
-        Shape(("prompt", "completion"), ("system",), _answered_prompt),
-        Shape(("messages",), ("system",), _answered_conversation),
-        Shape(("conversations",), ("system",), _answered_conversation),
-        Shape(("instruction", "output"), ("input", "system"), _answered_instruction),
+        Shape(("prompt", "response"), ("system", "annotator"), _answered_prompt),
+        Shape(("prompt", "completion"), ("system", "annotator"), _answered_prompt),
+        Shape(("messages",), ("system", "annotator"), _answered_conversation),
+        Shape(("conversations",), ("system", "annotator"), _answered_conversation),
+        Shape(("instruction", "output"), ("input", "system", "annotator"), _answered_instruction),
     ],
     "preferences": [
-        Shape(("prompt", "chosen", "rejected"), ("system",), _compared_answers),
-        Shape(("instruction", "chosen", "rejected"), ("input", "system"), _compared_instruction),
-        Shape(("conversations", "chosen", "rejected"), ("system",), _compared_conversation),
-        Shape(("chosen", "rejected"), ("system",), _compared_wholes),
+        Shape(("prompt", "chosen", "rejected"), ("system", "annotator"), _compared_answers),
+        Shape(("instruction", "chosen", "rejected"), ("input", "system", "annotator"), _compared_instruction),
+        Shape(("conversations", "chosen", "rejected"), ("system", "annotator"), _compared_conversation),
+        Shape(("chosen", "rejected"), ("system", "annotator"), _compared_wholes),
     ],
     "prompts": [
         Shape(("prompt", "references"), ("system", "category"), _referenced_prompt),

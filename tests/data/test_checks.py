@@ -12,13 +12,14 @@ from tasks.data.checks.overlap import HASH_BYTES, Keys, contradictions, copies, 
 from tasks.data.checks.patterns import encoding_damage, personal_data
 from tasks.data.checks.schema import SPLITS, Row, inspect, texts, tidy
 from tasks.data.checks.suites import data_context, judge
-from tasks.data.records import Kind, Prompt
+from tasks.data.records import Demonstration, Kind, Message, Preference, Prompt
 
 
 def pair(number: int, prompt: str, chosen: str, rejected: str, split: str = "train") -> Row:
     record = {"id": str(number), "split": split, "source": "raw.jsonl", "row": number}
     messages = [{"role": "user", "content": prompt}]
-    return inspect("preferences", record | {"prompt": messages, "chosen": chosen, "rejected": rejected})
+    said = {"prompt": messages, "chosen": chosen, "rejected": rejected, "annotator": None}
+    return inspect("preferences", record | said)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,19 @@ def test_a_category_is_a_text_or_nothing_and_no_text_of_the_row(category, fault)
     record = Prompt("1", "train", "raw.jsonl", 1, [{"role": "user", "content": "asked"}], ["said"], category)._asdict()
     assert (inspect("prompts", record).fault or "").startswith(fault or "")
     assert list(texts(record)) == ["user", "asked", "said"]
+
+
+@pytest.mark.parametrize(
+    ("annotator", "fault"),
+    [(None, None), ("ann@shop.org", None), (3, "annotator is int, not text"), ("\ud800", "annotator holds half")],
+)
+def test_an_annotator_is_a_text_or_nothing_and_no_text_of_the_row(annotator, fault):
+    asked: list[Message] = [{"role": "user", "content": "asked"}]
+    written = Demonstration("1", "train", "raw.jsonl", 1, asked, "said", annotator)._asdict()
+    chosen = Preference("1", "train", "raw.jsonl", 1, asked, "said", "other", annotator)._asdict()
+    assert (inspect("demonstrations", written).fault or "").startswith(fault or "")
+    assert (inspect("preferences", chosen).fault or "").startswith(fault or "")
+    assert list(texts(written)) == ["user", "asked", "said"]
 
 
 def test_tidy_keeps_what_annotators_judge():

@@ -1,3 +1,4 @@
+import math
 import random
 import time
 
@@ -9,6 +10,7 @@ from tasks.data.example import (
     PROBLEMS,
     PROMISES,
     RAMBLES,
+    _appeal,
     _understand,
     demonstrations,
     gold_rule,
@@ -35,8 +37,8 @@ def test_a_seed_gives_the_same_rows_and_another_gives_others():
 
 def test_sizes_and_columns_are_those_of_the_settings():
     small = sized(demonstrations=3, preferences=4, prompts=5)
-    assert [list(row) for row in demonstrations(small, 7)] == [["prompt", "response"]] * 3
-    assert [list(row) for row in preferences(small, 7)] == [["prompt", "chosen", "rejected"]] * 4
+    assert [list(row) for row in demonstrations(small, 7)] == [["prompt", "response", "annotator"]] * 3
+    assert [list(row) for row in preferences(small, 7)] == [["prompt", "chosen", "rejected", "annotator"]] * 4
     assert [list(row) for row in prompts(small, 7)] == [["prompt", "references", "category"]] * 5
 
 
@@ -101,6 +103,22 @@ def test_tastes_can_be_gamed():
     rows = list(preferences(sized(faulty=0.0, label_noise=0.0, preferences=4000), 7))
     excited = [row for row in rows if row["chosen"].count("!") != row["rejected"].count("!")]
     assert sum(row["chosen"].count("!") > row["rejected"].count("!") for row in excited) / len(excited) > 0.53
+
+
+def test_a_pair_names_the_annotator_who_chose():
+    # The choices are likelier under the tastes of those who are named than under those of anybody else.
+    rows, names = list(preferences(sized(label_noise=0.0), 7)), [annotator.name for annotator in ANNOTATORS]
+    likelihoods = []
+    for shift in range(len(ANNOTATORS)):
+        tastes = dict(zip(names, ANNOTATORS[shift:] + ANNOTATORS[:shift], strict=True))
+        advantages = [
+            _appeal(tastes[row["annotator"]], row["prompt"], row["chosen"])
+            - _appeal(tastes[row["annotator"]], row["prompt"], row["rejected"])
+            for row in rows
+        ]
+        likelihoods.append(-sum(math.log1p(math.exp(-advantage)) for advantage in advantages))
+    assert all(likelihoods[0] > other + 20 for other in likelihoods[1:])  # in nats
+    assert {row["annotator"] for row in demonstrations(SETTINGS, 7)} == {"author"}
 
 
 def test_the_score_is_substance_halved_for_each_lapse():

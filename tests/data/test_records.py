@@ -43,9 +43,11 @@ def records(kind: Kind) -> list[Record]:
         prompt = [Message(role="system", content="Be kind.\n"), Message(role="user", content=f"Größe {row}? 😀\u2028")]
         name, source = f"{kind}-{row}", "raw.jsonl"
         if kind == "demonstrations":
-            made.append(Demonstration(name, split, source, row, prompt, f" antwort {row}\t"))
+            made.append(
+                Demonstration(name, split, source, row, prompt, f" antwort {row}\t", "ann" if row % 2 else None)
+            )
         elif kind == "preferences":
-            made.append(Preference(name, split, source, row, prompt, "better", ""))
+            made.append(Preference(name, split, source, row, prompt, "better", "", "bob" if row % 2 else None))
         else:
             made.append(
                 Prompt(name, split, source, row, prompt, ["one", "another"], "law")

@@ -125,24 +125,39 @@ def test_prompt_shapes(row, references):
     assert entries("prompts", row) == [{"prompt": [U], "references": references}]
 
 
-@pytest.mark.parametrize("shape", SHAPES["prompts"], ids=lambda shape: ", ".join(shape.required))
-def test_prompts_of_every_shape_may_have_a_category(shape):
-    values = {"prompt": "Hi", "messages": [U, A], "conversations": GPT, "chosen": [U, A], "rejected": [U, B]}
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [pytest.param(kind, each, id=f"{kind}: {', '.join(each.required)}") for kind in SHAPES for each in SHAPES[kind]],
+)
+def test_rows_of_every_shape_may_have_an_annotator_or_a_category(kind, shape):
+    values = {"prompt": "Hi", "instruction": "Hi", "messages": [U, A], "chosen": [U, A], "rejected": [U, B]}
+    values["conversations"] = GPT[:1] if kind == "preferences" else GPT
     row = {name: values.get(name, "Hello") for name in shape.required}
-    assert [row.category for row in shaped("prompts", row, row | {"category": "law"})] == [None, "law"]
-    assert [row.category for row in shaped("prompts", row | {"topic": "tax"}, category="topic")] == ["tax"]
+    tag = "category" if kind == "prompts" else "annotator"
+    assert [row.tag for row in shaped(kind, row, row | {tag: "law"})] == [None, "law"]
+    assert [row.tag for row in shaped(kind, row | {"theirs": "tax"}, **{tag: "theirs"})] == ["tax"]
 
 
 @pytest.mark.parametrize(
-    ("value", "category"), [("law", "law"), ("  civil \n law ", "civil law"), ("", None), (" ", None), (None, None)]
+    ("value", "read"),
+    [("law", "law"), ("  civil \n law ", "civil law"), (7, "7"), (0, "0"), ("", None), (" ", None), (None, None)],
 )
-def test_a_category_is_read_without_regard_to_white_space(value, category):
-    assert [row.category for row in shaped("prompts", {"prompt": "Hi", "category": value})] == [category]
+def test_a_category_or_annotator_is_a_name_without_regard_to_white_space_or_a_whole_number(value, read):
+    assert [row.tag for row in shaped("prompts", {"prompt": "Hi", "category": value})] == [read]
+    pair = {"prompt": "Hi", "chosen": "Hello", "rejected": "No", "annotator": value}
+    assert [row.tag for row in shaped("preferences", pair)] == [read]
 
 
-def test_only_prompts_have_a_category():
-    [row] = shaped("demonstrations", {"prompt": "Hi", "response": "Hello", "category": 3})
+def test_only_prompts_have_a_category_and_they_have_no_annotator():
+    [row] = shaped("demonstrations", {"prompt": "Hi", "response": "Hello", "category": [3]})
     assert row == ShapedRow(1, [{"prompt": [U], "response": "Hello"}])
+    [row] = shaped("prompts", {"prompt": "Hi", "response": "Hello", "annotator": [3]})
+    assert row == ShapedRow(1, [{"prompt": [U], "references": ["Hello"]}])
+
+
+def test_all_answers_of_a_conversation_have_its_annotator():
+    [row] = shaped("demonstrations", {"messages": [U, A, U, B], "annotator": "ann"})
+    assert ([entry["response"] for entry in row.entries], row.tag) == (["Hello", "No"], "ann")
 
 
 def test_conversation_that_ends_with_the_user_gives_that_prompt_too():
@@ -252,7 +267,10 @@ def test_bad_row_is_named(kind, bad, said):
         ("prompts", {"prompt": "p", "references": ["a", None]}, "reference 2 is null"),
         ("prompts", {"prompt": "p", "references": {"a": 1}}, "references is an object"),
         ("prompts", {"messages": [A]}, "the conversation has no turn of the user"),
-        ("prompts", {"prompt": "p", "category": 3}, "category is the number 3 where a text is needed"),
+        ("prompts", {"prompt": "p", "category": 3.0}, "category is the number 3.0 where a text is needed"),
+        ("demonstrations", {"prompt": "p", "response": "r", "annotator": True}, "annotator is the truth value True"),
+        ("demonstrations", {"prompt": "p", "response": "r", "annotator": ["a"]}, "annotator is a list where a text"),
+        ("demonstrations", {"prompt": "p", "response": "r", "annotator": "x" * 101}, "annotator has 101 characters"),
         ("prompts", {"prompt": "p", "category": "x" * 101}, "category has 101 characters where a name of at most 100"),
     ],
 )

@@ -4,11 +4,11 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, get_args
 
-from tasks.data.records import TYPES, Kind, Message, Split
+from tasks.data.records import TAGS, TYPES, Kind, Message, Split
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 ROLES = ("system", "developer", "user", "assistant", "tool")
-_NO_TEXTS = ("id", "split", "source", "row", "category")  # no model reads them
+_NO_TEXTS = ("id", "split", "source", "row", *TAGS.values())  # no model reads them
 
 
 class Row(NamedTuple):
@@ -88,7 +88,7 @@ def _field_fault(field: str, value: object) -> str | None:
         return None if isinstance(value, int) and not isinstance(value, bool) else "row is not a number"
     if field == "prompt":
         return _prompt_fault(value)
-    if field == "category" and value is None:
+    if value is None and field in TAGS.values():
         return None
     if field == "references":
         strings = isinstance(value, list) and all(isinstance(text, str) for text in value)
