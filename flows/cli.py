@@ -12,6 +12,7 @@ from tasks.errors import InputError
 
 if TYPE_CHECKING:
     from flows.pipeline import Result
+    from tasks.data.exclusions import What
     from tasks.params import Params
 
 Content = TypeVar("Content")
@@ -134,18 +135,21 @@ def why(
 def trace(
     row: Annotated[str | None, typer.Option(metavar="ID", help="A row's id, as in data/prepare.")] = None,
     source: Annotated[str | None, typer.Option(metavar="NAME", help="A source, as rows name it.")] = None,
+    annotator: Annotated[str | None, typer.Option(metavar="NAME", help="An annotator, as rows name them.")] = None,
     exclude: Annotated[bool, typer.Option("--exclude", help="Have prepare leave it out from now on.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Tell which versions were trained on a row or source, promoted or not."""
+    """Tell which versions were trained on a row, source or annotator, promoted or not."""
     from flows.display import show_trace
     from tasks.registry import trace as tracing
 
-    if bool(row) == bool(source):
-        raise InputError("a trace starts from one thing: give --row ID or --source NAME")
-    params, name = _params(), row or source or ""
-    traced = tracing.trace(params, "row" if row else "source", name)
-    excluded = tracing.exclude(params, traced["what"], name) if exclude else None
+    asked: dict[What, str | None] = {"row": row, "source": source, "annotator": annotator}
+    named = [(what, name) for what, name in asked.items() if name]
+    if len(named) != 1:
+        raise InputError("a trace starts from one thing: give --row ID, --source NAME or --annotator NAME")
+    params, [(what, name)] = _params(), named
+    traced = tracing.trace(params, what, name)
+    excluded = tracing.exclude(params, what, name) if exclude else None
     _report({**traced, "excluded": excluded}, as_json, show_trace)
 
 

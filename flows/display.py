@@ -70,8 +70,12 @@ def show_trace(traced: Mapping[str, Any]) -> None:
         for each in traced["versions"]
     ]
     _table(("policy", "learned it", "reward model", "by", "rows in its data"), rows)
-    if any(each["policy"] is None for each in traced["versions"]):
+    if any(each["rows"] is None for each in traced["versions"]):
         _line("unknown: DVC's cache lacks the data of that version: run dvc fetch --all-commits, then again")
+    if any(each["unattributed"] for each in traced["versions"]):
+        _line(
+            "no annotator: rows that were learned from but name nobody; what comes from them is unknown rather than no"
+        )
     if not traced["in_any"]:
         _line(f"No data that could be read hold the {traced['what']} {traced['name']}: is it spelt as in data/prepare?")
     excluded = traced["excluded"]
@@ -89,7 +93,8 @@ def _kept(version: Mapping[str, Any]) -> str:
         return "unknown"
     kept = [f"{kind} {split} {n}" for kind, splits in version["rows"].items() for split, n in splits.items()]
     quarantined = [f"quarantine {version['quarantined']}"] if version["quarantined"] else []
-    return ", ".join([*kept, *quarantined]) or "none"
+    unattributed = [f"no annotator {version['unattributed']}"] if version["unattributed"] else []
+    return ", ".join([*kept, *quarantined, *unattributed]) or "none"
 
 
 def show_exported(exported: Mapping[str, Any]) -> None:

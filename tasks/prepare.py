@@ -8,7 +8,7 @@ import heapq
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from tasks.data.exclusions import Exclusions, read_exclusions
+from tasks.data.exclusions import Exclusion, read_exclusions
 from tasks.data.files import METRICS, PREPARED, replacing, write_json
 from tasks.data.lines import Spool
 from tasks.data.records import TAGS, TYPES, Kind, Record, Split, write_records
@@ -44,15 +44,19 @@ def prepare(params: Params) -> None:
     settings = params.prepare
     exclusions = read_exclusions(Path(settings.exclude))
     _check_sources(settings, exclusions)
-    excluded = dict.fromkeys(exclusions.rows, 0)  # and how often each was met
+    excluded = {each: 0 for each in sorted(exclusions) if each.what != "source"}  # and how often each was met
     with replacing(PREPARED) as folder:
         metrics: dict[str, Any] = {kind: _prepare_kind(folder, kind, settings, params.seed, excluded) for kind in TYPES}
         write_json(METRICS / "prepare.json", metrics)
-    for name in sorted(name for name, times in excluded.items() if not times):
-        logger.warning("%s excludes row %s, which no source holds: it may have been deleted", settings.exclude, name)
+    for what, name in (each for each, times in excluded.items() if not times):
+        logger.warning(
+            "%s excludes %s %s, which no source holds: it may have been deleted", settings.exclude, what, name
+        )
 
 
-def _prepare_kind(folder: Path, kind: Kind, settings: Prepare, seed: int, excluded: dict[str, int]) -> dict[str, Any]:
+def _prepare_kind(
+    folder: Path, kind: Kind, settings: Prepare, seed: int, excluded: dict[Exclusion, int]
+) -> dict[str, Any]:
     source = _sources(settings)[kind]
     counts: Counter[str] = Counter()
     raw = tqdm(_raw_rows(kind, settings, seed), desc=f"prepare {kind}", unit=" rows", disable=None)
@@ -103,26 +107,29 @@ def _alike(keys: npt.NDArray[np.bytes_]) -> Iterator[list[int]]:
 
 
 def _without(
-    rows: Iterable[ShapedRow], kind: Kind, excluded: dict[str, int], counts: Counter[str]
+    rows: Iterable[ShapedRow], kind: Kind, excluded: dict[Exclusion, int], counts: Counter[str]
 ) -> Iterator[ShapedRow]:
     """Leave out what is excluded before `limit` chooses: as if the source did not hold it."""
     if not excluded:  # and spare a hash a row
         yield from rows
         return
     for shaped in rows:
-        names = [content_id([kind, entry]) for entry in shaped.entries]
-        for name in names:
-            if name in excluded:
-                excluded[name] += 1
+        left = []
+        for entry in shaped.entries:
+            why = excluded.keys() & {("row", content_id([kind, entry])), (TAGS[kind], shaped.tag)}
+            for each in why:
+                excluded[each] += 1
+            if why:
                 counts["excluded"] += 1
-        left = [entry for name, entry in zip(names, shaped.entries, strict=True) if name not in excluded]
+            else:
+                left.append(entry)
         if left:
             yield shaped._replace(entries=left)
 
 
-def _check_sources(settings: Prepare, exclusions: Exclusions) -> None:
+def _check_sources(settings: Prepare, exclusions: Set[Exclusion]) -> None:
     for kind, source in _sources(settings).items():
-        if _name_in_outputs(source) in exclusions.sources:
+        if ("source", _name_in_outputs(source)) in exclusions:
             raise InputError(
                 f"{settings.exclude} excludes the source {_name_in_outputs(source)}: name another as "
                 f"prepare.{kind}.source in params.yaml"

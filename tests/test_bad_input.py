@@ -168,7 +168,7 @@ CASES = {
     "exclusion that names nothing": Case(
         "prepare",
         lambda _shop: Path("exclude.txt").write_text("row a\nb\n"),
-        ("exclude.txt row 2 names nothing to exclude", "write `row ID` or `source NAME`"),
+        ("exclude.txt row 2 names nothing to exclude", "write `row ID`, `source NAME` or `annotator NAME`"),
     ),
     "missing file": Case(
         "prepare", source_of(None), ("mine.jsonl does not exist", "mend the path of the source in params.yaml")

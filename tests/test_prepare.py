@@ -389,6 +389,35 @@ def test_an_annotator_is_kept_and_changes_neither_ids_nor_splits_nor_what_limit_
     assert [record._replace(annotator=None) for record in with_annotator] == without
 
 
+def test_an_excluded_annotator_is_as_if_the_sources_did_not_hold_their_rows():
+    sources = annotated_sources()
+    prepare(params_with(**sources))
+    before = {kind: lines_of(kind) for kind in TYPES}
+    Path("exclude.txt").write_text("annotator 1\nannotator 2\n")
+    prepare(params_with(**sources))
+    for kind in ("demonstrations", "preferences"):  # of 40 rows each has ten
+        assert lines_of(kind) == [line for line in before[kind] if line["annotator"] not in {"1", "2"}]
+        assert (metrics()[kind]["excluded"], metrics()[kind]["records"]) == (20, 20)
+    assert lines_of("prompts") == before["prompts"]  # a category is no annotator
+    assert metrics()["prompts"]["excluded"] == 0
+
+
+def test_a_row_that_is_excluded_twice_counts_once(caplog):
+    sources = annotated_sources()
+    prepare(params_with(**sources))
+    gone = next(record for record in records_of(PREPARED, "preferences") if record.annotator == "1")
+    Path("exclude.txt").write_text(f"annotator 1\nrow {gone.id}\n")
+    prepare(params_with(**sources))
+    assert metrics()["preferences"]["excluded"] == 10
+    assert "no source holds" not in caplog.text
+
+
+def test_an_excluded_annotator_whom_no_row_names_is_named(caplog):
+    Path("exclude.txt").write_text("annotator 1\n")
+    prepare(params_with(**three_sources()))
+    assert "exclude.txt excludes annotator 1, which no source holds: it may have been deleted" in caplog.text
+
+
 def test_an_excluded_row_that_no_source_holds_is_named(caplog):
     Path("exclude.txt").write_text("row 0123456789abcdef\n")
     prepare(params_with(**three_sources()))

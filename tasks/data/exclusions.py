@@ -1,4 +1,4 @@
-"""Rows and sources that must not be used again: a text file with `row ID` or `source NAME` a line, # for comments."""
+"""What must not be used again: a text file with `row ID`, `source NAME` or `annotator NAME` a line, # for comments."""
 
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -6,17 +6,17 @@ from typing import Literal, NamedTuple, get_args
 from tasks.data.files import replacing
 from tasks.errors import InputError
 
-What = Literal["row", "source"]
+What = Literal["row", "source", "annotator"]
 
 
-class Exclusions(NamedTuple):
-    """What the file names."""
+class Exclusion(NamedTuple):
+    """What a line names."""
 
-    rows: frozenset[str]  # ids of records
-    sources: frozenset[str]  # as records name them
+    what: What
+    name: str  # as records have it: an id, a source or an annotator
 
 
-def read_exclusions(path: Path) -> Exclusions:
+def read_exclusions(path: Path) -> frozenset[Exclusion]:
     """Read the file.
 
     Raises:
@@ -28,14 +28,17 @@ def read_exclusions(path: Path) -> Exclusions:
         raise InputError(f"{path} is no file: restore it from git, or make an empty one") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
-    named: dict[str, set[str]] = {what: set() for what in get_args(What)}
+    known: dict[str, What] = {what: what for what in get_args(What)}
+    named = set()
     for number, line in enumerate(lines, start=1):
-        what, _, name = _without_comment(line).partition(" ")
-        if what and (what not in named or not name):
-            raise InputError(f"{path} row {number} names nothing to exclude: write `row ID` or `source NAME`")
-        if what:
-            named[what].add(name.strip())
-    return Exclusions(frozenset(named["row"]), frozenset(named["source"]))
+        if said := _without_comment(line):
+            what, _, name = said.partition(" ")
+            if what not in known or not name:
+                raise InputError(
+                    f"{path} row {number} names nothing to exclude: write `row ID`, `source NAME` or `annotator NAME`"
+                )
+            named.add(Exclusion(known[what], name.strip()))
+    return frozenset(named)
 
 
 def add_exclusion(path: Path, what: What, name: str) -> bool:
@@ -46,8 +49,7 @@ def add_exclusion(path: Path, what: What, name: str) -> bool:
     """
     if not name.strip() or _without_comment(name) != name or len(name.splitlines()) != 1:
         raise InputError(f"{name!r} cannot be written as a line of {path}: name one {what}")
-    known = read_exclusions(path)
-    if name in (known.rows if what == "row" else known.sources):
+    if (what, name) in read_exclusions(path):
         return False
     lines = [*path.read_text(encoding="utf-8").splitlines(), f"{what} {name}"]
     with replacing(path) as draft:

@@ -1,17 +1,18 @@
-"""The reverse question: which versions were trained on this row, or on what came from this source?
+"""The reverse question: which versions were trained on this row, or on what came from this source or annotator?
 
 A version's account names its data by hash, so the answer comes from what the version was trained on, not from what lies
-in the working folder. Where DVC's cache has lost those data, the answer is that it is not known.
+in the working folder. Where DVC's cache has lost those data, or rows name no annotator, it is not known.
 """
 
 import tempfile
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 from tasks.data.exclusions import What, add_exclusion
 from tasks.data.files import STATE, read_jsonl
-from tasks.data.records import TYPES
+from tasks.data.records import TAGS, TYPES, Kind
 from tasks.errors import InputError
 from tasks.params import Params
 from tasks.registry.decisions import MOVES, Holder, past_decisions
@@ -31,17 +32,19 @@ LEARN = {
 BEHIND_REWARD = ("sft", "reward")
 BEHIND_POLICY = {"dpo": ("sft", "dpo"), "ppo": ("sft", "reward", "ppo")}
 LINKS = ("reflink", "symlink", "hardlink", "copy")  # only to be read, and deleted at once
+Rows = dict[str, dict[str, int]]  # how many, by kind and split
 
 
 class Found(NamedTuple):
-    """What a version's data hold of a row or source."""
+    """What a version's data hold of a row, source or annotator."""
 
-    kept: dict[str, dict[str, int]]  # rows by kind and split
+    kept: Rows
     quarantined: int  # rows that the checks kept from every stage
+    unattributed: Rows | None  # kept rows that may be the annotator's, as they name none; None where none is asked for
 
 
 class Traced(TypedDict):
-    """What is known of a policy version. None is not a no: the cache has lost the data, so nobody can tell."""
+    """What is known of a policy version. None is not a no: data are lost or name no annotator, so nobody can tell."""
 
     version: int
     reward_version: int
@@ -51,8 +54,9 @@ class Traced(TypedDict):
     policy: bool | None  # whether the policy was trained on it, itself or in a model it was made from
     reward: bool | None  # whether the reward model was
     stages: list[str]  # that learned from it
-    rows: dict[str, dict[str, int]] | None  # kept, by kind and split; what no stage learned from was only measured on
+    rows: Rows | None  # kept, by kind and split; what no stage learned from was only measured on
     quarantined: int | None
+    unattributed: int | None  # rows that stages learned from and that name no annotator; only where one is asked for
 
 
 class Trace(TypedDict):
@@ -73,11 +77,11 @@ class Excluded(TypedDict):
 
 
 def trace(params: Params, what: What, name: str) -> Trace:
-    """Tell of every version ever registered, promoted or not, whether it was trained on a row or source.
+    """Tell of every version ever registered, promoted or not, whether it was trained on a row, source or annotator.
 
     Args:
         params: all settings.
-        what: whether `name` is the id of a row or the name of a source.
+        what: whether `name` is the id of a row or the name of a source or annotator.
         name: as data/prepare has it.
 
     Raises:
@@ -94,7 +98,7 @@ def trace(params: Params, what: What, name: str) -> Trace:
 
 
 def exclude(params: Params, what: What, name: str) -> Excluded:
-    """Have `prepare` leave a row or source out from now on; nothing is run, and the raw data stay as they are.
+    """Have `prepare` leave a row, source or annotator out from now on; nothing is run, and raw data stay as they are.
 
     Raises:
         InputError: the file of exclusions must be mended, or DVC cannot read the pipeline.
@@ -106,7 +110,7 @@ def exclude(params: Params, what: What, name: str) -> Excluded:
 
 def _look(md5: str, what: What, name: str) -> Found | None:
     """Count what a version's data hold of it; None where DVC's cache lacks them."""
-    field = "id" if what == "row" else "source"
+    field = "id" if what == "row" else what
     STATE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=STATE) as folder:  # beside the cache, where a link can lead to it
         data = Path(folder, "data").absolute()
@@ -114,34 +118,55 @@ def _look(md5: str, what: What, name: str) -> Found | None:
             materialise(md5, data, LINKS)
         except NotCachedError:
             return None
-        splits = {kind: _count(data / f"{kind}.jsonl", field, name) for kind in TYPES}
+        kept = _count(data, TYPES, field, name)
+        annotated = [kind for kind in TYPES if TAGS[kind] == what]
+        unattributed = _count(data, annotated, field, None) if annotated else None
         quarantine = data / "quarantine.jsonl"
-        quarantined = sum(row.get(field) == name for row in read_jsonl(quarantine)) if quarantine.exists() else 0
-    return Found({kind: dict(sorted(counts.items())) for kind, counts in splits.items() if counts}, quarantined)
+        lines = read_jsonl(quarantine) if quarantine.exists() else ()
+        return Found(kept, sum(line["record"].get(field) == name for line in lines), unattributed)
 
 
-def _count(path: Path, field: str, name: str) -> Counter[str]:
-    return Counter(row["split"] for row in read_jsonl(path) if row[field] == name)
+def _count(data: Path, kinds: Iterable[Kind], field: str, name: str | None) -> Rows:
+    """Count the kept rows that have a name in a field; data from before the field was thought of have none there."""
+    counts = {
+        kind: Counter(row["split"] for row in read_jsonl(data / f"{kind}.jsonl") if row.get(field) == name)
+        for kind in kinds
+    }
+    return {kind: dict(sorted(splits.items())) for kind, splits in counts.items() if splits}
 
 
 def _traced(holder: Holder, promoted: bool, found: Found | None) -> Traced:
     account: dict[str, Any] = holder["account"]
     method = account["method"]
-    run = (*BEHIND_REWARD, "judge", method)
-    learned = {stage for place in _places(found) for stage in LEARN.get(place, ()) if stage in run}
+    learned = _learners(found.kept) if found else set()
+    unattributed = found.unattributed if found else None
     return Traced(
         version=holder["version"],
         reward_version=holder["reward_version"],
         promoted=promoted,
         method=method,
         data=account["data"]["md5"],
-        policy=None if found is None else not learned.isdisjoint(BEHIND_POLICY[method]),
-        reward=None if found is None else not learned.isdisjoint(BEHIND_REWARD),
-        stages=[stage for stage in run if stage in learned],
+        policy=_trained(BEHIND_POLICY[method], found),
+        reward=_trained(BEHIND_REWARD, found),
+        stages=[stage for stage in (*BEHIND_REWARD, "judge", method) if stage in learned],
         rows=found and found.kept,
         quarantined=found and found.quarantined,
+        unattributed=None if unattributed is None else _learned(unattributed),
     )
 
 
-def _places(found: Found | None) -> list[tuple[str, str]]:
-    return [(kind, split) for kind, splits in found.kept.items() for split in splits] if found else []
+def _trained(behind: Sequence[str], found: Found | None) -> bool | None:
+    """Tell whether a model that these stages are behind was trained on what was found."""
+    if found is None:
+        return None
+    if not _learners(found.kept).isdisjoint(behind):
+        return True
+    return False if _learners(found.unattributed or {}).isdisjoint(behind) else None
+
+
+def _learned(rows: Rows) -> int:
+    return sum(rows.get(kind, {}).get(split, 0) for kind, split in LEARN)
+
+
+def _learners(rows: Rows) -> set[str]:
+    return {stage for kind, splits in rows.items() for split in splits for stage in LEARN.get((kind, split), ())}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.data.exclusions import Exclusions, add_exclusion, read_exclusions
+from tasks.data.exclusions import add_exclusion, read_exclusions
 from tasks.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -18,23 +18,31 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_file_of_the_project_excludes_nothing() -> None:
-    assert read_exclusions(ROOT / "exclude.txt") == Exclusions(frozenset(), frozenset())
+    assert read_exclusions(ROOT / "exclude.txt") == frozenset()
 
 
-def test_rows_sources_and_comments(path: Path) -> None:
+def test_rows_sources_annotators_and_comments(path: Path) -> None:
     path.write_text(
         "# why\n\nrow 1c9d # asked for by mail\nsource raw/week #3/pairs one.jsonl\nsource a#b.csv\nrow 1c9d\n"
+        "annotator 7\nannotator  Ann Lee  # left\n"
     )
 
-    assert read_exclusions(path) == Exclusions(frozenset({"1c9d"}), frozenset({"raw/week", "a#b.csv"}))
+    assert read_exclusions(path) == {
+        ("row", "1c9d"),
+        ("source", "raw/week"),
+        ("source", "a#b.csv"),
+        ("annotator", "7"),
+        ("annotator", "Ann Lee"),
+    }
 
 
-@pytest.mark.parametrize("line", ["1c9d", "row", "row  # nothing", "rows 1c9d", "annotator 3"])
+@pytest.mark.parametrize("line", ["1c9d", "row", "row  # nothing", "rows 1c9d", "annotator", "annotators 3"])
 def test_a_line_that_says_nothing_is_named(path: Path, line: str) -> None:
     path.write_text(f"row 1c9d\n{line}\n")
 
     with pytest.raises(
-        InputError, match=r"exclude.txt row 2 names nothing to exclude: write `row ID` or `source NAME`"
+        InputError,
+        match=r"exclude.txt row 2 names nothing to exclude: write `row ID`, `source NAME` or `annotator NAME`",
     ):
         read_exclusions(path)
 
@@ -54,8 +62,9 @@ def test_a_line_is_added_once_after_what_is_there(path: Path) -> None:
     assert add_exclusion(path, "source", "raw/my pairs.jsonl")
     assert not add_exclusion(path, "source", "raw/my pairs.jsonl")
     assert not add_exclusion(path, "row", "1c9d")
-    assert path.read_text() == "# ours\nrow 1c9d  # asked for\nsource raw/my pairs.jsonl\n"
-    assert read_exclusions(path).sources == {"raw/my pairs.jsonl"}
+    assert add_exclusion(path, "annotator", "1c9d")
+    assert path.read_text() == "# ours\nrow 1c9d  # asked for\nsource raw/my pairs.jsonl\nannotator 1c9d\n"
+    assert ("source", "raw/my pairs.jsonl") in read_exclusions(path)
 
 
 @pytest.mark.parametrize("name", ["", "  ", "a\nb", "a #b"])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.data.records import TAGS
 from tasks.errors import InputError
 from tasks.params import load_params
 from tasks.registry import lineage, promotion, trace
@@ -17,15 +18,24 @@ KINDS = ("demonstrations", "preferences", "prompts")
 
 
 def given_data(*rows):
-    """Have `validate` write these rows: kind (or quarantine), id, split, source."""
+    """Have `validate` write these rows: kind (or quarantine), id, split, source, and perhaps annotator or category."""
     folder = Path("given/validate")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for kind in (*KINDS, "quarantine"):
-        lines = [{"id": name, "split": split, "source": source} for of, name, split, source in rows if of == kind]
+        lines = [given_line(*row) for row in rows if row[0] == kind]
         (folder / f"{kind}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def given_line(kind, name, split, source, *tag):
+    origin = {"id": name, "source": source}
+    if kind == "quarantine":
+        record = origin | dict(zip(["annotator"], tag, strict=False))
+        return {"file": "demonstrations.jsonl", **origin, "row": 1, "reasons": ["empty"], "record": record}
+    return origin | {"split": split} | dict(zip([TAGS[kind]], tag, strict=False))
+
+
+# From before rows named annotators.
 FIRST = [
     ("demonstrations", "a", "train", "d.jsonl"),
     ("demonstrations", "b", "validation", "d.jsonl"),
@@ -36,11 +46,18 @@ FIRST = [
     ("prompts", "g", "test", "r.jsonl"),
     ("quarantine", "h", "train", "d.jsonl"),
 ]
+SECOND = [
+    ("preferences", "d", "train", "p.jsonl", "ann"),
+    ("preferences", "e", "validation", "p.jsonl", "bob"),
+    ("prompts", "f", "train", "r.jsonl", "bob"),  # a category of that name
+    ("prompts", "g", "test", "r.jsonl", None),
+    ("quarantine", "h", "train", "d.jsonl", "cy"),
+]
 
 
 @pytest.fixture(scope="module")
 def two_versions(finished, empty_database, tmp_path_factory):
-    """Version 1, PPO on the first data, is champion; version 2, on data without a, b and c, was refused."""
+    """Version 1, PPO on the first data, is champion; version 2, on the second, was refused."""
     folder = tmp_path_factory.mktemp("traced") / "checkout"
     shutil.copytree(finished, folder)
     shutil.copy(empty_database, folder)
@@ -50,7 +67,7 @@ def two_versions(finished, empty_database, tmp_path_factory):
         change_figures(content=1)
         repro()
         assert promotion.promote(load_params())["promoted"]
-        given_data(*FIRST[3:])
+        given_data(*SECOND)
         run_again(content=2, gate={"decision": "reject", "reasons": ["Too long."]})
         assert promotion.promote(load_params())["version"] == 2
     return folder
@@ -89,6 +106,7 @@ def test_versions_promoted_or_not_are_told_apart(traced):
         "stages": ["sft"],
         "rows": {"demonstrations": {"train": 1}},
         "quarantined": 0,
+        "unattributed": None,
     }
     assert (second["version"], second["promoted"], second["policy"], second["reward"]) == (2, False, False, False)
     assert (second["stages"], second["rows"], told["in_any"]) == ([], {}, True)
@@ -116,7 +134,7 @@ def test_split_and_kind_say_what_learned_from_a_row(traced, row, policy, reward,
 def test_dpo_learns_from_the_pairs_itself_and_from_no_prompt():
     account = {"data": {"md5": "x.dir"}, "method": "dpo"}
     for kind, policy, stages in (("preferences", True, ["reward", "dpo"]), ("prompts", False, [])):
-        found = trace.Found({kind: {"train": 1}}, 0)
+        found = trace.Found({kind: {"train": 1}}, 0, None)
         told = trace._traced({"version": 1, "reward_version": 1, "md5": "y", "account": account}, False, found)
         assert (told["policy"], told["stages"]) == (policy, stages)
 
@@ -126,6 +144,45 @@ def test_a_source_counts_all_its_rows(traced):
     assert first["rows"] == {"demonstrations": {"test": 1, "train": 1, "validation": 1}}
     assert (first["policy"], first["quarantined"]) == (True, 1)
     assert (second["policy"], second["rows"], second["quarantined"]) == (False, {}, 1)
+
+
+@pytest.mark.parametrize(
+    ("annotator", "learned", "stages", "rows", "quarantined"),
+    [
+        ("ann", True, ["reward"], {"preferences": {"train": 1}}, 0),
+        ("bob", False, ["judge"], {"preferences": {"validation": 1}}, 0),
+        ("cy", False, [], {}, 1),
+    ],
+)
+def test_an_annotator_is_traced_where_rows_name_one(traced, annotator, learned, stages, rows, quarantined):
+    told = trace.trace(traced, "annotator", annotator)
+    first, second = told["versions"]
+    assert (second["policy"], second["reward"], second["stages"]) == (learned, learned, stages)
+    assert (second["rows"], second["quarantined"], second["unattributed"]) == (rows, quarantined, 0)
+    assert told["in_any"]
+    # a, d and e, which sft, reward and judge learned from, may be anybody's.
+    assert (first["policy"], first["reward"], first["stages"], first["unattributed"]) == (None, None, [], 3)
+    assert (first["rows"], first["quarantined"]) == ({}, 0)
+
+
+def test_who_is_named_nowhere_is_told_apart_from_a_no(traced):
+    told = trace.trace(traced, "annotator", "dee")
+    assert ([each["policy"] for each in told["versions"]], told["in_any"]) == ([None, False], False)
+
+
+@pytest.mark.parametrize(
+    ("method", "kept", "unattributed", "policy", "reward", "count"),
+    [
+        ("ppo", {}, {"preferences": {"train": 2, "validation": 1, "test": 4}}, None, None, 3),  # the judge's too
+        ("dpo", {}, {"preferences": {"train": 2}}, None, None, 2),
+        ("ppo", {}, {"demonstrations": {"validation": 5}, "preferences": {"validation": 1}}, False, False, 1),
+        ("ppo", {"preferences": {"train": 1}}, {"demonstrations": {"train": 6}}, True, True, 6),  # one is enough
+    ],
+)
+def test_rows_without_annotator_leave_no_sure_no(method, kept, unattributed, policy, reward, count):
+    account, found = {"data": {"md5": "x.dir"}, "method": method}, trace.Found(kept, 0, unattributed)
+    told = trace._traced({"version": 1, "reward_version": 1, "md5": "y", "account": account}, False, found)
+    assert (told["policy"], told["reward"], told["unattributed"]) == (policy, reward, count)
 
 
 def test_what_no_data_hold_is_told_apart_from_a_no(traced):
@@ -160,6 +217,7 @@ def test_an_exclusion_names_the_stages_and_runs_none(tracked):
     assert (told["file"], told["added"], sorted(told["stages"])) == ("exclude.txt", True, sorted(after))
     assert told["stages"] == stages_after("prepare")
     assert not trace.exclude(load_params(), "row", "a")["added"]
-    assert Path("exclude.txt").read_text() == "row a\n"
+    assert trace.exclude(load_params(), "annotator", "ann")["stages"] == told["stages"]
+    assert Path("exclude.txt").read_text() == "row a\nannotator ann\n"
     assert Path("dvc.lock").read_bytes() == lock
     assert stages_after("gate") == ["gate"]
