@@ -16,7 +16,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,7 +35,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 SEND_EVERY_SECONDS, SEND_EVERY_ROWS = 2.0, 200
 VALUES_PER_REQUEST = 1000  # MLflow's limit
 PARAMETERS_PER_REQUEST, PARAMETER_LENGTH = 100, 6000  # MLflow's limits
-UNNAMEABLE = re.compile(r"[^\w.\- ]")  # in the name of a metric
+UNNAMEABLE, NAME_LENGTH = re.compile(r"[^\w.\- ]"), 250  # what MLflow refuses in the name of a metric, and its limit
 RETRY_AFTER_SECONDS = 60.0  # a server that has gone away must not slow training down
 
 logger = logging.getLogger(__name__)
@@ -70,10 +70,13 @@ class Run:
     def summary(self, metrics: Mapping[str, Any]) -> None:
         """Note a stage's final figures: every number in a nested mapping, as `final/outer.inner`.
 
-        What MLflow takes for no part of a name, such as the slash in a category of prompts, becomes `_`.
+        What MLflow takes for no part of a name, such as the slash in a category of prompts or in a source, becomes `_`.
         """
-        numbers = {name: value for name, value in flatten(metrics).items() if isinstance(value, int | float)}
-        self.log(0, {f"final/{UNNAMEABLE.sub('_', name)}": value for name, value in numbers.items()})
+        named: dict[str, float] = {}
+        for path, value in flatten(metrics).items():
+            if isinstance(value, int | float):
+                named[_metric_name(path, named)] = value
+        self.log(0, named)
 
     def model(self, folder: Path, md5: str | None = None) -> None:
         """Note the model in `folder` as this run's, by reference: the weights stay where DVC keeps them.
@@ -279,6 +282,15 @@ def _sections(stage: str, params: Params) -> dict[str, Any]:
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _metric_name(path: str, taken: Container[str]) -> str:
+    """Name a final figure as MLflow allows it; where that is too long or another's name, a hash tells it apart."""
+    name = f"final/{UNNAMEABLE.sub('_', path)}"
+    if len(name) <= NAME_LENGTH and name not in taken:
+        return name
+    mark = hashlib.sha256(path.encode()).hexdigest()[:8]
+    return f"{name[: NAME_LENGTH - len(mark) - 1]} {mark}"
 
 
 def _this_process() -> str:

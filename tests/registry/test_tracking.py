@@ -73,6 +73,21 @@ def test_a_run_carries_what_defends_a_model(tracked, params):
     assert found.data.metrics["system/peak_memory_megabytes"] > 10
 
 
+def test_no_source_is_named_so_that_its_figures_are_lost(tracked, params):
+    long = "data/" + "x" * 300
+    names = ["a/b (v2).jsonl", "a_b _v2_.jsonl", "org/name", f"{long}1", f"{long}2"]
+    with tracking.run("reward", params) as run:
+        run.summary({"accuracy_by_source": {name: {"value": place} for place, name in enumerate(names)}})
+    found = {name: value for name, value in only_run().data.metrics.items() if name.startswith("final/")}
+    plain, alike, hub, *cut = sorted(found, key=found.__getitem__)
+    assert plain == "final/accuracy_by_source.a_b _v2_.jsonl.value"
+    # the first characters of what sha256sum says of accuracy_by_source.a_b _v2_.jsonl.value
+    assert alike == f"{plain} f5a2e04c"
+    assert hub == "final/accuracy_by_source.org_name.value"
+    assert [len(name) for name in cut] == [250, 250]
+    assert sorted(found.values()) == [0, 1, 2, 3, 4]
+
+
 def test_the_data_are_inputs_by_their_content(tracked, params):
     with tracking.run("sft", params, inputs=[INPUT]):
         pass
