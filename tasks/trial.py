@@ -9,7 +9,7 @@ from typing import Any
 
 from tasks.data.files import METRICS, read_json, write_json
 from tasks.errors import InputError
-from tasks.judging.checks import figure
+from tasks.judging.checks import figure, lookup
 from tasks.params import Params
 from tasks.stage import main
 
@@ -37,13 +37,27 @@ def trial(params: Params) -> None:
 
 def described(figures: Mapping[str, Any]) -> str:
     """Put the reward model's figures into one line; a missing one is said to be."""
-    low, value, high = (_number(figure(figures, "accuracy", key)) for key in ("low", "value", "high"))
-    pairs = figure(figures, "accuracy", "pairs")
+    source = weakest_source(figures)
+    of_source = f" (weakest source: {source}, {_accuracy(figures, 'accuracy_by_source', source)})" if source else ""
     return (
-        f"held-out accuracy {value} [{low}, {high}] on {'unknown' if pairs is None else f'{pairs:.0f}'} pairs, "
+        f"held-out accuracy {_accuracy(figures, 'accuracy')}{of_source}, "
         f"calibration error {_number(figure(figures, 'calibration_error'))}, "
         f"correlation with length {_number(figure(figures, 'length_correlation'))}"
     )
+
+
+def weakest_source(figures: Mapping[str, Any]) -> str | None:
+    """Name the source whose pairs the model knows least; None where no interval lies below that of all pairs."""
+    below = figure(figures, "accuracy", "low") or 0.0
+    found = lookup(figures, "accuracy_by_source") or {}
+    bounds = [(high, name) for name in found if (high := figure(found, name, "high")) is not None and high < below]
+    return min(bounds)[1] if bounds else None
+
+
+def _accuracy(figures: Mapping[str, Any], *path: str) -> str:
+    value, low, high = (_number(figure(figures, *path, key)) for key in ("value", "low", "high"))
+    pairs = figure(figures, *path, "pairs")
+    return f"{value} [{low}, {high}] on {'unknown' if pairs is None else f'{pairs:.0f}'} pairs"
 
 
 def _number(value: float | None) -> str:

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 
 from tasks.data.encoded import encoded_demonstrations, encoded_preferences
 from tasks.data.files import MODELS, VALIDATED, read_json
-from tasks.data.records import write_records
+from tasks.data.records import Message, write_records
 from tasks.data.tokens import load_tokenizer
 from tasks.errors import InputError
-from tasks.learning.batches import pair_batches, row_batches
+from tasks.learning.batches import collate, pair_batches, row_batches
 from tasks.learning.calibration import reward_figures
-from tasks.learning.models import load_reward, normalise_scores
+from tasks.learning.models import load_reward, new_reward_model, normalise_scores
 from tasks.learning.readings import completion_scores
 from tasks.learning.scoring import held_out_loss, scored_pairs
 from tasks.params import Params
@@ -39,10 +39,11 @@ def test_the_stage_writes_what_it_says(params: Params, noted_run: NotedRun):
 
 
 def flat(figures: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Figures of nested groups under joined names, but for those that are not there."""
+    """Figures of nested groups and of lists under joined names, but for those that are not there."""
     found: dict[str, float] = {}
     for name, value in figures.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        nested = {str(place): each for place, each in enumerate(value)} if isinstance(value, list) else value
+        found |= flat(nested, f"{prefix}{name}.") if isinstance(nested, dict) else {f"{prefix}{name}": nested}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -53,13 +54,13 @@ def test_the_figures_are_those_of_the_written_model_on_the_test_split(params: Pa
     normalise_scores(model, 0.0, 1.0)  # raw scores: the margins are log-odds
     splits = {}
     for split in ("validation", "test"):
-        pairs = encoded_preferences(VALIDATED, split, tokenizer, None)
-        splits[split] = pair_batches(pairs, params.runtime.tokens_per_pass, CPU)
-    figures = reward_figures(scored_pairs(model, splits["test"]))
+        splits[split] = encoded_preferences(VALIDATED, split, tokenizer, None)
+    figures = reward_figures(scored_pairs(model, splits["test"], params.runtime.tokens_per_pass))
     written = {name: metrics[name] for name in figures}
     # Weights mapped from a file may lie in memory otherwise than those that were trained: the last bit differs.
     assert flat(written) == pytest.approx(flat(figures), rel=1e-5)
-    held_out = held_out_loss(model, splits["validation"], params.reward)
+    batches = pair_batches(splits["validation"], params.runtime.tokens_per_pass, CPU)
+    held_out = held_out_loss(model, batches, params.reward)
     assert metrics["validation"]["loss"]["after"] == pytest.approx(held_out, rel=1e-6)
     assert metrics["accuracy"]["low"] <= metrics["accuracy"]["value"] <= metrics["accuracy"]["high"]
     assert (metrics["pairs"], metrics["accuracy"]["pairs"]) == (10, 4)
@@ -88,6 +89,35 @@ def test_it_learns_what_separates_the_pairs(make_params: MakeParams):
     assert metrics["accuracy"]["value"] == 1.0
     loss = metrics["validation"]["loss"]
     assert loss["after"] < 0.1 < math.log(2) - 0.1 < loss["before"]
+
+
+def test_accuracy_is_told_by_source(make_params: MakeParams):
+    easy = [record._replace(chosen="yes", rejected="no") for record in records_of(VALIDATED, "preferences")]
+    # In one source the answers stand the wrong way round. Shorter prompts come later, and are scored first.
+    tests = [
+        record._replace(prompt=[Message(role="user", content="order " * words)], source="org/name")
+        for record, words in zip((each for each in easy if each.split == "test"), (9, 7, 5, 1), strict=True)
+    ]
+    for place in (0, 1, 3):
+        tests[place] = tests[place]._replace(source="data/my pairs (v2).jsonl", chosen="no", rejected="yes")
+    write_records(VALIDATED, "preferences", [*(each for each in easy if each.split != "test"), *tests])
+    reward(make_params(reward={"epochs": 10}))
+    by_source = read_json(Path("metrics/reward.json"))["accuracy_by_source"]
+    told = [(name, found["value"], found["pairs"]) for name, found in by_source.items()]
+    assert told == [("data/my pairs (v2).jsonl", 0.0, 3), ("org/name", 1.0, 1)]
+
+
+def test_pairs_are_scored_in_their_order_whatever_the_passes(params: Params):
+    model, tokenizer = new_reward_model(MODELS / "sft", params), load_tokenizer(MODELS / "sft")
+    pairs = encoded_preferences(VALIDATED, "train", tokenizer, None)
+    lengths = pairs.lengths.tolist()
+    assert lengths != sorted(lengths)
+    alone = [completion_scores(model, collate(list(pair))).tolist() for pair in pairs]
+    for tokens in (1, 100, 10_000):
+        found = scored_pairs(model, pairs, tokens)
+        assert [[pair.chosen_length, pair.rejected_length] for pair in found] == pairs.counts[:, 1:].tolist()
+        for pair, scores in zip(found, alone, strict=True):
+            assert [pair.chosen_score, pair.rejected_score] == pytest.approx(scores, abs=1e-5)
 
 
 def test_the_head_learns_beside_adapters_and_all_is_merged(make_params: MakeParams):

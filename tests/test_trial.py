@@ -44,6 +44,27 @@ def test_below_the_threshold_the_pipeline_stops_with_the_figures(make_params: Ma
     assert not Path("metrics/trial.json").exists()
 
 
+def test_the_source_that_the_model_surely_knows_less_is_named(make_params: MakeParams):
+    sources = {
+        "data/a.jsonl": {"value": 0.9, "low": 0.85, "high": 0.95, "pairs": 60},
+        "data/b.jsonl": {"value": 0.55, "low": 0.4, "high": 0.69, "pairs": 40},
+        "data/c.jsonl": {"value": 0.5, "low": 0.3, "high": 0.68, "pairs": 15},  # the lowest upper bound below 0.7
+        "data/d.jsonl": {"value": 0.4, "low": 0.1, "high": 0.7, "pairs": 5},  # its interval touches that of all pairs
+    }
+    with pytest.raises(InputError) as caught:
+        tried(make_params, SOUND | {"accuracy_by_source": sources}, threshold=0.71)
+    assert (
+        "accuracy 0.800 [0.700, 0.900] on 120 pairs "
+        "(weakest source: data/c.jsonl, 0.500 [0.300, 0.680] on 15 pairs), calibration error" in str(caught.value)
+    )
+
+
+def test_one_source_is_not_named(make_params: MakeParams):
+    with pytest.raises(InputError) as caught:
+        tried(make_params, SOUND | {"accuracy_by_source": {"data/a.jsonl": SOUND["accuracy"]}}, threshold=0.71)
+    assert "source" not in str(caught.value)
+
+
 @pytest.mark.parametrize("figures", [{}, {"accuracy": None}, {"accuracy": {"low": float("nan")}}])
 def test_a_missing_figure_does_not_pass(make_params: MakeParams, figures: dict[str, Any]):
     with pytest.raises(InputError, match=r"held-out accuracy unknown \[unknown, unknown\] on unknown pairs"):

@@ -35,6 +35,7 @@ WINS = (
     ("references", "the references"),
     ("gold", "the known rule"),
 )
+PROVENANCE = {"accuracy_by_source": "Source"}  # by what the reward model's accuracy is told apart
 SAMPLES = 5  # of each kind: candidate far ahead, candidate far behind
 ABSENT = "—"
 
@@ -146,6 +147,7 @@ def render(
     )
     ahead, behind = _samples(responses)
     marks, yardstick = (lookup(evaluation, key) or [] for key in ("frontier", "best_of_sft"))
+    weighed = reliability(background.reward), length_scatter(responses)
     return environment.get_template(TEMPLATE).render(
         judgement=judgement,
         prompts=_count(evaluation, "prompts"),
@@ -162,8 +164,9 @@ def render(
         frontier=frontier(marks, yardstick) if marks else None,
         places=_frontier_rows(marks, yardstick),
         judges=[name for name, *_ in JUDGES.values()],
-        weighed=[plot for plot in (reliability(background.reward), length_scatter(responses)) if plot],
+        weighed=[plot for plot in weighed if plot],
         reward_model=_reward_model(background.reward),
+        provenance=_provenance(background.reward),
         data=_data_rows(background.validation),
         samples=(("The candidate is far ahead", ahead), ("The candidate is far behind", behind)),
     )
@@ -244,6 +247,15 @@ def _reward_model(reward: Mapping[str, Any]) -> list[tuple[str, str]]:
                 ("rejected", ("accuracy_by_length", "rejected_longer")),
             )
         ),
+    ]
+
+
+def _provenance(reward: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """Tables of the reward model's accuracy by where pairs come from: a title, and rows of name, pairs and accuracy."""
+    known = [(title, found) for key, title in PROVENANCE.items() if (found := lookup(reward, key))]
+    return [
+        (title, [(name, _count(found[name], "pairs"), _interval(found, (name,), 3, sign="")) for name in found])
+        for title, found in known
     ]
 
 

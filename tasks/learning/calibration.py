@@ -47,9 +47,8 @@ def reward_figures(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     margins = [pair.margin for pair in pairs]
     scores = [score for pair in pairs for score in (pair.chosen_score, pair.rejected_score)]
     lengths = [length for pair in pairs for length in (pair.chosen_length, pair.rejected_length)]
-    low, high = wilson_interval(sum(pair.correct for pair in pairs), len(pairs))
     return {
-        "accuracy": {**_accuracy(pairs), "low": low, "high": high, "ties": margins.count(0.0)},
+        "accuracy": {**_accuracy_and_interval(pairs), "ties": margins.count(0.0)},
         "margin": {"mean": statistics.fmean(margins), "std": statistics.pstdev(margins)},
         "score": {"mean": statistics.fmean(scores), "std": statistics.pstdev(scores)},
         "calibration_error": calibration_error(pairs),
@@ -60,6 +59,20 @@ def reward_figures(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
             pairs, _confidence_fifth, ("0.5-0.6", "0.6-0.7", "0.7-0.8", "0.8-0.9", "0.9-1.0")
         ),
     }
+
+
+def accuracy_by(pairs: Sequence[ScoredPair], names: Sequence[str | None]) -> dict[str, dict[str, Any]]:
+    """Accuracy in each group of pairs, with an interval that holds for it alone, in the order of the groups' names.
+
+    Args:
+        pairs: all of them.
+        names: of the group of each pair; one of None is in no group.
+    """
+    groups: dict[str, list[ScoredPair]] = {}
+    for pair, name in zip(pairs, names, strict=True):
+        if name is not None:
+            groups.setdefault(name, []).append(pair)
+    return {name: _accuracy_and_interval(group) for name, group in sorted(groups.items())}
 
 
 def calibration_error(pairs: Sequence[ScoredPair], bins: int = CALIBRATION_BINS) -> float:
@@ -85,6 +98,11 @@ def correlation(left: Sequence[float], right: Sequence[float]) -> float | None:
 def _accuracy(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     value = statistics.fmean(pair.correct for pair in pairs) if pairs else None
     return {"value": value, "pairs": len(pairs)}
+
+
+def _accuracy_and_interval(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
+    low, high = wilson_interval(sum(pair.correct for pair in pairs), len(pairs))
+    return {**_accuracy(pairs), "low": low, "high": high}
 
 
 def _by(pairs: Sequence[ScoredPair], group: Callable[[ScoredPair], int], names: Iterable[str]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Reward models: learned from pairs, measured on others, and put on a standard scale."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from tasks.data.encoded import EncodedRows, encoded_demonstrations, encoded_preferences
 from tasks.data.files import MODELS, VALIDATED
 from tasks.data.origin import Origin, content_origin
-from tasks.data.records import Split
+from tasks.data.records import Split, read_records
 from tasks.data.tokens import EncodedPair, load_tokenizer
-from tasks.learning.batches import Batch, collate_pairs, pair_batches, row_batches
-from tasks.learning.calibration import ScoredPair, reward_figures
+from tasks.learning.batches import Batch, collate_pairs, micro_batches, pair_batches, row_batches
+from tasks.learning.calibration import ScoredPair, accuracy_by, reward_figures
 from tasks.learning.curves import Run, publish
 from tasks.learning.fitting import Fit, require_rows
 from tasks.learning.forward import unwrapped
@@ -26,6 +26,8 @@ from tasks.params import Params, Reward
 SFT = MODELS / "sft"
 DEMONSTRATIONS, PREFERENCES = VALIDATED / "demonstrations.jsonl", VALIDATED / "preferences.jsonl"
 INPUTS = [PREFERENCES, DEMONSTRATIONS]
+# Fields that say where a pair comes from: what the model knows of some it may not know of others.
+PROVENANCE = ("source",)
 
 
 def fit_reward_model(
@@ -61,7 +63,8 @@ def fit_reward_model(
         return require_rows(encoded_preferences(VALIDATED, split, tokenizer, context), PREFERENCES, split)
 
     pairs = pairs_of(learned_from)
-    held_out, test = (pair_batches(pairs_of(split), tokens, device) for split in (watched, "test"))
+    held_out, test = pair_batches(pairs_of(watched), tokens, device), pairs_of("test")
+    names_by_field = provenance("test")
     demonstrations = encoded_demonstrations(VALIDATED, "validation", tokenizer, context)
     answers = require_rows(demonstrations, DEMONSTRATIONS, "validation")
     origin = origin or content_origin(stage, params, [*INPUTS, SFT])
@@ -72,14 +75,15 @@ def fit_reward_model(
         train(fit, model, pairs, settings)
         model = merged(assembled(model))
         after = held_out_loss(model, held_out, settings)
-        test_figures = reward_figures(scored_pairs(model, test))  # raw scores: their margins are the log-odds
+        scored = scored_pairs(model, test, tokens)  # raw scores: their margins are the log-odds
         normalisation = standardise(model, row_batches(answers, tokens, device))
         metrics = {
             "pairs": len(pairs),
             "tokens": int(pairs.counts[:, 1:].sum()),
             **fit.summary(),
             watched: {"loss": {"before": before, "after": after}},
-            **test_figures,
+            **reward_figures(scored),
+            **{f"accuracy_by_{field}": accuracy_by(scored, names) for field, names in names_by_field.items()},
             "normalisation": normalisation,
         }
         publish(stage, model, tokenizer, metrics=metrics, curve=fit.curve, run=run)
@@ -132,14 +136,24 @@ def held_out_loss(model: nn.Module, batches: Sequence[Batch], settings: Reward) 
 
 
 @torch.no_grad()
-def scored_pairs(model: nn.Module, batches: Sequence[Batch]) -> list[ScoredPair]:
-    """Score every pair, in fp32."""
-    pairs: list[ScoredPair] = []
-    for batch in batches:
+def scored_pairs(model: nn.Module, pairs: EncodedRows[EncodedPair], tokens: int) -> list[ScoredPair]:
+    """Score every pair, in fp32 and in passes of at most `tokens` tokens; the scores are in the order of the pairs."""
+    scored: dict[int, ScoredPair] = {}
+    for indices in micro_batches(range(len(pairs)), (2 * pairs.lengths).tolist(), tokens):
+        batch = collate_pairs([pairs[index] for index in indices], unwrapped(model).device)
         lengths = batch.completion_mask.sum(dim=1).chunk(2)
         columns = [values.tolist() for values in (*pair_scores(model, batch), *lengths)]
-        pairs += [ScoredPair(*values) for values in zip(*columns, strict=True)]
-    return pairs
+        scored |= zip(indices, map(ScoredPair, *columns), strict=True)
+    return [scored[index] for index in range(len(pairs))]
+
+
+def provenance(split: Split) -> Mapping[str, Sequence[str | None]]:
+    """Give the fields PROVENANCE of every pair of a split, each in the order of the pairs."""
+    found: dict[str, list[str | None]] = {field: [] for field in PROVENANCE}
+    for record in read_records(VALIDATED, "preferences", split):
+        for field, names in found.items():
+            names.append(getattr(record, field))
+    return found
 
 
 @torch.no_grad()

@@ -133,7 +133,8 @@ def test_a_champion_is_compared_beside_sft():
 def test_hostile_output_of_a_model_stays_text():
     row = response(HOSTILE, 2.0, 1.0, answer=HOSTILE) | {"references": [HOSTILE]}
     hostile = {"methods": {"meteor": HOSTILE}, "categories": {HOSTILE: GOOD["categories"]["law"]}}
-    html = page(EVALUATION | hostile, [row], warnings=[HOSTILE])
+    sources = {"accuracy_by_source": {HOSTILE: REWARD["accuracy"]}}
+    html = page(EVALUATION | hostile, [row], reward=REWARD | sources, warnings=[HOSTILE])
     parser = WellFormed()
     parser.feed(html)
     assert "script" not in parser.seen
@@ -174,6 +175,16 @@ def test_the_judge_is_described():
     assert "Expected calibration error 0.050" in text_of(html)
     assert "Reliability curve of the reward model" in html
     assert "Reliability curve" not in page()
+
+
+def test_the_judges_accuracy_is_told_by_source():
+    sources = {
+        "data/a.jsonl": {"value": 0.75, "low": 0.625, "high": 0.875, "pairs": 40},
+        "org/name": {"value": 0.5, "low": 0.25, "high": 0.75, "pairs": 12},
+    }
+    text = text_of(page(reward=REWARD | {"accuracy_by_source": sources}))
+    assert "Source Pairs Accuracy data/a.jsonl 40 0.750 (0.625 to 0.875) org/name 12 0.500 (0.250 to 0.750)" in text
+    assert "Source Pairs" not in text_of(page())
 
 
 def test_lengths_are_drawn_where_they_are_known():

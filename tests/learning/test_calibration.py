@@ -4,7 +4,14 @@ import math
 
 import pytest
 
-from tasks.learning.calibration import ScoredPair, calibration_error, correlation, reward_figures, wilson_interval
+from tasks.learning.calibration import (
+    ScoredPair,
+    accuracy_by,
+    calibration_error,
+    correlation,
+    reward_figures,
+    wilson_interval,
+)
 
 # Right by 2, wrong by 1, a tie, right by 1; the chosen answer is longer, longer, as long, shorter.
 PAIRS = [
@@ -41,7 +48,7 @@ def test_accuracy_counts_ties_half():
 def test_margins_and_scores():
     figures = reward_figures(PAIRS)
     # margins 2, -1, 0, 1: mean 0.5, variance (2.25 + 2.25 + 0.25 + 0.25) / 4 = 1.25
-    assert figures["margin"] == {"mean": 0.5, "std": pytest.approx(1.25**0.5)}
+    assert (figures["margin"]["mean"], figures["margin"]["std"]) == (0.5, pytest.approx(1.25**0.5))
     # scores 2 0 0 1 1 1 1 0: mean 6/8
     assert figures["score"]["mean"] == 0.75
 
@@ -72,6 +79,28 @@ def test_accuracy_by_length_and_confidence():
     }
     by_confidence = {name: found["pairs"] for name, found in figures["accuracy_by_confidence"].items()}
     assert by_confidence == {"0.5-0.6": 1, "0.6-0.7": 0, "0.7-0.8": 2, "0.8-0.9": 1, "0.9-1.0": 0}
+
+
+def test_accuracy_by_name_is_that_of_each_groups_pairs():
+    # right, wrong, tie, right: z^2 = 3.841459.
+    # a, 0 of 1: from 0 to z^2 / (1 + z^2) = 3.841459 / 4.841459 = 0.793451
+    # b, 1.5 of 2: z^2 / 2 = 1.920729, centre (0.75 + 0.960365) / 2.920729 = 0.585595,
+    # half 1.959964 / 2.920729 * sqrt(0.75 * 0.25 / 2 + 1.920729 / 8) = 0.671053 * 0.577790 = 0.387728
+    found = accuracy_by(PAIRS, ["b", "a", "b", None])
+    assert list(found) == ["a", "b"]
+    assert found["a"] == {"value": 0.0, "pairs": 1, "low": 0.0, "high": pytest.approx(0.793451, abs=1e-6)}
+    assert (found["b"]["value"], found["b"]["pairs"]) == (0.75, 2)
+    assert (found["b"]["low"], found["b"]["high"]) == pytest.approx((0.197867, 0.973323), abs=2e-6)
+
+
+def test_one_name_for_all_gives_the_accuracy_of_all():
+    whole = reward_figures(PAIRS)["accuracy"]
+    assert accuracy_by(PAIRS, ["x"] * 4) == {"x": {name: whole[name] for name in ("value", "pairs", "low", "high")}}
+
+
+def test_no_pair_goes_without_a_place():
+    with pytest.raises(ValueError, match="shorter"):
+        accuracy_by(PAIRS, ["x"] * 3)
 
 
 def test_differences_that_are_all_alike_are_all_small():
