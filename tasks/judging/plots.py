@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.judging.checks import figure
+from tasks.judging.checks import figure, lookup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,6 +109,21 @@ def reliability_points(reward: Mapping[str, Any]) -> list[Reliability]:
         if value is not None and pairs:
             points.append(Reliability((float(low) + float(high)) / 2, value, pairs))
     return points
+
+
+def margins(reward: Mapping[str, Any]) -> Plot | None:
+    """How many pairs the reward model tells apart by how much: white bars are pairs that it orders wrong."""
+    largest, counts = figure(reward, "margin", "largest"), lookup(reward, "margin", "histogram")
+    if not largest or not counts:
+        return None
+    drawing, [axis] = _panels(1)
+    width = 2 * largest / len(counts)
+    middles = [(place + 0.5) * width - largest for place in range(len(counts))]
+    faces = ["white" if middle < 0 else GREY for middle in middles]
+    axis.bar(middles, counts, width, color=faces, edgecolor=BLACK, linewidth=0.6)
+    axis.axvline(0, color=BLACK, linestyle="--", linewidth=0.8)
+    axis.set(title="margins (white: ordered wrong)", xlabel="score of chosen minus rejected", ylabel="pairs")
+    return Plot(_address(drawing), "Histogram of the reward model's margins on held-out pairs")
 
 
 def frontier_points(marks: Sequence[Mapping[str, Any]]) -> list[dict[str, float | None]]:

@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tasks.judging.checks import Check, Decision, figure, lookup
 from tasks.judging.opponent import Opponent
-from tasks.judging.plots import JUDGES, CurveRows, frontier, learning_curves, length_scatter, reliability
+from tasks.judging.plots import JUDGES, CurveRows, frontier, learning_curves, length_scatter, margins, reliability
 
 TEMPLATE = "report.html.j2"
 MODELS = ("candidate", "sft", "opponent")
@@ -147,7 +147,7 @@ def render(
     )
     ahead, behind = _samples(responses)
     marks, yardstick = (lookup(evaluation, key) or [] for key in ("frontier", "best_of_sft"))
-    weighed = reliability(background.reward), length_scatter(responses)
+    weighed = reliability(background.reward), margins(background.reward), length_scatter(responses)
     return environment.get_template(TEMPLATE).render(
         judgement=judgement,
         prompts=_count(evaluation, "prompts"),

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 CONFIDENCE = 0.95
 CALIBRATION_BINS = 10
+MARGIN_BINS = 20  # an even number: one bin must not hold pairs that are right and others that are wrong
 
 
 class ScoredPair(NamedTuple):
@@ -49,7 +50,7 @@ def reward_figures(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     lengths = [length for pair in pairs for length in (pair.chosen_length, pair.rejected_length)]
     return {
         "accuracy": {**_accuracy_and_interval(pairs), "ties": margins.count(0.0)},
-        "margin": {"mean": statistics.fmean(margins), "std": statistics.pstdev(margins)},
+        "margin": {"mean": statistics.fmean(margins), "std": statistics.pstdev(margins), **histogram(margins)},
         "score": {"mean": statistics.fmean(scores), "std": statistics.pstdev(scores)},
         "calibration_error": calibration_error(pairs),
         "length_correlation": correlation(scores, lengths),
@@ -73,6 +74,16 @@ def accuracy_by(pairs: Sequence[ScoredPair], names: Sequence[str | None]) -> dic
         if name is not None:
             groups.setdefault(name, []).append(pair)
     return {name: _accuracy_and_interval(group) for name, group in sorted(groups.items())}
+
+
+def histogram(margins: Sequence[float], bins: int = MARGIN_BINS) -> dict[str, Any]:
+    """Count margins in bins of one width from -`largest` to `largest`, the largest without its sign; 0 is an edge."""
+    largest = max(abs(margin) for margin in margins)
+    counts, half = [0] * bins, bins // 2
+    for margin in margins:
+        place = math.floor(margin / largest * half) if largest else 0
+        counts[min(half + place, bins - 1)] += 1
+    return {"largest": largest, "histogram": counts}
 
 
 def calibration_error(pairs: Sequence[ScoredPair], bins: int = CALIBRATION_BINS) -> float:

@@ -1,5 +1,6 @@
 import base64
 import re
+from html import unescape
 from html.parser import HTMLParser
 from typing import Any
 
@@ -169,12 +170,15 @@ def test_the_judge_is_described():
     reward = REWARD | {
         "calibration_error": 0.05,
         "accuracy_by_confidence": {"0.5-0.6": {"value": 0.5, "pairs": 4}, "0.6-0.7": {"value": None, "pairs": 0}},
+        "margin": {"mean": 0.5, "largest": 2.0, "histogram": [1, 0, 2, 1]},
     }
     html = page(reward=reward, responses=[response("a", 2, 1, length=8)])
     assert "Accuracy 0.750 (0.700 to 0.800)" in text_of(html)
     assert "Expected calibration error 0.050" in text_of(html)
     assert "Reliability curve of the reward model" in html
+    assert "Histogram of the reward model's margins" in unescape(html)
     assert "Reliability curve" not in page()
+    assert "Histogram" not in page()
 
 
 def test_the_judges_accuracy_is_told_by_source():

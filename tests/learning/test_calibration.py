@@ -9,6 +9,7 @@ from tasks.learning.calibration import (
     accuracy_by,
     calibration_error,
     correlation,
+    histogram,
     reward_figures,
     wilson_interval,
 )
@@ -51,6 +52,20 @@ def test_margins_and_scores():
     assert (figures["margin"]["mean"], figures["margin"]["std"]) == (0.5, pytest.approx(1.25**0.5))
     # scores 2 0 0 1 1 1 1 0: mean 6/8
     assert figures["score"]["mean"] == 0.75
+
+
+def test_margins_are_counted_in_bins_of_one_width():
+    # from -2 to 2 four bins, -2 -1 0 1: -2 lies on the first edge, -0.5 in the second bin, 0 on the third edge,
+    # 1 on the fourth, and 2, on the last, in the last bin
+    assert histogram([-2.0, -0.5, 0.0, 1.0, 2.0], bins=4) == {"largest": 2.0, "histogram": [1, 1, 1, 2]}
+    counts = reward_figures(PAIRS)["margin"]["histogram"]  # 2 -1 0 1 in bins of 0.2: numbers 19, 5, 10 and 15 from 0
+    assert {place: count for place, count in enumerate(counts) if count} == {5: 1, 10: 1, 15: 1, 19: 1}
+    assert len(counts) == 20
+
+
+def test_a_bin_holds_only_pairs_that_are_wrong_or_only_others():
+    assert histogram([-1e-300, 1e-300, 3.0], bins=2)["histogram"] == [1, 2]
+    assert histogram([0.0, 0.0], bins=2) == {"largest": 0.0, "histogram": [0, 2]}
 
 
 def test_calibration_error_by_hand():
