@@ -1,5 +1,6 @@
 """What the commands show to people; with --json they print the same data instead."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -137,9 +138,14 @@ def show_findings(findings: Sequence[Mapping[str, Any]]) -> None:
 def show_changes(changes: Sequence[Mapping[str, Any]]) -> None:
     """A line a setting."""
     for change in changes:
-        _line(f"{change['key']}: {change['before']} → {change['after']}")
+        _line(f"{change['key']}: {_as_yaml(change['before'])} → {_as_yaml(change['after'])}")
     if not changes:
         _line("params.yaml says so already.")
+
+
+def _as_yaml(value: object) -> str:
+    """A setting as it stands in params.yaml, in one line."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def show_tree(content: Mapping[str, Any]) -> None:

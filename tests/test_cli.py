@@ -357,6 +357,13 @@ def test_doctor_exits_with_1_where_something_fails(
 def test_configure_says_what_changed(trueline) -> None:
     assert trueline("configure", "align.method=dpo")[1] == "align.method: ppo → dpo\n"
     assert trueline("configure", "align.method=dpo")[1] == "params.yaml says so already.\n"
+    both = trueline(
+        "configure", "evaluate.llm_judge={url: http://a/v1, model: m, prompts: 9}", "registry.approval=true"
+    )
+    assert both[1].splitlines() == [
+        'evaluate.llm_judge: null → {"url": "http://a/v1", "model": "m", "prompts": 9}',
+        "registry.approval: false → true",
+    ]
     changes = json.loads(trueline("configure", "seed=8", "--json")[1])
     assert changes == [{"key": "seed", "before": 7, "after": 8}]
 
