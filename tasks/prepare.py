@@ -8,7 +8,7 @@ import heapq
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -22,7 +22,7 @@ from tasks.data.files import METRICS, PREPARED, replacing, write_json
 from tasks.data.lines import Spool
 from tasks.data.records import TAGS, TYPES, Kind, Record, Split, write_records
 from tasks.data.shapes import ShapedRow, shape_rows
-from tasks.data.sources import RawRow, content_hash, read_rows
+from tasks.data.sources import RawRow, files_of, identity, name_in_outputs, read_rows
 from tasks.data.splits import content_id, prompts_needed, split_of
 from tasks.errors import InputError
 from tasks.params import EXAMPLE, Params, Prepare, Source
@@ -43,10 +43,10 @@ def prepare(params: Params) -> None:
     """
     settings = params.prepare
     exclusions = read_exclusions(Path(settings.exclude))
-    _check_sources(settings, exclusions)
+    files = {kind: _files(kind, settings, exclusions) for kind in TYPES}
     excluded = {each: 0 for each in sorted(exclusions) if each.what != "source"}  # and how often each was met
     with replacing(PREPARED) as folder:
-        metrics: dict[str, Any] = {kind: _prepare_kind(folder, kind, settings, params.seed, excluded) for kind in TYPES}
+        metrics: dict[str, Any] = {kind: _prepare_kind(folder, kind, files[kind], params, excluded) for kind in TYPES}
         write_json(METRICS / "prepare.json", metrics)
     for what, name in (each for each, times in excluded.items() if not times):
         logger.warning(
@@ -54,30 +54,60 @@ def prepare(params: Params) -> None:
         )
 
 
+def _files(kind: Kind, settings: Prepare, exclusions: Set[Exclusion]) -> list[Source]:
+    """Give the files of a kind that are to be read, each as a source."""
+    source = _sources(settings)[kind]
+    files = [each for each in files_of(source) if ("source", name_in_outputs(each)) not in exclusions]
+    if not files:
+        raise InputError(
+            f"{settings.exclude} excludes all of {name_in_outputs(source)}: name another source as "
+            f"prepare.{kind}.source in params.yaml"
+        )
+    return files
+
+
 def _prepare_kind(
-    folder: Path, kind: Kind, settings: Prepare, seed: int, excluded: dict[Exclusion, int]
+    folder: Path, kind: Kind, files: list[Source], params: Params, excluded: dict[Exclusion, int]
 ) -> dict[str, Any]:
+    settings = params.prepare
     source = _sources(settings)[kind]
     counts: Counter[str] = Counter()
-    raw = tqdm(_raw_rows(kind, settings, seed), desc=f"prepare {kind}", unit=" rows", disable=None)
-    rows = shape_rows(_counted(raw, counts, "rows_read"), kind, source)
-    distinct = distinct_prompts(rows) if kind == "prompts" else rows
+    read: Counter[str] = Counter()  # rows by source
+    rows = tqdm(_rows(kind, files, settings, params.seed), desc=f"prepare {kind}", unit=" rows", disable=None)
+    shaped = _counted(rows, read, lambda row: row.source)
+    distinct = distinct_prompts(shaped) if kind == "prompts" else shaped
     left = _without(distinct, kind, excluded, counts)
     kept = left if source.limit is None else choose(left, source.limit)
-    records = _records(_counted(kept, counts, "rows_kept"), kind, source, settings.split)
-    write_records(folder, kind, _counted_by_split(_counted(records, counts, "records"), counts))
+    records = _records(_counted(kept, counts, lambda _: "rows_kept"), kind, settings.split)
+    write_records(folder, kind, _counted(records, counts, lambda record: record.split))
     _check_splits(counts, kind, source, settings.split)
-    totals = {name: counts[name] for name in ("rows_read", "excluded", "rows_kept", "records", *get_args(Split))}
-    return totals | {"sha256": content_hash(_source_file(source))}
+    splits = {split: counts[split] for split in get_args(Split)}
+    return {
+        "rows_read": read.total(),
+        "excluded": counts["excluded"],
+        "rows_kept": counts["rows_kept"],
+        "records": sum(splits.values()),
+        **splits,
+        "sources": {name_in_outputs(each): {"rows": read[name_in_outputs(each)], **_identity(each)} for each in files},
+    }
+
+
+def _rows(kind: Kind, files: list[Source], settings: Prepare, seed: int) -> Iterator[ShapedRow]:
+    for file in files:
+        yield from shape_rows(_raw_rows(kind, file, settings, seed), kind, file)
 
 
 def choose(rows: Iterable[ShapedRow], limit: int) -> list[ShapedRow]:
-    """Keep at most `limit` rows, those with the smallest content hash, in the order of the source.
+    """Keep at most `limit` rows, those with the smallest content hash, in the order of the sources.
 
-    Rows that are added or removed elsewhere in the source change the choice little, and its order not at all.
+    Rows that are added or removed elsewhere in a source change the choice little, and its order not at all.
     """
-    chosen = heapq.nsmallest(limit, rows, key=lambda shaped: (content_id(shaped.entries), shaped.row))
-    return sorted(chosen, key=lambda shaped: shaped.row)
+    chosen = heapq.nsmallest(limit, rows, key=lambda shaped: (content_id(shaped.entries), *_place(shaped)))
+    return sorted(chosen, key=_place)
+
+
+def _place(shaped: ShapedRow) -> tuple[str, int]:
+    return shaped.source, shaped.row
 
 
 def distinct_prompts(rows: Iterable[ShapedRow]) -> Iterator[ShapedRow]:
@@ -87,15 +117,15 @@ def distinct_prompts(rows: Iterable[ShapedRow]) -> Iterator[ShapedRow]:
     """
     keys = bytearray()
     with Spool() as spool:
-        for row, entries, tag in rows:
+        for source, row, entries, tag in rows:
             for entry in entries:
                 keys += hashlib.blake2b(json.dumps(entry["prompt"]).encode(), digest_size=HASH_BYTES).digest()
-                spool.add({"row": row, "tag": tag, **entry})
+                spool.add({"source": source, "row": row, "tag": tag, **entry})
         for numbers in _alike(np.frombuffer(keys, f"S{HASH_BYTES}")):
             first, *others = (spool[number] for number in numbers)
             references = dict.fromkeys(text for each in (first, *others) for text in each["references"])
             entry = {"prompt": first["prompt"], "references": list(references)}
-            yield ShapedRow(first["row"], [entry], first["tag"])
+            yield ShapedRow(first["source"], first["row"], [entry], first["tag"])
 
 
 def _alike(keys: npt.NDArray[np.bytes_]) -> Iterator[list[int]]:
@@ -109,7 +139,7 @@ def _alike(keys: npt.NDArray[np.bytes_]) -> Iterator[list[int]]:
 def _without(
     rows: Iterable[ShapedRow], kind: Kind, excluded: dict[Exclusion, int], counts: Counter[str]
 ) -> Iterator[ShapedRow]:
-    """Leave out what is excluded before `limit` chooses: as if the source did not hold it."""
+    """Leave out what is excluded before `limit` chooses: as if no source held it."""
     if not excluded:  # and spare a hash a row
         yield from rows
         return
@@ -127,15 +157,6 @@ def _without(
             yield shaped._replace(entries=left)
 
 
-def _check_sources(settings: Prepare, exclusions: Set[Exclusion]) -> None:
-    for kind, source in _sources(settings).items():
-        if ("source", _name_in_outputs(source)) in exclusions:
-            raise InputError(
-                f"{settings.exclude} excludes the source {_name_in_outputs(source)}: name another as "
-                f"prepare.{kind}.source in params.yaml"
-            )
-
-
 def _sources(settings: Prepare) -> dict[Kind, Source]:
     return {
         "demonstrations": settings.demonstrations,
@@ -144,8 +165,7 @@ def _sources(settings: Prepare) -> dict[Kind, Source]:
     }
 
 
-def _raw_rows(kind: Kind, settings: Prepare, seed: int) -> Iterator[RawRow]:
-    source = _sources(settings)[kind]
+def _raw_rows(kind: Kind, source: Source, settings: Prepare, seed: int) -> Iterator[RawRow]:
     if source.source != EXAMPLE:
         return read_rows(source)
     from tasks.data import example
@@ -158,41 +178,25 @@ def _raw_rows(kind: Kind, settings: Prepare, seed: int) -> Iterator[RawRow]:
     return (RawRow(number, fields) for number, fields in enumerate(makers[kind](settings.example, seed), start=1))
 
 
-def _source_file(source: Source) -> Path:
+def _identity(source: Source) -> dict[str, str]:
     if source.source != EXAMPLE:
-        return Path(source.source)
+        return identity(Path(source.source))
     from tasks.data import example
 
-    return Path(example.__file__)
+    return identity(Path(example.__file__))
 
 
-def _records(rows: Iterable[ShapedRow], kind: Kind, source: Source, shares: Shares) -> Iterator[Record]:
-    name = _name_in_outputs(source)
-    for row, entries, tag in rows:
+def _records(rows: Iterable[ShapedRow], kind: Kind, shares: Shares) -> Iterator[Record]:
+    for source, row, entries, tag in rows:
         for entry in entries:
             split, fields = split_of(entry["prompt"], shares), entry | {TAGS[kind]: tag}
-            yield TYPES[kind](id=content_id([kind, entry]), split=split, source=name, row=row, **fields)
+            yield TYPES[kind](id=content_id([kind, entry]), split=split, source=source, row=row, **fields)
 
 
-def _name_in_outputs(source: Source) -> str:
-    """Give the path as params.yaml has it, or only the file's name where it leads out of the project.
-
-    Where a machine keeps its data must not change the bytes of an output.
-    """
-    path = Path(source.source)
-    return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
-
-
-def _counted(items: Iterable[Item], counts: Counter[str], name: str) -> Iterator[Item]:
+def _counted(items: Iterable[Item], counts: Counter[str], name: Callable[[Item], str]) -> Iterator[Item]:
     for item in items:
-        counts[name] += 1
+        counts[name(item)] += 1
         yield item
-
-
-def _counted_by_split(records: Iterable[Record], counts: Counter[str]) -> Iterator[Record]:
-    for record in records:
-        counts[record.split] += 1
-        yield record
 
 
 def _check_splits(counts: Counter[str], kind: Kind, source: Source, shares: Shares) -> None:
@@ -200,9 +204,10 @@ def _check_splits(counts: Counter[str], kind: Kind, source: Source, shares: Shar
     portions = {"train": 1 - shares.validation - shares.test, "validation": shares.validation, "test": shares.test}
     empty = [split for split in portions if not counts[split]]
     if empty:
+        records = sum(counts[split] for split in portions)
         needed = max(prompts_needed(portions[split]) for split in empty)
         raise InputError(
-            f"{source.source}: its {counts['records']} {kind} leave nothing for {' and '.join(empty)}: about {needed} "
+            f"{source.source}: its {records} {kind} leave nothing for {' and '.join(empty)}: about {needed} "
             "distinct prompts fill every split, so add rows or raise the shares under prepare.split in params.yaml"
         )
 

@@ -75,7 +75,8 @@ def test_built_in_example():
     assert {path.name for path in PREPARED.iterdir()} == {path.name for path in OUTPUTS}
     assert metrics()["demonstrations"]["rows_read"] == 40
     assert {record.source for record in records_of(PREPARED, "preferences")} == {"tasks/data/example.py"}
-    assert metrics()["prompts"]["sha256"] == hashlib.sha256(Path(example.__file__).read_bytes()).hexdigest()
+    content = hashlib.sha256(Path(example.__file__).read_bytes()).hexdigest()
+    assert metrics()["prompts"]["sources"] == {"tasks/data/example.py": {"rows": 40, "sha256": content}}
 
 
 def test_the_same_prompt_is_in_the_same_split_of_all_files():
@@ -106,7 +107,8 @@ def test_metrics_count_rows_splits_and_content():
         found = metrics()[kind]
         assert (found["rows_read"], found["rows_kept"], found["records"]) == (30, 30, 30)
         assert found["train"] + found["validation"] + found["test"] == 30
-        assert found["sha256"] == hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        content = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        assert found["sources"] == {path: {"rows": 30, "sha256": content}}
     assert metrics()["demonstrations"]["test"] == len(records_of(PREPARED, "demonstrations", "test"))
 
 
@@ -145,7 +147,7 @@ def test_ids_and_splits_do_not_depend_on_the_other_rows():
 
 
 def test_limit_chooses_by_content():
-    rows = [ShapedRow(n, [{"prompt": f"q{n}"}]) for n in range(1, 101)]
+    rows = [ShapedRow("r.jsonl", n, [{"prompt": f"q{n}"}]) for n in range(1, 101)]
     chosen = choose(rows, 20)
     shuffled = random.Random(1).sample(rows, len(rows))
     assert chosen == choose(shuffled, 20)
@@ -163,17 +165,20 @@ def test_limit_of_the_stage():
 
 
 def test_prompts_are_distinct_and_gather_their_references():
-    rows = [ShapedRow(1, [{"prompt": ["p"], "references": ["a"]}]), ShapedRow(2, [{"prompt": ["q"], "references": []}])]
-    rows += [ShapedRow(3, [{"prompt": ["p"], "references": ["b", "a"]}])]
+    rows = [
+        ShapedRow("r.jsonl", 1, [{"prompt": ["p"], "references": ["a"]}]),
+        ShapedRow("r.jsonl", 2, [{"prompt": ["q"], "references": []}]),
+    ]
+    rows += [ShapedRow("r.jsonl", 3, [{"prompt": ["p"], "references": ["b", "a"]}])]
     assert list(distinct_prompts(rows)) == [
-        ShapedRow(1, [{"prompt": ["p"], "references": ["a", "b"]}]),
-        ShapedRow(2, [{"prompt": ["q"], "references": []}]),
+        ShapedRow("r.jsonl", 1, [{"prompt": ["p"], "references": ["a", "b"]}]),
+        ShapedRow("r.jsonl", 2, [{"prompt": ["q"], "references": []}]),
     ]
 
 
 def test_a_prompt_has_the_category_of_its_first_row():
     rows = [
-        ShapedRow(number, [{"prompt": ["p"], "references": []}], category)
+        ShapedRow("r.jsonl", number, [{"prompt": ["p"], "references": []}], category)
         for number, category in enumerate(("law", None, "tax"), start=1)
     ]
     assert [row.tag for row in distinct_prompts(rows)] == ["law"]
@@ -427,6 +432,75 @@ def test_an_excluded_row_that_no_source_holds_is_named(caplog):
 
 def test_an_excluded_source_is_not_read():
     Path("exclude.txt").write_text("source p.jsonl\nsource other.jsonl\n")
-    with pytest.raises(InputError, match=r"exclude.txt excludes the source p.jsonl: name another as prepare.pref"):
+    with pytest.raises(InputError, match=r"exclude.txt excludes all of p.jsonl: name another source as prepare.pref"):
         prepare(params_with(**three_sources()))
+    assert not PREPARED.exists()
+
+
+def weekly_pairs() -> str:
+    """A folder of two files, of which the second holds a pair of the first."""
+    Path("pairs").mkdir(exist_ok=True)
+    rows = [{"prompt": f"q{n}", "chosen": f"a{n}", "rejected": "no"} for n in range(61)]
+    write_rows("pairs/2026-w46.jsonl", rows[:31])
+    mapped = [{name: row[name] for name in ("rejected", "prompt", "chosen")} for row in rows[30:]]
+    Path("pairs/2026-w47.csv").write_text(
+        "rejected,prompt,chosen\n" + "".join(f"{','.join(row.values())}\n" for row in mapped)
+    )
+    return "pairs"
+
+
+def test_a_folder_is_read_file_by_file_and_rows_know_theirs():
+    prepare(params_with(**three_sources() | {"preferences": weekly_pairs()}))
+    records = records_of(PREPARED, "preferences")
+    assert [(record.source, record.row) for record in records] == [
+        *(("pairs/2026-w46.jsonl", row) for row in range(1, 32)),
+        *(("pairs/2026-w47.csv", row) for row in range(2, 33)),
+    ]
+    assert records[30].id == records[31].id  # one content, for validate to find
+    found = metrics()["preferences"]
+    assert (found["rows_read"], found["records"]) == (62, 62)
+    assert {name: source["rows"] for name, source in found["sources"].items()} == {
+        "pairs/2026-w46.jsonl": 31,
+        "pairs/2026-w47.csv": 31,
+    }
+
+
+def test_limit_counts_over_all_files_and_their_order_stays():
+    chosen = {"source": weekly_pairs(), "limit": 40}
+    prepare(params_with(**three_sources() | {"preferences": chosen}))
+    places = [(record.source, record.row) for record in records_of(PREPARED, "preferences")]
+    assert len(places) == 40
+    assert places == sorted(places)
+    assert len({source for source, _ in places}) == 2
+
+
+def test_a_file_of_a_folder_can_be_excluded_and_then_the_others():
+    sources = three_sources() | {"preferences": weekly_pairs()}
+    Path("exclude.txt").write_text("source pairs/2026-w46.jsonl\n")
+    prepare(params_with(**sources))
+    assert {record.source for record in records_of(PREPARED, "preferences")} == {"pairs/2026-w47.csv"}
+    assert list(metrics()["preferences"]["sources"]) == ["pairs/2026-w47.csv"]
+    Path("exclude.txt").write_text("source pairs/2026-w46.jsonl\nsource pairs/2026-w47.csv\n")
+    with pytest.raises(InputError, match=r"exclude.txt excludes all of pairs: name another source as prepare.pref"):
+        prepare(params_with(**sources))
+
+
+def test_a_prompt_of_several_files_is_one_with_the_references_of_all():
+    Path("asked").mkdir()
+    rows = [{"prompt": f"q{n}", "references": [f"a{n}"]} for n in range(30)]
+    write_rows("asked/a.jsonl", rows)
+    write_rows("asked/b.jsonl", [{"prompt": "q3", "references": ["other"]}])
+    prepare(params_with(**three_sources() | {"prompts": "asked"}))
+    records = records_of(PREPARED, "prompts")
+    assert len(records) == 30
+    [merged] = [record for record in records if record.prompt[-1]["content"] == "q3"]
+    assert (merged.source, merged.references) == ("asked/a.jsonl", ["a3", "other"])
+
+
+def test_a_fault_in_a_folder_names_the_file_and_row():
+    folder = weekly_pairs()
+    with Path(folder, "2026-w47.csv").open("a") as file:
+        file.write("no\n")
+    with pytest.raises(InputError, match=r"^pairs/2026-w47.csv row 33 \(line 33\) has 1 fields"):
+        prepare(params_with(**three_sources() | {"preferences": folder}))
     assert not PREPARED.exists()

@@ -91,7 +91,7 @@ def test_it_learns_what_separates_the_pairs(make_params: MakeParams):
     assert loss["after"] < 0.1 < math.log(2) - 0.1 < loss["before"]
 
 
-def test_accuracy_is_told_by_source(make_params: MakeParams):
+def test_accuracy_is_told_by_source_and_annotator(make_params: MakeParams):
     easy = [record._replace(chosen="yes", rejected="no") for record in records_of(VALIDATED, "preferences")]
     # In one source the answers stand the wrong way round. Shorter prompts come later, and are scored first.
     tests = [
@@ -100,11 +100,17 @@ def test_accuracy_is_told_by_source(make_params: MakeParams):
     ]
     for place in (0, 1, 3):
         tests[place] = tests[place]._replace(source="data/my pairs (v2).jsonl", chosen="no", rejected="yes")
+    for place, name in ((2, "ada"), (3, "ada")):  # the other two name nobody
+        tests[place] = tests[place]._replace(annotator=name)
     write_records(VALIDATED, "preferences", [*(each for each in easy if each.split != "test"), *tests])
     reward(make_params(reward={"epochs": 10}))
-    by_source = read_json(Path("metrics/reward.json"))["accuracy_by_source"]
-    told = [(name, found["value"], found["pairs"]) for name, found in by_source.items()]
-    assert told == [("data/my pairs (v2).jsonl", 0.0, 3), ("org/name", 1.0, 1)]
+    metrics = read_json(Path("metrics/reward.json"))
+
+    def told(key: str) -> list[tuple[str, float, int]]:
+        return [(name, found["value"], found["pairs"]) for name, found in metrics[key].items()]
+
+    assert told("accuracy_by_source") == [("data/my pairs (v2).jsonl", 0.0, 3), ("org/name", 1.0, 1)]
+    assert told("accuracy_by_annotator") == [("ada", 0.5, 2)]
 
 
 def test_pairs_are_scored_in_their_order_whatever_the_passes(params: Params):

@@ -19,7 +19,7 @@ from tasks.data.conversations import (
     with_system,
 )
 from tasks.data.records import TAGS, Kind, Message
-from tasks.data.sources import RawRow
+from tasks.data.sources import RawRow, name_in_outputs
 from tasks.errors import InputError
 from tasks.params import Source
 
@@ -36,29 +36,31 @@ class Shape(NamedTuple):
 
 
 class ShapedRow(NamedTuple):
-    """A row and what became of it: one entry, or one for every answer of a conversation.
+    """A row of a source, and what became of it: one entry, or one for every answer of a conversation.
 
     The entries have the fields of the kind's record that hold content: a prompt and its response, its chosen and
     rejected answers, or its references.
     """
 
+    source: str  # as outputs name it
     row: int
     entries: list[Fields]
     tag: str | None = None  # of all its entries: their annotator, or category
 
 
 def shape_rows(rows: Iterable[RawRow], kind: Kind, source: Source) -> Iterator[ShapedRow]:
-    """Read rows of any known shape as rows of one kind.
+    """Read the rows of a file, of any known shape, as rows of one kind.
 
     Raises:
         InputError: the columns fit no shape, the column map is wrong, or a value has the wrong type.
     """
     shape: Shape | None = None
+    name = name_in_outputs(source)
     for row, fields in rows:
         shape = shape or recognise(fields, kind, source)
         try:
             named = _renamed(fields, shape, source.columns)
-            shaped = ShapedRow(row, shape.read(named), _tag(named[TAGS[kind]], TAGS[kind]))
+            shaped = ShapedRow(name, row, shape.read(named), _tag(named[TAGS[kind]], TAGS[kind]))
         except ShapeError as error:
             raise InputError(f"{source.source} row {row}: {error}: mend or remove the row") from None
         yield shaped

@@ -1,4 +1,4 @@
-"""Raw rows of a source, one at a time: JSONL, JSON, CSV and Parquet files, and data sets of the Hugging Face hub.
+"""Raw rows of a source, one at a time: JSONL, JSON, CSV and Parquet files, data sets of the Hugging Face hub, folders.
 
 Nothing is interpreted here: a row is the object, record or table row as it stands. Row numbers are what a person finds
 when opening the file: the line of a JSONL file, the row of a spreadsheet for CSV (the header is row 1), the position
@@ -42,8 +42,35 @@ class HubPointer(Section):
     config: str | None = None
 
 
+def files_of(source: Source) -> list[Source]:
+    """Take a folder apart: a source for each file in it, by name; a file is a source already.
+
+    Raises:
+        InputError: the folder has no files, or may not be read.
+    """
+    folder = Path(source.source)
+    if not folder.is_dir():
+        return [source]
+    try:
+        files = sorted(each for each in folder.iterdir() if not each.name.startswith("."))
+    except PermissionError:
+        raise InputError(f"{folder} may not be read: grant read permission or run as its owner") from None
+    if not files:
+        raise InputError(f"{folder} is an empty folder: put {', '.join(READERS)} files into it")
+    return [source.model_copy(update={"source": file.as_posix()}) for file in files]
+
+
+def name_in_outputs(source: Source) -> str:
+    """Give the path as params.yaml has it, or only the file's name where it leads out of the project.
+
+    Where a machine keeps its data must not change the bytes of an output.
+    """
+    path = Path(source.source)
+    return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
+
+
 def read_rows(source: Source) -> Iterator[RawRow]:
-    """Read the rows of a file or of the hub data set it points to.
+    """Read the rows of a file, or of the hub data set it points to.
 
     Raises:
         InputError: the source is missing, unreadable, empty, damaged, not UTF-8 or of an unknown kind.
@@ -58,10 +85,12 @@ def read_rows(source: Source) -> Iterator[RawRow]:
         raise InputError(f"{path} holds no rows: fill it, or name another source in params.yaml")
 
 
-def content_hash(path: Path) -> str:
-    """Give the sha256 of a file's bytes; a hub pointer pins its data set, so its own bytes stand for it."""
+def identity(path: Path) -> dict[str, str]:
+    """Say which bytes were read: the sha256 of a file's; of a hub pointer's, and the data set and revision it pins."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        found = {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    is_pointer = READERS.get(path.suffix.lower()) is _hub_rows
+    return found | (_read_pointer(path).model_dump(include={"hub", "revision"}) if is_pointer else {})
 
 
 def _check_readable(path: Path) -> None:
@@ -69,7 +98,7 @@ def _check_readable(path: Path) -> None:
     try:
         path.open("rb").close()
     except IsADirectoryError:
-        raise InputError(f"{path} is a folder: name one {endings} file as the source in params.yaml") from None
+        raise InputError(f"{path} is a folder in a folder of files: move its files up, or out") from None
     except PermissionError:
         raise InputError(f"{path} may not be read: grant read permission or run as its owner") from None
     except (FileNotFoundError, NotADirectoryError):

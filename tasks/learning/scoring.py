@@ -27,7 +27,7 @@ SFT = MODELS / "sft"
 DEMONSTRATIONS, PREFERENCES = VALIDATED / "demonstrations.jsonl", VALIDATED / "preferences.jsonl"
 INPUTS = [PREFERENCES, DEMONSTRATIONS]
 # Fields that say where a pair comes from: what the model knows of some it may not know of others.
-PROVENANCE = ("source",)
+PROVENANCE = ("source", "annotator")
 
 
 def fit_reward_model(

@@ -2,12 +2,15 @@
 
 import hashlib
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tasks.data.files import METRICS, MODELS, VALIDATED, read_json
+from tasks.data.records import TYPES
+from tasks.data.sources import name_in_outputs
 from tasks.errors import InputError
-from tasks.params import Params, parse_yaml
+from tasks.params import Params, Source, parse_yaml
 from tasks.registry.provenance import code_tags
 from tasks.registry.stages import (
     lock_key,
@@ -36,7 +39,7 @@ def account(params: Params) -> dict[str, Any]:
     """
     stages = plan()
     check_one_piece(stages)
-    folder = aligned_folder()
+    folder, prepared = aligned_folder(), locked_json("prepare", METRICS / "prepare.json")
     assert folder is not None  # the lock is whole
     return {
         "policy": {"name": params.registry.policy, "path": folder.as_posix(), "md5": output_hash("align", folder)},
@@ -46,10 +49,10 @@ def account(params: Params) -> dict[str, Any]:
         "base": {"source": params.base.source, "md5": output_hash("base", MODELS / "base")},
         "data": {
             "md5": output_hash("validate", VALIDATED),
-            "prepare": locked_json("prepare", METRICS / "prepare.json"),
+            "prepare": prepared,
             "validate": locked_json("validate", METRICS / "validate.json"),
         },
-        "hub": _hub_sources(params),
+        "hub": _hub_sources(params, prepared),
         "figures": {
             "base": locked_json("base", METRICS / "base.json"),
             "reward": locked_json("reward", METRICS / "reward.json"),
@@ -110,22 +113,20 @@ def locked_json(stage: str, path: Path) -> dict[str, Any]:
         return read_json(Path(folder, path.name))
 
 
-def _hub_sources(params: Params) -> dict[str, Any]:
-    """Name the hub repository behind each source that points to one, where its pointer is the one that was read."""
-    prepare = params.prepare
-    sources = {
-        ("base", params.base.source),
-        *(("prepare", each.source) for each in (prepare.demonstrations, prepare.preferences, prepare.prompts)),
-    }
-    found = {}
-    for stage, source in sorted(sources):
-        ingredients, path = locked_ingredients(stage), Path(source)
-        is_pointer = path.suffix in (".yaml", ".yml") and path.is_file()
-        if is_pointer and ingredients and _md5(path) == ingredients.dependencies.get(source):
-            pointer = parse_yaml(path.read_text(encoding="utf-8"))
-            assert isinstance(pointer, dict)  # the stage has read it
-            found[source] = {name: pointer[name] for name in ("hub", "revision")}
-    return found
+def _hub_sources(params: Params, prepared: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the hub repository behind each source that points to one, as it was when it was read."""
+    found: dict[str, Any] = {}
+    ingredients, pointer = locked_ingredients("base"), Path(params.base.source)
+    is_pointer = pointer.suffix in (".yaml", ".yml") and pointer.is_file()
+    if is_pointer and ingredients and _md5(pointer) == ingredients.dependencies.get(params.base.source):
+        found[params.base.source] = parse_yaml(pointer.read_text(encoding="utf-8"))
+    for kind in TYPES:
+        source: Source = getattr(params.prepare, kind)
+        own_name = name_in_outputs(source)
+        for name, read in prepared.get(kind, {}).get("sources", {}).items():  # which earlier releases did not tell
+            if "hub" in read:
+                found[source.source if name == own_name else name] = read
+    return {source: {name: known[name] for name in ("hub", "revision")} for source, known in sorted(found.items())}
 
 
 def _params(stages: list[str]) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def _metadata(version: int, account: Mapping[str, Any], as_adapter: bool) -> "Mo
 
     hub = account.get("hub", {})
     base = hub.get(account["base"]["source"], {}).get("hub")
-    datasets = sorted({hub[source]["hub"] for source in _sources(account).values() if source in hub})
+    datasets = sorted({pointer["hub"] for source, pointer in hub.items() if source != account["base"]["source"]})
     return ModelCardData(
         base_model=base,
         datasets=datasets or None,

@@ -114,7 +114,8 @@ def _sources(account: Mapping[str, Any]) -> str:
     """Name what the data were read from."""
     kinds = account["params"].get("prepare", {}).values()
     found = {kind["source"] for kind in kinds if isinstance(kind, Mapping) and "source" in kind}
-    return ", ".join(_named(source, account) for source in sorted(found))
+    pointers = account["hub"].keys() - {account["base"]["source"]}  # which may lie in a source that is a folder
+    return ", ".join(_named(source, account) for source in sorted(found | pointers))
 
 
 def _named(source: str, account: Mapping[str, Any]) -> str:

@@ -150,9 +150,9 @@ def test_a_category_or_annotator_is_a_name_without_regard_to_white_space_or_a_wh
 
 def test_only_prompts_have_a_category_and_they_have_no_annotator():
     [row] = shaped("demonstrations", {"prompt": "Hi", "response": "Hello", "category": [3]})
-    assert row == ShapedRow(1, [{"prompt": [U], "response": "Hello"}])
+    assert row == ShapedRow("file.jsonl", 1, [{"prompt": [U], "response": "Hello"}])
     [row] = shaped("prompts", {"prompt": "Hi", "response": "Hello", "annotator": [3]})
-    assert row == ShapedRow(1, [{"prompt": [U], "references": ["Hello"]}])
+    assert row == ShapedRow("file.jsonl", 1, [{"prompt": [U], "references": ["Hello"]}])
 
 
 def test_all_answers_of_a_conversation_have_its_annotator():

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tasks.data.sources import RawRow, content_hash, read_rows
+from tasks.data.sources import RawRow, files_of, identity, name_in_outputs, read_rows
 from tasks.errors import InputError
 from tasks.params import Source
 
@@ -111,8 +111,10 @@ def test_nan_in_an_unused_column_does_no_harm():
     assert fields_of(write("a.jsonl", '{"prompt": "p", "score": NaN}\n'))[0]["prompt"] == "p"
 
 
-def test_content_hash_is_that_of_the_bytes():
-    assert content_hash(Path(write("a.jsonl", b"abc"))) == hashlib.sha256(b"abc").hexdigest()
+def test_a_file_is_known_by_its_bytes_and_a_pointer_also_by_what_it_pins():
+    assert identity(Path(write("a.jsonl", b"abc"))) == {"sha256": hashlib.sha256(b"abc").hexdigest()}
+    known = identity(Path(write("a.yaml", POINTER)))
+    assert known == {"sha256": hashlib.sha256(POINTER.encode()).hexdigest(), "hub": "org/name", "revision": REVISION}
 
 
 # The hub.
@@ -249,10 +251,27 @@ def test_hub_id_in_place_of_a_file():
         rows_of("org/name")
 
 
-def test_folder_in_place_of_a_file():
-    Path("rows.jsonl").mkdir()
-    with pytest.raises(InputError, match=r"rows\.jsonl is a folder: name one"):
-        rows_of("rows.jsonl")
+def files_in(folder: str) -> list[Source]:
+    return files_of(Source(source=folder, columns={"prompt": "q"}, limit=5))
+
+
+def test_a_folder_is_its_files_by_name_and_a_file_is_itself():
+    Path("week").mkdir()
+    for name in ("b.csv", "a.jsonl", ".gitignore", "c.yaml"):
+        write(f"week/{name}", "")
+    found = files_in("week/")
+    assert [each.source for each in found] == ["week/a.jsonl", "week/b.csv", "week/c.yaml"]
+    assert {(each.columns["prompt"], each.limit) for each in found} == {("q", 5)}
+    assert files_in("week/a.jsonl") == [found[0]]
+    assert [name_in_outputs(each) for each in files_in(str(Path("week").absolute()))] == ["a.jsonl", "b.csv", "c.yaml"]
+
+
+def test_a_folder_without_files_or_with_folders():
+    Path("week/more.jsonl").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"^week/more\.jsonl is a folder in a folder of files: move its files up"):
+        list(read_rows(files_in("week")[0]))
+    with pytest.raises(InputError, match=r"^week/more\.jsonl is an empty folder: put \.jsonl, .* files into it$"):
+        files_in("week/more.jsonl")
 
 
 def test_file_that_may_not_be_read(monkeypatch):

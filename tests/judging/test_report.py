@@ -181,14 +181,17 @@ def test_the_judge_is_described():
     assert "Histogram" not in page()
 
 
-def test_the_judges_accuracy_is_told_by_source():
+def test_the_judges_accuracy_is_told_by_source_and_annotator():
     sources = {
         "data/a.jsonl": {"value": 0.75, "low": 0.625, "high": 0.875, "pairs": 40},
         "org/name": {"value": 0.5, "low": 0.25, "high": 0.75, "pairs": 12},
     }
     text = text_of(page(reward=REWARD | {"accuracy_by_source": sources}))
     assert "Source Pairs Accuracy data/a.jsonl 40 0.750 (0.625 to 0.875) org/name 12 0.500 (0.250 to 0.750)" in text
-    assert "Source Pairs" not in text_of(page())
+    assert "Annotator" not in text
+    text = text_of(page(reward=REWARD | {"accuracy_by_annotator": {"ada": sources["org/name"]}}))
+    assert "Annotator Pairs Accuracy ada 12 0.500 (0.250 to 0.750)" in text
+    assert "Source Pairs" not in text
 
 
 def test_lengths_are_drawn_where_they_are_known():

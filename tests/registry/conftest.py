@@ -59,7 +59,7 @@ stage()
 """
 
 FIGURES = {
-    "prepare": {"demonstrations": {"rows": 30}},
+    "prepare": {"demonstrations": {"rows_read": 30, "sources": {"rows.jsonl": {"rows": 30, "sha256": "c0ffee"}}}},
     "validate": {"demonstrations": {"kept": 28, "quarantined": 2}},
     "sft": {"loss": 0.5},
     "evaluate": {"win_rate": {"vs_opponent": {"value": 0.7}}},

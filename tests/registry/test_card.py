@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from tasks.params import load_params
+from tasks.registry import candidate
 from tasks.registry.candidate import account
 from tasks.registry.card import card
 from tests.registry.conftest import change_params, repro
@@ -213,3 +214,20 @@ def test_the_account_names_the_repository_behind_a_pointer_that_was_read(tracked
     assert account(load_params())["hub"] == {"base.yaml": {"hub": "org/model", "revision": "a" * 40}}
     pointer.write_text(f"hub: org/other\nrevision: {'b' * 40}\n")
     assert account(load_params())["hub"] == {}  # nobody has read that one
+
+
+def test_the_account_names_the_repositories_that_prepare_has_read(tracked, monkeypatch):
+    read = {
+        "pairs/a.yaml": {"rows": 9, "sha256": "01", "hub": "org/pairs", "revision": "c" * 40},
+        "pairs/b.jsonl": {"rows": 9, "sha256": "02"},
+    }
+    asked = {"p.yaml": {"rows": 9, "sha256": "03", "hub": "org/asked", "revision": "d" * 40}}
+    prepared = {"preferences": {"sources": read}, "prompts": {"sources": asked}}
+    monkeypatch.setattr(candidate, "locked_json", lambda stage, path: prepared if stage == "prepare" else {})
+    elsewhere = Path("/elsewhere/p.yaml")  # outputs do not say where
+    kinds = {"demonstrations": "d.jsonl", "preferences": "pairs", "prompts": str(elsewhere)}
+    change_params(prepare={kind: {"source": name, "columns": {}, "limit": None} for kind, name in kinds.items()})
+    assert account(load_params())["hub"] == {
+        "pairs/a.yaml": {"hub": "org/pairs", "revision": "c" * 40},
+        "/elsewhere/p.yaml": {"hub": "org/asked", "revision": "d" * 40},
+    }

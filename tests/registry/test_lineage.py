@@ -11,7 +11,7 @@ from tasks.errors import InputError
 from tasks.params import load_params
 from tasks.registry import lineage, promotion, stages, tracking
 from tasks.registry.store import open_store
-from tests.registry.conftest import repro, run_again
+from tests.registry.conftest import FIGURES, repro, run_again
 
 TRACKED = ["sft", "reward", "judge", "align", "evaluate"]
 
@@ -128,7 +128,7 @@ def test_why_names_everything_that_made_a_version(tracked, params, name):
     }
     assert told["base"]["md5"] == stages.output_hash("base", Path("models/base"))
     assert told["data"]["md5"] == stages.output_hash("validate", Path("data/validate"))
-    assert told["data"]["prepare"] == {"demonstrations": {"rows": 30}}
+    assert told["data"]["prepare"] == FIGURES["prepare"]
     assert told["data"]["validate"] == {"demonstrations": {"kept": 28, "quarantined": 2}}
     assert told["gate"]["decision"] == "promote"
     assert told["gate"]["checks"] == [{"name": "kl", "figure": 1.0}]
