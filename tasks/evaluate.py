@@ -28,9 +28,10 @@ from tasks.judging.best_of import BestOf, best_of
 from tasks.judging.compare import Resampling
 from tasks.judging.frontier import GOLD, HELD_OUT, PROXY, Mark
 from tasks.judging.frontier import rows as mark_rows
+from tasks.judging.measured import Gold, Measured, Models, measure, prompt_text
 from tasks.judging.metrics import Answers
 from tasks.judging.opponent import Opponent, read_opponent
-from tasks.judging.summary import Gold, Measured, Models, measure, prompt_text, rounded, rows, summarise
+from tasks.judging.summary import rounded, rows, summarise
 from tasks.learning.batches import Batch, collate, micro_batches
 from tasks.learning.curves import progress_bar
 from tasks.learning.models import context_length, device_of, load_policy, load_reward, set_up

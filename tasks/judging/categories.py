@@ -5,32 +5,34 @@ raised confidence, by Bonferroni's correction for those categories alone that ha
 Source: Tarone 1990, "A modified Bonferroni method for discrete data".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
+from tasks.data.records import Prompt
 from tasks.judging.compare import Resampling, bootstrap_interval, win_rate
-from tasks.judging.metrics import Answers, mean
+from tasks.judging.measured import Models, model_figures
+from tasks.judging.metrics import mean
 
 
-def by_category(
-    categories: Sequence[str | None], models: Mapping[str, Answers], resampling: Resampling
-) -> dict[str, dict[str, Any]]:
+def by_category(prompts: Sequence[Prompt], models: Models, resampling: Resampling) -> dict[str, dict[str, Any]]:
     """Sum up each category, laid out as the whole evaluation is; nothing where no prompt has a category.
 
     Args:
-        categories: of n prompts; one of None is left out.
+        prompts: n prompts; one without a category is left out.
         models: n answers of each model, candidate and opponent among them.
         resampling: how intervals are drawn, at the confidence that all categories are to hold together.
     """
     places: dict[str, list[int]] = {}
-    for place, category in enumerate(categories):
-        if category is not None:
-            places.setdefault(category, []).append(place)
+    for place, prompt in enumerate(prompts):
+        if prompt.category is not None:
+            places.setdefault(prompt.category, []).append(place)
     confidence = confidence_of_each([len(own) for own in places.values()], resampling.confidence)
     return {
         category: _figures(
-            {name: _at(own, answers) for name, answers in models.items()}, resampling._replace(confidence=confidence)
+            [prompts[place] for place in own],
+            {name: model.at(own) for name, model in models.items()},
+            resampling._replace(confidence=confidence),
         )
         for category, own in sorted(places.items())
     }
@@ -57,26 +59,16 @@ def fewest_prompts(confidence: float) -> int:
     return next(n for n in count(1) if 2 / 2**n < 1 - confidence)
 
 
-def _at(places: Sequence[int], answers: Answers) -> Answers:
-    return Answers(
-        texts=[answers.texts[place] for place in places],
-        lengths=[answers.lengths[place] for place in places],
-        ended=[answers.ended[place] for place in places],
-        rewards=[answers.rewards[place] for place in places],
-    )
-
-
-def _figures(models: Mapping[str, Answers], resampling: Resampling) -> dict[str, Any]:
-    ours, theirs = (models[name].rewards for name in ("candidate", "opponent"))
+def _figures(prompts: Sequence[Prompt], models: Models, resampling: Resampling) -> dict[str, Any]:
+    ours, theirs = (models[name].answers.rewards for name in ("candidate", "opponent"))
     differences = [own - other for own, other in zip(ours, theirs, strict=True)]
+    gold = {name: mean(model.gold) for name, model in models.items() if model.gold is not None}
     return {
-        "prompts": len(ours),
-        "enough_prompts": len(ours) >= fewest_prompts(resampling.confidence),
-        **{name: _means(answers) for name, answers in models.items()},
+        "prompts": len(prompts),
+        "enough_prompts": len(prompts) >= fewest_prompts(resampling.confidence),
+        **{name: model_figures(prompts, model) for name, model in models.items()},
         "win_rate": {"vs_opponent": win_rate(ours, theirs, resampling)},
         "difference": {"vs_opponent": {"reward": bootstrap_interval(differences, resampling)}},
+        "judge": {name: mean(model.held_out) for name, model in models.items()},
+        **({"gold": gold} if gold else {}),
     }
-
-
-def _means(answers: Answers) -> dict[str, float | None]:
-    return {"reward": mean(answers.rewards), "length": mean(answers.lengths), "eos_rate": mean(answers.ended)}

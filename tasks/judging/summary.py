@@ -2,73 +2,18 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from tasks.data.records import Prompt
 from tasks.judging.best_of import BestOf
 from tasks.judging.categories import by_category
 from tasks.judging.compare import Interval, Resampling, WinRate, bootstrap_interval, win_rate
-from tasks.judging.frontier import GOLD, HELD_OUT, PROXY, Mark, Scores, frontier, judged
+from tasks.judging.frontier import Mark, frontier, judged
 from tasks.judging.lengths import length_controlled_win_rate
-from tasks.judging.metrics import (
-    Answers,
-    Likeness,
-    corpus_overlap,
-    distinct,
-    is_refusal,
-    likenesses,
-    mean,
-    meteor_variant,
-    repetition,
-    standard_error,
-)
+from tasks.judging.measured import Measured, Models, model_figures
+from tasks.judging.metrics import corpus_overlap, mean, meteor_variant, standard_error
 
 DIGITS = 6
-Gold = Callable[[str, str], float]  # prompt text and answer to a score in [0, 1]
-
-
-class Measured(NamedTuple):
-    """A model's answers and what is known of each: n long, in the order of the prompts."""
-
-    answers: Answers
-    held_out: list[float]  # scores of the held-out judge
-    likenesses: list[Likeness | None]  # None: the prompt has no reference
-    repetitions: list[float]
-    gold: list[float] | None  # None: no known rule
-
-    @property
-    def scores(self) -> Scores:
-        """The scores of all who judged."""
-        known = {} if self.gold is None else {GOLD: self.gold}
-        return {PROXY: self.answers.rewards, HELD_OUT: self.held_out, **known}
-
-
-Models = Mapping[str, Measured]  # candidate, sft, opponent
-
-
-def measure(prompts: Sequence[Prompt], answers: Answers, held_out: list[float], gold: Gold | None) -> Measured:
-    """Measure every answer by itself.
-
-    Args:
-        prompts: n prompts.
-        answers: n answers, with the reward model's scores.
-        held_out: n scores of the held-out judge.
-        gold: the known rule, where the prompts have one.
-    """
-    return Measured(
-        answers,
-        held_out,
-        likenesses(answers.texts, [prompt.references for prompt in prompts]),
-        [repetition(text) for text in answers.texts],
-        [gold(prompt_text(prompt), text) for prompt, text in zip(prompts, answers.texts, strict=True)]
-        if gold
-        else None,
-    )
-
-
-def prompt_text(prompt: Prompt) -> str:
-    """The turn that is answered: the conversation's last."""
-    return prompt.prompt[-1]["content"]
 
 
 def summarise(
@@ -120,34 +65,11 @@ def summarise(
         ],
         "frontier": frontier(marks, resampling),
         **({"gold": gold | _win_rates(candidate, rivals, _gold, resampling)} if candidate.gold is not None else {}),
-        "categories": by_category(
-            [prompt.category for prompt in prompts],
-            {name: model.answers for name, model in models.items()},
-            resampling,
-        ),
+        "categories": by_category(prompts, models, resampling),
         "confidence": resampling.confidence,
         "methods": _methods(prompts, candidate),
     }
     return rounded(figures)
-
-
-def model_figures(prompts: Sequence[Prompt], model: Measured) -> dict[str, float | None]:
-    """The figures of one model; those of overlap are None where no prompt has a reference."""
-    texts, answers = model.answers.texts, model.answers
-    overlap = corpus_overlap(texts, [prompt.references for prompt in prompts])
-    found = [likeness for likeness in model.likenesses if likeness]
-    return {
-        "reward": mean(answers.rewards),
-        "length": mean(answers.lengths),
-        "eos_rate": mean(answers.ended),
-        "distinct_1": distinct(texts, 1),
-        "distinct_2": distinct(texts, 2),
-        "repetition": mean(model.repetitions),
-        "refusals": mean([is_refusal(text) for text in texts]),
-        "bleu": overlap.bleu if overlap else None,
-        "chrf": overlap.chrf if overlap else None,
-        **{name: mean([getattr(likeness, name) for likeness in found]) for name in Likeness._fields},
-    }
 
 
 def rows(prompts: Sequence[Prompt], models: Models, kl: Sequence[float] | None) -> Iterator[dict[str, Any]]:

@@ -3,9 +3,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from tasks.data.records import Message, Prompt
 from tasks.judging.categories import by_category, confidence_of_each, fewest_prompts
 from tasks.judging.checks import Evidence, run_checks
 from tasks.judging.compare import Resampling, bootstrap_interval, sign_test, win_rate
+from tasks.judging.measured import Measured, measure, model_figures
 from tasks.judging.metrics import Answers
 from tasks.judging.opponent import Opponent
 from tasks.judging.summary import rounded
@@ -14,13 +16,19 @@ from tests.judging.test_checks import REWARD, THRESHOLDS
 RESAMPLING = Resampling(resamples=100, confidence=0.95, seed=1)
 
 
-def answers(rewards):
+def answered(rewards):
     count = len(rewards)
-    return Answers(["said"] * count, list(range(count)), [True] * count, list(rewards))
+    answers = Answers(["said"] * count, list(range(count)), [True] * count, list(rewards))
+    return Measured(answers, [2 * reward for reward in rewards], [None] * count, [0.0] * count, None)
+
+
+def asked(categories, references=()):
+    prompt = Prompt("id", "test", "r.jsonl", 1, [Message(role="user", content="Why?")], list(references))
+    return [prompt._replace(category=category) for category in categories]
 
 
 def compared(categories, ours, theirs):
-    return by_category(categories, {"candidate": answers(ours), "opponent": answers(theirs)}, RESAMPLING)
+    return by_category(asked(categories), {"candidate": answered(ours), "opponent": answered(theirs)}, RESAMPLING)
 
 
 def said(sizes, losses, seed):
@@ -40,10 +48,41 @@ def test_a_category_is_summed_up_by_its_own_prompts():
     tax = found["tax"]
     # its prompts are the first and the last: won by 1, lost by 2
     assert (tax["prompts"], tax["enough_prompts"]) == (2, False)
-    assert tax["candidate"] == {"reward": 1.5, "length": 1.5, "eos_rate": 1.0}
+    assert {name: tax["candidate"][name] for name in ("reward", "length", "eos_rate", "repetition", "bleu")} == {
+        "reward": 1.5,
+        "length": 1.5,
+        "eos_rate": 1.0,
+        "repetition": 0.0,
+        "bleu": None,  # no references
+    }
     assert tax["opponent"]["reward"] == 2.0
+    assert (tax["judge"], "gold" in tax) == ({"candidate": 3.0, "opponent": 4.0}, False)
     assert tax["win_rate"]["vs_opponent"] == win_rate([1.0, 2.0], [0.0, 4.0], RESAMPLING)
     assert tax["difference"]["vs_opponent"]["reward"] == bootstrap_interval([1.0, -2.0], RESAMPLING)
+
+
+def test_every_metric_is_that_of_the_category_alone():
+    prompts = [*asked(["tax", "law"], ["pay the tax today"]), *asked(["tax"], ["ask a judge"])]
+    said = {
+        "candidate": ["pay the tax today", "no idea", "ask a judge"],
+        "opponent": ["no idea", "pay the tax today", "no idea"],
+    }
+    models = {
+        name: measure(
+            prompts, Answers(texts, [4, 2, 3], [True, True, False], [0.0] * 3), [0.0] * 3, lambda _, text: len(text)
+        )
+        for name, texts in said.items()
+    }
+    found = by_category(prompts, models, RESAMPLING)
+    own = {"tax": [0, 2], "law": [1]}
+    for category, places in own.items():
+        chosen = [prompts[place] for place in places]
+        for name, model in models.items():
+            assert found[category][name] == model_figures(chosen, model.at(places))
+    assert found["tax"]["candidate"]["rouge_l"] == found["law"]["opponent"]["rouge_l"] == 1.0
+    assert found["tax"]["opponent"]["rouge_l"] == found["law"]["candidate"]["rouge_l"] == 0.0
+    assert found["tax"]["candidate"]["eos_rate"] == 0.5
+    assert found["tax"]["gold"] == {"candidate": 14.0, "opponent": 7.0}  # (17 + 11) / 2 characters, and 7
 
 
 def test_prompts_without_a_category_have_no_figures():

@@ -7,9 +7,10 @@ import numpy as np
 
 from tasks.judging.checks import Evidence, decide, run_checks
 from tasks.judging.compare import Resampling
+from tasks.judging.measured import measure
 from tasks.judging.metrics import Answers
 from tasks.judging.opponent import Opponent
-from tasks.judging.summary import measure, summarise
+from tasks.judging.summary import summarise
 from tasks.params import load_params
 from tests.judging.test_checks import REWARD
 from tests.judging.test_frontier import along

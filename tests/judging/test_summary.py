@@ -5,8 +5,9 @@ import pytest
 from tasks.data.records import Message, Prompt
 from tasks.judging.best_of import BestOf
 from tasks.judging.compare import Resampling
+from tasks.judging.measured import measure
 from tasks.judging.metrics import Answers
-from tasks.judging.summary import measure, rounded, rows, summarise
+from tasks.judging.summary import rounded, rows, summarise
 
 RESAMPLING = Resampling(resamples=500, confidence=0.95, seed=1)
 WORDS = ["we are sorry", "a replacement is sent", "thank you for writing", "your order is on its way"]
