@@ -280,6 +280,16 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT)}
 
 
+def test_another_python_says_which_it_is():
+    command = [sys.executable, "-S", "-m", "tasks.sft"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(
+        f"{sys.executable} is not the Python that Trueline is installed in: run `. .venv/bin"
+    )
+    assert ended.stderr.count("\n") == 1
+
+
 def test_a_later_success_removes_the_note():
     exit_code(failing(InputError("mend it")))
     assert FAILURE_NOTE.exists()

@@ -27,12 +27,12 @@ class Pass(NamedTuple):
 
 def join(device: torch.device) -> None:
     """Meet the other processes of this run, if there are any."""
+    os.environ["DS_ACCELERATOR"] = device.type
     if count() > 1 and not distributed.is_initialized():
         from accelerate import PartialState
 
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # every process loads its models itself
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"  # else accelerate's backward pass would be DeepSpeed's alone
-        os.environ.setdefault("DS_ACCELERATOR", device.type)
         PartialState(cpu=device.type == "cpu")
 
 
