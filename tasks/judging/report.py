@@ -176,7 +176,10 @@ def render(
 
 
 def _figure_rows(evaluation: Mapping[str, Any]) -> list[FigureRow]:
-    judged = [_number(figure(evaluation, "judge", model), 3) for model in MODELS]
+    def judged(name: str, judge: str) -> FigureRow:
+        values = [_number(figure(evaluation, judge, model), 3) for model in MODELS]
+        return FigureRow(name, "higher", values, _interval(evaluation, ("difference", "vs_opponent", judge), 3))
+
     rows = [
         FigureRow(
             name,
@@ -186,11 +189,9 @@ def _figure_rows(evaluation: Mapping[str, Any]) -> list[FigureRow]:
         )
         for key, name, digits, good in FIGURES
     ]
-    rows.insert(1, FigureRow("Held-out judge", "higher", judged, ABSENT))
+    rows.insert(1, judged("Held-out judge", "judge"))
     if "gold" in evaluation:
-        values = [_number(figure(evaluation, "gold", model), 3) for model in MODELS]
-        path = ("difference", "vs_opponent", "gold")
-        rows.insert(2, FigureRow("Known rule", "higher", values, _interval(evaluation, path, 3)))
+        rows.insert(2, judged("Known rule", "gold"))
     return rows
 
 

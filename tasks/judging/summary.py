@@ -128,6 +128,7 @@ def _differences(ours: Measured, theirs: Measured, resampling: Resampling) -> di
     """Candidate minus the other, by prompt, of every figure that is a mean over prompts."""
     pairs: dict[str, tuple[Sequence[float], Sequence[float]]] = {
         "reward": (ours.answers.rewards, theirs.answers.rewards),
+        "judge": (ours.held_out, theirs.held_out),
         "length": (ours.answers.lengths, theirs.answers.lengths),
         "eos_rate": (ours.answers.ended, theirs.answers.ended),
         "repetition": (ours.repetitions, theirs.repetitions),

@@ -254,9 +254,10 @@ def test_equal_answers_are_no_sample():
 
 def test_the_known_rule_is_shown_where_there_is_one():
     gold = {"candidate": 0.9, "sft": 0.5, "opponent": 0.5, "vs_sft": WON | {"verdict": "better"}}
-    difference = {"vs_opponent": {"gold": {"value": 0.4, "low": 0.3, "high": 0.5}}}
+    difference = {"vs_opponent": {name: {"value": 0.4, "low": 0.3, "high": 0.5} for name in ("gold", "judge")}}
     text = text_of(page(EVALUATION | {"gold": gold, "difference": difference}, [response("a", 2, 1, gold=0.75)]))
     assert "Known rule higher 0.900 0.500 0.500 +0.400 (+0.300 to +0.500)" in text
+    assert re.search(r"Held-out judge higher \S+ \S+ \S+ \+0\.400 \(\+0\.300 to \+0\.500\)", text)
     assert "SFT, by the known rule 0.600 (0.560 to 0.640) — — better" in text
     assert "reward 2.000, known rule 0.75" in text
     assert "Known rule" not in text_of(page())

@@ -78,6 +78,7 @@ def test_a_better_policy_wins_every_prompt():
     # every reward one higher, every answer one word longer
     assert found["difference"]["vs_sft"]["reward"] == {"value": 1, "low": 1, "high": 1}
     assert found["difference"]["vs_sft"]["length"] == {"value": 1, "low": 1, "high": 1}
+    assert found["difference"]["vs_sft"]["judge"]["value"] == found["judge"]["candidate"] - found["judge"]["sft"]
     assert found["candidate"]["bleu"] == pytest.approx(100)
     assert found["candidate"]["rouge_l"] == 1 > found["sft"]["rouge_l"]
 
