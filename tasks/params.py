@@ -41,6 +41,15 @@ class Runtime(Section):
     checkpoint_every: Annotated[int, Field(ge=0)]
     checkpoints_kept: Count
 
+    @field_validator("launcher")
+    @classmethod
+    def _starts_with_a_program(cls, launcher: str) -> str:
+        if re.match(r"\s*\w+=", launcher):
+            raise ValueError(
+                "it must start with a program: set a variable by env, as in env NAME=VALUE accelerate launch"
+            )
+        return launcher
+
     @model_validator(mode="after")
     def _compiles_what_is_kept(self) -> "Runtime":
         if self.compile and self.gradient_checkpointing:

@@ -203,6 +203,12 @@ def test_settings_that_contradict_each_other(change, sentence):
     assert complaint(changed(**change)) == f"params.yaml: {sentence}"
 
 
+def test_a_launcher_starts_with_a_program():
+    sentence = "it must start with a program: set a variable by env, as in env NAME=VALUE accelerate launch"
+    assert complaint(changed(runtime__launcher="A=1 python -m")) == f"params.yaml: runtime.launcher: {sentence}"
+    assert parse_params(changed(runtime__launcher="env A=1 python -m")).runtime.launcher == "env A=1 python -m"
+
+
 @pytest.mark.parametrize(
     "url",
     ["localhost:8000/v1", "ftp://a/v1", "http://me:hush@a/v1", "http://a/v1?key=hush", "http://a/v1 hush", "http://"],

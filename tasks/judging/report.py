@@ -35,10 +35,8 @@ WINS = (
     ("references", "the references"),
     ("gold", "the known rule"),
 )
-PROVENANCE = {
-    "accuracy_by_source": "Source",
-    "accuracy_by_annotator": "Annotator",
-}  # by what the reward model's accuracy is told apart
+# By what the reward model's accuracy is told apart.
+PROVENANCE = {"accuracy_by_source": "Source", "accuracy_by_annotator": "Annotator"}
 SAMPLES = 5  # of each kind: candidate far ahead, candidate far behind
 ABSENT = "—"
 
