@@ -44,7 +44,7 @@ def gate(params: Params) -> None:
     reward = read_json(METRICS / "reward.json")
     curves = {stage: _read_curve(CURVES / f"{stage}.csv") for stage in ("sft", "reward", params.align.method)}
     background = Background(reward, read_json(METRICS / "validate.json"), curves)
-    checks = run_checks(Evidence(evaluation, reward, opponent), params.gate)
+    checks = run_checks(Evidence(evaluation, reward, read_json(METRICS / "judge.json"), opponent), params.gate)
     judgement = Judgement(decide(checks), reasons(checks), warnings(evaluation), checks, opponent)
     page = render(judgement, evaluation, _read_responses(RESPONSES), background)
     with replacing(REPORT) as draft:

@@ -288,7 +288,7 @@ class Evaluate(Section):
     temperature: NotNegative
     best_of: Count
     bootstrap: Annotated[int, Field(ge=100)]
-    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    confidence: Annotated[float, Field(gt=0.5, le=0.9999)]
     llm_judge: LlmJudge | None
 
 
@@ -297,9 +297,12 @@ class Gate(Section):
 
     min_win_rate: Share
     min_judge_win_rate: Share
+    max_over_optimised_marks: Annotated[int, Field(ge=0)]
     max_category_regressions: Annotated[int, Field(ge=0)]
     max_kl: Positive
     min_reward_accuracy: Share
+    min_judge_accuracy: Share
+    min_length_ratio: NotNegative
     max_length_ratio: Positive
     min_eos_rate: Share
     max_repetition: Share

@@ -8,7 +8,7 @@ import pytest
 from tasks.errors import InputError
 from tasks.gate import gate
 from tasks.params import load_params
-from tests.judging.test_checks import REWARD
+from tests.judging.test_checks import JUDGE, REWARD
 from tests.judging.test_report import EVALUATION, VALIDATION, response
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +29,7 @@ def files(tmp_path, monkeypatch):
     Path("reports/evaluate").mkdir(parents=True)
     write("metrics/evaluate.json", EVALUATION | {"opponent": EVALUATION["opponent"] | {"name": "sft", "version": None}})
     write("metrics/reward.json", REWARD)
+    write("metrics/judge.json", JUDGE)
     write("opponent.json", SFT)
     write("metrics/validate.json", VALIDATION)
     Path("curves").mkdir()
@@ -64,12 +65,13 @@ def test_a_good_candidate_is_promoted(files, params):
         "category_regressions",
         "kl",
         "reward_accuracy",
+        "judge_accuracy",
         "length_ratio",
         "eos_rate",
     ]
     names += ["repetition", "refusals", "perplexity"]
     assert [check["name"] for check in found["checks"]] == names
-    assert len(found["reasons"]) == 12
+    assert len(found["reasons"]) == 13
     assert "✔ Promote" in REPORT.read_text(encoding="utf-8")
 
 

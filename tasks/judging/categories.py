@@ -10,9 +10,8 @@ from itertools import count
 from typing import Any
 
 from tasks.data.records import Prompt
-from tasks.judging.compare import Resampling, bootstrap_interval, win_rate
-from tasks.judging.measured import Models, model_figures
-from tasks.judging.metrics import mean
+from tasks.judging.compare import Resampling, bootstrap_interval
+from tasks.judging.measured import Models, model_figures, opinions
 
 
 def by_category(prompts: Sequence[Prompt], models: Models, resampling: Resampling) -> dict[str, dict[str, Any]]:
@@ -62,13 +61,10 @@ def fewest_prompts(confidence: float) -> int:
 def _figures(prompts: Sequence[Prompt], models: Models, resampling: Resampling) -> dict[str, Any]:
     ours, theirs = (models[name].answers.rewards for name in ("candidate", "opponent"))
     differences = [own - other for own, other in zip(ours, theirs, strict=True)]
-    gold = {name: mean(model.gold) for name, model in models.items() if model.gold is not None}
     return {
         "prompts": len(prompts),
         "enough_prompts": len(prompts) >= fewest_prompts(resampling.confidence),
         **{name: model_figures(prompts, model) for name, model in models.items()},
-        "win_rate": {"vs_opponent": win_rate(ours, theirs, resampling)},
+        **opinions(models, {"vs_opponent": models["opponent"]}, resampling),
         "difference": {"vs_opponent": {"reward": bootstrap_interval(differences, resampling)}},
-        "judge": {name: mean(model.held_out) for name, model in models.items()},
-        **({"gold": gold} if gold else {}),
     }

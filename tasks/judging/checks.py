@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from tasks.judging.opponent import Opponent
+from tasks.judging.power import prompts_needed
 from tasks.params import Gate
 
 Verdict = Literal["passed", "failed", "inconclusive"]
@@ -61,6 +62,7 @@ class Evidence(NamedTuple):
 
     evaluation: Mapping[str, Any]  # metrics/evaluate.json
     reward: Mapping[str, Any]  # metrics/reward.json
+    judge: Mapping[str, Any]  # metrics/judge.json
     opponent: Opponent
 
 
@@ -70,12 +72,14 @@ def run_checks(evidence: Evidence, thresholds: Gate) -> list[Check]:
         _win_rate(evidence, thresholds.min_win_rate),
         _win_rate_at_equal_length(evidence, thresholds.min_win_rate),
         _held_out_judge(evidence, thresholds.min_judge_win_rate),
+        *([_known_rule(evidence, thresholds.min_judge_win_rate)] if "gold" in evidence.evaluation else []),
         *([_llm_judge(evidence, thresholds.min_judge_win_rate)] if "llm_judge" in evidence.evaluation else []),
-        _over_optimisation(evidence),
+        _over_optimisation(evidence, thresholds.max_over_optimised_marks),
         _category_regressions(evidence, thresholds.max_category_regressions),
         _kl(evidence, thresholds.max_kl),
-        _reward_accuracy(evidence, thresholds.min_reward_accuracy),
-        _length_ratio(evidence, thresholds.max_length_ratio),
+        _accuracy("reward_accuracy", "reward model", evidence.reward, "reward", thresholds.min_reward_accuracy),
+        _accuracy("judge_accuracy", "held-out judge", evidence.judge, "judge", thresholds.min_judge_accuracy),
+        _length_ratio(evidence, thresholds.min_length_ratio, thresholds.max_length_ratio),
         _eos_rate(evidence, thresholds.min_eos_rate),
         _repetition(evidence, thresholds.max_repetition),
         _refusals(evidence, thresholds.max_refusals_gained),
@@ -137,11 +141,21 @@ def _win_rate(evidence: Evidence, threshold: float) -> Check:
     if low >= threshold and proven:
         return Check("win_rate", low, threshold, "passed", f"{said}: its lower bound reaches {threshold:g}.")
     if high >= threshold:
-        needed = figure(evidence.evaluation, *versus, "prompts_to_settle")
+        needed = _prompts_needed(evidence.evaluation, versus, threshold)
         advice = f" About {needed:,.0f} prompts like these would (power 80 %)." if needed else ""
         sentence = f"{said}: these prompts do not settle whether it exceeds {threshold:g}.{advice}"
         return Check("win_rate", low, threshold, "inconclusive", sentence)
     return Check("win_rate", low, threshold, "failed", f"{said}: all of the interval is below {threshold:g}.")
+
+
+def _prompts_needed(evaluation: Mapping[str, Any], versus: tuple[str, str], threshold: float) -> int | None:
+    """How many prompts would show that a win rate exceeds the threshold; None where these speak against it."""
+    value, ties, wins = (figure(evaluation, *versus, key) for key in ("value", "ties", "wins"))
+    prompts, confidence = figure(evaluation, "prompts"), figure(evaluation, "confidence")
+    if value is None or ties is None or wins is None or not prompts or confidence is None or value <= threshold:
+        return None
+    variance = wins / prompts + ties / 4 - value**2  # of 1, a half or 0
+    return prompts_needed(value - threshold, math.sqrt(max(variance, 0.0)), confidence)
 
 
 def _win_rate_at_equal_length(evidence: Evidence, threshold: float) -> Check:
@@ -159,46 +173,56 @@ def _win_rate_at_equal_length(evidence: Evidence, threshold: float) -> Check:
 
 
 def _held_out_judge(evidence: Evidence, threshold: float) -> Check:
-    value, low, high = (figure(evidence.evaluation, "judge", "vs_opponent", key) for key in ("value", "low", "high"))
-    if value is None or low is None or high is None:
-        return _missing("held_out_judge", threshold, "The win rate by the held-out judge", "metrics/evaluate.json")
-    said = f"By the held-out judge the win rate is {value:.3f} (interval {low:.3f} to {high:.3f})"
-    if high >= threshold:
-        return Check("held_out_judge", high, threshold, "passed", f"{said}: it does not contradict the reward model.")
-    sentence = f"{said}, all of it below {threshold:g}: what pleases the reward model does not please it."
-    return Check("held_out_judge", high, threshold, "failed", sentence)
+    rate = _rate(evidence.evaluation, "judge", "vs_opponent")
+    return _veto("held_out_judge", "the held-out judge", threshold, rate)
+
+
+def _known_rule(evidence: Evidence, threshold: float) -> Check:
+    return _veto("known_rule", "the known rule", threshold, _rate(evidence.evaluation, "gold", "vs_opponent"))
 
 
 def _llm_judge(evidence: Evidence, threshold: float) -> Check:
-    """As the held-out judge, where one is set: it may be in doubt, but not say that the candidate is worse."""
-    name, rate = "llm_judge", _rate(evidence.evaluation, "llm_judge", "vs_opponent")
     silent = figure(evidence.evaluation, "llm_judge", "without_verdict")
-    if rate is None or silent is None:
-        return _missing(name, threshold, "The win rate by the LLM judge", "metrics/evaluate.json")
-    said = f"By {lookup(evidence.evaluation, 'llm_judge', 'model')} the win rate is {rate}"
-    said += f" ({silent:.0f} prompts without a verdict aside)" if silent else ""
+    if silent is None:
+        return _missing("llm_judge", threshold, "The win rate by the LLM judge", "metrics/evaluate.json")
+    aside = f" ({silent:.0f} prompts without a verdict aside)" if silent else ""
+    who, rate = (
+        lookup(evidence.evaluation, "llm_judge", "model"),
+        _rate(evidence.evaluation, "llm_judge", "vs_opponent"),
+    )
+    return _veto("llm_judge", str(who), threshold, rate, aside)
+
+
+def _veto(name: str, who: str, threshold: float, rate: Rate | None, aside: str = "") -> Check:
+    """Let one who is not learned from be in doubt, but not say that the candidate is worse."""
+    if rate is None:
+        return _missing(name, threshold, f"The win rate by {who}", "metrics/evaluate.json")
+    said = f"By {who} the win rate is {rate}{aside}"
     if rate.high >= threshold:
         return Check(name, rate.high, threshold, "passed", f"{said}: it does not contradict the reward model.")
     sentence = f"{said}, all of it below {threshold:g}: what pleases the reward model does not please it."
     return Check(name, rate.high, threshold, "failed", sentence)
 
 
-def _over_optimisation(evidence: Evidence) -> Check:
+def _over_optimisation(evidence: Evidence, threshold: int) -> Check:
     name, marks = "over_optimisation", lookup(evidence.evaluation, "frontier")
     found = [_since(mark) for mark in marks[:-1]] if isinstance(marks, list) else []
     since = [each for each in found if each]
     if not since or len(since) < len(found):
-        return _missing(name, 0, "What became of the answers along the training", "metrics/evaluate.json")
+        return _missing(name, threshold, "What became of the answers along the training", "metrics/evaluate.json")
     parted = [each for each in since if each.has_parted]
     step, proxy, judge = min(parted or since, key=lambda each: each.judge.high)
     said = (
         f"Over those of step {step:g} the last answers win {proxy} by the reward model, {judge} by the held-out judge"
     )
-    if parted:
+    if len(parted) > threshold:
         sentence = f"{said}: training went on past the point where the reward model could be trusted."
-        return Check(name, len(parted), 0, "failed", sentence)
-    sentence = f"{said}: against none of {len(since)} marks have they surely gained by the one and lost by the other."
-    return Check(name, 0, 0, "passed", sentence)
+        return Check(name, len(parted), threshold, "failed", sentence)
+    sentence = (
+        f"{said}: against {len(parted) or 'none'} of {len(since)} marks have they surely gained by the one and lost by "
+        "the other."
+    )
+    return Check(name, len(parted), threshold, "passed", sentence)
 
 
 def _since(mark: Mapping[str, Any]) -> Since | None:
@@ -247,20 +271,21 @@ def _kl(evidence: Evidence, threshold: float) -> Check:
     return _at_most("kl", kl, threshold, f"The policy is {kl:.2f} nats an answer away from SFT")
 
 
-def _reward_accuracy(evidence: Evidence, threshold: float) -> Check:
-    low = figure(evidence.reward, "accuracy", "low")
+def _accuracy(name: str, who: str, figures: Mapping[str, Any], stage: str, threshold: float) -> Check:
+    low = figure(figures, "accuracy", "low")
     if low is None:
-        return _missing("reward_accuracy", threshold, "The reward model's held-out accuracy", "metrics/reward.json")
-    said = f"The lower bound of the reward model's held-out accuracy is {low:.3f}"
-    return _at_least("reward_accuracy", low, threshold, said)
+        return _missing(name, threshold, f"The {who}'s held-out accuracy", f"metrics/{stage}.json")
+    return _at_least(name, low, threshold, f"The lower bound of the {who}'s held-out accuracy is {low:.3f}")
 
 
-def _length_ratio(evidence: Evidence, threshold: float) -> Check:
+def _length_ratio(evidence: Evidence, least: float, most: float) -> Check:
     ours, theirs = (figure(evidence.evaluation, model, "length") for model in ("candidate", "opponent"))
     if ours is None or not theirs:
-        return _missing("length_ratio", threshold, "The length of the answers", "metrics/evaluate.json")
+        return _missing("length_ratio", most, "The length of the answers", "metrics/evaluate.json")
     said = f"Answers have {ours / theirs:.2f} times the length of those of {evidence.opponent}"
-    return _at_most("length_ratio", ours / theirs, threshold, said)
+    if ours / theirs < least:
+        return _at_least("length_ratio", ours / theirs, least, said)
+    return _at_most("length_ratio", ours / theirs, most, said)
 
 
 def _eos_rate(evidence: Evidence, threshold: float) -> Check:

@@ -3,20 +3,20 @@
 Everything is paired: the two answers to a prompt stay together, so that what makes a prompt hard for both cancels.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest
+
+from tasks.judging.power import prompts_needed
 
 Verdict = Literal["better", "worse", "inconclusive"]
 # Scores nearer than this are a tie: the same answer in another batch is padded, and so rounded, otherwise.
 TIE = 1e-3
 # Numbers the bootstrap draws at once: bounds its memory, never changes its result.
 DRAWN_AT_ONCE = 2**20
-POWER = 0.8  # of the comparison for which `prompts_to_settle` asks
 
 
 class Interval(NamedTuple):
@@ -38,7 +38,7 @@ class WinRate(NamedTuple):
     losses: int
     sign_test: float  # two-sided p of the exact sign test: ties are left out
     verdict: Verdict
-    prompts_to_settle: int | None  # None: settled, or a half
+    prompts_to_settle: int | None  # that would show it to differ from a half; None: settled, or a half
 
 
 class Resampling(NamedTuple):
@@ -78,7 +78,8 @@ def win_rate(ours: Sequence[float], theirs: Sequence[float], resampling: Resampl
     wins, losses = int((won == 1).sum()), int((won == 0).sum())
     p = sign_test(wins, losses)
     found = verdict(interval, 0.5, sure=p < 1 - resampling.confidence)
-    needed = prompts_to_settle(won, resampling.confidence) if found == "inconclusive" else None
+    effect, deviation = interval.value - 0.5, float(won.std())
+    needed = prompts_needed(effect, deviation, resampling.confidence) if found == "inconclusive" else None
     return WinRate(*interval, float((won == 0.5).mean()), wins, losses, p, found, needed)
 
 
@@ -86,25 +87,6 @@ def outcomes(ours: ArrayLike, theirs: ArrayLike) -> NDArray[np.float64]:
     """Who wins each of n prompts by score: 1 the first model, 0 the other, a half nobody. (n,), or (n, k)."""
     differences = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
     return np.where(np.abs(differences) <= TIE, 0.5, (differences > 0).astype(np.float64))
-
-
-def prompts_to_settle(won: NDArray[np.float64], confidence: float) -> int | None:
-    """How many prompts like these would show a win rate like this one to differ from a half, with a power of 80 %.
-
-    The usual normal approximation: n = ((z_confidence + z_power) deviation / (win rate - 1/2))^2.
-
-    Args:
-        won: (n,) outcomes: 0, a half or 1.
-        confidence: of the interval that is to exclude a half.
-
-    Returns:
-        None where the win rate is a half: no number of prompts would do.
-    """
-    effect, deviation = abs(float(won.mean()) - 0.5), float(won.std())
-    if effect == 0:
-        return None
-    quantiles = float(norm.ppf((1 + confidence) / 2) + norm.ppf(POWER))
-    return math.ceil((quantiles * deviation / effect) ** 2)
 
 
 def verdict(interval: Interval, null: float, sure: bool = True) -> Verdict:

@@ -7,9 +7,9 @@ request, so that a rerun gives the same bytes.
 import hashlib
 import json
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 from typing import Any, Self
 
@@ -43,6 +43,7 @@ class Endpoint:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         patience = httpx.Timeout(SECONDS_TO_REPLY, connect=SECONDS_TO_CONNECT)
         self._client = httpx.Client(headers=headers, timeout=patience)
+        self._has_given_up = Event()
 
     def __enter__(self) -> Self:
         return self
@@ -51,6 +52,10 @@ class Endpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._client.close()
+
+    def give_up(self) -> None:
+        """Begin no further request; those under way end by themselves."""
+        self._has_given_up.set()
 
     def reply(self, request: Mapping[str, Any]) -> str:
         """Give the model's reply to a request, which has the fields of the chat completions API.
@@ -71,7 +76,8 @@ class Endpoint:
     def _ask(self, request: Mapping[str, Any]) -> str:
         fault = ConnectionError()
         for pause in (0.0, *PAUSES):
-            time.sleep(pause)
+            if self._has_given_up.wait(pause):
+                raise ConnectionError(f"{self._url} is not asked any more")
             try:
                 response = self._client.post(f"{self._url}/chat/completions", json=request)
             except httpx.ReadTimeout:  # it has had its time

@@ -101,11 +101,15 @@ def ask(
         return Comparison(prompt.id, *(_read(endpoint, judge.model, prompt.prompt, *pair) for pair in both))
 
     found = []
-    # At an error what has not begun is cancelled, and the rest ends with its request, since the endpoint closes first.
-    with ThreadPoolExecutor(AT_ONCE) as pool, Endpoint(judge.url) as endpoint:
-        for comparison in pool.map(compared, prompts, ours, theirs):
-            found.append(comparison)
-            on_progress(1)
+    # A connection that is closed under a request would never answer it, so the pool ends first.
+    with Endpoint(judge.url) as endpoint, ThreadPoolExecutor(AT_ONCE) as pool:
+        try:
+            for comparison in pool.map(compared, prompts, ours, theirs):
+                found.append(comparison)
+                on_progress(1)
+        except BaseException:
+            endpoint.give_up()
+            raise
     return found
 
 

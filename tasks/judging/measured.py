@@ -1,9 +1,10 @@
 """A model's answers to the prompts of an evaluation, measured one by one and as a whole."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tasks.data.records import Prompt
+from tasks.judging.compare import Resampling, win_rate
 from tasks.judging.frontier import GOLD, HELD_OUT, PROXY, Scores
 from tasks.judging.metrics import (
     Answers,
@@ -34,6 +35,20 @@ class Measured(NamedTuple):
         """The scores of all who judged."""
         known = {} if self.gold is None else {GOLD: self.gold}
         return {PROXY: self.answers.rewards, HELD_OUT: self.held_out, **known}
+
+    @property
+    def nearness(self) -> list[float]:
+        """How near each answer is to its best reference, where the prompt has one.
+
+        ROUGE-L, because it heeds the order of words, unlike ROUGE-1, asks for no run of them, unlike ROUGE-2, and needs
+        no corpus that another machine may lack, unlike METEOR.
+        """
+        return [likeness.rouge_l for likeness in self.likenesses if likeness]
+
+    @property
+    def ruled(self) -> list[float]:
+        """The known rule's scores; none where there is no rule."""
+        return self.gold or []
 
     def at(self, places: Sequence[int]) -> "Measured":
         """Keep some of the answers."""
@@ -77,6 +92,30 @@ def measure(prompts: Sequence[Prompt], answers: Answers, held_out: list[float], 
 def prompt_text(prompt: Prompt) -> str:
     """The turn that is answered: the conversation's last."""
     return prompt.prompt[-1]["content"]
+
+
+def opinions(models: Models, rivals: Mapping[str, Measured], resampling: Resampling) -> dict[str, Any]:
+    """Who wins, by the word of each who judged: the candidate's win rates over its rivals, and mean scores.
+
+    Args:
+        models: candidate and others; mean scores are of each of them.
+        rivals: whom the candidate is compared with, by the key of the comparison.
+        resampling: how intervals are drawn.
+    """
+    candidate = models["candidate"]
+
+    def rates(scores: Callable[[Measured], list[float]]) -> dict[str, Any]:
+        return {key: win_rate(scores(candidate), scores(rival), resampling) for key, rival in rivals.items()}
+
+    def means(scores: Callable[[Measured], list[float]]) -> dict[str, Any]:
+        return {name: mean(scores(model)) for name, model in models.items()}
+
+    return {
+        "win_rate": rates(lambda model: model.answers.rewards),
+        "judge": means(lambda model: model.held_out) | rates(lambda model: model.held_out),
+        "references": rates(lambda model: model.nearness) if candidate.nearness else None,
+        **({"gold": means(lambda model: model.ruled) | rates(lambda model: model.ruled)} if candidate.ruled else {}),
+    }
 
 
 def model_figures(prompts: Sequence[Prompt], model: Measured) -> dict[str, float | None]:

@@ -31,6 +31,7 @@ FIGURES = (
 # Where metrics/evaluate.json has the win rates by each who judged, and who that is.
 WINS = (
     ("win_rate", "the reward model"),
+    ("length_controlled_win_rate", "the reward model at equal length"),
     ("judge", "the held-out judge"),
     ("references", "the references"),
     ("gold", "the known rule"),

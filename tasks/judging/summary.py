@@ -1,16 +1,16 @@
 """The answers of several models to the same prompts, summed up as figures and as rows to read."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tasks.data.records import Prompt
 from tasks.judging.best_of import BestOf
 from tasks.judging.categories import by_category
-from tasks.judging.compare import Interval, Resampling, WinRate, bootstrap_interval, win_rate
+from tasks.judging.compare import Interval, Resampling, bootstrap_interval
 from tasks.judging.frontier import Mark, frontier, judged
 from tasks.judging.lengths import length_controlled_win_rate
-from tasks.judging.measured import Measured, Models, model_figures
+from tasks.judging.measured import Measured, Models, model_figures, opinions
 from tasks.judging.metrics import corpus_overlap, mean, meteor_variant, standard_error
 
 DIGITS = 6
@@ -40,12 +40,11 @@ def summarise(
     candidate = models["candidate"]
     rivals = {f"vs_{name}": model for name, model in models.items() if name != "candidate"}
     rewards = candidate.answers.rewards
-    gold = {name: mean(_gold(model)) for name, model in models.items()}
     figures = {
         "prompts": len(prompts),
         "with_references": sum(bool(prompt.references) for prompt in prompts),
         **{name: model_figures(prompts, model) for name, model in models.items()},
-        "win_rate": _win_rates(candidate, rivals, lambda model: model.answers.rewards, resampling),
+        **opinions(models, rivals, resampling),
         "length_controlled_win_rate": {
             name: length_controlled_win_rate(
                 rewards, rival.answers.rewards, candidate.answers.lengths, rival.answers.lengths, resampling
@@ -53,18 +52,12 @@ def summarise(
             for name, rival in rivals.items()
         },
         "difference": {name: _differences(candidate, rival, resampling) for name, rival in rivals.items()},
-        "judge": {
-            **{name: mean(model.held_out) for name, model in models.items()},
-            **_win_rates(candidate, rivals, lambda model: model.held_out, resampling),
-        },
-        "references": _win_rates(candidate, rivals, _rouge_l, resampling) if _rouge_l(candidate) else None,
         "kl": {"mean": mean(kl), "standard_error": standard_error(kl)},
         "perplexity": dict(perplexity),
         "best_of_sft": [
             {"n": each.n, "kl": each.kl, **judged(each.scores, each.wins, resampling)} for each in best_of_sft
         ],
         "frontier": frontier(marks, resampling),
-        **({"gold": gold | _win_rates(candidate, rivals, _gold, resampling)} if candidate.gold is not None else {}),
         "categories": by_category(prompts, models, resampling),
         "confidence": resampling.confidence,
         "methods": _methods(prompts, candidate),
@@ -117,13 +110,6 @@ def _row(model: Measured, place: int) -> dict[str, Any]:
     }
 
 
-def _win_rates(
-    candidate: Measured, rivals: Models, scores: Callable[[Measured], Sequence[float]], resampling: Resampling
-) -> dict[str, WinRate]:
-    """How often the candidate's answer has the higher of some scores, by rival."""
-    return {name: win_rate(scores(candidate), scores(rival), resampling) for name, rival in rivals.items()}
-
-
 def _differences(ours: Measured, theirs: Measured, resampling: Resampling) -> dict[str, Interval | None]:
     """Candidate minus the other, by prompt, of every figure that is a mean over prompts."""
     pairs: dict[str, tuple[Sequence[float], Sequence[float]]] = {
@@ -132,8 +118,8 @@ def _differences(ours: Measured, theirs: Measured, resampling: Resampling) -> di
         "length": (ours.answers.lengths, theirs.answers.lengths),
         "eos_rate": (ours.answers.ended, theirs.answers.ended),
         "repetition": (ours.repetitions, theirs.repetitions),
-        "rouge_l": (_rouge_l(ours), _rouge_l(theirs)),
-        "gold": (_gold(ours), _gold(theirs)),
+        "rouge_l": (ours.nearness, theirs.nearness),
+        "gold": (ours.ruled, theirs.ruled),
     }
     return {name: _difference(*pair, resampling) for name, pair in pairs.items()}
 
@@ -141,19 +127,6 @@ def _differences(ours: Measured, theirs: Measured, resampling: Resampling) -> di
 def _difference(ours: Sequence[float], theirs: Sequence[float], resampling: Resampling) -> Interval | None:
     differences = [mine - other for mine, other in zip(ours, theirs, strict=True)]
     return bootstrap_interval(differences, resampling) if differences else None
-
-
-def _rouge_l(model: Measured) -> list[float]:
-    """How near each answer is to its best reference, where the prompt has one.
-
-    ROUGE-L, because it heeds the order of words, unlike ROUGE-1, asks for no run of them, unlike ROUGE-2, and needs no
-    corpus that another machine may lack, unlike METEOR.
-    """
-    return [likeness.rouge_l for likeness in model.likenesses if likeness]
-
-
-def _gold(model: Measured) -> list[float]:
-    return model.gold or []
 
 
 def _methods(prompts: Sequence[Prompt], candidate: Measured) -> dict[str, str | None]:

@@ -11,7 +11,7 @@ from tasks.judging.measured import Measured, measure, model_figures
 from tasks.judging.metrics import Answers
 from tasks.judging.opponent import Opponent
 from tasks.judging.summary import rounded
-from tests.judging.test_checks import REWARD, THRESHOLDS
+from tests.judging.test_checks import JUDGE, REWARD, THRESHOLDS
 
 RESAMPLING = Resampling(resamples=100, confidence=0.95, seed=1)
 
@@ -38,7 +38,7 @@ def said(sizes, losses, seed):
     lower = np.repeat(losses, sizes)
     ours, theirs = (generator.normal(size=len(categories)) for _ in range(2))
     evaluation = rounded({"categories": compared(categories, (ours - lower).tolist(), theirs.tolist())})
-    checks = run_checks(Evidence(evaluation, REWARD, Opponent("sft", None, None)), THRESHOLDS)
+    checks = run_checks(Evidence(evaluation, REWARD, JUDGE, Opponent("sft", None, None)), THRESHOLDS)
     return next(check for check in checks if check.name == "category_regressions")
 
 
@@ -56,7 +56,9 @@ def test_a_category_is_summed_up_by_its_own_prompts():
         "bleu": None,  # no references
     }
     assert tax["opponent"]["reward"] == 2.0
-    assert (tax["judge"], "gold" in tax) == ({"candidate": 3.0, "opponent": 4.0}, False)
+    judged = win_rate([2.0, 4.0], [0.0, 8.0], RESAMPLING)
+    assert tax["judge"] == {"candidate": 3.0, "opponent": 4.0, "vs_opponent": judged}
+    assert (tax["references"], "gold" in tax) == (None, False)
     assert tax["win_rate"]["vs_opponent"] == win_rate([1.0, 2.0], [0.0, 4.0], RESAMPLING)
     assert tax["difference"]["vs_opponent"]["reward"] == bootstrap_interval([1.0, -2.0], RESAMPLING)
 
@@ -82,7 +84,11 @@ def test_every_metric_is_that_of_the_category_alone():
     assert found["tax"]["candidate"]["rouge_l"] == found["law"]["opponent"]["rouge_l"] == 1.0
     assert found["tax"]["opponent"]["rouge_l"] == found["law"]["candidate"]["rouge_l"] == 0.0
     assert found["tax"]["candidate"]["eos_rate"] == 0.5
-    assert found["tax"]["gold"] == {"candidate": 14.0, "opponent": 7.0}  # (17 + 11) / 2 characters, and 7
+    assert found["tax"]["references"]["vs_opponent"].value == 1.0
+    assert found["law"]["references"]["vs_opponent"].value == 0.0
+    ruled = found["tax"]["gold"]
+    assert (ruled["candidate"], ruled["opponent"]) == (14.0, 7.0)  # (17 + 11) / 2 characters, and 7
+    assert ruled["vs_opponent"].wins == 2
 
 
 def test_prompts_without_a_category_have_no_figures():

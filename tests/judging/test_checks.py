@@ -10,9 +10,12 @@ from tasks.params import Gate
 THRESHOLDS = Gate(
     min_win_rate=0.5,
     min_judge_win_rate=0.5,
+    max_over_optimised_marks=0,
     max_category_regressions=0,
     max_kl=10.0,
     min_reward_accuracy=0.6,
+    min_judge_accuracy=0.5,
+    min_length_ratio=0.5,
     max_length_ratio=1.5,
     min_eos_rate=0.9,
     max_repetition=0.2,
@@ -25,7 +28,7 @@ GOOD: dict[str, Any] = {
     "opponent": {"length": 10.0, "refusals": 0.01},
     "win_rate": {"vs_opponent": {"value": 0.7, "low": 0.6, "high": 0.8, "verdict": "better"}},
     "length_controlled_win_rate": {"vs_opponent": {"value": 0.65, "low": 0.55, "high": 0.75}},
-    "judge": {"vs_opponent": {"value": 0.55, "low": 0.45, "high": 0.65}},
+    "judge": {"vs_opponent": {"value": 0.55, "low": 0.45, "high": 0.65, "verdict": "inconclusive"}},
     "frontier": [
         {"step": 0, "last_over_this": {"reward": RATE | {"verdict": "better"}, "judge": RATE}},
         {"step": 40, "last_over_this": {"reward": RATE, "judge": RATE | {"value": 0.4, "verdict": "worse"}}},
@@ -39,6 +42,7 @@ GOOD: dict[str, Any] = {
     "perplexity": {"candidate": 3.0, "sft": 2.0},
 }
 REWARD = {"accuracy": {"value": 0.75, "low": 0.7, "high": 0.8}}
+JUDGE = {"accuracy": {"value": 0.65, "low": 0.6, "high": 0.7}}
 SFT = Opponent("sft", None, None)
 PLACES: dict[str, list[tuple[str, ...]]] = {
     "win_rate": [("win_rate", "vs_opponent", key) for key in ("value", "low", "high")],
@@ -65,8 +69,8 @@ def changed(path, value, content=None):
     return evaluation
 
 
-def run(evaluation, reward=REWARD, thresholds=THRESHOLDS):
-    return {check.name: check for check in run_checks(Evidence(evaluation, reward, SFT), thresholds)}
+def run(evaluation, reward=REWARD, judge=JUDGE, thresholds=THRESHOLDS):
+    return {check.name: check for check in run_checks(Evidence(evaluation, reward, judge, SFT), thresholds)}
 
 
 def decision(*args, **kwargs):
@@ -75,7 +79,7 @@ def decision(*args, **kwargs):
 
 def test_all_good_is_promoted_with_every_sentence_as_a_reason():
     checks = list(run(GOOD).values())
-    assert [check.verdict for check in checks] == ["passed"] * 12
+    assert [check.verdict for check in checks] == ["passed"] * 13
     assert decide(checks) == "promote"
     assert reasons(checks) == [check.sentence for check in checks]
 
@@ -98,6 +102,25 @@ def test_a_threshold_may_be_reached_and_not_passed(name, path, at, beyond):
     assert check.verdict == "failed"
     assert decision(changed(path, beyond)) == "reject"
     assert reasons(list(run(changed(path, beyond)).values())) == [check.sentence]
+
+
+def test_answers_may_be_neither_much_longer_nor_much_shorter():
+    check = run(changed(("candidate", "length"), 5.0))["length_ratio"]
+    assert (check.verdict, check.threshold) == ("passed", 1.5)
+    check = run(changed(("candidate", "length"), 4.9))["length_ratio"]
+    assert (check.verdict, check.figure, check.threshold) == ("failed", pytest.approx(0.49), 0.5)
+    assert check.sentence == "Answers have 0.49 times the length of those of SFT: less than the 0.5 demanded."
+
+
+def test_a_judge_that_guesses_is_no_judge():
+    assert decision(GOOD, judge={"accuracy": {"value": 0.6, "low": 0.5}}) == "promote"
+    check = run(GOOD, judge={"accuracy": {"value": 0.55, "low": 0.49}})["judge_accuracy"]
+    assert (check.verdict, check.figure) == ("failed", 0.49)
+    assert check.sentence.startswith("The lower bound of the held-out judge's held-out accuracy is 0.490: less than")
+    assert decision(GOOD, judge={"accuracy": {"value": 0.55, "low": 0.49}}) == "reject"
+    assert run(GOOD, judge={})["judge_accuracy"].sentence.endswith(
+        "(metrics/judge.json has no such finite figure), so it does not pass."
+    )
 
 
 def test_the_lower_bound_of_the_reward_models_accuracy_counts():
@@ -152,6 +175,15 @@ def test_the_policy_may_not_gain_by_the_proxy_what_it_loses_by_the_judge():
     assert decision(evaluation) == "reject"
 
 
+def test_marks_may_part_where_the_settings_allow_it():
+    evaluation = copy.deepcopy(GOOD)
+    evaluation["frontier"][1]["last_over_this"]["reward"] = RATE | {"verdict": "better"}
+    allowing = THRESHOLDS.model_copy(update={"max_over_optimised_marks": 1})
+    check = run(evaluation, thresholds=allowing)["over_optimisation"]
+    assert (check.verdict, check.figure, check.threshold) == ("passed", 1, 1)
+    assert check.sentence.endswith("against 1 of 2 marks have they surely gained by the one and lost by the other.")
+
+
 def test_of_marks_that_part_the_one_that_lost_most_is_named():
     parted = {"reward": RATE | {"verdict": "better"}, "judge": RATE | {"verdict": "worse"}}
     worst = {"reward": RATE | {"verdict": "better"}, "judge": RATE | {"high": 0.3, "verdict": "worse"}}
@@ -185,6 +217,21 @@ def test_a_frontier_with_a_gap_does_not_pass(marks):
     check = run(GOOD | {"frontier": marks})["over_optimisation"]
     assert (check.verdict, check.figure) == ("failed", None)
     assert "could not be computed (metrics/evaluate.json" in check.sentence
+
+
+@pytest.mark.parametrize(("high", "outcome"), [(0.5, "promote"), (0.49, "reject")])
+def test_the_known_rule_has_a_veto_where_there_is_one(high, outcome):
+    evaluation = GOOD | {"gold": {"vs_opponent": RATE | {"value": 0.45, "high": high}}}
+    assert decision(evaluation) == outcome
+    assert run(evaluation)["known_rule"].sentence.startswith(
+        "By the known rule the win rate is 0.450 (interval 0.400 to"
+    )
+    assert "known_rule" not in run(GOOD)
+
+
+@pytest.mark.parametrize("gold", [None, 3, {}, {"vs_opponent": {"value": 0.5}}])
+def test_a_known_rule_that_says_nothing_does_not_pass(gold):
+    assert run(GOOD | {"gold": gold})["known_rule"].verdict == "failed"
 
 
 LLM = {"model": "judge-7b", "without_verdict": 0, "vs_opponent": RATE}
@@ -265,10 +312,24 @@ def test_categories_with_a_gap_do_not_pass(categories):
     assert "could not be computed (metrics/evaluate.json" in check.sentence
 
 
-def test_a_doubtful_win_says_how_many_prompts_would_settle_it():
-    doubtful = changed(("win_rate", "vs_opponent"), GOOD["win_rate"]["vs_opponent"] | {"low": 0.45})
-    doubtful["win_rate"]["vs_opponent"]["prompts_to_settle"] = 1234
-    assert run(doubtful)["win_rate"].sentence.endswith("About 1,234 prompts like these would (power 80 %).")
+@pytest.mark.parametrize(
+    ("threshold", "advice"),
+    [
+        # Of 100 prompts 45 won, 20 tied: variance .45 + .2 / 4 - .55^2 = .1975; 7.849 * .1975 / .05^2 = 620.1.
+        (0.5, " About 621 prompts like these would (power 80 %)."),
+        # 7.849 * .1975 / .02^2 = 3875.4.
+        (0.53, " About 3,876 prompts like these would (power 80 %)."),
+        # More such prompts would show the contrary.
+        (0.55, ""),
+        (0.6, ""),
+    ],
+)
+def test_a_doubtful_win_says_how_many_prompts_would_show_that_it_exceeds_the_threshold(threshold, advice):
+    rate = {"value": 0.55, "low": 0.46, "high": 0.64, "ties": 0.2, "wins": 45, "losses": 35, "verdict": "inconclusive"}
+    doubtful = GOOD | {"win_rate": {"vs_opponent": rate}, "prompts": 100, "confidence": 0.95}
+    check = run(doubtful, thresholds=THRESHOLDS.model_copy(update={"min_win_rate": threshold}))["win_rate"]
+    assert check.verdict == "inconclusive"
+    assert check.sentence.endswith(f"these prompts do not settle whether it exceeds {threshold:g}.{advice}")
 
 
 def test_a_doubtful_win_is_inconclusive_only_if_everything_else_passes():
@@ -308,7 +369,7 @@ def test_nothing_at_all_is_rejected():
 
 
 def test_sentences_name_the_opponent():
-    checks = run_checks(Evidence(GOOD, REWARD, Opponent("champion", 4, "ab.dir")), THRESHOLDS)
+    checks = run_checks(Evidence(GOOD, REWARD, JUDGE, Opponent("champion", 4, "ab.dir")), THRESHOLDS)
     assert checks[0].sentence == (
         "The win rate over champion version 4 is 0.700 (interval 0.600 to 0.800): its lower bound reaches 0.5."
     )

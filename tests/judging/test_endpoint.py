@@ -1,7 +1,7 @@
 import json
 import threading
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,7 +22,7 @@ def pauses(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     taken: list[float] = []
-    monkeypatch.setattr(time, "sleep", taken.append)
+    monkeypatch.setattr(endpoint, "Event", lambda: SimpleNamespace(wait=taken.append))
     return taken
 
 
@@ -147,3 +147,12 @@ def test_the_key_is_in_no_file():
         ask(server)
     files = [path for path in Path().rglob("*") if path.is_file()]
     assert [json.loads(path.read_text()) for path in files] == [{"model": "judge", "reply": "yes"}]
+
+
+def test_who_has_given_up_begins_no_request_nor_waits_for_one(monkeypatch):
+    monkeypatch.setattr(endpoint, "Event", threading.Event)
+    with chat_server(lambda _: "yes") as server, Endpoint(server.url) as opened:
+        opened.give_up()
+        with pytest.raises(ConnectionError, match="is not asked any more"):
+            opened.reply(REQUEST)
+    assert server.requests == []

@@ -6,7 +6,7 @@ from tasks.judging.compare import Resampling, win_rate
 from tasks.judging.frontier import Mark, frontier, rows
 from tasks.judging.opponent import Opponent
 from tasks.judging.summary import rounded
-from tests.judging.test_checks import REWARD, THRESHOLDS
+from tests.judging.test_checks import JUDGE, REWARD, THRESHOLDS
 
 RESAMPLING = Resampling(resamples=200, confidence=0.95, seed=1)
 PROMPTS = 128
@@ -40,7 +40,7 @@ def along(seed, proxy, judge, spread=1.0):
 def said(marks):
     """The check's word on a training."""
     evaluation = rounded({"frontier": frontier(marks, RESAMPLING._replace(resamples=100))})
-    checks = run_checks(Evidence(evaluation, REWARD, Opponent("sft", None, None)), THRESHOLDS)
+    checks = run_checks(Evidence(evaluation, REWARD, JUDGE, Opponent("sft", None, None)), THRESHOLDS)
     return next(check for check in checks if check.name == "over_optimisation")
 
 

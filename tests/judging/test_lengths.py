@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from tasks.judging.compare import Resampling, outcomes, prompts_to_settle, win_rate
+from tasks.judging.compare import Resampling, win_rate
 from tasks.judging.lengths import PRIORS, length_controlled_win_rate
+from tasks.judging.power import prompts_needed
 
 RESAMPLING = Resampling(resamples=400, confidence=0.95, seed=1)
 PROMPTS = 600
@@ -57,8 +58,7 @@ def test_all_won_is_finite():
 
 def test_so_many_prompts_do_settle_it():
     # (1.96 + 0.84)^2 * 0.25 / 0.05^2 = 784 for a win rate of .55 without ties
-    won = np.array([1.0] * 55 + [0.0] * 45)
-    assert prompts_to_settle(won, 0.95) == pytest.approx(784, rel=0.02)
+    assert prompts_needed(0.05, 0.5, 0.95) == pytest.approx(784, rel=0.02)
     generator = np.random.default_rng(7)
     samples = generator.random((100, 784)) < 0.55
     settled = [win_rate(row.astype(float).tolist(), [0.5] * 784, RESAMPLING).verdict == "better" for row in samples]
@@ -66,4 +66,5 @@ def test_so_many_prompts_do_settle_it():
 
 
 def test_a_half_is_never_settled():
-    assert prompts_to_settle(outcomes([1, 0], [0, 1]), 0.95) is None
+    assert win_rate([1, 0], [0, 1], RESAMPLING).prompts_to_settle is None
+    assert prompts_needed(float("nan"), 0.5, 0.95) is None

@@ -12,7 +12,7 @@ from tasks.judging.metrics import Answers
 from tasks.judging.opponent import Opponent
 from tasks.judging.summary import summarise
 from tasks.params import load_params
-from tests.judging.test_checks import REWARD
+from tests.judging.test_checks import JUDGE, REWARD
 from tests.judging.test_frontier import along
 from tests.judging.test_summary import make_prompts
 
@@ -21,11 +21,14 @@ PROMPTS = make_prompts(300, references=False)
 TRIES = 100
 
 
-def decided(gain, seed, longer=0.0, liking_of_length=0.0, judged_gain=None, way=(0.0, 0.0), resamples=200):
+def decided(
+    gain, seed, longer=0.0, liking_of_length=0.0, judged_gain=None, ruled_gain=None, way=(0.0, 0.0), resamples=200
+):
     """Have the gate decide on a candidate whose rewards are higher by `gain`, in deviations of one answer's reward.
 
     Its answers are `longer` by so many tokens on average; the reward model adds `liking_of_length` for each. The
-    held-out judge, which is noisier, sees a gain of its own, and on the `way` to it scores as high as is said.
+    held-out judge, which is noisier, sees a gain of its own, and on the `way` to it scores as high as is said. So does
+    the known rule, where there is one.
     """
     generator = np.random.default_rng(seed)
 
@@ -42,6 +45,11 @@ def decided(gain, seed, longer=0.0, liking_of_length=0.0, judged_gain=None, way=
 
     candidate = measured(answers(longer, gain), 0.0 if judged_gain is None else judged_gain - gain)
     sft = measured(answers(0.0, 0.0), 0.0)
+    if ruled_gain is not None:
+        candidate, sft = (
+            model._replace(gold=generator.normal(height, 1, len(PROMPTS)).tolist())
+            for model, height in ((candidate, ruled_gain), (sft, 0.0))
+        )
     models = {"candidate": candidate, "sft": sft, "opponent": sft}
     perplexity = {"candidate": 2.0, "sft": 2.0}
     marks = along(seed, np.linspace(0, gain, len(way)), way)
@@ -54,7 +62,7 @@ def decided(gain, seed, longer=0.0, liking_of_length=0.0, judged_gain=None, way=
         marks=marks,
         resampling=Resampling(resamples, 0.95, seed),
     )
-    checks = run_checks(Evidence(figures, REWARD, Opponent("sft", None, None)), THRESHOLDS)
+    checks = run_checks(Evidence(figures, REWARD, JUDGE, Opponent("sft", None, None)), THRESHOLDS)
     return decide(checks), {check.name: check.verdict for check in checks}
 
 
@@ -82,6 +90,18 @@ def test_a_policy_that_games_the_reward_model_is_refused():
     verdicts = [decided(0.6, seed, judged_gain=-1.0) for seed in range(20)]
     assert {checks["win_rate"] for _, checks in verdicts} == {"passed"}
     assert {decision for decision, _ in verdicts} == {"reject"}
+
+
+def test_a_policy_that_games_both_judges_is_refused_by_the_known_rule():
+    # Half a deviation lower by the rule, it wins 36 % of prompts there; the held-out judge sees neither gain nor loss.
+    verdicts = [decided(0.6, seed, judged_gain=0.0, ruled_gain=-0.5) for seed in range(20)]
+    assert sum(checks["held_out_judge"] == "passed" for _, checks in verdicts) >= 19
+    assert {checks["known_rule"] for _, checks in verdicts} == {"failed"}
+    assert {decision for decision, _ in verdicts} == {"reject"}
+
+
+def test_a_true_gain_by_the_rule_is_in_nobodys_way():
+    assert {decided(0.6, seed, ruled_gain=0.5)[0] for seed in range(20)} == {"promote"}
 
 
 def test_a_policy_that_went_past_its_best_is_refused_by_its_own_way():

@@ -9,7 +9,7 @@ import pytest
 from tasks.judging.checks import Evidence, decide, reasons, run_checks
 from tasks.judging.opponent import Opponent
 from tasks.judging.report import Background, Judgement, render
-from tests.judging.test_checks import GOOD, REWARD, THRESHOLDS
+from tests.judging.test_checks import GOOD, JUDGE, REWARD, THRESHOLDS
 
 SFT, CHAMPION = Opponent("sft", None, None), Opponent("champion", 3, "ab.dir")
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)> & \"quoted\""
@@ -69,7 +69,7 @@ def response(name, ours, theirs, answer="fine", **more):
 
 
 def page(evaluation=EVALUATION, responses=(), opponent=SFT, reward=REWARD, warnings=(), validation=VALIDATION):
-    checks = run_checks(Evidence(evaluation, reward, opponent), THRESHOLDS)
+    checks = run_checks(Evidence(evaluation, reward, JUDGE, opponent), THRESHOLDS)
     judgement = Judgement(decide(checks), reasons(checks), list(warnings), checks, opponent)
     return render(judgement, evaluation, responses, Background(reward, validation, CURVES))
 
