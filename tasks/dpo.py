@@ -89,6 +89,7 @@ def dpo(params: Params) -> None:
         before, after = (
             held_out_figures(logps, logps_before, validation, settings) for logps in (logps_before, logps_after)
         )
+        fit.check({"held-out loss": after["loss"]})
         metrics = {
             "pairs": len(pairs),
             "tokens": int(pairs.counts[:, 1:].sum()),

@@ -65,6 +65,7 @@ def sft(params: Params) -> None:
         train(fit, policy, rows)
         policy = merged(assembled(policy))
         after = likelihood(policy, held_out)
+        fit.check({"held-out loss": after.loss})
         metrics = {
             "rows": len(rows),
             "tokens": int(rows.counts[:, 1].sum()),

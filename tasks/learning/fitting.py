@@ -15,7 +15,7 @@ from tasks.learning.checkpoints import Checkpoints, Progress
 from tasks.learning.curves import Curve, Run
 from tasks.learning.interrupts import put_off
 from tasks.learning.memory import Budget
-from tasks.learning.optimise import adamw, learning_rate, make_accelerator, update
+from tasks.learning.optimise import adamw, check_finite, learning_rate, make_accelerator, update
 from tasks.learning.ranks import Pass
 from tasks.learning.sharding import shard
 from tasks.params import Params, Training
@@ -184,6 +184,14 @@ class Fit:
     def _visit(self, step: int) -> None:
         if self._visitor:
             self._visitor.visit(step, self._count)
+
+    def check(self, figures: Mapping[str, float]) -> None:
+        """Stop where what was measured after the last step is no number: no later loss would tell.
+
+        Raises:
+            InputError: naming the first such figure.
+        """
+        check_finite(self._count, figures, self._checkpoints.kept)
 
     def summary(self) -> dict[str, float]:
         """Give the figures every trainer reports: steps, and the loss of the last one."""

@@ -17,6 +17,7 @@ from tasks.data.tokens import encode_prompts
 from tasks.learning import ranks
 from tasks.learning.engines import answer_in_shares
 from tasks.learning.models import context_length
+from tasks.learning.optimise import check_finite
 from tasks.learning.rollouts import generate
 from tasks.params import Dpo, Params, Ppo
 
@@ -68,7 +69,11 @@ class Marks:
         return {"answers": [each._asdict() for each in self.answers]}
 
     def visit(self, step: int, steps: int) -> None:
-        """Answer after so many of all steps, if that is a mark and has not been answered; all processes take part."""
+        """Answer after so many of all steps, if that is a mark and has not been answered; all processes take part.
+
+        Raises:
+            InputError: the policy no longer gives probabilities.
+        """
         if step not in places(steps, self._settings.marks) or any(each.step == step for each in self.answers):
             return
         ask = partial(
@@ -84,6 +89,7 @@ class Marks:
         responses = answer_in_shares(ask, self._policy, self._asked)
         for prompt_id, said in zip(self._ids, responses, strict=True):
             logp: float = said.log_probs.double().sum().item()
+            check_finite(step, {"log-probability of an answer": logp}, "the policy has diverged")
             self.answers.append(Answer(step, prompt_id, said.row.completion, logp, self._temperature))
 
     def write(self, stage: str) -> None:

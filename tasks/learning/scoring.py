@@ -76,6 +76,7 @@ def fit_reward_model(
         model = merged(assembled(model))
         after = held_out_loss(model, held_out, settings)
         scored = scored_pairs(model, test, tokens)  # raw scores: their margins are the log-odds
+        fit.check({"held-out loss": after, "held-out margin": statistics.fmean(pair.margin for pair in scored)})
         normalisation = standardise(model, row_batches(answers, tokens, device))
         metrics = {
             "pairs": len(pairs),

@@ -6,6 +6,7 @@ be rebuilt from the record, and a crash between the two is mended by carrying th
 
 import getpass
 import json
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any, Literal, TypedDict, cast
 
 from filelock import FileLock
 
-from tasks.data.files import STATE
+from tasks.data.files import STATE, replacing
 from tasks.errors import InputError
 from tasks.registry.provenance import code_tags
 from tasks.registry.store import main_checkout
@@ -25,6 +26,7 @@ DECISIONS = "decisions.jsonl"
 # hold: good enough, but a person must approve. refuse: by the gate, or by a person.
 Action = Literal["promote", "rollback", "hold", "refuse"]
 MOVES: tuple[Action, ...] = ("promote", "rollback")  # they change the champion
+logger = logging.getLogger(__name__)
 
 
 class Place(TypedDict):
@@ -83,6 +85,7 @@ def decide(
         InputError: the record is damaged.
     """
     past_decisions()  # a line is never added to a damaged record
+    _end_last_line()
     decision = Decision(
         id=uuid.uuid4().hex[:12],
         time=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -111,13 +114,14 @@ def past_decisions() -> list[Decision]:
     if not _path().exists():
         return []
     decisions: list[Decision] = []
-    with _path().open(encoding="utf-8") as file:
+    with _path().open("rb") as file:
         for row, line in enumerate(file, start=1):
             try:
-                if not line.endswith("\n"):
-                    raise ValueError("cut off")
                 decisions.append(_as_decision(json.loads(line)))
             except ValueError:
+                if not line.endswith(b"\n"):  # the last one: whoever wrote it was killed before anything moved
+                    logger.warning("%s row %d was not written to its end: it decided nothing", DECISIONS, row)
+                    break
                 cure = "restore the file from git, or delete that row"
                 raise InputError(f"{DECISIONS} row {row} is damaged: {cure}") from None
     return decisions
@@ -146,6 +150,24 @@ def _as_decision(row: dict[str, Any]) -> Decision:
         row = {**row, "policy": row["champion"], "review": None}
         del row["champion"]
     return cast("Decision", row)
+
+
+def _end_last_line() -> None:
+    """Take off what a kill left of a line, or end a whole one that an editor left without its end."""
+    path = _path()
+    content = path.read_bytes() if path.exists() else b""
+    whole, newline, last = content.rpartition(b"\n")
+    if last:
+        with replacing(path) as draft:
+            draft.write_bytes(content + b"\n" if _is_json(last) else whole + newline)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _path() -> Path:

@@ -178,9 +178,29 @@ def test_a_record_behind_the_registry_is_refused(promoted_twice, params):
 
 def test_a_damaged_record_is_named_with_its_row(promoted, params):
     with RECORD.open("a") as file:
-        file.write('{"id": "cut o')
+        file.write('{"id": "cut o\n')
     with pytest.raises(InputError, match=r"decisions\.jsonl row 2 is damaged: restore the file from git"):
         history()
+
+
+@pytest.mark.parametrize("torn", [b'{"id": "cut o', '{"id": "ü'.encode()[:-1], b"{"])
+def test_a_line_that_a_kill_cut_off_decided_nothing_and_goes_with_the_next(torn, promoted_twice, params, caplog):
+    whole = RECORD.read_bytes()
+    RECORD.write_bytes(whole + torn)
+    assert len(history()) == 2
+    assert "decisions.jsonl row 3 was not written to its end: it decided nothing" in caplog.text
+    promotion.rollback(params, "it insults people")
+    assert RECORD.read_bytes().startswith(whole + b'{"id": ')
+    assert [row["action"] for row in map(json.loads, RECORD.read_text().splitlines())][2:] == ["rollback"]
+
+
+def test_a_whole_line_that_lost_its_end_still_counts(promoted_twice, params):
+    whole = RECORD.read_bytes()
+    RECORD.write_bytes(whole.removesuffix(b"\n"))
+    assert len(history()) == 2
+    promotion.rollback(params, "it insults people")
+    assert RECORD.read_bytes().startswith(whole)
+    assert len(history()) == 3
 
 
 def test_a_version_of_somebody_else_is_no_champion_of_ours(tracked, params):
