@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+
+import nltk.corpus
 import pytest
 
 from tasks.judging.metrics import (
@@ -12,7 +15,15 @@ from tasks.judging.metrics import (
     words,
 )
 
-NO_WORDNET = pytest.mark.skipif(meteor_variant() != "exact+stem", reason="WordNet is installed: synonyms match too")
+
+@pytest.fixture
+def no_wordnet(monkeypatch):
+    """As on a machine without the corpus."""
+    monkeypatch.setattr(nltk.corpus, "wordnet", SimpleNamespace(ensure_loaded=lost))
+
+
+def lost():
+    raise LookupError
 
 
 def likeness(text, *references):
@@ -87,7 +98,7 @@ def test_rouge_stems_and_takes_the_best_reference():
     assert likeness("we refunded orders", "nothing alike", "we refund order").rouge_1 == 1
 
 
-@NO_WORDNET
+@pytest.mark.usefixtures("no_wordnet")
 @pytest.mark.parametrize(
     ("text", "score"),
     [
@@ -104,17 +115,34 @@ def test_meteor_by_hand(text, score):
     assert likeness(text, "the cat sat on the mat").meteor == pytest.approx(score)
 
 
-@NO_WORDNET
+@pytest.mark.usefixtures("no_wordnet")
 def test_meteor_matches_stems():
     # replaces and replacing share a stem: 2 matches in 1 chunk
     assert likeness("he replaces", "He replacing").meteor == pytest.approx(1 - 0.5 / 8)
 
 
-@NO_WORDNET
+@pytest.mark.usefixtures("no_wordnet")
 def test_meteor_equals_the_example_in_the_documentation_of_nltk():
     text = "It is a guide to action which ensures that the military always obeys the commands of the party"
     reference = "It is a guide to action that ensures that the military will forever heed Party commands"
     assert round(likeness(text, reference).meteor, 4) == 0.6944
+
+
+def test_meteor_matches_synonyms_where_the_corpus_is(monkeypatch):
+    lemmas = [SimpleNamespace(name=lambda: "car"), SimpleNamespace(name=lambda: "auto")]
+    synsets = {"car": [SimpleNamespace(lemmas=lambda: lemmas)]}
+    corpus = SimpleNamespace(ensure_loaded=lambda: None, synsets=lambda word: synsets.get(word, []))
+    monkeypatch.setattr(nltk.corpus, "wordnet", corpus)
+    assert meteor_variant() == "exact+stem+synonym"
+    # 3 matches of 3 and 3 in 1 chunk: 1 - 0.5 * (1/3)^3
+    assert likeness("the car stops", "the auto stops").meteor == pytest.approx(1 - 0.5 / 27)
+
+
+@pytest.mark.usefixtures("no_wordnet")
+def test_meteor_without_the_corpus_says_so():
+    assert meteor_variant() == "exact+stem"
+    # 2 matches of 3 and 3 in 2 chunks: F 2/3, penalty 0.5 * (2/2)^3
+    assert likeness("the car stops", "the auto stops").meteor == pytest.approx(1 / 3)
 
 
 def test_words_are_lower_case_and_punctuation_stands_alone():
