@@ -198,6 +198,36 @@ def report(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def sheet(
+    file: Annotated[Path, typer.Argument(help="A new CSV file.")],
+    prompts: Annotated[int | None, typer.Option(min=1, help="So many of the prompts, at random; else all.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a sheet for people to compare the candidate's and the opponent's answers, blind."""
+    from flows.display import show_sheet
+    from flows.people import write_sheet
+
+    _report(dict(write_sheet(file, prompts)), as_json, show_sheet)
+
+
+@app.command()
+def votes(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Filled sheets.")], as_json: AsJson = False
+) -> None:
+    """Count the votes on filled sheets, and keep them in MLflow with the run of evaluate, in place of earlier ones."""
+    from flows.display import show_votes
+    from flows.people import hear
+    from tasks.registry.people import keep
+
+    params, heard = _params(), hear(files)
+    run_id = None
+    try:
+        run_id = keep(params, *heard)
+    finally:  # what people said is worth showing where MLflow is away
+        _report({**heard.figures, "run_id": run_id}, as_json, show_votes)
+
+
+@app.command()
 def schedule(
     cron: Annotated[str, typer.Option(help="Five fields, as in '0 3 * * 1': Mondays at 3:00.")],
     timezone: Annotated[str, typer.Option(help="Whose clock counts.")] = "UTC",

@@ -129,6 +129,40 @@ def show_report(written: Mapping[str, Any]) -> None:
     _line(f"In MLflow with run {written['run_id']}: {written['address']}")
 
 
+def show_sheet(sheet: Mapping[str, Any]) -> None:
+    """What it holds, and what to do with it."""
+    _line(
+        f"{sheet['file']}: {sheet['prompts']:,} of the {sheet['different_answers']:,} prompts with two different "
+        f"answers; {sheet['same_answers']:,} more have the same answer twice."
+    )
+    _line(
+        "Give each person a copy. In choice they write left, right or same (nothing: not judged), in annotator a name"
+    )
+    _line("(nothing at all: the file's name). Then: trueline votes FILE...")
+
+
+def show_votes(told: Mapping[str, Any]) -> None:
+    """Who wins, and how far those who judged agree."""
+    won, needed = told["vs_opponent"], told["vs_opponent"]["prompts_to_settle"]
+    by_name = ", ".join(f"{name} {count:,}" for name, count in told["annotators"].items())
+    _line(
+        f"win rate    {won['value']:.1%} [{won['low']:.1%}, {won['high']:.1%}] over the opponent: {won['verdict']}"
+        f"{f'; {needed:,} prompts would settle it' if needed else ''}"
+    )
+    prompts = f"{told['prompts']:,}: {won['wins']:,} won, {won['losses']:,} lost"
+    _line(f"prompts     {prompts}; sign test p {won['sign_test']:.3g}")
+    _line(f"not asked   {told['same_answers']:,} prompts with the same answer twice")
+    _line(f"votes       {told['votes']:,}: {by_name}")
+    _line(f"agreement   Krippendorff's alpha {_figure(told['alpha'])}, Cohen's kappa {_figure(told['kappa'])}")
+    _line(f"left        preferred in {_figure(told['left_preferred'])} of the choices; 0.5 without a bias")
+    if told["run_id"]:
+        _line(f"MLflow      run {told['run_id']}; trueline report shows it on the page")
+
+
+def _figure(value: float | None) -> str:
+    return "—" if value is None else f"{value:.2f}"
+
+
 def show_findings(findings: Sequence[Mapping[str, Any]]) -> None:
     """A row a check."""
     rows = [(row["check"], MARKS[row["level"]], _escaped(row["found"]), _escaped(row["cure"])) for row in findings]

@@ -12,6 +12,7 @@ from flows import cli
 from flows import status as status_module
 from flows.doctor import Finding
 from flows.locks import one_flow_at_a_time
+from flows.people import Heard
 from tasks.errors import InputError
 from tasks.registry import lineage, promotion
 from tasks.registry import report as reporting
@@ -331,6 +332,67 @@ def test_an_export_that_cannot_be_is_one_sentence(trueline, checkout: Path) -> N
     code, out, err = trueline("export", "champion", ".")
 
     assert (code, out, err) == (2, "", "trueline: . is not an empty folder: name another, or empty it first\n")
+
+
+SHEET = {"file": "s.csv", "prompts": 50, "different_answers": 1200, "same_answers": 9}
+WON = {"value": 0.64, "low": 0.57, "high": 0.71, "ties": 0.1, "wins": 29, "losses": 16, "sign_test": 0.0725}
+FIGURES: dict[str, Any] = {
+    "prompts": 50, "same_answers": 9, "votes": 80, "annotators": {"ann": 50, "[ben]": 30},
+    "alpha": 0.5432, "kappa": None, "left_preferred": 0.512,
+    "vs_opponent": WON | {"verdict": "inconclusive", "prompts_to_settle": 1090}, "confidence": 0.95,
+}  # fmt: skip
+
+
+def test_a_sheet_says_what_it_holds_and_what_to_do(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def write_sheet(path: Path, prompts: int | None) -> dict[str, Any]:
+        asked.append((path, prompts))
+        return SHEET
+
+    monkeypatch.setattr("flows.people.write_sheet", write_sheet)
+
+    out = trueline("sheet", "s.csv", "--prompts", "50")[1]
+    assert out.startswith(
+        "s.csv: 50 of the 1,200 prompts with two different answers; 9 more have the same answer twice."
+    )
+    assert json.loads(trueline("sheet", "s.csv", "--json")[1]) == SHEET
+    assert asked == [(Path("s.csv"), 50), (Path("s.csv"), None)]
+    assert trueline("sheet", "s.csv", "--prompts", "0")[0] == 2
+
+
+def test_votes_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[Any] = []
+
+    def keep(_params: Any, figures: Any, votes: Any) -> str:
+        noted.append((figures, votes))
+        return "r1"
+
+    monkeypatch.setattr("flows.people.hear", lambda paths: Heard(FIGURES, [{"files": len(paths)}]))
+    monkeypatch.setattr("tasks.registry.people.keep", keep)
+
+    assert trueline("votes", "a.csv", "b.csv")[1].splitlines() == [
+        "win rate    64.0% [57.0%, 71.0%] over the opponent: inconclusive; 1,090 prompts would settle it",
+        "prompts     50: 29 won, 16 lost; sign test p 0.0725",
+        "not asked   9 prompts with the same answer twice",
+        "votes       80: ann 50, [ben] 30",
+        "agreement   Krippendorff's alpha 0.54, Cohen's kappa —",
+        "left        preferred in 0.51 of the choices; 0.5 without a bias",
+        "MLflow      run r1; trueline report shows it on the page",
+    ]
+    assert json.loads(trueline("votes", "a.csv", "--json")[1]) == FIGURES | {"run_id": "r1"}
+    assert noted == [(FIGURES, [{"files": 2}]), (FIGURES, [{"files": 1}])]
+
+
+def test_votes_are_shown_where_mlflow_is_away(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.people.hear", returning(Heard(FIGURES, [])))
+    monkeypatch.setattr("tasks.registry.people.keep", raising(InputError("MLflow is away: start it")))
+
+    code, out, err = trueline("votes", "a.csv", "--json")
+
+    assert (code, err) == (2, "trueline: MLflow is away: start it\n")
+    assert json.loads(out) == FIGURES | {"run_id": None}
+    assert "MLflow" not in trueline("votes", "a.csv")[1]
 
 
 def test_an_alarm_of_the_lineage_exits_with_1(trueline, monkeypatch: pytest.MonkeyPatch) -> None:

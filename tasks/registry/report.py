@@ -1,7 +1,7 @@
-"""The report of a run: the gate's page, and in it lineage and cost, which no output of DVC's may hold.
+"""The report of a run: the gate's page, and in it people's word, lineage and cost, which no output of DVC's may hold.
 
-The gate's page follows from files alone. Seconds, machines, version numbers and the ids of runs do not, so they come in
-here, where the gate has left a mark for them.
+The gate's page follows from files alone. Votes, seconds, machines, version numbers and the ids of runs do not, so they
+come in here, where the gate has left a mark for them.
 """
 
 import tempfile
@@ -17,6 +17,7 @@ from tasks.errors import InputError
 from tasks.params import Params
 from tasks.registry.costs import Cost, costs
 from tasks.registry.decisions import one_at_a_time
+from tasks.registry.people import kept
 from tasks.registry.provenance import without_credentials
 from tasks.registry.runs import link_runs, trained_account
 from tasks.registry.stages import materialise, output_hash
@@ -57,10 +58,11 @@ def write_report(params: Params) -> Written:
         store = open_store(params.registry.experiment)
         settle(store, params)
         spent = costs(store, link_runs(store))
-        page = _with_sections(_gates_page(), _render(store, params, spent))
+        before = _gates_page()
+        run_id = next(cost.run_id for cost in spent if cost.stage == "evaluate")
+        page = _with_sections(before, _render(store, params, spent, kept(store, run_id)))
         with replacing(REPORT) as draft:
             draft.write_text(page, encoding="utf-8")
-        run_id = next(cost.run_id for cost in spent if cost.stage == "evaluate")
         store.client.log_artifact(run_id, str(REPORT))
     return Written(path=REPORT.as_posix(), address=address(store, run_id), run_id=run_id)
 
@@ -80,7 +82,7 @@ def _with_sections(page: str, sections: str) -> str:
     return page.replace(MARK, sections)
 
 
-def _render(store: Store, params: Params, spent: Sequence[Cost]) -> str:
+def _render(store: Store, params: Params, spent: Sequence[Cost], people: Mapping[str, Any] | None) -> str:
     account, names = trained_account(store, params), params.registry
     policy = find_version(store, names.policy, account["policy"]["md5"])
     reward = find_version(store, names.reward, account["reward"]["md5"])
@@ -97,6 +99,7 @@ def _render(store: Store, params: Params, spent: Sequence[Cost]) -> str:
     settings = _settings(account["params"], before)
     return environment.get_template(TEMPLATE).render(
         account=account,
+        people=people,
         policy=f"{names.policy} version {policy.version}" if policy else "not registered yet",
         reward=f"{names.reward} version {reward.version}" if reward else "not registered yet",
         base=_named(account["base"]["source"], account),

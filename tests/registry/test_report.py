@@ -8,13 +8,14 @@ import pytest
 
 from tasks.errors import InputError
 from tasks.params import load_params
-from tasks.registry import promotion, stages, tracking
+from tasks.registry import people, promotion, stages, tracking
 from tasks.registry.costs import Cost, costs
 from tasks.registry.report import MARK, REPORT, address, energy, write_report
 from tasks.registry.runs import link_runs
 from tasks.registry.store import Store, open_store
 from tests.judging.test_report import WellFormed, page, response
 from tests.registry.conftest import change_params, repro, run_again
+from tests.registry.test_people import FIGURES, VOTES
 
 COST = Cost("sft", "ran", "1", 0, 9.0, 100.0, "cpu", "AMD EPYC, 2 logical cores", 500.0, None, None, None)
 
@@ -160,6 +161,20 @@ def test_energy_is_told_or_said_to_be_unknown(changes, words):
 def test_a_server_shows_it_at_its_own_address():
     store = Store(None, "https://ada:secret@mlflow.example.org/", "7")  # type: ignore[arg-type]
     assert address(store, "abc") == "https://mlflow.example.org/#/experiments/7/runs/abc/artifacts/report.html"
+
+
+def test_what_people_said_is_on_the_page_once_they_were_asked(params):
+    write_report(params)
+    assert "By people" not in REPORT.read_text(encoding="utf-8")
+    people.keep(params, FIGURES, VOTES)
+    write_report(params)
+    html = REPORT.read_text(encoding="utf-8")
+    assert "<h2>By people</h2>" in html
+    assert "0.750 [0.500, 1.000] 0.500 1 2 3 2 inconclusive 9" in rows_of(html)
+    assert "Krippendorff&#39;s alpha 0.25, Cohen&#39;s kappa 0.50." in html.replace("'", "&#39;")
+    parser = WellFormed()
+    parser.feed(html)
+    assert parser.open == []
 
 
 def test_a_pipeline_that_has_not_run_is_named_with_the_cure(params):

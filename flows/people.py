@@ -1,0 +1,60 @@
+"""Asking people: a sheet goes out, and filled sheets come back."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
+
+from tasks.errors import InputError
+from tasks.judging import people
+from tasks.judging.compare import Resampling
+from tasks.registry.people import evaluation
+
+
+class Sheet(TypedDict):
+    """What was written."""
+
+    file: str
+    prompts: int
+    different_answers: int  # prompts that can be asked about
+    same_answers: int
+
+
+class Heard(NamedTuple):
+    """What filled sheets say."""
+
+    figures: dict[str, Any]
+    votes: list[dict[str, Any]]
+
+
+def write_sheet(path: Path, prompts: int | None) -> Sheet:
+    """Write a sheet on the evaluation in dvc.lock, with all prompts or the first so many in random order.
+
+    Raises:
+        InputError: the file exists, there is no evaluation, or none of its prompts has two different answers.
+    """
+    found = evaluation()
+    pairs = people.pairs(found.rows, found.seed)
+    if not pairs:
+        raise InputError(f"both models gave the same answers to all {len(found.rows)} prompts: there is nothing to ask")
+    shown = pairs[:prompts]
+    people.write_sheet(path, shown)
+    return Sheet(
+        file=str(path),
+        prompts=len(shown),
+        different_answers=len(pairs),
+        same_answers=len(found.rows) - len(pairs),
+    )
+
+
+def hear(paths: Sequence[Path]) -> Heard:
+    """Read filled sheets on the evaluation in dvc.lock, and count.
+
+    Raises:
+        InputError: a sheet cannot be read or is of another evaluation, or there is no evaluation.
+    """
+    found = evaluation()
+    pairs = people.pairs(found.rows, found.seed)
+    votes = people.read_votes(paths, pairs)
+    resampling = Resampling(found.bootstrap, found.confidence, found.seed)
+    figures = people.figures(votes, len(found.rows) - len(pairs), resampling)
+    return Heard(figures, list(people.rows(votes)))

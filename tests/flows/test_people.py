@@ -1,0 +1,72 @@
+"""A sheet goes out, is filled in by several, and comes back as figures."""
+
+import csv
+
+import pytest
+
+from flows import people as module
+from flows.people import hear, write_sheet
+from tasks.errors import InputError
+from tasks.registry.people import Evaluation
+
+
+def response(number: int, *, same: bool = False) -> dict[str, object]:
+    ours, theirs = f"Good answer {number}", f"{'Good' if same else 'Bad'} answer {number}"
+    prompt = [{"role": "user", "content": f"Question {number}"}]
+    return {"id": f"{number:04}", "prompt": prompt, "candidate": {"answer": ours}, "opponent": {"answer": theirs}}
+
+
+@pytest.fixture(autouse=True)
+def evaluated(tmp_path, monkeypatch):
+    """Twelve prompts, two of them with the same answer twice."""
+    monkeypatch.chdir(tmp_path)
+    rows = [response(number, same=number in (3, 8)) for number in range(12)]
+    monkeypatch.setattr(module, "evaluation", lambda: Evaluation(rows, seed=7, bootstrap=500, confidence=0.95))
+
+
+def fill(path, name, prefers):
+    """Fill in a copy as somebody does who prefers answers with some word."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["choice"] = "left" if prefers in row["left"] else "right"
+    copy = path.with_name(f"{name}.csv")
+    with copy.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return copy
+
+
+def test_there_and_back(tmp_path):
+    path = tmp_path / "sheet.csv"
+    assert write_sheet(path, None) == {
+        "file": str(path),
+        "prompts": 10,
+        "different_answers": 10,
+        "same_answers": 2,
+    }
+    heard = hear([fill(path, "ann", "Good"), fill(path, "ben", "Good"), fill(path, "cleo", "Bad")])
+    won = heard.figures["vs_opponent"]
+    assert (won["value"], won["wins"], won["verdict"]) == (1, 10, "better")  # two of three
+    assert (heard.figures["prompts"], heard.figures["votes"], heard.figures["same_answers"]) == (10, 30, 2)
+    assert len(heard.votes) == 30
+    both = hear([tmp_path / "ann.csv", tmp_path / "ben.csv"]).figures
+    assert (both["alpha"], both["kappa"]) == (1, 1)  # on prompts with the candidate left and right, so by no one label
+
+
+def test_fewer_prompts_are_the_first_of_all(tmp_path):
+    write_sheet(tmp_path / "all.csv", None)
+    assert write_sheet(tmp_path / "few.csv", 4)["prompts"] == 4
+    every, few = ((tmp_path / name).read_bytes().splitlines() for name in ("all.csv", "few.csv"))
+    assert few == every[:5]
+    assert write_sheet(tmp_path / "more.csv", 99)["prompts"] == 10
+    assert hear([fill(tmp_path / "few.csv", "ann", "Good")]).figures["prompts"] == 4
+
+
+def test_models_that_say_the_same_leave_nothing_to_ask(tmp_path, monkeypatch):
+    rows = [response(number, same=True) for number in range(3)]
+    monkeypatch.setattr(module, "evaluation", lambda: Evaluation(rows, 7, 500, 0.95))
+    with pytest.raises(InputError, match="the same answers to all 3 prompts: there is nothing to ask"):
+        write_sheet(tmp_path / "sheet.csv", None)
+    assert not (tmp_path / "sheet.csv").exists()
