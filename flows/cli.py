@@ -134,7 +134,7 @@ def why(
 @app.command()
 def trace(
     row: Annotated[str | None, typer.Option(metavar="ID", help="A row's id, as in data/prepare.")] = None,
-    source: Annotated[str | None, typer.Option(metavar="NAME", help="A source, as rows name it.")] = None,
+    source: Annotated[str | None, typer.Option(metavar="NAME", help="A source, or a folder of some.")] = None,
     annotator: Annotated[str | None, typer.Option(metavar="NAME", help="An annotator, as rows name them.")] = None,
     exclude: Annotated[bool, typer.Option("--exclude", help="Have prepare leave it out from now on.")] = False,
     as_json: AsJson = False,

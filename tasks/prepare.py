@@ -8,7 +8,7 @@ import heapq
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -20,9 +20,10 @@ from tqdm import tqdm
 from tasks.data.exclusions import Exclusion, read_exclusions
 from tasks.data.files import METRICS, PREPARED, replacing, write_json
 from tasks.data.lines import Spool
+from tasks.data.names import stands_for
 from tasks.data.records import TAGS, TYPES, Kind, Record, Split, write_records
 from tasks.data.shapes import ShapedRow, shape_rows
-from tasks.data.sources import RawRow, files_of, identity, name_in_outputs, read_rows
+from tasks.data.sources import RawRow, files_of, identity, read_rows
 from tasks.data.splits import content_id, prompts_needed, split_of
 from tasks.errors import InputError
 from tasks.params import EXAMPLE, Params, Prepare, Source
@@ -42,32 +43,38 @@ def prepare(params: Params) -> None:
         InputError: a source, a row, a column map or the exclusions must be mended, or a split would be empty.
     """
     settings = params.prepare
-    exclusions = read_exclusions(Path(settings.exclude))
-    files = {kind: _files(kind, settings, exclusions) for kind in TYPES}
-    excluded = {each: 0 for each in sorted(exclusions) if each.what != "source"}  # and how often each was met
+    excluded = dict.fromkeys(sorted(read_exclusions(Path(settings.exclude))), 0)  # and how often each was met
+    files = {kind: _files(kind, settings, excluded) for kind in TYPES}
     with replacing(PREPARED) as folder:
         metrics: dict[str, Any] = {kind: _prepare_kind(folder, kind, files[kind], params, excluded) for kind in TYPES}
         write_json(METRICS / "prepare.json", metrics)
     for what, name in (each for each, times in excluded.items() if not times):
         logger.warning(
-            "%s excludes %s %s, which no source holds: it may have been deleted", settings.exclude, what, name
+            "%s excludes %s %s, which nothing matches: it may have been deleted, or be spelt otherwise",
+            settings.exclude,
+            what,
+            name,
         )
 
 
-def _files(kind: Kind, settings: Prepare, exclusions: Set[Exclusion]) -> list[Source]:
-    """Give the files of a kind that are to be read, each as a source."""
+def _files(kind: Kind, settings: Prepare, excluded: dict[Exclusion, int]) -> dict[str, Source | None]:
+    """Give the files of a kind by their names in outputs, each as a source; None for those that are excluded."""
     source = _sources(settings)[kind]
-    files = [each for each in files_of(source) if ("source", name_in_outputs(each)) not in exclusions]
-    if not files:
+    files: dict[str, Source | None] = {**files_of(source)}
+    for each in excluded:
+        met = [name for name in files if each.what == "source" and stands_for(each.name, name)]
+        files |= dict.fromkeys(met)
+        excluded[each] += len(met)
+    if not any(files.values()):
         raise InputError(
-            f"{settings.exclude} excludes all of {name_in_outputs(source)}: name another source as "
+            f"{settings.exclude} excludes all of {source.source}: name another source as "
             f"prepare.{kind}.source in params.yaml"
         )
     return files
 
 
 def _prepare_kind(
-    folder: Path, kind: Kind, files: list[Source], params: Params, excluded: dict[Exclusion, int]
+    folder: Path, kind: Kind, files: Mapping[str, Source | None], params: Params, excluded: dict[Exclusion, int]
 ) -> dict[str, Any]:
     settings = params.prepare
     source = _sources(settings)[kind]
@@ -80,7 +87,7 @@ def _prepare_kind(
     kept = left if source.limit is None else choose(left, source.limit)
     records = _records(_counted(kept, counts, lambda _: "rows_kept"), kind, settings.split)
     write_records(folder, kind, _counted(records, counts, lambda record: record.split))
-    _check_splits(counts, kind, source, settings.split)
+    _check_splits(counts, kind, settings)
     splits = {split: counts[split] for split in get_args(Split)}
     return {
         "rows_read": read.total(),
@@ -88,13 +95,17 @@ def _prepare_kind(
         "rows_kept": counts["rows_kept"],
         "records": sum(splits.values()),
         **splits,
-        "sources": {name_in_outputs(each): {"rows": read[name_in_outputs(each)], **_identity(each)} for each in files},
+        "sources": {
+            name: {"rows": read[name], **_identity(file)} if file else {"excluded": True}
+            for name, file in files.items()
+        },
     }
 
 
-def _rows(kind: Kind, files: list[Source], settings: Prepare, seed: int) -> Iterator[ShapedRow]:
-    for file in files:
-        yield from shape_rows(_raw_rows(kind, file, settings, seed), kind, file)
+def _rows(kind: Kind, files: Mapping[str, Source | None], settings: Prepare, seed: int) -> Iterator[ShapedRow]:
+    for name, file in files.items():
+        if file:
+            yield from shape_rows(_raw_rows(kind, file, settings, seed), kind, file, name)
 
 
 def choose(rows: Iterable[ShapedRow], limit: int) -> list[ShapedRow]:
@@ -199,15 +210,17 @@ def _counted(items: Iterable[Item], counts: Counter[str], name: Callable[[Item],
         yield item
 
 
-def _check_splits(counts: Counter[str], kind: Kind, source: Source, shares: Shares) -> None:
+def _check_splits(counts: Counter[str], kind: Kind, settings: Prepare) -> None:
     """Stop now rather than hours later, when a trainer or the evaluation finds its split empty."""
+    shares, source = settings.split, _sources(settings)[kind].source
     portions = {"train": 1 - shares.validation - shares.test, "validation": shares.validation, "test": shares.test}
     empty = [split for split in portions if not counts[split]]
     if empty:
         records = sum(counts[split] for split in portions)
         needed = max(prompts_needed(portions[split]) for split in empty)
+        gone = f", without the {counts['excluded']} that {settings.exclude} excludes," if counts["excluded"] else ""
         raise InputError(
-            f"{source.source}: its {records} {kind} leave nothing for {' and '.join(empty)}: about {needed} "
+            f"{source}: its {records} {kind}{gone} leave nothing for {' and '.join(empty)}: about {needed} "
             "distinct prompts fill every split, so add rows or raise the shares under prepare.split in params.yaml"
         )
 

@@ -130,6 +130,19 @@ def test_place_of_the_data_is_not_in_the_outputs(tmp_path_factory):
     assert output_bytes() == first
 
 
+def test_however_the_path_is_spelt_the_bytes_are_the_same():
+    Path("raw").mkdir()
+    found = []
+    for place in ("raw", "./raw//", str(Path("raw").absolute()), f"../{Path.cwd().name}/raw"):
+        sources = {
+            kind: f"{place}/{Path(name).replace(Path('raw', name)).name}" for kind, name in three_sources().items()
+        }
+        prepare(params_with(**sources))
+        found.append(output_bytes())
+    assert found == [found[0]] * 4
+    assert records_of(PREPARED, "preferences")[0].source == "raw/p.jsonl"
+
+
 def test_ids_and_splits_do_not_depend_on_the_other_rows():
     sources = three_sources()
     prepare(params_with(**sources))
@@ -414,19 +427,19 @@ def test_a_row_that_is_excluded_twice_counts_once(caplog):
     Path("exclude.txt").write_text(f"annotator 1\nrow {gone.id}\n")
     prepare(params_with(**sources))
     assert metrics()["preferences"]["excluded"] == 10
-    assert "no source holds" not in caplog.text
+    assert "nothing matches" not in caplog.text
 
 
 def test_an_excluded_annotator_whom_no_row_names_is_named(caplog):
     Path("exclude.txt").write_text("annotator 1\n")
     prepare(params_with(**three_sources()))
-    assert "exclude.txt excludes annotator 1, which no source holds: it may have been deleted" in caplog.text
+    assert "exclude.txt excludes annotator 1, which nothing matches: it may have been deleted" in caplog.text
 
 
 def test_an_excluded_row_that_no_source_holds_is_named(caplog):
     Path("exclude.txt").write_text("row 0123456789abcdef\n")
     prepare(params_with(**three_sources()))
-    assert "exclude.txt excludes row 0123456789abcdef, which no source holds: it may have been deleted" in caplog.text
+    assert "exclude.txt excludes row 0123456789abcdef, which nothing matches: it may have been deleted" in caplog.text
     assert [metrics()[kind]["excluded"] for kind in metrics()] == [0, 0, 0]
 
 
@@ -435,6 +448,33 @@ def test_an_excluded_source_is_not_read():
     with pytest.raises(InputError, match=r"exclude.txt excludes all of p.jsonl: name another source as prepare.pref"):
         prepare(params_with(**three_sources()))
     assert not PREPARED.exists()
+
+
+def test_an_excluded_source_that_is_none_is_named(caplog):
+    Path("exclude.txt").write_text("source gone.jsonl\n")
+    prepare(params_with(**three_sources()))
+    assert "exclude.txt excludes source gone.jsonl, which nothing matches" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["pairs", "./pairs/", "{here}/pairs"])
+def test_a_folder_is_excluded_by_its_name(name, caplog):
+    sources = three_sources() | {"preferences": weekly_pairs()}
+    Path("exclude.txt").write_text(f"source {name.format(here=Path.cwd())}\n")
+    with pytest.raises(InputError, match=r"exclude.txt excludes all of pairs: name another source"):
+        prepare(params_with(**sources))
+    prepare(params_with(**sources | {"preferences": "p.jsonl"}))
+    assert "exclude.txt excludes source pairs, which nothing matches" in caplog.text
+
+
+def test_who_excludes_all_rows_is_told_so():
+    sources = three_sources()
+    rows = [json.loads(line) | {"annotator": "Ann"} for line in Path("p.jsonl").read_text().splitlines()]
+    write_rows("p.jsonl", rows)
+    Path("exclude.txt").write_text("annotator Ann\n")
+    with pytest.raises(
+        InputError, match=r"p.jsonl: its 0 preferences, without the 30 that exclude.txt excludes, leave"
+    ):
+        prepare(params_with(**sources))
 
 
 def weekly_pairs() -> str:
@@ -479,7 +519,9 @@ def test_a_file_of_a_folder_can_be_excluded_and_then_the_others():
     Path("exclude.txt").write_text("source pairs/2026-w46.jsonl\n")
     prepare(params_with(**sources))
     assert {record.source for record in records_of(PREPARED, "preferences")} == {"pairs/2026-w47.csv"}
-    assert list(metrics()["preferences"]["sources"]) == ["pairs/2026-w47.csv"]
+    found = metrics()["preferences"]["sources"]
+    assert found["pairs/2026-w46.jsonl"] == {"excluded": True}
+    assert (list(found), found["pairs/2026-w47.csv"]["rows"]) == (["pairs/2026-w46.jsonl", "pairs/2026-w47.csv"], 31)
     Path("exclude.txt").write_text("source pairs/2026-w46.jsonl\nsource pairs/2026-w47.csv\n")
     with pytest.raises(InputError, match=r"exclude.txt excludes all of pairs: name another source as prepare.pref"):
         prepare(params_with(**sources))

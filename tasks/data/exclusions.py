@@ -1,19 +1,30 @@
-"""What must not be used again: a text file with `row ID`, `source NAME` or `annotator NAME` a line, # for comments."""
+"""What must not be used again: a text file with `row ID`, `source NAME` or `annotator NAME` a line, # for comments.
 
+Names are read as records spell them. In double quotes, where they are written as in JSON, they may hold anything.
+"""
+
+import json
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 from tasks.data.files import replacing
+from tasks.data.names import as_name, name_in_outputs
+from tasks.data.sources import text_lines
 from tasks.errors import InputError
 
 What = Literal["row", "source", "annotator"]
+SPELLINGS: dict[What, Callable[[str], str]] = {"row": str.strip, "source": name_in_outputs, "annotator": as_name}
+# A name in quotes or as it stands, then perhaps a comment: a # after white space, as a file's name may hold one.
+LINE = re.compile(rf'({"|".join(get_args(What))})\s+(?:("(?:[^"\\]|\\.)*")|([^\s#"].*?))(?:\s+#.*)?')
 
 
 class Exclusion(NamedTuple):
     """What a line names."""
 
     what: What
-    name: str  # as records have it: an id, a source or an annotator
+    name: str  # as records have it: an id, a source or the folder of some, or an annotator
 
 
 def read_exclusions(path: Path) -> frozenset[Exclusion]:
@@ -22,22 +33,20 @@ def read_exclusions(path: Path) -> frozenset[Exclusion]:
     Raises:
         InputError: it does not exist, is not UTF-8 text, or a line of it cannot be understood.
     """
+    named = set()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(map(str.strip, text_lines(path)), start=1):
+            if not line or line.startswith("#"):
+                continue
+            exclusion = _understood(line)
+            if exclusion is None:
+                raise InputError(
+                    f"{path} row {number} names nothing to exclude: write `row ID`, `source NAME` or `annotator NAME`, "
+                    "with the name in double quotes, as in JSON, where it begins with one or holds #"
+                )
+            named.add(exclusion)
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"{path} is no file: restore it from git, or make an empty one") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
-    known: dict[str, What] = {what: what for what in get_args(What)}
-    named = set()
-    for number, line in enumerate(lines, start=1):
-        if said := _without_comment(line):
-            what, _, name = said.partition(" ")
-            if what not in known or not name:
-                raise InputError(
-                    f"{path} row {number} names nothing to exclude: write `row ID`, `source NAME` or `annotator NAME`"
-                )
-            named.add(Exclusion(known[what], name.strip()))
     return frozenset(named)
 
 
@@ -45,18 +54,42 @@ def add_exclusion(path: Path, what: What, name: str) -> bool:
     """Add a line, unless the file has it already; tell whether it was added.
 
     Raises:
-        InputError: the file cannot be read as it is, or the name is empty or more than a line.
+        InputError: the file cannot be read as it is, or the name is none.
     """
-    if not name.strip() or _without_comment(name) != name or len(name.splitlines()) != 1:
-        raise InputError(f"{name!r} cannot be written as a line of {path}: name one {what}")
-    if (what, name) in read_exclusions(path):
+    asked = _spelt(what, name)
+    if asked is None:
+        raise InputError(f"{name!r} names nothing: name one {what}")
+    if asked in read_exclusions(path):
         return False
-    lines = [*path.read_text(encoding="utf-8").splitlines(), f"{what} {name}"]
+    kept = "".join(text_lines(path))
+    if kept and not kept.endswith("\n"):
+        kept += "\n"
     with replacing(path) as draft:
-        draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        draft.write_text(f"{kept}{_written(asked)}\n", encoding="utf-8")
     return True
 
 
-def _without_comment(line: str) -> str:
-    """A # begins a comment at the start of a line or after a space: a file's name may hold one."""
-    return "" if line.startswith("#") else line.partition(" #")[0].strip()
+def _written(exclusion: Exclusion) -> str:
+    """Write a line, in quotes where it would be read as something else or could not be seen."""
+    plain, seen = " ".join(exclusion), exclusion.name.isprintable()
+    if seen and _understood(plain) == exclusion:
+        return plain
+    return f"{exclusion.what} {json.dumps(exclusion.name, ensure_ascii=not seen)}"
+
+
+def _understood(line: str) -> Exclusion | None:
+    found = LINE.fullmatch(line)
+    if found is None:
+        return None
+    what, quoted, plain = cast("What", found[1]), found[2], found[3]
+    try:
+        name = json.loads(quoted, strict=False) if quoted else plain
+    except ValueError:
+        return None
+    return _spelt(what, name)
+
+
+def _spelt(what: What, name: str) -> Exclusion | None:
+    """Give what is meant in the spelling of records; None for a name that nothing can have."""
+    spelt = SPELLINGS[what](name) if name.strip() and "\0" not in name else ""
+    return Exclusion(what, spelt) if spelt else None

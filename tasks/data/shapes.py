@@ -18,8 +18,9 @@ from tasks.data.conversations import (
     as_text,
     with_system,
 )
+from tasks.data.names import WHOLE_NUMBER, as_name
 from tasks.data.records import TAGS, Kind, Message
-from tasks.data.sources import RawRow, name_in_outputs
+from tasks.data.sources import RawRow
 from tasks.errors import InputError
 from tasks.params import Source
 
@@ -48,14 +49,13 @@ class ShapedRow(NamedTuple):
     tag: str | None = None  # of all its entries: their annotator, or category
 
 
-def shape_rows(rows: Iterable[RawRow], kind: Kind, source: Source) -> Iterator[ShapedRow]:
-    """Read the rows of a file, of any known shape, as rows of one kind.
+def shape_rows(rows: Iterable[RawRow], kind: Kind, source: Source, name: str) -> Iterator[ShapedRow]:
+    """Read the rows of a file, of any known shape, as rows of one kind; outputs know the file by `name`.
 
     Raises:
         InputError: the columns fit no shape, the column map is wrong, or a value has the wrong type.
     """
     shape: Shape | None = None
-    name = name_in_outputs(source)
     for row, fields in rows:
         shape = shape or recognise(fields, kind, source)
         try:
@@ -223,10 +223,11 @@ def _references(value: object) -> list[str]:
 
 
 def _tag(value: object, field: str) -> str | None:
-    """Read a name without regard to white space, or a whole number as one; null and nothing are none."""
-    if isinstance(value, int) and not isinstance(value, bool):
+    """Read the name of an annotator or category, or a whole number as one; null and nothing are none."""
+    # pandas writes whole numbers as 3.0 where some are null. From 1e+16 on different ids may have become one number.
+    if type(value) in (int, float) and WHOLE_NUMBER.fullmatch(str(value)):
         value = str(value)
-    name = " ".join(as_text(value, field).split()) if value is not None else ""
+    name = as_name(as_text(value, field)) if value is not None else ""
     if len(name) > LONGEST_TAG:
         raise ShapeError(f"{field} has {len(name)} characters where a name of at most {LONGEST_TAG} is needed")
     return name or None

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from pydantic import Field, ValidationError
 from ruamel.yaml.error import YAMLError
 
+from tasks.data.names import name_in_outputs
 from tasks.errors import InputError
 from tasks.params import Section, Source, parse_yaml
 
@@ -42,31 +43,25 @@ class HubPointer(Section):
     config: str | None = None
 
 
-def files_of(source: Source) -> list[Source]:
-    """Take a folder apart: a source for each file in it, by name; a file is a source already.
+def files_of(source: Source) -> dict[str, Source]:
+    """Take a folder apart: a source for each file in it, by its name in outputs; a file is a source already.
+
+    A pointer of DVC's stands for the file that it tracks, which lies beside it or has to be pulled.
 
     Raises:
         InputError: the folder has no files, or may not be read.
     """
-    folder = Path(source.source)
-    if not folder.is_dir():
-        return [source]
+    name, folder = name_in_outputs(source.source), Path(source.source)
     try:
-        files = sorted(each for each in folder.iterdir() if not each.name.startswith("."))
+        found = [each for each in folder.iterdir() if not each.name.startswith(".")]
     except PermissionError:
         raise InputError(f"{folder} may not be read: grant read permission or run as its owner") from None
-    if not files:
+    except OSError:  # it is no folder; whatever else is wrong with it is told when it is read
+        return {name: source}
+    if not found:
         raise InputError(f"{folder} is an empty folder: put {', '.join(READERS)} files into it")
-    return [source.model_copy(update={"source": file.as_posix()}) for file in files]
-
-
-def name_in_outputs(source: Source) -> str:
-    """Give the path as params.yaml has it, or only the file's name where it leads out of the project.
-
-    Where a machine keeps its data must not change the bytes of an output.
-    """
-    path = Path(source.source)
-    return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
+    files = sorted({each.with_suffix("") if each.suffix == ".dvc" else each for each in found})
+    return {Path(name, file.name).as_posix(): source.model_copy(update={"source": file.as_posix()}) for file in files}
 
 
 def read_rows(source: Source) -> Iterator[RawRow]:
@@ -93,6 +88,26 @@ def identity(path: Path) -> dict[str, str]:
     return found | (_read_pointer(path).model_dump(include={"hub", "revision"}) if is_pointer else {})
 
 
+def text_lines(path: Path) -> Iterator[str]:
+    """Decode line by line, and break at line feeds only: U+2028 and its like belong to the text.
+
+    Raises:
+        InputError: a line is not UTF-8.
+    """
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                # A byte order mark is cut off before the decoder counts.
+                byte = offset + error.start + len(line) - len(error.object)
+                raise InputError(
+                    f"{path} row {number} is not UTF-8 text (byte {byte} of the file): save the file as UTF-8"
+                ) from None
+            offset += len(line)
+
+
 def _check_readable(path: Path) -> None:
     endings = ", ".join(READERS)
     try:
@@ -114,24 +129,8 @@ def _cure_for_missing(path: Path) -> str:
     return f"{path} does not exist: mend the path of the source in params.yaml"
 
 
-def _text_lines(path: Path) -> Iterator[str]:
-    """Decode line by line, and break at line feeds only: U+2028 and its like belong to the text."""
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                # A byte order mark is cut off before the decoder counts.
-                byte = offset + error.start + len(line) - len(error.object)
-                raise InputError(
-                    f"{path} row {number} is not UTF-8 text (byte {byte} of the file): save the file as UTF-8"
-                ) from None
-            offset += len(line)
-
-
 def _jsonl_rows(path: Path) -> Iterator[RawRow]:
-    for number, line in enumerate(_text_lines(path), start=1):
+    for number, line in enumerate(text_lines(path), start=1):
         if not line.strip():
             continue
         try:
@@ -144,7 +143,7 @@ def _jsonl_rows(path: Path) -> Iterator[RawRow]:
 
 
 def _json_rows(path: Path) -> Iterator[RawRow]:
-    text = "".join(_text_lines(path))
+    text = "".join(text_lines(path))
     if not text.strip():
         return
     try:
@@ -181,7 +180,7 @@ def _object(fields: object, place: str) -> dict[str, Any]:
 
 def _csv_rows(path: Path) -> Iterator[RawRow]:
     csv.field_size_limit(LONGEST_CSV_FIELD)
-    reader = csv.reader(_text_lines(path), strict=True)
+    reader = csv.reader(text_lines(path), strict=True)
     header: list[str] = []
     row = 0
     try:
@@ -248,7 +247,7 @@ def _hub_rows(path: Path) -> Iterator[RawRow]:
 
 def _read_pointer(path: Path) -> HubPointer:
     try:
-        content = parse_yaml("".join(_text_lines(path)))
+        content = parse_yaml("".join(text_lines(path)))
     except YAMLError:
         raise InputError(f"{path} is not valid YAML: write hub, revision and split, one a line") from None
     if content is None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.data.files import METRICS, MODELS, VALIDATED, read_json
+from tasks.data.names import name_in_outputs
 from tasks.data.records import TYPES
-from tasks.data.sources import name_in_outputs
 from tasks.errors import InputError
 from tasks.params import Params, Source, parse_yaml
 from tasks.registry.provenance import code_tags
@@ -122,7 +122,7 @@ def _hub_sources(params: Params, prepared: Mapping[str, Any]) -> dict[str, Any]:
         found[params.base.source] = parse_yaml(pointer.read_text(encoding="utf-8"))
     for kind in TYPES:
         source: Source = getattr(params.prepare, kind)
-        own_name = name_in_outputs(source)
+        own_name = name_in_outputs(source.source)
         for name, read in prepared.get(kind, {}).get("sources", {}).items():  # which earlier releases did not tell
             if "hub" in read:
                 found[source.source if name == own_name else name] = read

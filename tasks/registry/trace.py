@@ -6,12 +6,13 @@ in the working folder. Where DVC's cache has lost those data, or rows name no an
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
-from tasks.data.exclusions import What, add_exclusion
+from tasks.data.exclusions import SPELLINGS, What, add_exclusion
 from tasks.data.files import STATE, read_jsonl
+from tasks.data.names import stands_for
 from tasks.data.records import TAGS, TYPES, Kind
 from tasks.errors import InputError
 from tasks.params import Params
@@ -82,11 +83,12 @@ def trace(params: Params, what: What, name: str) -> Trace:
     Args:
         params: all settings.
         what: whether `name` is the id of a row or the name of a source or annotator.
-        name: as data/prepare has it.
+        name: as data/prepare has it, or spelt another way; a folder's name stands for the sources in it.
 
     Raises:
         InputError: nothing has been registered, a row of data or of the record is damaged, or MLflow is away.
     """
+    name = SPELLINGS[what](name)
     holders = every_holder(open_store(params.registry.experiment), params)
     if not holders:
         raise InputError(f"{params.registry.policy} has no version yet, so none was trained on it: run trueline run")
@@ -123,16 +125,22 @@ def _look(md5: str, what: What, name: str) -> Found | None:
         unattributed = _count(data, annotated, field, None) if annotated else None
         quarantine = data / "quarantine.jsonl"
         lines = read_jsonl(quarantine) if quarantine.exists() else ()
-        return Found(kept, sum(line["record"].get(field) == name for line in lines), unattributed)
+        return Found(kept, sum(_has(line["record"], field, name) for line in lines), unattributed)
 
 
 def _count(data: Path, kinds: Iterable[Kind], field: str, name: str | None) -> Rows:
-    """Count the kept rows that have a name in a field; data from before the field was thought of have none there."""
+    """Count the kept rows that have a name in a field."""
     counts = {
-        kind: Counter(row["split"] for row in read_jsonl(data / f"{kind}.jsonl") if row.get(field) == name)
+        kind: Counter(row["split"] for row in read_jsonl(data / f"{kind}.jsonl") if _has(row, field, name))
         for kind in kinds
     }
     return {kind: dict(sorted(splits.items())) for kind, splits in counts.items() if splits}
+
+
+def _has(row: Mapping[str, Any], field: str, name: str | None) -> bool:
+    """Tell whether a row has a name in a field; data from before the field was thought of have none there."""
+    value = row.get(field)
+    return value == name or (field == "source" and stands_for(str(name), str(value)))
 
 
 def _traced(holder: Holder, promoted: bool, found: Found | None) -> Traced:

@@ -36,7 +36,51 @@ def test_rows_sources_annotators_and_comments(path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("line", ["1c9d", "row", "row  # nothing", "rows 1c9d", "annotator", "annotators 3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "./raw/w1.jsonl",
+        "raw//w1.jsonl",
+        '"raw/w1.jsonl"',
+        "raw/w1.jsonl\t# why",
+        "raw/w1.jsonl/",
+        "{here}/raw/w1.jsonl",
+    ],
+)
+def test_a_source_is_named_however_its_path_is_spelt(path: Path, name: str) -> None:
+    path.write_text(f"source {name.format(here=Path.cwd())}\n")
+    assert read_exclusions(path) == {("source", "raw/w1.jsonl")}
+
+
+@pytest.mark.parametrize("name", [" Ann \t Zoe\u0301 ", "Ann Zo\u00e9", '"Ann  Zo\\u00e9"'])
+def test_an_annotator_is_named_as_records_name_them(path: Path, name: str) -> None:
+    path.write_text(f"annotator {name}\nannotator 3.0\n")
+    assert read_exclusions(path) == {("annotator", "Ann Zo\u00e9"), ("annotator", "3")}
+
+
+def test_a_name_in_quotes_may_hold_what_ends_a_plain_one(path: Path) -> None:
+    path.write_text(
+        'annotator "Team #7" # left\nannotator Team #8\nsource "a \\"b\\" #c.csv"\t# why\nannotator Bob "B" # x\n'
+    )
+    assert read_exclusions(path) == {
+        ("annotator", "Team #7"),
+        ("annotator", "Team"),
+        ("annotator", 'Bob "B"'),
+        ("source", 'a "b" #c.csv'),
+    }
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_line(path: Path) -> None:
+    path.write_bytes(b"\xef\xbb\xbfrow 1c9d\r\nannotator 7\r\n")
+    assert read_exclusions(path) == {("row", "1c9d"), ("annotator", "7")}
+    assert add_exclusion(path, "annotator", "8")
+    assert path.read_bytes().endswith(b"annotator 7\r\nannotator 8\n")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["1c9d", "row", "row  # nothing", "rows 1c9d", "annotator", "annotators 3", 'row ""', 'row "\\x"', 'row "\\u0000"'],
+)
 def test_a_line_that_says_nothing_is_named(path: Path, line: str) -> None:
     path.write_text(f"row 1c9d\n{line}\n")
 
@@ -49,7 +93,7 @@ def test_a_line_that_says_nothing_is_named(path: Path, line: str) -> None:
 
 def test_a_file_that_cannot_be_read(path: Path) -> None:
     path.write_bytes(b"row \xff\n")
-    with pytest.raises(InputError, match=r"exclude.txt is not UTF-8 text \(byte 4\)"):
+    with pytest.raises(InputError, match=r"exclude.txt row 1 is not UTF-8 text \(byte 4 of the file\)"):
         read_exclusions(path)
     path.unlink()
     with pytest.raises(InputError, match=r"exclude.txt is no file: restore it from git, or make an empty one"):
@@ -67,8 +111,33 @@ def test_a_line_is_added_once_after_what_is_there(path: Path) -> None:
     assert ("source", "raw/my pairs.jsonl") in read_exclusions(path)
 
 
-@pytest.mark.parametrize("name", ["", "  ", "a\nb", "a #b"])
-def test_a_name_that_no_line_can_hold(path: Path, name: str) -> None:
-    with pytest.raises(InputError, match=r"cannot be written as a line of exclude\.txt: name one source"):
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("Team #7", 'annotator "Team #7"'),
+        ("#7", 'annotator "#7"'),
+        ("a#b", "annotator a#b"),
+        ('"Ann"', r'annotator "\"Ann\""'),
+        ('Ann "Zoe" \\', 'annotator Ann "Zoe" \\'),
+        ("Größe #1", 'annotator "Größe #1"'),
+        (" Ann \n Lee ", "annotator Ann Lee"),
+        ("a\u200db", r'annotator "a\u200db"'),  # no one would see it
+    ],
+)
+def test_what_is_added_is_read_again(path: Path, name: str, line: str) -> None:
+    assert add_exclusion(path, "annotator", name)
+    assert path.read_text() == line + "\n"
+    assert not add_exclusion(path, "annotator", name)
+
+
+def test_a_file_of_any_name_can_be_excluded(path: Path) -> None:
+    for name in ("a\nb.csv", "a\u2028b.csv", " a.csv", "caf\udce9.csv", "a\\ #.csv"):
+        assert add_exclusion(path, "source", name)
+        assert ("source", name) in read_exclusions(path)
+
+
+@pytest.mark.parametrize("name", ["", "  ", "/", "a\0b"])
+def test_a_name_that_nothing_has(path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"names nothing: name one source"):
         add_exclusion(path, "source", name)
     assert path.read_text() == ""

@@ -19,7 +19,7 @@ GPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
 
 def shaped(kind: Kind, *rows: dict[str, Any], **columns: str) -> list[ShapedRow]:
     raw = [RawRow(number, fields) for number, fields in enumerate(rows, start=1)]
-    return list(shape_rows(raw, kind, Source(source="file.jsonl", columns=columns, limit=None)))
+    return list(shape_rows(raw, kind, Source(source="file.jsonl", columns=columns, limit=None), "file.jsonl"))
 
 
 def entries(kind: Kind, row: dict[str, Any], **columns: str) -> list[dict[str, Any]]:
@@ -140,9 +140,23 @@ def test_rows_of_every_shape_may_have_an_annotator_or_a_category(kind, shape):
 
 @pytest.mark.parametrize(
     ("value", "read"),
-    [("law", "law"), ("  civil \n law ", "civil law"), (7, "7"), (0, "0"), ("", None), (" ", None), (None, None)],
+    [
+        ("law", "law"),
+        ("  civil \n law ", "civil law"),
+        ("Zoe\u0301", "Zo\u00e9"),  # an e and its accent: one character
+        (7, "7"),
+        (0, "0"),
+        (7.0, "7"),  # as pandas has them where others are null
+        ("7.0", "7"),  # and writes them to CSV
+        ("-7.00", "-7"),
+        ("7.5", "7.5"),
+        ("v7.0", "v7.0"),
+        ("", None),
+        (" ", None),
+        (None, None),
+    ],
 )
-def test_a_category_or_annotator_is_a_name_without_regard_to_white_space_or_a_whole_number(value, read):
+def test_a_category_or_annotator_has_one_spelling(value, read):
     assert [row.tag for row in shaped("prompts", {"prompt": "Hi", "category": value})] == [read]
     pair = {"prompt": "Hi", "chosen": "Hello", "rejected": "No", "annotator": value}
     assert [row.tag for row in shaped("preferences", pair)] == [read]
@@ -267,7 +281,9 @@ def test_bad_row_is_named(kind, bad, said):
         ("prompts", {"prompt": "p", "references": ["a", None]}, "reference 2 is null"),
         ("prompts", {"prompt": "p", "references": {"a": 1}}, "references is an object"),
         ("prompts", {"messages": [A]}, "the conversation has no turn of the user"),
-        ("prompts", {"prompt": "p", "category": 3.0}, "category is the number 3.0 where a text is needed"),
+        ("prompts", {"prompt": "p", "category": 3.5}, "category is the number 3.5 where a text is needed"),
+        # 2^53 and 2^53 + 1 are one float: so large, an id may be another's.
+        ("prompts", {"prompt": "p", "category": 1e16}, "category is the number 1e+16 where a text is needed"),
         ("demonstrations", {"prompt": "p", "response": "r", "annotator": True}, "annotator is the truth value True"),
         ("demonstrations", {"prompt": "p", "response": "r", "annotator": ["a"]}, "annotator is a list where a text"),
         ("demonstrations", {"prompt": "p", "response": "r", "annotator": "x" * 101}, "annotator has 101 characters"),

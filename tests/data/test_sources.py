@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tasks.data.sources import RawRow, files_of, identity, name_in_outputs, read_rows
+from tasks.data.sources import RawRow, files_of, identity, read_rows
 from tasks.errors import InputError
 from tasks.params import Source
 
@@ -251,7 +251,7 @@ def test_hub_id_in_place_of_a_file():
         rows_of("org/name")
 
 
-def files_in(folder: str) -> list[Source]:
+def files_in(folder: str) -> dict[str, Source]:
     return files_of(Source(source=folder, columns={"prompt": "q"}, limit=5))
 
 
@@ -260,18 +260,35 @@ def test_a_folder_is_its_files_by_name_and_a_file_is_itself():
     for name in ("b.csv", "a.jsonl", ".gitignore", "c.yaml"):
         write(f"week/{name}", "")
     found = files_in("week/")
-    assert [each.source for each in found] == ["week/a.jsonl", "week/b.csv", "week/c.yaml"]
-    assert {(each.columns["prompt"], each.limit) for each in found} == {("q", 5)}
-    assert files_in("week/a.jsonl") == [found[0]]
-    assert [name_in_outputs(each) for each in files_in(str(Path("week").absolute()))] == ["a.jsonl", "b.csv", "c.yaml"]
+    assert list(found) == [each.source for each in found.values()] == ["week/a.jsonl", "week/b.csv", "week/c.yaml"]
+    assert {(each.columns["prompt"], each.limit) for each in found.values()} == {("q", 5)}
+    assert files_in("week/a.jsonl") == {"week/a.jsonl": found["week/a.jsonl"]}
 
 
 def test_a_folder_without_files_or_with_folders():
     Path("week/more.jsonl").mkdir(parents=True)
     with pytest.raises(InputError, match=r"^week/more\.jsonl is a folder in a folder of files: move its files up"):
-        list(read_rows(files_in("week")[0]))
+        rows_of("week/more.jsonl")
     with pytest.raises(InputError, match=r"^week/more\.jsonl is an empty folder: put \.jsonl, .* files into it$"):
         files_in("week/more.jsonl")
+
+
+def test_a_pointer_of_dvc_stands_for_what_it_tracks():
+    Path("week").mkdir()
+    for name in ("a.jsonl", "a.jsonl.dvc", "b.jsonl.dvc"):
+        write(f"week/{name}", as_jsonl(ROWS))
+    assert list(files_in("week")) == ["week/a.jsonl", "week/b.jsonl"]
+    with pytest.raises(InputError, match=r"^week/b\.jsonl does not exist"):
+        rows_of("week/b.jsonl")
+
+
+def test_outside_the_project_only_the_name_of_the_source_is_told(tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "week").mkdir()
+    path = write(f"{elsewhere}/week/a.jsonl", as_jsonl(ROWS))
+    assert list(files_in(path)) == ["a.jsonl"]
+    assert list(files_in(f"{elsewhere}/week/")) == ["week/a.jsonl"]
+    assert list(files_in(os.path.relpath(f"{elsewhere}/week"))) == ["week/a.jsonl"]
 
 
 def test_file_that_may_not_be_read(monkeypatch):

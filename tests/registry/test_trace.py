@@ -47,8 +47,8 @@ FIRST = [
     ("quarantine", "h", "train", "d.jsonl"),
 ]
 SECOND = [
-    ("preferences", "d", "train", "p.jsonl", "ann"),
-    ("preferences", "e", "validation", "p.jsonl", "bob"),
+    ("preferences", "d", "train", "week/p.jsonl", "ann"),
+    ("preferences", "e", "validation", "week/q.jsonl", "bob"),
     ("prompts", "f", "train", "r.jsonl", "bob"),  # a category of that name
     ("prompts", "g", "test", "r.jsonl", None),
     ("quarantine", "h", "train", "d.jsonl", "cy"),
@@ -146,6 +146,18 @@ def test_a_source_counts_all_its_rows(traced):
     assert (second["policy"], second["rows"], second["quarantined"]) == (False, {}, 1)
 
 
+@pytest.mark.parametrize("name", ["week", "./week/"])
+def test_a_folder_counts_the_rows_of_its_files(traced, name):
+    told = trace.trace(traced, "source", name)
+    assert (told["name"], told["versions"][0]["rows"]) == ("week", {})
+    assert told["versions"][1]["rows"] == {"preferences": {"train": 1, "validation": 1}}
+
+
+def test_names_may_be_spelt_otherwise_than_in_the_rows(traced):
+    for what, name in (("source", "week/../week//p.jsonl"), ("annotator", " ann\n"), ("row", "d ")):
+        assert versions_of(traced, what, name)[1]["rows"] == {"preferences": {"train": 1}}
+
+
 @pytest.mark.parametrize(
     ("annotator", "learned", "stages", "rows", "quarantined"),
     [
@@ -217,7 +229,7 @@ def test_an_exclusion_names_the_stages_and_runs_none(tracked):
     assert (told["file"], told["added"], sorted(told["stages"])) == ("exclude.txt", True, sorted(after))
     assert told["stages"] == stages_after("prepare")
     assert not trace.exclude(load_params(), "row", "a")["added"]
-    assert trace.exclude(load_params(), "annotator", "ann")["stages"] == told["stages"]
-    assert Path("exclude.txt").read_text() == "row a\nannotator ann\n"
+    assert trace.exclude(load_params(), "annotator", "ann #7")["stages"] == told["stages"]
+    assert Path("exclude.txt").read_text() == 'row a\nannotator "ann #7"\n'
     assert Path("dvc.lock").read_bytes() == lock
     assert stages_after("gate") == ["gate"]

@@ -1,0 +1,49 @@
+"""Whatever way a name is spelt, it is one name."""
+
+from pathlib import Path
+
+import pytest
+
+from tasks.data.names import as_name, name_in_outputs, stands_for
+
+
+@pytest.fixture
+def elsewhere(tmp_path, tmp_path_factory, monkeypatch):
+    """A folder outside the project, with a link back to it."""
+    monkeypatch.chdir(tmp_path)
+    folder: Path = tmp_path_factory.mktemp("elsewhere")
+    (folder / "link").symlink_to(Path.cwd())
+    return folder
+
+
+def test_a_name_is_the_same_however_its_path_is_spelt(elsewhere):
+    here = Path.cwd()
+    spelt = [
+        "raw/a.jsonl",
+        "./raw//a.jsonl",
+        "raw/",
+        f"{here}/raw/a.jsonl",
+        f"../{here.name}/raw/a.jsonl",
+        "raw/../raw",
+    ]
+    named = ["raw/a.jsonl", "raw/a.jsonl", "raw", "raw/a.jsonl", "raw/a.jsonl", "raw"]
+    assert [name_in_outputs(path) for path in spelt] == named
+    assert name_in_outputs(f"{elsewhere}/link/raw/a.jsonl") == "raw/a.jsonl"  # a link may lead to the project
+    Path("raw").symlink_to(elsewhere)
+    assert name_in_outputs("raw/a.jsonl") == "raw/a.jsonl"  # or out of it
+
+
+def test_a_folder_stands_for_its_files():
+    assert [stands_for(name, "raw/week/a.jsonl") for name in ("raw", "raw/week", "raw/week/a.jsonl")] == [True] * 3
+    assert [stands_for(name, "raw/week/a.jsonl") for name in ("raw/we", "week", "raw/week/a.jsonl/b")] == [False] * 3
+
+
+@pytest.mark.parametrize("text", ["Ann Zo\u00e9", " Ann \n Zoe\u0301", "Ann\u2028Zo\u00e9"])
+def test_white_space_and_how_an_accent_is_written_make_no_other_name(text):
+    assert as_name(text) == "Ann Zo\u00e9"
+
+
+def test_a_whole_number_is_one_name_however_it_is_written():
+    assert [as_name(text) for text in ("3", " 3.0", "-3.00", "3.5", "v3.0", "3.", "03")] == [
+        "3", "3", "-3", "3.5", "v3.0", "3.", "03"
+    ]  # fmt: skip
