@@ -1,7 +1,9 @@
-"""What can be told before anything runs: settings that hold and sources that exist."""
+"""What can be told before anything runs: settings that hold, and sources that exist and can be read."""
 
 from pathlib import Path
 
+from tasks.data.records import TYPES
+from tasks.data.sources import check_file, files_of
 from tasks.errors import InputError
 from tasks.params import Params, load_params
 
@@ -10,11 +12,14 @@ def preflight() -> Params:
     """Check settings and sources, and give the settings.
 
     Raises:
-        InputError: a setting is wrong, or a source does not exist.
+        InputError: a setting is wrong, or a source does not exist or is none that DVC can follow.
     """
     params = load_params()
     for key, source in sources(params).items():
         check_exists(key, source)
+    for kind in TYPES:
+        for file in files_of(getattr(params.prepare, kind)).values():
+            check_file(Path(file.source))  # before DVC, which would wait for a pipe
     return params
 
 
@@ -36,7 +41,9 @@ def check_exists(key: str, source: str) -> None:
     Raises:
         InputError: there is nothing at that path.
     """
-    if not Path(source).exists():
-        raise InputError(
-            f"params.yaml: {key} is {source}, which does not exist: trueline configure {key}=PATH mends it"
-        )
+    try:
+        fault = None if Path(source).exists() else "does not exist"
+    except OSError as error:  # a name that is too long, or a folder that may not be entered
+        fault = f"cannot be reached ({error.strerror})"
+    if fault:
+        raise InputError(f"params.yaml: {key} is {source}, which {fault}: trueline configure {key}=PATH mends it")

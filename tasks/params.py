@@ -60,7 +60,7 @@ class Runtime(Section):
 class Source(Section):
     """Where rows come from and how their columns are called."""
 
-    source: str
+    source: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]  # a path
     columns: dict[str, str]
     limit: Count | None
 

@@ -173,6 +173,15 @@ CASES = {
     "missing file": Case(
         "prepare", source_of(None), ("mine.jsonl does not exist", "mend the path of the source in params.yaml")
     ),
+    "no path": Case(
+        "prepare", lambda shop: shop.read("preferences", ""), ("prepare.preferences.source is ''", "change it")
+    ),
+    "a character that no path has": Case(
+        "prepare", lambda shop: shop.read("preferences", "a\0b"), ("prepare.preferences.source is", "change it")
+    ),
+    "a name too long": Case(
+        "prepare", lambda shop: shop.read("preferences", "x" * 300), ("xxx cannot be read (File name too", "mend its")
+    ),
     "empty file": Case("prepare", source_of(b""), ("mine.jsonl holds no rows", "fill it, or name another source")),
     "cut-off line": Case(
         "prepare",

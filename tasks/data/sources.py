@@ -9,6 +9,7 @@ import csv
 import hashlib
 import json
 import re
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,6 +65,29 @@ def files_of(source: Source) -> dict[str, Source]:
     return {Path(name, file.name).as_posix(): source.model_copy(update={"source": file.as_posix()}) for file in files}
 
 
+def check_file(path: Path) -> None:
+    """Make sure that a source is a regular file that may be read, or a folder; its content is not looked at.
+
+    Raises:
+        InputError: it is missing, may not be read, is a pipe, or its name is none that outputs can hold.
+    """
+    try:
+        str(path).encode()
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):  # to open a pipe would be to wait for whoever writes into it
+            path.open("rb").close()
+    except UnicodeEncodeError:
+        raise InputError(f"the name {str(path)!a} is not UTF-8: rename the file") from None
+    except PermissionError:
+        raise InputError(f"{path} may not be read: grant read permission or run as its owner") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(_cure_for_missing(path)) from None
+    except OSError as error:  # a link to itself, a name that is too long
+        raise InputError(f"{path} cannot be read ({error.strerror}): mend its name or link") from None
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise InputError(f"{path} is a pipe, socket or device: write its rows to a file")
+
+
 def read_rows(source: Source) -> Iterator[RawRow]:
     """Read the rows of a file, or of the hub data set it points to.
 
@@ -77,7 +101,9 @@ def read_rows(source: Source) -> Iterator[RawRow]:
         empty = False
         yield row
     if empty:
-        raise InputError(f"{path} holds no rows: fill it, or name another source in params.yaml")
+        raise InputError(
+            f"{path} holds no rows: fill it, or name another source in params.yaml; in a folder of files, remove it"
+        )
 
 
 def identity(path: Path) -> dict[str, str]:
@@ -109,23 +135,23 @@ def text_lines(path: Path) -> Iterator[str]:
 
 
 def _check_readable(path: Path) -> None:
-    endings = ", ".join(READERS)
-    try:
-        path.open("rb").close()
-    except IsADirectoryError:
-        raise InputError(f"{path} is a folder in a folder of files: move its files up, or out") from None
-    except PermissionError:
-        raise InputError(f"{path} may not be read: grant read permission or run as its owner") from None
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(_cure_for_missing(path)) from None
+    check_file(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder in a folder of files: move its files up, or out")
     if path.suffix.lower() not in READERS:
-        raise InputError(f"{path} ends in {path.suffix or 'nothing'}, which is not known: convert it to {endings}")
+        ending, cure = path.suffix or "nothing", f"convert it to {', '.join(READERS)}"
+        raise InputError(f"{path} ends in {ending}, which is not known: {cure}, or move it out of a folder of files")
 
 
 def _cure_for_missing(path: Path) -> str:
+    pointer = Path(f"{path}.dvc")
+    if pointer.exists():
+        return f"{path} does not exist, but {pointer} does: run dvc pull {pointer}"
+    if path.is_symlink():
+        return f"{path} is a link to nothing: mend or remove the link"
     if path.suffix.lower() not in READERS and re.fullmatch(r"[\w.-]+/[\w.-]+", path.as_posix()):
-        pointer = f"{{hub: {path.as_posix()}, revision: <full commit hash>, split: train}}"
-        return f"{path} is no file; if it is a hub data set, write {pointer} to a .yaml file and name that file"
+        named = f"{{hub: {path.as_posix()}, revision: <full commit hash>, split: train}}"
+        return f"{path} is no file; if it is a hub data set, write {named} to a .yaml file and name that file"
     return f"{path} does not exist: mend the path of the source in params.yaml"
 
 

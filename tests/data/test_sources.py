@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,11 @@ def test_lost_connection_stays_what_it_is(monkeypatch):
         ("a.csv", "a;b\n1;2\n", "separate the columns by commas"),
         ("a.parquet", b"PAR1 no", "a.parquet after row 0 is not valid Parquet"),
         ("a.parquet", b"", "a.parquet after row 0 is not valid Parquet"),
-        ("a.txt", "a", "a.txt ends in .txt"),
+        (
+            "a.txt",
+            "a",
+            "a.txt ends in .txt, which is not known: convert it to .jsonl, .json, .csv, .parquet, .yaml, .yml, or",
+        ),
         ("rows", "a", "rows ends in nothing"),
     ],
 )
@@ -278,7 +283,7 @@ def test_a_pointer_of_dvc_stands_for_what_it_tracks():
     for name in ("a.jsonl", "a.jsonl.dvc", "b.jsonl.dvc"):
         write(f"week/{name}", as_jsonl(ROWS))
     assert list(files_in("week")) == ["week/a.jsonl", "week/b.jsonl"]
-    with pytest.raises(InputError, match=r"^week/b\.jsonl does not exist"):
+    with pytest.raises(InputError, match=r"^week/b\.jsonl does not exist, but .*: run dvc pull week/b\.jsonl\.dvc$"):
         rows_of("week/b.jsonl")
 
 
@@ -289,6 +294,44 @@ def test_outside_the_project_only_the_name_of_the_source_is_told(tmp_path_factor
     assert list(files_in(path)) == ["a.jsonl"]
     assert list(files_in(f"{elsewhere}/week/")) == ["week/a.jsonl"]
     assert list(files_in(os.path.relpath(f"{elsewhere}/week"))) == ["week/a.jsonl"]
+
+
+# What is no file.
+
+
+def bind_socket(path):
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (os.mkfifo, "a.jsonl is a pipe, socket or device: write its rows to a file"),  # to open it would take for ever
+        (bind_socket, "a.jsonl is a pipe, socket or device"),
+        (lambda path: Path(path).symlink_to("nothing"), "a.jsonl is a link to nothing: mend or remove the link"),
+        (lambda path: Path(path).symlink_to(path), "a.jsonl cannot be read (Too many levels of symbolic links)"),
+    ],
+)
+def test_only_regular_files_are_read(make, said):
+    make("a.jsonl")
+    with pytest.raises(InputError) as error:
+        rows_of("a.jsonl")
+    assert str(error.value).startswith(said)
+
+
+def test_a_name_that_no_file_can_have():
+    with pytest.raises(InputError, match=r"^x+\.jsonl cannot be read \(File name too long\): mend its name"):
+        rows_of("x" * 300 + ".jsonl")
+    assert list(files_in("x" * 300)) == ["x" * 300]
+
+
+def test_a_name_that_is_not_utf8_is_refused():
+    Path("week").mkdir()
+    Path(os.fsdecode(b"week/caf\xe9.jsonl")).write_text(as_jsonl(ROWS))
+    [file] = files_in("week").values()
+    with pytest.raises(InputError, match=r"^the name 'week/caf\\udce9\.jsonl' is not UTF-8: rename the file$"):
+        list(read_rows(file))
 
 
 def test_file_that_may_not_be_read(monkeypatch):

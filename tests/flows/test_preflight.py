@@ -1,0 +1,52 @@
+"""What DVC would trip over, or wait for, is told before it starts."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from flows.preflight import check_exists, preflight
+from flows.settings import configure
+from tasks.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout whose pairs are read from a folder of one file."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("params.yaml", "exclude.txt", "tasks/data/example.py"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, name)
+    Path("pairs").mkdir()
+    Path("pairs/a.jsonl").touch()
+    configure(["prepare.preferences.source=pairs"])
+    return Path("pairs")
+
+
+def test_settings_come_back_where_all_is_well(folder: Path) -> None:
+    (folder / "README.md").touch()  # which may be excluded: for prepare to judge
+    assert preflight().prepare.preferences.source == "pairs"
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (os.mkfifo, r"pairs/b\.jsonl is a pipe, socket or device"),
+        (lambda path: path.symlink_to("nothing"), r"pairs/b\.jsonl is a link to nothing"),
+        (lambda path: Path(f"{path}.dvc").touch(), r"pairs/b\.jsonl does not exist, .*: run dvc pull"),
+        (lambda path: path.with_name(os.fsdecode(b"\xe9.csv")).touch(), r"the name .* is not UTF-8"),
+    ],
+)
+def test_a_file_that_cannot_be_read(folder: Path, make, said: str) -> None:
+    make(folder / "b.jsonl")
+    with pytest.raises(InputError, match=f"^{said}"):
+        preflight()
+
+
+def test_a_name_that_no_file_can_have() -> None:
+    said = r"^params\.yaml: base\.source is x*, which cannot be reached \(File name too long\): trueline configure"
+    with pytest.raises(InputError, match=said):
+        check_exists("base.source", "x" * 300)
