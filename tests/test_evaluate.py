@@ -100,7 +100,8 @@ def evaluated(made, params, tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         recorded = set_out(made, params, tmp_path_factory.mktemp("evaluated"), monkeypatch)
         evaluate(params)
-        Path("metrics/reward.json").write_text(json.dumps({"accuracy": {"low": 0.7}}))
+        for judge in ("reward", "judge"):
+            Path(f"metrics/{judge}.json").write_text(json.dumps({"accuracy": {"low": 0.7}}))
         Path("metrics/validate.json").write_text("{}")
         Path("curves").mkdir()
         for trainer in ("sft", "reward", "ppo"):
