@@ -8,9 +8,9 @@ from typing import Any, TypedDict
 from tasks.data.files import read_json, replacing, write_json
 from tasks.errors import InputError
 from tasks.params import Params
-from tasks.registry.card import card
 from tasks.registry.decisions import Holder
 from tasks.registry.loadable import CARD
+from tasks.registry.policy_card import policy_card
 from tasks.registry.stages import NotCachedError, materialise
 from tasks.registry.store import open_store
 from tasks.registry.versions import as_holder, find
@@ -53,7 +53,7 @@ def export(params: Params, version_or_alias: str, folder: Path, *, as_adapter: b
             _write_adapter(policy, lora, draft, place)
         else:
             _bring_back(policy["md5"], draft, f"version {policy['version']}")
-        (draft / CARD).write_text(card(policy, as_adapter=as_adapter), encoding="utf-8")
+        (draft / CARD).write_text(policy_card(policy, as_adapter=as_adapter), encoding="utf-8")
         files = sorted(path.relative_to(draft).as_posix() for path in draft.rglob("*") if path.is_file())
     return Exported(
         policy=params.registry.policy,

@@ -16,8 +16,8 @@ from typing import Any
 
 from tasks.data.files import replacing
 from tasks.registry import trueline_chat
-from tasks.registry.card import card
 from tasks.registry.decisions import Holder
+from tasks.registry.policy_card import policy_card
 from tasks.registry.stages import NotCachedError, materialise
 from tasks.registry.store import Store
 
@@ -34,7 +34,7 @@ def describe(store: Store, name: str, policy: Holder) -> None:
     """Write a version's model card beside its logged model."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, CARD)
-        path.write_text(card(policy), encoding="utf-8")
+        path.write_text(policy_card(policy), encoding="utf-8")
         store.client.log_model_artifact(_model_id(store, name, policy), str(path))
 
 

@@ -1,4 +1,4 @@
-"""The model card says what the version's account says, in a form that the hub's own library reads."""
+"""A policy's card says what the version's account says, in a form that the hub's own library reads."""
 
 import copy
 from pathlib import Path
@@ -12,7 +12,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from tasks.params import load_params
 from tasks.registry import candidate
 from tasks.registry.candidate import account
-from tasks.registry.card import card
+from tasks.registry.policy_card import policy_card
 from tests.registry.conftest import change_params, repro
 
 SOURCE = "tasks/data/example.py"
@@ -48,22 +48,25 @@ ACCOUNT: dict[str, Any] = {
         "evaluate": {
             "prompts": 478,
             "confidence": 0.95,
-            "candidate": {"reward": 0.9, "length": 25.0, "eos_rate": 1.0, "bleu": None, "rouge_l": 0.6},
+            "candidate": {"reward": 0.9, "length": 25.0, "eos_rate": 1.0, "bleu": None, "rouge_1": 0.8, "rouge_l": 0.6},
             "sft": {"reward": 0.0, "length": 20.0},
             "opponent": {"reward": 0.4},
             "win_rate": {"vs_sft": interval(0.81, 0.78, 0.84), "vs_opponent": interval(0.6, 0.55, 0.65)},
+            "length_controlled_win_rate": {"vs_sft": interval(0.75, 0.7, 0.8)},
             "difference": {
                 "vs_sft": {
                     "reward": interval(0.9, 0.8, 1.0),
+                    "judge": interval(0.5, 0.4, 0.6),
                     "length": interval(5.0, 4.0, 6.0),
                     "gold": interval(0.12, 0.08, 0.16),
                 }
             },
-            "judge": {"vs_opponent": {**interval(0.55, 0.5, 0.6), "wins": 240}},
+            "judge": {"candidate": 0.5, "sft": 0.0, "vs_opponent": {**interval(0.55, 0.5, 0.6), "wins": 240}},
             "references": None,
             "gold": {"vs_sft": {**interval(0.7, 0.65, 0.75), "wins": 320}},
             "llm_judge": {"model": "judge-7b", "vs_opponent": {**interval(0.58, 0.52, 0.64), "wins": 270}},
             "kl": {"mean": 1.78, "standard_error": 0.08},
+            "perplexity": {"candidate": 1.4, "sft": 1.3},
         },
     },
     "gate": {"decision": "reject", "reasons": ["It got longer."], "warnings": ["The reward is being gamed."]},
@@ -78,7 +81,7 @@ ACCOUNT: dict[str, Any] = {
 
 
 def write(known=ACCOUNT, **options):
-    return card({"version": 4, "reward_version": 2, "md5": "aa.dir", "account": known}, **options)
+    return policy_card({"version": 4, "reward_version": 2, "md5": "aa.dir", "account": known}, **options)
 
 
 def metadata(text) -> Any:
@@ -107,7 +110,9 @@ def test_the_model_index_holds_every_figure_with_its_interval():
         "Win rate over SFT": (0.81, {"low": 0.78, "high": 0.84, "confidence": 0.95}),
         "Reward minus that of SFT": (0.9, {"low": 0.8, "high": 1.0, "confidence": 0.95}),
         "Known rule's score minus that of SFT": (0.12, {"low": 0.08, "high": 0.16, "confidence": 0.95}),
-        "Length minus that of SFT, tokens": (5.0, {"low": 4.0, "high": 6.0, "confidence": 0.95}),
+        "Held-out judge's score minus that of SFT": (0.5, {"low": 0.4, "high": 0.6, "confidence": 0.95}),
+        "Length in tokens minus that of SFT": (5.0, {"low": 4.0, "high": 6.0, "confidence": 0.95}),
+        "Win rate over SFT at equal length": (0.75, {"low": 0.7, "high": 0.8, "confidence": 0.95}),
         "Win rate over SFT, by the known rule": (0.7, {"low": 0.65, "high": 0.75, "confidence": 0.95}),
         "Win rate over champion version 3": (0.6, {"low": 0.55, "high": 0.65, "confidence": 0.95}),
         "Win rate over champion version 3, by the held-out judge": (
@@ -119,7 +124,10 @@ def test_the_model_index_holds_every_figure_with_its_interval():
         "Reward": (0.9, None),
         "Length, tokens": (25.0, None),
         "Ended by itself": (1.0, None),
-        "ROUGE-L": (0.6, None),  # no BLEU: it could not be computed
+        "ROUGE-1": (0.8, None),  # no BLEU: it could not be computed
+        "ROUGE-L": (0.6, None),
+        "Held-out judge's score": (0.5, None),
+        "Perplexity of the demonstrated answers": (1.4, None),
     }
     assert {(each.dataset_type, each.dataset_split) for each in results} == {(SOURCE, "test")}
 
@@ -137,6 +145,8 @@ def test_the_model_index_holds_every_figure_with_its_interval():
         "| Win rate over SFT | 0.810 | [0.780, 0.840] |",
         "| Reward | 0.900 | 0.000 | 0.400 |",
         "| BLEU | — | — | — |",
+        "| Held-out judge's score | 0.500 | 0.000 | — |",
+        "| Perplexity of the demonstrated answers | 1.400 | 1.300 | — |",
         "The opponent is champion version 3.",
         "Decision: **reject**.\n\n- It got longer.\n- Warning: The reward is being gamed.\n",
         "It agrees with 0.850 [0.810, 0.880] of 482 held-out pairs.",
