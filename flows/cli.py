@@ -158,13 +158,20 @@ def export(
     version: Annotated[str, typer.Argument(metavar="VERSION|ALIAS", help="Such as 3, champion, challenger.")],
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
     adapter: Annotated[bool, typer.Option("--adapter", help="A LoRA adapter on the SFT model.")] = False,
+    reward: Annotated[bool, typer.Option("--reward", help="The reward model of that version.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a policy and its model card as a folder that transformers and vLLM load."""
+    """Write a policy as a folder that transformers and vLLM load, or its reward model, with the model card."""
     from flows.display import show_exported
-    from tasks.registry.export import export as write
+    from tasks.registry import export as exporting
 
-    _report(dict(write(_params(), version, folder, as_adapter=adapter)), as_json, show_exported)
+    if adapter and reward:
+        raise InputError("reward models are exported whole: give --adapter or --reward, not both")
+    if reward:
+        exported = exporting.export_reward(_params(), version, folder)
+    else:
+        exported = exporting.export(_params(), version, folder, as_adapter=adapter)
+    _report(dict(exported), as_json, show_exported)
 
 
 @app.command()

@@ -100,7 +100,7 @@ def _kept(version: Mapping[str, Any]) -> str:
 
 def show_exported(exported: Mapping[str, Any]) -> None:
     """What was written where."""
-    _line(f"{exported['policy']} version {exported['version']} in {exported['folder']}:")
+    _line(f"{exported['model']} version {exported['version']} in {exported['folder']}:")
     _line(f"  {', '.join(exported['files'])}")
 
 

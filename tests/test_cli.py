@@ -317,13 +317,22 @@ def test_export_says_what_lies_where(trueline, monkeypatch: pytest.MonkeyPatch) 
 
     def export(_params: Any, version: str, folder: Path, *, as_adapter: bool) -> dict[str, Any]:
         asked.append((version, folder, as_adapter))
-        return {"policy": "ours", "version": 3, "md5": "x.dir", "folder": str(folder), "files": ["README.md", "a"]}
+        return {"model": "ours", "version": 3, "md5": "x.dir", "folder": str(folder), "files": ["README.md", "a"]}
 
     monkeypatch.setattr("tasks.registry.export.export", export)
 
     assert trueline("export", "champion", "out") == (0, "ours version 3 in out:\n  README.md, a\n", "")
     assert json.loads(trueline("export", "3", "out", "--adapter", "--json")[1])["files"] == ["README.md", "a"]
     assert asked == [("champion", Path("out"), False), ("3", Path("out"), True)]
+
+
+def test_export_of_a_reward_model_has_no_adapter(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"model": "rewards", "version": 2, "md5": "x.dir", "folder": "out", "files": ["README.md"]}
+    monkeypatch.setattr("tasks.registry.export.export_reward", returning(told))
+
+    assert trueline("export", "3", "out", "--reward") == (0, "rewards version 2 in out:\n  README.md\n", "")
+    sentence = "trueline: reward models are exported whole: give --adapter or --reward, not both\n"
+    assert trueline("export", "3", "out", "--reward", "--adapter") == (2, "", sentence)
 
 
 def test_an_export_that_cannot_be_is_one_sentence(trueline, checkout: Path) -> None:

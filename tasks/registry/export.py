@@ -1,4 +1,4 @@
-"""Writing a version as a folder that transformers and vLLM load as it is: whole weights, or an adapter on SFT."""
+"""Writing a version or its reward model as a folder that others load as it is: whole weights, or an adapter on SFT."""
 
 import shutil
 import tempfile
@@ -11,9 +11,10 @@ from tasks.params import Params
 from tasks.registry.decisions import Holder
 from tasks.registry.loadable import CARD
 from tasks.registry.policy_card import policy_card
+from tasks.registry.reward_card import reward_card
 from tasks.registry.stages import NotCachedError, materialise
 from tasks.registry.store import open_store
-from tasks.registry.versions import as_holder, find
+from tasks.registry.versions import as_holder, find, registered_with
 
 BASE = "base"  # beside an adapter: what it stands on
 # Others own the folder from now on: a link could be written through into DVC's cache.
@@ -23,7 +24,7 @@ LINKS = ("reflink", "copy")
 class Exported(TypedDict):
     """What was written."""
 
-    policy: str
+    model: str
     version: int
     md5: str  # of the model in DVC
     folder: str
@@ -43,9 +44,7 @@ def export(params: Params, version_or_alias: str, folder: Path, *, as_adapter: b
         InputError: there is no such version, the folder is in use, DVC's cache lacks the weights, or the version was
             not trained with adapters.
     """
-    place = folder.resolve()
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise InputError(f"{folder} is not an empty folder: name another, or empty it first")
+    place = _free(folder)
     policy = as_holder(find(open_store(params.registry.experiment), params, version_or_alias))
     lora = _lora(policy) if as_adapter else None
     with replacing(place) as draft:
@@ -54,14 +53,34 @@ def export(params: Params, version_or_alias: str, folder: Path, *, as_adapter: b
         else:
             _bring_back(policy["md5"], draft, f"version {policy['version']}")
         (draft / CARD).write_text(policy_card(policy, as_adapter=as_adapter), encoding="utf-8")
-        files = sorted(path.relative_to(draft).as_posix() for path in draft.rglob("*") if path.is_file())
-    return Exported(
-        policy=params.registry.policy,
-        version=policy["version"],
-        md5=policy["md5"],
-        folder=str(folder),
-        files=files,
-    )
+    return _exported(params.registry.policy, policy["version"], policy["md5"], folder)
+
+
+def export_reward(params: Params, version_or_alias: str, folder: Path) -> Exported:
+    """Write the reward model of a policy version and its card, as `export` does the policy.
+
+    Raises:
+        InputError: there is no such version, the folder is in use, or DVC's cache lacks the weights.
+    """
+    place, store = _free(folder), open_store(params.registry.experiment)
+    policy = registered_with(store, params, as_holder(find(store, params, version_or_alias)))
+    version, md5 = policy["reward_version"], policy["account"]["reward"]["md5"]
+    with replacing(place) as draft:
+        _bring_back(md5, draft, f"reward model version {version}")
+        (draft / CARD).write_text(reward_card(policy), encoding="utf-8")
+    return _exported(policy["account"]["reward"]["name"], version, md5, folder)
+
+
+def _free(folder: Path) -> Path:
+    place = folder.resolve()
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise InputError(f"{folder} is not an empty folder: name another, or empty it first")
+    return place
+
+
+def _exported(model: str, version: int, md5: str, folder: Path) -> Exported:
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return Exported(model=model, version=version, md5=md5, folder=str(folder), files=files)
 
 
 def _write_adapter(policy: Holder, lora: dict[str, Any], draft: Path, place: Path) -> None:

@@ -108,6 +108,16 @@ def find_version(store: Store, name: str, md5: str) -> "ModelVersion | None":
     return min(found, key=lambda version: int(version.version)) if found else None
 
 
+def registered_with(store: Store, params: Params, policy: Holder) -> Holder:
+    """Give the first policy version with a version's reward model, whose account tells how that was made.
+
+    Later versions reuse the reward model, under another git commit perhaps.
+    """
+    query = f"name = '{params.registry.policy}' and tags.reward_version = '{policy['reward_version']}'"
+    first = min(store.client.search_model_versions(query), key=lambda version: int(version.version))
+    return as_holder(first)
+
+
 def furnish_holders(store: Store, params: Params) -> None:
     """Give whatever holds an alias its model card, and a model that MLflow loads, where it has none yet."""
     for alias in (CHALLENGER, PREVIOUS, CHAMPION):

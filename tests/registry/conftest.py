@@ -245,10 +245,12 @@ EVALUATION = {
 
 
 def give_models(sft, folder):
-    """Lay down an SFT model, and the same aligned by adapters and merged, for the stages to write."""
+    """Lay down an SFT model, a reward model on it, and the same aligned by adapters and merged, for the stages."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tasks.learning.models import new_reward_model, normalise_scores, save_model
 
     shutil.copytree(sft, folder / "given/sft")
     with torch.random.fork_rng():
@@ -257,7 +259,11 @@ def give_models(sft, folder):
         config = LoraConfig(r=RANK, lora_alpha=16, target_modules="all-linear", init_lora_weights=False)
         adapted: Any = get_peft_model(model, config)
         adapted.merge_and_unload().save_pretrained(folder / "given/ppo")
-    AutoTokenizer.from_pretrained(sft).save_pretrained(folder / "given/ppo")
+    tokenizer: Any = AutoTokenizer.from_pretrained(sft)
+    tokenizer.save_pretrained(folder / "given/ppo")
+    reward = new_reward_model(sft, load_params(ROOT / "params.yaml"))
+    normalise_scores(reward, bias=-0.5, gain=2.0)
+    save_model(reward, tokenizer, folder / "given/reward")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """A version leaves the project as a folder that plain transformers loads, whole or as an adapter."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,17 +12,23 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tasks.data.files import MODELS
+from tasks.data.records import Message
+from tasks.data.tokens import encode, load_tokenizer
 from tasks.dpo import dpo
 from tasks.errors import InputError
+from tasks.learning.batches import collate
+from tasks.learning.models import load_reward
+from tasks.learning.readings import completion_scores
 from tasks.params import load_params
 from tasks.registry import promotion
 from tasks.registry.adapter import factors, write_adapter
-from tasks.registry.export import export
-from tests.conftest import MODEL_FILES
+from tasks.registry.export import export, export_reward
+from tests.conftest import CHATML, MODEL_FILES
+from tests.data.test_tokens import GEMMA, LLAMA_2, REWRITING
 from tests.families import FAMILIES, causal
 from tests.registry.conftest import RANK, change_figures, repro
 
-PROMPT = [{"role": "user", "content": "please send the order back"}]
+PROMPT = [Message(role="user", content="please send the order back")]
 
 
 @pytest.fixture
@@ -46,7 +53,7 @@ def test_an_exported_folder_gives_the_logits_of_the_version(promoted, tmp_path):
     told = export(load_params(), "champion", tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.equal(logits(model, AutoTokenizer.from_pretrained(tmp_path / "out")), expected())
-    assert (told["policy"], told["version"], told["folder"]) == ("trueline-policy", 1, str(tmp_path / "out"))
+    assert (told["model"], told["version"], told["folder"]) == ("trueline-policy", 1, str(tmp_path / "out"))
     assert told["files"] == sorted(path.name for path in (tmp_path / "out").iterdir())
     assert {*MODEL_FILES, "generation_config.json", "README.md"} <= set(told["files"])
 
@@ -79,6 +86,27 @@ def test_the_folder_has_what_vllm_asks_for(promoted, tmp_path):
     assert set(load_file(folder / "model.safetensors")) == set(load_file("given/ppo/model.safetensors"))
     assert (folder / "tokenizer.json").exists()
     assert AutoTokenizer.from_pretrained(folder).chat_template
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA_2, GEMMA, REWRITING])
+def test_a_reward_model_leaves_with_a_card_whose_code_gives_the_pipelines_score(
+    promoted, params, tmp_path, capsys, template
+):
+    folder, answer = tmp_path / "out", "we refund it today"
+    told = export_reward(load_params(), "champion", folder)
+    assert (told["model"], told["version"]) == ("trueline-reward", 1)
+    assert told["files"] == sorted(path.name for path in folder.iterdir())
+    assert {"README.md", *MODEL_FILES} <= set(told["files"])
+    assert (folder / "model.safetensors").read_bytes() == Path("given/reward/model.safetensors").read_bytes()
+    (folder / "chat_template.jinja").write_text(template)
+
+    code = re.findall("```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)[0]
+    asked = code.replace("FOLDER", str(folder)).replace("…", PROMPT[0]["content"], 1).replace("…", answer)
+    exec(asked, {})  # as a reader of the card would
+    reward, row = load_reward(folder, params), encode(load_tokenizer(folder), PROMPT, answer)
+    with torch.no_grad():
+        [expected] = completion_scores(reward, collate([row], reward.device)).tolist()
+    assert float(capsys.readouterr().out) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("made", ["a full folder", "a file"])
