@@ -7,7 +7,7 @@ from tasks.registry.decisions import Decision, decisions_on, one_at_a_time, past
 from tasks.registry.loadable import card_uri
 from tasks.registry.runs import TRACKED, find_run, link_runs
 from tasks.registry.store import Store, open_store
-from tasks.registry.versions import as_holder, find, furnish_holders, settle
+from tasks.registry.versions import as_holder, find, furnish_holders, reward_of, settle
 
 
 class Synced(TypedDict):
@@ -39,9 +39,9 @@ def why(params: Params, version_or_alias: str) -> dict[str, Any]:
     """Tell everything known of a policy version.
 
     Returns:
-        Plain data: version, aliases, card (where the model card lies), policy, method, reward (with its exact
-        version), sft, base, data (hash and counts), hub (repositories behind the sources), figures (of base, reward
-        and evaluate), gate (checks and decision), approval (by and reason, where a person gave it), opponent,
+        Plain data: version, aliases, card and reward_card (where the model cards lie), policy, method, reward (with its
+        exact version), sft, base, data (hash and counts), hub (repositories behind the sources), figures (of base,
+        reward and evaluate), gate (checks and decision), approval (by and reason, where a person gave it), opponent,
         champion_then, params, keys, git_commit, git_dirty, lock_file, runs (MLflow run id by stage, None where MLflow
         has none), decisions (of every kind, on this version).
 
@@ -51,12 +51,14 @@ def why(params: Params, version_or_alias: str) -> dict[str, Any]:
     store = open_store(params.registry.experiment)
     version = find(store, params, version_or_alias)
     found = as_holder(version)
+    reward = reward_of(store, params, found)
     known = found["account"]
     known["reward"]["version"] = found["reward_version"]
     return {
         "version": found["version"],
         "aliases": list(version.aliases),
         "card": card_uri(store, version.tags["model_id"]),
+        "reward_card": reward and card_uri(store, reward.tags["model_id"]),
         **known,
         # A version that was registered before a stage was thought of has no key of it.
         "runs": {stage: _run_id(store, known["keys"][stage]) for stage in TRACKED if stage in known["keys"]},

@@ -1,4 +1,4 @@
-"""What MLflow holds of a policy version besides its tags: the model card, and a model that its own loaders load.
+"""What MLflow holds of a version besides its tags: the model card, and a model that its own loaders load.
 
 The logged model of a run only names folder and hash. A version's becomes an MLflow model with the flavours
 `transformers` and `python_function`. Where MLflow's artifacts lie on this machine, its weights are links to DVC's
@@ -12,12 +12,13 @@ import warnings
 from collections.abc import Mapping
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tasks.data.files import replacing
-from tasks.registry import trueline_chat
+from tasks.registry import trueline_model
 from tasks.registry.decisions import Holder
 from tasks.registry.policy_card import policy_card
+from tasks.registry.reward_card import reward_card
 from tasks.registry.stages import NotCachedError, materialise
 from tasks.registry.store import Store
 
@@ -30,44 +31,57 @@ REQUIRED = ("torch", "transformers", "safetensors", "jinja2")
 logger = logging.getLogger(__name__)
 
 
-def describe(store: Store, name: str, policy: Holder) -> None:
-    """Write a version's model card beside its logged model."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, CARD)
-        path.write_text(policy_card(policy), encoding="utf-8")
-        store.client.log_model_artifact(_model_id(store, name, policy), str(path))
+class Flavour(NamedTuple):
+    """How transformers takes a model: its task, and the classes of the pipeline and the model."""
+
+    task: str
+    pipeline: str
+    model: str
 
 
-def make_loadable(store: Store, name: str, policy: Holder, *, upload: bool) -> None:
-    """Let MLflow load a version; doing it twice is doing it once.
+class Entry(NamedTuple):
+    """A version of a registered model, and what MLflow is to hold of it."""
+
+    name: str
+    version: int
+    md5: str  # of the model in DVC
+    card: str
+    flavour: Flavour
+    settings: Mapping[str, Any]  # of `predict`
+
+
+def policy_entry(name: str, policy: Holder) -> Entry:
+    """Describe a policy version."""
+    # The classes that choose by config.json: for one it does not know, MLflow would trust code in the folder.
+    flavour = Flavour("text-generation", "TextGenerationPipeline", "AutoModelForCausalLM")
+    settings = _generation(policy["account"]["params"])
+    return Entry(name, policy["version"], policy["md5"], policy_card(policy), flavour, settings)
+
+
+def reward_entry(name: str, policy: Holder) -> Entry:
+    """Describe the reward model version that a policy version was registered with."""
+    flavour = Flavour("text-classification", "TextClassificationPipeline", "AutoModelForSequenceClassification")
+    md5 = policy["account"]["reward"]["md5"]
+    return Entry(name, policy["reward_version"], md5, reward_card(policy), flavour, {})
+
+
+def furnish(store: Store, entry: Entry, *, upload: bool) -> None:
+    """Let MLflow load a version, and write its model card beside it; doing it twice is doing it once.
 
     A version whose weights DVC's cache lacks stays as it is, with a warning: the registry must come back on a machine
     that has only the record.
 
     Args:
         store: the registry.
-        name: the registered model.
-        policy: its version.
+        entry: the version.
         upload: whether to copy the weights where they cannot be linked.
     """
-    model_id = _model_id(store, name, policy)
-    logged = store.client.get_logged_model(model_id)
-    place = _local(logged.artifact_location)
-    if IS_EXTERNAL not in logged.tags or not (place or upload):
-        return
-    try:
-        if place:
-            with replacing(place) as draft:
-                _write_model(draft, policy, model_id)
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                _write_model(Path(folder, "model"), policy, model_id)
-                store.client.log_model_artifacts(model_id, str(Path(folder, "model")))
-    except NotCachedError:
-        cure = "run dvc fetch --all-commits, then trueline sync"
-        logger.warning("MLflow cannot load %s version %s: DVC's cache lacks it: %s", name, policy["version"], cure)
-    else:
-        store.client.delete_logged_model_tag(model_id, IS_EXTERNAL)
+    model_id = str(store.client.get_model_version(entry.name, str(entry.version)).tags["model_id"])
+    _make_loadable(store, entry, model_id, upload=upload)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, CARD)
+        path.write_text(entry.card, encoding="utf-8")
+        store.client.log_model_artifact(model_id, str(path))
 
 
 def card_uri(store: Store, model_id: str) -> str:
@@ -75,7 +89,27 @@ def card_uri(store: Store, model_id: str) -> str:
     return f"{store.client.get_logged_model(model_id).artifact_location}/{CARD}"
 
 
-def _write_model(folder: Path, policy: Holder, model_id: str) -> None:
+def _make_loadable(store: Store, entry: Entry, model_id: str, *, upload: bool) -> None:
+    logged = store.client.get_logged_model(model_id)
+    place = _local(logged.artifact_location)
+    if IS_EXTERNAL not in logged.tags or not (place or upload):
+        return
+    try:
+        if place:
+            with replacing(place) as draft:
+                _write_model(draft, entry, model_id)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                _write_model(Path(folder, "model"), entry, model_id)
+                store.client.log_model_artifacts(model_id, str(Path(folder, "model")))
+    except NotCachedError:
+        cure = "run dvc fetch --all-commits, then trueline sync"
+        logger.warning("MLflow cannot load %s version %s: DVC's cache lacks it: %s", entry.name, entry.version, cure)
+    else:
+        store.client.delete_logged_model_tag(model_id, IS_EXTERNAL)
+
+
+def _write_model(folder: Path, entry: Entry, model_id: str) -> None:
     """Write an MLflow model; `mlflow.transformers` cannot do it without loading and copying the weights."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Any type hint is inferred")  # MLflow, about a class of its own
@@ -86,11 +120,10 @@ def _write_model(folder: Path, policy: Holder, model_id: str) -> None:
     description.add_flavor(
         "transformers",
         transformers_version=installed("transformers"),
-        task="text-generation",
-        instance_type="TextGenerationPipeline",
-        source_model_name=policy["md5"],
-        # The classes that choose by config.json: for one it does not know, MLflow would trust code in the folder.
-        pipeline_model_type="AutoModelForCausalLM",
+        task=entry.flavour.task,
+        instance_type=entry.flavour.pipeline,
+        source_model_name=entry.md5,
+        pipeline_model_type=entry.flavour.model,
         model_binary="model",
         tokenizer_type="AutoTokenizer",
         components=["tokenizer"],
@@ -98,12 +131,12 @@ def _write_model(folder: Path, policy: Holder, model_id: str) -> None:
     mlflow.pyfunc.save_model(
         path=str(folder),
         mlflow_model=description,
-        loader_module=trueline_chat.__name__.rpartition(".")[2],
-        code_paths=[str(trueline_chat.__file__)],
+        loader_module=trueline_model.__name__.rpartition(".")[2],
+        code_paths=[str(trueline_model.__file__)],
         pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in REQUIRED],
-        model_config=_generation(policy["account"]["params"]),
+        model_config=dict(entry.settings),
     )
-    materialise(policy["md5"], folder / "model", LINKS)
+    materialise(entry.md5, folder / "model", LINKS)
     tokenizer = folder / "components/tokenizer"
     shutil.copytree(folder / "model", tokenizer, ignore=shutil.ignore_patterns("*.safetensors"))
 
@@ -118,10 +151,6 @@ def _generation(params: Mapping[str, Any]) -> dict[str, Any]:
         "max_new_tokens": settings["max_new_tokens"],
         **(sampling if settings["temperature"] > 0 else {"do_sample": False}),
     }
-
-
-def _model_id(store: Store, name: str, policy: Holder) -> str:
-    return str(store.client.get_model_version(name, str(policy["version"])).tags["model_id"])
 
 
 def _local(location: str) -> Path | None:

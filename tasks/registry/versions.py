@@ -15,7 +15,7 @@ from tasks.errors import InputError
 from tasks.params import Params
 from tasks.registry import tracking
 from tasks.registry.decisions import DECISIONS, MOVES, Decision, Holder, Place, decisions_on, past_decisions
-from tasks.registry.loadable import describe, make_loadable
+from tasks.registry.loadable import furnish, policy_entry, reward_entry
 from tasks.registry.runs import find_run
 from tasks.registry.store import Store
 
@@ -108,6 +108,12 @@ def find_version(store: Store, name: str, md5: str) -> "ModelVersion | None":
     return min(found, key=lambda version: int(version.version)) if found else None
 
 
+def reward_of(store: Store, params: Params, policy: Holder) -> "ModelVersion | None":
+    """Find the reward model version of a policy version; None where registry.reward was another name then."""
+    found = find_version(store, params.registry.reward, policy["account"]["reward"]["md5"])
+    return found if found and int(found.version) == policy["reward_version"] else None
+
+
 def registered_with(store: Store, params: Params, policy: Holder) -> Holder:
     """Give the first policy version with a version's reward model, whose account tells how that was made.
 
@@ -119,7 +125,7 @@ def registered_with(store: Store, params: Params, policy: Holder) -> Holder:
 
 
 def furnish_holders(store: Store, params: Params) -> None:
-    """Give whatever holds an alias its model card, and a model that MLflow loads, where it has none yet."""
+    """Give whatever holds an alias model cards, and models that MLflow loads, where it has none yet."""
     for alias in (CHALLENGER, PREVIOUS, CHAMPION):
         found = holder(store, params, alias)
         if found:
@@ -186,8 +192,11 @@ def _what_there_is(store: Store, name: str) -> str:
 
 
 def _furnish(store: Store, params: Params, policy: Holder, *, upload: bool = False) -> None:
-    make_loadable(store, params.registry.policy, policy, upload=upload)
-    describe(store, params.registry.policy, policy)
+    """Furnish a policy version and its reward model."""
+    furnish(store, policy_entry(params.registry.policy, policy), upload=upload)
+    if reward_of(store, params, policy):
+        first = registered_with(store, params, policy)
+        furnish(store, reward_entry(params.registry.reward, first), upload=upload)
 
 
 def _carried_out(store: Store, params: Params) -> str | None:

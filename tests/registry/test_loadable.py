@@ -12,14 +12,24 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tasks.data.records import Message
+from tasks.data.tokens import encode, load_tokenizer
+from tasks.errors import InputError
+from tasks.learning.batches import collate
+from tasks.learning.models import load_reward
+from tasks.learning.readings import completion_scores
 from tasks.params import load_params
 from tasks.registry import lineage, loadable, promotion, stages
 from tasks.registry.store import open_store
-from tasks.registry.trueline_chat import conversations
-from tests.registry.conftest import run_again
+from tasks.registry.trueline_model import answered, conversations, token_ids
+from tests.conftest import CHATML, make_tokenizer
+from tests.data.test_tokens import GEMMA, LLAMA_2, REWRITING
+from tests.registry.conftest import change_params, run_again
 
 CHAMPION = "models:/trueline-policy@champion"
-ASKED = [{"role": "user", "content": "please send the order back"}]
+REWARD = "models:/trueline-reward@champion"
+ASKED = [Message(role="user", content="please send the order back")]
+ANSWERS = ["we refund it today", "no"]
 # MLflow's loaders: notes on a class of their own, and on the transformers they were tested with.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")
 
@@ -34,10 +44,10 @@ def mlflow_here(real_models, monkeypatch):
     return real_models
 
 
-def artifacts(version="1"):
+def artifacts(name="trueline-policy", version="1"):
     """The folder of a version's logged model."""
     client = open_store("trueline").client
-    model_id = client.get_model_version("trueline-policy", version).tags["model_id"]
+    model_id = client.get_model_version(name, version).tags["model_id"]
     return Path(client.get_logged_model(model_id).artifact_location.removeprefix("file://"))
 
 
@@ -52,6 +62,10 @@ def greedy(folder):
     inputs = tokenizer.apply_chat_template(ASKED, add_generation_prompt=True, return_tensors="pt")
     written = model.generate(**inputs, max_new_tokens=8, do_sample=False)
     return tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def with_answer(answer):
+    return [*ASKED, {"role": "assistant", "content": answer}]
 
 
 def test_pyfunc_answers_through_the_chat_template_as_the_evaluation_sampled(mlflow_here):
@@ -76,20 +90,63 @@ def test_transformers_gives_the_models_logits(mlflow_here):
     assert answer[0]["generated_text"][-1]["content"].strip() == greedy(mlflow_here / "given/ppo")
 
 
+def test_pyfunc_gives_the_scores_that_the_pipeline_computes(mlflow_here, params):
+    folder, text = mlflow_here / "given/reward", ASKED[0]["content"]
+    reward, tokenizer = load_reward(folder, params), load_tokenizer(folder)
+    rows = [encode(tokenizer, ASKED, answer) for answer in ANSWERS]
+    with torch.no_grad():
+        expected = completion_scores(reward, collate(rows, reward.device)).tolist()
+    assert abs(expected[0] - expected[1]) > 0.01  # or one could stand for the other
+    model = mlflow.pyfunc.load_model(REWARD)
+    table = {"prompt": [text, text], "answer": ANSWERS}
+    rows_of_table = [{"prompt": text, "answer": answer} for answer in ANSWERS]
+    messages = [with_answer(answer) for answer in ANSWERS]
+    for asked in (table, rows_of_table, pd.DataFrame(table), messages, {"messages": messages}):
+        assert model.predict(asked) == pytest.approx(expected, abs=1e-5)
+    assert model.predict({"prompt": ASKED, "answer": ANSWERS[1]}) == pytest.approx(expected[1:], abs=1e-5)
+
+
+def test_transformers_gives_raw_scores(mlflow_here):
+    classify = mlflow.transformers.load_model("models:/trueline-reward/1")
+    text = classify.tokenizer.apply_chat_template(with_answer(ANSWERS[0]), tokenize=False).strip()
+    assert text.endswith(ANSWERS[0] + classify.tokenizer.eos_token)
+    [raw] = classify(text, function_to_apply="none", add_special_tokens=False)
+    [score] = mlflow.pyfunc.load_model(REWARD).predict(with_answer(ANSWERS[0]))
+    assert (raw["score"] - 0.5) * 2.0 == pytest.approx(score, abs=1e-5)  # the bias and the gain in its config
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA_2, GEMMA, REWRITING])
+def test_an_answer_to_be_scored_has_the_tokens_it_had_in_training(template):
+    tokenizer = make_tokenizer(template)
+    for answer in (*ANSWERS, "", " now ", "thanks\n", ASKED[0]["content"], "grüße"):
+        row = encode(tokenizer, ASKED, answer)
+        assert token_ids(tokenizer, with_answer(answer)) == [*row.prompt, *row.completion]
+
+
+def test_an_answer_that_holds_the_end_of_sequence_token_gets_no_score():
+    tokenizer, answer = make_tokenizer(REWRITING), "yes<|im_end|>no"
+    with pytest.raises(InputError, match="control token"):
+        encode(tokenizer, ASKED, answer)
+    with pytest.raises(ValueError, match=r"the answer holds the control token <\|im_end\|>"):
+        token_ids(tokenizer, with_answer(answer))
+
+
 def test_what_travels_with_the_model_imports_nothing_of_the_project(mlflow_here):
-    [code] = mlflow_here.glob("mlruns/models/*/artifacts/code/trueline_chat.py")
+    code, of_reward = mlflow_here.glob("mlruns/models/*/artifacts/code/trueline_model.py")
+    assert code.read_bytes() == of_reward.read_bytes()
     nodes = list(ast.walk(ast.parse(code.read_text())))
     imported = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     assert not any(isinstance(node, ast.Import) for node in nodes)
-    assert imported == {"collections.abc", "pathlib", "typing", "transformers"}
+    assert imported == {"collections.abc", "pathlib", "typing", "torch", "transformers"}
 
 
 def test_the_weights_lie_on_the_disk_once(real_models, monkeypatch):
     monkeypatch.chdir(real_models)
-    linked = weights(artifacts()).stat()
-    assert linked.st_nlink == 2
     cached = {path.stat().st_ino for path in Path(".dvc/cache").rglob("*") if path.is_file()}
-    assert linked.st_ino in cached
+    for name in ("trueline-policy", "trueline-reward"):
+        linked = weights(artifacts(name)).stat()
+        assert linked.st_nlink == 2
+        assert linked.st_ino in cached
 
 
 def test_the_card_lies_beside_the_model_and_why_points_there(real_models, monkeypatch):
@@ -100,6 +157,33 @@ def test_the_card_lies_beside_the_model_and_why_points_there(real_models, monkey
     [win_rate] = [each for each in data.eval_results if each.metric_type == "win_rate"]
     assert (win_rate.metric_value, win_rate.metric_args["low"]) == (0.8, 0.75)
     assert lineage.why(load_params(), "champion")["policy"]["md5"] in text
+
+
+def test_the_card_of_the_reward_model_lies_beside_it_and_why_points_there(real_models, monkeypatch):
+    monkeypatch.chdir(real_models)
+    place = lineage.why(load_params(), "champion")["reward_card"]
+    data: Any = ModelCard(Path(place.removeprefix("file://")).read_text(encoding="utf-8")).data
+    assert data.pipeline_tag == "text-classification"
+    assert [each.metric_value for each in data.eval_results] == [0.8]
+
+
+def test_a_reward_model_is_told_of_by_the_version_it_was_registered_with(tracked):
+    promotion.promote(load_params())
+    card = artifacts("trueline-reward") / "README.md"
+    first = card.read_text()
+    change_params(ppo={"clip": 0.1})
+    run_again()
+    registered = promotion.register(load_params())
+    assert (registered["version"], registered["reward_version"]) == (2, 1)
+    assert card.read_text() == first
+    assert "account of policy version 1," in first
+
+
+def test_a_reward_model_registered_under_another_name_is_left_alone(tracked):
+    promotion.promote(load_params())
+    change_params(registry={"reward": "renamed"})
+    lineage.sync(load_params())
+    assert lineage.why(load_params(), "champion")["reward_card"] is None
 
 
 def test_the_card_of_a_challenger_follows_the_newest_gate(tracked):
@@ -116,7 +200,9 @@ def test_a_server_gets_the_weights_of_a_champion_only(tracked, monkeypatch):
     assert [path.name for path in artifacts().iterdir()] == ["README.md"]
     promotion.promote(load_params())
     assert (artifacts() / "MLmodel").exists()
-    assert (artifacts() / "model/content.txt").read_text() == Path("models/ppo/content.txt").read_text()
+    for name, model in (("trueline-policy", "ppo"), ("trueline-reward", "reward")):
+        uploaded = artifacts(name) / "model/content.txt"
+        assert uploaded.read_text() == Path("models", model, "content.txt").read_text()
 
 
 def test_weights_that_are_away_do_not_stop_the_registry_and_come_with_the_next_sync(tracked, caplog):
@@ -153,3 +239,36 @@ def test_prompts_and_messages_become_conversations(asked, expected):
 def test_what_is_neither_prompt_nor_messages_is_refused(asked):
     with pytest.raises(ValueError, match="messages of a conversation"):
         conversations(asked)
+
+
+TEXT = ASKED[0]["content"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"prompt": TEXT, "answer": "no"},
+        {"prompt": ASKED, "answer": "no"},
+        [{"prompt": TEXT, "answer": "no"}],
+        {"prompt": [TEXT], "answer": ["no"]},
+        with_answer("no"),
+        [with_answer("no")],
+        {"messages": with_answer("no")},
+        pd.DataFrame({"prompt": [TEXT], "answer": ["no"]}),
+        pd.DataFrame({"messages": [with_answer("no")]}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_prompts_with_answers_and_messages_become_answered_conversations(asked):
+    assert answered(asked) == [with_answer("no")]
+
+
+@pytest.mark.parametrize("asked", ["one", ASKED, {"prompt": "one"}, [{"role": "assistant", "content": "no"}]])
+def test_what_has_no_answer_gets_no_score(asked):
+    with pytest.raises(ValueError, match="give a prompt and an answer"):
+        answered(asked)
+
+
+def test_prompts_and_answers_must_be_as_many():
+    with pytest.raises(ValueError, match="shorter"):
+        answered({"prompt": [TEXT, TEXT], "answer": ["no"]})
