@@ -22,6 +22,7 @@ class Sheet(TypedDict):
 class Heard(NamedTuple):
     """What filled sheets say."""
 
+    key: str  # of the evaluation that they are on
     figures: dict[str, Any]
     votes: list[dict[str, Any]]
 
@@ -57,4 +58,4 @@ def hear(paths: Sequence[Path]) -> Heard:
     votes = people.read_votes(paths, pairs)
     resampling = Resampling(found.bootstrap, found.confidence, found.seed)
     figures = people.figures(votes, len(found.rows) - len(pairs), resampling)
-    return Heard(figures, list(people.rows(votes)))
+    return Heard(found.key, figures, list(people.rows(votes)))

@@ -17,9 +17,10 @@ def preflight() -> Params:
     params = load_params()
     for key, source in sources(params).items():
         check_exists(key, source)
+        check_file(Path(source))  # before DVC, which would wait for a pipe
     for kind in TYPES:
         for file in files_of(getattr(params.prepare, kind)).values():
-            check_file(Path(file.source))  # before DVC, which would wait for a pipe
+            check_file(Path(file.source))
     return params
 
 

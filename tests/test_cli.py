@@ -373,11 +373,11 @@ def test_a_sheet_says_what_it_holds_and_what_to_do(trueline, monkeypatch: pytest
 def test_votes_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
     noted: list[Any] = []
 
-    def keep(_params: Any, figures: Any, votes: Any) -> str:
+    def keep(_params: Any, _key: str, figures: Any, votes: Any) -> str:
         noted.append((figures, votes))
         return "r1"
 
-    monkeypatch.setattr("flows.people.hear", lambda paths: Heard(FIGURES, [{"files": len(paths)}]))
+    monkeypatch.setattr("flows.people.hear", lambda paths: Heard("key", FIGURES, [{"files": len(paths)}]))
     monkeypatch.setattr("tasks.registry.people.keep", keep)
 
     assert trueline("votes", "a.csv", "b.csv")[1].splitlines() == [
@@ -394,7 +394,7 @@ def test_votes_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatch
 
 
 def test_votes_are_shown_where_mlflow_is_away(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.people.hear", returning(Heard(FIGURES, [])))
+    monkeypatch.setattr("flows.people.hear", returning(Heard("key", FIGURES, [])))
     monkeypatch.setattr("tasks.registry.people.keep", raising(InputError("MLflow is away: start it")))
 
     code, out, err = trueline("votes", "a.csv", "--json")

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Literal, NamedTuple, cast, get_args
 
 from tasks.data.files import replacing
-from tasks.data.names import as_name, name_in_outputs
+from tasks.data.names import as_name, source_asked_for
 from tasks.data.sources import text_lines
 from tasks.errors import InputError
 
 What = Literal["row", "source", "annotator"]
-SPELLINGS: dict[What, Callable[[str], str]] = {"row": str.strip, "source": name_in_outputs, "annotator": as_name}
+SPELLINGS: dict[What, Callable[[str], str]] = {"row": str.strip, "source": source_asked_for, "annotator": as_name}
 # A name in quotes or as it stands, then perhaps a comment: a # after white space, as a file's name may hold one.
 LINE = re.compile(rf'({"|".join(get_args(What))})\s+(?:("(?:[^"\\]|\\.)*")|([^\s#"].*?))(?:\s+#.*)?')
 
@@ -31,7 +31,8 @@ def read_exclusions(path: Path) -> frozenset[Exclusion]:
     """Read the file.
 
     Raises:
-        InputError: it does not exist, is not UTF-8 text, or a line of it cannot be understood.
+        InputError: it does not exist, is not UTF-8 text, or a line of it cannot be understood or names a path outside
+            the project.
     """
     named = set()
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from tasks.data.files import replacing
+from tasks.data.names import as_name
 from tasks.data.records import Message
 from tasks.data.sources import LONGEST_CSV_FIELD
 from tasks.data.splits import content_id
@@ -213,7 +214,7 @@ def _text(path: Path) -> str:
 
 def _vote(place: str, cells: Mapping[str, str], owner: str, known: Mapping[str, Pair]) -> Vote | None:
     """Read a row; None where it is not judged."""
-    pair, choice, annotator = known.get(cells["id"]), cells["choice"], cells["annotator"] or owner
+    pair, choice, annotator = known.get(cells["id"]), cells["choice"], as_name(cells["annotator"] or owner)
     if pair is None:
         raise InputError(
             f"{place}: {cells['id'] or 'no id'} is not of the evaluation in dvc.lock: bring back the dvc.lock that the "

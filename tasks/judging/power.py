@@ -17,9 +17,10 @@ def prompts_needed(effect: float, deviation: float, confidence: float) -> int | 
         confidence: of the interval that is to exclude the value.
 
     Returns:
-        None where there is no effect, or none that is known: no number of prompts would do.
+        None where there is no effect, or none that is known: no number of prompts would do. None, too, without a
+        deviation, from which nothing follows: so few prompts were looked at that all came out alike.
     """
-    if not abs(effect) > 0:  # a NaN is no effect
+    if not abs(effect) > 0 or not deviation > 0:  # NaN is neither
         return None
     quantiles = NormalDist().inv_cdf((1 + confidence) / 2) + NormalDist().inv_cdf(POWER)
     return math.ceil((quantiles * deviation / effect) ** 2)

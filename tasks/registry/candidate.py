@@ -53,10 +53,11 @@ def account(params: Params) -> dict[str, Any]:
             "validate": locked_json("validate", METRICS / "validate.json"),
         },
         "hub": _hub_sources(params, prepared),
+        # Without what grows with the names in the data: MLflow takes 100,000 characters, and what is recorded stays.
         "figures": {
             "base": locked_json("base", METRICS / "base.json"),
-            "reward": locked_json("reward", METRICS / "reward.json"),
-            "evaluate": locked_json("evaluate", METRICS / "evaluate.json"),
+            "reward": _without(locked_json("reward", METRICS / "reward.json"), "accuracy_by_annotator"),
+            "evaluate": _without(locked_json("evaluate", METRICS / "evaluate.json"), "categories"),
         },
         "gate": locked_json("gate", METRICS / "gate.json"),
         "opponent": compared_with(),
@@ -127,6 +128,10 @@ def _hub_sources(params: Params, prepared: Mapping[str, Any]) -> dict[str, Any]:
             if "hub" in read:
                 found[source.source if name == own_name else name] = read
     return {source: {name: known[name] for name in ("hub", "revision")} for source, known in sorted(found.items())}
+
+
+def _without(figures: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in figures.items() if key != name}
 
 
 def _params(stages: list[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypedDict, cast
 
 from filelock import FileLock
 
-from tasks.data.files import STATE, replacing
+from tasks.data.files import STATE
 from tasks.errors import InputError
 from tasks.registry.provenance import code_tags
 from tasks.registry.store import main_checkout
@@ -158,8 +158,12 @@ def _end_last_line() -> None:
     content = path.read_bytes() if path.exists() else b""
     whole, newline, last = content.rpartition(b"\n")
     if last:
-        with replacing(path) as draft:
-            draft.write_bytes(content + b"\n" if _is_json(last) else whole + newline)
+        with path.open("r+b") as file:
+            if _is_json(last):
+                file.seek(0, os.SEEK_END)
+                file.write(b"\n")
+            else:
+                file.truncate(len(whole + newline))
 
 
 def _is_json(line: bytes) -> bool:

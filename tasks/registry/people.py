@@ -13,7 +13,7 @@ from tasks.errors import InputError
 from tasks.params import Params
 from tasks.registry.decisions import one_at_a_time
 from tasks.registry.runs import link_runs
-from tasks.registry.stages import locked_ingredients, materialise, output_hash
+from tasks.registry.stages import lock_key, locked_ingredients, materialise, output_hash
 from tasks.registry.store import Store, open_store
 
 EVALUATION = REPORTS / "evaluate"
@@ -23,6 +23,7 @@ FOLDER, VOTES, FIGURES = "people", "votes.csv", "figures.json"
 class Evaluation(NamedTuple):
     """What evaluate gave, and the settings it ran with: those of today may be others."""
 
+    key: str  # of its content
     rows: list[dict[str, Any]]  # of responses.jsonl
     seed: int
     bootstrap: int
@@ -41,15 +42,16 @@ def evaluation() -> Evaluation:
     with tempfile.TemporaryDirectory() as folder:
         materialise(md5, Path(folder, "evaluate"))
         rows = list(read_jsonl(Path(folder, "evaluate/responses.jsonl")))
-    settings = ingredients.params["params.yaml"]
-    return Evaluation(rows, settings["seed"], settings["evaluate"]["bootstrap"], settings["evaluate"]["confidence"])
+    seed, settings = (ingredients.params["params.yaml"][name] for name in ("seed", "evaluate"))
+    return Evaluation(ingredients.key(), rows, seed, settings["bootstrap"], settings["confidence"])
 
 
-def keep(params: Params, figures: Mapping[str, Any], votes: Sequence[Mapping[str, Any]]) -> str:
+def keep(params: Params, key: str, figures: Mapping[str, Any], votes: Sequence[Mapping[str, Any]]) -> str:
     """Note what people said with the run of the evaluation in dvc.lock, in place of what they said before.
 
     Args:
         params: all settings.
+        key: of the evaluation that they were asked about.
         figures: nested; its numbers become metrics `people/outer.inner`, without a value NaN.
         votes: at least one; all have the fields of the first.
 
@@ -57,16 +59,18 @@ def keep(params: Params, figures: Mapping[str, Any], votes: Sequence[Mapping[str
         The run's id.
 
     Raises:
-        InputError: MLflow is away, or the run must be written anew and DVC's cache lacks its metrics.
+        InputError: MLflow is away, another evaluation has come into dvc.lock, or the run must be written anew and DVC's
+            cache lacks its metrics.
     """
-    with one_at_a_time():
+    with one_at_a_time(), tempfile.TemporaryDirectory() as folder:
         store = open_store(params.registry.experiment)
+        if lock_key("evaluate") != key:
+            raise InputError("dvc.lock has another evaluation by now: bring back the one that people were asked about")
         run_id = next(linked.run_id for linked in link_runs(store) if linked.stage == "evaluate")
-    with tempfile.TemporaryDirectory() as folder:
         write_csv(Path(folder, VOTES), list(votes[0]), votes)
         write_json(Path(folder, FIGURES), figures)
         store.client.log_artifacts(run_id, folder, FOLDER)
-    _log_metrics(store, run_id, {**figures, "annotators": len(figures["annotators"])})
+        _log_metrics(store, run_id, {**figures, "annotators": len(figures["annotators"])})
     return run_id
 
 

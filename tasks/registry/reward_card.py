@@ -10,9 +10,8 @@ from tasks.registry.decisions import Holder
 
 KINDS: tuple[Kind, ...] = ("demonstrations", "preferences")
 STAGES = ("prepare", "validate", "base", "sft", "reward")  # whose keys tell how it was made
-CONFIDENCE = (
-    0.95  # of the intervals in metrics/reward.json, which do not tell it: that of tasks/learning/calibration.py
-)
+# Of the intervals in metrics/reward.json, which do not tell it: that of tasks/learning/calibration.py.
+CONFIDENCE = 0.95
 # Accuracy in parts of the pairs: key in `accuracy_by_length` of metrics/reward.json, name.
 LENGTHS = (
     ("chosen_longer", "Accuracy where the preferred answer is longer"),

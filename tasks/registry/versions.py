@@ -119,7 +119,11 @@ def registered_with(store: Store, params: Params, policy: Holder) -> Holder:
 
     Later versions reuse the reward model, under another git commit perhaps.
     """
-    query = f"name = '{params.registry.policy}' and tags.reward_version = '{policy['reward_version']}'"
+    # By content too: under another registry.reward, versions were numbered from 1 anew.
+    query = (
+        f"name = '{params.registry.policy}' and tags.reward_version = '{policy['reward_version']}' "
+        f"and tags.reward_md5 = '{policy['account']['reward']['md5']}'"
+    )
     first = min(store.client.search_model_versions(query), key=lambda version: int(version.version))
     return as_holder(first)
 

@@ -136,7 +136,7 @@ def test_a_file_of_any_name_can_be_excluded(path: Path) -> None:
         assert ("source", name) in read_exclusions(path)
 
 
-@pytest.mark.parametrize("name", ["", "  ", "/", "a\0b"])
+@pytest.mark.parametrize("name", ["", "  ", "a\0b"])
 def test_a_name_that_nothing_has(path: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"names nothing: name one source"):
         add_exclusion(path, "source", name)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.data.names import as_name, name_in_outputs, stands_for
+from tasks.data.names import as_name, name_in_outputs, source_asked_for, stands_for
+from tasks.errors import InputError
 
 
 @pytest.fixture
@@ -31,6 +32,15 @@ def test_a_name_is_the_same_however_its_path_is_spelt(elsewhere):
     assert name_in_outputs(f"{elsewhere}/link/raw/a.jsonl") == "raw/a.jsonl"  # a link may lead to the project
     Path("raw").symlink_to(elsewhere)
     assert name_in_outputs("raw/a.jsonl") == "raw/a.jsonl"  # or out of it
+
+
+def test_a_path_out_of_the_project_is_no_name_of_a_source(elsewhere):
+    assert [source_asked_for(name) for name in ("raw//a.jsonl", "week/a.jsonl", str(Path("raw").absolute()))] == [
+        "raw/a.jsonl", "week/a.jsonl", "raw"
+    ]  # fmt: skip
+    for path in (f"{elsewhere}/week/a.jsonl", "../week/a.jsonl"):
+        with pytest.raises(InputError, match=r"a\.jsonl lies outside the project: name the source as the rows do"):
+            source_asked_for(path)
 
 
 def test_a_folder_stands_for_its_files():

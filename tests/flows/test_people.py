@@ -21,7 +21,7 @@ def evaluated(tmp_path, monkeypatch):
     """Twelve prompts, two of them with the same answer twice."""
     monkeypatch.chdir(tmp_path)
     rows = [response(number, same=number in (3, 8)) for number in range(12)]
-    monkeypatch.setattr(module, "evaluation", lambda: Evaluation(rows, seed=7, bootstrap=500, confidence=0.95))
+    monkeypatch.setattr(module, "evaluation", lambda: Evaluation("key", rows, seed=7, bootstrap=500, confidence=0.95))
 
 
 def fill(path, name, prefers):
@@ -66,7 +66,7 @@ def test_fewer_prompts_are_the_first_of_all(tmp_path):
 
 def test_models_that_say_the_same_leave_nothing_to_ask(tmp_path, monkeypatch):
     rows = [response(number, same=True) for number in range(3)]
-    monkeypatch.setattr(module, "evaluation", lambda: Evaluation(rows, 7, 500, 0.95))
+    monkeypatch.setattr(module, "evaluation", lambda: Evaluation("key", rows, 7, 500, 0.95))
     with pytest.raises(InputError, match="the same answers to all 3 prompts: there is nothing to ask"):
         write_sheet(tmp_path / "sheet.csv", None)
     assert not (tmp_path / "sheet.csv").exists()

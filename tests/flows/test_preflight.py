@@ -46,6 +46,15 @@ def test_a_file_that_cannot_be_read(folder: Path, make, said: str) -> None:
         preflight()
 
 
+@pytest.mark.parametrize("name", ["exclude.txt", "base"])
+def test_every_place_that_is_read_from_outside_is_looked_at(name: str) -> None:
+    Path(name).unlink(missing_ok=True)
+    os.mkfifo(name)
+    configure(["base.source=base" if name == "base" else "seed=7"])
+    with pytest.raises(InputError, match=rf"^{name} is a pipe, socket or device"):
+        preflight()
+
+
 def test_a_name_that_no_file_can_have() -> None:
     said = r"^params\.yaml: base\.source is x*, which cannot be reached \(File name too long\): trueline configure"
     with pytest.raises(InputError, match=said):

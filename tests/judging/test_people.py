@@ -258,6 +258,14 @@ def test_a_sheet_of_another_evaluation_is_refused(filled, tmp_path):
     )
 
 
+def test_an_annotator_has_one_name_however_it_is_spelt(shown, filled, tmp_path):
+    paths = [
+        save(tmp_path / f"{place}.csv", [filled[place] | {"annotator": name}])
+        for place, name in enumerate(("3", "3.0", " Ju\u0308rgen  B.", "J\u00fcrgen B."))
+    ]
+    assert {vote.annotator for vote in read_votes(paths, shown)} == {"3", "J\u00fcrgen B."}
+
+
 def test_nobody_judges_a_prompt_twice(shown, filled, tmp_path):
     one, two = (save(tmp_path / name, [row | {"annotator": "ann"} for row in filled]) for name in ("a.csv", "b.csv"))
     assert sentence([one, two], shown) == (

@@ -20,6 +20,7 @@ from tasks.learning.models import load_reward
 from tasks.learning.readings import completion_scores
 from tasks.params import load_params
 from tasks.registry import lineage, loadable, promotion, stages
+from tasks.registry.export import export_reward
 from tasks.registry.store import open_store
 from tasks.registry.trueline_model import answered, conversations, token_ids
 from tests.conftest import CHATML, make_tokenizer
@@ -184,6 +185,17 @@ def test_a_reward_model_registered_under_another_name_is_left_alone(tracked):
     change_params(registry={"reward": "renamed"})
     lineage.sync(load_params())
     assert lineage.why(load_params(), "champion")["reward_card"] is None
+
+
+def test_a_reward_model_under_a_new_name_is_not_taken_for_one_of_the_same_number(tracked, tmp_path):
+    promotion.promote(load_params())
+    change_params(registry={"reward": "renamed"})
+    run_again(content=1)
+    registered = promotion.register(load_params())
+    assert (registered["version"], registered["reward_version"]) == (2, 1)
+    assert "account of policy version 2," in (artifacts("renamed") / "README.md").read_text()
+    export_reward(load_params(), "2", tmp_path / "out")
+    assert (tmp_path / "out/content.txt").read_text() == Path("models/reward/content.txt").read_text()
 
 
 def test_the_card_of_a_challenger_follows_the_newest_gate(tracked):

@@ -70,14 +70,14 @@ def test_the_evaluation_is_that_of_the_lock_whatever_has_changed_since(params):
     assert load_params().seed == 8
     found = evaluation()
     assert found.rows == ROWS
-    assert found[1:] == (params.seed, params.evaluate.bootstrap, params.evaluate.confidence)
+    assert found[2:] == (params.seed, params.evaluate.bootstrap, params.evaluate.confidence)
 
 
 def test_a_new_champion_leaves_the_evaluation_as_it_is(params):
     before = evaluation()
     assert promotion.promote(params)["promoted"]
     assert evaluation() == before
-    run_id = keep(params, FIGURES, VOTES)
+    run_id = keep(params, evaluation().key, FIGURES, VOTES)
     assert run_id == run_of_the_evaluation()[1]
 
 
@@ -88,6 +88,14 @@ def test_an_earlier_lock_brings_its_evaluation_back(params):
     assert evaluation().rows == [{"id": "new"}]
     Path("dvc.lock").write_bytes(lock)
     assert evaluation().rows == ROWS
+
+
+def test_votes_are_not_kept_with_another_evaluation_than_people_were_asked_about(params):
+    asked = evaluation().key
+    change_params(evaluate={"bootstrap": 777})
+    repro("evaluate", force=True, single_item=True)
+    with pytest.raises(InputError, match=r"dvc\.lock has another evaluation by now: bring back the one"):
+        keep(params, asked, FIGURES, VOTES)
 
 
 def test_without_an_evaluation_the_cure_is_named(params):
@@ -103,7 +111,7 @@ def test_an_evaluation_that_the_cache_lacks_is_named_with_the_cure(params):
 
 
 def test_the_run_keeps_figures_and_votes(params):
-    run_id = keep(params, FIGURES, VOTES)
+    run_id = keep(params, evaluation().key, FIGURES, VOTES)
     store, expected = run_of_the_evaluation()
     assert run_id == expected
     assert kept(store, run_id) == FIGURES
@@ -117,9 +125,9 @@ def test_the_run_keeps_figures_and_votes(params):
 
 
 def test_a_second_reading_takes_the_place_of_the_first(params):
-    keep(params, FIGURES, VOTES)
+    keep(params, evaluation().key, FIGURES, VOTES)
     fewer = FIGURES | {"votes": 1, "annotators": {"ben": 1}, "alpha": None, "kappa": None}
-    run_id = keep(params, fewer, VOTES[1:])
+    run_id = keep(params, evaluation().key, fewer, VOTES[1:])
     store = open_store("trueline")
     assert kept(store, run_id) == fewer
     assert [artifact.path for artifact in store.client.list_artifacts(run_id, "people")] == [
@@ -140,4 +148,4 @@ def test_a_server_that_is_away_is_named(params, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(InputError, match=r"MLflow at http://127\.0\.0\.1:1 cannot be used"):
-        keep(params, FIGURES, VOTES)
+        keep(params, evaluation().key, FIGURES, VOTES)

@@ -13,7 +13,7 @@ from tasks.params import load_params
 from tasks.registry import candidate
 from tasks.registry.candidate import account
 from tasks.registry.policy_card import policy_card
-from tests.registry.conftest import change_params, repro
+from tests.registry.conftest import change_params, repro, run_again
 
 SOURCE = "tasks/data/example.py"
 
@@ -224,6 +224,16 @@ def test_the_account_names_the_repository_behind_a_pointer_that_was_read(tracked
     assert account(load_params())["hub"] == {"base.yaml": {"hub": "org/model", "revision": "a" * 40}}
     pointer.write_text(f"hub: org/other\nrevision: {'b' * 40}\n")
     assert account(load_params())["hub"] == {}  # nobody has read that one
+
+
+def test_an_account_holds_nothing_that_grows_with_the_names_in_the_data(tracked):
+    accuracy = {"value": 0.8, "low": 0.7, "high": 0.9, "pairs": 9}
+    run_again(
+        reward={"accuracy": accuracy, "accuracy_by_annotator": {"ada": accuracy}},
+        evaluate={"win_rate": {}, "categories": {"law": {"prompts": 9}}},
+    )
+    told = account(load_params())["figures"]
+    assert (told["reward"], told["evaluate"]) == ({"accuracy": accuracy}, {"win_rate": {}})
 
 
 def test_the_account_names_the_repositories_that_prepare_has_read(tracked, monkeypatch):

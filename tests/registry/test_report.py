@@ -166,7 +166,7 @@ def test_a_server_shows_it_at_its_own_address():
 def test_what_people_said_is_on_the_page_once_they_were_asked(params):
     write_report(params)
     assert "By people" not in REPORT.read_text(encoding="utf-8")
-    people.keep(params, FIGURES, VOTES)
+    people.keep(params, str(stages.lock_key("evaluate")), FIGURES, VOTES)
     write_report(params)
     html = REPORT.read_text(encoding="utf-8")
     assert "<h2>By people</h2>" in html
