@@ -77,8 +77,10 @@ def run_checks(evidence: Evidence, thresholds: Gate) -> list[Check]:
         _over_optimisation(evidence, thresholds.max_over_optimised_marks),
         _category_regressions(evidence, thresholds.max_category_regressions),
         _kl(evidence, thresholds.max_kl),
-        _accuracy("reward_accuracy", "reward model", evidence.reward, "reward", thresholds.min_reward_accuracy),
-        _accuracy("judge_accuracy", "held-out judge", evidence.judge, "judge", thresholds.min_judge_accuracy),
+        _accuracy(
+            "reward_accuracy", "reward model's held-out", evidence.reward, "reward", thresholds.min_reward_accuracy
+        ),
+        _accuracy("judge_accuracy", "held-out judge's", evidence.judge, "judge", thresholds.min_judge_accuracy),
         _length_ratio(evidence, thresholds.min_length_ratio, thresholds.max_length_ratio),
         _eos_rate(evidence, thresholds.min_eos_rate),
         _repetition(evidence, thresholds.max_repetition),
@@ -271,11 +273,11 @@ def _kl(evidence: Evidence, threshold: float) -> Check:
     return _at_most("kl", kl, threshold, f"The policy is {kl:.2f} nats an answer away from SFT")
 
 
-def _accuracy(name: str, who: str, figures: Mapping[str, Any], stage: str, threshold: float) -> Check:
+def _accuracy(name: str, whose: str, figures: Mapping[str, Any], stage: str, threshold: float) -> Check:
     low = figure(figures, "accuracy", "low")
     if low is None:
-        return _missing(name, threshold, f"The {who}'s held-out accuracy", f"metrics/{stage}.json")
-    return _at_least(name, low, threshold, f"The lower bound of the {who}'s held-out accuracy is {low:.3f}")
+        return _missing(name, threshold, f"The {whose} accuracy", f"metrics/{stage}.json")
+    return _at_least(name, low, threshold, f"The lower bound of the {whose} accuracy is {low:.3f}")
 
 
 def _length_ratio(evidence: Evidence, least: float, most: float) -> Check:

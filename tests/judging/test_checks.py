@@ -116,7 +116,7 @@ def test_a_judge_that_guesses_is_no_judge():
     assert decision(GOOD, judge={"accuracy": {"value": 0.6, "low": 0.5}}) == "promote"
     check = run(GOOD, judge={"accuracy": {"value": 0.55, "low": 0.49}})["judge_accuracy"]
     assert (check.verdict, check.figure) == ("failed", 0.49)
-    assert check.sentence.startswith("The lower bound of the held-out judge's held-out accuracy is 0.490: less than")
+    assert check.sentence.startswith("The lower bound of the held-out judge's accuracy is 0.490: less than")
     assert decision(GOOD, judge={"accuracy": {"value": 0.55, "low": 0.49}}) == "reject"
     assert run(GOOD, judge={})["judge_accuracy"].sentence.endswith(
         "(metrics/judge.json has no such finite figure), so it does not pass."
