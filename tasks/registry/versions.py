@@ -147,16 +147,17 @@ def settle(store: Store, params: Params) -> None:
     if done is None:
         _recreate(store, params, decisions)
     elif done not in (decision["id"] for decision in moves):
-        raise InputError(
-            f"{DECISIONS} lacks decision {done}, which the registry has carried out: "
-            "pull it from where it was made, or restore the file from git"
-        )
+        raise InputError(f"{_unknown(done)}: pull it from where it was made, or restore the file from git")
     if moves and done != moves[-1]["id"]:
         carry_out(store, params, moves[-1])
 
 
 def carry_out(store: Store, params: Params, decision: Decision) -> None:
-    """Have the registry follow a recorded change of champion, its alias last; doing it twice is doing it once."""
+    """Have the registry follow a recorded change of champion, its alias last; doing it twice is doing it once.
+
+    Raises:
+        InputError: another checkout has changed the champion meanwhile, and stays in the right.
+    """
     client, names = store.client, params.registry
     champion, previous = decision["policy"], decision["previous"]
     number = str(champion["version"])
@@ -165,6 +166,12 @@ def carry_out(store: Store, params: Params, decision: Decision) -> None:
     for tag, value in tags.items():
         client.set_model_version_tag(names.policy, number, tag, value)
     _furnish(store, params, champion, upload=True)  # before the alias: what is called champion can be loaded
+    done = _carried_out(store, params)  # again: to upload a model takes minutes
+    if done and done not in (known["id"] for known in past_decisions()):
+        raise InputError(
+            f"{_unknown(done)}, from another checkout, while this one was at it: the champion stays as it is; take the "
+            f"line of decision {decision['id']} out of {DECISIONS}, pull the other, and run trueline run"
+        )
     _set_alias(store, params, PREVIOUS, previous)
     challenger = holder(store, params, CHALLENGER)
     if challenger and challenger["version"] == champion["version"]:
@@ -172,6 +179,10 @@ def carry_out(store: Store, params: Params, decision: Decision) -> None:
             client.delete_registered_model_alias(name, CHALLENGER)
     _set_alias(store, params, CHAMPION, champion)
     client.set_registered_model_tag(names.policy, "decision", decision["id"])
+
+
+def _unknown(done: str) -> str:
+    return f"{DECISIONS} lacks decision {done}, which the registry has carried out"
 
 
 def _set_alias(store: Store, params: Params, alias: str, place: Place | None) -> None:

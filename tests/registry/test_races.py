@@ -3,17 +3,20 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from tasks.errors import InputError
 from tasks.params import load_params
-from tasks.registry import decisions, promotion
+from tasks.registry import decisions, promotion, versions
 from tasks.registry.decisions import past_decisions
 from tasks.registry.store import open_store
 from tasks.registry.versions import CHAMPION, holder
 from tests.registry.conftest import aliases
 
+RECORD = Path("decisions.jsonl")
 # Every write of a promotion in the order in which they happen, as the client's method, what it is given, and who is
 # champion where the process dies just before it. `decide` is the line in the record.
 STEPS = [
@@ -136,3 +139,20 @@ def test_two_promotions_at_once_give_one_champion_and_one_refusal(challenged):
     assert refused["reasons"] == ["Version 2 is the champion already."]
     assert [each["policy"]["version"] for each in past_decisions()] == [1, 2]
     assert aliases()["trueline-policy"] == {"champion": 2, "previous": 1}
+
+
+def test_a_champion_that_another_checkout_made_meanwhile_stays(challenged, monkeypatch):
+    def furnished(store, *_, **__):
+        store.client.set_registered_model_alias("trueline-policy", "champion", "1")
+        store.client.set_registered_model_tag("trueline-policy", "decision", "made elsewhere")
+
+    before = RECORD.read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(versions, "_furnish", furnished)
+        with pytest.raises(InputError, match=r"lacks decision made elsewhere, .* take the line of decision \w+ out"):
+            promotion.promote(load_params())
+    assert serving() == 1
+    with pytest.raises(InputError, match=r"lacks decision made elsewhere, which the registry has carried out: pull it"):
+        promotion.promote(load_params())
+    assert serving() == 1
+    assert len(RECORD.read_text().splitlines()) == len(before.splitlines()) + 1  # the line to take out
