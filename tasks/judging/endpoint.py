@@ -51,7 +51,8 @@ class Endpoint:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._client.close()
+        if kind is None or issubclass(kind, Exception):  # an interrupted process leaves threads with requests under way
+            self._client.close()
 
     def give_up(self) -> None:
         """Begin no further request; those under way end by themselves."""

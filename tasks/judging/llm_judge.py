@@ -6,8 +6,8 @@ Source: Zheng et al. 2023, "Judging LLM-as-a-Judge with MT-Bench and Chatbot Are
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -94,21 +94,24 @@ def ask(
         ConnectionError: it cannot be reached; TimeoutError: it does not answer. What it has said is kept.
     """
 
-    def compared(prompt: Prompt, our: str, their: str) -> Comparison:
+    def compared(job: tuple[Prompt, str, str]) -> Comparison:
+        prompt, our, their = job
         if our == their:
             return Comparison(prompt.id, None, None)
         both = ((our, their), (their, our))
         return Comparison(prompt.id, *(_read(endpoint, judge.model, prompt.prompt, *pair) for pair in both))
 
     found = []
-    # A connection that is closed under a request would never answer it, so the pool ends first.
-    with Endpoint(judge.url) as endpoint, ThreadPoolExecutor(AT_ONCE) as pool:
+    # Whoever is interrupted leaves the pool's threads, which are daemons, where they are: a reply may take minutes.
+    with Endpoint(judge.url) as endpoint, ThreadPool(AT_ONCE) as pool:
         try:
-            for comparison in pool.map(compared, prompts, ours, theirs):
+            for comparison in pool.imap(compared, zip(prompts, ours, theirs, strict=True)):
                 found.append(comparison)
                 on_progress(1)
-        except BaseException:
-            endpoint.give_up()
+        except Exception:
+            endpoint.give_up()  # and have what is under way end: a request must not lose its connection
+            pool.close()
+            pool.join()
             raise
     return found
 

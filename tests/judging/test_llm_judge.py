@@ -1,3 +1,10 @@
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
 import pytest
 
 from tasks.errors import InputError
@@ -6,6 +13,7 @@ from tasks.judging.endpoint import AT_ONCE
 from tasks.judging.llm_judge import Comparison, Reading, ask, check, figures, rows
 from tasks.params import LlmJudge
 from tests.chat_server import answers_in, chat_server, prefers
+from tests.flows.test_processes import ROOT, eventually
 from tests.judging.test_summary import make_prompts
 
 RESAMPLING = Resampling(resamples=100, confidence=0.95, seed=1)
@@ -156,3 +164,33 @@ def test_a_refusal_ends_the_asking():
     with chat_server(prefers("good"), [401] * 1000) as server, pytest.raises(InputError, match="asks for a key"):
         asked(server, [f"good {number}" for number in range(200)], ["bad"] * 200)
     assert len(server.requests) <= 2 * AT_ONCE
+
+
+ASKING = """
+import sys
+from tasks.judging.llm_judge import ask
+from tasks.params import LlmJudge
+from tasks.stage import main
+from tests.judging.test_summary import make_prompts
+
+def judging(_params):
+    ask(LlmJudge(url=sys.argv[1], model="judge", prompts=None), make_prompts(9), ["good"] * 9, ["bad"] * 9, print)
+
+main(judging)
+"""
+
+
+def test_whoever_is_interrupted_does_not_wait_for_a_reply():
+    answer = threading.Event()
+    Path("params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    with chat_server(lambda _: answer.wait(60)) as server:
+        command = [sys.executable, "-c", ASKING, server.url]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+            assert eventually(lambda: len(server.requests) == AT_ONCE)
+            process.terminate()
+            begun = time.monotonic()
+            _, said = process.communicate(timeout=40)
+        answer.set()
+    assert (process.returncode, said) == (143, "judging: interrupted; run again to go on\n")
+    assert time.monotonic() - begun < 20
