@@ -93,26 +93,32 @@ def ask(
         InputError: the server refuses.
         ConnectionError: it cannot be reached; TimeoutError: it does not answer. What it has said is kept.
     """
+    found: list[Comparison] = []
+    faults: list[Exception] = []  # the first is why the others gave up
 
     def compared(job: tuple[Prompt, str, str]) -> Comparison:
         prompt, our, their = job
         if our == their:
             return Comparison(prompt.id, None, None)
         both = ((our, their), (their, our))
-        return Comparison(prompt.id, *(_read(endpoint, judge.model, prompt.prompt, *pair) for pair in both))
+        try:
+            return Comparison(prompt.id, *(_read(endpoint, judge.model, prompt.prompt, *pair) for pair in both))
+        except Exception as error:
+            faults.append(error)
+            endpoint.give_up()
+            raise
 
-    found = []
     # Whoever is interrupted leaves the pool's threads, which are daemons, where they are: a reply may take minutes.
     with Endpoint(judge.url) as endpoint, ThreadPool(AT_ONCE) as pool:
         try:
             for comparison in pool.imap(compared, zip(prompts, ours, theirs, strict=True)):
                 found.append(comparison)
                 on_progress(1)
-        except Exception:
-            endpoint.give_up()  # and have what is under way end: a request must not lose its connection
+        except Exception as error:
+            endpoint.give_up()
             pool.close()
-            pool.join()
-            raise
+            pool.join()  # what is under way ends by itself: a request must not lose its connection
+            raise (faults or [error])[0] from None
     return found
 
 

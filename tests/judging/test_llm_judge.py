@@ -163,7 +163,18 @@ def test_a_judge_that_cannot_decide_an_easy_case_is_refused_at_once():
 def test_a_refusal_ends_the_asking():
     with chat_server(prefers("good"), [401] * 1000) as server, pytest.raises(InputError, match="asks for a key"):
         asked(server, [f"good {number}" for number in range(200)], ["bad"] * 200)
-    assert len(server.requests) <= 2 * AT_ONCE
+    assert len(server.requests) <= AT_ONCE
+
+
+def test_the_first_fault_is_told_and_nobody_pauses_after_it():
+    # One request is refused; the others, told to come again later, would pause for a minute.
+    begun = time.monotonic()
+    with (
+        chat_server(prefers("good"), [429, 401, *[429] * 1000]) as server,
+        pytest.raises(InputError, match="for a key"),
+    ):
+        asked(server, [f"good {number}" for number in range(20)], ["bad"] * 20)
+    assert time.monotonic() - begun < 30
 
 
 ASKING = """
