@@ -39,7 +39,10 @@ def read_exclusions(path: Path) -> frozenset[Exclusion]:
         for number, line in enumerate(map(str.strip, text_lines(path)), start=1):
             if not line or line.startswith("#"):
                 continue
-            exclusion = _understood(line)
+            try:
+                exclusion = _understood(line)
+            except InputError as error:
+                raise InputError(f"{path} row {number}: {error}") from None
             if exclusion is None:
                 raise InputError(
                     f"{path} row {number} names nothing to exclude: write `row ID`, `source NAME` or `annotator NAME`, "

@@ -53,7 +53,7 @@ def account(params: Params) -> dict[str, Any]:
             "validate": locked_json("validate", METRICS / "validate.json"),
         },
         "hub": _hub_sources(params, prepared),
-        # Without what grows with the names in the data: MLflow takes 100,000 characters, and what is recorded stays.
+        # Without entries by annotator and by category: MLflow takes 100,000 characters, and what is recorded stays.
         "figures": {
             "base": locked_json("base", METRICS / "base.json"),
             "reward": _without(locked_json("reward", METRICS / "reward.json"), "accuracy_by_annotator"),

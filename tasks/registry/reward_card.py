@@ -29,7 +29,7 @@ FIGURES = (
 def reward_card(policy: Holder) -> str:
     """Write the card of the reward model version that a policy version was registered with.
 
-    People who annotated are not named, though the account tells of them: a card is to be published.
+    People who annotated are not named, though an account may tell of them: a card is to be published.
 
     Args:
         policy: the policy version with its account.

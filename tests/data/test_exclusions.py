@@ -141,3 +141,9 @@ def test_a_name_that_nothing_has(path: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"names nothing: name one source"):
         add_exclusion(path, "source", name)
     assert path.read_text() == ""
+
+
+def test_a_line_that_leads_out_of_the_project_is_named(path: Path) -> None:
+    path.write_text("# bought\nsource ../week/a.jsonl\n")
+    with pytest.raises(InputError, match=rf"^{path.name} row 2: \.\./week/a\.jsonl lies outside the project: name the"):
+        read_exclusions(path)

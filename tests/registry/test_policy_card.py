@@ -226,7 +226,7 @@ def test_the_account_names_the_repository_behind_a_pointer_that_was_read(tracked
     assert account(load_params())["hub"] == {}  # nobody has read that one
 
 
-def test_an_account_holds_nothing_that_grows_with_the_names_in_the_data(tracked):
+def test_an_account_has_no_entries_by_annotator_and_by_category(tracked):
     accuracy = {"value": 0.8, "low": 0.7, "high": 0.9, "pairs": 9}
     run_again(
         reward={"accuracy": accuracy, "accuracy_by_annotator": {"ada": accuracy}},
