@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from tasks.base import TEMPLATES, base, check_template, make_scratch, read_pointer
+from tasks.base import base, make_scratch, read_pointer
 from tasks.data.example import demonstrations
+from tasks.data.tokenizers import TEMPLATES, check_template
 from tasks.data.tokens import encode, load_tokenizer
 from tasks.errors import InputError
 from tasks.params import EXAMPLE, Params, load_params
