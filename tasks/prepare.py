@@ -83,7 +83,7 @@ def _prepare_kind(
     rows = tqdm(_rows(kind, files, settings, params.seed), desc=f"prepare {kind}", unit=" rows", disable=None)
     shaped = _counted(rows, read, lambda row: row.source)
     distinct = distinct_prompts(shaped) if kind == "prompts" else shaped
-    left = _without(distinct, kind, excluded, counts)
+    left = _decided(_without(distinct, kind, excluded, counts), counts)
     kept = left if source.limit is None else choose(left, source.limit)
     records = _records(_counted(kept, counts, lambda _: "rows_kept"), kind, settings.split)
     write_records(folder, kind, _counted(records, counts, lambda record: record.split))
@@ -92,6 +92,7 @@ def _prepare_kind(
     return {
         "rows_read": read.total(),
         "excluded": counts["excluded"],
+        **{name: counts[name] for name in ("tied",) if counts[name]},
         "rows_kept": counts["rows_kept"],
         "records": sum(splits.values()),
         **splits,
@@ -128,7 +129,7 @@ def distinct_prompts(rows: Iterable[ShapedRow]) -> Iterator[ShapedRow]:
     """
     keys = bytearray()
     with Spool() as spool:
-        for source, row, entries, tag in rows:
+        for source, row, entries, tag, _ in rows:
             for entry in entries:
                 keys += hashlib.blake2b(json.dumps(entry["prompt"]).encode(), digest_size=HASH_BYTES).digest()
                 spool.add({"source": source, "row": row, "tag": tag, **entry})
@@ -168,6 +169,15 @@ def _without(
             yield shaped._replace(entries=left)
 
 
+def _decided(rows: Iterable[ShapedRow], counts: Counter[str]) -> Iterator[ShapedRow]:
+    """Leave out, and count, the pairs of which neither answer was preferred."""
+    for shaped in rows:
+        if shaped.tied:
+            counts["tied"] += 1
+        else:
+            yield shaped
+
+
 def _sources(settings: Prepare) -> dict[Kind, Source]:
     return {
         "demonstrations": settings.demonstrations,
@@ -198,7 +208,7 @@ def _identity(source: Source) -> dict[str, str]:
 
 
 def _records(rows: Iterable[ShapedRow], kind: Kind, shares: Shares) -> Iterator[Record]:
-    for source, row, entries, tag in rows:
+    for source, row, entries, tag, _ in rows:
         for entry in entries:
             split, fields = split_of(entry["prompt"], shares), entry | {TAGS[kind]: tag}
             yield TYPES[kind](id=content_id([kind, entry]), split=split, source=source, row=row, **fields)

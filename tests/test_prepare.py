@@ -89,6 +89,19 @@ def test_the_same_prompt_is_in_the_same_split_of_all_files():
     assert set(splits[0].values()) == {"train", "validation", "test"}
 
 
+def test_ties_are_left_out_and_counted():
+    rows = [
+        {"prompt": f"q{n}", "response_a": f"a{n}", "response_b": "no", "preference": "AB"[n % 2] if n % 3 else "tie"}
+        for n in range(60)
+    ]
+    prepare(params_with(**three_sources() | {"preferences": write_rows("v.jsonl", rows)}))
+    records = records_of(PREPARED, "preferences")
+    assert {record.chosen == "no" for record in records} == {True, False}
+    assert [record.row for record in records] == [n + 1 for n in range(60) if n % 3]
+    assert [metrics()["preferences"][name] for name in ("rows_read", "tied", "rows_kept")] == [60, 20, 40]
+    assert "tied" not in metrics()["demonstrations"]
+
+
 def test_turns_of_one_conversation_share_a_split():
     turns = [{"role": role, "content": "and?"} for role in ("assistant", "user") * 3]
     rows = [{"messages": [{"role": "user", "content": f"q{n}"}, *turns]} for n in range(30)]

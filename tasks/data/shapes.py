@@ -18,6 +18,7 @@ from tasks.data.conversations import (
     as_text,
     with_system,
 )
+from tasks.data.labels import LABEL_COLUMNS, compared
 from tasks.data.names import WHOLE_NUMBER, as_name
 from tasks.data.records import TAGS, Kind, Message
 from tasks.data.sources import RawRow
@@ -47,6 +48,7 @@ class ShapedRow(NamedTuple):
     row: int
     entries: list[Fields]
     tag: str | None = None  # of all its entries: their annotator, or category
+    tied: bool = False  # the annotator preferred neither answer; chosen and rejected stand as the row has the two
 
 
 def shape_rows(rows: Iterable[RawRow], kind: Kind, source: Source, name: str) -> Iterator[ShapedRow]:
@@ -60,7 +62,9 @@ def shape_rows(rows: Iterable[RawRow], kind: Kind, source: Source, name: str) ->
         shape = shape or recognise(fields, kind, source)
         try:
             named = _renamed(fields, shape, source.columns)
-            shaped = ShapedRow(name, row, shape.read(named), _tag(named[TAGS[kind]], TAGS[kind]))
+            entries = shape.read(named)
+            tied = True in {entry.pop("tied", False) for entry in entries}
+            shaped = ShapedRow(name, row, entries, _tag(named[TAGS[kind]], TAGS[kind]), tied)
         except ShapeError as error:
             raise InputError(f"{source.source} row {row}: {error}: mend or remove the row") from None
         yield shaped
@@ -153,6 +157,16 @@ def _compared_wholes(fields: Fields) -> list[Fields]:
     return [found._asdict() | {"prompt": with_system(found.prompt, fields["system"])}]
 
 
+def _labelled(read: Callable[[Fields], list[Fields]]) -> Callable[[Fields], list[Fields]]:
+    """Read two answers and a label as chosen and rejected; the entry of a tie says that it is one."""
+
+    def labelled(fields: Fields) -> list[Fields]:
+        ordered, tied = compared(fields)
+        return [entry | ({"tied": True} if tied else {}) for entry in read(ordered)]
+
+    return labelled
+
+
 def _preference(given: list[Message], fields: Fields) -> Fields:
     chosen, rejected = (as_answer(fields[name], given, name) for name in ("chosen", "rejected"))
     if chosen.prompt != rejected.prompt:
@@ -188,6 +202,10 @@ def _prompt_of_instruction(fields: Fields) -> list[Fields]:
 
 def _prompt_of_compared(fields: Fields) -> list[Fields]:
     return [{"prompt": entry["prompt"], "references": []} for entry in _compared_wholes(fields)]
+
+
+def _prompt_of_two(fields: Fields) -> list[Fields]:
+    return _prompt_of_compared({**fields, "chosen": fields["conversation_a"], "rejected": fields["conversation_b"]})
 
 
 def _with_reference(turn: Turn) -> Fields:
@@ -233,6 +251,7 @@ def _tag(value: object, field: str) -> str | None:
     return name or None
 
 
+_LABELLED = ("system", "annotator", *LABEL_COLUMNS)
 SHAPES: dict[Kind, list[Shape]] = {
     "demonstrations": [
         Shape(("prompt", "response"), ("system", "annotator"), _answered_prompt),
@@ -246,6 +265,12 @@ SHAPES: dict[Kind, list[Shape]] = {
         Shape(("instruction", "chosen", "rejected"), ("input", "system", "annotator"), _compared_instruction),
         Shape(("conversations", "chosen", "rejected"), ("system", "annotator"), _compared_conversation),
         Shape(("chosen", "rejected"), ("system", "annotator"), _compared_wholes),
+        Shape(("prompt", "response_a", "response_b"), _LABELLED, _labelled(_compared_answers)),
+        Shape(("prompt", "output_1", "output_2"), _LABELLED, _labelled(_compared_answers)),
+        Shape(("instruction", "response_a", "response_b"), ("input", *_LABELLED), _labelled(_compared_instruction)),
+        Shape(("instruction", "output_1", "output_2"), ("input", *_LABELLED), _labelled(_compared_instruction)),
+        Shape(("conversations", "response_a", "response_b"), _LABELLED, _labelled(_compared_conversation)),
+        Shape(("conversation_a", "conversation_b"), _LABELLED, _labelled(_compared_wholes)),
     ],
     "prompts": [
         Shape(("prompt", "references"), ("system", "category"), _referenced_prompt),
@@ -256,5 +281,6 @@ SHAPES: dict[Kind, list[Shape]] = {
         Shape(("instruction",), ("input", "output", "system", "category"), _prompt_of_instruction),
         Shape(("conversations",), ("system", "category"), _prompts_of_conversation),
         Shape(("chosen", "rejected"), ("system", "category"), _prompt_of_compared),
+        Shape(("conversation_a", "conversation_b"), ("system", "category"), _prompt_of_two),
     ],
 }

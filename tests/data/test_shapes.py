@@ -131,8 +131,13 @@ def test_prompt_shapes(row, references):
 )
 def test_rows_of_every_shape_may_have_an_annotator_or_a_category(kind, shape):
     values = {"prompt": "Hi", "instruction": "Hi", "messages": [U, A], "chosen": [U, A], "rejected": [U, B]}
-    values["conversations"] = GPT[:1] if kind == "preferences" else GPT
+    values |= {
+        "conversations": GPT[:1] if kind == "preferences" else GPT,
+        "conversation_a": [U, A],
+        "conversation_b": [U, B],
+    }
     row = {name: values.get(name, "Hello") for name in shape.required}
+    row |= {"preference": "A"} if "preference" in shape.optional else {}
     tag = "category" if kind == "prompts" else "annotator"
     assert [row.tag for row in shaped(kind, row, row | {tag: "law"})] == [None, "law"]
     assert [row.tag for row in shaped(kind, row | {"theirs": "tax"}, **{tag: "theirs"})] == ["tax"]

@@ -1,0 +1,109 @@
+"""Two answers and a label: every value that is taken, and that nothing else is."""
+
+from typing import Any
+
+import pytest
+
+from tasks.data.labels import ANSWER_PAIRS, INDICES, LABELS, TRUTHS
+from tasks.data.shapes import ShapedRow, shape_rows
+from tasks.data.sources import RawRow
+from tasks.errors import InputError
+from tasks.params import Source
+
+OUTCOMES = {"first": ("good", "bad"), "second": ("bad", "good"), "tie": ("good", "bad")}
+
+
+def shaped(fields: dict[str, Any], **columns: str) -> ShapedRow:
+    source = Source(source="f.jsonl", columns=columns, limit=None)
+    [row] = shape_rows([RawRow(7, fields)], "preferences", source, "f.jsonl")
+    return row
+
+
+def outcome(label: dict[str, Any], **columns: str) -> tuple[str, str, bool]:
+    row = shaped({"prompt": "Hi", "response_a": "good", "response_b": "bad", **label}, **columns)
+    [entry] = row.entries
+    assert entry["prompt"] == [{"role": "user", "content": "Hi"}]
+    assert entry.keys() == {"prompt", "chosen", "rejected"}
+    return entry["chosen"], entry["rejected"], row.tied
+
+
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [
+        *(({"preference": word.upper()}, told) for word, told in LABELS.items()),
+        *(({"winner": f" {word}\n"}, told) for word, told in LABELS.items()),
+        *(({"preferred_index": int(word)}, told) for word, told in INDICES.items()),
+        *(({"first_preferred": word}, told) for word, told in TRUTHS.items()),
+        ({"preference": 1}, "first"),
+        ({"preference": 2.0}, "second"),  # as pandas has it where others are null
+        ({"preference": 1.5}, "tie"),
+        ({"first_preferred": True}, "first"),
+        ({"first_preferred": False}, "second"),
+        ({"winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}, "first"),
+        ({"winner_model_a": "0", "winner_model_b": "1", "winner_tie": "0"}, "second"),
+        ({"winner_model_a": False, "winner_model_b": False, "winner_tie": True}, "tie"),
+        ({"preference": "A", "winner": "model_a", "preferred_index": None}, "first"),
+    ],
+)
+def test_every_label_that_is_taken(label, told):
+    assert outcome(label) == (*OUTCOMES[told], told == "tie")
+
+
+def test_labels_under_other_names_are_mapped():
+    assert outcome({"better_response_id": 1}, preferred_index="better_response_id") == ("bad", "good", False)
+    assert outcome({"labels": 1}, first_preferred="labels") == ("good", "bad", False)
+    row = {"question": "Hi", "one": "good", "two": "bad", "choice": "B", "worker": 3}
+    mapped = shaped(row, prompt="question", response_a="one", response_b="two", preference="choice", annotator="worker")
+    assert (mapped.entries[0]["chosen"], mapped.tag) == ("bad", "3")
+
+
+@pytest.mark.parametrize(("first", "second"), ANSWER_PAIRS[:2])
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [({"prompt": "Hi"}, "Hi"), ({"instruction": "Add.", "input": "2"}, "Add.\n\n2")],
+)
+def test_names_of_the_answers_and_forms_of_the_prompt(first, second, given, asked):
+    [entry] = shaped({**given, first: "good", second: "bad", "preference": 2}).entries
+    prompt = [{"role": "user", "content": asked}]
+    assert entry == {"prompt": prompt, "chosen": "bad", "rejected": "good"}
+
+
+def test_chatbot_arena():
+    asked, good, bad = (
+        {"role": role, "content": text} for role, text in (("user", "Hi"), ("assistant", "good"), ("assistant", "bad"))
+    )
+    row = {"conversation_a": [asked, good], "conversation_b": [asked, bad], "winner": "model_b", "judge": "arena 1"}
+    found = shaped(row, annotator="judge")
+    assert found.entries == [{"prompt": [asked], "chosen": "bad", "rejected": "good"}]
+    assert (found.tag, found.tied) == ("arena 1", False)
+    [prompt] = shape_rows([RawRow(1, row)], "prompts", Source(source="f", columns={}, limit=None), "f")
+    assert prompt.entries == [{"prompt": [asked], "references": []}]
+
+
+@pytest.mark.parametrize(
+    ("label", "complaint"),
+    [
+        *(({name: value}, f"{name} is {value!r}, which may be the first answer or mean that it lost (map the column as "
+           "preferred_index") for name in ("preference", "winner") for value in (0, "0", 0.0, True, "false")),
+        ({"preference": "left"}, "preference is 'left' where one of a, 1, first,"),
+        ({"preference": 3}, "preference is 3 where"),
+        ({"preference": -1}, "preference is -1 where"),
+        ({"preference": ["A"]}, "preference is a longer text or another type (list) where"),
+        ({"preference": "x" * 10**6}, "preference is a longer text or another type (str) where"),
+        ({"preference": None}, "none of preference, winner,"),
+        ({}, "none of preference, winner,"),
+        ({"preferred_index": 2}, "preferred_index is 2 where one of 0, 1 is needed"),
+        ({"first_preferred": "yes"}, "first_preferred is 'yes' where one of 1, true, 0, false is needed"),
+        ({"preference": "A", "winner": "model_b"}, "preference and winner differ on which answer was preferred"),
+        ({"winner_model_a": 1, "winner_model_b": 1, "winner_tie": 0}, "where one is 1 and the others 0"),
+        ({"winner_model_a": 0, "winner_model_b": 0, "winner_tie": 0}, "where one is 1 and the others 0"),
+        ({"winner_model_a": 1, "winner_model_b": 0}, "winner_tie is null where one is 1 and the others 0"),
+        ({"winner_model_a": 1, "winner_model_b": -0.5, "winner_tie": 0}, "where one is 1 and the others 0"),
+    ],
+)  # fmt: skip
+def test_other_labels_are_refused(label, complaint):
+    with pytest.raises(InputError) as caught:
+        outcome(label)
+    assert str(caught.value).startswith("f.jsonl row 7: ")
+    assert complaint in str(caught.value)
+    assert len(str(caught.value)) < 500
