@@ -7,14 +7,12 @@ checkout into another.
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from filelock import FileLock
-
-from tasks.data.files import STATE
 from tasks.errors import InputError
+from tasks.registry.database import ready, told
 from tasks.registry.provenance import without_credentials
 
 if TYPE_CHECKING:
@@ -64,23 +62,18 @@ def open_store(experiment: str) -> Store:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it tells of every retry
     uri = tracking_uri()
-    # Processes that open an absent SQLite store together break it for good.
-    with _first_come(uri), _reachable(uri):
-        client = MlflowClient(uri, os.environ.get("MLFLOW_REGISTRY_URI") or uri)
+    registry = os.environ.get("MLFLOW_REGISTRY_URI") or uri
+    with ExitStack() as opening:
+        for database in {uri: None, registry: None}:
+            opening.enter_context(ready(database, main_checkout()))
+        opening.enter_context(_reachable(uri))
+        client = MlflowClient(uri, registry)
         return Store(client, uri, _experiment_id(client, experiment))
 
 
 def is_passing(error: "MlflowException") -> bool:
     """Tell a fault of the connection or a busy database from a request that is wrong."""
     return error.error_code in PASSING
-
-
-def _first_come(uri: str) -> "FileLock | nullcontext[None]":
-    if not uri.startswith("sqlite:"):
-        return nullcontext()
-    folder = main_checkout() / STATE
-    folder.mkdir(exist_ok=True)
-    return FileLock(folder / "mlflow.lock")
 
 
 @contextmanager
@@ -93,7 +86,8 @@ def _reachable(uri: str) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError) as error:
         reason = without_credentials(str(error).splitlines()[0])
         raise InputError(
-            f"MLflow at {without_credentials(uri)} cannot be used ({reason}): start it, mend MLFLOW_TRACKING_URI, "
+            told(uri, reason)
+            or f"MLflow at {without_credentials(uri)} cannot be used ({reason}): start it, mend MLFLOW_TRACKING_URI, "
             "or unset it to use mlflow.db in this folder"
         ) from error
 

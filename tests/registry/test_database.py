@@ -1,0 +1,157 @@
+"""An MLflow database that is half made, damaged, locked or another's is mended or told of; no record is lost."""
+
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tasks.errors import InputError
+from tasks.params import load_params
+from tasks.registry import database, lineage
+from tasks.registry.store import open_store
+from tests.registry.conftest import aliases, shell
+
+FILE = Path("mlflow.db")
+OPEN = "from tasks.registry.store import open_store; print(open_store('trueline').experiment_id)"
+# The process is gone after the first tables, before MLflow's migrations.
+KILLED = f"""
+import os, signal
+import mlflow.store.db.utils as made
+made._upgrade_db = lambda engine: os.kill(os.getpid(), signal.SIGKILL)
+{OPEN}
+"""
+
+
+def execute(*statements):
+    with closing(sqlite3.connect(FILE)) as opened, opened:
+        for statement in statements:
+            opened.execute(statement)
+
+
+def half_made():
+    """Leave what MLflow leaves when it is killed in its first moments."""
+    from mlflow.store.db.utils import create_sqlalchemy_engine_with_retry
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+
+    FILE.unlink()
+    engine = create_sqlalchemy_engine_with_retry(f"sqlite:///{FILE.absolute()}")
+    Base.metadata.create_all(engine)
+    engine.dispose()
+
+
+def test_a_process_that_is_killed_while_it_makes_the_database_leaves_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    killed = subprocess.run([sys.executable, "-c", KILLED], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not FILE.exists()
+    assert open_store("trueline").client.search_registered_models() == []
+
+
+def test_two_checkouts_that_make_one_database_at_once_both_use_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/shared.db")
+    started = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        command = [sys.executable, "-c", OPEN]
+        started.append(subprocess.Popen(command, cwd=tmp_path / name, stdout=subprocess.PIPE, text=True))
+    assert [process.communicate()[0] for process in started] == ["1\n", "1\n"]
+
+
+@pytest.mark.parametrize("left", ["nothing", "no byte", "half"])
+def test_what_holds_nothing_is_made_anew(tracked, caplog, left):
+    if left == "half":
+        half_made()
+    else:
+        FILE.write_bytes(b"")
+        Path("mlflow.db-journal").write_bytes(b"of another database")
+    if left == "nothing":
+        FILE.unlink()
+    assert open_store("trueline").client.search_registered_models() == []
+    said = (
+        "was never made to its end and holds nothing" if left == "half" else "mlflow.db-journal is left of a database"
+    )
+    assert said in caplog.text
+    assert not list(tracked.glob(".mlflow.db.*"))
+
+
+def half(content):
+    return content[: len(content) // 2]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda content: b"these are notes\n" * 500, "file is not a database"),
+        (half, "malformed|not ok|invalid|btree|Tree"),
+        (lambda content: content[:16] + bytes(84) + content[100:], "malformed|not a database"),
+    ],
+)
+def test_a_damaged_database_is_told_of_and_the_cure_brings_all_back(challenged, spoil, said):
+    FILE.write_bytes(spoil(FILE.read_bytes()))
+    damaged = FILE.read_bytes()
+    with pytest.raises(InputError, match=rf"mlflow\.db is no whole database of MLflow \(.*({said})") as seen:
+        open_store("trueline")
+    [cure] = re.findall(r"\((mv .*?)\)", str(seen.value))
+    shell("sh", "-c", cure, cwd=challenged)
+    lineage.sync(load_params())
+    assert aliases()["trueline-policy"]["champion"] == 1
+    assert Path("mlflow.db.broken").read_bytes() == damaged
+
+
+def test_a_database_of_another_program_is_not_written_to(tracked):
+    FILE.unlink()
+    execute("CREATE TABLE notes (text)")
+    before = FILE.read_bytes()
+    with pytest.raises(InputError, match="its tables are not MLflow's"):
+        open_store("trueline")
+    assert FILE.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("revision", "said"),
+    [
+        ("b7e2c1a4d9f3", r"the schema of an older MLflow \(b7e2c1a4d9f3\): .*mlflow db upgrade sqlite:///"),
+        ("0123456789ab", r"does not know \(0123456789ab\): a newer one has written it"),
+    ],
+)
+def test_a_database_of_another_mlflow_is_told_of_and_left_as_it_is(tracked, revision, said):
+    execute(f"UPDATE alembic_version SET version_num = '{revision}'")
+    before = FILE.read_bytes()
+    with pytest.raises(InputError, match=said):
+        open_store("trueline")
+    assert FILE.read_bytes() == before
+
+
+def test_a_database_that_another_process_holds_is_said_to_be_locked(tracked, monkeypatch):
+    monkeypatch.setattr(database, "SECONDS_TO_WAIT", 0.1)
+    with closing(sqlite3.connect(FILE)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(InputError, match=r"mlflow\.db is locked by another process: wait for it"):
+            open_store("trueline")
+
+
+def test_a_folder_in_its_place_is_told_of(tracked):
+    FILE.unlink()
+    FILE.mkdir()
+    with pytest.raises(InputError, match=r"mlflow\.db is no file"):
+        open_store("trueline")
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("database or disk is full", "no space left on the disk of .*: free some"),
+        ("attempt to write a readonly database", "no permission for"),
+        ("unable to open database file", "no permission for"),
+        ("database is locked", "is locked by another process"),
+        ("database disk image is malformed", "no whole database"),
+    ],
+)
+def test_what_sqlite_says_becomes_a_sentence_with_its_cure(tmp_path, fault, said):
+    assert re.search(said, database.told(f"sqlite:///{tmp_path}/mlflow.db", fault) or "")
+    assert database.told("http://127.0.0.1:5000", fault) is None
