@@ -18,6 +18,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[^\p{C}]+$")]  # nothing invisible in it
 Schedule = Literal["linear", "cosine", "constant"]
 
 
@@ -313,9 +314,9 @@ class Gate(Section):
 class Registry(Section):
     """Names in MLflow, and who promotes."""
 
-    policy: str
-    reward: str
-    experiment: str
+    policy: Name
+    reward: Name
+    experiment: Name
     approval: bool
 
 

@@ -128,6 +128,10 @@ def test_a_file_that_holds_no_settings(tmp_path, monkeypatch, content, sentence)
         ({"ppo__whiten_rewards": "yes"}, "ppo.whiten_rewards is 'yes', but input should be a valid boolean: change it"),
         ({"runtime__device": "gpu"}, "runtime.device is 'gpu', but input should be 'auto', 'cpu' or 'cuda': change it"),
         ({"validate__warn": "length"}, "validate.warn is 'length', but input should be a valid list: change it"),
+        (
+            {"registry__policy": "trueline\u200b"},
+            r"registry.policy is 'trueline\u200b', but string should match pattern '^[^\p{C}]+$': change it",
+        ),
         ({"sft": 3}, "sft is 3, but input should be a valid dictionary or instance of Sft: change it"),
         (
             {"sft__epochs": 0, "ppo__clip": -1.0},

@@ -15,7 +15,7 @@ from tasks.data.sources import text_lines
 from tasks.errors import InputError
 
 What = Literal["row", "source", "annotator"]
-SPELLINGS: dict[What, Callable[[str], str]] = {"row": str.strip, "source": source_asked_for, "annotator": as_name}
+SPELLINGS: dict[What, Callable[[str], str]] = {"row": as_name, "source": source_asked_for, "annotator": as_name}
 # A name in quotes or as it stands, then perhaps a comment: a # after white space, as a file's name may hold one.
 LINE = re.compile(rf'({"|".join(get_args(What))})\s+(?:("(?:[^"\\]|\\.)*")|([^\s#"].*?))(?:\s+#.*)?')
 

@@ -8,11 +8,30 @@ from pathlib import Path
 from tasks.errors import InputError
 
 WHOLE_NUMBER = re.compile(r"(-?[0-9]+)(\.0+)?")
+# Characters that are drawn as nothing (Default_Ignorable_Code_Point in Unicode's DerivedCoreProperties.txt), controls
+# but for white space, and marks between the lines of ruby.
+INVISIBLE = re.compile(
+    "[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 
 
 def as_name(text: str) -> str:
-    """Spell an annotator or a category as records do: Unicode composed, single spaces, a whole number without `.0`."""
-    name = " ".join(unicodedata.normalize("NFC", text).split())
+    """Spell an annotator or a category as records do: as it is shown, and without capitals.
+
+    It is Unicode's NFKC_Casefold (UAX 31) with single spaces: names that differ to no reader, or in capitals, are one.
+    """
+    return shown_name(unicodedata.normalize("NFKC", shown_name(text).casefold()))
+
+
+def shown_name(text: str) -> str:
+    """Spell a name that is only told, in its own capitals.
+
+    What no reader sees is left out (zero-width characters, marks of direction, variants of a form), letters and digits
+    have their usual width and are composed (Unicode's NFKC), spaces are single, a whole number is without `.0`.
+    """
+    seen = INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
+    name = " ".join(unicodedata.normalize("NFKC", seen).split())
     number = WHOLE_NUMBER.fullmatch(name)
     return number[1] if number else name
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any, TypedDict
 
 from tasks.data.files import METRICS
+from tasks.data.names import shown_name
 from tasks.errors import InputError
 from tasks.params import Params
 from tasks.registry.candidate import compared_with, locked_json
@@ -236,9 +237,10 @@ def _held(store: Store, params: Params, version_or_alias: str) -> Decision:
 
 
 def _review(by: str, reason: str) -> Review:
-    if not by.strip() or not reason.strip():
+    by = shown_name(by)
+    if not by or not reason.strip():
         raise InputError("whoever approves or rejects must be known later, and why: give --by and --reason")
-    return Review(by=by.strip(), reason=reason.strip())
+    return Review(by=by, reason=reason.strip())
 
 
 def _check_opponent(candidate: Holder, champion: Holder | None, opponent: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from tasks.data.exclusions import SPELLINGS, What, add_exclusion
 from tasks.data.files import STATE, read_jsonl
-from tasks.data.names import stands_for
+from tasks.data.names import as_name, stands_for
 from tasks.data.records import TAGS, TYPES, Kind
 from tasks.errors import InputError
 from tasks.params import Params
@@ -88,7 +88,9 @@ def trace(params: Params, what: What, name: str) -> Trace:
     Raises:
         InputError: nothing has been registered, a row of data or of the record is damaged, or MLflow is away.
     """
-    name = SPELLINGS[what](name)
+    asked, name = name, SPELLINGS[what](name)
+    if not name:
+        raise InputError(f"{asked!r} names nothing: name one {what}")
     holders = every_holder(open_store(params.registry.experiment), params)
     if not holders:
         raise InputError(f"{params.registry.policy} has no version yet, so none was trained on it: run trueline run")
@@ -138,8 +140,13 @@ def _count(data: Path, kinds: Iterable[Kind], field: str, name: str | None) -> R
 
 
 def _has(row: Mapping[str, Any], field: str, name: str | None) -> bool:
-    """Tell whether a row has a name in a field; data from before the field was thought of have none there."""
+    """Tell whether a row has a name in a field; data from before the field was thought of have none there.
+
+    Data from before names had today's spelling have another.
+    """
     value = row.get(field)
+    if field == "annotator" and value is not None and name is not None:
+        return as_name(value) == name
     return value == name or (field == "source" and stands_for(str(name), str(value)))
 
 

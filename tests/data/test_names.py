@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.data.names import as_name, name_in_outputs, source_asked_for, stands_for
+from tasks.data.names import as_name, name_in_outputs, shown_name, source_asked_for, stands_for
 from tasks.errors import InputError
 
 
@@ -50,7 +50,32 @@ def test_a_folder_stands_for_its_files():
 
 @pytest.mark.parametrize("text", ["Ann Zo\u00e9", " Ann \n Zoe\u0301", "Ann\u2028Zo\u00e9"])
 def test_white_space_and_how_an_accent_is_written_make_no_other_name(text):
-    assert as_name(text) == "Ann Zo\u00e9"
+    assert (shown_name(text), as_name(text)) == ("Ann Zo\u00e9", "ann zo\u00e9")
+
+
+ONE_PERSON = [
+    "Bob 7",
+    "BOB 7",
+    "B\u200bo\u200db\ufeff 7",
+    "\u202eBob\u202c\u200f 7",
+    "\uff22\uff4f\uff42\u3000\uff17",
+    "B\u00adob\xa07\x1b",
+]
+
+
+@pytest.mark.parametrize("text", ONE_PERSON)
+def test_what_no_reader_tells_apart_is_one_name(text):
+    assert as_name(text) == "bob 7"
+    assert shown_name(text).casefold() == "bob 7"
+
+
+def test_a_name_that_nobody_sees_is_none():
+    assert as_name("\u200b \u202e\ufeff\x00") == shown_name("\u3164\u2060") == ""
+
+
+def test_a_name_that_is_spelt_stays_as_it_is():
+    points = [chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000]
+    assert [each for each in points if as_name(as_name(f"{each}\u0301")) != as_name(f"{each}\u0301")] == []
 
 
 def test_a_whole_number_is_one_name_however_it_is_written():

@@ -148,7 +148,10 @@ def test_rows_of_every_shape_may_have_an_annotator_or_a_category(kind, shape):
     [
         ("law", "law"),
         ("  civil \n law ", "civil law"),
-        ("Zoe\u0301", "Zo\u00e9"),  # an e and its accent: one character
+        ("zoe\u0301", "zo\u00e9"),  # an e and its accent: one character
+        ("\u202eL\u200bAW", "law"),  # what no reader sees, and capitals
+        ("\uff4c\uff41\uff57", "law"),  # wide letters
+        ("\u200b", None),
         (7, "7"),
         (0, "0"),
         (7.0, "7"),  # as pandas has them where others are null

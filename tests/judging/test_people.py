@@ -263,7 +263,21 @@ def test_an_annotator_has_one_name_however_it_is_spelt(shown, filled, tmp_path):
         save(tmp_path / f"{place}.csv", [filled[place] | {"annotator": name}])
         for place, name in enumerate(("3", "3.0", " Ju\u0308rgen  B.", "J\u00fcrgen B."))
     ]
-    assert {vote.annotator for vote in read_votes(paths, shown)} == {"3", "J\u00fcrgen B."}
+    assert {vote.annotator for vote in read_votes(paths, shown)} == {"3", "j\u00fcrgen b."}
+
+
+SPELLINGS = ("Ann", "ANN", "A\u200bnn", "\u202eAnn\u202c", "\uff21\uff4e\uff4e")
+
+
+def test_one_person_under_five_spellings_votes_once(shown, filled, tmp_path):
+    paths = [
+        save(tmp_path / f"{place}.csv", [filled[place] | {"annotator": name}]) for place, name in enumerate(SPELLINGS)
+    ]
+    assert {vote.annotator for vote in read_votes(paths, shown)} == {"ann"}
+    again = save(tmp_path / "again.csv", [filled[0] | {"annotator": SPELLINGS[-1]}])
+    assert f"row 2: ann has judged this prompt in {paths[0]} row 2 already" in sentence([*paths, again], shown)
+    named = [save(tmp_path / f"{name}.csv", filled[:1]) for name in SPELLINGS[:2]]  # files without names are theirs
+    assert "ann has judged this prompt in" in sentence(named, shown)
 
 
 def test_nobody_judges_a_prompt_twice(shown, filled, tmp_path):

@@ -41,7 +41,7 @@ def test_what_awaits_approval_is_recorded_once_and_moves_nothing(params):
 
 @pytest.mark.parametrize("name", ["2", "challenger"])
 def test_an_approval_promotes_and_is_told_everywhere(params, name):
-    verdict = promotion.approve(params, name, " Ada ", "I read fifty answers.")
+    verdict = promotion.approve(params, name, " A\u200bda\u202e ", "I read fifty answers.")
     assert verdict == {
         "promoted": True, "held": False, "version": 2, "champion": 2, "reasons": ["I read fifty answers."]
     }  # fmt: skip
@@ -108,7 +108,7 @@ def test_only_what_awaits_approval_can_be_approved_or_rejected(params, act):
         act(params, "1", "Ada", "Why not?")
     with pytest.raises(InputError, match="trueline-policy has no 9"):
         act(params, "9", "Ada", "Why not?")
-    for by, reason in (("", "Good."), ("Ada", " ")):
+    for by, reason in (("", "Good."), ("\u200b\u202e", "Good."), ("Ada", " ")):
         with pytest.raises(InputError, match="give --by and --reason"):
             act(params, "2", by, reason)
     assert actions() == [("promote", 1), ("hold", 2)]

@@ -154,8 +154,21 @@ def test_a_folder_counts_the_rows_of_its_files(traced, name):
 
 
 def test_names_may_be_spelt_otherwise_than_in_the_rows(traced):
-    for what, name in (("source", "week/../week//p.jsonl"), ("annotator", " ann\n"), ("row", "d ")):
+    annotators = (" ann\n", "Ann", "\u202ea\u200bnn", "\uff41\uff4e\uff4e")
+    names = [("source", "week/../week//p.jsonl"), ("row", "d "), *(("annotator", name) for name in annotators)]
+    for what, name in names:
         assert versions_of(traced, what, name)[1]["rows"] == {"preferences": {"train": 1}}
+
+
+def test_data_from_before_a_name_had_this_spelling_are_found():
+    assert all(trace._has({"annotator": name}, "annotator", "ann") for name in ("Ann", "a\u200bnn", "\uff21nn"))
+    assert not trace._has({"annotator": None}, "annotator", "ann")
+    assert not trace._has({}, "annotator", "ann")
+
+
+def test_a_name_that_nobody_sees_is_not_traced(traced):
+    with pytest.raises(InputError, match=r"^'\\u200b' names nothing: name one annotator"):
+        trace.trace(traced, "annotator", "\u200b")
 
 
 @pytest.mark.parametrize(
