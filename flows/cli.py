@@ -51,6 +51,7 @@ def main() -> None:
 @app.command()
 def run(as_json: AsJson = False) -> None:
     """Run the pipeline: every stage that has changed, then the gate, and promotion if it says so."""
+    from flows.interrupts import interruption_told
     from flows.locks import refuse_a_second
     from flows.preflight import preflight
     from flows.reproduce import StageError
@@ -58,7 +59,7 @@ def run(as_json: AsJson = False) -> None:
 
     refuse_a_second()
     preflight()
-    with local_server():
+    with interruption_told(), local_server():
         from flows.pipeline import pipeline
 
         try:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -42,8 +43,10 @@ def show_verdict(verdict: Mapping[str, Any]) -> None:
 
 
 def show_status(status: Mapping[str, Any]) -> None:
-    """A row a stage, then the registry, the flow and the last failure."""
+    """A row a stage, then what runs, the registry, the flow and the last failure."""
     _table(("stage", "state"), list(status["stages"].items()))
+    for stage in status["running"]:
+        _line(f"running     {_progress(stage)}")
     registry = status["registry"]
     if registry["error"]:
         _line(f"registry    {registry['error']}")
@@ -56,6 +59,15 @@ def show_status(status: Mapping[str, Any]) -> None:
     _line(f"flow        {_holder(flow) if flow else 'none runs'}")
     if failure:
         _line(f"failed      {failure['stage']}: {failure['message']}")
+
+
+def _progress(stage: Mapping[str, Any]) -> str:
+    """Such as: sft: 120 of 480 steps, about 0:00:47 left."""
+    if stage["total"] is None:
+        return str(stage["stage"])
+    left = stage["seconds_left"]
+    time_left = f", about {timedelta(seconds=round(left))} left" if left is not None else ""
+    return f"{stage['doing']}: {stage['done']:,} of {stage['total']:,} {stage['unit']}s{time_left}"
 
 
 def show_trace(traced: Mapping[str, Any]) -> None:

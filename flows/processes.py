@@ -16,8 +16,9 @@ from typing import IO
 
 import psutil
 
-# Time for a stage to bring its earlier outputs back and to close its MLflow run.
-GRACE_SECONDS = 15.0
+from tasks.progress import running
+
+GRACE_SECONDS = 15.0  # for a process that asks for no more (tasks/progress.py)
 
 
 @contextmanager
@@ -42,11 +43,14 @@ def child(
 
 
 def end_group(process: subprocess.Popen[str], grace: float = GRACE_SECONDS) -> None:
-    """Ask a process group to end, wait up to `grace` seconds, and kill what is left of it."""
+    """Ask a process group to end, wait up to `grace` seconds, and kill what is left of it.
+
+    A stage that needs longer says so, before it is asked to end or while it ends, and is given the time.
+    """
     try:
         _signal(process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + grace
-        while _lives(process) and time.monotonic() < deadline:
+        asked = time.monotonic()
+        while _lives(process) and time.monotonic() - asked < max(grace, _grace_asked_for(process)):
             time.sleep(0.05)
     finally:
         _signal(process.pid, signal.SIGKILL)
@@ -61,14 +65,18 @@ def _signal(group: int, number: signal.Signals) -> None:
 def _lives(process: subprocess.Popen[str]) -> bool:
     """Tell whether any member of the group still works; the leader may be gone before its children are."""
     process.poll()
-    return any(_group_of(other) == process.pid for other in psutil.process_iter(["status"]))
+    others = (each for each in psutil.process_iter(["status"]) if each.info["status"] != psutil.STATUS_ZOMBIE)
+    return any(_group_of(other.pid) == process.pid for other in others)
 
 
-def _group_of(process: psutil.Process) -> int | None:
-    if process.info["status"] == psutil.STATUS_ZOMBIE:
-        return None
+def _grace_asked_for(process: subprocess.Popen[str]) -> float:
+    """The most seconds that a stage of the group asks for; 0 where there is none."""
+    return max((note.seconds_to_stop for note in running() if _group_of(note.pid) == process.pid), default=0.0)
+
+
+def _group_of(pid: int) -> int | None:
     with suppress(ProcessLookupError):
-        return os.getpgid(process.pid)
+        return os.getpgid(pid)
     return None
 
 

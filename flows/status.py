@@ -1,4 +1,4 @@
-"""Where the checkout stands: stages, champion and challenger, who runs the flow, what failed last."""
+"""Where the checkout stands: stages, what runs now, champion and challenger, who runs the flow, what failed last."""
 
 import json
 import subprocess
@@ -9,6 +9,7 @@ from flows import locks
 from flows.processes import child
 from tasks.errors import InputError
 from tasks.params import Params
+from tasks.progress import running
 from tasks.registry.promotion import awaiting
 from tasks.registry.stages import lock_entry, plan
 from tasks.registry.store import main_checkout, open_store, tracking_uri
@@ -19,17 +20,18 @@ StageState = Literal["up to date", "changed", "missing", "never ran", "busy"]
 
 
 def status(params: Params) -> dict[str, Any]:
-    """Gather it as plain data: stages, registry, flow (its holder), failure.
+    """Gather it as plain data: stages, what runs, registry, flow (its holder), failure.
 
     Raises:
         InputError: DVC cannot read the pipeline.
     """
-    running, failure = locks.holder(), last_failure()
+    flow, stages, failure = locks.holder(), running(), last_failure()
     return {
         # A stage that runs has locked its files against DVC's other commands.
-        "stages": dict.fromkeys(plan(), "busy") if running else stage_states(),
+        "stages": dict.fromkeys(plan(), "busy") if flow or stages else stage_states(),
+        "running": [stage._asdict() for stage in stages],
         "registry": registry(params),
-        "flow": running and running._asdict(),
+        "flow": flow and flow._asdict(),
         "failure": failure and failure._asdict(),
     }
 

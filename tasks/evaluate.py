@@ -33,11 +33,11 @@ from tasks.judging.metrics import Answers
 from tasks.judging.opponent import Opponent, read_opponent
 from tasks.judging.summary import rounded, rows, summarise
 from tasks.learning.batches import Batch, collate, micro_batches
-from tasks.learning.curves import progress_bar
 from tasks.learning.models import context_length, device_of, load_policy, load_reward, set_up
 from tasks.learning.readings import completion_log_probs, completion_scores
 from tasks.learning.rollouts import generate, stop_tokens
 from tasks.params import EXAMPLE, LlmJudge, Params
+from tasks.progress import Bar, along
 from tasks.registry import tracking
 from tasks.registry.stages import materialise
 from tasks.stage import main
@@ -117,7 +117,7 @@ def _ask_llm_judge(
     """Have a language model compare candidate and opponent, write down what it said, and sum it up."""
     asked = prompts[: judge.prompts]
     ours, theirs = (models[name].answers.texts[: len(asked)] for name in ("candidate", "opponent"))
-    with progress_bar("evaluate: LLM judge", len(asked), "prompt") as bar:
+    with Bar("evaluate: LLM judge", len(asked), "prompt") as bar:
         comparisons = llm_judge.ask(judge, asked, ours, theirs, bar.update)
     write_jsonl(LLM_JUDGE, llm_judge.rows(comparisons))
     return rounded(llm_judge.figures(comparisons, judge.model, resampling))
@@ -269,7 +269,11 @@ def _logps(
     temperature: float = 1.0,
 ) -> list[float]:
     """Log-probability of every answer, summed over its tokens."""
-    return _by_batch(lambda batch: completion_log_probs(policy, batch, temperature).double().sum(dim=1), rows, params)
+
+    def measure(batch: Batch) -> Tensor:
+        return completion_log_probs(policy, batch, temperature).double().sum(dim=1)
+
+    return _by_batch(measure, rows, params, "evaluate: log-probabilities")
 
 
 def _respond_as_champion(
@@ -337,14 +341,19 @@ def _scored(spoken: Spoken, reward_model: PreTrainedModel, params: Params) -> An
 
 
 def _scores(spoken: Spoken, model: PreTrainedModel, params: Params) -> list[float]:
-    return _by_batch(lambda batch: completion_scores(model, batch), spoken.encoded, params)
+    return _by_batch(lambda batch: completion_scores(model, batch), spoken.encoded, params, "evaluate: scores")
 
 
 @torch.inference_mode()
-def _by_batch(measure: Callable[[Batch], Tensor], encoded: Sequence[Encoded], params: Params) -> list[float]:
-    """One number a row: `measure` maps a batch of B rows to (B,)."""
+def _by_batch(
+    measure: Callable[[Batch], Tensor], encoded: Sequence[Encoded], params: Params, title: str
+) -> list[float]:
+    """One number a row: `measure` maps a batch of B rows to (B,); `title` names the progress bar."""
     device, values = device_of(params), [0.0] * len(encoded)
-    for group in micro_batches(range(len(encoded)), [row.length for row in encoded], params.runtime.tokens_per_pass):
+    lengths = [row.length for row in encoded]
+    for group in along(
+        list(micro_batches(range(len(encoded)), lengths, params.runtime.tokens_per_pass)), title, "batch"
+    ):
         found = measure(collate([encoded[number] for number in group], device)).tolist()
         for number, value in zip(group, found, strict=True):
             values[number] = value
@@ -361,7 +370,7 @@ def _sample(
     params: Params,
 ) -> list[list[int]]:
     settings = params.evaluate
-    with progress_bar(f"evaluate: {name}", len(asked), "answer") as bar:
+    with Bar(f"evaluate: {name}", len(asked), "answer") as bar:
         responses = generate(
             policy,
             tokenizer,

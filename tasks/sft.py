@@ -24,6 +24,7 @@ from tasks.learning.models import context_length, load_policy, merged, set_up, w
 from tasks.learning.readings import completion_log_probs, token_statistics
 from tasks.learning.sharding import assembled
 from tasks.params import Params
+from tasks.progress import along
 from tasks.registry import tracking
 from tasks.registry.stages import stage_origin
 from tasks.stage import main
@@ -61,10 +62,10 @@ def sft(params: Params) -> None:
         fit = Fit(
             "sft", origin, policy, rows.lengths.tolist(), params=params, settings=params.sft, run=run, epsilon=1e-8
         )
-        before = likelihood(policy, held_out)
+        before = likelihood(policy, held_out, "sft: held-out rows before")
         train(fit, policy, rows)
         policy = merged(assembled(policy))
-        after = likelihood(policy, held_out)
+        after = likelihood(policy, held_out, "sft: held-out rows after")
         fit.check({"held-out loss": after.loss})
         metrics = {
             "rows": len(rows),
@@ -89,10 +90,10 @@ def train(fit: Fit, policy: nn.Module, rows: Sequence[Encoded]) -> None:
 
 
 @torch.no_grad()
-def likelihood(policy: nn.Module, batches: Sequence[Batch]) -> Likelihood:
-    """Measure a policy on answers it was not trained on, in fp32."""
+def likelihood(policy: nn.Module, batches: Sequence[Batch], title: str) -> Likelihood:
+    """Measure a policy on answers it was not trained on, in fp32; `title` names the progress bar."""
     nats, hits, count = 0.0, 0, 0
-    for batch in batches:
+    for batch in along(batches, title, "batch"):
         tokens = token_statistics(policy, batch)
         nats -= tokens.log_probs.sum().item()
         hits += int(tokens.are_likeliest.sum())

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 
-from tasks import STARTED_BY
+from tasks import STARTED_BY, progress
 from tasks.data.files import STATE, read_json, write_json
 from tasks.errors import InputError, is_company_lost, is_out_of_memory
 from tasks.params import Params, load_params
@@ -52,6 +52,7 @@ def main(stage: Callable[[Params], None]) -> NoReturn:
         if IS_FIRST:
             FAILURE_NOTE.unlink(missing_ok=True)
         die_with_parent()
+        progress.begin(stage.__name__)
         stage(load_params())
     except BaseException as error:
         kind, message = classify(error)
@@ -65,6 +66,8 @@ def main(stage: Callable[[Params], None]) -> NoReturn:
             raise
         print(f"{stage.__name__}: {failure.message}{undone}", file=sys.stderr)
         sys.exit(143 if isinstance(error, SystemExit) else EXIT_CODES[failure.kind])
+    finally:
+        progress.end()
     sys.exit(0)
 
 
@@ -128,6 +131,7 @@ def _stop(number: int, _frame: FrameType | None) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN if "WORLD_SIZE" in os.environ else signal.SIG_DFL)
     signal.alarm(SECONDS_TO_STOP)  # ends a process in which a library swallowed what is raised here
+    progress.request_grace(SECONDS_TO_STOP)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     sys.exit(143)

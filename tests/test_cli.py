@@ -14,6 +14,7 @@ from flows.doctor import Finding
 from flows.locks import one_flow_at_a_time
 from flows.people import Heard
 from tasks.errors import InputError
+from tasks.progress import Running
 from tasks.registry import lineage, promotion
 from tasks.registry import report as reporting
 
@@ -184,6 +185,7 @@ def test_status_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatc
     assert code == 0
     assert json.loads(out) == {
         "stages": states,
+        "running": [],
         "registry": {"champion": None, "challenger": None, "awaiting": [], "error": None},
         "flow": None,
         "failure": {"stage": "sft", "kind": "input", "message": "mend it"},
@@ -202,6 +204,27 @@ def test_status_while_a_flow_runs_leaves_dvc_alone(trueline, monkeypatch: pytest
 
     assert status["stages"] == {"prepare": "busy"}
     assert status["flow"]["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("note", "line"),
+    [
+        (
+            Running(1, "sft", "sft", 120, 4800, "step", 61.4),
+            "running     sft: 120 of 4,800 steps, about 0:01:01 left",
+        ),
+        (Running(1, "evaluate", "evaluate: sft", 0, 36, "answer"), "running     evaluate: sft: 0 of 36 answers"),
+        (Running(1, "prepare"), "running     prepare"),
+    ],
+)
+def test_status_tells_how_far_a_stage_is(trueline, monkeypatch: pytest.MonkeyPatch, note: Running, line: str) -> None:
+    monkeypatch.setattr(status_module, "plan", lambda: ["prepare"])
+    monkeypatch.setattr(status_module, "running", lambda: [note])
+
+    assert line in trueline("status")[1].splitlines()
+    status = json.loads(trueline("status", "--json")[1])
+    assert status["running"] == [note._asdict()]
+    assert status["stages"] == {"prepare": "busy"}  # whether or not a flow runs it
 
 
 def test_a_refused_promotion_exits_with_1(trueline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tasks import evaluate as stage
+from tasks import progress
 from tasks.base import make_scratch
 from tasks.data.answers import write_answers
 from tasks.data.example import prompts as example_prompts
@@ -364,10 +365,14 @@ def test_without_demonstrations_there_is_no_perplexity(run, params):
     assert figures()["perplexity"] == {"candidate": None, "sft": None}
 
 
-def test_reruns_give_the_same_bytes(evaluated, run, params):
+def test_reruns_give_the_same_bytes_and_show_how_far_they_are(evaluated, run, params, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_UNSHOWN", 0.0)
     _, found, rows, _ = evaluated
     evaluate(params)
     assert (figures(), responses()) == (found, rows)
+    shown = capsys.readouterr().err
+    for doing in ("candidate", "sft", "log-probabilities", "scores"):
+        assert f"evaluate: {doing}: 100%" in shown
 
 
 def test_fewer_prompts_are_the_first_by_id(run, params):

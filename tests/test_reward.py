@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tasks import progress
 from tasks.data.encoded import encoded_demonstrations, encoded_preferences
 from tasks.data.files import MODELS, VALIDATED, read_json
 from tasks.data.records import Message, write_records
@@ -28,8 +29,12 @@ pytestmark = pytest.mark.usefixtures("workspace", "noted_run")
 CPU = torch.device("cpu")
 
 
-def test_the_stage_writes_what_it_says(params: Params, noted_run: NotedRun):
+def test_the_stage_writes_what_it_says(params: Params, noted_run: NotedRun, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_UNSHOWN", 0.0)
     reward(params)
+    shown = capsys.readouterr().err
+    for doing in ("held-out pairs before", "held-out pairs after", "test pairs"):
+        assert f"reward: {doing}: 100%" in shown
     assert file_names("reward") == MODEL_FILES
     trained = load_file("models/reward/model.safetensors")
     backbone = {name for name in trained if name != "score.weight"}
@@ -55,12 +60,12 @@ def test_the_figures_are_those_of_the_written_model_on_the_test_split(params: Pa
     splits = {}
     for split in ("validation", "test"):
         splits[split] = encoded_preferences(VALIDATED, split, tokenizer, None)
-    figures = reward_figures(scored_pairs(model, splits["test"], params.runtime.tokens_per_pass))
+    figures = reward_figures(scored_pairs(model, splits["test"], params.runtime.tokens_per_pass, "test pairs"))
     written = {name: metrics[name] for name in figures}
     # Weights mapped from a file may lie in memory otherwise than those that were trained: the last bit differs.
     assert flat(written) == pytest.approx(flat(figures), rel=1e-5)
     batches = pair_batches(splits["validation"], params.runtime.tokens_per_pass, CPU)
-    held_out = held_out_loss(model, batches, params.reward)
+    held_out = held_out_loss(model, batches, params.reward, "held out")
     assert metrics["validation"]["loss"]["after"] == pytest.approx(held_out, rel=1e-6)
     assert metrics["accuracy"]["low"] <= metrics["accuracy"]["value"] <= metrics["accuracy"]["high"]
     assert (metrics["pairs"], metrics["accuracy"]["pairs"]) == (10, 4)
@@ -120,7 +125,7 @@ def test_pairs_are_scored_in_their_order_whatever_the_passes(params: Params):
     assert lengths != sorted(lengths)
     alone = [completion_scores(model, collate(list(pair))).tolist() for pair in pairs]
     for tokens in (1, 100, 10_000):
-        found = scored_pairs(model, pairs, tokens)
+        found = scored_pairs(model, pairs, tokens, "test pairs")
         assert [[pair.chosen_length, pair.rejected_length] for pair in found] == pairs.counts[:, 1:].tolist()
         for pair, scores in zip(found, alone, strict=True):
             assert [pair.chosen_score, pair.rejected_score] == pytest.approx(scores, abs=1e-5)

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tasks import progress
 from tasks.data import encoded
 from tasks.data.encoded import encoded_demonstrations
 from tasks.data.files import MODELS, VALIDATED, read_json
@@ -50,11 +51,19 @@ def test_the_figures_are_those_of_the_written_model(params: Params, noted_run: N
     batches = row_batches(held_out, params.runtime.tokens_per_pass, torch.device("cpu"))
     for when, folder in (("before", "base"), ("after", "sft")):
         found = metrics["validation"][when]
-        expected = likelihood(load_policy(MODELS / folder, params, trainable=False), batches)
+        expected = likelihood(load_policy(MODELS / folder, params, trainable=False), batches, "held out")
         assert found == expected._asdict()
         assert found["perplexity"] == math.exp(found["loss"])
     assert metrics["validation"]["after"]["loss"] < metrics["validation"]["before"]["loss"]
     assert list(curve[0]) == ["step", "loss", "grad_norm", "learning_rate"]
+
+
+def test_the_passes_over_held_out_rows_are_shown(params, noted_run, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_UNSHOWN", 0.0)
+    sft(params)
+    shown = capsys.readouterr().err
+    assert "sft: held-out rows before: 100%" in shown
+    assert "sft: held-out rows after: 100%" in shown
 
 
 def test_likelihood_of_a_uniform_model(tiny_model: Path):
@@ -62,7 +71,7 @@ def test_likelihood_of_a_uniform_model(tiny_model: Path):
     torch.nn.init.zeros_(model.lm_head.weight)
     tokenizer = load_tokenizer(tiny_model)
     rows = encoded_demonstrations(VALIDATED, "test", tokenizer, None)
-    found = likelihood(model, row_batches(rows, 3, torch.device("cpu")))
+    found = likelihood(model, row_batches(rows, 3, torch.device("cpu")), "held out")
     # every one of the tokens of the vocabulary is as likely as any other
     assert found.perplexity == pytest.approx(model.config.vocab_size, rel=1e-5)
     assert found.accuracy == 1.0  # none is likelier

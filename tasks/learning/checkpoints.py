@@ -23,8 +23,10 @@ from tasks.learning import ranks
 from tasks.learning.disk import writing
 from tasks.learning.sharding import cut_like, set_to, whole
 from tasks.params import Runtime
+from tasks.progress import request_grace
 
 CurveRow = dict[str, float]
+SECONDS_TO_SAVE = 900.0  # at most, of a large checkpoint on a slow disk
 logger = logging.getLogger(__name__)
 
 
@@ -77,6 +79,7 @@ class Checkpoints:
             return
         if self._every and self._now and ranks.count() == 1 and self._file(self._now.step) not in self._kept:
             signal.alarm(0)  # of whoever interrupted: a large checkpoint may take longer than winding up does
+            request_grace(SECONDS_TO_SAVE)
             self._write(self._now)
         error.add_note(self.kept)
 

@@ -1,20 +1,17 @@
 """What a trainer says of its steps: a row a step to MLflow, to a progress bar and, at the end, to a file."""
 
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from torch import nn
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from tasks.data.files import CURVES, METRICS, MODELS, write_csv, write_json
 from tasks.learning import ranks
 from tasks.learning.checkpoints import CurveRow
 from tasks.learning.models import save_model
-
-SECONDS_BETWEEN_LINES = 10.0
+from tasks.progress import Bar
 
 
 class Log(Protocol):
@@ -43,7 +40,7 @@ class Curve:
         self._log = log
         for row in self.rows:
             self._send(row)
-        self._bar = progress_bar(stage, steps, "step", done=len(self.rows))
+        self._bar = Bar(stage, steps, "step", done=len(self.rows))
 
     def add(self, step: int, metrics: Mapping[str, float], *shown: str) -> None:
         """Add the row of a step; the metrics called `shown` stand beside the bar."""
@@ -59,17 +56,6 @@ class Curve:
 
     def _send(self, row: CurveRow) -> None:
         self._log.log(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
-
-
-def progress_bar(description: str, total: int, unit: str, *, done: int = 0) -> "tqdm[NoReturn]":
-    """Show how far some work has come: on a terminal a bar that moves, in a log a line every few seconds.
-
-    Of several processes that work together the first one shows it.
-    """
-    interval = 0.5 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
-    return tqdm(
-        total=total, initial=done, desc=description, unit=unit, mininterval=interval, disable=not ranks.is_first()
-    )
 
 
 def publish(

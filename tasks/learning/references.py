@@ -24,12 +24,12 @@ from tasks.data.files import STATE, hash_files, replacing
 from tasks.data.tokens import EncodedPair
 from tasks.learning import ranks
 from tasks.learning.batches import Batch, collate_pairs
-from tasks.learning.curves import progress_bar
 from tasks.learning.disk import writing
 from tasks.learning.forward import unwrapped
 from tasks.learning.losses import PairValues
 from tasks.learning.readings import completion_log_probs
 from tasks.learning.sharding import together
+from tasks.progress import Bar
 
 FOLDER = STATE / "references"
 KEPT = 8  # entries of two numbers a pair; a run has two, of its training and of its held-out pairs
@@ -64,7 +64,7 @@ def all_logps(
     """
     device = unwrapped(policy).device
     chosen, rejected = torch.zeros(len(pairs), device=device), torch.zeros(len(pairs), device=device)
-    with progress_bar(title, len(pairs), "pair") as bar, together(policy):
+    with Bar(title, len(pairs), "pair") as bar, together(policy):
         for indices in groups:
             with autocast():
                 logps = pair_logps(policy, collate_pairs([pairs[index] for index in indices], device))

@@ -22,6 +22,7 @@ from tasks.learning.models import context_length, merged, new_reward_model, norm
 from tasks.learning.readings import completion_scores
 from tasks.learning.sharding import assembled
 from tasks.params import Params, Reward
+from tasks.progress import along
 
 SFT = MODELS / "sft"
 DEMONSTRATIONS, PREFERENCES = VALIDATED / "demonstrations.jsonl", VALIDATED / "preferences.jsonl"
@@ -71,11 +72,11 @@ def fit_reward_model(
     with tracked as run:
         lengths = (2 * pairs.lengths).tolist()
         fit = Fit(stage, origin, model, lengths, params=params, settings=settings, run=run)
-        before = held_out_loss(model, held_out, settings)
+        before = held_out_loss(model, held_out, settings, f"{stage}: held-out pairs before")
         train(fit, model, pairs, settings)
         model = merged(assembled(model))
-        after = held_out_loss(model, held_out, settings)
-        scored = scored_pairs(model, test, tokens)  # raw scores: their margins are the log-odds
+        after = held_out_loss(model, held_out, settings, f"{stage}: held-out pairs after")
+        scored = scored_pairs(model, test, tokens, f"{stage}: test pairs")  # raw scores: their margins are the log-odds
         fit.check({"held-out loss": after, "held-out margin": statistics.fmean(pair.margin for pair in scored)})
         normalisation = standardise(model, row_batches(answers, tokens, device))
         metrics = {
@@ -126,10 +127,10 @@ def loss_of(scores: PairValues, pair_count: int, settings: Reward) -> Tensor:
 
 
 @torch.no_grad()
-def held_out_loss(model: nn.Module, batches: Sequence[Batch], settings: Reward) -> float:
-    """Mean loss over the pairs of some batches, in fp32."""
+def held_out_loss(model: nn.Module, batches: Sequence[Batch], settings: Reward, title: str) -> float:
+    """Mean loss over the pairs of some batches, in fp32; `title` names the progress bar."""
     total, pair_count = 0.0, 0
-    for batch in batches:
+    for batch in along(batches, title, "batch"):
         scores = pair_scores(model, batch)
         total += loss_of(scores, 1, settings).item()
         pair_count += len(scores.chosen)
@@ -137,10 +138,14 @@ def held_out_loss(model: nn.Module, batches: Sequence[Batch], settings: Reward) 
 
 
 @torch.no_grad()
-def scored_pairs(model: nn.Module, pairs: EncodedRows[EncodedPair], tokens: int) -> list[ScoredPair]:
-    """Score every pair, in fp32 and in passes of at most `tokens` tokens; the scores are in the order of the pairs."""
+def scored_pairs(model: nn.Module, pairs: EncodedRows[EncodedPair], tokens: int, title: str) -> list[ScoredPair]:
+    """Score every pair, in fp32 and in passes of at most `tokens` tokens; the scores are in the order of the pairs.
+
+    `title` names the progress bar.
+    """
     scored: dict[int, ScoredPair] = {}
-    for indices in micro_batches(range(len(pairs)), (2 * pairs.lengths).tolist(), tokens):
+    passes = list(micro_batches(range(len(pairs)), (2 * pairs.lengths).tolist(), tokens))
+    for indices in along(passes, title, "batch"):
         batch = collate_pairs([pairs[index] for index in indices], unwrapped(model).device)
         lengths = batch.completion_mask.sum(dim=1).chunk(2)
         columns = [values.tolist() for values in (*pair_scores(model, batch), *lengths)]

@@ -29,6 +29,7 @@ with child([sys.executable, "-c", sys.argv[1]]) as process:
 @pytest.fixture(autouse=True)
 def _checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
 def eventually(true: Callable[[], bool], seconds: float = 20) -> bool:
@@ -64,6 +65,48 @@ def test_a_group_that_ignores_sigterm_is_killed() -> None:
         end_group(process, grace=0.2)
 
     assert process.returncode == -signal.SIGKILL
+
+
+# A stage within a call of torch: no signal is heard before it returns, and then the last step is saved.
+DEAF = """
+import os, pathlib, signal, sys, time
+from tasks import progress
+
+def save(*_):
+    if {asks}:
+        progress.request_grace(20)
+    time.sleep(1.5)
+    pathlib.Path("saved").touch()
+    sys.exit(143)
+
+signal.signal(signal.SIGTERM, save)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+progress.SECONDS_TO_STOP = 0
+progress.begin("sft")
+progress._Own.longest = {longest}
+with progress.Bar("sft", 2, "step"):
+    pathlib.Path("pid").write_text(str(os.getpid()))
+    time.sleep({deaf})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("longest", "asks", "deaf", "is_saved"),
+    [
+        (5.0, False, 1.5, True),  # known from earlier steps
+        (0.25, True, 0.0, True),  # heard at once, and longer is asked for
+        (0.0, False, 60.0, False),  # hangs
+    ],
+)
+def test_a_stage_gets_the_time_that_its_steps_take(longest: float, asks: bool, deaf: float, is_saved: bool) -> None:
+    script = DEAF.format(longest=longest, asks=asks, deaf=deaf)
+    with child([sys.executable, "-c", script]) as process:
+        grandchild()
+        end_group(process, grace=0.5)
+
+    assert Path("saved").exists() == is_saved
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
