@@ -12,7 +12,8 @@ from ruamel.yaml.error import YAMLError
 
 from tasks.data import example
 from tasks.data.files import METRICS, MODELS, replacing, write_json
-from tasks.data.tokenizers import PAD, TEMPLATES, TURN_END, TURN_START, settle_tokenizer
+from tasks.data.templates import TEMPLATES, TURN_END, TURN_START
+from tasks.data.tokenizers import PAD, settle_tokenizer
 from tasks.errors import InputError
 from tasks.params import EXAMPLE, Example, Params, Scratch, Section, parse_yaml
 from tasks.stage import main

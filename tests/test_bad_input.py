@@ -226,7 +226,9 @@ CASES = {
     "no permission": Case("prepare", no_permission, ("no permission for data", "grant it or run as its owner")),
     "no tokenizer": Case("base", no_tokenizer, ("given has no tokenizer", "save the model's tokenizer there")),
     "a template that raises": Case(
-        "base", raising_template, ("given: its chat template raises (roles must", "mend it or set base.chat_template")
+        "base",
+        raising_template,
+        ("given: its chat template refuses the conversation (roles must", "mend it or set base.chat_template"),
     ),
     "pad equal to end of sequence": Case(
         "base",

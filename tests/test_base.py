@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from tasks.base import base, make_scratch, read_pointer
 from tasks.data.example import demonstrations
-from tasks.data.tokenizers import TEMPLATES, check_template
 from tasks.data.tokens import encode, load_tokenizer
 from tasks.errors import InputError
 from tasks.params import EXAMPLE, Params, load_params
@@ -60,11 +59,6 @@ def edit(path: Path, **changes) -> None:
 
 def contents(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.iterdir()}
-
-
-def without_template(folder: Path) -> Path:
-    (folder / "chat_template.jinja").unlink()
-    return folder
 
 
 # --- From scratch
@@ -231,98 +225,6 @@ def test_a_tokenizer_without_end_of_sequence_is_refused(settings, folder):
         run(settings, folder)
 
 
-# --- Chat templates
-
-
-def test_a_template_that_raises_is_refused_with_its_message(settings, folder):
-    (folder / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(InputError, match="roles must alternate"):
-        run(settings, folder)
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}",  # rewrites
-        "{{ messages[0].content }}",  # loses the answer
-        "constant",
-        "{% for m in",  # no Jinja
-    ],
-)
-def test_a_template_that_does_not_extend_the_prompt_is_refused(settings, folder, template):
-    (folder / "chat_template.jinja").write_text(template)
-    with pytest.raises(InputError, match="its chat template"):
-        run(settings, folder)
-
-
-def test_without_a_template_the_settings_must_name_one(settings, folder):
-    with pytest.raises(InputError, match=r"set base.chat_template: chatml, plain or a file"):
-        run(settings, without_template(folder))
-
-
-@pytest.mark.parametrize("choice", ["chatml", "plain"])
-def test_a_named_template_is_saved_with_the_model(settings, folder, choice):
-    run(settings, without_template(folder), chat_template=choice)
-    assert load_tokenizer(BASE).chat_template == TEMPLATES[choice]
-
-
-def test_a_template_of_ones_own_is_read_from_its_file(settings, folder):
-    text = TEMPLATES["plain"].replace("Assistant", "Agent").replace("capitalize", "replace('assistant', 'Agent')")
-    Path("mine.jinja").write_text(text)
-    run(settings, without_template(folder), chat_template="mine.jinja")
-    assert load_tokenizer(BASE).chat_template == text
-
-
-@pytest.mark.parametrize("choice", ["missing.jinja", "."])
-def test_a_template_file_that_is_none_is_refused(settings, folder, choice):
-    with pytest.raises(InputError, match="is no text file"):
-        run(settings, without_template(folder), chat_template=choice)
-
-
-def test_a_template_that_would_be_ignored_is_refused(settings, folder):
-    with pytest.raises(InputError, match="brings its own chat template"):
-        run(settings, folder, chat_template="plain")
-
-
-def test_the_plain_template_writes_roles_and_ends_answers(made):
-    tokenizer = AutoTokenizer.from_pretrained(made)
-    tokenizer.chat_template = TEMPLATES["plain"]
-    check_template(tokenizer, "model")
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
-    assert tokenizer.apply_chat_template(turns, tokenize=False) == "User: Hi\nAssistant: Yes<|im_end|>\n"
-
-
-# --- Padding
-
-
-def test_a_tokenizer_without_padding_names_the_cure(settings, folder):
-    edit(folder / "tokenizer_config.json", pad_token=None)
-    with pytest.raises(InputError, match=r"has no padding token: name one, as in base\.pad_token"):
-        run(settings, folder)
-
-
-def test_padding_equal_to_end_of_sequence_names_a_token_that_is_spare(settings, folder):
-    edit(folder / "tokenizer_config.json", pad_token="<|im_end|>")
-    cure = r"pads with its end-of-sequence token: name one, as in base\.pad_token: '<\|pad\|>'"
-    with pytest.raises(InputError, match=cure):
-        run(settings, folder)
-
-
-@pytest.mark.parametrize("token", ["<|im_start|>", "<|im_end|>"])
-def test_a_padding_token_that_is_named_is_used_everywhere(settings, folder, token):
-    edit(folder / "tokenizer_config.json", pad_token=None)
-    run(settings, folder, pad_token=token)
-    tokenizer = load_tokenizer(BASE)
-    ids = [json.loads((BASE / name).read_text())["pad_token_id"] for name in ("config.json", "generation_config.json")]
-    assert tokenizer.pad_token == token
-    assert ids == [tokenizer.pad_token_id] * 2
-
-
-def test_a_padding_token_outside_the_vocabulary_is_refused(settings, folder):
-    with pytest.raises(InputError, match="<pad> is not in the vocabulary"):
-        run(settings, folder, pad_token="<pad>")
-
-
 # --- The hub
 
 
@@ -401,12 +303,3 @@ def test_a_real_base_model_needs_a_template_and_then_works(settings, tmp_path, m
     encoded = encode(load_tokenizer(BASE), [{"role": "user", "content": "Tell a story."}], "Once upon a time.")
     ids = torch.tensor([encoded.prompt + encoded.completion])
     assert torch.isfinite(AutoModelForCausalLM.from_pretrained(BASE)(ids).logits).all()
-
-
-def test_a_template_that_writes_todays_date_gets_a_fixed_one(settings, folder):
-    text = "{{ strftime_now('%d %b %Y') }}\n" + TEMPLATES["plain"]
-    (folder / "chat_template.jinja").write_text(text)
-    run(settings, folder)
-    assert "strftime_now" not in load_tokenizer(BASE).chat_template
-    turns = [{"role": "user", "content": "Hi"}]
-    assert str(load_tokenizer(BASE).apply_chat_template(turns, tokenize=False)).startswith("01 Jan 2026\n")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 ENCODED = STATE / "encoded"
 # What turns records into ids: other code may give others.
-CODE = tuple(Path(__file__).with_name(name) for name in ("encoded.py", "records.py", "tokens.py"))
+CODE = tuple(Path(__file__).with_name(name) for name in ("encoded.py", "records.py", "rendering.py", "tokens.py"))
 LIBRARIES = ("transformers", "tokenizers", "jinja2")
 # Contents of a split that are kept, those used last: of two data sets, or under two tokenizers, that take turns.
 KEPT = 2

@@ -1,27 +1,20 @@
 """The base model's tokenizer: its chat template and padding token, which every later stage uses."""
 
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.data.files import read_json, write_json
+from tasks.data.templates import TURN_END, TURN_START, choose_template, try_template
 from tasks.errors import InputError
 from tasks.params import Base
 
 if TYPE_CHECKING:  # transformers costs seconds to import: only the functions that need it pay
     from transformers import PreTrainedTokenizerBase
 
-PAD, TURN_START, TURN_END = "<|pad|>", "<|im_start|>", "<|im_end|>"
-# A chat template that asks for the time, and what it gets.
-CLOCK, DATE = re.compile(r"strftime_now\([^()]*\)"), "01 Jan 2026"
-TEMPLATES = {
-    "chatml": "{% for message in messages %}"
-    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
-    "plain": "{% for message in messages %}{{ message.role | capitalize }}: {{ message.content }}"
-    "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}Assistant: {% endif %}",
-}
+PAD = "<|pad|>"
+logger = logging.getLogger(__name__)
 
 
 def settle_tokenizer(folder: Path, settings: Base) -> None:
@@ -47,38 +40,17 @@ def settle_tokenizer(folder: Path, settings: Base) -> None:
             " use the tokenizer the model was trained with"
         )
     template = tokenizer.chat_template
-    _settle_template(tokenizer, settings)
+    choose_template(tokenizer, settings.chat_template, name)
     _settle_pad(tokenizer, settings)
-    check_template(tokenizer, name)
+    troubles = try_template(tokenizer, name)
+    if troubles:
+        logger.warning("%s: its chat template %s: rows like that go to quarantine", name, ", ".join(troubles))
     if tokenizer.chat_template != template or settings.pad_token is not None:  # else the bytes stay as they came
         tokenizer.save_pretrained(folder)
+    if settings.chat_template is not None:
+        (folder / "chat_template.json").unlink(missing_ok=True)  # the model's own in an older format
     if settings.pad_token is not None:
         _write_pad_id(folder, tokenizer.pad_token_id)
-
-
-def _settle_template(tokenizer: "PreTrainedTokenizerBase", settings: Base) -> None:
-    if tokenizer.chat_template:
-        if settings.chat_template is not None:
-            raise InputError(f"{settings.source} brings its own chat template: set base.chat_template to null")
-        # Some templates write today's date: the same rows would have other tokens tomorrow.
-        if isinstance(tokenizer.chat_template, str):
-            tokenizer.chat_template = CLOCK.sub(f'"{DATE}"', tokenizer.chat_template)
-        return
-    if settings.chat_template is None:
-        raise InputError(f"{settings.source} has no chat template: set base.chat_template: chatml, plain or a file")
-    tokenizer.chat_template = _read_template(settings.chat_template)
-    vocabulary = tokenizer.get_vocab()
-    if settings.chat_template == "chatml" and not {TURN_START, TURN_END} <= vocabulary.keys():
-        raise InputError(f"{settings.source}: its vocabulary lacks {TURN_START}: set base.chat_template: plain")
-
-
-def _read_template(choice: str) -> str:
-    if choice in TEMPLATES:
-        return TEMPLATES[choice]
-    try:
-        return Path(choice).read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError):
-        raise InputError(f"base.chat_template {choice} is no text file: give chatml, plain or a Jinja file") from None
 
 
 def _settle_pad(tokenizer: "PreTrainedTokenizerBase", settings: Base) -> None:
@@ -97,25 +69,6 @@ def _spare_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     taken = (tokenizer.eos_token, tokenizer.bos_token, TURN_START, TURN_END)
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return sorted(special.difference(taken), key=lambda token: (not re.search("pad|unk|endoftext", token), token))
-
-
-def check_template(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
-    """Check that the chat template writes a conversation, and an answer behind the prompt it writes for generation.
-
-    Raises:
-        InputError: it raises, loses the answer, or writes another beginning once there is an answer.
-    """
-    from jinja2 import TemplateError
-
-    asked = [{"role": "user", "content": "One question."}]
-    answered = [*asked, {"role": "assistant", "content": "One answer."}]
-    try:
-        prompt = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
-        whole = str(tokenizer.apply_chat_template(answered, tokenize=False))
-    except (TemplateError, TypeError, ValueError) as error:
-        raise InputError(f"{name}: its chat template raises ({error}): mend it or set base.chat_template") from None
-    if "One question." not in prompt or not whole.startswith(prompt) or "One answer." not in whole[len(prompt) :]:
-        raise InputError(f"{name}: its chat template does not write the answer behind the prompt: mend the template")
 
 
 def _write_pad_id(folder: Path, pad_id: int) -> None:

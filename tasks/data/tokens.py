@@ -9,9 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from jinja2 import TemplateError
-
 from tasks.data.records import ANSWERS, Kind, Message, Prompt, Record
+from tasks.data.rendering import Render, rendering
 from tasks.errors import InputError
 
 if TYPE_CHECKING:  # transformers costs seconds to import: only the function that loads a tokenizer pays
@@ -117,7 +116,22 @@ def encode_texts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[Text]) ->
 
     Where `encode` would raise an error, it stands in the place of the ids.
     """
-    written = [_written(tokenizer, text) for text in texts]
+    return encode_written(tokenizer, write_texts(tokenizer, texts))
+
+
+def write_texts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[Text]) -> list[list[str] | InputError]:
+    """Write prompts and the answers to each in the chat template: the prompt, then the same followed by each answer.
+
+    Where the template refuses one, its error stands in the place of the strings.
+    """
+    with rendering(tokenizer) as render:
+        return [_written(tokenizer, render, text) for text in texts]
+
+
+def encode_written(
+    tokenizer: "PreTrainedTokenizerBase", written: Sequence[list[str] | InputError]
+) -> list[Parts | InputError]:
+    """Encode what `write_texts` gave, all in one call of the tokenizer."""
     sound = [strings for strings in written if not isinstance(strings, InputError)]
     ids = iter(_ids(tokenizer, [string for strings in sound for string in strings]))
     return [
@@ -181,11 +195,11 @@ def _sound(parts: Parts | InputError) -> Parts:
     return parts
 
 
-def _written(tokenizer: "PreTrainedTokenizerBase", text: Text) -> list[str] | InputError:
-    """The prompt in the chat template, and the same followed by each of the answers."""
+def _written(tokenizer: "PreTrainedTokenizerBase", render: Render, text: Text) -> list[str] | InputError:
+    end = str(tokenizer.eos_token)
     try:
-        asked = _render(tokenizer, text.prompt, generation_prompt=True)
-        return [asked, *(asked + _answer(tokenizer, asked, text.prompt, each) for each in text.responses)]
+        asked = render(text.prompt, generation_prompt=True)
+        return [asked, *(asked + _answer(render, end, asked, text.prompt, each) for each in text.responses)]
     except InputError as error:
         return error
 
@@ -205,25 +219,14 @@ def _parts(tokenizer: "PreTrainedTokenizerBase", written: list[str], ids: Parts)
     return parts
 
 
-def _answer(tokenizer: "PreTrainedTokenizerBase", asked: str, prompt: Sequence[Message], response: str) -> str:
+def _answer(render: Render, end_of_sequence: str, asked: str, prompt: Sequence[Message], response: str) -> str:
     """The text behind the generation prompt, without the end-of-sequence token."""
-    rendered = _render(tokenizer, [*prompt, Message(role="assistant", content=response)], generation_prompt=False)
+    rendered = render([*prompt, Message(role="assistant", content=response)], generation_prompt=False)
     start = rendered.find(response.strip(), len(asked))
     if not rendered.startswith(asked) or start < 0:
         return response  # the template rewrites an answered conversation: the bare answer follows the prompt
     end = start + len(response.strip())
-    return rendered[len(asked) : end] + rendered[end:].split(str(tokenizer.eos_token))[0]
-
-
-def _render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, generation_prompt: bool) -> str:
-    turns = [{"role": message["role"], "content": message["content"]} for message in messages]
-    try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
-    except (TemplateError, TypeError) as error:
-        cure = "mend the row or choose another template (base.chat_template)"
-        raise InputError(f"the chat template refuses the conversation ({error}): {cure}") from None
-    assert isinstance(text, str)
-    return text
+    return rendered[len(asked) : end] + rendered[end:].split(end_of_sequence)[0]
 
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> Parts:

@@ -1,0 +1,128 @@
+"""What becomes of the base model's tokenizer: its files, its chat template, its padding token."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tasks.data.templates import FROZEN_CLOCK, TEMPLATES
+from tasks.data.tokenizers import settle_tokenizer
+from tasks.data.tokens import load_tokenizer
+from tasks.errors import InputError
+from tasks.params import load_params
+from tests.conftest import CHATML
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tiny_model: Path, tmp_path: Path) -> Path:
+    """A model folder of one's own to spoil."""
+    shutil.copytree(tiny_model, tmp_path / "given")
+    return tmp_path / "given"
+
+
+def settle(folder: Path, **changes: object) -> None:
+    settings = load_params(ROOT / "params.yaml").base
+    settle_tokenizer(folder, settings.model_copy(update={"source": "given", **changes}))
+
+
+def edit(path: Path, **changes: object) -> None:
+    """Set keys of a JSON file; None removes one."""
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+# --- The chat template
+
+
+def test_where_nothing_is_to_do_the_bytes_stay_as_they_came(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = contents(folder)
+    settle(folder)
+    assert contents(folder) == before
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("choice", ["chatml", "plain"])
+@pytest.mark.parametrize("own", ["chat_template.jinja", "list", None])
+def test_the_template_of_the_settings_is_saved_in_the_place_of_the_models_own(
+    folder: Path, choice: str, own: str | None
+) -> None:
+    if own != "chat_template.jinja":
+        (folder / "chat_template.jinja").unlink()
+    if own == "list":
+        several = [{"name": "default", "template": "x"}, {"name": "tool_use", "template": "y"}]
+        edit(folder / "tokenizer_config.json", chat_template=several)
+    (folder / "chat_template.json").write_text('{"chat_template": "of an older format"}')
+    names = contents(folder).keys()
+    settle(folder, chat_template=choice)
+    assert load_tokenizer(folder).chat_template == TEMPLATES[choice]
+    assert contents(folder).keys() - names <= {"chat_template.jinja"}
+    assert names - contents(folder).keys() == {"chat_template.json"}
+    assert "chat_template" not in json.loads((folder / "tokenizer_config.json").read_text())
+
+
+def test_of_a_list_of_templates_none_knows_the_date(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    dated = "{% set now = strftime_now %}{{ now('%d %b %Y') }}\n" + CHATML
+    several = [{"name": "default", "template": dated}, {"name": "tool_use", "template": dated}]
+    edit(folder / "tokenizer_config.json", chat_template=several)
+    settle(folder)
+    assert load_tokenizer(folder).chat_template == dict.fromkeys(("default", "tool_use"), FROZEN_CLOCK + dated)
+
+
+def test_what_a_template_refuses_or_loses_is_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    silent = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}" + CHATML
+    (folder / "chat_template.jinja").write_text(silent)
+    settle(folder)
+    told = "given: its chat template loses a system text, loses a system text with earlier turns: rows like that go"
+    assert [message[: len(told)] for message in caplog.messages] == [told]
+
+
+def test_a_template_that_never_ends_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.data.rendering.SECONDS", 0.5)
+    loops = "".join(f"{{% for {name} in range(99999) %}}" for name in "abc") + "{% endfor %}" * 3
+    (folder / "chat_template.jinja").write_text(loops + CHATML)
+    with pytest.raises(
+        InputError, match=r"^given: its chat template runs over 0.5 seconds: mend it or set base.chat_tem"
+    ):
+        settle(folder)
+    settle(folder, chat_template="plain")
+
+
+# --- Padding
+
+
+def test_a_tokenizer_without_padding_names_the_cure(folder):
+    edit(folder / "tokenizer_config.json", pad_token=None)
+    with pytest.raises(InputError, match=r"has no padding token: name one, as in base\.pad_token"):
+        settle(folder)
+
+
+def test_padding_equal_to_end_of_sequence_names_a_token_that_is_spare(folder):
+    edit(folder / "tokenizer_config.json", pad_token="<|im_end|>")
+    cure = r"pads with its end-of-sequence token: name one, as in base\.pad_token: '<\|pad\|>'"
+    with pytest.raises(InputError, match=cure):
+        settle(folder)
+
+
+@pytest.mark.parametrize("token", ["<|im_start|>", "<|im_end|>"])
+def test_a_padding_token_that_is_named_is_used_everywhere(folder, token):
+    edit(folder / "tokenizer_config.json", pad_token=None)
+    settle(folder, pad_token=token)
+    tokenizer = load_tokenizer(folder)
+    ids = [
+        json.loads((folder / name).read_text())["pad_token_id"] for name in ("config.json", "generation_config.json")
+    ]
+    assert tokenizer.pad_token == token
+    assert ids == [tokenizer.pad_token_id] * 2
+
+
+def test_a_padding_token_outside_the_vocabulary_is_refused(folder):
+    with pytest.raises(InputError, match="<pad> is not in the vocabulary"):
+        settle(folder, pad_token="<pad>")
