@@ -59,10 +59,11 @@ class Runtime(Section):
 
 
 class Source(Section):
-    """Where rows come from and how their columns are called."""
+    """Where rows come from, how their columns are called and what of them is left out."""
 
     source: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]  # a path
     columns: dict[str, str]
+    ignore: list[str]
     limit: Count | None
 
 

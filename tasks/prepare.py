@@ -11,21 +11,23 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import IO, Any, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from tasks.data.columns import Tally
 from tasks.data.exclusions import Exclusion, read_exclusions
-from tasks.data.files import METRICS, PREPARED, replacing, write_json
+from tasks.data.files import KEEP_SURROGATES, METRICS, PREPARED, replacing, write_json
 from tasks.data.lines import Spool
 from tasks.data.names import stands_for
 from tasks.data.records import TAGS, TYPES, Kind, Record, Split, write_records
+from tasks.data.rows import BadRows, RawRow
 from tasks.data.shapes import ShapedRow, shape_rows
-from tasks.data.sources import RawRow, files_of, identity, read_rows
+from tasks.data.sources import files_of, identity, read_rows
 from tasks.data.splits import content_id, prompts_needed, split_of
-from tasks.errors import InputError
+from tasks.errors import InputError, quoted
 from tasks.params import EXAMPLE, Params, Prepare, Source
 from tasks.params import Split as Shares
 from tasks.stage import main
@@ -33,6 +35,7 @@ from tasks.stage import main
 logger = logging.getLogger(__name__)
 
 HASH_BYTES = 16
+LEFT_OUT = "left_out.jsonl"  # the places of rows that say themselves that they are not to be used
 Item = TypeVar("Item")
 
 
@@ -46,7 +49,11 @@ def prepare(params: Params) -> None:
     excluded = dict.fromkeys(sorted(read_exclusions(Path(settings.exclude))), 0)  # and how often each was met
     files = {kind: _files(kind, settings, excluded) for kind in TYPES}
     with replacing(PREPARED) as folder:
-        metrics: dict[str, Any] = {kind: _prepare_kind(folder, kind, files[kind], params, excluded) for kind in TYPES}
+        folder.mkdir()
+        with (folder / LEFT_OUT).open("w", encoding="utf-8", errors=KEEP_SURROGATES) as left_out:
+            metrics: dict[str, Any] = {
+                kind: _prepare_kind(folder, kind, files[kind], params, excluded, left_out=left_out) for kind in TYPES
+            }
         write_json(METRICS / "prepare.json", metrics)
     for what, name in (each for each, times in excluded.items() if not times):
         logger.warning(
@@ -74,24 +81,34 @@ def _files(kind: Kind, settings: Prepare, excluded: dict[Exclusion, int]) -> dic
 
 
 def _prepare_kind(
-    folder: Path, kind: Kind, files: Mapping[str, Source | None], params: Params, excluded: dict[Exclusion, int]
+    folder: Path,
+    kind: Kind,
+    files: Mapping[str, Source | None],
+    params: Params,
+    excluded: dict[Exclusion, int],
+    *,
+    left_out: IO[str],
 ) -> dict[str, Any]:
     settings = params.prepare
     source = _sources(settings)[kind]
     counts: Counter[str] = Counter()
     read: Counter[str] = Counter()  # rows by source
-    rows = tqdm(_rows(kind, files, settings, params.seed), desc=f"prepare {kind}", unit=" rows", disable=None)
-    shaped = _counted(rows, read, lambda row: row.source)
+    tally = Tally.empty()
+    rows = tqdm(_rows(kind, files, settings, params.seed, tally), desc=f"prepare {kind}", unit=" rows", disable=None)
+    aside: Counter[str] = Counter()  # rows by the reason to leave them out
+    shaped = _set_aside(_counted(rows, read, lambda row: row.source), kind, excluded, aside, left_out)
     distinct = distinct_prompts(shaped) if kind == "prompts" else shaped
     left = _decided(_without(distinct, kind, excluded, counts), counts)
     kept = left if source.limit is None else choose(left, source.limit)
     records = _records(_counted(kept, counts, lambda _: "rows_kept"), kind, settings.split)
     write_records(folder, kind, _counted(records, counts, lambda record: record.split))
-    _check_splits(counts, kind, settings)
+    _tell(kind, source, tally, aside)
+    _check_splits(counts, kind, settings, aside.total())
     splits = {split: counts[split] for split in get_args(Split)}
     return {
         "rows_read": read.total(),
         "excluded": counts["excluded"],
+        "left_out": dict(sorted(aside.items())),
         **{name: counts[name] for name in ("tied",) if counts[name]},
         "rows_kept": counts["rows_kept"],
         "records": sum(splits.values()),
@@ -100,13 +117,55 @@ def _prepare_kind(
             name: {"rows": read[name], **_identity(file)} if file else {"excluded": True}
             for name, file in files.items()
         },
+        "unused": dict(sorted(tally.unused.items())),
+        "ignored": dict(sorted(tally.ignored.items())),
     }
 
 
-def _rows(kind: Kind, files: Mapping[str, Source | None], settings: Prepare, seed: int) -> Iterator[ShapedRow]:
+def _rows(
+    kind: Kind, files: Mapping[str, Source | None], settings: Prepare, seed: int, tally: Tally
+) -> Iterator[ShapedRow]:
     for name, file in files.items():
         if file:
-            yield from shape_rows(_raw_rows(kind, file, settings, seed), kind, file, name)
+            bad = BadRows(file.source)
+            raw = _raw_rows(kind, file, settings, seed, bad)
+            yield from shape_rows(raw, kind, file, name, bad=bad, tally=tally)
+
+
+def _set_aside(
+    rows: Iterable[ShapedRow], kind: Kind, excluded: dict[Exclusion, int], counts: Counter[str], file: IO[str]
+) -> Iterator[ShapedRow]:
+    """Leave out the rows that say that they are not to be used, and write down which and why."""
+    for shaped in rows:
+        if shaped.left is None:
+            yield shaped
+            continue
+        counts[shaped.left.reason] += 1
+        place = {"file": f"{kind}.jsonl", "source": shaped.source, "row": shaped.row}
+        file.write(json.dumps(place | shaped.left._asdict(), ensure_ascii=False) + "\n")
+        for each in (each for entry in shaped.entries for each in _exclusions(shaped, entry, kind, excluded)):
+            excluded[each] += 1  # it was met, though it is left out already
+
+
+def _tell(kind: Kind, source: Source, tally: Tally, aside: Counter[str]) -> None:
+    """Say once what of the rows is in no record."""
+    if tally.unused:
+        listed = ", ".join(f"{quoted(name)} ({count:,} rows)" for name, count in sorted(tally.unused.items()))
+        logger.warning("%s: columns that nothing reads: %s", kind, listed)
+    for name in source.ignore:
+        if not tally.ignored[name]:
+            logger.warning(
+                "prepare.%s.ignore names %s, which no row has: it may be spelt otherwise", kind, quoted(name)
+            )
+    if aside:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(aside.items()))
+        logger.warning(
+            "%s: %d rows left out by what they say about themselves (%s): see %s",
+            kind,
+            aside.total(),
+            reasons,
+            PREPARED / LEFT_OUT,
+        )
 
 
 def choose(rows: Iterable[ShapedRow], limit: int) -> list[ShapedRow]:
@@ -129,7 +188,7 @@ def distinct_prompts(rows: Iterable[ShapedRow]) -> Iterator[ShapedRow]:
     """
     keys = bytearray()
     with Spool() as spool:
-        for source, row, entries, tag, _ in rows:
+        for source, row, entries, tag, *_ in rows:
             for entry in entries:
                 keys += hashlib.blake2b(json.dumps(entry["prompt"]).encode(), digest_size=HASH_BYTES).digest()
                 spool.add({"source": source, "row": row, "tag": tag, **entry})
@@ -158,7 +217,7 @@ def _without(
     for shaped in rows:
         left = []
         for entry in shaped.entries:
-            why = excluded.keys() & {("row", content_id([kind, entry])), (TAGS[kind], shaped.tag)}
+            why = _exclusions(shaped, entry, kind, excluded)
             for each in why:
                 excluded[each] += 1
             if why:
@@ -167,6 +226,15 @@ def _without(
                 left.append(entry)
         if left:
             yield shaped._replace(entries=left)
+
+
+def _exclusions(
+    shaped: ShapedRow, entry: Mapping[str, Any], kind: Kind, excluded: Mapping[Exclusion, int]
+) -> set[Exclusion]:
+    """Find what excludes an entry of a row."""
+    if not excluded:  # and spare a hash
+        return set()
+    return excluded.keys() & {("row", content_id([kind, entry])), (TAGS[kind], shaped.tag)}
 
 
 def _decided(rows: Iterable[ShapedRow], counts: Counter[str]) -> Iterator[ShapedRow]:
@@ -186,9 +254,9 @@ def _sources(settings: Prepare) -> dict[Kind, Source]:
     }
 
 
-def _raw_rows(kind: Kind, source: Source, settings: Prepare, seed: int) -> Iterator[RawRow]:
+def _raw_rows(kind: Kind, source: Source, settings: Prepare, seed: int, bad: BadRows) -> Iterator[RawRow]:
     if source.source != EXAMPLE:
-        return read_rows(source)
+        return read_rows(source, bad)
     from tasks.data import example
 
     makers = {
@@ -208,7 +276,7 @@ def _identity(source: Source) -> dict[str, str]:
 
 
 def _records(rows: Iterable[ShapedRow], kind: Kind, shares: Shares) -> Iterator[Record]:
-    for source, row, entries, tag, _ in rows:
+    for source, row, entries, tag, *_ in rows:
         for entry in entries:
             split, fields = split_of(entry["prompt"], shares), entry | {TAGS[kind]: tag}
             yield TYPES[kind](id=content_id([kind, entry]), split=split, source=source, row=row, **fields)
@@ -220,7 +288,7 @@ def _counted(items: Iterable[Item], counts: Counter[str], name: Callable[[Item],
         yield item
 
 
-def _check_splits(counts: Counter[str], kind: Kind, settings: Prepare) -> None:
+def _check_splits(counts: Counter[str], kind: Kind, settings: Prepare, aside: int) -> None:
     """Stop now rather than hours later, when a trainer or the evaluation finds its split empty."""
     shares, source = settings.split, _sources(settings)[kind].source
     portions = {"train": 1 - shares.validation - shares.test, "validation": shares.validation, "test": shares.test}
@@ -229,6 +297,7 @@ def _check_splits(counts: Counter[str], kind: Kind, settings: Prepare) -> None:
         records = sum(counts[split] for split in portions)
         needed = max(prompts_needed(portions[split]) for split in empty)
         gone = f", without the {counts['excluded']} that {settings.exclude} excludes," if counts["excluded"] else ""
+        gone += f", without the {aside} rows that say that they are not to be used," if aside else ""
         raise InputError(
             f"{source}: its {records} {kind}{gone} leave nothing for {' and '.join(empty)}: about {needed} "
             "distinct prompts fill every split, so add rows or raise the shares under prepare.split in params.yaml"

@@ -20,7 +20,11 @@ EXPLAINED_ELSEWHERE = {
     for first, sections, keys in [
         ("sft", ["reward", "judge", "dpo"], TRAINING),
         ("reward", ["judge"], ["margin", "centering", "label_smoothing"]),
-        ("prepare.demonstrations", ["prepare.preferences", "prepare.prompts"], ["source", "columns", "limit"]),
+        (
+            "prepare.demonstrations",
+            ["prepare.preferences", "prepare.prompts"],
+            ["source", "columns", "ignore", "limit"],
+        ),
     ]
     for section in sections
     for key in keys

@@ -18,7 +18,7 @@ from tasks.data.records import TYPES, read_prompts
 from tasks.data.shapes import ShapedRow
 from tasks.errors import InputError
 from tasks.params import Params, parse_params
-from tasks.prepare import choose, distinct_prompts, prepare
+from tasks.prepare import LEFT_OUT, choose, distinct_prompts, prepare
 from tests.conftest import records_of
 
 PROJECT = Path(__file__).parents[1]
@@ -72,7 +72,8 @@ def output_bytes() -> list[bytes]:
 
 def test_built_in_example():
     prepare(params_with())
-    assert {path.name for path in PREPARED.iterdir()} == {path.name for path in OUTPUTS}
+    assert {path.name for path in PREPARED.iterdir()} == {path.name for path in OUTPUTS} | {LEFT_OUT}
+    assert (PREPARED / LEFT_OUT).read_bytes() == b""
     assert metrics()["demonstrations"]["rows_read"] == 40
     assert {record.source for record in records_of(PREPARED, "preferences")} == {"tasks/data/example.py"}
     content = hashlib.sha256(Path(example.__file__).read_bytes()).hexdigest()

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, cast, get_args
 
 from tasks.data.files import replacing
 from tasks.data.names import as_name, source_asked_for
-from tasks.data.sources import text_lines
+from tasks.data.text_files import text_lines
 from tasks.errors import InputError
 
 What = Literal["row", "source", "annotator"]

@@ -6,7 +6,7 @@ Nothing is guessed: 0 beside 1 names the second answer in some files and the fir
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from tasks.data.conversations import ShapeError
+from tasks.data.messages import ShapeError
 from tasks.data.names import WHOLE_NUMBER
 
 Outcome = Literal["first", "second", "tie"]

@@ -7,25 +7,17 @@ the column map has renamed them; `SHAPES` lists every shape that is taken, in or
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from tasks.data.conversations import (
-    ShapeError,
-    Turn,
-    answered_turns,
-    as_answer,
-    as_messages,
-    as_pair,
-    as_prompt,
-    as_text,
-    with_system,
-)
+from tasks.data.columns import Fields, Tally, check_ignored, count_unused, opened, rename
+from tasks.data.conversations import Turn, answered_turns, as_answer, as_pair, as_prompt, with_system
 from tasks.data.labels import LABEL_COLUMNS, compared
+from tasks.data.messages import ShapeError, as_messages, as_text, context_only, listed
 from tasks.data.names import WHOLE_NUMBER, as_name
 from tasks.data.records import TAGS, Kind, Message
-from tasks.data.sources import RawRow
-from tasks.errors import InputError
+from tasks.data.rows import BadRows, RawRow
+from tasks.data.statements import STATEMENTS, Left, is_bad, is_read, reason_to_leave_out
+from tasks.errors import InputError, quoted
 from tasks.params import Source
 
-Fields = dict[str, Any]
 LONGEST_TAG = 100  # characters: a longer one is no name, but a column taken for another
 
 
@@ -49,25 +41,49 @@ class ShapedRow(NamedTuple):
     entries: list[Fields]
     tag: str | None = None  # of all its entries: their annotator, or category
     tied: bool = False  # the annotator preferred neither answer; chosen and rejected stand as the row has the two
+    left: Left | None = None  # why it is left out, by what it says about itself
 
 
-def shape_rows(rows: Iterable[RawRow], kind: Kind, source: Source, name: str) -> Iterator[ShapedRow]:
+def shape_rows(
+    rows: Iterable[RawRow], kind: Kind, source: Source, name: str, *, bad: BadRows, tally: Tally
+) -> Iterator[ShapedRow]:
     """Read the rows of a file, of any known shape, as rows of one kind; outputs know the file by `name`.
 
+    Args:
+        rows: as the file has them.
+        kind: of the records that they are to become.
+        source: the file, with its column map and what it ignores.
+        name: the file's in outputs.
+        bad: those of its rows that cannot be read; the end of the file tells them.
+        tally: what is not read of the others.
+
     Raises:
-        InputError: the columns fit no shape, the column map is wrong, or a value has the wrong type.
+        InputError: the columns fit no shape, the column map is wrong, or rows were bad.
     """
     shape: Shape | None = None
     for row, fields in rows:
         shape = shape or recognise(fields, kind, source)
         try:
-            named = _renamed(fields, shape, source.columns)
-            entries = shape.read(named)
-            tied = True in {entry.pop("tied", False) for entry in entries}
-            shaped = ShapedRow(name, row, entries, _tag(named[TAGS[kind]], TAGS[kind]), tied)
+            shaped = _shaped(fields, shape, kind, source, tally)._replace(source=name, row=row)
         except ShapeError as error:
-            raise InputError(f"{source.source} row {row}: {error}: mend or remove the row") from None
+            bad.add(row, f": {error}")
+            continue
         yield shaped
+    bad.stop()
+
+
+def _shaped(fields: Fields, shape: Shape, kind: Kind, source: Source, tally: Tally) -> ShapedRow:
+    """Read one row; whose it is, the caller knows."""
+    whole = opened(fields, source, tally)
+    named = _of_shape(whole, shape, source.columns)
+    entries = shape.read(named)
+    tied = True in {entry.pop("tied", False) for entry in entries}
+    left = reason_to_leave_out(whole, kind)
+    if kind == "prompts" and is_bad(whole):  # it is no reference, but the prompt is one all the same
+        entries = [entry | {"references": []} for entry in entries]
+    read = {*shape.required, *shape.optional, *(name for name in whole if is_read(name, kind))}
+    count_unused(fields, read, source, tally)
+    return ShapedRow("", 0, entries, _tag(named[TAGS[kind]], TAGS[kind]), tied, left)
 
 
 def recognise(fields: Mapping[str, Any], kind: Kind, source: Source) -> Shape:
@@ -77,40 +93,37 @@ def recognise(fields: Mapping[str, Any], kind: Kind, source: Source) -> Shape:
         InputError: the map has an unknown field or column, or the columns fit no shape of this kind.
     """
     _check_map(fields, kind, source)
-    columns = set(_rename(fields, source.columns))
+    columns = set(rename(fields, source.columns)) - set(source.ignore)
     for shape in SHAPES[kind]:
-        known = {*shape.required, *shape.optional}
+        known = {*shape.required, *shape.optional, *STATEMENTS}
         if columns.issuperset(shape.required) and known.issuperset(source.columns):
             return shape
     needed = " or ".join(f"({_listed(shape.required)})" for shape in SHAPES[kind])
     raise InputError(
-        f"{source.source} has the columns {_listed(fields)}, but {kind} need {needed}: "
+        f"{source.source} has the columns {listed(fields) or '(none)'}, but {kind} need {needed}: "
         f"name yours under prepare.{kind}.columns in params.yaml, as in {SHAPES[kind][0].required[0]}: <your column>"
     )
 
 
 def _check_map(fields: Mapping[str, Any], kind: Kind, source: Source) -> None:
     setting = f"prepare.{kind}.columns"
+    check_ignored(source, f"prepare.{kind}")
     known = list(dict.fromkeys(name for shape in SHAPES[kind] for name in (*shape.required, *shape.optional)))
+    known += STATEMENTS
     for ours, theirs in source.columns.items():
         if ours not in known:
-            raise InputError(f"{setting} in params.yaml maps {ours!r}, but {kind} only have {_listed(known)}: mend it")
+            raise InputError(
+                f"{setting} in params.yaml maps {quoted(ours)}, but {kind} only have {_listed(known)}: mend it"
+            )
         if theirs not in fields:
             raise InputError(
                 f"{setting} in params.yaml maps {ours} to {theirs!r}, but the columns of {source.source} are "
-                f"{_listed(fields)}: name one of them"
+                f"{listed(fields) or '(none)'}: name one of them"
             )
 
 
-def _rename(fields: Mapping[str, Any], columns: Mapping[str, str]) -> Fields:
-    taken = set(columns.values())
-    kept = {name: value for name, value in fields.items() if name not in taken}
-    return kept | {ours: fields[theirs] for ours, theirs in columns.items() if theirs in fields}
-
-
-def _renamed(fields: Fields, shape: Shape, columns: Mapping[str, str]) -> Fields:
+def _of_shape(named: Fields, shape: Shape, columns: Mapping[str, str]) -> Fields:
     """Give the columns of the shape only, with null where an optional one is absent."""
-    named = _rename(fields, columns)
     for name in shape.required:
         if name not in named:
             raise ShapeError(f"the column {columns.get(name, name)} is missing")
@@ -126,10 +139,13 @@ def _answered_prompt(fields: Fields) -> list[Fields]:
 
 
 def _answered_conversation(fields: Fields) -> list[Fields]:
-    answered = list(answered_turns(_conversation(fields)))
+    answered = list(answered_turns(*_conversation(fields)))
     if not answered:
         raise ShapeError("the conversation has no answer of the assistant to the user")
-    return [_demonstration(turn) for turn in answered]
+    learned = [_demonstration(turn) for turn in answered if not turn.is_context]
+    if not learned:
+        raise ShapeError("none of the conversation's answers is to be learned, by their weight or train")
+    return learned
 
 
 def _answered_instruction(fields: Fields) -> list[Fields]:
@@ -187,8 +203,8 @@ def _prompt_alone(fields: Fields) -> list[Fields]:
 
 
 def _prompts_of_conversation(fields: Fields) -> list[Fields]:
-    conversation = _conversation(fields)
-    found = [_with_reference(turn) for turn in answered_turns(conversation)]
+    conversation, context = _conversation(fields)
+    found = [_with_reference(turn) for turn in answered_turns(conversation, context)]
     if conversation[-1]["role"] == "user":
         found.append({"prompt": conversation, "references": []})
     if not found:
@@ -209,7 +225,7 @@ def _prompt_of_two(fields: Fields) -> list[Fields]:
 
 
 def _with_reference(turn: Turn) -> Fields:
-    return {"prompt": turn.prompt, "references": [turn.response]}
+    return {"prompt": turn.prompt, "references": [] if turn.is_context else [turn.response]}
 
 
 def _prompt(fields: Fields) -> list[Message]:
@@ -220,16 +236,20 @@ def _response(fields: Fields) -> object:
     return fields["response"] if "response" in fields else fields["completion"]
 
 
-def _conversation(fields: Fields) -> list[Message]:
+def _conversation(fields: Fields) -> tuple[list[Message], list[int]]:
+    """Give a conversation and the places in it of what is not to be learned."""
     name = "messages" if "messages" in fields else "conversations"
-    return with_system(as_messages(fields[name], name), fields["system"])
+    said = as_messages(fields[name], name)
+    whole = with_system(said, fields["system"])
+    return whole, [place + len(whole) - len(said) for place in context_only(fields[name])]
 
 
 def _instruction(fields: Fields) -> list[Message]:
-    """Join an Alpaca row's instruction and input by an empty line."""
+    """Join an Alpaca row's instruction and input by an empty line, whatever they quote."""
     instruction = as_text(fields["instruction"], "instruction")
     given = "" if fields["input"] is None else as_text(fields["input"], "input")
-    return as_prompt(f"{instruction}\n\n{given}" if given.strip() else instruction, fields["system"])
+    asked = f"{instruction}\n\n{given}" if given.strip() else instruction
+    return with_system([Message(role="user", content=asked)], fields["system"])
 
 
 def _references(value: object) -> list[str]:

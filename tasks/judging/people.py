@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple
 from tasks.data.files import replacing
 from tasks.data.names import as_name
 from tasks.data.records import Message
-from tasks.data.sources import LONGEST_CSV_FIELD
 from tasks.data.splits import content_id
+from tasks.data.text_files import LONGEST_CSV_FIELD
 from tasks.errors import InputError
 from tasks.judging.agreement import Rating, cohen_kappa, krippendorff_alpha
 from tasks.judging.compare import Resampling, win_rate

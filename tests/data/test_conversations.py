@@ -5,16 +5,14 @@ from hypothesis import given, strategies
 
 from tasks.data.conversations import (
     Pair,
-    ShapeError,
     Turn,
     answered_turns,
     as_answer,
-    as_messages,
     as_pair,
     as_prompt,
-    as_text,
     with_system,
 )
+from tasks.data.messages import ShapeError, as_messages, as_text
 from tasks.data.records import Message
 
 

@@ -4,18 +4,21 @@ from typing import Any
 
 import pytest
 
+from tasks.data.columns import Tally
 from tasks.data.labels import ANSWER_PAIRS, INDICES, LABELS, TRUTHS
+from tasks.data.records import Kind
+from tasks.data.rows import BadRows, RawRow
 from tasks.data.shapes import ShapedRow, shape_rows
-from tasks.data.sources import RawRow
 from tasks.errors import InputError
 from tasks.params import Source
 
 OUTCOMES = {"first": ("good", "bad"), "second": ("bad", "good"), "tie": ("good", "bad")}
 
 
-def shaped(fields: dict[str, Any], **columns: str) -> ShapedRow:
-    source = Source(source="f.jsonl", columns=columns, limit=None)
-    [row] = shape_rows([RawRow(7, fields)], "preferences", source, "f.jsonl")
+def shaped(fields: dict[str, Any], kind: Kind = "preferences", /, **columns: str) -> ShapedRow:
+    source = Source(source="f.jsonl", columns=columns, ignore=[], limit=None)
+    bad, tally = BadRows("f.jsonl"), Tally.empty()
+    [row] = shape_rows([RawRow(7, fields)], kind, source, "f.jsonl", bad=bad, tally=tally)
     return row
 
 
@@ -76,8 +79,7 @@ def test_chatbot_arena():
     found = shaped(row, annotator="judge")
     assert found.entries == [{"prompt": [asked], "chosen": "bad", "rejected": "good"}]
     assert (found.tag, found.tied) == ("arena 1", False)
-    [prompt] = shape_rows([RawRow(1, row)], "prompts", Source(source="f", columns={}, limit=None), "f")
-    assert prompt.entries == [{"prompt": [asked], "references": []}]
+    assert shaped(row, "prompts").entries == [{"prompt": [asked], "references": []}]
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from tasks.data.columns import Tally
 from tasks.data.records import Kind
+from tasks.data.rows import BadRows, RawRow
 from tasks.data.shapes import SHAPES, ShapedRow, shape_rows
-from tasks.data.sources import RawRow
 from tasks.errors import InputError
 from tasks.params import Source
 
@@ -19,7 +20,8 @@ GPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
 
 def shaped(kind: Kind, *rows: dict[str, Any], **columns: str) -> list[ShapedRow]:
     raw = [RawRow(number, fields) for number, fields in enumerate(rows, start=1)]
-    return list(shape_rows(raw, kind, Source(source="file.jsonl", columns=columns, limit=None), "file.jsonl"))
+    source = Source(source="file.jsonl", columns=columns, ignore=[], limit=None)
+    return list(shape_rows(raw, kind, source, "file.jsonl", bad=BadRows("file.jsonl"), tally=Tally.empty()))
 
 
 def entries(kind: Kind, row: dict[str, Any], **columns: str) -> list[dict[str, Any]]:

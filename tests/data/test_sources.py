@@ -12,7 +12,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tasks.data.sources import RawRow, files_of, identity, read_rows
+from tasks.data.rows import BadRows, RawRow
+from tasks.data.sources import files_of, identity, read_rows
 from tasks.errors import InputError
 from tasks.params import Source
 
@@ -26,8 +27,12 @@ def _in_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def rows_of(path: str) -> list[RawRow]:
-    return list(read_rows(Source(source=path, columns={}, limit=None)))
+def rows_of(path: str | Source) -> list[RawRow]:
+    source = path if isinstance(path, Source) else Source(source=path, columns={}, ignore=[], limit=None)
+    bad = BadRows(source.source)
+    rows = list(read_rows(source, bad))
+    bad.stop()
+    return rows
 
 
 def fields_of(path: str) -> list[dict[str, Any]]:
@@ -257,7 +262,7 @@ def test_hub_id_in_place_of_a_file():
 
 
 def files_in(folder: str) -> dict[str, Source]:
-    return files_of(Source(source=folder, columns={"prompt": "q"}, limit=5))
+    return files_of(Source(source=folder, columns={"prompt": "q"}, ignore=[], limit=5))
 
 
 def test_a_folder_is_its_files_by_name_and_a_file_is_itself():
@@ -331,7 +336,7 @@ def test_a_name_that_is_not_utf8_is_refused():
     Path(os.fsdecode(b"week/caf\xe9.jsonl")).write_text(as_jsonl(ROWS))
     [file] = files_in("week").values()
     with pytest.raises(InputError, match=r"^the name 'week/caf\\udce9\.jsonl' is not UTF-8: rename the file$"):
-        list(read_rows(file))
+        rows_of(file)
 
 
 def test_file_that_may_not_be_read(monkeypatch):

@@ -246,7 +246,9 @@ def test_the_account_names_the_repositories_that_prepare_has_read(tracked, monke
     monkeypatch.setattr(candidate, "locked_json", lambda stage, path: prepared if stage == "prepare" else {})
     elsewhere = Path("/elsewhere/p.yaml")  # outputs do not say where
     kinds = {"demonstrations": "d.jsonl", "preferences": "pairs", "prompts": str(elsewhere)}
-    change_params(prepare={kind: {"source": name, "columns": {}, "limit": None} for kind, name in kinds.items()})
+    change_params(
+        prepare={kind: {"source": name, "columns": {}, "ignore": [], "limit": None} for kind, name in kinds.items()}
+    )
     assert account(load_params())["hub"] == {
         "pairs/a.yaml": {"hub": "org/pairs", "revision": "c" * 40},
         "/elsewhere/p.yaml": {"hub": "org/asked", "revision": "d" * 40},
