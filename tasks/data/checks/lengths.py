@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from tasks.data.checks.lost import Losses, Reader
 from tasks.data.checks.schema import Row
 from tasks.data.files import read_json
 from tasks.data.records import ANSWERS, Kind
-from tasks.data.tokens import Parts, Text, encode_texts
+from tasks.data.tokens import Parts, Text, encode_written, write_texts
 from tasks.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,11 +31,23 @@ class Lengths(NamedTuple):
         return self.prompt + max(self.answers, default=0)
 
 
-def measure(kind: Kind, rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase") -> list[Lengths | InputError | None]:
-    """Measure rows in tokens; None for a row whose shape is wrong, the error for one that cannot be encoded."""
-    texts = [Text(row.prompt, [row.record[name] for name in ANSWERS[kind]]) for row in rows if not row.fault]
-    encoded = iter(encode_texts(tokenizer, texts))
-    return [None if row.fault else _lengths(next(encoded)) for row in rows]
+class Measured(NamedTuple):
+    """What becomes of a row in the chat template."""
+
+    lengths: Lengths | None  # None where it cannot be encoded
+    fault: str | None  # why it cannot
+    losses: Losses
+
+
+def measure(
+    kind: Kind, rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", reader: Reader
+) -> list[Measured | None]:
+    """Write rows in the chat template and measure them in tokens; None for a row whose shape is wrong."""
+    sound = [row for row in rows if not row.fault]
+    written = write_texts(tokenizer, [Text(row.prompt, [row.record[name] for name in ANSWERS[kind]]) for row in sound])
+    encoded = encode_written(tokenizer, written)
+    measured = (_measured(*each, reader) for each in zip(sound, written, encoded, strict=True))
+    return [None if row.fault else next(measured) for row in rows]
 
 
 def context_of(folder: Path) -> int | None:
@@ -47,12 +60,15 @@ def context_of(folder: Path) -> int | None:
     return getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None) or None
 
 
-def _lengths(parts: Parts | InputError) -> Lengths | InputError:
-    if isinstance(parts, InputError):
-        return parts
-    prompt, *answers = parts
+def _measured(row: Row, written: list[str] | InputError, encoded: Parts | InputError, reader: Reader) -> Measured:
+    if isinstance(written, InputError):
+        return Measured(None, str(written), {})
+    losses = reader.losses(row.prompt, written[0])
+    if isinstance(encoded, InputError):
+        return Measured(None, str(encoded), losses)
+    prompt, *answers = encoded
     difference = len(prompt) + _shared(*answers) if len(answers) > 1 else None
-    return Lengths(len(prompt), tuple(map(len, answers)), difference)
+    return Measured(Lengths(len(prompt), tuple(map(len, answers)), difference), None, losses)
 
 
 def _shared(first: Sequence[int], second: Sequence[int]) -> int:

@@ -11,18 +11,19 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from tasks.data.checks.lengths import Lengths, measure
+from tasks.data.checks.lengths import Lengths, Measured, measure
+from tasks.data.checks.lost import LOST_CHECKS, Reader
 from tasks.data.checks.overlap import HASH_BYTES, Keys, key_of
 from tasks.data.checks.patterns import control_pattern, control_tokens, encoding_damage, personal_data
 from tasks.data.checks.schema import SPLITS, Row, inspect, texts, tidy
 from tasks.data.lines import Lines
 from tasks.data.records import ANSWERS, Kind
-from tasks.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ROWS_AT_ONCE = 128
+FOUND = ("schema", "encoding", "control_tokens", "personal_data")  # in the texts themselves
 Findings = dict[int, str]  # by the number of the row in its file, from 0; rows without one are left out
 Figures = dict[str, float | None]
 
@@ -39,22 +40,18 @@ class Looked(NamedTuple):
 
 
 def look(kind: Kind, lines: Lines, tokenizer: "PreTrainedTokenizerBase") -> Looked:
-    """Look at every row of a file.
-
-    Raises:
-        InputError: the chat template refuses a row; names file and row.
-    """
+    """Look at every row of a file."""
     pattern = control_pattern(tokenizer)
     is_sound, splits = array("b"), array("b")
     keys = [bytearray() for _ in Keys._fields]
-    findings: dict[str, Findings] = {"schema": {}, "encoding": {}, "control_tokens": {}, "personal_data": {}}
+    findings: dict[str, Findings] = {name: {} for name in (*FOUND, "template", *LOST_CHECKS)}
     figures = {name: array("d") for name in _columns(kind)}
     equal: Findings = {}
     for number, (row, measured) in enumerate(_measured(kind, lines, tokenizer)):
         found = _found(row, pattern)
-        if isinstance(measured, InputError) and found["control_tokens"] is None:
-            raise InputError(f"{lines.path} row {number + 1} ({row.place}): {measured}")
-        lengths = None if isinstance(measured, InputError) else measured
+        if measured:
+            found |= {"template": measured.fault, **measured.losses}
+        lengths = measured.lengths if measured else None
         is_sound.append(not row.fault)
         splits.append(SPLITS.index(row.split) if row.split in SPLITS else -1)
         for column, key in zip(keys, key_of(kind, row), strict=True):
@@ -76,13 +73,12 @@ def look(kind: Kind, lines: Lines, tokenizer: "PreTrainedTokenizerBase") -> Look
     )
 
 
-def _measured(
-    kind: Kind, lines: Lines, tokenizer: "PreTrainedTokenizerBase"
-) -> Iterator[tuple[Row, Lengths | InputError | None]]:
+def _measured(kind: Kind, lines: Lines, tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[Row, Measured | None]]:
+    reader = Reader(tokenizer)
     progress = tqdm(lines, desc=f"validate {kind}", unit=" rows", mininterval=10, disable=None, leave=False)
     rows = (inspect(kind, record) for record in progress)
     while some := list(islice(rows, ROWS_AT_ONCE)):
-        yield from zip(some, measure(kind, some, tokenizer), strict=True)
+        yield from zip(some, measure(kind, some, tokenizer, reader), strict=True)
 
 
 def _found(row: Row, pattern: Pattern[str]) -> dict[str, str | None]:

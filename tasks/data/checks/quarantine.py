@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.data.checks.schema import SPLITS, place_of
-from tasks.data.checks.suites import ROW_CHECKS, SHARES, Verdict
+from tasks.data.checks.suites import FOUND_IN, ROW_CHECKS, SHARES, Verdict
 from tasks.data.records import Kind
 
 if TYPE_CHECKING:
@@ -66,13 +66,14 @@ def sort_rows(
 
 
 def quarantine_lines(files: Iterable[Sorted]) -> Iterator[dict[str, Any]]:
-    """The lines of the quarantine: where each row came from, why it is there, and the row itself."""
+    """The lines of the quarantine: where each row came from, why it is there, what was found, and the row itself."""
     for file in files:
         for number in np.flatnonzero(~file.is_kept).tolist():
             record = file.records[number]
             origin = {field: record.get(field) for field in ("id", "source", "row")}
             reasons = [check for check, marks in file.reasons.items() if marks[number]]
-            yield {"file": f"{file.kind}.jsonl", **origin, "reasons": reasons, "record": record}
+            found = {check: file.table[column].iat[number] for check, column in FOUND_IN.items() if check in reasons}
+            yield {"file": f"{file.kind}.jsonl", **origin, "reasons": reasons, "found": found, "record": record}
 
 
 def figures(file: Sorted) -> dict[str, Any]:

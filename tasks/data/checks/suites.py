@@ -29,14 +29,33 @@ ROW_CHECKS = (
     "truncation",
     "encoding",
     "control_tokens",
+    "template",
+    "lost_system",
+    "lost_turns",
+    "lost_thinking",
     "personal_data",
 )
+# Those of them that say in words what they found, and the columns where.
+FOUND_IN = {
+    "schema": "schema",
+    "duplicate": "copy_of",
+    "contradiction": "contradicts",
+    "shared_prompt": "held_out_at",
+    "contamination": "gives_away",
+    "encoding": "encoding",
+    "control_tokens": "control_tokens",
+    "template": "template",
+    "lost_system": "lost_system",
+    "lost_turns": "lost_turns",
+    "lost_thinking": "lost_thinking",
+    "personal_data": "personal_data",
+}
 # Checks that judge a file as a whole: not in `warn`, they stop the pipeline.
 FILE_CHECKS = ("length_bias",)
 # Checks with a largest share of rows, and the columns that hold 1 for a row that counts and 0 for one that does not.
 SHARES = {"length_bias": "longer_chosen", "personal_data": "holds_personal_data"}
 # A later stage could not even read these rows.
-NEVER_ONLY_WARN = ("schema",)
+NEVER_ONLY_WARN = ("schema", "template")
 NEEDED_SPLITS: dict[Kind, tuple[str, ...]] = {
     "demonstrations": ("train", "validation"),
     "preferences": ("train", "validation", "test"),
@@ -182,6 +201,10 @@ def _sound_texts(kind: Kind) -> list["Expectation"]:
         ),
         _nothing_in("encoding", "encoding", "No text shows traces of a wrong decoding"),
         _nothing_in("control_tokens", "control_tokens", "No text holds what the model would read as control"),
+        _nothing_in("template", "template", "The chat template writes every row"),
+        _nothing_in("lost_system", "lost_system", "The chat template leaves out no system text"),
+        _nothing_in("lost_turns", "lost_turns", "The chat template leaves out no turn, nor a part of one"),
+        _nothing_in("lost_thinking", "lost_thinking", "The chat template leaves the thinking in earlier turns"),
         _nothing_in("personal_data", "personal_data", "No text looks like personal data"),
     ]
 

@@ -32,10 +32,7 @@ def tables(files: Mapping[Kind, Lines], tokenizer: "PreTrainedTokenizerBase") ->
     """Look at all rows of the three files: one table a file, in the order of its rows.
 
     Columns of findings hold a short description, or None where nothing was found; columns of figures hold numbers, or
-    NaN where a row's shape is wrong.
-
-    Raises:
-        InputError: the chat template refuses a row; names file and row.
+    NaN where a row's shape is wrong or the chat template refuses it.
     """
     looked = {kind: look(kind, lines, tokenizer) for kind, lines in files.items()}
     beside = _beside(list(files.values()), list(looked.values()))
