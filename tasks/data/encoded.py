@@ -1,7 +1,8 @@
 """Encoded rows on disk, memory-mapped and kept by content: who trains on the same rows, or again, tokenises none.
 
-A split of a file becomes a folder `.trueline/encoded/<kind>-<split>/<key>` of two files: `ids`, the token ids of all
-rows end to end, and `counts.npy`, the tokens of each row's prompt and of each of its answers.
+A split of a file becomes a folder `.trueline/encoded/<kind>-<split>/<key>` of three files: `ids`, the token ids of all
+rows end to end, `counts.npy`, the tokens of each row's prompt and of each of its answers, and `seal`, a hash over the
+two and the key, by which a damaged entry is known before anybody learns from it.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import shutil
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -26,11 +28,13 @@ from tasks.data.files import STATE, hash_files, replacing, require_file
 from tasks.data.lazy import LazySequence
 from tasks.data.records import ANSWERS, Kind, Split, read_records
 from tasks.data.tokens import Encoded, EncodedPair, Parts, does_not_fit, encode_records
+from tasks.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ENCODED = STATE / "encoded"
+IDS, COUNTS, SEAL = "ids", "counts.npy", "seal"
 # What turns records into ids: other code may give others.
 CODE = tuple(Path(__file__).with_name(name) for name in ("encoded.py", "records.py", "rendering.py", "tokens.py"))
 LIBRARIES = ("transformers", "tokenizers", "jinja2")
@@ -45,8 +49,8 @@ class EncodedRows(LazySequence[Row]):
 
     def __init__(self, folder: Path, dtype: "np.dtype[np.unsignedinteger]", make: Callable[[Parts], Row]) -> None:
         """Open a folder whose ids are of a type; `make` gives a row from its prompt's ids and those of its answers."""
-        self.counts: npt.NDArray[np.int64] = np.load(folder / "counts.npy")  # (N, 1 + answers) tokens
-        file = folder / "ids"
+        self.counts: npt.NDArray[np.int64] = np.load(folder / COUNTS)  # (N, 1 + answers) tokens
+        file = folder / IDS
         ids = np.memmap(file, dtype, mode="r") if file.stat().st_size else np.empty(0, dtype)
         ends = self.counts.cumsum().reshape(self.counts.shape)
         starts = ends - self.counts
@@ -120,7 +124,7 @@ def _rows(
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(place.with_suffix(".lock")):
         entry = place / _key(folder / f"{kind}.jsonl", split, tokenizer)
-        if not _is_whole(entry, dtype):
+        if not _is_whole(entry):
             of_split = tqdm(
                 read_records(folder, kind, split), desc=f"tokens of {kind}, {split}", unit=" rows", disable=None
             )
@@ -136,35 +140,39 @@ def _rows(
     return rows
 
 
-def _is_whole(entry: Path, dtype: "np.dtype[np.unsignedinteger]") -> bool:
-    """Tell whether there is an entry with as many ids as it counts; one that is damaged is told of."""
+def _is_whole(entry: Path) -> bool:
+    """Tell whether there is an entry, and it is as it was written; one that is damaged is told of."""
     if not entry.exists():
         return False
-    try:
-        size = int(np.load(entry / "counts.npy").sum()) * dtype.itemsize
-        if (entry / "ids").stat().st_size == size:
+    with suppress(OSError, InputError, UnicodeDecodeError):
+        if (entry / SEAL).read_text(encoding="utf-8") == _seal(entry):
             return True
-    except (OSError, ValueError, EOFError):
-        pass
     logger.warning("%s is damaged: its rows are encoded again", entry)
     return False
+
+
+def _seal(entry: Path) -> str:
+    """Hash an entry's files and its name, the key: another's content in its place is not it."""
+    content = [entry.name, *(hash_files(entry / name) for name in (IDS, COUNTS))]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _write(folder: Path, encoded: Iterable[Parts], parts_of_a_row: int, dtype: "np.dtype[np.unsignedinteger]") -> None:
     folder.mkdir()
     counts = array("q")
-    with (folder / "ids").open("wb") as file:
+    with (folder / IDS).open("wb") as file:
         for parts in encoded:
             counts.extend(map(len, parts))
             array(dtype.char, [token for part in parts for token in part]).tofile(file)
         _to_disk(file)
-    with (folder / "counts.npy").open("wb") as file:
+    with (folder / COUNTS).open("wb") as file:
         np.save(file, np.frombuffer(counts, np.int64).reshape(-1, parts_of_a_row))
         _to_disk(file)
+    (folder / SEAL).write_text(_seal(folder), encoding="utf-8")
 
 
 def _to_disk(file: BinaryIO) -> None:
-    """Wait until the disk has all: nothing shows later that ids are wrong, so a power failure must leave none."""
+    """Wait until the disk has all: what a power failure cuts off would be encoded again."""
     file.flush()
     os.fsync(file.fileno())
 

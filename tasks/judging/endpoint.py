@@ -6,8 +6,10 @@ request, so that a rerun gives the same bytes.
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from types import TracebackType
@@ -25,6 +27,7 @@ SECONDS_TO_CONNECT, SECONDS_TO_REPLY = 10.0, 600.0  # a small server may have th
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds between two tries
 TOO_EARLY = (408, 425, 429)  # what a client did may be done again later
 LONGEST_DETAIL = 200  # characters of what a server says of a refusal
+logger = logging.getLogger(__name__)
 
 
 class Endpoint:
@@ -68,10 +71,10 @@ class Endpoint:
         """
         content = json.dumps([self._url, request], sort_keys=True)
         kept = self._replies / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
-        if kept.exists():
-            return str(read_json(kept)["reply"])
-        reply = self._ask(request)
-        write_json(kept, {"model": request["model"], "reply": reply})
+        reply = _kept(kept)
+        if reply is None:
+            reply = self._ask(request)
+            write_json(kept, {"model": request["model"], "reply": reply, "seal": _seal(kept, reply)})
         return reply
 
     def _ask(self, request: Mapping[str, Any]) -> str:
@@ -112,3 +115,20 @@ class Endpoint:
         detail = " ".join(response.text.split())
         detail = (detail.replace(self._key, "…") if self._key else detail)[:LONGEST_DETAIL]
         return InputError(f"{self._url} refuses the request, status {response.status_code} ({detail}): mend {SETTING}")
+
+
+def _kept(file: Path) -> str | None:
+    """Give a reply that is kept, or None where there is none or it is damaged, which is told."""
+    if not file.exists():
+        return None
+    with suppress(InputError, KeyError, UnicodeError):
+        content = read_json(file)
+        if content["seal"] == _seal(file, content["reply"]):
+            return str(content["reply"])
+    logger.warning("%s is damaged: the judge is asked again", file)
+    return None
+
+
+def _seal(file: Path, reply: str) -> str:
+    """Hash a reply and its name, which follows from the request: another's reply in its place is not it."""
+    return hashlib.sha256(f"{file.name} {reply}".encode(errors="surrogatepass")).hexdigest()

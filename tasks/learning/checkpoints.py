@@ -1,8 +1,8 @@
 """The last checkpoints of a stage, so that a killed run goes on where it was and ends with the same bytes.
 
 They lie outside DVC's outputs, and each holds what it follows from: one of other settings, data or models, or of what
-DVC knows to be other code, is never taken up. No random state is stored, since everything random is a pure function of
-the seed and the step.
+DVC knows to be other code, is never taken up. Each ends with a seal, by which a damaged one is known. No random state
+is stored, since everything random is a pure function of the seed and the step.
 """
 
 import logging
@@ -11,16 +11,17 @@ import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import IO, Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from tasks.data.files import STATE, replacing
 from tasks.data.origin import Origin
-from tasks.errors import InputError, is_out_of_memory
+from tasks.errors import is_out_of_memory
 from tasks.learning import ranks
 from tasks.learning.disk import writing
+from tasks.learning.seals import Sealing, is_whole
 from tasks.learning.sharding import cut_like, set_to, whole
 from tasks.params import Runtime
 from tasks.progress import request_grace
@@ -86,28 +87,21 @@ class Checkpoints:
     def restore(self) -> Progress:
         """Bring models and optimisers to where the last checkpoint was; without one, leave them as they are.
 
-        One that cannot be read, or that follows from something else, is passed over, and a warning says why.
-
-        Raises:
-            InputError: there are checkpoints, and none of them can be read.
+        One that is damaged, or that follows from something else, is passed over, and a warning says why.
         """
         found = sorted(self._folder.glob("step-*.pt"))
-        unfit: list[str] = []
-        can_be_read = not found
+        unfit = [f"none of {len(found)} checkpoints in {self._folder} is whole"] if found else []
         while found:
             state = _read(found[-1])
             if state:
-                can_be_read = True
                 difference = self._origin.differences(Origin(*state["origin"]))
                 if not difference:
                     self._kept = found
                     return self._take_up(state)
                 unfit.append(f"{found[-1]} is not taken up: {difference}")
             found.pop()
-        if not can_be_read:
-            raise InputError(f"no checkpoint in {self._folder} can be read: delete that folder and run again")
         if unfit:
-            _warn("%s; training begins anew", unfit[0])
+            _warn("%s; training begins anew", unfit[:2][-1])  # the newest that is whole, where one is
         return Progress()
 
     def save(self, progress: Progress, *, final: bool = False) -> None:
@@ -148,7 +142,9 @@ class Checkpoints:
         }
         if ranks.is_first():
             with replacing(file) as draft, writing(file), draft.open("wb") as opened:
-                torch.save(state, opened)
+                sealing = Sealing(opened, _name(file))
+                torch.save(state, cast("IO[bytes]", sealing))
+                sealing.seal()
         self._kept = [*(each for each in self._kept if each != file), file][-self._count :]
         if ranks.is_first():
             self._drop_others()
@@ -171,6 +167,9 @@ class Checkpoints:
 
 def _read(file: Path) -> dict[str, Any] | None:
     """Give what a checkpoint holds, or None, with a warning, where it is damaged."""
+    if not is_whole(file, _name(file)):
+        _warn("%s is damaged (its seal does not fit) and is passed over", file)
+        return None
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         Origin(*state["origin"])
@@ -182,6 +181,11 @@ def _read(file: Path) -> dict[str, Any] | None:
         _warn("%s is damaged (%s) and is passed over", file, type(error).__name__)
         return None
     return state
+
+
+def _name(file: Path) -> str:
+    """Stage and step: another's checkpoint in its place is not it."""
+    return f"{file.parent.name}/{file.name}"
 
 
 def _warn(message: str, *words: object) -> None:

@@ -60,20 +60,42 @@ def test_what_was_encoded_once_is_not_encoded_again(tokenizer: Any, monkeypatch:
     assert list(encoded_preferences(VALIDATED, "train", make_tokenizer(), 100)) == rows
 
 
-@pytest.mark.parametrize("damage", ["short", "no counts", "bad counts"])
-def test_a_damaged_entry_is_encoded_again(damage: str, tokenizer: Any, caplog: pytest.LogCaptureFixture):
+@pytest.mark.parametrize("name", ["ids", "counts.npy", "seal"])
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.4, 0.6, 0.8, 0.999, "cut", "empty", "gone"])
+def test_a_damaged_entry_is_encoded_again(
+    name: str, share: float | str, tokenizer: Any, caplog: pytest.LogCaptureFixture
+):
     rows = list(encoded_preferences(VALIDATED, "train", tokenizer, None))
-    [ids] = (ENCODED / "preferences-train").glob("*/ids")
-    counts = ids.with_name("counts.npy")
-    match damage:
-        case "short":
-            ids.write_bytes(ids.read_bytes()[:-2])
-        case "no counts":
-            counts.unlink()
-        case "bad counts":
-            counts.write_bytes(counts.read_bytes()[:40])
+    [file] = (ENCODED / "preferences-train").glob(f"*/{name}")
+    whole = bytearray(file.read_bytes())
+    match share:
+        case "cut":
+            file.write_bytes(whole[:-2])
+        case "empty":
+            file.write_bytes(b"")
+        case "gone":
+            file.unlink()
+        case _:
+            whole[int(float(share) * len(whole))] ^= 2
+            file.write_bytes(whole)
     assert list(encoded_preferences(VALIDATED, "train", tokenizer, None)) == rows
-    assert "is damaged: its rows are encoded again" in caplog.text
+    assert caplog.messages == [f"{file.parent} is damaged: its rows are encoded again"]
+
+
+@pytest.mark.parametrize("names", [["ids"], ["ids", "counts.npy", "seal"]])
+def test_a_whole_entry_of_other_rows_is_not_taken_for_these(names: list[str], tokenizer: Any):
+    """The answers change places: as many rows and tokens, other ids."""
+    rows = list(encoded_preferences(VALIDATED, "train", tokenizer, None))
+    [entry] = contents("preferences-train")
+    records = records_of(VALIDATED, "preferences")
+    swapped = [record._replace(chosen=record.rejected, rejected=record.chosen) for record in records]
+    write_records(VALIDATED, "preferences", swapped)
+    encoded_preferences(VALIDATED, "train", tokenizer, None)
+    [other] = contents("preferences-train") - {entry}
+    for name in names:
+        (entry / name).write_bytes((other / name).read_bytes())
+    write_records(VALIDATED, "preferences", records)
+    assert list(encoded_preferences(VALIDATED, "train", tokenizer, None)) == rows
 
 
 def test_other_rows_another_split_template_or_code_is_other_content(tokenizer: Any, monkeypatch: pytest.MonkeyPatch):

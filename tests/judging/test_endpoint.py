@@ -54,6 +54,28 @@ def test_nothing_is_asked_twice_and_another_request_is_another():
     assert ask(server) == "Größer?"  # the server is gone
 
 
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "without a seal", "another request's"])
+def test_a_damaged_reply_is_asked_for_again(damage, caplog):
+    with chat_server(lambda question: question) as server:
+        ask(server)
+        [kept] = Path(".trueline/judge").iterdir()
+        whole = kept.read_text()
+        ask(server, REQUEST | {"messages": [{"role": "user", "content": "B"}]})
+        [other] = set(Path(".trueline/judge").iterdir()) - {kept}
+        spoilt = {
+            "flipped": whole.replace("Größer?", "Größes?"),
+            "cut": whole[:-10],
+            "empty": "",
+            "without a seal": '{"model": "judge", "reply": "Kleiner!"}',
+            "another request's": other.read_text(),
+        }
+        kept.write_text(spoilt[damage])
+        assert ask(server) == "Größer?"
+        assert len(server.requests) == 3
+    assert caplog.messages == [f"{kept} is damaged: the judge is asked again"]
+    assert kept.read_text() == whole
+
+
 def test_a_slash_behind_the_address_is_no_other_server():
     with chat_server(lambda _: "yes") as server:
         for url in (server.url, server.url + "/"):
@@ -146,7 +168,8 @@ def test_the_key_is_in_no_file():
     with chat_server(lambda _: "yes") as server:
         ask(server)
     files = [path for path in Path().rglob("*") if path.is_file()]
-    assert [json.loads(path.read_text()) for path in files] == [{"model": "judge", "reply": "yes"}]
+    [kept] = [json.loads(path.read_text()) for path in files]
+    assert (kept["model"], kept["reply"], sorted(kept)) == ("judge", "yes", ["model", "reply", "seal"])
 
 
 def test_who_has_given_up_begins_no_request_nor_waits_for_one(monkeypatch):

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from tasks.data.origin import Origin
-from tasks.errors import InputError
 from tasks.learning.checkpoints import Checkpoints, Progress
 from tasks.learning.interrupts import put_off
 from tasks.learning.optimise import adamw
@@ -160,24 +159,60 @@ def test_an_interrupted_save_keeps_the_last_one(make_params: MakeParams, monkeyp
     assert file(2).read_bytes() == kept
 
 
-def test_a_damaged_one_falls_back_to_the_one_before(make_params: MakeParams, caplog: pytest.LogCaptureFixture):
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999])
+def test_one_with_a_flipped_bit_falls_back_to_the_one_before(
+    make_params: MakeParams, caplog: pytest.LogCaptureFixture, share: float
+):
     Trained(make_params).save(2, 4)
-    file(4).write_bytes(file(4).read_bytes()[:100])
+    whole = bytearray(file(4).read_bytes())
+    whole[int(share * len(whole))] ^= 4
+    file(4).write_bytes(whole)
     again = Trained(make_params)
     assert again.checkpoints.restore().step == 2
-    [said] = caplog.messages
-    assert said.startswith(f"{file(4)} is damaged (")
+    assert caplog.messages == [f"{file(4)} is damaged (its seal does not fit) and is passed over"]
     assert again.checkpoints.kept.endswith(f"of step 2, is kept in {file(2)}")
     again.save(4)
     assert Trained(make_params).checkpoints.restore().step == 4
 
 
-def test_where_all_are_damaged_the_cure_is_said(make_params: MakeParams):
+def another_step(whole: bytes, earlier: bytes) -> bytes:
+    return earlier
+
+
+def another_tool(whole: bytes, _earlier: bytes) -> bytes:
+    """A whole archive that nobody sealed."""
+    return whole[:-64]
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda whole, _: whole[:100], lambda *_: b"", lambda whole, _: whole + whole, another_step, another_tool]
+)
+def test_one_that_is_cut_or_another_in_its_place_is_passed_over(make_params: MakeParams, spoil):
+    Trained(make_params).save(2, 4)
+    file(4).write_bytes(spoil(file(4).read_bytes(), file(2).read_bytes()))
+    assert Trained(make_params).checkpoints.restore().step == 2
+
+
+def test_one_of_another_stage_is_passed_over(make_params: MakeParams):
+    Trained(make_params).save(2)
+    settings = make_params().runtime
+    other = Checkpoints("reward", ORIGIN, settings, {}, {})
+    Path(".trueline/checkpoints/reward").mkdir()
+    Path(".trueline/checkpoints/reward", file(2).name).write_bytes(file(2).read_bytes())
+    assert other.restore() == Progress(0, (), {})
+
+
+def test_where_all_are_damaged_training_begins_anew_and_says_so(
+    make_params: MakeParams, caplog: pytest.LogCaptureFixture
+):
     Trained(make_params).save(2, 4)
     file(2).write_bytes(b"")
-    torch.save({"step": 4}, file(4))  # whole, but of something else
-    with pytest.raises(InputError, match=rf"no checkpoint in {FOLDER} can be read: delete that folder and run again"):
-        Trained(make_params).checkpoints.restore()
+    torch.save({"step": 4}, file(4))
+    again = Trained(make_params)
+    assert again.checkpoints.restore() == Progress(0, (), {})
+    assert caplog.messages[-1] == f"none of 2 checkpoints in {FOLDER} is whole; training begins anew"
+    again.save(2)
+    assert list(FOLDER.iterdir()) == [file(2)]
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])

@@ -123,6 +123,16 @@ def test_a_damaged_entry_is_computed_again(damage: str, policy: nn.Module, compu
     assert entry.read_bytes() == whole
 
 
+def test_a_flipped_bit_anywhere_in_an_entry_gives_no_other_values(policy: nn.Module):
+    first = ask(policy)
+    [entry] = FOLDER.iterdir()
+    whole = entry.read_bytes()
+    for place in range(len(whole)):
+        entry.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        for values in references._read(entry, entry.stem):
+            assert all(one.equal(other) for one, other in zip(values, first, strict=True)), place
+
+
 def test_the_entries_used_last_are_kept(policy: nn.Module, computed: list[str]):
     ask(policy)
     [first] = FOLDER.iterdir()
