@@ -1,19 +1,27 @@
 """Changing params.yaml: named settings or single keys laid over it; comments stay, and nothing invalid is written."""
 
 import io
+import re
 from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from tasks.data.files import replacing
 from tasks.errors import InputError
-from tasks.params import PARAMS_FILE, load_params, parse_params, parse_yaml
+from tasks.params import PARAMS_FILE, load_params, parse_params
+from tasks.yaml_files import parse_yaml, read_yaml
 
 FLOAT, NULL = "tag:yaml.org,2002:float", "tag:yaml.org,2002:null"
+# KEY=VALUE; a file's name may hold an equals sign, too.
+ASSIGNMENT = re.compile(r"(\w+(?:\.[^.=]+){0,9})=(.*)", re.DOTALL)
+# Text that every reader of YAML takes for the same text without quotes, unless it is one of these words.
+PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*(?: [A-Za-z0-9_./-]+)*")
+WORDS = {"yes", "no", "y", "n", "on", "off", "true", "false", "null"}
 
 
 class Change(NamedTuple):
@@ -38,28 +46,35 @@ def configure(overlays: list[str], path: Path = PARAMS_FILE) -> list[Change]:
         InputError: an overlay cannot be read, or the settings would no longer hold; nothing is written then.
     """
     load_params(path)
-    editor = _editor()
-    settings = editor.load(path.read_text(encoding="utf-8"))
-    before = _plain(settings)
+    settings = _editor().load(path.read_text(encoding="utf-8-sig"))
+    before = parse_yaml(_written(settings), str(path))
     for overlay in overlays:
         _merge(settings, _read(overlay))
-    after = _plain(settings)
+    text = _written(settings)
+    after = parse_yaml(text, str(path))
+    assert isinstance(after, dict)
     parse_params(after, str(path))
     changes = list(_changes(before, after))
     if changes:
-        with replacing(path) as draft, draft.open("w", encoding="utf-8") as file:
-            editor.dump(settings, file)
+        with replacing(path) as draft:
+            draft.write_text(text, encoding="utf-8")
     return changes
 
 
 def _editor() -> YAML:
     editor = YAML()
     editor.preserve_quotes = True
-    editor.width = 200
+    editor.width = 2**20  # no line is broken
     # To a reader of YAML 1.1, such as PyYAML, 5e-05 is text: a number gets its point.
     editor.representer.add_representer(float, lambda writer, value: writer.represent_scalar(FLOAT, _with_point(value)))
     editor.representer.add_representer(type(None), lambda writer, _: writer.represent_scalar(NULL, "null"))
     return editor
+
+
+def _written(settings: object) -> str:
+    text = io.StringIO()
+    _editor().dump(settings, text)
+    return text.getvalue()
 
 
 def _with_point(value: float) -> str:
@@ -67,30 +82,25 @@ def _with_point(value: float) -> str:
     return text if "." in text else text.replace("e", ".0e")
 
 
-def _plain(settings: object) -> dict[str, Any]:
-    """Read the settings back as plain values."""
-    text = io.StringIO()
-    _editor().dump(settings, text)
-    plain = parse_yaml(text.getvalue())
-    assert isinstance(plain, dict)
-    return plain
-
-
 def _read(overlay: str) -> Mapping[str, Any]:
-    key, equals, value = overlay.partition("=")
+    assignment = ASSIGNMENT.fullmatch(overlay)
+    if assignment and not _exists(overlay):
+        return _nested(assignment[1].split("."), parse_yaml(assignment[2], overlay, for_us_alone=True))
     try:
-        if equals and not Path(overlay).exists():
-            return _nested(key.split("."), parse_yaml(value))
-        content = parse_yaml(Path(overlay).read_text(encoding="utf-8"))
+        content = read_yaml(Path(overlay))
     except FileNotFoundError:
         raise InputError(f"{overlay} does not exist: give a settings file, or KEY=VALUE") from None
-    except (OSError, UnicodeDecodeError):
-        raise InputError(f"{overlay} cannot be read: give a YAML text file") from None
-    except YAMLError:
-        raise InputError(f"{overlay} is not valid YAML: mend its quotes, brackets or indentation") from None
+    except (OSError, ValueError):
+        raise InputError(f"{overlay} cannot be read: give a YAML text file, or KEY=VALUE") from None
     if not isinstance(content, Mapping):
         raise InputError(f"{overlay} holds no settings: write them as in params.yaml")
     return content
+
+
+def _exists(overlay: str) -> bool:
+    with suppress(OSError, ValueError):  # too long for a name, or one that no file can have
+        return Path(overlay).exists()
+    return False
 
 
 def _nested(parts: list[str], value: object) -> dict[str, Any]:
@@ -107,14 +117,21 @@ def _merge(settings: MutableMapping[str, Any], overlay: Mapping[str, Any], path:
         if isinstance(value, Mapping) and isinstance(present, MutableMapping):
             _merge(present, value, f"{here}.")
         else:
-            settings[name] = _in_one_line(value) if isinstance(value, Mapping) else value
+            settings[name] = _unmistakable(value)
 
 
-def _in_one_line(value: Mapping[str, Any]) -> CommentedMap:
-    """Written over several lines, it would come below the comment that follows the key."""
-    mapping = CommentedMap(value)
-    mapping.fa.set_flow_style()
-    return mapping
+def _unmistakable(value: object) -> object:
+    """Have text written in quotes wherever one reader might take it for something else."""
+    if isinstance(value, str):
+        is_plain = PLAIN.fullmatch(value) and value.lower() not in WORDS
+        return value if is_plain else DoubleQuotedScalarString(value)
+    if isinstance(value, list):
+        return [_unmistakable(each) for each in value]
+    if isinstance(value, Mapping):
+        mapping = CommentedMap({_unmistakable(name): _unmistakable(each) for name, each in value.items()})
+        mapping.fa.set_flow_style()  # over several lines, it would come below the comment that follows the key
+        return mapping
+    return value
 
 
 def _changes(before: object, after: object, path: str = "") -> Iterator[Change]:

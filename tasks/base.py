@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
-from ruamel.yaml.error import YAMLError
 
 from tasks.data import example
 from tasks.data.files import METRICS, MODELS, replacing, write_json
 from tasks.data.templates import TEMPLATES, TURN_END, TURN_START
 from tasks.data.tokenizers import PAD, settle_tokenizer
 from tasks.errors import InputError
-from tasks.params import EXAMPLE, Example, Params, Scratch, Section, parse_yaml
+from tasks.params import EXAMPLE, Example, Params, Scratch
+from tasks.section import Section
 from tasks.stage import main
+from tasks.yaml_files import read_yaml
 
 if TYPE_CHECKING:  # transformers costs seconds to import: only the functions that need it pay
     from transformers import PreTrainedTokenizerBase
@@ -158,10 +159,10 @@ def read_pointer(path: Path) -> Pointer:
     """
     cure = "it needs hub: organisation/name and revision: the full commit hash of 40 hexadecimal digits"
     try:
-        return Pointer.model_validate(parse_yaml(path.read_text(encoding="utf-8")))
+        return Pointer.model_validate(read_yaml(path))
     except FileNotFoundError:
         raise InputError(f"base.source {path} does not exist: write it; {cure}") from None
-    except (YAMLError, UnicodeDecodeError, ValidationError):
+    except ValidationError:
         raise InputError(f"{path} names no hub model: {cure}") from None
 
 

@@ -3,29 +3,18 @@
 import re
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from tasks.errors import InputError
+from tasks.section import Count, Held, Name, NotNegative, Positive, Schedule, Section, Share
+from tasks.shown import quoted
+from tasks.yaml_files import read_yaml
 
 PARAMS_FILE = Path("params.yaml")
 # As a source it stands for the built-in example: a real path, so that DVC follows its content.
 EXAMPLE = "tasks/data/example.py"
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Name = Annotated[str, Field(pattern=r"^[^\p{C}]+$")]  # nothing invisible in it
-Schedule = Literal["linear", "cosine", "constant"]
-
-
-class Section(BaseModel):
-    """A group of settings: immutable, strict about types, closed to unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Runtime(Section):
@@ -33,12 +22,12 @@ class Runtime(Section):
 
     launcher: str
     device: Literal["auto", "cpu", "cuda"]
-    threads: Count
+    threads: Annotated[int, Field(ge=1, le=4096)]
     precision: Literal["fp32", "bf16"]
     tokens_per_pass: Count
     gradient_checkpointing: bool
     compile: bool
-    slots: Count
+    slots: Held
     checkpoint_every: Annotated[int, Field(ge=0)]
     checkpoints_kept: Count
 
@@ -83,9 +72,9 @@ class Split(Section):
 class Example(Section):
     """Size and noise of the built-in example."""
 
-    demonstrations: Count
-    preferences: Count
-    prompts: Count
+    demonstrations: Held
+    preferences: Held
+    prompts: Held
     faulty: Share
     label_noise: Annotated[float, Field(ge=0, lt=0.5)]
 
@@ -115,11 +104,11 @@ class Validate(Section):
 class Scratch(Section):
     """Shape of the model made from scratch."""
 
-    vocabulary: Annotated[int, Field(ge=300)]
-    hidden_size: Count
-    layers: Count
+    vocabulary: Annotated[int, Field(ge=300, le=10**6)]
+    hidden_size: Annotated[int, Field(ge=1, le=2**16)]
+    layers: Annotated[int, Field(ge=1, le=1000)]
     heads: Count
-    context: Count
+    context: Held
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "Scratch":
@@ -140,7 +129,7 @@ class Base(Section):
 class Lora(Section):
     """Low-rank adapters; rank 0 trains all weights."""
 
-    rank: Annotated[int, Field(ge=0)]
+    rank: Annotated[int, Field(ge=0, le=2**16)]
     alpha: Positive
     targets: Literal["all-linear"] | list[str]
 
@@ -183,7 +172,7 @@ class Dpo(Training):
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
     nll_weight: NotNegative
     simpo_gamma: float
-    marks: Count
+    marks: Held
     max_new_tokens: Count
 
     @model_validator(mode="after")
@@ -200,8 +189,8 @@ class Ppo(Section):
     critic: Literal["own", "trunk"]
     engine: Literal["slots", "continuous"]
     iterations: Count
-    rollouts: Count
-    responses: Count
+    rollouts: Held
+    responses: Held
     epochs: Count
     minibatches: Count
     max_new_tokens: Count
@@ -227,7 +216,7 @@ class Ppo(Section):
     whiten_rewards: bool
     integration_alpha: Annotated[float, Field(gt=0, le=1)]
     max_update_kl: Positive | None
-    marks: Count
+    marks: Held
 
     @property
     def is_grouped(self) -> bool:
@@ -279,6 +268,10 @@ class LlmJudge(Section):
                 "it must begin with http:// or https:// and have neither user, password nor query: "
                 "a key belongs into the environment (TRUELINE_JUDGE_API_KEY)"
             )
+        try:
+            _ = urlsplit(url).port
+        except ValueError:
+            raise ValueError("it has no such port, or a bracket too many: mend its host and port") from None
         return url
 
 
@@ -288,8 +281,8 @@ class Evaluate(Section):
     prompts: Count | None
     max_new_tokens: Count
     temperature: NotNegative
-    best_of: Count
-    bootstrap: Annotated[int, Field(ge=100)]
+    best_of: Held
+    bootstrap: Annotated[int, Field(ge=100, le=10**6)]
     confidence: Annotated[float, Field(gt=0.5, le=0.9999)]
     llm_judge: LlmJudge | None
 
@@ -345,33 +338,15 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     """Read and check the settings.
 
     Raises:
-        InputError: the file is missing, is not YAML, has an unknown key or a value of the wrong type.
+        InputError: the file is missing, is not valid YAML or is read differently by others, or a setting is wrong.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        settings = read_yaml(path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: run from the project's root, where it lies") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
-    try:
-        settings = parse_yaml(text)
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        row = f" row {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{row} is not valid YAML: mend its indentation, quotes or colons") from None
     if not isinstance(settings, dict):
         raise InputError(f"{path} holds no settings: restore it from git")
     return parse_params(settings, str(path))
-
-
-def parse_yaml(text: str) -> object:
-    """Read YAML 1.2, as DVC does: 1e-4 is a number.
-
-    Raises:
-        YAMLError: of ruamel.yaml; the text is not valid YAML.
-    """
-    content: object = YAML(typ="safe", pure=True).load(text)
-    return content
 
 
 def parse_params(settings: dict[str, object], origin: str = "params") -> Params:
@@ -396,5 +371,5 @@ def _sentence(error: ValidationError) -> str:
     elif first["type"] == "value_error":  # a rule of this file over several keys, which names them and the cure
         said = f"{key}: {first['ctx']['error']}"
     else:
-        said = f"{key} is {first['input']!r}, but {first['msg'][0].lower()}{first['msg'][1:]}: change it"
+        said = f"{key} is {quoted(first['input'])}, but {first['msg'][0].lower()}{first['msg'][1:]}: change it"
     return said + (f" (and {others} more)" if others else "")

@@ -22,6 +22,7 @@ from tasks import STARTED_BY, progress
 from tasks.data.files import STATE, read_json, write_json
 from tasks.errors import InputError, is_company_lost, is_out_of_memory
 from tasks.params import Params, load_params
+from tasks.shown import sentence
 
 if TYPE_CHECKING:
     from psutil import Process
@@ -32,6 +33,13 @@ IS_FIRST = os.environ.get("RANK", "0") == "0"  # of several processes that train
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_TO_STOP = 60
 OUT_OF_MEMORY = "out of memory: lower runtime.tokens_per_pass or runtime.slots in params.yaml, or train adapters (lora)"
+OUT_OF_MEMORY_FOR_DATA = (
+    "out of memory for what it read: give smaller files or fewer rows (limit in params.yaml, prepare), or more memory"
+)
+CURES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "no space left on the disk of {}: free some and run again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "no permission for {}: grant it or run as its owner"),
+}
 COMPANY_LOST = "another of the processes that train together has ended, or cannot be reached: run again to go on"
 FailureKind = Literal["input", "transient", "bug", "interrupted"]
 
@@ -73,21 +81,19 @@ def main(stage: Callable[[Params], None]) -> NoReturn:
 
 def classify(error: BaseException) -> tuple[FailureKind, str]:
     """Tell whose fault an error is, and the sentence that says so."""
-    if isinstance(error, InputError) or is_out_of_memory(error):
-        return "input", OUT_OF_MEMORY if is_out_of_memory(error) else _in_one_line(error)
+    if isinstance(error, InputError):
+        return "input", str(error)
+    if is_out_of_memory(error):  # Python's own comes from data and not from the model, whose memory is torch's
+        return "input", OUT_OF_MEMORY_FOR_DATA if isinstance(error, MemoryError) else OUT_OF_MEMORY
     if isinstance(error, KeyboardInterrupt | SystemExit):
         kept = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
         return "interrupted", f"interrupted{kept}; run again to go on"
     if isinstance(error, ConnectionError | TimeoutError) or is_company_lost(error):
-        lost = f"a connection failed ({_in_one_line(error)}): run again when it is back"
+        lost = f"a connection failed ({sentence(str(error))}): run again when it is back"
         return "transient", COMPANY_LOST if is_company_lost(error) else lost
-    if isinstance(error, OSError):
-        place = error.filename or Path.cwd()
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return "input", f"no space left on the disk of {place}: free some and run again"
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return "input", f"no permission for {place}: grant it or run as its owner"
-    return "bug", f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and (cure := CURES.get(error.errno or 0)):
+        return "input", sentence(cure.format(error.filename or Path.cwd()))
+    return "bug", sentence(f"{type(error).__name__}: {error}")
 
 
 def last_failure() -> Failure | None:
@@ -137,11 +143,6 @@ def _stop(number: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(143)
 
 
-def _in_one_line(error: BaseException) -> str:
-    """A template, a server or DVC may answer in several."""
-    return " ".join(str(error).split("\n"))
-
-
 def _first_of_all(failure: Failure, error: BaseException) -> Failure:
     """Of several processes that train together one fails, and the others for that reason alone: give the one's failure.
 
@@ -165,7 +166,7 @@ def _leave_as_before(failure: Failure) -> str:
     try:
         restore_outputs(failure.stage)
     except Exception as error:  # whatever is wrong with it, the failure itself must be told
-        undone = f"; its earlier outputs are not back ({_in_one_line(error)}): run dvc checkout"
+        undone = f"; its earlier outputs are not back ({sentence(str(error))}): run dvc checkout"
     try:
         write_json(FAILURE_NOTE, failure._replace(message=failure.message + undone)._asdict())
     except OSError as error:  # a full or read-only disk

@@ -271,7 +271,6 @@ def test_a_hub_out_of_reach_is_a_passing_fault(settings, folder, monkeypatch):
     "text",
     [
         "",
-        "{",
         f"revision: {SHA}",
         "hub: some/model\nrevision: main",
         f"hub: model\nrevision: {SHA}",
@@ -281,6 +280,13 @@ def test_a_hub_out_of_reach_is_a_passing_fault(settings, folder, monkeypatch):
 def test_a_pointer_that_pins_nothing_is_refused(folder, text):
     with pytest.raises(InputError, match="full commit hash of 40 hexadecimal digits"):
         read_pointer(pointer(text))
+
+
+@pytest.mark.parametrize("text", ["{", "hub: &a [*a]", f"hub: {'[' * 3000}", "revision: 0o12"])
+def test_a_pointer_that_is_no_yaml_or_bounds_nothing_is_refused(folder, text):
+    with pytest.raises(InputError, match=r"^model\.yaml") as told:
+        read_pointer(pointer(text))
+    assert len(str(told.value)) < 300
 
 
 def test_a_missing_pointer_is_refused(settings, folder):

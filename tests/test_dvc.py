@@ -22,8 +22,8 @@ METHODS = ("dpo", "ppo")
 STAGES = ("prepare", "base", "validate", "sft", "reward", "judge", "trial", "align", "evaluate", "gate")
 # They watch a stage or start it and cannot change what it computes, so a change in them makes no model stale:
 # tasks.registry logs runs and brings back cached files by their hash, tasks.stage turns errors into exit codes,
-# tasks.progress shows how far a stage has come.
-OBSERVERS = ("tasks.registry", "tasks.stage", "tasks.progress")
+# tasks.progress shows how far a stage has come, tasks.shown words messages.
+OBSERVERS = ("tasks.registry", "tasks.stage", "tasks.progress", "tasks.shown")
 QUIET = os.environ | {"DVC_NO_ANALYTICS": "1"}
 # Read by its module beside it, not imported.
 DATA_FILES = {

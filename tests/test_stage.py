@@ -12,13 +12,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from torch import distributed
 
 from tasks import stage as stage_module
 from tasks.errors import InputError
 from tasks.params import Params, load_params
 from tasks.registry import stages
-from tasks.stage import COMPANY_LOST, EXIT_CODES, FAILURE_NOTE, Failure, classify, last_failure, main
+from tasks.stage import (
+    COMPANY_LOST,
+    EXIT_CODES,
+    FAILURE_NOTE,
+    OUT_OF_MEMORY,
+    OUT_OF_MEMORY_FOR_DATA,
+    Failure,
+    classify,
+    last_failure,
+    main,
+)
 
 ROOT = Path(__file__).parents[1]
 # Says that it is at work, and works until it is told to stop.
@@ -128,6 +139,9 @@ def test_a_stage_gets_the_settings_and_ends_with_0(capsys):
         ),
         (RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer"), 75, "transient", COMPANY_LOST),
         (distributed.DistBackendError("NCCL error: remote process exited"), 75, "transient", COMPANY_LOST),
+        (MemoryError(), 2, "input", OUT_OF_MEMORY_FOR_DATA),
+        (torch.OutOfMemoryError("CUDA out of memory"), 2, "input", OUT_OF_MEMORY),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "input", OUT_OF_MEMORY),
         (KeyboardInterrupt(), 130, "interrupted", "interrupted; run again to go on"),
         (SystemExit(143), 143, "interrupted", "interrupted; run again to go on"),
     ],
@@ -310,7 +324,7 @@ def test_a_note_holds_even_text_that_utf8_cannot(monkeypatch):
     # The interpreter's own stderr escapes such text, that of pytest does not.
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace"))
     exit_code(failing(InputError("the column \ud83d is unknown: mend it")))
-    assert last_failure() == Failure("sft", "input", "the column \ud83d is unknown: mend it")
+    assert last_failure() == Failure("sft", "input", r"the column \ud83d is unknown: mend it")
 
 
 def test_outputs_are_restored_for_the_stage_that_failed(monkeypatch):

@@ -11,11 +11,13 @@ from typing import Literal, NamedTuple, cast, get_args
 
 from tasks.data.files import replacing
 from tasks.data.names import as_name, source_asked_for
+from tasks.data.sources import check_file
 from tasks.data.text_files import text_lines
 from tasks.errors import InputError
 
 What = Literal["row", "source", "annotator"]
 SPELLINGS: dict[What, Callable[[str], str]] = {"row": as_name, "source": source_asked_for, "annotator": as_name}
+LONGEST_LINE = 4_096  # characters; a file's name has fewer
 # A name in quotes or as it stands, then perhaps a comment: a # after white space, as a file's name may hold one.
 LINE = re.compile(rf'({"|".join(get_args(What))})\s+(?:("(?:[^"\\]|\\.)*")|([^\s#"].*?))(?:\s+#.*)?')
 
@@ -35,10 +37,14 @@ def read_exclusions(path: Path) -> frozenset[Exclusion]:
             the project.
     """
     named = set()
+    if path.exists():
+        check_file(path)  # a pipe would be waited for, and some devices never end
     try:
         for number, line in enumerate(map(str.strip, text_lines(path)), start=1):
             if not line or line.startswith("#"):
                 continue
+            if len(line) > LONGEST_LINE:
+                raise InputError(f"{path} row {number} has {len(line):,} characters: no name is that long, shorten it")
             try:
                 exclusion = _understood(line)
             except InputError as error:

@@ -4,14 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import Field, ValidationError
-from ruamel.yaml.error import YAMLError
 
 from tasks.data.rows import BadRows, RawRow
-from tasks.data.text_files import text_lines
 from tasks.errors import InputError
-from tasks.params import Section, parse_yaml
-
-LONGEST_POINTER = 2**16  # bytes
+from tasks.section import Section
+from tasks.yaml_files import read_yaml
 
 
 class HubPointer(Section):
@@ -60,12 +57,7 @@ def read_pointer(path: Path) -> HubPointer:
     Raises:
         InputError: it does not name one, or not by the full hash of a commit.
     """
-    if path.stat().st_size > LONGEST_POINTER:
-        raise InputError(f"{path} is too large for a hub pointer: write hub, revision and split, one a line")
-    try:
-        content = parse_yaml("".join(text_lines(path)))
-    except YAMLError:
-        raise InputError(f"{path} is not valid YAML: write hub, revision and split, one a line") from None
+    content = read_yaml(path)
     if content is None:
         raise InputError(f"{path} is empty: write hub, revision and split, one a line")
     try:

@@ -12,7 +12,8 @@ from tasks.learning import ranks
 from tasks.learning.models import device_of
 from tasks.learning.sharding import is_cut, optimiser_of, whole
 from tasks.learning.zero import ZeroOptimiser
-from tasks.params import Params, Schedule
+from tasks.params import Params
+from tasks.section import Schedule
 
 
 def make_accelerator(params: Params) -> Accelerator:

@@ -10,7 +10,7 @@ from tasks.data.files import METRICS, MODELS, VALIDATED, read_json
 from tasks.data.names import name_in_outputs
 from tasks.data.records import TYPES
 from tasks.errors import InputError
-from tasks.params import Params, Source, parse_yaml
+from tasks.params import Params, Source
 from tasks.registry.provenance import code_tags
 from tasks.registry.stages import (
     lock_key,
@@ -20,6 +20,7 @@ from tasks.registry.stages import (
     output_hashes,
     plan,
 )
+from tasks.yaml_files import read_yaml
 
 OPPONENT_FILE = Path("opponent.json")
 SFT_OPPONENT: dict[str, Any] = {"name": "sft", "version": None, "policy": None}
@@ -120,7 +121,7 @@ def _hub_sources(params: Params, prepared: Mapping[str, Any]) -> dict[str, Any]:
     ingredients, pointer = locked_ingredients("base"), Path(params.base.source)
     is_pointer = pointer.suffix in (".yaml", ".yml") and pointer.is_file()
     if is_pointer and ingredients and _md5(pointer) == ingredients.dependencies.get(params.base.source):
-        found[params.base.source] = parse_yaml(pointer.read_text(encoding="utf-8"))
+        found[params.base.source] = read_yaml(pointer)
     for kind in TYPES:
         source: Source = getattr(params.prepare, kind)
         own_name = name_in_outputs(source.source)

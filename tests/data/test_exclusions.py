@@ -1,5 +1,6 @@
 """The file of exclusions is read whole, line by line, and grows without losing what people wrote."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -157,4 +158,18 @@ def test_a_name_that_nothing_has(path: Path, name: str) -> None:
 def test_a_line_that_leads_out_of_the_project_is_named(path: Path) -> None:
     path.write_text("# bought\nsource ../week/a.jsonl\n")
     with pytest.raises(InputError, match=rf"^{path.name} row 2: \.\./week/a\.jsonl lies outside the project: name the"):
+        read_exclusions(path)
+
+
+@pytest.mark.parametrize("place", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_pipe_or_device_is_not_waited_for(path: Path, place) -> None:
+    path.unlink()
+    place(path)
+    with pytest.raises(InputError, match=r"^exclude\.txt is a pipe, socket or device"):
+        read_exclusions(path)
+
+
+def test_a_line_that_no_name_can_be_is_not_looked_through(path: Path) -> None:
+    path.write_text(f"row a\nrow a{' ' * 200_000}b\n")
+    with pytest.raises(InputError, match=r"^exclude\.txt row 2 has 200,006 characters: no name is that long"):
         read_exclusions(path)

@@ -149,7 +149,8 @@ def test_hub_pointer_loads_the_pinned_revision(loaded):
     [
         ("hub: org/name\nsplit: train\n", "revision must be the full commit hash"),
         (POINTER.replace(REVISION, "main"), "revision must be the full commit hash"),
-        (POINTER.replace(REVISION, REVISION[:7]), "revision must be the full commit hash"),
+        (POINTER.replace(REVISION, f"'{REVISION[:7]}'"), "revision must be the full commit hash"),
+        (POINTER.replace(REVISION, REVISION[:7]), "put it in quotes if it is text"),  # an octal number in YAML 1.1
         (f"hub: org/name\nrevision: '{REVISION}'\n", "split is missing"),
         (POINTER + "trust: true\n", "trust is not one of"),
         (POINTER.replace("org/name", "json"), "owner/name"),

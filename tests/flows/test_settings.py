@@ -1,11 +1,16 @@
+import json
 from pathlib import Path
 
 import pytest
 import yaml
+from dvc.utils.serialize import load_yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from flows.settings import Change, configure
 from tasks.errors import InputError
 from tasks.params import load_params
+from tasks.yaml_files import difference, read_yaml
 
 ROOT = Path(__file__).parents[2]
 NAMED = sorted((ROOT / "infra/settings").glob("*.yaml"))
@@ -50,7 +55,7 @@ def test_a_mapping_in_the_place_of_null_stays_in_its_line(params: Path) -> None:
 
     lines = params.read_text().splitlines()
     assert [new for old, new in zip(before, lines, strict=True) if old != new] == [
-        "  llm_judge: {url: http://localhost/v1, model: m, prompts: null}"
+        '  llm_judge: {url: "http://localhost/v1", model: m, prompts: null}'
     ]
     configure(["evaluate.llm_judge=null"])
     assert params.read_text().splitlines() == before
@@ -74,7 +79,7 @@ def test_later_overlays_win_over_a_file(tmp_path: Path) -> None:
         ("sft.epochs=[1", "not valid YAML"),
         ("sft=3", "sft is 3"),
         ("absent.yaml", "absent.yaml does not exist"),
-        ("folder", "cannot be read"),
+        ("folder", "folder is no file"),
         ("words.yaml", "holds no settings"),
     ],
 )
@@ -98,3 +103,93 @@ def test_named_settings_hold_and_keep_every_comment(params: Path, named: Path) -
     written = params.read_text()
     assert [line for line in written.splitlines() if line.lstrip().startswith("#")] == comments
     assert yaml.safe_load(written)["base"]["pad_token"] == "<|endoftext|>"
+
+
+def test_an_address_is_written_as_dvc_reads_it() -> None:
+    configure(['evaluate.llm_judge={url: "http://127.0.0.1:8000/v1", model: m, prompts: 12}'])
+    judge = load_yaml("params.yaml")["evaluate"]["llm_judge"]
+    assert judge == {"url": "http://127.0.0.1:8000/v1", "model": "m", "prompts": 12}
+
+
+@pytest.mark.parametrize(
+    "text", ["yes", "No", "y", "12:30", "2026-01-01", "a: b", "#", "~", "=", "<<", "it's", "Größe", " "]
+)
+def test_text_that_looks_like_something_else_stays_text(text: str) -> None:
+    configure([f"base.pad_token={yaml.safe_dump(text, allow_unicode=True)}"])
+    read = load_params().base.pad_token
+    assert read == text
+    assert load_yaml("params.yaml")["base"]["pad_token"] == text
+    assert yaml.safe_load(Path("params.yaml").read_text())["base"]["pad_token"] == text
+
+
+TEXTS = st.text(max_size=20) | st.from_regex(
+    r"[-+]?[0-9][0-9_.:eoxb-]{0,8}|[yYnNoOtTfF~=<>.][a-zA-Z.]{0,4}", fullmatch=True
+)
+NUMBERS = st.floats(min_value=1e-12, max_value=1e12) | st.integers(min_value=1, max_value=2**53)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(columns=st.dictionaries(TEXTS, TEXTS, max_size=3), number=NUMBERS, words=st.lists(TEXTS, max_size=3))
+def test_all_readers_read_alike_what_is_written(
+    params: Path, columns: dict[str, str], number: float, words: list[str]
+) -> None:
+    """Whatever text and numbers: DVC's reader, ours and PyYAML give back what was asked for, or nothing is written."""
+    wanted = {
+        "prepare": {"prompts": {"columns": columns}},
+        "validate": {"warn": words},
+        "lora": {"alpha": number},
+        "base": {"chat_template": words[0] if words else None},
+    }
+    params.write_bytes((ROOT / "params.yaml").read_bytes())
+    before = params.read_bytes()
+    overlay = params.with_name("overlay.yaml")
+    overlay.write_text(json.dumps(wanted, ensure_ascii=False), encoding="utf-8", errors="backslashreplace")
+    try:
+        configure([str(overlay)])
+    except InputError:
+        assert params.read_bytes() == before
+        return
+    text = params.read_text()
+    load_params()
+    ours = read_yaml(params)
+    for read in (load_yaml(params), yaml.safe_load(text)):
+        assert difference(ours, read) is None
+        assert read["prepare"]["prompts"]["columns"] == columns
+        assert (read["validate"]["warn"], read["lora"]["alpha"]) == (words, number)
+
+
+def test_every_such_text_can_be_written(params: Path) -> None:
+    """The property above would hold, too, where nothing is ever written."""
+    texts = [
+        "",
+        "a b",
+        "a:b",
+        "12",
+        "1e5",
+        "0x1F",
+        "true",
+        "- a",
+        "{a}",
+        "a #b",
+        "\t",
+        "\n",
+        "\x1b",
+        "\u2028",
+        "\U0001f600",
+        "é",
+    ]
+    wanted = {text or "none": text for text in texts}
+    configure([f"prepare.prompts.columns={json.dumps(wanted, ensure_ascii=False)}"])
+    assert load_yaml(params)["prepare"]["prompts"]["columns"] == wanted
+
+
+@pytest.mark.parametrize("key", [".".join("a" * 3000), "seed.", ".seed", "a" * 5000])
+def test_a_key_that_no_setting_has(key: str) -> None:
+    with pytest.raises(InputError) as refused:
+        configure([f"{key}=1"])
+    assert len(str(refused.value)) < 4100
+
+
+def test_a_value_longer_than_any_file_name() -> None:
+    configure([f"runtime.launcher=env {'A' * 400} python -m"])
+    assert len(load_params().runtime.launcher) > 400

@@ -1,0 +1,116 @@
+"""What a message quotes is made fit to be shown: one line, bounded, harmless to a terminal, without secrets."""
+
+import base64
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from tasks.errors import InputError
+from tasks.shown import LONGEST_SENTENCE, LONGEST_VALUE, clean_logs, quoted, sentence, without_secrets
+from tasks.stage import classify
+
+
+def test_a_sentence_that_quotes_five_megabytes_keeps_its_beginning_and_its_cure() -> None:
+    said = str(InputError(f"raw.csv row 3 holds {'x' * 5_000_000}: mend it"))
+    assert len(said) < LONGEST_SENTENCE + 50
+    assert said.startswith("raw.csv row 3 holds xxx")
+    assert said.endswith("xxx: mend it")
+
+
+def test_a_bug_is_noted_within_bounds() -> None:
+    kind, said = classify(ValueError("x" * 5_000_000))
+    assert kind == "bug"
+    assert len(said) < LONGEST_SENTENCE + 50
+
+
+def test_a_terminal_has_nothing_to_act_on() -> None:
+    assert str(InputError("a\x1b[31mred\x07\r\u202eb\x9b\x00: mend it")) == (
+        r"a\x1b[31mred\x07\r\u202eb\x9b\x00: mend it"
+    )
+    assert str(InputError("first\nsecond: Größe 😀")) == "first second: Größe 😀"
+
+
+@pytest.mark.parametrize(
+    "value", ["x" * 10**6, ["y"] * 10**6, {"a": {"b": ["z" * 10**6] * 9}}, 10**4000, b"\0" * 10**6]
+)
+def test_a_value_is_quoted_within_bounds(value: object) -> None:
+    assert len(quoted(value)) < 5 * LONGEST_VALUE  # every character of it may be an escape
+
+
+def test_a_short_value_is_quoted_as_python_writes_it() -> None:
+    assert [quoted(value) for value in ("three", 2.0, True, None, [1, "a"])] == [
+        "'three'",
+        "2.0",
+        "True",
+        "None",
+        "[1, 'a']",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:hush@host:5000/a is away", "http://host:5000/a is away"),
+        ("'postgresql://me:hu@sh@host/db'", "'postgresql://host/db'"),
+        ("http://hushhush@host", "http://host"),
+        ("https://host/a?sig=hush&b=1#here, or", "https://host/a?…#here, or"),
+        ("postgresql://host/db?user=me&password=hush: mend it", "postgresql://host/db?…: mend it"),
+        ("{'Authorization': 'Basic aHVzaA=='}", "{'Authorization': '…'}"),
+        ("host=h password=hush user=me", "host=h password=… user=me"),
+        ("http://host/a/b@c mail me@host", "http://host/a/b@c mail me@host"),
+    ],
+)
+def test_an_address_shows_no_secret(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown
+    assert sentence(text) == shown
+
+
+def test_no_secret_of_the_environment_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUELINE_JUDGE_API_KEY", "sk-very-secret")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:hush%2Fha/sh@host/db")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "parallel")  # a variable whose name only looks like a secret's
+    basic = base64.b64encode(b"me:hush/ha/sh").decode()
+    assert without_secrets(f"sk-very-secret {basic} hush/ha/sh parallel") == "… … … parallel"
+    assert without_secrets("could not parse postgresql://me:hush%2Fha/sh@host/db") == (
+        "could not parse postgresql://host/db"
+    )
+
+
+LOGS = """
+import logging, sys
+from tasks.shown import clean_logs
+clean_logs()
+clean_logs()
+logging.basicConfig(level="INFO", format="%(message)s")
+logger = logging.getLogger("some.library")
+logger.info("asks %s", "http://me:hush@host")
+logger.info("nothing to hide in %d%%", 7)
+logger.info("wrong %d", "text")
+try:
+    raise ConnectionError("http://me:hush@host is away")
+except ConnectionError:
+    logger.exception("it failed")
+raise ValueError("http://me:hush@host ends all")
+"""
+
+
+def test_neither_logs_nor_the_last_traceback_show_a_secret() -> None:
+    done = subprocess.run([sys.executable, "-c", LOGS], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "hush" not in done.stdout + done.stderr
+    for said in ("asks http://host\n", "nothing to hide in 7%\n", "ConnectionError: http://host is away\n"):
+        assert said in done.stderr
+    assert done.stderr.endswith("ValueError: http://host ends all\n")
+
+
+def test_logs_are_cleaned_in_this_process_too() -> None:
+    before = logging.getLogRecordFactory(), sys.excepthook
+    try:
+        clean_logs()
+        record = logging.getLogger("a").makeRecord("a", 20, "f", 1, "at %s", ("http://me:hush@host",), None)
+        assert record.getMessage() == "at http://host"
+    finally:
+        logging.setLogRecordFactory(before[0])
+        sys.excepthook = before[1]
