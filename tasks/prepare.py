@@ -8,25 +8,24 @@ import heapq
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, TypeVar, get_args
 
-import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from tasks.data.columns import Tally
-from tasks.data.exclusions import Exclusion, read_exclusions
+from tasks.data.exclusions import Exclusion, What, read_exclusions
 from tasks.data.files import KEEP_SURROGATES, METRICS, PREPARED, replacing, write_json
-from tasks.data.lines import Spool
+from tasks.data.lines import alike
 from tasks.data.names import stands_for
 from tasks.data.records import TAGS, TYPES, Kind, Record, Split, write_records
 from tasks.data.rows import BadRows, RawRow
 from tasks.data.shapes import ShapedRow, shape_rows
 from tasks.data.sources import files_of, identity, read_rows
 from tasks.data.splits import content_id, prompts_needed, split_of
+from tasks.data.votes import gathered, ids_of, share_of
 from tasks.errors import InputError, quoted
 from tasks.params import EXAMPLE, Params, Prepare, Source
 from tasks.params import Split as Shares
@@ -35,7 +34,8 @@ from tasks.stage import main
 logger = logging.getLogger(__name__)
 
 HASH_BYTES = 16
-LEFT_OUT = "left_out.jsonl"  # the places of rows that say themselves that they are not to be used
+LEFT_OUT = "left_out.jsonl"  # the places of rows that say themselves that they are not to be used, or are ties
+TIE = "tie"
 Item = TypeVar("Item")
 
 
@@ -97,8 +97,7 @@ def _prepare_kind(
     rows = tqdm(_rows(kind, files, settings, params.seed, tally), desc=f"prepare {kind}", unit=" rows", disable=None)
     aside: Counter[str] = Counter()  # rows by the reason to leave them out
     shaped = _set_aside(_counted(rows, read, lambda row: row.source), kind, excluded, aside, left_out)
-    distinct = distinct_prompts(shaped) if kind == "prompts" else shaped
-    left = _decided(_without(distinct, kind, excluded, counts), counts)
+    left = _decided(_left(shaped, kind, excluded, counts), counts, aside, left_out)
     kept = left if source.limit is None else choose(left, source.limit)
     records = _records(_counted(kept, counts, lambda _: "rows_kept"), kind, settings.split)
     write_records(folder, kind, _counted(records, counts, lambda record: record.split))
@@ -109,7 +108,11 @@ def _prepare_kind(
         "rows_read": read.total(),
         "excluded": counts["excluded"],
         "left_out": dict(sorted(aside.items())),
-        **{name: counts[name] for name in ("tied",) if counts[name]},
+        **(
+            {"votes": {name: counts[name] for name in ("pairs", "merged", "counted", "chosen")}}
+            if counts["pairs"]
+            else {}
+        ),
         "rows_kept": counts["rows_kept"],
         "records": sum(splits.values()),
         **splits,
@@ -160,7 +163,7 @@ def _tell(kind: Kind, source: Source, tally: Tally, aside: Counter[str]) -> None
     if aside:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(aside.items()))
         logger.warning(
-            "%s: %d rows left out by what they say about themselves (%s): see %s",
+            "%s: %d rows left out by what they say (%s): see %s",
             kind,
             aside.total(),
             reasons,
@@ -182,36 +185,43 @@ def _place(shaped: ShapedRow) -> tuple[str, int]:
 
 
 def distinct_prompts(rows: Iterable[ShapedRow]) -> Iterator[ShapedRow]:
-    """Give each prompt once, as it first appears, with the distinct references of all its rows.
-
-    All rows lie in a file without a name meanwhile.
-    """
-    keys = bytearray()
-    with Spool() as spool:
-        for source, row, entries, tag, *_ in rows:
-            for entry in entries:
-                keys += hashlib.blake2b(json.dumps(entry["prompt"]).encode(), digest_size=HASH_BYTES).digest()
-                spool.add({"source": source, "row": row, "tag": tag, **entry})
-        for numbers in _alike(np.frombuffer(keys, f"S{HASH_BYTES}")):
-            first, *others = (spool[number] for number in numbers)
-            references = dict.fromkeys(text for each in (first, *others) for text in each["references"])
-            entry = {"prompt": first["prompt"], "references": list(references)}
-            yield ShapedRow(first["source"], first["row"], [entry], first["tag"])
+    """Give each prompt once, as it first appears, with the distinct references of all its rows."""
+    for group in alike(_prompts_by_key(rows)):
+        first = next(group)
+        references = dict.fromkeys(text for each in chain([first], group) for text in each["references"])
+        entry = {"prompt": first["prompt"], "references": list(references)}
+        yield ShapedRow(first["source"], first["row"], [entry], first["tag"])
 
 
-def _alike(keys: npt.NDArray[np.bytes_]) -> Iterator[list[int]]:
-    """Group the places of equal keys, in the order of their first places."""
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    firsts = first[inverse]
-    for _, places in groupby(np.argsort(firsts, kind="stable").tolist(), key=firsts.__getitem__):
-        yield list(places)
+def _prompts_by_key(rows: Iterable[ShapedRow]) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    for shaped in rows:
+        origin = {"source": shaped.source, "row": shaped.row, "tag": shaped.tag}
+        for entry in shaped.entries:
+            key = hashlib.blake2b(json.dumps(entry["prompt"]).encode(), digest_size=HASH_BYTES).digest()
+            yield key, {**origin, **entry}
+
+
+def _left(
+    rows: Iterable[ShapedRow], kind: Kind, excluded: dict[Exclusion, int], counts: Counter[str]
+) -> Iterator[ShapedRow]:
+    """Leave out what is excluded before `limit` chooses, as if no source held it, and give each pair or prompt once."""
+    if kind == "demonstrations":
+        return _without(rows, kind, excluded, counts)
+    if kind == "prompts":
+        return _without(distinct_prompts(rows), kind, excluded, counts)
+    # The votes of an annotator who is left out do not count; a row is left out with all votes on its pair.
+    voted = gathered(_without(rows, kind, excluded, counts, by=("annotator",)))
+    return _without(voted, kind, excluded, counts, by=("row",))
 
 
 def _without(
-    rows: Iterable[ShapedRow], kind: Kind, excluded: dict[Exclusion, int], counts: Counter[str]
+    rows: Iterable[ShapedRow],
+    kind: Kind,
+    excluded: dict[Exclusion, int],
+    counts: Counter[str],
+    by: Sequence[What] = ("row", "annotator"),
 ) -> Iterator[ShapedRow]:
-    """Leave out what is excluded before `limit` chooses: as if no source held it."""
-    if not excluded:  # and spare a hash a row
+    if not any(each.what in by for each in excluded):  # and spare a hash a row
         yield from rows
         return
     for shaped in rows:
@@ -220,8 +230,8 @@ def _without(
             why = _exclusions(shaped, entry, kind, excluded)
             for each in why:
                 excluded[each] += 1
-            if why:
-                counts["excluded"] += 1
+            if any(what in by for what, _ in why):
+                counts["excluded"] += len(shaped.votes or [shaped])
             else:
                 left.append(entry)
         if left:
@@ -234,16 +244,29 @@ def _exclusions(
     """Find what excludes an entry of a row."""
     if not excluded:  # and spare a hash
         return set()
-    return excluded.keys() & {("row", content_id([kind, entry])), (TAGS[kind], shaped.tag)}
+    ids = ids_of(shaped) if kind == "preferences" else {content_id([kind, entry])}
+    return excluded.keys() & {*(("row", each) for each in ids), (TAGS[kind], shaped.tag)}
 
 
-def _decided(rows: Iterable[ShapedRow], counts: Counter[str]) -> Iterator[ShapedRow]:
-    """Leave out, and count, the pairs of which neither answer was preferred."""
+def _decided(
+    rows: Iterable[ShapedRow], counts: Counter[str], aside: Counter[str], left_out: IO[str]
+) -> Iterator[ShapedRow]:
+    """Leave out the pairs of which neither answer was preferred, write down which, and count the votes on others."""
     for shaped in rows:
+        votes = shaped.votes or []
         if shaped.tied:
-            counts["tied"] += 1
-        else:
-            yield shaped
+            aside[TIE] += len(votes) or 1
+            place = {"file": "preferences.jsonl", "source": shaped.source, "row": shaped.row, "reason": TIE}
+            said = "neither answer has most votes" if votes else "its label prefers neither answer"
+            line = {**place, "said": said, **({"votes": votes} if votes else {})}
+            left_out.write(json.dumps(line, ensure_ascii=False) + "\n")
+            continue
+        if votes:
+            counts["pairs"] += 1
+            counts["merged"] += len(votes) - 1
+            counts["counted"] += sum(vote["counted"] for vote in votes)
+            counts["chosen"] += sum(vote["counted"] and vote["choice"] == "chosen" for vote in votes)
+        yield shaped
 
 
 def _sources(settings: Prepare) -> dict[Kind, Source]:
@@ -276,10 +299,11 @@ def _identity(source: Source) -> dict[str, str]:
 
 
 def _records(rows: Iterable[ShapedRow], kind: Kind, shares: Shares) -> Iterator[Record]:
-    for source, row, entries, tag, *_ in rows:
-        for entry in entries:
-            split, fields = split_of(entry["prompt"], shares), entry | {TAGS[kind]: tag}
-            yield TYPES[kind](id=content_id([kind, entry]), split=split, source=source, row=row, **fields)
+    for shaped in rows:
+        voted = {"share": share_of(shaped.votes), "votes": shaped.votes} if shaped.votes else {}
+        for entry in shaped.entries:
+            split, fields = split_of(entry["prompt"], shares), entry | {TAGS[kind]: shaped.tag} | voted
+            yield TYPES[kind](id=content_id([kind, entry]), split=split, source=shaped.source, row=shaped.row, **fields)
 
 
 def _counted(items: Iterable[Item], counts: Counter[str], name: Callable[[Item], str]) -> Iterator[Item]:

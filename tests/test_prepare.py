@@ -99,8 +99,8 @@ def test_ties_are_left_out_and_counted():
     records = records_of(PREPARED, "preferences")
     assert {record.chosen == "no" for record in records} == {True, False}
     assert [record.row for record in records] == [n + 1 for n in range(60) if n % 3]
-    assert [metrics()["preferences"][name] for name in ("rows_read", "tied", "rows_kept")] == [60, 20, 40]
-    assert "tied" not in metrics()["demonstrations"]
+    assert [metrics()["preferences"][name] for name in ("rows_read", "rows_kept")] == [60, 40]
+    assert [metrics()[kind]["left_out"] for kind in ("preferences", "demonstrations")] == [{"tie": 20}, {}]
 
 
 def test_turns_of_one_conversation_share_a_split():

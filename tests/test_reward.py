@@ -3,7 +3,7 @@
 import math
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from tasks import progress
 from tasks.data.encoded import encoded_demonstrations, encoded_preferences
 from tasks.data.files import MODELS, VALIDATED, read_json
-from tasks.data.records import Message, write_records
+from tasks.data.records import Message, Preference, Vote, write_records
 from tasks.data.tokens import load_tokenizer
 from tasks.errors import InputError
 from tasks.learning.batches import collate, pair_batches, row_batches
-from tasks.learning.calibration import reward_figures
+from tasks.learning.calibration import ScoredPair, reward_figures
 from tasks.learning.models import load_reward, new_reward_model, normalise_scores
 from tasks.learning.readings import completion_scores
-from tasks.learning.scoring import held_out_loss, scored_pairs
+from tasks.learning.scoring import accuracies, held_out_loss, judgements, scored_pairs
 from tasks.params import Params
 from tasks.reward import reward
 from tests.conftest import MODEL_FILES, MakeParams, NotedRun, file_names, moved_weights, records_of
@@ -116,6 +116,27 @@ def test_accuracy_is_told_by_source_and_annotator(make_params: MakeParams):
 
     assert told("accuracy_by_source") == [("data/my pairs (v2).jsonl", 0.0, 3), ("org/name", 1.0, 1)]
     assert told("accuracy_by_annotator") == [("ada", 0.5, 2)]
+
+
+def test_an_annotator_is_measured_on_own_votes():
+    def vote(annotator: str, choice: Literal["chosen", "rejected", "tie"], counted: bool = True) -> Vote:
+        return Vote(annotator=annotator, choice=choice, counted=counted, id="", source="", row=1)
+
+    votes = [vote("ada", "chosen"), vote("bob", "rejected"), vote("cy", "tie"), vote("dee", "chosen", counted=False)]
+    asked = Message(role="user", content="Where is it?")
+    said = Message(role="assistant", content="Here.")
+    pair = Preference("1", "test", "p", 1, [asked], "yes", "no", None, 0.5, votes)
+    write_records(
+        VALIDATED,
+        "preferences",
+        [pair, pair._replace(annotator="bob", share=None, votes=None, prompt=[asked, said, asked])],
+    )
+    judged = judgements("test")
+    assert [each.choices for each in judged] == [[("ada", True), ("bob", False)], [("bob", True)]]
+    assert judged[0].conversation == judged[1].conversation
+    found = accuracies([ScoredPair(1.0, 0.0, 1, 1), ScoredPair(1.0, 0.0, 1, 1)], judged)["accuracy_by_annotator"]
+    # The model follows most votes: ada is right, bob in one of two.
+    assert {name: (each["value"], each["pairs"]) for name, each in found.items()} == {"ada": (1.0, 1), "bob": (0.5, 2)}
 
 
 def test_pairs_are_scored_in_their_order_whatever_the_passes(params: Params):

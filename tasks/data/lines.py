@@ -3,11 +3,13 @@
 import json
 import tempfile
 from array import array
-from collections.abc import Iterator, Mapping
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate, groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import numpy as np
 
 from tasks.data.files import STATE, parse_row, read_jsonl, require_file
 from tasks.data.lazy import LazySequence
@@ -62,3 +64,23 @@ class Spool:
         self._file.seek(self._starts[number])
         row: dict[str, Any] = json.loads(self._file.readline())
         return row
+
+
+def alike(rows: Iterable[tuple[bytes, Mapping[str, Any]]]) -> Iterator[Iterator[dict[str, Any]]]:
+    """Give the rows of one key together, in the order of each key's first row.
+
+    All rows lie in a file without a name meanwhile. Each group is to be read before the next is asked for.
+
+    Args:
+        rows: each with its key, all of one length.
+    """
+    keys, length = bytearray(), 1
+    with Spool() as spool:
+        for key, row in rows:
+            keys += key
+            length = len(key)
+            spool.add(row)
+        _, first, inverse = np.unique(np.frombuffer(keys, f"S{length}"), return_index=True, return_inverse=True)
+        firsts = first[inverse]
+        for _, places in groupby(np.argsort(firsts, kind="stable").tolist(), key=firsts.__getitem__):
+            yield (spool[place] for place in places)

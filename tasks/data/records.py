@@ -3,9 +3,10 @@
 A record is a NamedTuple in memory and one JSON object a line on disk, with the field names below as keys.
 """
 
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from tasks.data.files import damaged_row, read_jsonl, write_jsonl
 
@@ -32,8 +33,19 @@ class Demonstration(NamedTuple):
     annotator: str | None = None  # who wrote the answer, where the source names somebody; no part of the content
 
 
+class Vote(TypedDict):
+    """What one row says of a pair that several annotators have judged."""
+
+    annotator: str
+    choice: Literal["chosen", "rejected", "tie"]
+    counted: bool  # each annotator has one vote: not said before, and not taken back by another
+    id: str  # that the row alone would have
+    source: str
+    row: int
+
+
 class Preference(NamedTuple):
-    """A prompt and two answers, of which an annotator chose one."""
+    """A prompt and two answers, of which an annotator, or most of several, chose one."""
 
     id: str
     split: Split
@@ -42,7 +54,9 @@ class Preference(NamedTuple):
     prompt: list[Message]
     chosen: str
     rejected: str
-    annotator: str | None = None  # who chose
+    annotator: str | None = None  # who chose; None where several have voted
+    share: float | None = None  # of the counted votes that are for the chosen answer; None where one row is all
+    votes: list[Vote] | None = None  # of all rows of the pair
 
 
 class Prompt(NamedTuple):
@@ -65,6 +79,8 @@ TYPES: dict[Kind, type[Demonstration] | type[Preference] | type[Prompt]] = {
 }
 # The field of whatever the source says about a row beside its content.
 TAGS: dict[Kind, str] = {"demonstrations": "annotator", "preferences": "annotator", "prompts": "category"}
+# Fields of the pairs alone that several annotators have voted on.
+VOTED = ("share", "votes")
 # The fields with answers to the prompt.
 ANSWERS: dict[Kind, tuple[str, ...]] = {
     "demonstrations": ("response",),
@@ -75,7 +91,20 @@ ANSWERS: dict[Kind, tuple[str, ...]] = {
 
 def write_records(folder: Path, kind: Kind, records: Iterable[Record]) -> None:
     """Write the records of one kind to `folder`/`kind`.jsonl."""
-    write_jsonl(folder / f"{kind}.jsonl", (record._asdict() for record in records))
+    write_jsonl(folder / f"{kind}.jsonl", map(as_row, records))
+
+
+def as_row(record: Record) -> dict[str, Any]:
+    """Give the fields of a record as its line has them: without those of a vote where there was none."""
+    return {name: value for name, value in record._asdict().items() if value is not None or name not in VOTED}
+
+
+def tidy(text: str) -> str:
+    """The text without what no reader sees: Unicode composition, and white space at its ends.
+
+    White space inside and capitals stay: indentation, lists and shouting are things that annotators judge.
+    """
+    return unicodedata.normalize("NFC", text).strip()
 
 
 def read_records(folder: Path, kind: Kind, split: Split | None = None) -> Iterator[Record]:
@@ -85,8 +114,9 @@ def read_records(folder: Path, kind: Kind, split: Split | None = None) -> Iterat
         InputError: the file is missing, or a row is damaged.
     """
     path, fields = folder / f"{kind}.jsonl", set(TYPES[kind]._fields)
+    shapes = (fields, fields.difference(VOTED))
     for number, row in enumerate(read_jsonl(path), start=1):
-        if row.keys() != fields:
+        if row.keys() not in shapes:
             raise damaged_row(path, number)
         if split is None or row["split"] == split:
             yield TYPES[kind](**row)

@@ -12,7 +12,7 @@ from tasks.data.conversations import Turn, answered_turns, as_answer, as_pair, a
 from tasks.data.labels import LABEL_COLUMNS, compared
 from tasks.data.messages import ShapeError, as_messages, as_text, context_only, listed
 from tasks.data.names import WHOLE_NUMBER, as_name
-from tasks.data.records import TAGS, Kind, Message
+from tasks.data.records import TAGS, Kind, Message, Vote
 from tasks.data.rows import BadRows, RawRow
 from tasks.data.statements import STATEMENTS, Left, is_bad, is_read, reason_to_leave_out
 from tasks.errors import InputError, quoted
@@ -42,6 +42,7 @@ class ShapedRow(NamedTuple):
     tag: str | None = None  # of all its entries: their annotator, or category
     tied: bool = False  # the annotator preferred neither answer; chosen and rejected stand as the row has the two
     left: Left | None = None  # why it is left out, by what it says about itself
+    votes: list[Vote] | None = None  # of the rows that it stands for (votes.py)
 
 
 def shape_rows(

@@ -27,11 +27,17 @@ def split_of(prompt: list[Message], shares: Shares) -> Split:
 
     Prompts that differ in case or white space only go together.
     """
-    root = [[message["role"], " ".join(message["content"].casefold().split())] for message in prompt_root(prompt)]
-    position = int(content_id(root), 16) / 16**16
+    position = int(root_id(prompt), 16) / 16**16
     if position < shares.test:
         return "test"
     return "validation" if position < shares.test + shares.validation else "train"
+
+
+def root_id(prompt: list[Message]) -> str:
+    """Name the conversation that a prompt is of, whatever the case and white space of its root."""
+    return content_id(
+        [[message["role"], " ".join(message["content"].casefold().split())] for message in prompt_root(prompt)]
+    )
 
 
 def content_id(content: object) -> str:

@@ -2,8 +2,10 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 CALIBRATION_BINS = 10
@@ -17,6 +19,12 @@ class ScoredPair(NamedTuple):
     rejected_score: float
     chosen_length: int
     rejected_length: int
+    prompt: str | None = None  # that pairs may share, so that one is right where another is; None: its own
+
+    @property
+    def swapped(self) -> "ScoredPair":
+        """The same pair for whoever chose the other answer."""
+        return ScoredPair(self.rejected_score, self.chosen_score, self.rejected_length, self.chosen_length, self.prompt)
 
     @property
     def margin(self) -> float:
@@ -34,7 +42,7 @@ class ScoredPair(NamedTuple):
         return self.chosen_length - self.rejected_length
 
 
-def wilson_interval(successes: float, count: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def wilson_interval(successes: float, count: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Interval of a proportion, inside [0, 1] even for few trials (Wilson 1927, equation 4)."""
     z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
     share, spread = successes / count, z * z / count
@@ -62,18 +70,35 @@ def reward_figures(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     }
 
 
-def accuracy_by(pairs: Sequence[ScoredPair], names: Sequence[str | None]) -> dict[str, dict[str, Any]]:
-    """Accuracy in each group of pairs, with an interval that holds for it alone, in the order of the groups' names.
-
-    Args:
-        pairs: all of them.
-        names: of the group of each pair; one of None is in no group.
-    """
-    groups: dict[str, list[ScoredPair]] = {}
-    for pair, name in zip(pairs, names, strict=True):
-        if name is not None:
-            groups.setdefault(name, []).append(pair)
+def accuracy_by(groups: Mapping[str, Sequence[ScoredPair]]) -> dict[str, dict[str, Any]]:
+    """Accuracy in each group of pairs, with an interval that holds for it alone, in the order of the groups' names."""
     return {name: _accuracy_and_interval(group) for name, group in sorted(groups.items())}
+
+
+def effective_count(pairs: Sequence[ScoredPair], confidence: float = CONFIDENCE) -> float:
+    """How many independent pairs would tell as much: the count of pairs where no two share a prompt, else fewer.
+
+    The count is divided by the design effect, the variance of the accuracy with pairs of one prompt kept together over
+    that without, and by the square of what Student's t quantiles add for few prompts (Korn and Graubard 1998, section
+    2). A Wilson interval of so many trials then holds, as Franco et al. 2019 found of the choices for surveys. One
+    prompt more whose pairs are all right and one whose are all wrong, of the mean size, keep the design effect from
+    being taken too low near 0 and 1, as two successes and two failures do for one proportion (Agresti and Coull 1998).
+    """
+    by_prompt: dict[object, list[float]] = {}
+    for number, pair in enumerate(pairs):
+        by_prompt.setdefault(number if pair.prompt is None else pair.prompt, []).append(pair.correct)
+    count, prompts = len(pairs), len(by_prompt)
+    if prompts == count:
+        return count
+    size, added = count / prompts, prompts + 2
+    share = (sum(pair.correct for pair in pairs) + size) / (count + 2 * size)
+    alone = sum((pair.correct - share) ** 2 for pair in pairs) + size * ((1 - share) ** 2 + share**2)
+    together = sum(sum(value - share for value in values) ** 2 for values in by_prompt.values())
+    together += size**2 * ((1 - share) ** 2 + share**2)
+    total = count + 2 * size
+    design_effect = max(1.0, (added / (added - 1) * together) / (total / (total - 1) * alone))
+    few = [stdtrit(degrees, (1 + confidence) / 2) for degrees in (count - 1, max(1, prompts - 1))]
+    return float(count / design_effect * (few[0] / few[1]) ** 2)
 
 
 def histogram(margins: Sequence[float], bins: int = MARGIN_BINS) -> dict[str, Any]:
@@ -112,7 +137,8 @@ def _accuracy(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
 
 
 def _accuracy_and_interval(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
-    low, high = wilson_interval(sum(pair.correct for pair in pairs), len(pairs))
+    count = effective_count(pairs)
+    low, high = wilson_interval(sum(pair.correct for pair in pairs) * (count / len(pairs)), count)
     return {**_accuracy(pairs), "low": low, "high": high}
 
 

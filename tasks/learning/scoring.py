@@ -1,8 +1,9 @@
 """Reward models: learned from pairs, measured on others, and put on a standard scale."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from tasks.data.encoded import EncodedRows, encoded_demonstrations, encoded_preferences
 from tasks.data.files import MODELS, VALIDATED
 from tasks.data.origin import Origin, content_origin
-from tasks.data.records import Split, read_records
+from tasks.data.records import Preference, Record, Split, read_records
+from tasks.data.splits import root_id
 from tasks.data.tokens import EncodedPair, load_tokenizer
 from tasks.learning.batches import Batch, collate_pairs, micro_batches, pair_batches, row_batches
 from tasks.learning.calibration import ScoredPair, accuracy_by, reward_figures
@@ -27,8 +29,14 @@ from tasks.progress import along
 SFT = MODELS / "sft"
 DEMONSTRATIONS, PREFERENCES = VALIDATED / "demonstrations.jsonl", VALIDATED / "preferences.jsonl"
 INPUTS = [PREFERENCES, DEMONSTRATIONS]
-# Fields that say where a pair comes from: what the model knows of some it may not know of others.
-PROVENANCE = ("source", "annotator")
+
+
+class Judged(NamedTuple):
+    """Where a pair comes from: what the model knows of some it may not know of others."""
+
+    conversation: str  # whose pairs are not independent
+    source: str
+    choices: list[tuple[str, bool]]  # who chose, and whether it was the answer that the record has as chosen
 
 
 def fit_reward_model(
@@ -65,7 +73,7 @@ def fit_reward_model(
 
     pairs = pairs_of(learned_from)
     held_out, test = pair_batches(pairs_of(watched), tokens, device), pairs_of("test")
-    names_by_field = provenance("test")
+    judged = judgements("test")
     demonstrations = encoded_demonstrations(VALIDATED, "validation", tokenizer, context)
     answers = require_rows(demonstrations, DEMONSTRATIONS, "validation")
     origin = origin or content_origin(stage, params, [*INPUTS, SFT])
@@ -76,7 +84,8 @@ def fit_reward_model(
         train(fit, model, pairs, settings)
         model = merged(assembled(model))
         after = held_out_loss(model, held_out, settings, f"{stage}: held-out pairs after")
-        scored = scored_pairs(model, test, tokens, f"{stage}: test pairs")  # raw scores: their margins are the log-odds
+        raw = scored_pairs(model, test, tokens, f"{stage}: test pairs")  # raw scores: their margins are the log-odds
+        scored = [pair._replace(prompt=each.conversation) for pair, each in zip(raw, judged, strict=True)]
         fit.check({"held-out loss": after, "held-out margin": statistics.fmean(pair.margin for pair in scored)})
         normalisation = standardise(model, row_batches(answers, tokens, device))
         metrics = {
@@ -85,7 +94,7 @@ def fit_reward_model(
             **fit.summary(),
             watched: {"loss": {"before": before, "after": after}},
             **reward_figures(scored),
-            **{f"accuracy_by_{field}": accuracy_by(scored, names) for field, names in names_by_field.items()},
+            **accuracies(scored, judged),
             "normalisation": normalisation,
         }
         publish(stage, model, tokenizer, metrics=metrics, curve=fit.curve, run=run)
@@ -153,13 +162,31 @@ def scored_pairs(model: nn.Module, pairs: EncodedRows[EncodedPair], tokens: int,
     return [scored[index] for index in range(len(pairs))]
 
 
-def provenance(split: Split) -> Mapping[str, Sequence[str | None]]:
-    """Give the fields PROVENANCE of every pair of a split, each in the order of the pairs."""
-    found: dict[str, list[str | None]] = {field: [] for field in PROVENANCE}
-    for record in read_records(VALIDATED, "preferences", split):
-        for field, names in found.items():
-            names.append(getattr(record, field))
-    return found
+def judgements(split: Split) -> list[Judged]:
+    """Say of every pair of a split where it comes from and who chose which answer, in the order of the pairs."""
+    return [_judged(record) for record in read_records(VALIDATED, "preferences", split)]
+
+
+def _judged(record: Record) -> Judged:
+    assert isinstance(record, Preference)
+    alone = [] if record.annotator is None else [(record.annotator, True)]
+    voted = [
+        (vote["annotator"], vote["choice"] == "chosen")
+        for vote in record.votes or []
+        if vote["counted"] and vote["choice"] != "tie"
+    ]
+    return Judged(root_id(record.prompt), record.source, alone + voted)
+
+
+def accuracies(scored: Sequence[ScoredPair], judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
+    """Accuracy by source, and by annotator on that annotator's own votes, whatever most others chose."""
+    by_source: dict[str, list[ScoredPair]] = {}
+    by_annotator: dict[str, list[ScoredPair]] = {}
+    for pair, origin in zip(scored, judged, strict=True):
+        by_source.setdefault(origin.source, []).append(pair)
+        for annotator, agrees in origin.choices:
+            by_annotator.setdefault(annotator, []).append(pair if agrees else pair.swapped)
+    return {"accuracy_by_source": accuracy_by(by_source), "accuracy_by_annotator": accuracy_by(by_annotator)}
 
 
 @torch.no_grad()

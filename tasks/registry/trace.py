@@ -142,8 +142,14 @@ def _count(data: Path, kinds: Iterable[Kind], field: str, name: str | None) -> R
 def _has(row: Mapping[str, Any], field: str, name: str | None) -> bool:
     """Tell whether a row has a name in a field; data from before the field was thought of have none there.
 
-    Data from before names had today's spelling have another.
+    Data from before names had today's spelling have another. Of a pair that several annotators judged, every vote has
+    an annotator, an id and a source.
     """
+    votes = row.get("votes") or ()
+    if votes and name is None:
+        return False
+    if any(_has(vote, field, name) for vote in votes):
+        return True
     value = row.get(field)
     if field == "annotator" and value is not None and name is not None:
         return as_name(value) == name

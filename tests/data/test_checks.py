@@ -10,9 +10,9 @@ from tasks.data.checks import contamination
 from tasks.data.checks.contamination import COMMON, Question, Study, find_contamination
 from tasks.data.checks.overlap import HASH_BYTES, Keys, contradictions, copies, key_of, shared_prompts
 from tasks.data.checks.patterns import encoding_damage, personal_data
-from tasks.data.checks.schema import SPLITS, Row, inspect, texts, tidy
+from tasks.data.checks.schema import SPLITS, Row, inspect, texts
 from tasks.data.checks.suites import data_context, judge
-from tasks.data.records import Demonstration, Kind, Message, Preference, Prompt
+from tasks.data.records import Demonstration, Kind, Message, Preference, Prompt, tidy
 
 
 def pair(number: int, prompt: str, chosen: str, rejected: str, split: str = "train") -> Row:

@@ -15,6 +15,7 @@ from tasks.data.records import (
     Prompt,
     Record,
     Split,
+    as_row,
     read_prompts,
     write_records,
 )
@@ -91,7 +92,7 @@ def test_bytes_are_stable(kind):
 def test_a_line_is_the_record_by_its_field_names(kind):
     write_records(FOLDER, kind, records(kind))
     lines = (FOLDER / f"{kind}.jsonl").read_bytes().decode().split("\n")
-    assert [json.loads(line) for line in lines[:-1]] == [record._asdict() for record in records(kind)]
+    assert [json.loads(line) for line in lines[:-1]] == [as_row(record) for record in records(kind)]
     assert lines[-1] == ""
     assert "Größe 1? 😀" in lines[0]
 

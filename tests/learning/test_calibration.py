@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from tasks.learning.calibration import (
@@ -9,6 +10,7 @@ from tasks.learning.calibration import (
     accuracy_by,
     calibration_error,
     correlation,
+    effective_count,
     histogram,
     reward_figures,
     wilson_interval,
@@ -101,7 +103,7 @@ def test_accuracy_by_name_is_that_of_each_groups_pairs():
     # a, 0 of 1: from 0 to z^2 / (1 + z^2) = 3.841459 / 4.841459 = 0.793451
     # b, 1.5 of 2: z^2 / 2 = 1.920729, centre (0.75 + 0.960365) / 2.920729 = 0.585595,
     # half 1.959964 / 2.920729 * sqrt(0.75 * 0.25 / 2 + 1.920729 / 8) = 0.671053 * 0.577790 = 0.387728
-    found = accuracy_by(PAIRS, ["b", "a", "b", None])
+    found = accuracy_by({"b": [PAIRS[0], PAIRS[2]], "a": [PAIRS[1]]})
     assert list(found) == ["a", "b"]
     assert found["a"] == {"value": 0.0, "pairs": 1, "low": 0.0, "high": pytest.approx(0.793451, abs=1e-6)}
     assert (found["b"]["value"], found["b"]["pairs"]) == (0.75, 2)
@@ -110,12 +112,61 @@ def test_accuracy_by_name_is_that_of_each_groups_pairs():
 
 def test_one_name_for_all_gives_the_accuracy_of_all():
     whole = reward_figures(PAIRS)["accuracy"]
-    assert accuracy_by(PAIRS, ["x"] * 4) == {"x": {name: whole[name] for name in ("value", "pairs", "low", "high")}}
+    assert accuracy_by({"x": PAIRS}) == {"x": {name: whole[name] for name in ("value", "pairs", "low", "high")}}
 
 
-def test_no_pair_goes_without_a_place():
-    with pytest.raises(ValueError, match="shorter"):
-        accuracy_by(PAIRS, ["x"] * 3)
+def pairs_of(*prompts: str) -> list[ScoredPair]:
+    """A prompt a text, a pair a character: + is right, - wrong, = a tie."""
+    scores = {"+": 1.0, "-": -1.0, "=": 0.0}
+    return [ScoredPair(scores[each], 0.0, 1, 1, f"q{place}") for place, said in enumerate(prompts) for each in said]
+
+
+def test_pairs_that_share_no_prompt_all_count():
+    assert effective_count(PAIRS) == effective_count(pairs_of("+", "-", "=", "+")) == 4
+    named = [pair._replace(prompt=name) for pair, name in zip(PAIRS, "abcd", strict=True)]
+    assert accuracy_by({"x": named}) == accuracy_by({"x": PAIRS})  # to the last digit
+
+
+def test_effective_count_by_hand():
+    # Three prompts of two pairs, and one of two right and one of two wrong added: share (4 + 2) / 10 = 0.6.
+    # Squares of pairs 6 of 0.4^2 and 4 of 0.6^2, 2.4; of prompts 3 of 0.8^2 and 2 of 1.2^2, 4.8.
+    # Design effect (5/4 * 4.8) / (10/9 * 2.4) = 2.25; t quantiles for 5 and 2 degrees 2.570582 and 4.302653.
+    # 6 / 2.25 * (2.570582 / 4.302653)^2 = 2.666667 * 0.356936 = 0.951829
+    assert effective_count(pairs_of("++", "++", "--")) == pytest.approx(0.951829, abs=1e-6)
+
+
+def test_pairs_of_one_prompt_never_tell_more_than_they_are():
+    # Each prompt half right: their shares do not differ at all, but that is no more than 40 pairs.
+    assert effective_count(pairs_of(*["+-"] * 20)) <= 40
+    assert effective_count(pairs_of(*["++++"] * 20)) < 25  # nor is all right a sign of independence
+    assert effective_count(pairs_of("+++++")) < 1  # one prompt says next to nothing of others
+
+
+def test_whoever_chose_the_other_answer_finds_the_model_wrong():
+    assert [pair.swapped.correct for pair in PAIRS] == [0.0, 1.0, 0.5, 0.0]
+    assert PAIRS[0].swapped == ScoredPair(0.0, 2.0, 3, 9)
+    assert pairs_of("+")[0].swapped.prompt == "q0"
+
+
+@pytest.mark.parametrize(("accuracy", "likeness", "prompts"), [(0.7, 0.3, 30), (0.9, 0.7, 15), (0.6, 0.0, 20)])
+def test_the_interval_holds_the_truth_as_often_as_it_says(accuracy, likeness, prompts):
+    """Prompts of 3 to 7 pairs, whose own accuracies vary: beta-distributed, `likeness` correlates pairs of a prompt."""
+    chance, rounds = np.random.default_rng(0), 500
+    held = held_alone = 0
+    spread = (1 - likeness) / likeness if likeness else math.inf
+    for _ in range(rounds):
+        own = chance.beta(accuracy * spread, (1 - accuracy) * spread, prompts) if likeness else [accuracy] * prompts
+        sizes = chance.integers(3, 8, prompts)
+        found = pairs_of(
+            *("".join("-+"[int(n < p)] for n in chance.random(size)) for size, p in zip(sizes, own, strict=True))
+        )
+        figures = accuracy_by({"x": found})["x"]
+        held += figures["low"] <= accuracy <= figures["high"]
+        low, high = wilson_interval(sum(pair.correct for pair in found), len(found))
+        held_alone += low <= accuracy <= high
+    error = math.sqrt(0.95 * 0.05 / rounds)
+    assert held / rounds > 0.95 - 3 * error
+    assert (held_alone / rounds < 0.87) == (likeness > 0)
 
 
 def test_differences_that_are_all_alike_are_all_small():

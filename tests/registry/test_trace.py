@@ -166,6 +166,19 @@ def test_data_from_before_a_name_had_this_spelling_are_found():
     assert not trace._has({}, "annotator", "ann")
 
 
+def test_a_pair_is_found_by_each_of_its_votes():
+    votes = [{"annotator": name, "id": f"id of {name}", "source": f"raw/{name}.jsonl"} for name in ("ann", "bob")]
+    row = {"id": "ab", "source": "raw/ann.jsonl", "annotator": None, "votes": votes}
+    for field, names in {
+        "annotator": ["ann", "bob"],
+        "id": ["ab", "id of bob"],
+        "source": ["raw/ann.jsonl", "raw/bob.jsonl", "raw"],
+    }.items():
+        assert all(trace._has(row, field, name) for name in names)
+        assert not trace._has(row, field, "cy")
+    assert not trace._has(row, "annotator", None)  # it is somebody's
+
+
 def test_a_name_that_nobody_sees_is_not_traced(traced):
     with pytest.raises(InputError, match=r"^'\\u200b' names nothing: name one annotator"):
         trace.trace(traced, "annotator", "\u200b")

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tasks.data.checks.schema import SPLITS, Row, tidy
-from tasks.data.records import ANSWERS, Kind, Message
+from tasks.data.checks.schema import SPLITS, Row
+from tasks.data.records import ANSWERS, Kind, Message, tidy
 
 HASH_BYTES = 16
 NOTHING = bytes(HASH_BYTES)  # of a row whose shape is wrong

@@ -1,14 +1,15 @@
 """The shape of a prepared row: its fields and their types, and the texts it holds."""
 
-import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, get_args
 
-from tasks.data.records import TAGS, TYPES, Kind, Message, Split
+from tasks.data.records import TAGS, TYPES, VOTED, Kind, Message, Split, Vote
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 ROLES = ("system", "developer", "user", "assistant", "tool")
-_NO_TEXTS = ("id", "split", "source", "row", *TAGS.values())  # no model reads them
+_NO_TEXTS = ("id", "split", "source", "row", *TAGS.values(), *VOTED)  # no model reads them
+
+_OF_A_VOTE = set(Vote.__annotations__)
 
 
 class Row(NamedTuple):
@@ -52,14 +53,6 @@ def texts(record: Mapping[str, Any]) -> Iterator[str]:
             yield from _strings(value)
 
 
-def tidy(text: str) -> str:
-    """The text without what no reader sees: Unicode composition, and white space at its ends.
-
-    White space inside and capitals stay: indentation, lists and shouting are things that annotators judge.
-    """
-    return unicodedata.normalize("NFC", text).strip()
-
-
 def _strings(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
@@ -73,12 +66,12 @@ def _strings(value: object) -> Iterator[str]:
 
 def _fault(kind: Kind, record: Mapping[str, Any]) -> str | None:
     fields = TYPES[kind]._fields
-    if missing := [field for field in fields if field not in record]:
+    if missing := [field for field in fields if field not in record and field not in VOTED]:
         return f"{missing[0]} is missing"
     if unknown := [field for field in record if field not in fields]:
         return f"{unknown[0]} is not a field of {kind}"
-    faults = (_field_fault(field, record[field]) for field in fields)
-    return next((fault for fault in faults if fault), None)
+    faults = (_field_fault(field, record[field]) for field in fields if field not in VOTED)
+    return next((fault for fault in faults if fault), None) or _vote_fault(record)
 
 
 def _field_fault(field: str, value: object) -> str | None:
@@ -94,6 +87,16 @@ def _field_fault(field: str, value: object) -> str | None:
         strings = isinstance(value, list) and all(isinstance(text, str) for text in value)
         return _unicode_fault(field, value) if strings else "references is not a list of texts"
     return _unicode_fault(field, value) if isinstance(value, str) else f"{field} is {type(value).__name__}, not text"
+
+
+def _vote_fault(record: Mapping[str, Any]) -> str | None:
+    share, votes = (record.get(field) for field in VOTED)
+    if share is votes is None:
+        return None
+    if not isinstance(share, float) or not isinstance(votes, list) or not votes:
+        return "share and votes are not a number and a list of votes"
+    sound = all(isinstance(vote, dict) and set(vote) == _OF_A_VOTE for vote in votes)
+    return None if sound else f"votes has one that is not {', '.join(Vote.__annotations__)}"
 
 
 def _prompt_fault(prompt: object) -> str | None:
