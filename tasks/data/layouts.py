@@ -1,4 +1,4 @@
-"""What people take for a source and is none: how a library keeps its tables. Each is named, with the way out."""
+"""What people take for a source and is none: how libraries keep their tables. Each is named, with the way out."""
 
 from pathlib import Path
 
@@ -32,18 +32,27 @@ def refuse_saved_data_set(folder: Path) -> None:
         )
 
 
-def refuse_layout_of_pandas(content: object, path: Path) -> None:
-    """Refuse an object in which pandas laid a table out by columns or by its index.
+def refuse_layout(content: object, path: Path) -> None:
+    """Refuse what holds a whole table where a row is wanted, or lays it out otherwise than by rows.
 
     Raises:
         InputError: it is one.
     """
     layout = _layout(content)
+    if layout == "values":
+        raise InputError(
+            f'{path} is a table that pandas wrote with orient="values", which loses the names of its columns: write it '
+            f'again with to_json("{path.stem}.jsonl", orient="records", lines=True)'
+        )
     if layout is not None:
         raise InputError(
             f'{path} is a table that pandas wrote with orient="{layout}": write its rows, as in '
             f'pandas.read_json("{path}", orient="{layout}").to_json("{path.stem}.jsonl", orient="records", lines=True)'
         )
+    is_table = isinstance(content, dict) and content.keys() == {"schema", "data"}
+    is_list = isinstance(content, list) and content and all(isinstance(row, dict) for row in content)
+    if path.suffix.lower() == ".jsonl" and (is_table or is_list):
+        raise InputError(f"{path} holds a whole table in its first line: rename it to .json")
 
 
 def _layout(content: object) -> str | None:

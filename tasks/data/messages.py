@@ -121,6 +121,8 @@ def _message(item: object, name: str) -> Message:
 
 def _check_others(item: dict[str, object], read: set[str], role: str, name: str) -> None:
     """Refuse what a message says beside its text, unless it says whether it may be learned."""
+    if len(item) == len(read):
+        return
     others = [key for key, value in item.items() if key not in read and key not in WEIGHTS and not is_nothing(value)]
     if others:
         raise ShapeError(

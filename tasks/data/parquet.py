@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ def parquet_rows(path: Path, bad: BadRows) -> Iterator[RawRow]:
     try:
         with pyarrow.parquet.ParquetFile(path) as plain:
             _check_names(plain.schema_arrow, path)
-            left = _check_sizes(plain.metadata, path)
+            left, kinds = _check_sizes(plain.metadata, path), plain.schema_arrow.types
             texts = [column.path for column in _leaves(plain.metadata) if column.physical_type == "BYTE_ARRAY"]
         # A text that is repeated is held once, as in the file.
         with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:
@@ -42,7 +43,7 @@ def parquet_rows(path: Path, bad: BadRows) -> Iterator[RawRow]:
                     left -= size
                     if left < 0 or (some.num_rows == 1 and size > LONGEST_ROW):
                         raise _bomb(path, f"row {number + 1}")
-                    for fields in _plain(some):
+                    for fields in _plain(some, kinds):
                         number += 1
                         yield RawRow(number, fields)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -123,22 +124,28 @@ def _is_text(kind: "pyarrow.DataType") -> bool:
     )
 
 
-def _plain(batch: "pyarrow.RecordBatch") -> Iterator[dict[str, Any]]:
-    columns = [_values(column) for column in batch.columns]
+def _plain(batch: "pyarrow.RecordBatch", kinds: "list[pyarrow.DataType]") -> Iterator[dict[str, Any]]:
+    columns = [_values(column, kind) for column, kind in zip(batch.columns, kinds, strict=True)]
     for values in zip(*columns, strict=True):
         yield dict(zip(batch.schema.names, values, strict=True))
 
 
-def _values(column: "pyarrow.Array") -> list[Any]:
+def _values(column: "pyarrow.Array", kind: "pyarrow.DataType") -> list[Any]:
     """Give Python's values; one that Python cannot hold, such as a far date, is `Unreadable`."""
+    import pyarrow
+
+    with suppress(pyarrow.ArrowNotImplementedError):
+        column = column.cast(kind)  # quicker than to read each value from its dictionary
     try:
-        return column.to_pylist()  # type: ignore[no-any-return]
+        values: list[Any] = column.to_pylist()
     except (OverflowError, ValueError):
         return [_value(value) for value in column]
+    return values
 
 
 def _value(scalar: "pyarrow.Scalar") -> object:
     try:
-        return scalar.as_py()
+        value: object = scalar.as_py()
     except (OverflowError, ValueError) as error:
         return Unreadable(str(error))
+    return value

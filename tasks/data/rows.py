@@ -54,10 +54,7 @@ class BadRows:
             [((fault, cure), [place])] = self._first.items()
             raise InputError(f"{self.path} row {place}{_joined(fault)}: {cure}")
         if self.count:
-            told = [
-                f"row{'s' * (len(at) > 1)} {', '.join(at)}{_joined(_cut(fault))}"
-                for (fault, _), at in self._first.items()
-            ]
+            told = [_told(fault, places) for (fault, _), places in self._first.items()]
             others = [f"and {self.count - MOST_TOLD:,} more"] if self.count > MOST_TOLD else []
             cures = dict.fromkeys("mend or remove them" if cure == MEND else cure for _, cure in self._first)
             raise InputError(
@@ -65,9 +62,12 @@ class BadRows:
             )
 
 
+def _told(fault: str, places: list[str]) -> str:
+    shown = fault if len(fault) <= LONGEST_FAULT else f"{fault[:LONGEST_FAULT]}…"
+    if len(places) == 1:
+        return f"row {places[0]}{_joined(shown)}"
+    return f"rows {', '.join(places)}: {shown.removeprefix(': ')}"
+
+
 def _joined(fault: str) -> str:
     return fault if fault.startswith(":") else f" {fault}"
-
-
-def _cut(fault: str) -> str:
-    return fault if len(fault) <= LONGEST_FAULT else f"{fault[:LONGEST_FAULT]}…"

@@ -59,6 +59,7 @@ def is_bad(fields: Mapping[str, Any]) -> bool:
     return _truth(fields.get(LABEL), LABEL) is False
 
 
+@lru_cache(maxsize=1000)
 def is_read(name: str, kind: Kind) -> bool:
     """Tell whether a column of this name is read here."""
     lower = name.lower()
@@ -67,9 +68,11 @@ def is_read(name: str, kind: Kind) -> bool:
 
 
 def _refuse_what_is_not_read(fields: Mapping[str, Any]) -> None:
-    for name, what in NOT_READ.items():
-        if not is_nothing(fields.get(name)):
-            raise ShapeError(f"{name} holds {what} (to leave it out, name it in this source's ignore in params.yaml)")
+    for name in sorted(NOT_READ.keys() & fields.keys()):
+        if not is_nothing(fields[name]):
+            raise ShapeError(
+                f"{name} holds {NOT_READ[name]} (to leave it out, name it in this source's ignore in params.yaml)"
+            )
 
 
 def _truth(value: object, name: str) -> bool | None:
@@ -89,6 +92,8 @@ def _wrong_scores(fields: Mapping[str, Any]) -> Left | None:
     """Compare the scores of the two answers; of equal ones neither was preferred."""
     for name, value in fields.items():
         twin = _twin(name)
+        if name != MARGIN and twin is None:
+            continue
         other = fields.get(twin) if twin else None
         chosen, rejected = _number(value), 0.0 if name == MARGIN else _number(other)
         if chosen is None or rejected is None:

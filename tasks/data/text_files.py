@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.data.layouts import refuse_layout_of_pandas
+from tasks.data.layouts import refuse_layout
 from tasks.data.rows import LONGEST_ROW, MEND, BadRows, RawRow
 from tasks.data.strict_json import MAC_CURE, JsonError, parse_json
 from tasks.errors import InputError, quoted
@@ -43,7 +43,7 @@ def jsonl_rows(path: Path, bad: BadRows) -> Iterator[RawRow]:
             bad.add(number, str(fault), fault.cure or MEND)
             continue
         if number == 1:
-            refuse_layout_of_pandas(fields, path)
+            refuse_layout(fields, path)
         if isinstance(fields, dict):
             yield RawRow(number, fields)
         elif text.strip():
@@ -65,7 +65,7 @@ def json_rows(path: Path, bad: BadRows) -> Iterator[RawRow]:
         cure = "if it holds one object a line, rename it to .jsonl" if fault.goes_on else "mend it"
         place = f" line {fault.line}" if fault.line else ""
         raise InputError(f"{path}{place} {fault}: {fault.cure or cure}") from None
-    refuse_layout_of_pandas(content, path)
+    refuse_layout(content, path)
     for number, fields in enumerate(_only_list(content, path), start=1):
         if isinstance(fields, dict):
             yield RawRow(number, fields)

@@ -12,7 +12,7 @@ from tasks.data.conversations import (
     as_prompt,
     with_system,
 )
-from tasks.data.messages import ShapeError, as_messages, as_text
+from tasks.data.messages import ShapeError
 from tasks.data.records import Message
 
 
@@ -26,20 +26,6 @@ def user(content: str) -> Message:
 
 def assistant(content: str) -> Message:
     return Message(role="assistant", content=content)
-
-
-def test_share_gpt_keys_and_roles():
-    conversation = [{"from": "system", "value": "s"}, {"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]
-    assert as_messages(conversation, "conversations") == [system("s"), user("u"), assistant("a")]
-
-
-def test_other_keys_of_a_message_are_left_out():
-    assert as_messages([{"role": "User", "content": "u", "name": None}], "messages") == [user("u")]
-
-
-def test_transcript():
-    text = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHow are you?\n\nHuman: Fine\n\nAssistant:"
-    assert as_messages(text, "chosen") == [user("Hi"), assistant("Hello.\n\nHow are you?"), user("Fine"), assistant("")]
 
 
 def test_prompt_of_each_form():
@@ -126,44 +112,6 @@ def test_plain_pair_loses_nothing_but_the_space_at_the_seam(question, first, sec
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (None, "x is null where a text is needed"),
-        (4, "x is the number 4 where"),
-        (10**400, "x is the number 1000"),
-        (True, "x is the truth value True where"),
-        (float("nan"), "x is NaN, a missing value, where"),
-        ({}, "x is an object where"),
-        ([], "x is a list where"),
-        (b"", "x is of the type bytes where"),
-        ("a\ud800", "x holds half a character ('\\ud800') at position 1"),
-    ],
-)
-def test_bad_text(value, said):
-    with pytest.raises(ShapeError) as error:
-        as_text(value, "x")
-    assert said in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [
-        ("Hi", "x is a text where a list of messages is needed"),
-        ([], "x is an empty list"),
-        (["Hi"], "message 1 of x is a text where {role, content} is needed"),
-        ([{"role": "user"}], "message 1 of x has the keys role where role and content are needed"),
-        ([{"role": "user", "content": None}], "the content of message 1 of x is null where a text is needed"),
-        ([user("u"), {"role": "tool", "content": "t"}], "message 2 of x has the role 'tool' where one of system"),
-        ([{"from": 1, "value": "t"}], "the from of message 1 of x is the number 1"),
-    ],
-)
-def test_bad_messages(value, said):
-    with pytest.raises(ShapeError) as error:
-        as_messages(value, "x")
-    assert said in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [
         ({"text": "Hi"}, "message 1 of prompt has the keys text"),
         (7, "prompt is the number 7"),
         ([user("u"), assistant("a")], "prompt ends with the assistant where the user must speak last"),
@@ -206,3 +154,49 @@ def test_bad_pair(chosen, rejected, said):
     with pytest.raises(ShapeError) as error:
         as_pair(chosen, rejected)
     assert said in str(error.value)
+
+
+def test_a_conversation_tells_which_answers_are_only_context():
+    conversation = [user("1"), assistant("wrong"), user("2"), assistant("right")]
+    assert list(answered_turns(conversation, [1])) == [
+        Turn(conversation[:1], "wrong", is_context=True),
+        Turn(conversation[:3], "right"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Human: Hi\n\nAssistant: Hello",  # asked for a dialogue, this is the answer
+        "\n\nHuman: u?\n\nAssistant: a",
+        "Human: u\n\nAssistant: a\n\nHuman: v",  # it ends with the user: no answer
+        "Human: v\n\nAssistant: a\n\nHuman: u",
+        "Assistant: a\n\nAssistant: b",
+    ],
+)
+def test_an_answer_that_quotes_a_dialogue_is_plain(value):
+    assert as_answer(value, [user("u")], "chosen") == Turn([user("u")], value)
+
+
+def test_a_dialogue_that_repeats_the_prompt_is_no_quote():
+    given = [system("s"), user(" u\n")]
+    assert as_answer("\n\nHuman: u\n\nAssistant: a", given, "chosen") == Turn(given, "a")
+    long = "\n\nHuman: 1\n\nAssistant: a\n\nHuman: u\n\nAssistant: b"
+    assert as_answer(long, [user("u")], "chosen") == Turn([user("1"), assistant("a"), user("u")], "b")
+
+
+def test_an_answer_in_a_message_is_what_it_says():
+    text = "\n\nHuman: u\n\nAssistant: a"
+    assert as_answer(assistant(text), [user("u")], "chosen") == Turn([user("u")], text)
+
+
+def test_a_prompt_that_quotes_a_dialogue_is_told_how():
+    with pytest.raises(ShapeError, match="a prompt that quotes a dialogue goes into one message"):
+        as_prompt("Human: Hi\n\nAssistant: Hello")
+    assert as_prompt(user("Human: Hi\n\nAssistant: Hello")) == [user("Human: Hi\n\nAssistant: Hello")]
+
+
+@pytest.mark.parametrize("value", [[user("u"), assistant("a") | {"weight": 0}], assistant("a") | {"train": False}])
+def test_an_answer_that_is_not_to_be_learned_is_refused(value):
+    with pytest.raises(ShapeError, match="chosen is an answer that is not to be learned, by its weight or train"):
+        as_answer(value, [user("u")], "chosen")

@@ -1,0 +1,179 @@
+"""Messages: who speaks, what is said, whether it may be learned, and nothing beside it that is dropped."""
+
+import pytest
+
+from tasks.data.messages import ShapeError, as_messages, as_text, context_only, is_nothing, is_yes, listed
+from tasks.data.records import Message
+from tasks.data.rows import Unreadable
+
+
+def system(content: str) -> Message:
+    return Message(role="system", content=content)
+
+
+def user(content: str) -> Message:
+    return Message(role="user", content=content)
+
+
+def assistant(content: str) -> Message:
+    return Message(role="assistant", content=content)
+
+
+def test_share_gpt_keys_and_roles():
+    conversation = [{"from": "system", "value": "s"}, {"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]
+    assert as_messages(conversation, "conversations") == [system("s"), user("u"), assistant("a")]
+
+
+def test_keys_that_hold_nothing_are_no_harm():
+    assert as_messages(
+        [{"role": "User", "content": "u", "name": None, "tool_calls": [], "thinking": ""}], "messages"
+    ) == [user("u")]
+
+
+def test_transcript():
+    text = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHow are you?\n\nHuman: Fine\n\nAssistant:"
+    assert as_messages(text, "chosen") == [user("Hi"), assistant("Hello.\n\nHow are you?"), user("Fine"), assistant("")]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "x is null where a text is needed"),
+        (4, "x is the number 4 where"),
+        (10**400, "x is the number 1000"),
+        (True, "x is the truth value True where"),
+        (float("nan"), "x is NaN, a missing value, where"),
+        ({}, "x is an object where"),
+        ([], "x is a list where"),
+        (b"", "x is of the type bytes where"),
+        ("a\ud800", "x holds half a character ('\\ud800') at position 1"),
+    ],
+)
+def test_bad_text(value, said):
+    with pytest.raises(ShapeError) as error:
+        as_text(value, "x")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("Hi", "x is a text where a list of messages is needed"),
+        ([], "x is an empty list"),
+        (["Hi"], "message 1 of x is a text where {role, content} is needed"),
+        ([{"role": "user"}], "message 1 of x has the keys role where role and content are needed"),
+        ([{"role": "user", "content": None}], "the content of message 1 of x is null where a text is needed"),
+        ([user("u"), {"role": "tool", "content": "t"}], "message 2 of x has the role 'tool' where one of system"),
+        ([{"from": 1, "value": "t"}], "the from of message 1 of x is the number 1"),
+    ],
+)
+def test_bad_messages(value, said):
+    with pytest.raises(ShapeError) as error:
+        as_messages(value, "x")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"reasoning_content": "r"},
+        {"thinking": "t"},
+        {"reasoning": {"a": 1}},
+        {"tool_calls": [{"function": {}}]},
+        {"tool_call_id": "7"},
+        {"images": ["a.png"]},
+        {"audio": {"id": 1}},
+        {"name": "ann"},
+        {"function_call": {"name": "f"}},
+        {"anything": False},
+        {"anything": 0},
+        {"value": "said otherwise"},
+    ],
+)
+def test_what_a_message_holds_beside_its_text_is_refused(more):
+    [key] = more
+    with pytest.raises(ShapeError) as error:
+        as_messages([user("u"), assistant("a") | more], "messages")
+    assert str(error.value) == (
+        f"message 2 of messages holds {key} beside its text, which is not read (to leave it out, name it in this "
+        "source's ignore in params.yaml)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("weight", "is_context"),
+    [
+        ({"weight": 0}, True),
+        ({"weight": 0.0}, True),
+        ({"train": False}, True),
+        ({"train": 0}, True),
+        ({"weight": 0, "train": False}, True),
+        ({"weight": 1}, False),
+        ({"weight": 1.0, "train": None}, False),
+        ({"train": True}, False),
+        ({"weight": None}, False),
+        ({"weight": float("nan")}, False),
+        ({}, False),
+    ],
+)
+def test_weights_of_a_message(weight, is_context):
+    said = [user("u"), assistant("a") | weight]
+    assert as_messages(said, "messages") == [user("u"), assistant("a")]
+    assert context_only(said) == [1] * is_context
+
+
+@pytest.mark.parametrize(
+    ("weight", "said"),
+    [
+        (
+            {"weight": 0.5},
+            "the weight of message 1 of messages is the number 0.5 where 1 or 0, true or false is needed",
+        ),
+        ({"weight": -1}, "the weight of message 1 of messages is the number -1 where"),
+        ({"weight": 2}, "is the number 2 where"),
+        ({"weight": "0"}, "the weight of message 1 of messages is the text '0' where 1 or 0"),
+        ({"train": "no"}, "the train of message 1 of messages is the text 'no' where"),
+        ({"train": [1]}, "is a list where"),
+        ({"weight": 1, "train": False}, "the weight and train of message 1 of messages say different things"),
+    ],
+)
+def test_other_weights_are_refused(weight, said):
+    with pytest.raises(ShapeError) as error:
+        as_messages([assistant("a") | weight], "messages")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("weight", [{"weight": 1}, {"train": True}])
+def test_only_what_the_assistant_says_can_be_learned(weight):
+    with pytest.raises(ShapeError, match="message 1 of messages is to be learned, but only what the assistant says is"):
+        as_messages([user("u") | weight], "messages")
+    assert as_messages([user("u") | {"weight": 0, "train": False}], "messages") == [user("u")]
+
+
+@pytest.mark.parametrize("value", [None, "", [], {}, float("nan")])
+def test_nothing_is_nothing(value):
+    assert is_nothing(value)
+    assert is_yes(value, "x") is None
+
+
+@pytest.mark.parametrize("value", [0, False, " ", [None], {"a": None}, 0.0])
+def test_something_is_not(value):
+    assert not is_nothing(value)
+
+
+def test_a_value_that_cannot_be_read_says_why():
+    with pytest.raises(ShapeError, match=r"^x is a value that cannot be read \(date value out of range\) where a text"):
+        as_text(Unreadable("date value out of range"), "x")
+
+
+def test_numbers_of_any_length_have_a_short_name():
+    for digits in (100, 4000, 100_000):
+        with pytest.raises(ShapeError) as error:
+            as_text(10**digits, "x")
+        assert len(str(error.value)) < 120
+
+
+def test_names_of_keys_are_listed_as_far_as_a_sentence_can():
+    assert listed(["a", 1]) == "a, 1"
+    assert listed(["k" * 5_000_000]) == "k" * 40 + "…"
+    assert listed(f"c{n}" for n in range(10**6)) == ", ".join(f"c{n}" for n in range(20)) + ", …"

@@ -1,0 +1,76 @@
+"""Conversations written out as text are read; texts about conversations are left alone."""
+
+import json
+
+import pytest
+from hypothesis import given, strategies
+
+from tasks.data.messages import ShapeError
+from tasks.data.written import LONGEST_PYTHON, read_written
+
+TALK = [{"role": "user", "content": "It's “2+2”?\n"}, {"role": "assistant", "content": 'He said "4"'}]
+GPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+
+
+@pytest.mark.parametrize("said", [TALK, GPT, TALK[:1], TALK[1], [{"content": "no role first", "role": "User"}]])
+@pytest.mark.parametrize(
+    "write", [json.dumps, str, lambda said: f"\n {json.dumps(said, indent=2, ensure_ascii=False)}"]
+)
+def test_messages_are_read_in_either_dialect(said, write):
+    assert read_written(write(said), "chosen") == said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Hi",
+        "",
+        '{"answer": 4}',
+        '[1, 2, {"role": "user", "content": "x"}]',
+        '{"from": "Paris", "value": 3}',  # an object, but nobody of a conversation speaks
+        '[{"role": "admin", "content": "x"}]',
+        '{"role": "user"}',
+        '{"a": 1, "a": 2}',
+        "{'a': 1, 'a': 2}",
+        f"{json.dumps(TALK)}\n\nThat is the format.",
+        f"```json\n{json.dumps(TALK)}\n```",
+        '[{"role": "user", "content": "x"',  # it is cut off, or goes on in words
+        "[]",
+        "[{'role': " + "[" * 3000 + "]" * 3000 + "}]",
+        "[{'role': " + "-" * 100_000 + "1}]",
+        "[{'content': '" + "x" * LONGEST_PYTHON + "'}]",
+    ],
+)
+def test_any_other_text_is_left_as_it_is(text):
+    assert read_written(text, "chosen") == text
+
+
+@pytest.mark.parametrize("value", [None, 4, TALK, {"role": "user", "content": "Hi"}])
+def test_what_is_no_text_is_left_as_it_is(value):
+    assert read_written(value, "chosen") is value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[{'content': 'Hi', 'role': 'user'}\n {'content': 'Hello', 'role': 'assistant'}]",  # numpy, in a CSV of pandas
+        "array([{'content': 'Hi', 'role': 'user'}], dtype=object)",
+        '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "He said "4""}]',
+        '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "4",}]\n'.replace("4", "a\nb"),
+    ],
+)
+def test_a_list_that_cannot_be_read_is_refused(text):
+    with pytest.raises(ShapeError, match="chosen looks like a conversation written out as a text, but is neither JSON"):
+        read_written(text, "chosen")
+
+
+def test_a_key_that_stands_twice_is_refused():
+    with pytest.raises(ShapeError, match="chosen names the key 'content' twice"):
+        read_written('[{"role": "user", "content": "a", "content": "b"}]', "chosen")
+
+
+@given(strategies.lists(strategies.text(), min_size=1))
+def test_no_text_in_a_message_is_changed(texts):
+    said = [{"role": "user", "content": text} for text in texts]
+    assert read_written(json.dumps(said), "messages") == said
+    assert read_written(str(said), "messages") == said
