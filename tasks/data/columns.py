@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from tasks.data.messages import is_nothing
-from tasks.data.written import read_written
+from tasks.data.written import read_written, read_written_texts
 from tasks.errors import InputError
 from tasks.params import Source
 
@@ -50,6 +50,8 @@ def opened(fields: Mapping[str, Any], source: Source, tally: Tally) -> Fields:
         named[name] = read_written(named[name], name)
         if source.ignore:
             named[name] = _without(named[name], source.ignore, ignored)
+    if "references" in named:
+        named["references"] = read_written_texts(named["references"], "references")
     tally.ignored.update(ignored)
     return named
 

@@ -14,6 +14,7 @@ KEYS = (("role", "content"), ("from", "value"))
 # Who speaks in conversations, whether or not we take their words.
 SPEAKERS = {*ROLES, "developer", "tool", "function", "function_call", "tool_call", "observation", "ipython"}
 BEGINS = re.compile(r"""\s*(?:\[\s*)?\{\s*["']""")
+BEGINS_TEXTS = re.compile(r"""\s*\[\s*["']""")
 # A list of messages in any dialect; numpy writes no commas between them, and array( before them.
 LOOKS_WRITTEN = re.compile(
     r"""\s*(?:array\(\s*)?\[\s*\{\s*["'](?:role|content|from|value)["']\s*:.*[\])]\s*""", re.DOTALL
@@ -40,6 +41,15 @@ def read_written(value: object, name: str) -> object:
             f"{name} looks like a conversation written out as a text, but is neither JSON nor a list of Python's "
             "(write it as a list; a text that is meant as it stands goes into one message, {role, content})"
         )
+    return value
+
+
+def read_written_texts(value: object, name: str) -> object:
+    """Give the texts of a list that a text is as a whole, as in a CSV file; anything else is given as it is."""
+    if isinstance(value, str) and BEGINS_TEXTS.match(value):
+        found = _parsed(value, name)
+        if isinstance(found, list) and all(isinstance(item, str) for item in found):
+            return found
     return value
 
 

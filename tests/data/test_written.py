@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies
 
 from tasks.data.messages import ShapeError
-from tasks.data.written import LONGEST_PYTHON, read_written
+from tasks.data.written import LONGEST_PYTHON, read_written, read_written_texts
 
 TALK = [{"role": "user", "content": "It's “2+2”?\n"}, {"role": "assistant", "content": 'He said "4"'}]
 GPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
@@ -74,3 +74,14 @@ def test_no_text_in_a_message_is_changed(texts):
     said = [{"role": "user", "content": text} for text in texts]
     assert read_written(json.dumps(said), "messages") == said
     assert read_written(str(said), "messages") == said
+
+
+@pytest.mark.parametrize("texts", [["4"], ["it's", 'he said "4"', "ü\n"]])
+def test_a_list_of_texts_is_read(texts):
+    assert read_written_texts(json.dumps(texts), "references") == texts
+    assert read_written_texts(str(texts), "references") == texts
+
+
+@pytest.mark.parametrize("value", ["4", "[4]", "[]", '["a", 4]', '["a"] or ["b"]', '["a', None, ["a"]])
+def test_any_other_reference_is_left_as_it_is(value):
+    assert read_written_texts(value, "references") == value
