@@ -3,7 +3,8 @@
 import pytest
 
 from tasks.data.rows import BadRows
-from tasks.errors import LONGEST_MESSAGE, InputError
+from tasks.errors import InputError
+from tasks.shown import LONGEST_SENTENCE
 
 
 def sentence(*faults: tuple[int | str, str], cure: str | None = None) -> str:
@@ -52,5 +53,5 @@ def test_the_cures_are_told_once():
 
 def test_long_faults_are_cut_so_that_all_ten_can_be_told():
     said = sentence(*((row, f": fault {row} {'x' * 5000}") for row in range(1, 11)))
-    assert len(said) < LONGEST_MESSAGE
+    assert len(said) < LONGEST_SENTENCE
     assert all(f"row {row}: fault {row} x" in said for row in range(1, 11))
