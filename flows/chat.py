@@ -8,6 +8,7 @@ from tasks.data.files import MODELS, STATE
 from tasks.data.records import Message
 from tasks.data.tokens import decode, encode_prompt, load_tokenizer
 from tasks.errors import InputError
+from tasks.escapes import visible
 from tasks.params import Params
 
 if TYPE_CHECKING:
@@ -105,8 +106,8 @@ def talk(conversation: Conversation) -> None:
 
 def _answer(conversation: Conversation, text: str) -> None:
     try:
-        print(conversation.ask(text), flush=True)
+        print(visible(conversation.ask(text)), flush=True)
     except InputError as error:
         if not sys.stdin.isatty():
             raise
-        print(f"{error} (/new starts over)", file=sys.stderr)
+        print(f"{visible(str(error))} (/new starts over)", file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from tasks.errors import InputError
+from tasks.escapes import guard_terminal, safe_json, visible
 
 if TYPE_CHECKING:
     from flows.pipeline import Result
@@ -32,6 +33,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run a command; what a user must mend is one sentence and exit code 2, without a traceback."""
+    guard_terminal()
     try:
         app()
     except InputError as error:
@@ -44,7 +46,7 @@ def main() -> None:
             raise
     else:
         return
-    print(f"trueline: {sentence}", file=sys.stderr)
+    print(f"trueline: {visible(' '.join(sentence.split(chr(10))))}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -65,7 +67,7 @@ def run(as_json: AsJson = False) -> None:
         try:
             result = pipeline()
         except StageError as error:
-            print(f"trueline: {error}", file=sys.stderr)
+            print(f"trueline: {visible(str(error))}", file=sys.stderr)
             raise typer.Exit(1) from None
     from flows.display import show_result
 
@@ -279,7 +281,7 @@ def chat(
     if message is None:
         talk(conversation)
     else:
-        print(conversation.ask(message))
+        print(visible(conversation.ask(message)))
 
 
 @app.command()
@@ -315,7 +317,7 @@ PLACES = {"report": Path(".trueline/report.html"), "data docs": Path(".trueline/
 
 def _report(content: Content, as_json: bool, show: Callable[[Content], None]) -> None:
     if as_json:
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        print(safe_json(json.dumps(content, indent=2, ensure_ascii=False)))
     else:
         show(content)
 

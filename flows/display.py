@@ -1,17 +1,24 @@
-"""What the commands show to people; with --json they print the same data instead."""
+"""What the commands show to people; with --json they print the same data instead.
+
+Names, reasons and answers come from data: all that is printed goes through `_shown`.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
+from tasks.escapes import one_line
 from tasks.registry.store import tracking_uri
+from tasks.rounding import chance, number
 
-MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
+STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 _console = Console(highlight=False)
 
 
@@ -26,7 +33,7 @@ def show_result(result: Mapping[str, Any]) -> None:
     for name, path in result["places"].items():
         _line(f"{name:<10} {path}")
     _line(f"{'MLflow':<10} {_ui_command()}")
-    _line(f"{'next':<10} trueline why {_whom(result['verdict'])} · trueline chat · trueline history")
+    _line(f"{'next':<10} {' · '.join(_next_commands(result['verdict']))}")
 
 
 def show_verdict(verdict: Mapping[str, Any]) -> None:
@@ -39,7 +46,8 @@ def show_verdict(verdict: Mapping[str, Any]) -> None:
     for reason in verdict["reasons"]:
         _line(f"  {reason}")
     if verdict["held"]:
-        _line(f"To decide: trueline approve {verdict['version']} --by NAME --reason WHY, or trueline reject …")
+        which = f"{verdict['version']} --by NAME --reason WHY"
+        _line(f"To decide: trueline approve {which}, or trueline reject {which}")
 
 
 def show_status(status: Mapping[str, Any]) -> None:
@@ -158,27 +166,24 @@ def show_votes(told: Mapping[str, Any]) -> None:
     won, needed = told["vs_opponent"], told["vs_opponent"]["prompts_to_settle"]
     by_name = ", ".join(f"{name} {count:,}" for name, count in told["annotators"].items())
     _line(
-        f"win rate    {won['value']:.1%} [{won['low']:.1%}, {won['high']:.1%}] over the opponent: {won['verdict']}"
+        f"win rate    {number(won['value'])} [{number(won['low'])}, {number(won['high'])}] over the opponent: "
+        f"{won['verdict']}"
         f"{f'; {needed:,} prompts would settle it' if needed else ''}"
     )
     prompts = f"{told['prompts']:,}: {won['wins']:,} won, {won['losses']:,} lost"
-    _line(f"prompts     {prompts}; sign test p {won['sign_test']:.3g}")
+    _line(f"prompts     {prompts}; sign test p {chance(won['sign_test'])}")
     _line(f"not asked   {told['same_answers']:,} prompts with the same answer twice")
     _line(f"votes       {told['votes']:,}: {by_name}")
-    _line(f"agreement   Krippendorff's alpha {_figure(told['alpha'])}, Cohen's kappa {_figure(told['kappa'])}")
-    _line(f"left        preferred in {_figure(told['left_preferred'])} of the choices; 0.5 without a bias")
+    _line(f"agreement   Krippendorff's alpha {number(told['alpha'], 2)}, Cohen's kappa {number(told['kappa'], 2)}")
+    _line(f"left        preferred in {number(told['left_preferred'], 2)} of the choices; 0.5 without a bias")
     if told["run_id"]:
         _line(f"MLflow      run {told['run_id']}; trueline report shows it on the page")
 
 
-def _figure(value: float | None) -> str:
-    return "—" if value is None else f"{value:.2f}"
-
-
 def show_findings(findings: Sequence[Mapping[str, Any]]) -> None:
     """A row a check."""
-    rows = [(row["check"], MARKS[row["level"]], _escaped(row["found"]), _escaped(row["cure"])) for row in findings]
-    _table(("check", "", "found", "cure"), rows, marked_up=True)
+    rows = [(row["check"], Text(row["level"], STYLES[row["level"]]), row["found"], row["cure"]) for row in findings]
+    _table(("check", "", "found", "cure"), rows)
 
 
 def show_changes(changes: Sequence[Mapping[str, Any]]) -> None:
@@ -204,36 +209,33 @@ def show_tree(content: Mapping[str, Any]) -> None:
 def _grow(tree: Tree, content: Mapping[str, Any]) -> None:
     for name, value in content.items():
         if isinstance(value, Mapping) and value:
-            _grow(tree.add(_escaped(name)), value)
+            _grow(tree.add(_shown(name)), value)
         elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-            _grow(tree.add(_escaped(name)), {str(place): item for place, item in enumerate(value, start=1)})
+            _grow(tree.add(_shown(name)), {str(place): item for place, item in enumerate(value, start=1)})
         else:
-            tree.add(_escaped(f"{name}: {_short(value)}"))
+            tree.add(_shown(f"{name}: {_short(value)}"))
 
 
 def _short(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), marked_up: bool = False
-) -> None:
+def _table(header: Sequence[str], rows: Sequence[Sequence[str | Text]], *, right: Sequence[int] = ()) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for place, name in enumerate(header):
         table.add_column(name, justify="right" if place in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(row if marked_up else map(_escaped, row)))
+        table.add_row(*map(_shown, row))
     _console.print(table)
 
 
 def _line(text: str) -> None:
-    _console.print(text, markup=False, soft_wrap=True)
+    _console.print(_shown(text), soft_wrap=True)
 
 
-def _escaped(text: object) -> str:
-    from rich.markup import escape
-
-    return escape(str(text))
+def _shown(text: str | Text) -> Text:
+    """Show a text as it is: rich reads no markup and no :emoji: in it, and the terminal no sequence of control."""
+    return text if isinstance(text, Text) else Text(one_line(text))
 
 
 def _decider(decision: Mapping[str, Any]) -> str:
@@ -248,10 +250,19 @@ def _holder(flow: Mapping[str, Any]) -> str:
     return str(Holder(**flow))
 
 
-def _whom(verdict: Mapping[str, Any]) -> str:
-    return "champion" if verdict["champion"] == verdict["version"] else str(verdict["version"])
+def _next_commands(verdict: Mapping[str, Any]) -> list[str]:
+    """Give commands that work after this verdict: without a champion there is none to talk to."""
+    is_champion = verdict["champion"] == verdict["version"]
+    wants_a_word = verdict["held"] or verdict["champion"] is None
+    return [
+        f"trueline why {'champion' if is_champion else verdict['version']}",
+        f"trueline chat --version {verdict['version']}" if wants_a_word and not is_champion else "trueline chat",
+        "trueline history",
+    ]
 
 
 def _ui_command() -> str:
     uri = tracking_uri()
+    if uri == f"sqlite:///{Path.cwd() / 'mlflow.db'}":  # the command is for this folder anyway
+        uri = "sqlite:///mlflow.db"
     return f".venv/bin/mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri

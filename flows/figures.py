@@ -5,6 +5,7 @@ from typing import Any
 
 from tasks.data.files import METRICS, read_json
 from tasks.params import load_params
+from tasks.rounding import number
 
 Metrics = Mapping[str, Any]
 
@@ -33,30 +34,34 @@ def _validate(metrics: Metrics) -> str:
 
 def _sft(metrics: Metrics) -> str:
     held_out = metrics["validation"]
-    return f"held-out loss {held_out['before']['loss']:.3f} → {held_out['after']['loss']:.3f}"
+    return f"held-out loss {number(held_out['before']['loss'])} → {number(held_out['after']['loss'])}"
 
 
 def _reward(metrics: Metrics) -> str:
     accuracy = metrics["accuracy"]
-    return f"held-out accuracy {accuracy['value']:.1%} [{accuracy['low']:.1%}, {accuracy['high']:.1%}]"
+    return f"held-out accuracy {_with_interval(accuracy)}"
 
 
 def _dpo(metrics: Metrics) -> str:
     after = metrics["validation"]["after"]
-    return f"held-out loss {after['loss']:.3f}, pairs ordered right {after['accuracy']:.1%}"
+    return f"held-out loss {number(after['loss'])}, pairs ordered right {number(after['accuracy'])}"
 
 
 def _ppo(metrics: Metrics) -> str:
-    return f"reward {metrics['first']['reward']:.2f} → {metrics['last']['reward']:.2f}"
+    return f"reward {number(metrics['first']['reward'])} → {number(metrics['last']['reward'])}"
 
 
 def _evaluate(metrics: Metrics) -> str:
     rate = metrics["win_rate"]["vs_sft"]
     if rate["value"] is None:
         return "no win rate"
-    said = f"win rate over SFT {rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
+    said = f"win rate over SFT {_with_interval(rate)}"
     gold = metrics.get("gold")
-    return f"{said}, gold {gold['sft']:.2f} → {gold['candidate']:.2f}" if gold else said
+    return f"{said}, gold {number(gold['sft'])} → {number(gold['candidate'])}" if gold else said
+
+
+def _with_interval(figure: Metrics) -> str:
+    return f"{number(figure['value'])} [{number(figure['low'])}, {number(figure['high'])}]"
 
 
 def _gate(metrics: Metrics) -> str:

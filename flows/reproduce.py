@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from flows.figures import telling_figure
 from flows.processes import child
 from tasks.errors import InputError
+from tasks.escapes import visible
 from tasks.stage import FAILURE_NOTE, Failure, last_failure
 
 Outcome = Literal["ran", "reused"]
@@ -59,7 +60,7 @@ def reproduce(stage: str) -> StageRun:
         for line in process.stdout:
             ran = ran or line.startswith(f"Running stage '{stage}'")
             if line.strip() and not line.startswith(BOOKKEEPING):
-                sys.stderr.write(line)
+                sys.stderr.write(visible(line))
         if process.wait() != 0:
             raise _error(stage)
     return StageRun(stage, "ran" if ran else "reused", time.monotonic() - started, telling_figure(stage))

@@ -45,7 +45,7 @@ def gate(params: Params) -> None:
     curves = {stage: _read_curve(CURVES / f"{stage}.csv") for stage in ("sft", "reward", params.align.method)}
     background = Background(reward, read_json(METRICS / "validate.json"), curves)
     checks = run_checks(Evidence(evaluation, reward, read_json(METRICS / "judge.json"), opponent), params.gate)
-    judgement = Judgement(decide(checks), reasons(checks), warnings(evaluation), checks, opponent)
+    judgement = Judgement(decide(checks), reasons(checks), warnings(evaluation, params.gate), checks, opponent)
     page = render(judgement, evaluation, _read_responses(RESPONSES), background)
     with replacing(REPORT) as draft:
         draft.write_text(page, encoding="utf-8")

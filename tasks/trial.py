@@ -11,6 +11,7 @@ from tasks.data.files import METRICS, read_json, write_json
 from tasks.errors import InputError
 from tasks.judging.checks import figure, lookup
 from tasks.params import Params
+from tasks.rounding import number
 from tasks.stage import main
 
 REWARD = METRICS / "reward.json"
@@ -57,11 +58,11 @@ def weakest_source(figures: Mapping[str, Any]) -> str | None:
 def _accuracy(figures: Mapping[str, Any], *path: str) -> str:
     value, low, high = (_number(figure(figures, *path, key)) for key in ("value", "low", "high"))
     pairs = figure(figures, *path, "pairs")
-    return f"{value} [{low}, {high}] on {'unknown' if pairs is None else f'{pairs:.0f}'} pairs"
+    return f"{value} [{low}, {high}] on {'unknown' if pairs is None else number(pairs, 0)} pairs"
 
 
 def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3f}"
+    return "unknown" if value is None else number(value)
 
 
 if __name__ == "__main__":

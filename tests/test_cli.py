@@ -10,11 +10,13 @@ import pytest
 from flows import chat as chat_module
 from flows import cli
 from flows import status as status_module
+from flows.display import show_result
 from flows.doctor import Finding
 from flows.locks import one_flow_at_a_time
 from flows.people import Heard
 from tasks.errors import InputError
 from tasks.progress import Running
+from tasks.escapes import visible
 from tasks.registry import lineage, promotion
 from tasks.registry import report as reporting
 
@@ -246,8 +248,52 @@ def test_what_awaits_approval_says_how(trueline, monkeypatch: pytest.MonkeyPatch
     assert code == 1
     assert out == (
         "Version 3 awaits approval; champion: none.\n  All is well.\n"
-        "To decide: trueline approve 3 --by NAME --reason WHY, or trueline reject …\n"
+        "To decide: trueline approve 3 --by NAME --reason WHY, or trueline reject 3 --by NAME --reason WHY\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("outcome", "advised"),
+    [
+        ({"promoted": True, "champion": 3}, "trueline why champion · trueline chat · trueline history"),
+        ({"champion": None}, "trueline why 3 · trueline chat --version 3 · trueline history"),  # refused, or in doubt
+        ({"champion": 2}, "trueline why 3 · trueline chat · trueline history"),
+        ({"held": True, "champion": 2}, "trueline why 3 · trueline chat --version 3 · trueline history"),
+        ({"held": True, "champion": None}, "trueline why 3 · trueline chat --version 3 · trueline history"),
+        ({"champion": 3}, "trueline why champion · trueline chat · trueline history"),  # it was before
+    ],
+)
+def test_what_is_advised_after_a_run_is_what_there_is(capsys: pytest.CaptureFixture[str], outcome, advised) -> None:
+    verdict = {"promoted": False, "held": False, "version": 3, "reasons": []} | outcome
+    show_result({"stages": [], "verdict": verdict, "alarms": [], "places": {}})
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == f"next       {advised}"
+    assert said[-2] == "MLflow     .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db"
+
+
+NAME = "\x1b[2J\x9b1m\u202e[bold]:warning:\r\nchampion: 9"
+SHOWN = "\\x1b[2J\\x9b1m\\u202e[bold]:warning:\\r\\nchampion: 9"
+
+
+def test_what_data_say_acts_on_no_terminal(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    decision = {"time": "t", "who": NAME, "action": "refuse", "policy": {"version": 3}, "review": None}
+    monkeypatch.setattr(lineage, "history", returning([decision | {"reasons": [NAME]}]))
+    known = {"gate": {"reasons": [NAME], NAME: {NAME: NAME}}, "decisions": [{NAME: NAME}]}
+    monkeypatch.setattr(lineage, "why", returning(known))
+    monkeypatch.setattr(promotion, "promote", returning(VERDICT | {"reasons": [NAME]}))
+    monkeypatch.setattr("flows.doctor.examine", returning([Finding(NAME, "ok", NAME, NAME)]))
+    for command, times in ((["history"], 2), (["why", "1"], 6), (["promote"], 1), (["doctor"], 3)):
+        out = trueline(*command)[1]
+        assert (out.count(SHOWN), visible(out)) == (times, out)
+        printed = trueline(*command, "--json")[1]
+        assert visible(printed) == printed
+        assert json.dumps(NAME) in json.dumps(json.loads(printed))
+
+
+def test_an_error_that_quotes_a_row_is_one_line(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lineage, "history", raising(InputError(f"rows.jsonl row 3: {NAME} is bad")))
+    assert trueline("history")[2] == f"trueline: rows.jsonl row 3: {SHOWN.replace(chr(92) + 'n', ' ')} is bad\n"
 
 
 def test_history_names_the_person_who_decided(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,7 +450,7 @@ def test_votes_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("tasks.registry.people.keep", keep)
 
     assert trueline("votes", "a.csv", "b.csv")[1].splitlines() == [
-        "win rate    64.0% [57.0%, 71.0%] over the opponent: inconclusive; 1,090 prompts would settle it",
+        "win rate    0.640 [0.570, 0.710] over the opponent: inconclusive; 1,090 prompts would settle it",
         "prompts     50: 29 won, 16 lost; sign test p 0.0725",
         "not asked   9 prompts with the same answer twice",
         "votes       80: ann 50, [ben] 30",

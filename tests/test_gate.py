@@ -79,7 +79,9 @@ def test_a_rejection_is_a_result_and_no_error(files, params):
     edit("metrics/evaluate.json", kl={"mean": 1e6, "standard_error": 1.0})
     gate(params)
     assert decided()["decision"] == "reject"
-    assert decided()["reasons"] == ["The policy is 1000000.00 nats an answer away from SFT: more than the 30 allowed."]
+    assert decided()["reasons"] == [
+        "The policy is 1,000,000.000 nats an answer away from SFT: more than the 30 allowed."
+    ]
     assert "✘ Reject" in REPORT.read_text(encoding="utf-8")
 
 

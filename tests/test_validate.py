@@ -223,7 +223,7 @@ def test_personal_data_over_its_share_warns_and_as_an_error_is_quarantined(place
     validate(settings())
     assert quarantine() == {}
     assert figures()["warnings"] == [
-        "prompts: 3.2% of the rows look like personal data, over validate.max_personal_data 0.01"  # 1 of 31
+        "prompts: 0.032 of the rows look like personal data, over validate.max_personal_data 0.01"  # 1 of 31
     ]
     validate(settings(warn=[]))
     assert quarantine() == {("prompts", 50): ["personal_data"]}
@@ -241,7 +241,7 @@ def test_length_bias_warns_or_stops(place):
     validate(settings())
     # 40 long-winded pairs and the 15 odd ones of 30: 55 of 70.
     assert figures()["preferences"]["longer_chosen"] == round(55 / 70, 4)
-    assert "longer answer was chosen in 78.6% of the pairs" in figures()["warnings"][0]
+    assert "longer answer was chosen in 0.786 of the pairs" in figures()["warnings"][0]
     with pytest.raises(InputError, match="max_length_bias"):
         validate(settings(warn=["personal_data"]))
 

@@ -7,10 +7,12 @@ from typing import Any, Literal, NamedTuple
 from tasks.judging.opponent import Opponent
 from tasks.judging.power import prompts_needed
 from tasks.params import Gate
+from tasks.rounding import number
 
 Verdict = Literal["passed", "failed", "inconclusive"]
 Decision = Literal["promote", "reject", "inconclusive"]
 NAMED = 8  # categories in a sentence; the report has them all
+LIMIT = "evaluate.max_new_tokens"
 
 
 class Check(NamedTuple):
@@ -33,7 +35,7 @@ class Rate(NamedTuple):
 
     def __str__(self) -> str:
         """Write it down."""
-        return f"{self.value:.3f} (interval {self.low:.3f} to {self.high:.3f})"
+        return _with_interval(self.value, self.low, self.high)
 
 
 class Since(NamedTuple):
@@ -117,8 +119,8 @@ def lookup(content: Mapping[str, Any], *path: str) -> Any:  # noqa: ANN401 (what
     return value
 
 
-def warnings(evaluation: Mapping[str, Any]) -> list[str]:
-    """Signs that the reward is being gamed. They do not decide: the gate's thresholds do."""
+def warnings(evaluation: Mapping[str, Any], thresholds: Gate) -> list[str]:
+    """Signs that the reward is being gamed, or that little was seen. They do not decide: the gate's thresholds do."""
     found = []
     for rival, name in (("vs_sft", "SFT"), ("vs_opponent", "the opponent")):
         reward = figure(evaluation, "difference", rival, "reward", "low")
@@ -127,6 +129,12 @@ def warnings(evaluation: Mapping[str, Any]) -> list[str]:
             found.append(
                 f"Against {name} the reward rose while the known rule's score fell: the reward is being gamed."
             )
+    ended = [figure(evaluation, model, "eos_rate") for model in ("candidate", "opponent")]
+    if all(rate is not None and rate < thresholds.min_eos_rate for rate in ended):
+        found.append(
+            f"Of the answers of candidate and opponent {' and '.join(map(number, ended))} end by themselves: {LIMIT} "
+            "cuts the others, whose beginnings were judged. Raise it; what does not end even so has not learned to."
+        )
     return found
 
 
@@ -139,7 +147,7 @@ def _win_rate(evidence: Evidence, threshold: float) -> Check:
     # A threshold of a half or more claims that the candidate is better. On few prompts the bootstrap is too sure of
     # that, and a model is never better than itself: the verdict, which the exact sign test shares in, must say so.
     proven = threshold < 0.5 or lookup(evidence.evaluation, *versus, "verdict") == "better"
-    said = f"The win rate over {evidence.opponent} is {value:.3f} (interval {low:.3f} to {high:.3f})"
+    said = f"The win rate over {evidence.opponent} is {_with_interval(value, low, high)}"
     if low >= threshold and proven:
         return Check("win_rate", low, threshold, "passed", f"{said}: its lower bound reaches {threshold:g}.")
     if high >= threshold:
@@ -165,7 +173,7 @@ def _win_rate_at_equal_length(evidence: Evidence, threshold: float) -> Check:
     value, low, high = (figure(evidence.evaluation, *versus, key) for key in ("value", "low", "high"))
     if value is None or low is None or high is None:
         return _missing(name, threshold, "The win rate at equal length", "metrics/evaluate.json")
-    said = f"With what length explains taken out, the win rate is {value:.3f} (interval {low:.3f} to {high:.3f})"
+    said = f"With what length explains taken out, the win rate is {_with_interval(value, low, high)}"
     if low >= threshold:
         return Check(name, low, threshold, "passed", f"{said}: its lower bound reaches {threshold:g}.")
     if high >= threshold:
@@ -270,53 +278,86 @@ def _kl(evidence: Evidence, threshold: float) -> Check:
     kl = figure(evidence.evaluation, "kl", "mean")
     if kl is None:
         return _missing("kl", threshold, "KL(policy || SFT)", "metrics/evaluate.json")
-    return _at_most("kl", kl, threshold, f"The policy is {kl:.2f} nats an answer away from SFT")
+    return _at_most("kl", kl, threshold, f"The policy is {number(kl)} nats an answer away from SFT")
 
 
 def _accuracy(name: str, whose: str, figures: Mapping[str, Any], stage: str, threshold: float) -> Check:
     low = figure(figures, "accuracy", "low")
     if low is None:
         return _missing(name, threshold, f"The {whose} accuracy", f"metrics/{stage}.json")
-    return _at_least(name, low, threshold, f"The lower bound of the {whose} accuracy is {low:.3f}")
+    return _at_least(name, low, threshold, f"The lower bound of the {whose} accuracy is {number(low)}")
 
 
 def _length_ratio(evidence: Evidence, least: float, most: float) -> Check:
     ours, theirs = (figure(evidence.evaluation, model, "length") for model in ("candidate", "opponent"))
     if ours is None or not theirs:
         return _missing("length_ratio", most, "The length of the answers", "metrics/evaluate.json")
-    said = f"Answers have {ours / theirs:.2f} times the length of those of {evidence.opponent}"
+    said = f"Answers have {number(ours / theirs, 2)} times the length of those of {evidence.opponent}"
     if ours / theirs < least:
-        return _at_least("length_ratio", ours / theirs, least, said)
-    return _at_most("length_ratio", ours / theirs, most, said)
+        return _with_cuts(_at_least("length_ratio", ours / theirs, least, said), evidence)
+    return _with_cuts(_at_most("length_ratio", ours / theirs, most, said), evidence)
+
+
+def _with_cuts(check: Check, evidence: Evidence) -> Check:
+    """Where lengths are too far apart, say how many answers of each the limit has cut: it may be the cause."""
+    ours, theirs = (figure(evidence.evaluation, model, "eos_rate") for model in ("candidate", "opponent"))
+    if check.verdict == "passed" or ours is None or theirs is None:
+        return check
+    shares = f"{number(ours)} of the candidate's answers and {number(theirs)} of those of {evidence.opponent}"
+    return check._replace(sentence=f"{check.sentence} Before {LIMIT} end {shares}.")
 
 
 def _eos_rate(evidence: Evidence, threshold: float) -> Check:
     rate = figure(evidence.evaluation, "candidate", "eos_rate")
     if rate is None:
         return _missing("eos_rate", threshold, "The share of answers that end by themselves", "metrics/evaluate.json")
-    return _at_least("eos_rate", rate, threshold, f"The share of answers that end by themselves is {rate:.3f}")
+    check = _at_least("eos_rate", rate, threshold, f"The share of answers that end by themselves is {number(rate)}")
+    return _excused(check, evidence, f"the limit, {LIMIT}, cuts the answers of both alike, so raise it")
 
 
 def _repetition(evidence: Evidence, threshold: float) -> Check:
     share = figure(evidence.evaluation, "candidate", "repetition")
     if share is None:
         return _missing("repetition", threshold, "The repetition within answers", "metrics/evaluate.json")
-    return _at_most("repetition", share, threshold, f"The share of repeated 4-grams in an answer is {share:.3f}")
+    check = _at_most("repetition", share, threshold, f"The share of repeated 4-grams in an answer is {number(share)}")
+    return _excused(check, evidence, "the candidate has it from what it began as")
+
+
+def _excused(check: Check, evidence: Evidence, cause: str) -> Check:
+    """Let a candidate pass that misses a threshold, where it is not shown to be worse than the opponent by that figure.
+
+    Args:
+        check: named as its figure in metrics/evaluate.json.
+        evidence: what the gate reads.
+        cause: what to say where the candidate is not to blame.
+    """
+    path, theirs = ("difference", "vs_opponent", check.name), figure(evidence.evaluation, "opponent", check.name)
+    value, low, high = (figure(evidence.evaluation, *path, key) for key in ("value", "low", "high"))
+    if check.verdict == "passed" or value is None or low is None or high is None or theirs is None:
+        return check
+    ends = f"{number(value, sign='+')} (interval {number(low, sign='+')} to {number(high, sign='+')})"
+    said = (
+        f"{check.sentence.removesuffix('.')}; that of {evidence.opponent} is {number(theirs)}, a difference of {ends}"
+    )
+    asks_for_more = check.figure is not None and check.figure < check.threshold
+    if high < 0 if asks_for_more else low > 0:
+        return check._replace(sentence=f"{said}: the candidate is worse.")
+    return check._replace(verdict="passed", sentence=f"{said}: {cause}.")
 
 
 def _refusals(evidence: Evidence, threshold: float) -> Check:
     ours, theirs = (figure(evidence.evaluation, model, "refusals") for model in ("candidate", "opponent"))
     if ours is None or theirs is None:
         return _missing("refusals", threshold, "The share of refusals", "metrics/evaluate.json")
-    said = f"The share of answers that begin as refusals is {ours:.3f}, against {theirs:.3f} of {evidence.opponent}"
-    return _at_most("refusals", ours - theirs, threshold, f"{said}, a gain of {ours - theirs:.3f}")
+    against = f"{number(ours)}, against {number(theirs)} of {evidence.opponent}, a gain of {number(ours - theirs)}"
+    return _at_most("refusals", ours - theirs, threshold, f"The share of answers that begin as refusals is {against}")
 
 
 def _perplexity(evidence: Evidence, threshold: float) -> Check:
     ours, theirs = (figure(evidence.evaluation, "perplexity", model) for model in ("candidate", "sft"))
     if ours is None or not theirs:
         return _missing("perplexity", threshold, "The perplexity of the demonstrated answers", "metrics/evaluate.json")
-    said = f"The perplexity of the demonstrated answers is {ours / theirs:.2f} times that under SFT"
+    said = f"The perplexity of the demonstrated answers is {number(ours / theirs, 2)} times that under SFT"
     return _at_most("perplexity", ours / theirs, threshold, said)
 
 
@@ -330,6 +371,10 @@ def _at_most(name: str, value: float, threshold: float, said: str) -> Check:
     if value <= threshold:
         return Check(name, value, threshold, "passed", f"{said}: at most {threshold:g}, as demanded.")
     return Check(name, value, threshold, "failed", f"{said}: more than the {threshold:g} allowed.")
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    return f"{number(value)} (interval {number(low)} to {number(high)})"
 
 
 def _missing(name: str, threshold: float, what: str, file: str) -> Check:

@@ -18,6 +18,7 @@ from tasks.data.records import Message
 from tasks.data.splits import content_id
 from tasks.data.text_files import LONGEST_CSV_FIELD
 from tasks.errors import InputError
+from tasks.escapes import cell
 from tasks.judging.agreement import Rating, cohen_kappa, krippendorff_alpha
 from tasks.judging.compare import Resampling, win_rate
 from tasks.judging.metrics import mean
@@ -29,8 +30,6 @@ CHOICES: dict[str, Choice] = {"left": "left", "right": "right", "same": "same"}
 COLUMNS = ("id", "prompt", "left", "right", "choice", "annotator")
 READ = ("id", "left", "right", "choice", "annotator")
 SEPARATORS = ",;\t"  # spreadsheets save with that of their country
-# What a spreadsheet may compute, also in the wide characters of East Asian keyboards (OWASP, "CSV Injection").
-FORMULA = re.compile("\\s*[=+\\-@\uff1d\uff0b\uff0d\uff20]")
 LETTERS = re.compile(r"[^\W\d_]")
 LETTERS_OF_A_DAY = 20  # a text with more is taken for no day, number or truth value
 LETTERS_COMPARED = 1000  # of long texts Excel keeps 32,767 characters
@@ -87,7 +86,7 @@ def write_sheet(path: Path, shown: Sequence[Pair]) -> None:
         writer.writerow(COLUMNS)
         for pair in shown:
             texts = (pair.conversation, pair.left, pair.right)
-            writer.writerow([pair.id, *map(harmless, texts), "", ""])
+            writer.writerow([pair.id, *map(cell, texts), "", ""])
 
 
 def read_votes(paths: Sequence[Path], shown: Sequence[Pair]) -> list[Vote]:
@@ -158,12 +157,7 @@ def figures(votes: Sequence[Vote], same_answers: int, resampling: Resampling) ->
 def rows(votes: Sequence[Vote]) -> Iterator[dict[str, Any]]:
     """A row a vote, to be kept: who said what of which prompt, and where the candidate's answer was."""
     for vote in votes:
-        yield {**vote._asdict(), "annotator": harmless(vote.annotator)}
-
-
-def harmless(text: str) -> str:
-    """Keep spreadsheets from computing a text that begins as a formula does: they take an apostrophe for text."""
-    return f"'{text}" if FORMULA.match(text) else text
+        yield {**vote._asdict(), "annotator": cell(vote.annotator)}
 
 
 def _differ(row: Mapping[str, Any]) -> bool:

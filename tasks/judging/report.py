@@ -6,27 +6,29 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from tasks.escapes import into_html
 from tasks.judging.checks import Check, Decision, figure, lookup
 from tasks.judging.opponent import Opponent
 from tasks.judging.plots import JUDGES, CurveRows, frontier, learning_curves, length_scatter, margins, reliability
+from tasks.rounding import ABSENT, chance, digits_of, number
 
 TEMPLATE = "report.html.j2"
 MODELS = ("candidate", "sft", "opponent")
-# Figures a person compares: key, name, digits, what is good.
+# Figures a person compares: key, name, what is good.
 FIGURES = (
-    ("reward", "Reward", 3, "higher"),
-    ("length", "Length, tokens", 1, ""),
-    ("eos_rate", "Ended by itself", 3, "higher"),
-    ("repetition", "Repeated 4-grams", 3, "lower"),
-    ("refusals", "Begins as a refusal", 3, "lower"),
-    ("distinct_1", "Distinct-1", 3, ""),
-    ("distinct_2", "Distinct-2", 3, ""),
-    ("bleu", "BLEU", 2, "higher"),
-    ("chrf", "chrF", 2, "higher"),
-    ("rouge_1", "ROUGE-1", 3, "higher"),
-    ("rouge_2", "ROUGE-2", 3, "higher"),
-    ("rouge_l", "ROUGE-L", 3, "higher"),
-    ("meteor", "METEOR", 3, "higher"),
+    ("reward", "Reward", "higher"),
+    ("length", "Length, tokens", ""),
+    ("eos_rate", "Ended by itself", "higher"),
+    ("repetition", "Repeated 4-grams", "lower"),
+    ("refusals", "Begins as a refusal", "lower"),
+    ("distinct_1", "Distinct-1", ""),
+    ("distinct_2", "Distinct-2", ""),
+    ("bleu", "BLEU", "higher"),
+    ("chrf", "chrF", "higher"),
+    ("rouge_1", "ROUGE-1", "higher"),
+    ("rouge_2", "ROUGE-2", "higher"),
+    ("rouge_l", "ROUGE-L", "higher"),
+    ("meteor", "METEOR", "higher"),
 )
 # Where metrics/evaluate.json has the win rates by each who judged, and who that is.
 WINS = (
@@ -39,7 +41,6 @@ WINS = (
 # By what the reward model's accuracy is told apart.
 PROVENANCE = {"accuracy_by_source": "Source", "accuracy_by_annotator": "Annotator"}
 SAMPLES = 5  # of each kind: candidate far ahead, candidate far behind
-ABSENT = "—"
 
 
 class Judgement(NamedTuple):
@@ -142,11 +143,13 @@ def render(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=into_html,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["number"] = number
     ahead, behind = _samples(responses)
     marks, yardstick = (lookup(evaluation, key) or [] for key in ("frontier", "best_of_sft"))
     weighed = reliability(background.reward), margins(background.reward), length_scatter(responses)
@@ -154,10 +157,10 @@ def render(
         judgement=judgement,
         prompts=_count(evaluation, "prompts"),
         with_references=_count(evaluation, "with_references"),
-        confidence=_number(figure(evaluation, "confidence"), 2),
+        confidence=number(figure(evaluation, "confidence"), 2),
         wins=_win_rows(evaluation, judgement.opponent),
         figures=_figure_rows(evaluation),
-        kl=(_number(figure(evaluation, "kl", "mean"), 3), _number(figure(evaluation, "kl", "standard_error"), 3)),
+        kl=(number(figure(evaluation, "kl", "mean")), number(figure(evaluation, "kl", "standard_error"))),
         methods={name: value for name, value in (lookup(evaluation, "methods") or {}).items() if value},
         llm_judge=_llm_judge(lookup(evaluation, "llm_judge") or {}),
         categories=_category_rows(lookup(evaluation, "categories") or {}),
@@ -176,17 +179,17 @@ def render(
 
 def _figure_rows(evaluation: Mapping[str, Any]) -> list[FigureRow]:
     def judged(name: str, judge: str) -> FigureRow:
-        values = [_number(figure(evaluation, judge, model), 3) for model in MODELS]
+        values = [number(figure(evaluation, judge, model)) for model in MODELS]
         return FigureRow(name, "higher", values, _interval(evaluation, ("difference", "vs_opponent", judge), 3))
 
     rows = [
         FigureRow(
             name,
             good,
-            [_number(figure(evaluation, model, key), digits) for model in MODELS],
-            _interval(evaluation, ("difference", "vs_opponent", key), digits),
+            [number(figure(evaluation, model, key), digits_of(key)) for model in MODELS],
+            _interval(evaluation, ("difference", "vs_opponent", key), digits_of(key)),
         )
-        for key, name, digits, good in FIGURES
+        for key, name, good in FIGURES
     ]
     rows.insert(1, judged("Held-out judge", "judge"))
     if "gold" in evaluation:
@@ -198,7 +201,7 @@ def _llm_judge(found: Mapping[str, Any]) -> dict[str, str]:
     """How far the LLM judge can be trusted, as text; nothing where none was asked."""
     counts = ("prompts", "same_answers", "without_verdict", "asked_again")
     shares = ("agreement", "first_preferred")
-    numbers = {key: _count(found, key) for key in counts} | {key: _number(figure(found, key), 3) for key in shares}
+    numbers = {key: _count(found, key) for key in counts} | {key: number(figure(found, key)) for key in shares}
     return {"model": str(found.get("model")), **numbers} if found else {}
 
 
@@ -208,9 +211,9 @@ def _category_rows(categories: Mapping[str, Any]) -> list[CategoryRow]:
             name,
             _count(found, "prompts"),
             [
-                *(_number(figure(found, model, "reward"), 3) for model in ("candidate", "opponent")),
-                _interval(found, ("difference", "vs_opponent", "reward"), 3),
-                _interval(found, ("win_rate", "vs_opponent"), 3, sign=""),
+                *(number(figure(found, model, "reward")) for model in ("candidate", "opponent")),
+                _interval(found, ("difference", "vs_opponent", "reward")),
+                _interval(found, ("win_rate", "vs_opponent"), sign="-"),
             ],
             "too few prompts"
             if lookup(found, "enough_prompts") is False
@@ -226,9 +229,9 @@ def _frontier_rows(marks: Sequence[Mapping[str, Any]], yardstick: Sequence[Mappi
     return [
         FrontierRow(
             name,
-            _number(kl, 2),
+            number(kl),
             *(
-                [_interval(point, (kind, judge), 2, sign="") for judge in JUDGES]
+                [_interval(point, (kind, judge), sign="-") for judge in JUDGES]
                 for kind in ("win_rate", "last_over_this")
             ),
         )
@@ -239,12 +242,12 @@ def _frontier_rows(marks: Sequence[Mapping[str, Any]], yardstick: Sequence[Mappi
 def _reward_model(reward: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The reward model's figures on held-out pairs, by name."""
     return [
-        ("Accuracy", _interval(reward, ("accuracy",), 3, sign="")),
+        ("Accuracy", _interval(reward, ("accuracy",), sign="-")),
         ("Pairs", _count({"pairs": lookup(reward, "accuracy", "pairs")}, "pairs")),
-        ("Expected calibration error", _number(figure(reward, "calibration_error"), 3)),
-        ("Correlation of score and length", _number(figure(reward, "length_correlation"), 3)),
+        ("Expected calibration error", number(figure(reward, "calibration_error"))),
+        ("Correlation of score and length", number(figure(reward, "length_correlation"))),
         *(
-            (f"Accuracy where the {name} answer is longer", _number(figure(reward, *path, "value"), 3))
+            (f"Accuracy where the {name} answer is longer", number(figure(reward, *path, "value")))
             for name, path in (
                 ("chosen", ("accuracy_by_length", "chosen_longer")),
                 ("rejected", ("accuracy_by_length", "rejected_longer")),
@@ -257,7 +260,7 @@ def _provenance(reward: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, st
     """Tables of the reward model's accuracy by where pairs come from: a title, and rows of name, pairs and accuracy."""
     known = [(title, found) for key, title in PROVENANCE.items() if (found := lookup(reward, key))]
     return [
-        (title, [(name, _count(found[name], "pairs"), _interval(found, (name,), 3, sign="")) for name in found])
+        (title, [(name, _count(found[name], "pairs"), _interval(found, (name,), sign="-")) for name in found])
         for title, found in known
     ]
 
@@ -269,8 +272,8 @@ def _data_rows(validation: Mapping[str, Any]) -> list[DataRow]:
             [
                 *(_count(kind, key) for key in ("rows", "kept", "quarantined")),
                 *(_count(kind.get("splits") or {}, split) for split in ("train", "validation", "test")),
-                _number(figure(kind, "tokens", "mean"), 1),
-                _number(figure(kind, "tokens", "max"), 0),
+                number(figure(kind, "tokens", "mean"), 1),
+                number(figure(kind, "tokens", "max"), 0),
             ],
             ", ".join(
                 f"{finding} {sum(by_split.values())}"
@@ -302,11 +305,11 @@ def _win_row(evaluation: Mapping[str, Any], path: tuple[str, str], name: str) ->
     needed = figure(evaluation, *path, "prompts_to_settle")
     return WinRow(
         name,
-        _interval(evaluation, path, 3, sign=""),
-        _number(figure(evaluation, *path, "ties"), 3),
-        _chance(figure(evaluation, *path, "sign_test")),
+        _interval(evaluation, path, sign="-"),
+        number(figure(evaluation, *path, "ties")),
+        chance(figure(evaluation, *path, "sign_test")),
         lookup(evaluation, *path, "verdict") or ABSENT,
-        ABSENT if needed is None else f"{needed:,.0f}",
+        number(needed, 0),
         None if value is None or low is None or high is None else (value * 100, low * 100, high * 100),
     )
 
@@ -328,26 +331,16 @@ def _sample(row: Mapping[str, Any]) -> Sample:
 
 
 def _said(name: str, answer: Mapping[str, Any]) -> Said:
-    scores = f"reward {_number(figure(answer, 'reward'), 3)}"
-    gold = f", known rule {_number(figure(answer, 'gold'), 2)}" if "gold" in answer else ""
+    scores = f"reward {number(figure(answer, 'reward'))}"
+    gold = f", known rule {number(figure(answer, 'gold'))}" if "gold" in answer else ""
     return Said(name, answer["answer"], scores + gold)
 
 
-def _interval(content: Mapping[str, Any], path: tuple[str, ...], digits: int, sign: str = "+") -> str:
-    value, low, high = (figure(content, *path, end) for end in ("value", "low", "high"))
-    if value is None or low is None or high is None:
-        return ABSENT
-    return f"{value:{sign}.{digits}f} ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return ABSENT if value is None else f"{value:.{digits}f}"
-
-
-def _chance(value: float | None) -> str:
-    """A p-value, which is small and never 0."""
-    return "< 0.0001" if value is not None and value < 1e-4 else _number(value, 4)
+def _interval(content: Mapping[str, Any], path: tuple[str, ...], digits: int = 3, sign: str = "+") -> str:
+    found = [figure(content, *path, end) for end in ("value", "low", "high")]
+    value, low, high = (number(each, digits, sign) for each in found)
+    return ABSENT if None in found else f"{value} ({low} to {high})"
 
 
 def _count(content: Mapping[str, Any], key: str) -> str:
-    return _number(figure(content, key), 0)
+    return number(figure(content, key), 0)

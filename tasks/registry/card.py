@@ -1,13 +1,17 @@
 """What the model cards of policies and reward models share: the format of the Hugging Face hub, and the account."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
 from tasks.data.records import Kind
+from tasks.escapes import Written, code, into_markdown, markdown, one_line, visible
 from tasks.params import EXAMPLE
+from tasks.rounding import number
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -60,13 +64,14 @@ def write_card(subject: Subject, account: Mapping[str, Any], figures: Sequence[F
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=False,  # this is Markdown, and holds no text that a model wrote
+        autoescape=False,  # that is for HTML
+        finalize=into_markdown,  # names and reasons come from data
         undefined=Absent,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["figure"] = _figure
+    environment.filters |= {"figure": _figure, "code": code, "quoted": _quoted, "on_hub": _on_hub, "written": Written}
     text = environment.get_template(subject.template).render(
         metadata=_metadata(subject, account, figures).to_yaml(),
         name=subject.name,
@@ -78,7 +83,7 @@ def write_card(subject: Subject, account: Mapping[str, Any], figures: Sequence[F
         hub=account.get("hub", {}),
         **facts,
     )
-    return str(ModelCard(text))  # it reads the metadata, and raises where that is no YAML
+    return visible(str(ModelCard(text)))  # it reads the metadata, and raises where that is no YAML
 
 
 def figures_of(account: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
@@ -87,8 +92,19 @@ def figures_of(account: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
     return found
 
 
-def _figure(value: object, digits: int = 3) -> str:
-    return f"{value:.{digits}f}" if isinstance(value, int | float) else "—"
+def _figure(value: object, digits: int = 3) -> Written:
+    return Written(number(value if isinstance(value, int | float) else None, digits))
+
+
+def _quoted(text: str) -> Written:
+    """Write a text as one of Python's."""
+    return Written(json.dumps(one_line(text)))
+
+
+def _on_hub(name: str, kind: str = "") -> Written:
+    """Link a repository on the hub."""
+    address = quote(f"{kind}{name}")
+    return Written(f"[{markdown(name)}](https://huggingface.co/{address})")
 
 
 def _metadata(subject: Subject, account: Mapping[str, Any], figures: Sequence[Figure]) -> "ModelCardData":

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from tasks.data.records import Kind
 from tasks.registry.card import Figure, Subject, figures_of, write_card
 from tasks.registry.decisions import Holder
+from tasks.rounding import digits_of
 
 METHODS = {"ppo": "PPO", "dpo": "DPO"}
 KINDS: tuple[Kind, ...] = ("demonstrations", "preferences", "prompts")
@@ -52,6 +53,11 @@ class Comparison(NamedTuple):
     low: float
     high: float
 
+    @property
+    def digits(self) -> int:
+        """How many are shown."""
+        return digits_of(self.kind.removesuffix("_difference"))
+
 
 def policy_card(policy: Holder, *, as_adapter: bool = False) -> str:
     """Write the card of a policy version.
@@ -85,7 +91,8 @@ def policy_card(policy: Holder, *, as_adapter: bool = False) -> str:
         evaluation=evaluation,
         comparisons=_comparisons(account),
         model_figures=[
-            (name, *(_model_figure(evaluation, key, model) for model in MODELS)) for key, _, name in MODEL_FIGURES
+            (name, digits_of(key), *(_model_figure(evaluation, key, model) for model in MODELS))
+            for key, _, name in MODEL_FIGURES
         ],
         accuracy=figures_of(account, "reward").get("accuracy", {}),
     )

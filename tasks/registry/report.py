@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tasks.data.files import REPORTS, STATE, replacing
 from tasks.data.origin import flatten
 from tasks.errors import InputError
+from tasks.escapes import into_html
 from tasks.params import Params
 from tasks.registry.costs import Cost, costs
 from tasks.registry.decisions import one_at_a_time
@@ -23,12 +24,12 @@ from tasks.registry.runs import link_runs, trained_account
 from tasks.registry.stages import materialise, output_hash
 from tasks.registry.store import Store, open_store
 from tasks.registry.versions import as_holder, find, find_version, settle
+from tasks.rounding import chance, number
 
 REPORT = STATE / "report.html"
 GATE = REPORTS / "gate"
 TEMPLATE = "lineage.html.j2"
 MARK = "<!-- lineage and cost -->"  # escaped text cannot hold it
-ABSENT = "—"
 
 
 class Written(TypedDict):
@@ -91,11 +92,12 @@ def _render(store: Store, params: Params, spent: Sequence[Cost], people: Mapping
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=into_html,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "energy": energy}
+    environment.filters |= {"number": number, "chance": chance, "energy": energy}
     settings = _settings(account["params"], before)
     return environment.get_template(TEMPLATE).render(
         account=account,
@@ -133,10 +135,6 @@ def _settings(params: Mapping[str, Any], before: Mapping[str, Any]) -> list[Sett
         Setting(name, str(value), str(theirs[name]) if theirs.get(name, value) != value else None)
         for name, value in sorted(ours.items())
     ]
-
-
-def _number(value: float | None, digits: int = 0) -> str:
-    return ABSENT if value is None else f"{value:,.{digits}f}"
 
 
 def energy(cost: Cost) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.data.files import MODELS
 from tasks.errors import InputError
+from tasks.escapes import markdown
 from tasks.params import Params
 from tasks.registry import tracking
 from tasks.registry.decisions import DECISIONS, MOVES, Decision, Holder, Place, decisions_on, past_decisions
@@ -192,9 +193,11 @@ def _set_alias(store: Store, params: Params, alias: str, place: Place | None) ->
 
 
 def _description(decision: Decision) -> str:
+    """Say in Markdown, which MLflow's pages show, what was decided."""
     review = decision["review"]
     approved = f", approved by {review['by']}" if review else ""
-    return f"{decision['action']} {decision['time']} by {decision['who']}{approved}: {' '.join(decision['reasons'])}"
+    said = f"{decision['action']} {decision['time']} by {decision['who']}{approved}: {' '.join(decision['reasons'])}"
+    return markdown(said)
 
 
 def _what_there_is(store: Store, name: str) -> str:

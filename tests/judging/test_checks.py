@@ -104,6 +104,72 @@ def test_a_threshold_may_be_reached_and_not_passed(name, path, at, beyond):
     assert reasons(list(run(changed(path, beyond)).values())) == [check.sentence]
 
 
+def beside(name, ours, theirs, low, high):
+    """The evaluation of a candidate and an opponent who differ in one figure."""
+    evaluation = changed(("candidate", name), ours)
+    evaluation["opponent"][name] = theirs
+    evaluation["difference"] = {"vs_opponent": {name: {"value": round(ours - theirs, 3), "low": low, "high": high}}}
+    return evaluation
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "theirs", "low", "high", "said"),
+    [
+        (
+            "eos_rate",
+            *(0.175, 0.2, -0.06, 0.01),
+            "The share of answers that end by themselves is 0.175: less than the 0.9 demanded; that of SFT is 0.200, a "
+            "difference of -0.025 (interval -0.060 to +0.010): the limit, evaluate.max_new_tokens, cuts the answers of "
+            "both alike, so raise it.",
+        ),
+        (
+            "repetition",
+            *(0.31, 0.3, -0.02, 0.04),
+            "The share of repeated 4-grams in an answer is 0.310: more than the 0.2 allowed; that of SFT is 0.300, a "
+            "difference of +0.010 (interval -0.020 to +0.040): the candidate has it from what it began as.",
+        ),
+    ],
+)
+def test_what_the_opponent_does_alike_is_no_fault_of_the_candidate(name, ours, theirs, low, high, said):
+    evaluation = beside(name, ours, theirs, low, high)
+    check = run(evaluation)[name]
+    assert (check.verdict, check.figure, check.sentence) == ("passed", ours, said)
+    assert decision(evaluation) == "promote"
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "theirs", "low", "high"),
+    [("eos_rate", 0.5, 0.8, -0.35, -0.25), ("repetition", 0.5, 0.1, 0.3, 0.5)],
+)
+def test_what_the_opponent_does_less_is_the_candidates_fault(name, ours, theirs, low, high):
+    check = run(beside(name, ours, theirs, low, high))[name]
+    assert check.verdict == "failed"
+    assert check.sentence.endswith("): the candidate is worse.")
+
+
+@pytest.mark.parametrize("gap", ["value", "low", "high"])
+@pytest.mark.parametrize(("name", "ours"), [("eos_rate", 0.5), ("repetition", 0.5)])
+def test_nobody_is_excused_by_a_comparison_that_was_not_made(name, ours, gap):
+    evaluation = beside(name, ours, ours, -0.1, 0.1)
+    del evaluation["difference"]["vs_opponent"][name][gap]
+    assert run(evaluation)[name].verdict == "failed"
+    assert run(changed(("candidate", name), ours))[name].verdict == "failed"
+
+
+def test_where_both_are_cut_a_warning_says_what_was_judged():
+    [warning] = warnings(beside("eos_rate", 0.175, 0.2, -0.06, 0.01), THRESHOLDS)
+    assert warning.startswith("Of the answers of candidate and opponent 0.175 and 0.200 end by themselves")
+    assert warnings(beside("eos_rate", 0.175, 0.95, -0.9, -0.7), THRESHOLDS) == []
+
+
+def test_lengths_that_the_limit_has_cut_are_told_as_such():
+    evaluation = changed(("candidate", "length"), 4.0, beside("eos_rate", 0.98, 0.2, 0.7, 0.8))
+    assert run(evaluation)["length_ratio"].sentence == (
+        "Answers have 0.40 times the length of those of SFT: less than the 0.5 demanded. Before "
+        "evaluate.max_new_tokens end 0.980 of the candidate's answers and 0.200 of those of SFT."
+    )
+
+
 def test_answers_may_be_neither_much_longer_nor_much_shorter():
     check = run(changed(("candidate", "length"), 5.0))["length_ratio"]
     assert (check.verdict, check.threshold) == ("passed", 1.5)
@@ -382,10 +448,10 @@ def test_reward_up_and_gold_down_is_a_warning():
             "vs_opponent": {"reward": {"low": -0.2}, "gold": {"high": -0.1}},
         },
     }
-    assert warnings(gamed) == [
+    assert warnings(gamed, THRESHOLDS) == [
         "Against SFT the reward rose while the known rule's score fell: the reward is being gamed."
     ]
-    assert warnings(GOOD) == []
+    assert warnings(GOOD, THRESHOLDS) == []
 
 
 def test_figure_looks_up_numbers_alone():

@@ -1,14 +1,19 @@
 """A policy's card says what the version's account says, in a form that the hub's own library reads."""
 
 import copy
+import html
+import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from markdown_it import MarkdownIt
 
+from tasks.escapes import visible
 from tasks.params import load_params
 from tasks.registry import candidate
 from tasks.registry.candidate import account
@@ -150,7 +155,7 @@ def test_the_model_index_holds_every_figure_with_its_interval():
         "The opponent is champion version 3.",
         "Decision: **reject**.\n\n- It got longer.\n- Warning: The reward is being gamed.\n",
         "It agrees with 0.850 [0.810, 0.880] of 482 held-out pairs.",
-        "The policy is 1.78 nats an answer away from SFT",
+        "The policy is 1.780 nats an answer away from SFT",
         "Answers have 1.25 times the length of those of SFT, and 1.000 of them end by themselves",  # 25 / 20
         "| git commit | 0123abcd, with uncommitted changes |",
         "| sha256 of requirements.lock | 4567 |",
@@ -207,6 +212,44 @@ def test_what_an_earlier_account_says_of_the_known_rule_is_no_win_rate():
     known["figures"]["evaluate"]["gold"] = {"vs_sft": interval(0.12, 0.08, 0.16)}  # the difference had this place
     assert "by the known rule" in write()
     assert "by the known rule" not in write(known)
+
+
+NAME = "x</h1><script>alert(1)</script>[a](javascript:b)|`c`**d**\x1b[31m\u202e\n---\n# e"
+SHOWN = "x</h1><script>alert(1)</script>[a](javascript:b)|`c`**d**\\x1b[31m\\u202e"
+
+
+def hostile(known):
+    """The account with a name that would act wherever a card tells a text."""
+    evaluation = known["figures"]["evaluate"] | {
+        "llm_judge": {"model": NAME, "vs_opponent": interval(0.58, 0.52, 0.64)}
+    }
+    return known | {
+        "policy": known["policy"] | {"name": NAME},
+        "reward": known["reward"] | {"name": NAME},
+        "base": known["base"] | {"source": NAME},
+        "params": {"prepare": {"demonstrations": {"source": "on the hub"}, "preferences": {"source": NAME}}},
+        "hub": {"on the hub": {"hub": NAME, "revision": NAME}},
+        "figures": known["figures"] | {"evaluate": evaluation},
+        "gate": {"decision": "reject", "reasons": [f"Worse in {NAME}."], "warnings": [NAME]},
+        "approval": {"by": NAME, "reason": NAME},
+        "git_commit": NAME,
+        "keys": {NAME: NAME},
+    }
+
+
+@pytest.mark.parametrize("options", [{}, {"as_adapter": True}])
+def test_a_name_is_shown_and_does_nothing(options):
+    text = write(hostile(copy.deepcopy(ACCOUNT)), **options)
+    assert visible(text) == text
+    assert metadata(text).to_dict()["model-index"][0]["name"] == f"{NAME} version 4"  # the whole front is one block
+    page = MarkdownIt("commonmark").enable("table").render(text.split("\n---\n", 1)[1])
+    links = re.findall('href="([^"]*)"', page)
+    assert links == [f"https://huggingface.co/datasets/{quote(NAME)}"]
+    elements = set(re.findall(r"<(\w+)", page))
+    tables = {"table", "thead", "tbody", "tr", "th", "td"}
+    assert elements <= {"h1", "h2", "p", "ul", "li", "code", "pre", "strong", "a"} | tables
+    assert page.count("<strong>") == 1  # Decision: **reject**
+    assert html.unescape(page).count(SHOWN) >= 10
 
 
 def test_the_same_account_gives_the_same_bytes():

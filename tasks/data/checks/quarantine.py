@@ -11,6 +11,7 @@ import numpy.typing as npt
 from tasks.data.checks.schema import SPLITS, place_of
 from tasks.data.checks.suites import FOUND_IN, ROW_CHECKS, SHARES, Verdict
 from tasks.data.records import Kind
+from tasks.rounding import number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,11 +69,11 @@ def sort_rows(
 def quarantine_lines(files: Iterable[Sorted]) -> Iterator[dict[str, Any]]:
     """The lines of the quarantine: where each row came from, why it is there, what was found, and the row itself."""
     for file in files:
-        for number in np.flatnonzero(~file.is_kept).tolist():
-            record = file.records[number]
+        for place in np.flatnonzero(~file.is_kept).tolist():
+            record = file.records[place]
             origin = {field: record.get(field) for field in ("id", "source", "row")}
-            reasons = [check for check, marks in file.reasons.items() if marks[number]]
-            found = {check: file.table[column].iat[number] for check, column in FOUND_IN.items() if check in reasons}
+            reasons = [check for check, marks in file.reasons.items() if marks[place]]
+            found = {check: file.table[column].iat[place] for check, column in FOUND_IN.items() if check in reasons}
             yield {"file": f"{file.kind}.jsonl", **origin, "reasons": reasons, "found": found, "record": record}
 
 
@@ -104,12 +105,12 @@ def warnings(file: Sorted, unmet: Mapping[str, Verdict], limits: Mapping[str, fl
         if check not in file.reasons and check not in limits and marks.any():
             yield f"{file.kind}: {marks.sum()} rows stay although the check {check} found something"
     for check, about in {
-        "length_bias": "the longer answer was chosen in {share:.1%} of the pairs",
-        "personal_data": "{share:.1%} of the rows look like personal data",
+        "length_bias": "the longer answer was chosen in {share} of the pairs",
+        "personal_data": "{share} of the rows look like personal data",
     }.items():
         if check in unmet:
             share, setting = unmet[check].observed, f"validate.max_{check}"
-            yield f"{file.kind}: {about.format(share=share)}, over {setting} {limits[check]}"
+            yield f"{file.kind}: {about.format(share=number(share))}, over {setting} {limits[check]}"
 
 
 def summary(file: Sorted) -> str:
