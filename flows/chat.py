@@ -110,4 +110,4 @@ def _answer(conversation: Conversation, text: str) -> None:
     except InputError as error:
         if not sys.stdin.isatty():
             raise
-        print(f"{visible(str(error))} (/new starts over)", file=sys.stderr)
+        print(f"{error} (/new starts over)", file=sys.stderr)

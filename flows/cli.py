@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from tasks.errors import InputError
-from tasks.escapes import guard_terminal, safe_json, visible
+from tasks.escapes import safe_json, visible
 
 if TYPE_CHECKING:
     from flows.pipeline import Result
@@ -33,7 +33,6 @@ app = typer.Typer(
 
 def main() -> None:
     """Run a command; what a user must mend is one sentence and exit code 2, without a traceback."""
-    guard_terminal()
     try:
         app()
     except InputError as error:
@@ -46,7 +45,7 @@ def main() -> None:
             raise
     else:
         return
-    print(f"trueline: {visible(' '.join(sentence.split(chr(10))))}", file=sys.stderr)
+    print(f"trueline: {sentence}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -67,7 +66,7 @@ def run(as_json: AsJson = False) -> None:
         try:
             result = pipeline()
         except StageError as error:
-            print(f"trueline: {visible(str(error))}", file=sys.stderr)
+            print(f"trueline: {error}", file=sys.stderr)
             raise typer.Exit(1) from None
     from flows.display import show_result
 

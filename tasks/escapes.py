@@ -5,11 +5,7 @@ run markup or have a cell computed. What cannot be seen is shown as an escape; n
 """
 
 import html
-import logging
 import re
-import sys
-import traceback
-from types import TracebackType
 from typing import Any
 
 # Control characters (of C1, too: 9B begins a sequence as ESC [ does), what turns the direction of text round, invisible
@@ -83,22 +79,6 @@ def into_markdown(value: Any) -> Any:  # noqa: ANN401 (Jinja's finalize: whateve
     from jinja2 import Undefined
 
     return value if isinstance(value, Written | int | float | Undefined) else markdown(value)
-
-
-def guard_terminal() -> None:
-    """Have log lines and tracebacks of this process go through `visible`: they quote names and rows."""
-    if logging.lastResort is not None:  # what prints our warnings; libraries bring handlers of their own
-        logging.lastResort.setFormatter(_Visible())
-    sys.excepthook = _print_exception
-
-
-class _Visible(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
-
-
-def _print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    sys.stderr.write(visible("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _begins_a_cell(text: str, place: int) -> bool:

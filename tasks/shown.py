@@ -15,6 +15,8 @@ from functools import lru_cache
 from types import TracebackType
 from urllib.parse import unquote
 
+from tasks.escapes import one_line, visible
+
 LONGEST_SENTENCE, LONGEST_END, LONGEST_VALUE = 4_000, 1_000, 100  # characters
 HIDDEN = "…"
 SHORTEST_SECRET = 6  # characters: a shorter one may be any word, and is taken out of addresses alone
@@ -33,7 +35,7 @@ def sentence(text: str) -> str:
 
     Of a long one the middle is left out: its beginning says where, its end how to mend it.
     """
-    line = printable(" ".join(without_secrets(text).split("\n")))
+    line = one_line(" ".join(without_secrets(text).split("\n")))
     if len(line) <= LONGEST_SENTENCE:
         return line
     left_out = f" {HIDDEN} ({len(line) - LONGEST_SENTENCE:,} characters left out) {HIDDEN} "
@@ -55,11 +57,6 @@ def shortened(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: longest - end - 1]}{HIDDEN}{text[-end:]}"
 
 
-def printable(text: str) -> str:
-    """Write as its escape every character that a terminal would act on, or could not show."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
-
-
 def without_secrets(text: str) -> str:
     """Take out user and password of addresses, their queries, and every secret of the environment."""
     for secret in _secrets(tuple(os.environ.items())):
@@ -69,7 +66,7 @@ def without_secrets(text: str) -> str:
 
 
 def clean_logs() -> None:
-    """Take secrets out of all that this process logs, and of the traceback that it ends with."""
+    """Take secrets, and what acts on a terminal, out of all that this process logs and of its last traceback."""
     made = logging.getLogRecordFactory()
     if getattr(made, "cleans", False):
         return
@@ -87,7 +84,7 @@ def _cleaned(record: logging.LogRecord) -> logging.LogRecord:
         message = record.getMessage()
     except (TypeError, ValueError, LookupError):  # logging says so itself where it is written
         return record
-    cleaned = without_secrets(message)
+    cleaned = visible(without_secrets(message))
     if cleaned != message:
         record.msg, record.args = cleaned, None
     if record.exc_info and record.exc_info[1]:
@@ -100,7 +97,7 @@ def _print_traceback(_kind: type[BaseException], error: BaseException, _trace: T
 
 
 def _traceback_of(error: BaseException) -> str:
-    return without_secrets("".join(traceback.format_exception(error)).rstrip("\n"))
+    return visible(without_secrets("".join(traceback.format_exception(error)).rstrip("\n")))
 
 
 @lru_cache(maxsize=4)

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 from tasks import STARTED_BY, progress
 from tasks.data.files import STATE, read_json, write_json
 from tasks.errors import InputError, is_company_lost, is_out_of_memory
-from tasks.escapes import guard_terminal, visible
 from tasks.params import Params, load_params
 from tasks.shown import sentence
 
@@ -57,7 +56,6 @@ def main(stage: Callable[[Params], None]) -> NoReturn:
     """Run a stage as a process of its own; never returns."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
-    guard_terminal()
     try:
         if IS_FIRST:
             FAILURE_NOTE.unlink(missing_ok=True)
@@ -74,7 +72,7 @@ def main(stage: Callable[[Params], None]) -> NoReturn:
             if undone:
                 error.add_note(undone.removeprefix("; "))
             raise
-        print(visible(f"{stage.__name__}: {failure.message}{undone}"), file=sys.stderr)
+        print(f"{stage.__name__}: {failure.message}{undone}", file=sys.stderr)
         sys.exit(143 if isinstance(error, SystemExit) else EXIT_CODES[failure.kind])
     finally:
         progress.end()

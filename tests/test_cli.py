@@ -15,8 +15,8 @@ from flows.doctor import Finding
 from flows.locks import one_flow_at_a_time
 from flows.people import Heard
 from tasks.errors import InputError
-from tasks.progress import Running
 from tasks.escapes import visible
+from tasks.progress import Running
 from tasks.registry import lineage, promotion
 from tasks.registry import report as reporting
 

@@ -7,12 +7,9 @@ import csv
 import html
 import io
 import json
-import logging
 import re
-import subprocess
 import sys
 import unicodedata
-from pathlib import Path
 
 import mistune
 import pytest
@@ -21,9 +18,8 @@ from hypothesis import strategies as st
 from jinja2 import Environment
 from markdown_it import MarkdownIt
 
-from tasks.escapes import Written, cell, code, guard_terminal, into_html, into_markdown, markdown, safe_json, visible
+from tasks.escapes import Written, cell, code, into_html, into_markdown, markdown, safe_json, visible
 
-ROOT = Path(__file__).parents[1]
 EVERY_CHARACTER = [chr(number) for number in range(sys.maxunicode + 1)]
 TURNS_ROUND = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # Unicode's bidirectional classes
 HOSTILE = [
@@ -145,17 +141,3 @@ def test_no_spreadsheet_finds_a_formula_whatever_separates_its_cells(before, for
 @pytest.mark.parametrize("text", ["", "well-known", "a=1", "a@b.org", "x = y", "1-2", "Thank you - all", "'tis"])
 def test_no_apostrophe_where_none_is_needed(text: str) -> None:
     assert cell(text) == text
-
-
-def test_log_lines_and_tracebacks_cannot_act_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = "import logging; from tasks.escapes import guard_terminal; guard_terminal(); "
-    run += r"logging.getLogger('x').warning('%s left out', '\x1b[2J'); raise OSError('\x9b1m')"
-    command = [sys.executable, "-c", run]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stderr.startswith("\\x1b[2J left out\nTraceback")
-    assert done.stderr.endswith("OSError: \\x9b1m\n")
-    assert logging.lastResort is not None
-    monkeypatch.setattr(logging.lastResort, "formatter", None)
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    guard_terminal()
-    assert logging.lastResort.format(logging.makeLogRecord({"msg": "\x1b"})) == "\\x1b"

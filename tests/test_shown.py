@@ -78,7 +78,7 @@ def test_no_secret_of_the_environment_is_shown(monkeypatch: pytest.MonkeyPatch) 
     )
 
 
-LOGS = """
+LOGS = r"""
 import logging, sys
 from tasks.shown import clean_logs
 clean_logs()
@@ -86,13 +86,14 @@ clean_logs()
 logging.basicConfig(level="INFO", format="%(message)s")
 logger = logging.getLogger("some.library")
 logger.info("asks %s", "http://me:hush@host")
+logger.info("row \x1b[2J\u202e left out")
 logger.info("nothing to hide in %d%%", 7)
 logger.info("wrong %d", "text")
 try:
     raise ConnectionError("http://me:hush@host is away")
 except ConnectionError:
     logger.exception("it failed")
-raise ValueError("http://me:hush@host ends all")
+raise ValueError("http://me:hush@host ends\x9b all")
 """
 
 
@@ -100,9 +101,14 @@ def test_neither_logs_nor_the_last_traceback_show_a_secret() -> None:
     done = subprocess.run([sys.executable, "-c", LOGS], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "hush" not in done.stdout + done.stderr
-    for said in ("asks http://host\n", "nothing to hide in 7%\n", "ConnectionError: http://host is away\n"):
+    for said in (
+        "asks http://host\n",
+        "row \\x1b[2J\\u202e left out\n",
+        "nothing to hide in 7%\n",
+        "ConnectionError: http://host is away\n",
+    ):
         assert said in done.stderr
-    assert done.stderr.endswith("ValueError: http://host ends all\n")
+    assert done.stderr.endswith("ValueError: http://host ends\\x9b all\n")
 
 
 def test_logs_are_cleaned_in_this_process_too() -> None:

@@ -170,7 +170,7 @@ def test_what_people_said_is_on_the_page_once_they_were_asked(params):
     write_report(params)
     html = REPORT.read_text(encoding="utf-8")
     assert "<h2>By people</h2>" in html
-    assert "0.750 [0.500, 1.000] 0.500 1 2 3 2 inconclusive 9" in rows_of(html)
+    assert "0.750 [0.500, 1.000] 0.500 1.0000 2 3 2 inconclusive 9" in rows_of(html)
     assert "Krippendorff&#39;s alpha 0.25, Cohen&#39;s kappa 0.50." in html.replace("'", "&#39;")
     parser = WellFormed()
     parser.feed(html)
