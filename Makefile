@@ -11,7 +11,7 @@ export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench format server mlflow lock deps hook clean
+.PHONY: help run test fuzz bench format server mlflow lock deps hook clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -25,6 +25,9 @@ test: $(INSTALLED) ## The whole check: format, lint, types, import contracts, te
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
+
+fuzz: $(INSTALLED) ## The tests of random inputs, with SEEDS of them (10000) in place of a minute's worth
+	TRUELINE_FUZZ_SEEDS=$(or $(SEEDS),10000) $(BIN)/python -m pytest -m fuzz --timeout=0
 
 bench: $(INSTALLED) ## Our trainers beside TRL's and a plain PPO: about an hour on 2 cores
 	$(BIN)/python -m benchmarks $(BENCH)
