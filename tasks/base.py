@@ -1,8 +1,6 @@
 """Reads a local model folder, a hub model or the built-in example, writes models/base and metrics/base.json."""
 
-import json
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,9 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, ValidationError
 
 from tasks.data import example
+from tasks.data.architecture import check_model
+from tasks.data.context import usable_context
 from tasks.data.files import METRICS, MODELS, replacing, write_json
+from tasks.data.model_files import FETCHED, NOT_FETCHED, copy_model
 from tasks.data.templates import TEMPLATES, TURN_END, TURN_START
 from tasks.data.tokenizers import PAD, settle_tokenizer
+from tasks.data.weights import count_parameters
 from tasks.errors import InputError
 from tasks.params import EXAMPLE, Example, Params, Scratch
 from tasks.section import Section
@@ -23,14 +25,6 @@ if TYPE_CHECKING:  # transformers costs seconds to import: only the functions th
     from transformers import PreTrainedTokenizerBase
 
 Kind = Literal["scratch", "folder", "hub"]
-
-# What a model folder needs, and nothing else: no second copy of the weights in another format, no code.
-WANTED = (
-    *("config.json", "generation_config.json", "*.safetensors", "model.safetensors.index.json"),
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json"),
-)
-VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 # Demonstrations whose text the tokenizer of the model from scratch is trained on.
 TOKENIZER_ROWS = 2000
@@ -51,7 +45,7 @@ def base(params: Params) -> None:
     """
     with replacing(MODELS / "base") as draft:
         kind = _obtain(params, draft)
-        _check_weights(draft, params.base.source)
+        check_model(draft, params.base.source)
         settle_tokenizer(draft, params.base)
         metrics = _measure(draft, kind)
     write_json(METRICS / "base.json", metrics)
@@ -64,11 +58,11 @@ def _obtain(params: Params, draft: Path) -> Kind:
         make_scratch(params.base.scratch, params.seed, draft)
         return "scratch"
     if source.suffix in (".yaml", ".yml"):
-        _copy(_download(read_pointer(source)), draft, params.base.source)
+        copy_model(_download(read_pointer(source)), draft, params.base.source)
         return "hub"
     if not source.is_dir():
         raise InputError(f"base.source {source} is no folder: give a model folder, a .yaml hub pointer or {EXAMPLE}")
-    _copy(source, draft, params.base.source)
+    copy_model(source, draft, params.base.source)
     return "folder"
 
 
@@ -172,7 +166,11 @@ def _download(pointer: Pointer) -> Path:
 
     name = f"{pointer.hub} at {pointer.revision}"
     try:
-        return Path(snapshot_download(pointer.hub, revision=pointer.revision, allow_patterns=list(WANTED)))
+        return Path(
+            snapshot_download(
+                pointer.hub, revision=pointer.revision, allow_patterns=list(FETCHED), ignore_patterns=list(NOT_FETCHED)
+            )
+        )
     except LocalEntryNotFoundError:  # neither in the local cache nor reachable
         if constants.HF_HUB_OFFLINE:
             raise InputError(f"{name} is not in the local cache: unset HF_HUB_OFFLINE, or give a folder") from None
@@ -182,77 +180,17 @@ def _download(pointer: Pointer) -> Path:
         raise InputError(f"the hub refuses {name} ({reason}): mend its name or revision, or log in") from None
 
 
-def _copy(source: Path, draft: Path, name: str) -> None:
-    """Copy the wanted files, links followed, byte by byte."""
-    if not (source / "config.json").is_file():
-        raise InputError(f"{name} has no config.json: give a Hugging Face model folder")
-    if not any((source / file).is_file() for file in VOCABULARY_FILES):
-        raise InputError(f"{name} has no tokenizer: save the model's tokenizer there (tokenizer.save_pretrained)")
-    draft.mkdir()
-    for file in sorted({file for pattern in WANTED for file in source.glob(pattern)}):
-        shutil.copyfile(file, draft / file.name)
-
-
-# --- Checks
-
-
-def _check_weights(folder: Path, name: str) -> None:
-    """The configuration can be read without foreign code, and all weights are there as safetensors."""
-    from transformers import AutoConfig
-
-    settings = _read_settings(folder / "config.json", name)
-    if "auto_map" in settings:
-        raise InputError(f"{name} needs code of its own (auto_map in config.json): choose a model transformers brings")
-    try:
-        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{name}: transformers cannot use config.json ({reason}): mend it") from None
-    if not any(folder.glob("*.safetensors")):
-        raise InputError(
-            f"{name} has no safetensors weights: convert to safetensors (load, then model.save_pretrained)"
-        )
-    index = folder / "model.safetensors.index.json"
-    shards = set(_read_settings(index, name)["weight_map"].values()) if index.exists() else set()
-    for shard in sorted(shards):
-        if not (folder / shard).is_file():
-            raise InputError(f"{name} lacks {shard}, which its index names: copy the folder again")
-    _count_parameters(folder, name)
-
-
-def _read_settings(path: Path, name: str) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        settings = None
-    if not isinstance(settings, dict):
-        raise InputError(f"{name}: {path.name} is no JSON object: copy the folder again")
-    return settings
-
-
-def _count_parameters(folder: Path, name: str) -> int:
-    from safetensors import SafetensorError, safe_open
-
-    count = 0
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                count += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
-        except SafetensorError as error:
-            raise InputError(f"{name}: {file.name} is damaged ({error}): copy the folder again") from None
-    return count
-
-
 def _measure(folder: Path, kind: Kind) -> dict[str, Any]:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    text = config.get_text_config()
     return {
         "source": kind,
-        "family": config.model_type,
-        "parameters": _count_parameters(folder, "models/base"),
-        "vocabulary": config.vocab_size,
-        "context": getattr(config, "max_position_embeddings", None),
+        "family": text.model_type,
+        "parameters": count_parameters(folder, "models/base"),
+        "vocabulary": text.vocab_size,
+        "context": usable_context(config),
     }
 
 

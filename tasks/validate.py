@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.data.checks.lengths import context_of
 from tasks.data.checks.quarantine import Sorted, figures, quarantine_lines, sort_rows, summary, warnings
 from tasks.data.checks.suites import (
     FILE_CHECKS,
@@ -23,6 +22,7 @@ from tasks.data.checks.suites import (
     row_suite,
 )
 from tasks.data.checks.tables import tables
+from tasks.data.context import context_of, context_told
 from tasks.data.files import METRICS, MODELS, PREPARED, STATE, VALIDATED, replacing, write_json, write_jsonl
 from tasks.data.lines import Lines
 from tasks.data.records import TYPES, Kind
@@ -95,7 +95,7 @@ def _check_settings(settings: Validate, base: Path, context: int | None) -> None
             )
     if context is not None and settings.max_tokens > context:
         raise InputError(
-            f"params.yaml: validate.max_tokens is {settings.max_tokens}, but {base} has a context of {context} tokens: "
+            f"params.yaml: validate.max_tokens is {settings.max_tokens}, but {base} has {context_told(base)}: "
             "lower it or take a base model with a longer context"
         )
 

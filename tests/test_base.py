@@ -193,7 +193,7 @@ def test_cut_off_weights_are_refused(settings, folder):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("{", "is no JSON object"),
+        ("{", "is not valid JSON"),
         ("[]", "is no JSON object"),
         ('{"model_type": "unheard"}', "transformers cannot use config"),
         ('{"model_type": "llama", "auto_map": {"AutoModel": "code.Model"}}', "needs code of its own"),

@@ -372,7 +372,7 @@ def test_a_prompt_must_leave_room_for_the_answers_of_ppo_and_of_evaluation(base)
 def test_lengths_are_measured_without_torch(tiny_model: Path):
     code = (
         "import sys; from pathlib import Path; from tasks.data.tokens import load_tokenizer; "
-        "from tasks.data.checks.lengths import context_of; import tasks.validate; folder = Path(sys.argv[1]); "
+        "from tasks.data.context import context_of; import tasks.validate; folder = Path(sys.argv[1]); "
         "print(type(load_tokenizer(folder)).__name__, context_of(folder), 'torch' in sys.modules)"
     )
     done = subprocess.run(

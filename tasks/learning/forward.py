@@ -13,6 +13,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from tasks.data.context import usable_context
+from tasks.data.soundness import FAR
 from tasks.data.tokens import Encoded
 from tasks.learning.attention import PACKED
 from tasks.learning.batches import Batch, collate, positions
@@ -25,6 +27,7 @@ _heads: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # whether a mo
 
 # Rows on which a model shows whether it may read them packed; every vocabulary has these ids.
 PROBES = [Encoded([2, 3, 4, 5], [6, 7, 8]), Encoded([9, 8], [7, 6, 5, 4, 3]), Encoded([2, 3, 4, 5], [3, 9, 2, 5, 7])]
+MOVED = 1  # the probe that is read at the end of the context too; it shares nothing with the others
 BODY = "read_by_body"  # of a sharded model: its body, with the weights put together before
 LARGEST_PACKING_ERROR = 1e-3  # of the largest hidden state: rounding is a thousand times smaller, a leak larger
 
@@ -88,15 +91,20 @@ def pack_if_exact(model: PreTrainedModel) -> None:
     """Have the model read packed rows from now on if they give it what padded rows do, else say that they do not.
 
     Tried out on a few short rows, two of which share their prompt, because no list of families would stay true: a
-    family may mix tokens in other ways than by attention, or attend as `attend` cannot.
+    family may mix tokens in other ways than by attention, or attend as `attend` cannot. They are read once more with
+    one of them at the end of the context, for a family may place all tokens by the last position that it meets.
     """
     batch = collate(PROBES, model.device)
-    padded, before = last_states(model, batch, batch.attention_mask), model.config._attn_implementation
+    every = batch.attention_mask
+    others = every & (torch.arange(len(PROBES), device=model.device) != MOVED)[:, None]
+    padded, before = last_states(model, batch, every), model.config._attn_implementation
     try:
         if getattr(model.config.get_text_config(), "attention_chunk_size", None):
             raise NotImplementedError("attention in chunks")  # of thousands of tokens, so short rows would not show it
         model.set_attn_implementation(PACKED)
-        largest = (last_states(model, batch, batch.attention_mask) - padded).abs().max().item()
+        beside = last_states(model, _with_far_row(batch, usable_context(model.config)), others)
+        changes = last_states(model, batch, every) - padded, beside - padded[others[every]]
+        largest = max(change.abs().max().item() for change in changes)
         if largest <= LARGEST_PACKING_ERROR * padded.abs().max().item():
             return
         reason = f"hidden states would differ by {largest:.2g}"
@@ -104,6 +112,15 @@ def pack_if_exact(model: PreTrainedModel) -> None:
         reason = str(error).splitlines()[0]
     model.set_attn_implementation(before)
     logger.warning("%s: rows are padded, not packed, which is slower (%s)", model.config.model_type, reason)
+
+
+def _with_far_row(batch: Batch, context: int | None) -> Batch:
+    """Put one packed row where the model's context ends, as if it were the end of a long row."""
+    row = batch.rows[MOVED]
+    positions_in_rows = batch.packing.position_ids.clone()
+    shift = max(FAR if context is None else context, row.length) - row.length
+    positions_in_rows[0, batch.packing.places[MOVED, : row.length]] += shift
+    return batch._replace(packing=batch.packing._replace(position_ids=positions_in_rows))
 
 
 def _padded_inputs(batch: Batch) -> dict[str, Any]:

@@ -18,7 +18,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers import logging as transformers_logging
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from tasks.data.context import usable_context
 from tasks.data.files import replacing
+from tasks.data.misfits import Misfits, misfits_of, refuse_misfits
+from tasks.data.soundness import check_sound
 from tasks.errors import InputError
 from tasks.learning import ranks
 from tasks.learning.compiling import compile_layers
@@ -70,7 +73,7 @@ def load_policy(folder: Path, params: Params, *, trainable: bool) -> PreTrainedM
     """Load a causal language model in fp32 on the device of the settings, with gradients only where `trainable`.
 
     Raises:
-        InputError: the folder holds no causal language model in safetensors.
+        InputError: the folder holds no causal language model in safetensors, or not all of its weights.
     """
     return _on_device(_load(AutoModelForCausalLM, folder), params, trainable)
 
@@ -79,7 +82,7 @@ def load_reward(folder: Path, params: Params, *, trainable: bool = False) -> Pre
     """Load a model with a scalar head in fp32: a reward model, or the critic that starts from one.
 
     Raises:
-        InputError: the folder holds no such model in safetensors.
+        InputError: the folder holds no such model in safetensors, or not all of its weights.
     """
     return _on_device(_load(AutoModelForSequenceClassification, folder, num_labels=1), params, trainable)
 
@@ -90,10 +93,9 @@ def new_reward_model(folder: Path, params: Params) -> PreTrainedModel:
     The variance is that of Stiennon et al. 2020 (code of "Learning to summarize from human feedback").
 
     Raises:
-        InputError: the folder holds no model, or its family has none with a scalar head.
+        InputError: the folder holds no model or not all of its weights, or its family has none with a scalar head.
     """
-    with _quiet_about_new_head():
-        model = _load(AutoModelForSequenceClassification, folder, num_labels=1)
+    model = _load(AutoModelForSequenceClassification, folder, new_head=True, num_labels=1)
     head = score_head(model)
     assert isinstance(head, nn.Linear)
     generator = torch.Generator().manual_seed(params.seed)
@@ -113,9 +115,8 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pat
 
 
 def context_length(model: nn.Module) -> int | None:
-    """Most tokens the model's positions allow, or None where the family sets no bound."""
-    length = getattr(unwrapped(model).config.get_text_config(), "max_position_embeddings", None)
-    return length if isinstance(length, int) and length > 0 else None
+    """Most tokens the model reads, prompt and answer together, or None where the family sets no bound."""
+    return usable_context(unwrapped(model).config)
 
 
 # --- Adapters
@@ -209,23 +210,49 @@ class ValueHead(nn.Linear):
             return super().forward(states.float())[..., 0]
 
 
-def _load(kind: AutoClass, folder: Path, **options: int) -> PreTrainedModel:
+def _load(kind: AutoClass, folder: Path, *, new_head: bool = False, **options: int) -> PreTrainedModel:
+    """Load a model whose every weight comes from the folder, but those of a new scalar head."""
+    loaded: Any
     try:
-        model = kind.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False, **options
-        )
+        with _quiet():
+            loaded = kind.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told below, by name
+                **options,
+            )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"{folder} holds no model that can be used here ({reason}): choose another base model"
         ) from None
+    model, found = loaded
     assert isinstance(model, PreTrainedModel)
+    misfits = misfits_of(found)
+    if new_head:
+        score_head(model)
+        misfits = _but_for_head(misfits, f"{model.base_model_prefix}.")
+    refuse_misfits(misfits, str(folder))
     return model
+
+
+def _but_for_head(misfits: Misfits, backbone: str) -> Misfits:
+    """Leave out the new scalar head, and the head that was in its place."""
+    return Misfits(
+        [key for key in misfits.missing if not key.startswith("score.")],
+        [key for key in misfits.unexpected if key.startswith(backbone)],
+        [each for each in misfits.mismatched if not each[0].startswith("score.")],
+    )
 
 
 def _on_device(model: PreTrainedModel, params: Params, trainable: bool) -> PreTrainedModel:
     nn.Module.to(model, device_of(params))
     model.train(False).requires_grad_(trainable)
+    check_sound(model, context_length(model), f"models of type {model.config.model_type}")
     pack_if_exact(model)
     if trainable and params.runtime.gradient_checkpointing:
         _checkpoint_layers(model)
@@ -246,8 +273,8 @@ def _checkpoint_layers(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def _quiet_about_new_head() -> Iterator[None]:
-    """The head is new by intent; transformers would report it as missing from the checkpoint."""
+def _quiet() -> Iterator[None]:
+    """Print no table of what does not fit: that is told in a sentence, and a new head is new by intent."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:

@@ -23,7 +23,7 @@ class ChatModel:
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **SAFELY)
+        model = whole(AutoModelForCausalLM, folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, **SAFELY)
         self._answer = pipeline("text-generation", model=model, tokenizer=tokenizer)
         self._settings = dict(settings)
@@ -57,9 +57,7 @@ class RewardModel:
         """
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        self._model = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype="float32", use_safetensors=True, **SAFELY
-        )
+        self._model = whole(AutoModelForSequenceClassification, folder, dtype="float32")
         self._tokenizer = AutoTokenizer.from_pretrained(folder, **SAFELY)
 
     def predict(self, model_input: Any) -> list[float]:  # noqa: ANN401
@@ -86,6 +84,18 @@ class RewardModel:
             raw = self._model.score(states[0, -1]).item()
         config = self._model.config
         return float((raw + getattr(config, "score_bias", 0.0)) * getattr(config, "score_gain", 1.0))
+
+
+def whole(kind: Any, folder: Path, **options: str) -> Any:  # noqa: ANN401 (an Auto class, and a model of any family)
+    """Load a model whose every weight comes from the folder.
+
+    Raises:
+        ValueError: some are missing, which transformers would draw at random, or belong to another model.
+    """
+    model, found = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **SAFELY, **options)
+    if strange := sorted(found["missing_keys"] | found["unexpected_keys"]):
+        raise ValueError(f"the weights in {folder} do not belong to its config.json ({', '.join(strange[:3])})")
+    return model
 
 
 def token_ids(tokenizer: Any, conversation: Sequence[Message]) -> list[int]:  # noqa: ANN401

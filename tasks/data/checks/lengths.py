@@ -1,12 +1,10 @@
 """Rows in tokens, written in the chat template as the trainers will see them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.data.checks.lost import Losses, Reader
 from tasks.data.checks.schema import Row
-from tasks.data.files import read_json
 from tasks.data.records import ANSWERS, Kind
 from tasks.data.tokens import Parts, Text, encode_written, write_texts
 from tasks.errors import InputError
@@ -48,16 +46,6 @@ def measure(
     encoded = encode_written(tokenizer, written)
     measured = (_measured(*each, reader) for each in zip(sound, written, encoded, strict=True))
     return [None if row.fault else next(measured) for row in rows]
-
-
-def context_of(folder: Path) -> int | None:
-    """The context of a model in tokens; None where it is unlimited."""
-    written = read_json(folder / "config.json").get("max_position_embeddings")
-    if isinstance(written, int):
-        return written or None
-    from transformers import AutoConfig  # it knows other names, and costs seconds
-
-    return getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None) or None
 
 
 def _measured(row: Row, written: list[str] | InputError, encoded: Parts | InputError, reader: Reader) -> Measured:

@@ -1,0 +1,57 @@
+import os
+import signal
+import time
+
+import pytest
+
+from tasks.data.bounded import ExceededError, bounded
+from tasks.errors import InputError
+
+
+def test_what_the_work_finds_comes_back_and_what_it_changes_does_not():
+    seen: list[int] = []
+
+    def work() -> list[int]:
+        seen.append(1)
+        return [*seen, 2]
+
+    assert bounded(work, seconds=10, megabytes=100) == [1, 2]
+    assert seen == []
+
+
+def test_what_it_prints_is_not_seen(capfd: pytest.CaptureFixture[str]):
+    bounded(lambda: os.system("echo loud; echo loud >&2"), seconds=10, megabytes=100)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_input_error_keeps_its_sentence_and_a_bug_its_traceback():
+    def refuse() -> None:
+        raise InputError("x is wrong: mend it")
+
+    with pytest.raises(InputError, match=r"^x is wrong: mend it$"):
+        bounded(refuse, seconds=10, megabytes=100)
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        bounded(lambda: 1 / 0, seconds=10, megabytes=100)
+
+
+def forever() -> None:
+    while True:
+        pass
+
+
+def grow() -> None:
+    kept = []
+    while True:
+        kept.append(bytes(2**20))
+
+
+def give_up() -> None:
+    raise ExceededError
+
+
+@pytest.mark.parametrize("work", [forever, grow, give_up, lambda: os.kill(os.getpid(), signal.SIGSEGV)])
+def test_work_that_takes_too_much_or_dies_ends(work):
+    start = time.process_time()
+    with pytest.raises(ExceededError):
+        bounded(work, seconds=1, megabytes=50)
+    assert time.process_time() - start < 1
