@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from flows import locks
 from flows.preflight import check_exists, sources
-from flows.status import registry
+from flows.status import record_fault, registry
 from tasks.data.files import STATE
 from tasks.errors import InputError
 from tasks.params import load_params
@@ -104,11 +104,23 @@ def check_settings() -> Iterator[Finding]:
         except InputError:
             yield Finding(key, "fail", f"{source} does not exist", f"trueline configure {key}=PATH")
     unreachable = registry(params)["error"]
-    if unreachable:
+    if record_fault():
+        pass  # check_record tells, and nobody looks at the registry until it is mended
+    elif unreachable:
         yield Finding("MLflow", "fail", unreachable, "start the server, or unset MLFLOW_TRACKING_URI")
     else:
         yield Finding("MLflow", "ok", os.environ.get("MLFLOW_TRACKING_URI", "mlflow.db in the checkout"), "")
     yield from check_device(params.runtime.device)
+
+
+def check_record() -> Iterator[Finding]:
+    """The record of decisions can be read: what is wrong with it stops every command that looks at the registry."""
+    fault = record_fault()
+    if fault:
+        said, _, cure = fault.partition(": ")
+        yield Finding("record", "fail", said, cure)
+    else:
+        yield Finding("record", "ok", "decisions.jsonl can be read", "")
 
 
 def check_device(wanted: str) -> Iterator[Finding]:
@@ -175,5 +187,6 @@ CHECKS: list[Callable[[], Iterator[Finding]]] = [
     check_repositories,
     check_disk,
     check_settings,
+    check_record,
     check_leftovers,
 ]

@@ -6,15 +6,18 @@ from tasks.data.records import TYPES
 from tasks.data.sources import check_file, files_of
 from tasks.errors import InputError
 from tasks.params import Params, load_params
+from tasks.registry.decisions import past_decisions
 
 
 def preflight() -> Params:
     """Check settings and sources, and give the settings.
 
     Raises:
-        InputError: a setting is wrong, or a source does not exist or is none that DVC can follow.
+        InputError: a setting is wrong, the record of decisions is damaged, or a source does not exist or is none that
+            DVC can follow.
     """
     params = load_params()
+    past_decisions()  # before hours of work end at a damaged record
     for key, source in sources(params).items():
         check_exists(key, source)
         check_file(Path(source))  # before DVC, which would wait for a pipe

@@ -10,6 +10,7 @@ from flows.processes import child
 from tasks.errors import InputError
 from tasks.params import Params
 from tasks.progress import running
+from tasks.registry.decisions import past_decisions
 from tasks.registry.promotion import awaiting
 from tasks.registry.stages import lock_entry, plan
 from tasks.registry.store import main_checkout, open_store, tracking_uri
@@ -44,7 +45,9 @@ def stage_states() -> dict[str, StageState]:
 
 def registry(params: Params) -> dict[str, Any]:
     """Give the versions that are champion, challenger or await approval, or why the registry cannot be asked."""
-    versions: dict[str, Any] = {CHAMPION: None, CHALLENGER: None, "awaiting": [], "error": None}
+    versions: dict[str, Any] = {CHAMPION: None, CHALLENGER: None, "awaiting": [], "error": record_fault()}
+    if versions["error"]:  # no command acts on a record that is damaged
+        return versions
     if tracking_uri().startswith("sqlite:///") and not (main_checkout() / "mlflow.db").exists():
         return versions
     try:
@@ -55,6 +58,15 @@ def registry(params: Params) -> dict[str, Any]:
         return versions | {"error": str(error)}
     numbers = {alias: found and found["version"] for alias, found in holders.items()}
     return versions | numbers | {"awaiting": awaited}
+
+
+def record_fault() -> str | None:
+    """Say what is wrong with decisions.jsonl, and how to mend it; None where nothing is."""
+    try:
+        past_decisions()
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def _dvc_status() -> dict[str, list[Any]]:

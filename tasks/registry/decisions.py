@@ -5,8 +5,6 @@ be rebuilt from the record, and a crash between the two is mended by carrying th
 """
 
 import getpass
-import json
-import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -18,15 +16,13 @@ from typing import Any, Literal, TypedDict, cast
 from filelock import FileLock
 
 from tasks.data.files import STATE
-from tasks.errors import InputError
 from tasks.registry.provenance import code_tags
+from tasks.registry.record import DECISIONS, append_row, read_rows
 from tasks.registry.store import main_checkout
 
-DECISIONS = "decisions.jsonl"
 # hold: good enough, but a person must approve. refuse: by the gate, or by a person.
 Action = Literal["promote", "rollback", "hold", "refuse"]
 MOVES: tuple[Action, ...] = ("promote", "rollback")  # they change the champion
-logger = logging.getLogger(__name__)
 
 
 class Place(TypedDict):
@@ -82,14 +78,13 @@ def decide(
     """Append a decision to the record; when this returns it is on the disk.
 
     Raises:
-        InputError: the record is damaged.
+        InputError: the record is damaged, or cannot be written.
     """
     past_decisions()  # a line is never added to a damaged record
-    _end_last_line()
     decision = Decision(
         id=uuid.uuid4().hex[:12],
         time=datetime.now(UTC).isoformat(timespec="seconds"),
-        who=_who(),
+        who=who(),
         action=action,
         policy=policy,
         previous=previous and place(previous),
@@ -98,87 +93,71 @@ def decide(
         review=review,
         git_commit=code_tags().get("git_commit"),
     )
-    with _path().open("a", encoding="utf-8") as file:
-        file.write(json.dumps(decision, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    if _asked_for(decision):
+        _unfinished().write_text(decision["id"])  # before the line: from then on it may be asked for again
+    append_row(_path(), decision)
     return decision
+
+
+def finish() -> None:
+    """Note that whoever asked for the last change of champion, or gave their word, is about to be told of it."""
+    _unfinished().unlink(missing_ok=True)
+
+
+def unfinished() -> Decision | None:
+    """Give the last change of champion or word of a person, where its command was killed before its end."""
+    last = [decision for decision in past_decisions() if _asked_for(decision)][-1:]
+    was_cut_off = last and _unfinished().exists() and _unfinished().read_bytes() == last[0]["id"].encode()
+    return last[0] if was_cut_off else None
 
 
 def past_decisions() -> list[Decision]:
     """Read every decision ever made, oldest first.
 
     Raises:
-        InputError: a row of the record is damaged.
+        InputError: the record cannot be read, or a row is no decision.
     """
-    if not _path().exists():
-        return []
-    decisions: list[Decision] = []
-    with _path().open("rb") as file:
-        for row, line in enumerate(file, start=1):
-            try:
-                decisions.append(_as_decision(json.loads(line)))
-            except ValueError:
-                if not line.endswith(b"\n"):  # the last one: whoever wrote it was killed before anything moved
-                    logger.warning("%s row %d was not written to its end: it decided nothing", DECISIONS, row)
-                    break
-                cure = "restore the file from git, or delete that row"
-                raise InputError(f"{DECISIONS} row {row} is damaged: {cure}") from None
-    return decisions
+    return cast("list[Decision]", read_rows(_path()))
 
 
 def decisions_on(md5: str) -> list[Decision]:
     """Read the decisions on the version with this content, oldest first.
 
     Raises:
-        InputError: a row of the record is damaged.
+        InputError: the record cannot be read, or a row is no decision.
     """
     return [decision for decision in past_decisions() if decision["policy"]["md5"] == md5]
 
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Let one process of this checkout at a time look at the registry and change it."""
+    """Let one process of this checkout at a time look at the registry and change it.
+
+    Raises:
+        InputError: the record cannot be read, or a row is no decision.
+    """
     folder = main_checkout() / STATE
     folder.mkdir(exist_ok=True)
     with FileLock(folder / "registry.lock"):
+        past_decisions()  # who is champion is what the record says: damaged, it stops everybody here
         yield
 
 
-def _as_decision(row: dict[str, Any]) -> Decision:
-    if "champion" in row:  # a record begun when only changes of champion were written
-        row = {**row, "policy": row["champion"], "review": None}
-        del row["champion"]
-    return cast("Decision", row)
-
-
-def _end_last_line() -> None:
-    """Take off what a kill left of a line, or end a whole one that an editor left without its end."""
-    path = _path()
-    content = path.read_bytes() if path.exists() else b""
-    whole, newline, last = content.rpartition(b"\n")
-    if last:
-        with path.open("r+b") as file:
-            if _is_json(last):
-                file.seek(0, os.SEEK_END)
-                file.write(b"\n")
-            else:
-                file.truncate(len(whole + newline))
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
+def _asked_for(decision: Decision) -> bool:
+    """Tell what would be done a second time if it were asked for again; the gate's word is recorded once anyhow."""
+    return decision["action"] in MOVES or decision["review"] is not None
 
 
 def _path() -> Path:
     return main_checkout() / DECISIONS
 
 
-def _who() -> str:
+def _unfinished() -> Path:
+    return main_checkout() / STATE / "deciding"
+
+
+def who() -> str:
+    """Name the account of the system that runs this."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container whose user has no name

@@ -1,0 +1,190 @@
+"""decisions.jsonl: what is no decision is named by every command and kept; a line is written whole or not at all."""
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.doctor import check_record
+from flows.preflight import preflight
+from flows.status import registry
+from tasks.errors import InputError
+from tasks.params import load_params
+from tasks.registry import export, lineage, promotion, record, trace
+from tasks.registry.decisions import past_decisions
+from tasks.registry.opponent import refresh_opponent
+from tasks.registry.people import keep
+from tasks.registry.report import write_report
+from tests.registry.conftest import aliases
+
+RECORD = Path("decisions.jsonl")
+HASH, OTHER = "0" * 32 + ".dir", "1" * 32 + ".dir"
+ACCOUNT = {
+    "policy": {"name": "p", "path": "models/ppo", "md5": HASH},
+    "method": "ppo",
+    "reward": {"md5": HASH},
+    "data": {"md5": HASH},
+    "gate": {"decision": "promote"},
+    "opponent": {"name": "sft", "version": None, "policy": None},
+    "keys": {"align": "a", "reward": "b"},
+}
+ROW: dict[str, Any] = {
+    "id": "0123456789ab",
+    "time": "2026-01-01T00:00:00+00:00",
+    "who": "ada",
+    "action": "promote",
+    "policy": {"version": 1, "reward_version": 1, "md5": HASH, "account": ACCOUNT},
+    "previous": None,
+    "reasons": [],
+    "gate": {},
+    "review": None,
+    "git_commit": None,
+}
+
+
+def changed(**fields):
+    return json.dumps(ROW | fields).encode()
+
+
+def without(name):
+    return json.dumps({key: value for key, value in ROW.items() if key != name}).encode()
+
+
+DAMAGED = {
+    "a list": b"[1, 2]",
+    "null": b"null",
+    "no JSON": b'{"id": "cut o',
+    "empty": b"",
+    "not UTF-8": b'{"id": "\xff"}',
+    "UTF-16": json.dumps(ROW).encode("utf-16"),
+    "NUL": b"\0\0\0\0",
+    "half a pair": changed(who="\ud800"),
+    "a number of 5,000 digits": b'{"id": ' + b"9" * 5000 + b"}",
+    "nested deep": b"[" * 100_000,
+    "a key twice": b'{"id": "1", "id": "2"}',
+    "a mark of git": b"<<<<<<< HEAD",
+    **{f"no {name}": without(name) for name in ROW if name != "git_commit"},
+    "an action nobody knows": changed(action="delete"),
+    "reasons that are one text": changed(reasons="good"),
+    "a version that is a text": changed(policy=ROW["policy"] | {"version": "1"}),
+    "version 0": changed(policy=ROW["policy"] | {"version": 0}),
+    "version 10^12": changed(policy=ROW["policy"] | {"version": 10**12}),
+    "a truth for a version": changed(policy=ROW["policy"] | {"version": True}),
+    "no hash": changed(policy=ROW["policy"] | {"md5": "x' or name = 'y"}),
+    "another content's account": changed(policy=ROW["policy"] | {"md5": OTHER}),
+    "no account": changed(policy={"version": 1, "reward_version": 1, "md5": HASH}),
+    "a previous that is a number": changed(previous=1),
+    "half a review": changed(review={"by": "Ada"}),
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("line", DAMAGED.values(), ids=DAMAGED)
+def test_a_row_that_is_no_decision_is_named_and_kept(folder, line):
+    content = changed(id="first") + b"\n" + line + b"\n" + changed(id="last") + b"\n"
+    RECORD.write_bytes(content)
+    with pytest.raises(InputError, match=r"^decisions\.jsonl row 2 is damaged: restore .* or delete that row \(.+\)$"):
+        past_decisions()
+    assert RECORD.read_bytes() == content
+
+
+def test_a_line_longer_than_any_decision_is_not_read_to_its_end(folder, monkeypatch):
+    monkeypatch.setattr(record, "LONGEST_ROW", 10_000)
+    RECORD.write_bytes(changed() + b"\n" + b"x" * 100_000)
+    with pytest.raises(InputError, match="row 2 is damaged"):
+        past_decisions()
+
+
+def test_two_rows_of_one_id_are_both_named(folder):
+    RECORD.write_bytes(changed() + b"\n" + changed(id="other") + b"\n" + changed(action="refuse") + b"\n")
+    with pytest.raises(InputError, match=r"decisions\.jsonl rows 1 and 3 have the same id 0123456789ab: delete one"):
+        past_decisions()
+
+
+@pytest.mark.parametrize("last", [b"[1, 2]", b"a note", b'{"id": "1"}'], ids=["a list", "a note", "another object"])
+def test_a_last_line_without_end_goes_only_where_a_kill_left_it(folder, last):
+    RECORD.write_bytes(changed() + b"\n" + last)
+    with pytest.raises(InputError, match="row 2 is damaged"):
+        past_decisions()
+
+
+def test_what_a_row_holds_besides_is_kept(folder):
+    row = json.loads(changed(note="of a later release"))
+    RECORD.write_text(json.dumps(row) + "\n")
+    assert past_decisions() == [row]
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "dangling"])
+def test_a_record_that_is_no_file_is_said(folder, kind):
+    {"folder": RECORD.mkdir, "pipe": lambda: os.mkfifo(RECORD), "dangling": lambda: RECORD.symlink_to("gone")}[kind]()
+    with pytest.raises(InputError, match=r"decisions\.jsonl is (no file|a link to nothing): .*git"):
+        past_decisions()
+
+
+def test_every_command_names_the_row_and_none_acts(challenged, tmp_path):
+    params, before = load_params(), (aliases(), Path("opponent.json").read_bytes())
+    content = RECORD.read_bytes() + b"[1, 2]\n"
+    RECORD.write_bytes(content)
+    commands = {
+        "run": preflight,
+        "run without the flow": lambda: refresh_opponent(params),
+        "promote": lambda: promotion.promote(params),
+        "register": lambda: promotion.register(params),
+        "approve": lambda: promotion.approve(params, "2", "Ada", "Good."),
+        "reject": lambda: promotion.reject(params, "2", "Ada", "Bad."),
+        "rollback": lambda: promotion.rollback(params, "it insults people"),
+        "why, chat": lambda: lineage.why(params, "champion"),
+        "history": lineage.history,
+        "trace": lambda: trace.trace(params, "source", "rows.jsonl"),
+        "export": lambda: export.export(params, "champion", tmp_path / "exported"),
+        "sync": lambda: lineage.sync(params),
+        "report": lambda: write_report(params),
+        "votes": lambda: keep(params, "key", {}, []),
+    }
+    for name, command in commands.items():
+        with pytest.raises(InputError, match=r"decisions\.jsonl row 2 is damaged: restore the file from git"):
+            pytest.fail(f"{name} gave {command()}")
+    assert "decisions.jsonl row 2 is damaged" in registry(params)["error"]
+    (finding,) = check_record()
+    assert (finding.level, finding.found) == ("fail", "decisions.jsonl row 2 is damaged")
+    assert finding.cure.startswith("restore the file from git, or delete that row")
+    assert RECORD.read_bytes() == content
+    RECORD.write_bytes(content.removesuffix(b"[1, 2]\n"))  # the cure
+    assert (aliases(), Path("opponent.json").read_bytes()) == before
+
+
+@pytest.mark.parametrize("before", [b"", changed() + b"\n", changed(), changed() + b'\n{"id": "cut o'])
+def test_on_a_full_disk_nothing_of_a_line_stays(folder, monkeypatch, before):
+    RECORD.write_bytes(before)
+    write, room = os.write, [100]
+
+    def as_far_as_there_is_room(number, content):
+        if not room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = write(number, content[: room[0]])
+        room[0] -= written
+        return written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", as_far_as_there_is_room)
+        with pytest.raises(
+            InputError, match=r"could not be written \(No space left on device\), so nothing was decided"
+        ):
+            record.append_row(RECORD, ROW | {"id": "new"})
+    assert RECORD.read_bytes() == before.removesuffix(b'{"id": "cut o')
+    record.append_row(RECORD, ROW | {"id": "new"})
+    assert [row["id"] for row in past_decisions()] == [*(["0123456789ab"] if before else []), "new"]
+
+
+def test_a_line_that_could_not_be_read_again_is_not_written(folder):
+    with pytest.raises(ValueError, match="version"):
+        record.append_row(RECORD, ROW | {"policy": ROW["policy"] | {"version": 0}})
+    assert not RECORD.exists()
