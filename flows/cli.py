@@ -37,7 +37,7 @@ def main() -> None:
         app()
     except InputError as error:
         sentence = str(error)
-    except OSError as error:
+    except Exception as error:
         from tasks.stage import classify
 
         kind, sentence = classify(error)

@@ -93,7 +93,10 @@ def classify(error: BaseException) -> tuple[FailureKind, str]:
         return "transient", COMPANY_LOST if is_company_lost(error) else lost
     if isinstance(error, OSError) and (cure := CURES.get(error.errno or 0)):
         return "input", sentence(cure.format(error.filename or Path.cwd()))
-    return "bug", sentence(f"{type(error).__name__}: {error}")
+    from tasks.registry.store import fault_of
+
+    fault = fault_of(error)
+    return ("transient", sentence(fault)) if fault else ("bug", sentence(f"{type(error).__name__}: {error}"))
 
 
 def last_failure() -> Failure | None:

@@ -123,7 +123,7 @@ def _make(file: Path) -> None:
     from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine_with_retry
     from sqlalchemy.exc import DBAPIError
 
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
         draft = Path(folder, file.name)

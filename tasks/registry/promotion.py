@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from tasks.data.files import METRICS
@@ -17,12 +18,15 @@ from tasks.registry.decisions import (
     Review,
     decide,
     decisions_on,
+    finish,
     one_at_a_time,
     past_decisions,
     place,
+    unfinished,
 )
 from tasks.registry.runs import link_runs, trained_account
 from tasks.registry.store import Store, open_store
+from tasks.registry.turns import Turn, take_turn
 from tasks.registry.versions import (
     CHALLENGER,
     CHAMPION,
@@ -46,6 +50,22 @@ class Registered(TypedDict):
     gate: str  # promote, reject or inconclusive
 
 
+@dataclass
+class Session:
+    """The registry, in step with the record, for as long as it is ours alone."""
+
+    store: Store
+    turn: Turn
+    pending: Decision | None  # what an earlier command recorded, and did not come to its end with
+    is_answered: bool = False  # whoever asked will be told of the last decision
+
+    def asked_before(self, action: Action, md5: str | None = None) -> Decision | None:
+        """Give the pending decision where it is the one that is asked for, on a version where one is named."""
+        pending = self.pending
+        is_it = pending and pending["action"] == action and md5 in (None, pending["policy"]["md5"])
+        return pending if is_it else None
+
+
 class Verdict(TypedDict):
     """What came of a wish to promote."""
 
@@ -64,8 +84,8 @@ def register(params: Params) -> Registered:
     Raises:
         InputError: the pipeline has not run to its end, its results do not belong together, or MLflow is away.
     """
-    with _turn(params) as store:
-        return _describe(params, _register(store, params))
+    with _session(params) as session:
+        return _describe(params, _register(session.store, params))
 
 
 def promote(params: Params) -> Verdict:
@@ -80,12 +100,16 @@ def promote(params: Params) -> Verdict:
         InputError: the gate compared with another opponent than today's champion, the pipeline's results do not
             belong together, the record is behind the registry, or MLflow is away.
     """
-    with _turn(params) as store:
+    with _session(params) as session:
+        store = session.store
         champion, candidate = holder(store, params, CHAMPION), _register(store, params)
         if champion and champion["version"] == candidate["version"]:
+            if before := session.asked_before("promote", candidate["md5"]):
+                return _finished(session, before, champion)
             return _verdict(candidate, champion, [f"Version {candidate['version']} is the champion already."])
         gate = locked_json("gate", METRICS / "gate.json")
         refusal = _refusal(gate, candidate)
+        session.turn.check()
         if refusal:
             _decide_once("refuse", candidate, champion, refusal, gate)
             return _verdict(candidate, champion, refusal)
@@ -93,7 +117,7 @@ def promote(params: Params) -> Verdict:
         if params.registry.approval:
             _decide_once("hold", candidate, champion, gate["reasons"], gate)
             return _verdict(candidate, champion, gate["reasons"], held=True)
-        return _move(store, params, decide("promote", candidate, champion, gate["reasons"], gate))
+        return _move(session, params, decide("promote", candidate, champion, gate["reasons"], gate))
 
 
 def approve(params: Params, version_or_alias: str, by: str, reason: str) -> Verdict:
@@ -110,12 +134,16 @@ def approve(params: Params, version_or_alias: str, by: str, reason: str) -> Verd
             is no longer the one that the gate compared with, the record is behind the registry, or MLflow is away.
     """
     review = _review(by, reason)
-    with _turn(params) as store:
-        held, champion = _held(store, params, version_or_alias), holder(store, params, CHAMPION)
+    with _session(params) as session:
+        policy, champion = _found(session, params, version_or_alias), holder(session.store, params, CHAMPION)
+        if before := session.asked_before("promote", policy["md5"]):
+            return _finished(session, before, champion)
+        held = _held(policy)
         policy, gate = held["policy"], held["gate"]
         _check_opponent(policy, champion, policy["account"]["opponent"])
         policy["account"]["approval"] = review
-        return _move(store, params, decide("promote", policy, champion, [reason.strip()], gate, review=review))
+        session.turn.check()
+        return _move(session, params, decide("promote", policy, champion, [review["reason"]], gate, review=review))
 
 
 def reject(params: Params, version_or_alias: str, by: str, reason: str) -> Verdict:
@@ -132,9 +160,15 @@ def reject(params: Params, version_or_alias: str, by: str, reason: str) -> Verdi
             behind the registry, or MLflow is away.
     """
     review = _review(by, reason)
-    with _turn(params) as store:
-        held, champion = _held(store, params, version_or_alias), holder(store, params, CHAMPION)
-        decide("refuse", held["policy"], champion, [reason.strip()], held["gate"], review=review)
+    with _session(params) as session:
+        policy, champion = _found(session, params, version_or_alias), holder(session.store, params, CHAMPION)
+        before = session.asked_before("refuse", policy["md5"])
+        if before and before["review"]:
+            return _finished(session, before, champion)
+        held = _held(policy)
+        session.turn.check()
+        decide("refuse", held["policy"], champion, [review["reason"]], held["gate"], review=review)
+        session.is_answered = True
         return _verdict(held["policy"], champion, [f"Rejected by {review['by']}: {review['reason']}"])
 
 
@@ -145,14 +179,18 @@ def rollback(params: Params, reason: str) -> Verdict:
         InputError: no reason is given, there is no previous champion, the record is behind the registry, or MLflow
             is away.
     """
-    if not reason.strip():
+    reason = _text(reason)
+    if not reason:
         raise InputError("a rollback needs a reason that others can read later: give one with --reason")
-    with _turn(params) as store:
-        champion, previous = holder(store, params, CHAMPION), holder(store, params, PREVIOUS)
+    with _session(params) as session:
+        champion, previous = (holder(session.store, params, alias) for alias in (CHAMPION, PREVIOUS))
+        if before := session.asked_before("rollback"):  # to go back now would be to go back to what was wrong
+            return _finished(session, before, champion)
         if champion is None or previous is None:
             raise InputError("there is no previous champion to go back to: nothing has been promoted twice yet")
         gate = previous["account"]["gate"]
-        return _move(store, params, decide("rollback", previous, champion, [reason.strip()], gate))
+        session.turn.check()
+        return _move(session, params, decide("rollback", previous, champion, [reason], gate))
 
 
 def awaiting(champion: Holder | None) -> list[int]:
@@ -167,18 +205,32 @@ def awaiting(champion: Holder | None) -> list[int]:
 
 
 @contextmanager
-def _turn(params: Params) -> Iterator[Store]:
+def _session(params: Params) -> Iterator[Session]:
     """Open the registry for one process at a time, in step with every decision on record."""
     with one_at_a_time():
         store = open_store(params.registry.experiment)
-        settle(store, params)
-        yield store
+        with take_turn(store, params.registry.policy) as turn:
+            before = unfinished()
+            session = Session(store, turn, settle(store, params, turn) or before)
+            yield session
+        if session.is_answered:
+            finish()
 
 
-def _move(store: Store, params: Params, decision: Decision) -> Verdict:
+def _move(session: Session, params: Params, decision: Decision) -> Verdict:
     """Have the registry follow a recorded change of champion."""
-    carry_out(store, params, decision)
+    carry_out(session.store, params, decision, session.turn)
+    session.is_answered = True
     return _verdict(decision["policy"], decision["policy"], decision["reasons"], promoted=True)
+
+
+def _finished(session: Session, decision: Decision, champion: Holder | None) -> Verdict:
+    """Say that what is asked for had been decided before, by a command that did not come to its end."""
+    session.is_answered = True
+    is_move = decision["action"] in MOVES
+    told = f"This was decided on {decision['time']} by a command that did not come to its end, and is finished now."
+    again = ["To swap the two again, roll back once more."] if decision["action"] == "rollback" else []
+    return _verdict(decision["policy"], champion, [*decision["reasons"], told, *again], promoted=is_move)
 
 
 def _decide_once(
@@ -221,9 +273,12 @@ def _refusal(gate: dict[str, Any], candidate: Holder) -> list[str]:
     return []
 
 
-def _held(store: Store, params: Params, version_or_alias: str) -> Decision:
+def _found(session: Session, params: Params, version_or_alias: str) -> Holder:
+    return as_holder(find(session.store, params, version_or_alias))
+
+
+def _held(policy: Holder) -> Decision:
     """Find the decision to hold a version; whoever rejected it since may think otherwise."""
-    policy = as_holder(find(store, params, version_or_alias))
     said = [
         decision for decision in decisions_on(policy["md5"]) if decision["action"] in MOVES or not decision["review"]
     ]
@@ -237,10 +292,23 @@ def _held(store: Store, params: Params, version_or_alias: str) -> Decision:
 
 
 def _review(by: str, reason: str) -> Review:
-    by = shown_name(by)
-    if not by or not reason.strip():
+    by, reason = shown_name(_text(by)), _text(reason)
+    if not by or not reason:
         raise InputError("whoever approves or rejects must be known later, and why: give --by and --reason")
-    return Review(by=by, reason=reason.strip())
+    return Review(by=by, reason=reason)
+
+
+def _text(said: str) -> str:
+    """Give what a person typed, as the record can hold it.
+
+    Raises:
+        InputError: the terminal sent bytes that are not UTF-8.
+    """
+    try:
+        said.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{said!a} is not UTF-8, as the record must be: type it again") from None
+    return said.strip()
 
 
 def _check_opponent(candidate: Holder, champion: Holder | None, opponent: dict[str, Any]) -> None:

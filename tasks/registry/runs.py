@@ -51,7 +51,7 @@ def link_runs(store: Store) -> list[Linked]:
 
 
 def find_run(store: Store, key: str) -> "Run | None":
-    """Find the first finished run with a content key."""
+    """Find the finished run with a content key: the one that a result rests on already, or else the first."""
     found = _finished(store, key)
     return found[0] if found else None
 
@@ -69,7 +69,8 @@ def trained_account(store: Store, params: Params) -> dict[str, Any]:
 
 def _finished(store: Store, key: str) -> "list[Run]":
     query = f"tags.key = '{key}' and attributes.status = 'FINISHED'"
-    return list(store.client.search_runs([store.experiment_id], query, order_by=["attributes.start_time ASC"]))
+    found = list(store.client.search_runs([store.experiment_id], query))
+    return sorted(found, key=lambda run: ("used_by" not in run.data.tags, run.info.start_time, run.info.run_id))
 
 
 def _pipeline() -> str:
@@ -87,10 +88,24 @@ def _link(store: Store, stage: str, ingredients: Ingredients, pipeline: str) -> 
     run = store.client.get_run(run_id)
     if alarm is None:
         store.client.set_tag(run_id, "outputs", json.dumps(outputs))
+        _drop_repeated(store, run, runs[1:])
     for folder in _models(outputs) if "model_id" not in run.data.tags else ():
         model_id = tracking.log_model(store, folder, outputs[folder.as_posix()], key, run_id)
         store.client.set_tag(run_id, "model_id", model_id)
     return Linked(stage, _status(store, run, pipeline), run_id, alarm)
+
+
+def _drop_repeated(store: Store, kept: "Run", others: "list[Run]") -> None:
+    """Delete what a stage left that was killed after its run had ended, and before DVC had taken its outputs.
+
+    It ran again and wrote the same bytes. MLflow keeps what is deleted (`mlflow runs restore`). A run of another
+    machine is somebody's own, and stays.
+    """
+    for run in others:
+        host, its_host = (each.data.tags.get("process", "").rpartition(":")[0] for each in (kept, run))
+        if host and host == its_host:
+            store.client.set_tag(run.info.run_id, "repeats", kept.info.run_id)
+            store.client.delete_run(run.info.run_id)
 
 
 def _alarm(stage: str, runs: "list[Run]", outputs: dict[str, str]) -> str | None:
@@ -119,7 +134,7 @@ def _status(store: Store, run: "Run", pipeline: str) -> str:
 def _restore(store: Store, stage: str, ingredients: Ingredients, outputs: dict[str, str]) -> str:
     """Write a run from what DVC holds: metrics, curve, model."""
     name = next((folder.name for folder in _models(outputs)), stage)
-    tags = {"status": "restored"} | code_tags() | tracking.data_tag(ingredients)
+    tags = {"status": "restored", "process": tracking.this_process()} | code_tags() | tracking.data_tag(ingredients)
     run = tracking.start(store, name, ingredients.key(), ingredients.params, tags)
     for path in map(Path, outputs):
         if path.is_relative_to(CURVES):

@@ -59,6 +59,7 @@ def open_store(experiment: str) -> Store:
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it tells of a fault by a traceback
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it tells of every retry
     uri = tracking_uri()
@@ -76,6 +77,25 @@ def is_passing(error: "MlflowException") -> bool:
     return error.error_code in PASSING
 
 
+def fault_of(error: BaseException) -> str | None:
+    """Say that MLflow failed in the middle of something, where it did so for a reason that may pass."""
+    if not type(error).__module__.startswith("mlflow."):  # without loading it
+        return None
+    from mlflow.exceptions import MlflowException
+
+    if not isinstance(error, MlflowException) or not is_passing(error):
+        return None
+    uri, reason = tracking_uri(), _reason(error)
+    return told(uri, reason) or (
+        f"MLflow at {without_credentials(uri)} failed halfway ({reason}): mend that and ask again, what has been "
+        "recorded is finished then"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    return without_credentials(str(error).splitlines()[0])
+
+
 @contextmanager
 def _reachable(uri: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
@@ -84,11 +104,10 @@ def _reachable(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError) as error:
-        reason = without_credentials(str(error).splitlines()[0])
         raise InputError(
-            told(uri, reason)
-            or f"MLflow at {without_credentials(uri)} cannot be used ({reason}): start it, mend MLFLOW_TRACKING_URI, "
-            "or unset it to use mlflow.db in this folder"
+            told(uri, _reason(error))
+            or f"MLflow at {without_credentials(uri)} cannot be used ({_reason(error)}): start it, mend "
+            "MLFLOW_TRACKING_URI, or unset it to use mlflow.db in this folder"
         ) from error
 
 

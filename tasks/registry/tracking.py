@@ -36,6 +36,7 @@ SEND_EVERY_SECONDS, SEND_EVERY_ROWS = 2.0, 200
 VALUES_PER_REQUEST = 1000  # MLflow's limit
 PARAMETERS_PER_REQUEST, PARAMETER_LENGTH = 100, 6000  # MLflow's limits
 UNNAMEABLE, NAME_LENGTH = re.compile(r"[^\w.\- ]"), 250  # what MLflow refuses in the name of a metric, and its limit
+SECONDS_TO_RESTORE = 3600.0
 RETRY_AFTER_SECONDS = 60.0  # a server that has gone away must not slow training down
 
 logger = logging.getLogger(__name__)
@@ -174,7 +175,7 @@ def run(stage: str, params: Params, inputs: Sequence[Path] = ()) -> Iterator[Run
         end_abandoned(store, key)
     settings = ingredients.params if ingredients else _sections(stage, params)
     device = _device(params)
-    tags = {"status": "ran", "process": _this_process(), "seed": str(params.seed), "device": device}
+    tags = {"status": "ran", "process": this_process(), "seed": str(params.seed), "device": device}
     tags |= {"hardware": hardware(device)} | code_tags() | data_tag(ingredients)
     tracked = start(store, stage, key, settings, tags)
     _note_inputs(store, tracked.id, inputs)
@@ -224,14 +225,17 @@ def log_model(store: Store, folder: Path, md5: str | None, key: str | None, run_
 
 
 def end_abandoned(store: Store, key: str) -> None:
-    """End as KILLED the runs with this key whose process on this machine is gone: SIGKILL leaves them RUNNING."""
-    import psutil
+    """End as KILLED the runs with this key whose process is gone: SIGKILL leaves them RUNNING.
 
-    host, _, _ = _this_process().rpartition(":")
+    Of a process on another machine nobody here knows. But to write a run anew takes seconds: one that took an hour was
+    given up, in a container perhaps that has another name by now.
+    """
     query = f"tags.key = '{key}' and attributes.status = 'RUNNING'"
     for found in store.client.search_runs([store.experiment_id], query):
-        its_host, _, number = found.data.tags.get("process", "").rpartition(":")
-        if its_host == host and not psutil.pid_exists(int(number)):
+        began = found.info.start_time / 1000
+        process = found.data.tags.get("process", "")
+        was_given_up = process == this_process() or time.time() - began > SECONDS_TO_RESTORE
+        if _is_gone(process, began) or (found.data.tags.get("status") == "restored" and was_given_up):
             store.client.set_terminated(found.info.run_id, "KILLED")
 
 
@@ -239,6 +243,24 @@ def data_tag(ingredients: Ingredients | None) -> dict[str, str]:
     """Give the hash of the checked data as a tag, where the stage reads them."""
     data = ingredients.dependencies.get(VALIDATED.as_posix()) if ingredients else None
     return {"data": data} if data else {}
+
+
+def this_process() -> str:
+    """Name this process among those of all machines, as long as it lives."""
+    return f"{platform.node()}:{os.getpid()}"
+
+
+def _is_gone(process: str, began: float) -> bool:
+    """Tell of a process of this machine whether it has ended since; its number may be another's by now."""
+    import psutil
+
+    host, _, number = process.rpartition(":")
+    if host != platform.node() or not number.isdecimal():
+        return False
+    try:
+        return psutil.Process(int(number)).create_time() > began + 1
+    except psutil.NoSuchProcess:
+        return True
 
 
 @contextmanager
@@ -291,10 +313,6 @@ def _metric_name(path: str, taken: Container[str]) -> str:
         return name
     mark = hashlib.sha256(path.encode()).hexdigest()[:8]
     return f"{name[: NAME_LENGTH - len(mark) - 1]} {mark}"
-
-
-def _this_process() -> str:
-    return f"{platform.node()}:{os.getpid()}"
 
 
 def _device(params: Params) -> str:

@@ -15,10 +15,12 @@ from tasks.errors import InputError
 from tasks.escapes import markdown
 from tasks.params import Params
 from tasks.registry import tracking
-from tasks.registry.decisions import DECISIONS, MOVES, Decision, Holder, Place, decisions_on, past_decisions
+from tasks.registry.decisions import MOVES, Decision, Holder, Place, decisions_on, past_decisions
 from tasks.registry.loadable import furnish, policy_entry, reward_entry
+from tasks.registry.record import DECISIONS
 from tasks.registry.runs import find_run
 from tasks.registry.store import Store
+from tasks.registry.turns import Turn, ensure_model, take_turn
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -71,10 +73,11 @@ def find(store: Store, params: Params, version_or_alias: str) -> "ModelVersion":
     """Find a policy version by its number or alias.
 
     Raises:
-        InputError: there is none; the sentence says which there are.
+        InputError: there is none, and the sentence says which there are; or the record is damaged.
     """
     from mlflow.exceptions import MlflowException
 
+    past_decisions()  # a version is told from the record, too: damaged, it stops everybody here
     name = params.registry.policy
     try:
         if version_or_alias.isdecimal():
@@ -137,23 +140,41 @@ def furnish_holders(store: Store, params: Params) -> None:
             _furnish(store, params, found, upload=alias == CHAMPION)
 
 
-def settle(store: Store, params: Params) -> None:
+def settle(store: Store, params: Params, turn: Turn | None = None) -> Decision | None:
     """Bring the registry to where the record says it is: after a crash, or where the database is new.
 
+    Args:
+        store: where the registry is.
+        params: all settings.
+        turn: where the caller has one; else one is taken if there is anything to bring.
+
+    Returns:
+        The change of champion that was on record and had not been carried out; None where there was none.
+
     Raises:
-        InputError: the registry has carried out a decision that the record lacks.
+        InputError: the registry has carried out a decision that the record lacks, or another has its turn at it.
     """
     decisions, done = past_decisions(), _carried_out(store, params)
     moves = [decision for decision in decisions if decision["action"] in MOVES]
+    if done is not None and done not in (decision["id"] for decision in moves):
+        raise InputError(_behind(store, params, done, moves))
+    if not decisions or (done and done == moves[-1]["id"]):
+        return None
+    if turn is None:
+        with take_turn(store, params.registry.policy) as own:
+            return settle(store, params, own)
     if done is None:
         _recreate(store, params, decisions)
-    elif done not in (decision["id"] for decision in moves):
-        raise InputError(f"{_unknown(done)}: pull it from where it was made, or restore the file from git")
-    if moves and done != moves[-1]["id"]:
-        carry_out(store, params, moves[-1])
+    if not moves:
+        return None
+    last = moves[-1]
+    which = f"{last['action']} of version {last['policy']['version']} ({last['time']})"
+    logger.warning("%s has a decision that the registry has not followed yet: %s; it follows now", DECISIONS, which)
+    carry_out(store, params, last, turn)
+    return last
 
 
-def carry_out(store: Store, params: Params, decision: Decision) -> None:
+def carry_out(store: Store, params: Params, decision: Decision, turn: Turn) -> None:
     """Have the registry follow a recorded change of champion, its alias last; doing it twice is doing it once.
 
     Raises:
@@ -162,17 +183,18 @@ def carry_out(store: Store, params: Params, decision: Decision) -> None:
     client, names = store.client, params.registry
     champion, previous = decision["policy"], decision["previous"]
     number = str(champion["version"])
+    turn.check()
     client.update_model_version(names.policy, number, _description(decision)[:5000])
-    tags = _policy_tags(champion["account"], champion["reward_version"]) | {"decision": decision["id"]}
-    for tag, value in tags.items():
+    moves = [each["id"] for each in past_decisions() if each["action"] in MOVES]
+    after = moves[moves.index(decision["id"]) - 1] if moves[0] != decision["id"] else "none"
+    tags = _policy_tags(champion["account"], champion["reward_version"])
+    for tag, value in {**tags, "decision": decision["id"], "decided_after": after}.items():
         client.set_model_version_tag(names.policy, number, tag, value)
     _furnish(store, params, champion, upload=True)  # before the alias: what is called champion can be loaded
-    done = _carried_out(store, params)  # again: to upload a model takes minutes
-    if done and done not in (known["id"] for known in past_decisions()):
-        raise InputError(
-            f"{_unknown(done)}, from another checkout, while this one was at it: the champion stays as it is; take the "
-            f"line of decision {decision['id']} out of {DECISIONS}, pull the other, and run trueline run"
-        )
+    turn.check()  # again: to upload a model takes minutes
+    done = _carried_out(store, params)
+    if done and done not in moves:
+        raise InputError(_overtaken(store, params, done, decision))
     _set_alias(store, params, PREVIOUS, previous)
     challenger = holder(store, params, CHALLENGER)
     if challenger and challenger["version"] == champion["version"]:
@@ -182,8 +204,32 @@ def carry_out(store: Store, params: Params, decision: Decision) -> None:
     client.set_registered_model_tag(names.policy, "decision", decision["id"])
 
 
-def _unknown(done: str) -> str:
-    return f"{DECISIONS} lacks decision {done}, which the registry has carried out"
+def _behind(store: Store, params: Params, done: str, moves: list[Decision]) -> str:
+    """Say how to come by a decision that another checkout made; one of ours that it came before decided nothing."""
+    last = _carried_out_version(store, params, done)
+    after = last and last.tags.get("decided_after")
+    if moves and after in ("none", *(move["id"] for move in moves)) and after != moves[-1]["id"]:
+        return _overtaken(store, params, done, moves[-1])
+    return f"{_unknown(store, params, done)}: pull it from where it was made, or restore the file from git"
+
+
+def _overtaken(store: Store, params: Params, done: str, ours: Decision) -> str:
+    return (
+        f"{_unknown(store, params, done)}; it was made elsewhere while this checkout was at its own: the champion "
+        f"stays as it is; take the line of decision {ours['id']} out of {DECISIONS}, pull the other, and run trueline "
+        "run"
+    )
+
+
+def _unknown(store: Store, params: Params, done: str) -> str:
+    last = _carried_out_version(store, params, done)
+    told = f" (version {last.version}: {last.description})" if last and last.description else ""
+    return f"{DECISIONS} lacks decision {done}, which the registry has carried out{told}"
+
+
+def _carried_out_version(store: Store, params: Params, done: str) -> "ModelVersion | None":
+    found = store.client.search_model_versions(f"name = '{params.registry.policy}' and tags.decision = '{done}'")
+    return found[0] if found else None
 
 
 def _set_alias(store: Store, params: Params, alias: str, place: Place | None) -> None:
@@ -245,7 +291,7 @@ def _create(store: Store, name: str, folder: Path, tags: dict[str, str], number:
     model_id = run.data.tags.get("model_id") if run else None
     model_id = model_id or tracking.log_model(store, folder, tags["md5"], tags["key"], run_id)
     source = client.get_logged_model(model_id).artifact_location
-    _ensure_model(store, name)
+    ensure_model(store, name)
     while True:
         version = client.create_model_version(name, source, run_id, {**tags, "model_id": model_id}, model_id=model_id)
         if int(version.version) >= number:
@@ -289,13 +335,3 @@ def _check_number(version: "ModelVersion", recorded: int) -> None:
             f"the registry has {version.name} version {version.version} where {DECISIONS} has {recorded}: "
             "delete mlflow.db, or name another model as registry.policy in params.yaml, and run trueline sync"
         )
-
-
-def _ensure_model(store: Store, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        store.client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise

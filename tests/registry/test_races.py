@@ -63,7 +63,8 @@ def watch(patch, before):
         write = getattr(MlflowClient, name)
 
         def written(client, *arguments, **options):
-            before(name, " ".join(map(str, arguments)))
+            if arguments[0] != "trueline-policy-turns":  # see test_turns.py
+                before(name, " ".join(map(str, arguments)))
             return write(client, *arguments, **options)
 
         return written
@@ -95,7 +96,7 @@ def test_a_promotion_killed_before_any_step_is_finished_by_the_next_run(challeng
             promotion.promote(load_params())
     assert serving() == champion
 
-    promotion.promote(load_params())
+    promotion.promote(load_params())  # or whatever else settles; what it says is in test_interrupted.py
     assert aliases() == {name: {"champion": 2, "previous": 1} for name in ("trueline-policy", "trueline-reward")}
     assert [(each["action"], each["policy"]["version"]) for each in past_decisions()] == [
         ("promote", 1),

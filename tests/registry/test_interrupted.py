@@ -1,0 +1,243 @@
+"""Asking again for what a killed command had recorded finishes it and says so; nothing is done twice or undone."""
+
+import sqlite3
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from tasks.params import load_params
+from tasks.registry import decisions, lineage, promotion, runs, stages, tracking
+from tasks.registry.decisions import past_decisions
+from tasks.registry.store import open_store
+from tasks.stage import classify
+from tests.registry.conftest import aliases, change_params
+from tests.registry.test_races import Killed
+
+WRITES = (
+    "create_model_version",
+    "update_model_version",
+    "delete_model_version",
+    "set_model_version_tag",
+    "set_registered_model_alias",
+    "delete_registered_model_alias",
+    "set_registered_model_tag",
+)
+FINISHED = "by a command that did not come to its end, and is finished now."
+
+
+def killing(patch, is_last):
+    """Have the process die before the first write to MLflow for which `is_last` holds; it is told all the others."""
+
+    def killed(name):
+        write = getattr(MlflowClient, name)
+
+        def written(client, *arguments, **options):
+            if is_last(f"{name} {' '.join(map(str, arguments))}"):
+                raise Killed
+            return write(client, *arguments, **options)
+
+        return written
+
+    for name in WRITES:
+        patch.setattr(MlflowClient, name, killed(name))
+
+
+def kill(monkeypatch, command, is_last):
+    with monkeypatch.context() as patch:
+        killing(patch, is_last)
+        with pytest.raises(Killed):
+            command()
+
+
+def writes(monkeypatch, command):
+    seen: list[str] = []
+    with monkeypatch.context() as patch:
+        killing(patch, seen.append)  # which returns None: nobody dies
+        command()
+    return seen
+
+
+def actions():
+    return [(decision["action"], decision["policy"]["version"]) for decision in past_decisions()]
+
+
+def test_a_rollback_killed_before_any_write_and_asked_for_again_goes_back_once(challenged, monkeypatch):
+    params = load_params()
+    promotion.promote(params)
+    told = writes(monkeypatch, lambda: promotion.rollback(params, "it insults people"))
+    champion, lines = 1, len(actions())
+    # By now its version has all tags, so the next rollback makes the same writes on the other one.
+    for place, write in enumerate(told):
+        if not any(each in write for each in ("trueline-policy-turns", "alias trueline-policy", "set_registered")):
+            continue
+        count = iter(range(len(told)))
+        kill(monkeypatch, lambda: promotion.rollback(params, "first"), lambda _, n=count, last=place: next(n) == last)
+        verdict = promotion.rollback(params, "asked again")
+        champion, lines = 3 - champion, lines + 1
+        assert (verdict["champion"], verdict["promoted"]) == (champion, True)
+        assert aliases()["trueline-policy"] == {"champion": champion, "previous": 3 - champion}
+        assert len(actions()) == lines
+        assert FINISHED in verdict["reasons"][1] if len(verdict["reasons"]) > 1 else place < 4, write
+    assert promotion.rollback(params, "this time in earnest")["champion"] == 3 - champion
+
+
+def test_a_sync_between_the_two_makes_no_difference(challenged, monkeypatch):
+    params = load_params()
+    promotion.promote(params)
+    kill(monkeypatch, lambda: promotion.rollback(params, "it insults people"), lambda write: " champion " in write)
+    lineage.sync(params)
+    assert aliases()["trueline-policy"]["champion"] == 1
+    promotion.promote(params)  # as a scheduled run does; it is refused
+    verdict = promotion.rollback(params, "it insults people")
+    assert verdict["champion"] == 1
+    assert FINISHED in verdict["reasons"][1]
+    assert promotion.rollback(params, "it was another model")["champion"] == 2
+
+
+def test_another_command_after_a_killed_one_does_what_it_is_asked(challenged, monkeypatch, caplog):
+    params = load_params()
+    kill(monkeypatch, lambda: promotion.promote(params), lambda write: " champion " in write)
+    assert promotion.rollback(params, "it insults people")["champion"] == 1
+    assert "promote of version 2" in caplog.text
+    assert actions() == [("promote", 1), ("promote", 2), ("rollback", 1)]
+
+
+def test_a_promotion_asked_for_again_says_that_it_is_finished(challenged, monkeypatch):
+    params = load_params()
+    kill(monkeypatch, lambda: promotion.promote(params), lambda write: " champion " in write)
+    verdict = promotion.promote(params)
+    assert (verdict["promoted"], verdict["champion"]) == (True, 2)
+    assert FINISHED in verdict["reasons"][-1]
+    assert promotion.promote(params)["reasons"] == ["Version 2 is the champion already."]
+
+
+@pytest.mark.parametrize("last", ["trueline-policy champion", "delete_model"])
+def test_an_approval_asked_for_again_is_finished(challenged, monkeypatch, last):
+    change_params(registry={"approval": True})
+    params = load_params()
+    promotion.promote(params)
+
+    def approve():
+        return promotion.approve(params, "2", "Ada", "Good.")
+
+    kill(monkeypatch, approve, lambda write: last in write)
+    verdict = approve()
+    assert (verdict["promoted"], verdict["champion"], verdict["reasons"][0]) == (True, 2, "Good.")
+    assert FINISHED in verdict["reasons"][1]
+    assert actions() == [("promote", 1), ("hold", 2), ("promote", 2)]
+
+
+def test_what_moves_nothing_is_recorded_once(challenged, monkeypatch):
+    change_params(registry={"approval": True})
+    params = load_params()
+
+    def reject():
+        return promotion.reject(params, "2", "Ada", "It flatters.")
+
+    for command in (lambda: promotion.promote(params), reject):  # a hold, then a person's refusal
+        kill(monkeypatch, command, lambda write: write.startswith("delete_model_version"))
+        before = actions()
+        command()
+        assert actions() == before
+    assert actions() == [("promote", 1), ("hold", 2), ("refuse", 2)]
+    assert promotion.approve(params, "2", "Ada", "I was wrong.")["champion"] == 2
+
+
+def test_an_answer_that_was_lost_on_its_way_is_as_good_as_a_kill(challenged, monkeypatch):
+    params = load_params()
+    promotion.promote(params)
+    write = MlflowClient.set_registered_model_tag
+
+    def lost(*arguments):
+        write(*arguments)
+        raise MlflowException("API request failed with exception read timed out")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_registered_model_tag", lost)
+        with pytest.raises(MlflowException) as seen:
+            promotion.rollback(params, "it insults people")
+    kind, sentence = classify(seen.value)
+    assert kind == "transient"
+    assert "read timed out" in sentence
+    assert promotion.rollback(params, "it insults people")["champion"] == 1
+
+
+def test_a_full_disk_under_the_database_is_a_sentence(challenged, monkeypatch, caplog):
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    def until_now(*arguments):
+        # SQLite fails at the commit; MLflow makes its own error of it.
+        patch.setattr("sqlalchemy.engine.default.DefaultDialect.do_commit", full)
+        return decisions.decide(*arguments)
+
+    params = load_params()
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, "decide", until_now)
+        with pytest.raises(MlflowException) as seen:
+            promotion.promote(params)
+    assert classify(seen.value)[1].startswith(f"no space left on the disk of {challenged / 'mlflow.db'}")
+    assert "Traceback" not in caplog.text
+    assert promotion.promote(params)["champion"] == 2
+
+
+def finished_runs(key):
+    store = open_store("trueline")
+    return store.client.search_runs([store.experiment_id], f"tags.key = '{key}' and attributes.status = 'FINISHED'")
+
+
+def running():
+    store = open_store("trueline")
+    return store.client.search_runs([store.experiment_id], "attributes.status = 'RUNNING'")
+
+
+def test_a_run_that_was_being_written_anew_is_ended_by_the_next_command(tracked, monkeypatch):
+    with monkeypatch.context() as patch, suppress(Killed):
+
+        def die(*_):
+            raise Killed
+
+        patch.setattr(runs, "locked_json", die)
+        lineage.sync(load_params())
+    assert [run.data.tags["stage"] for run in running()] == ["sft"]
+    assert running()[0].data.tags["process"] == tracking.this_process()
+    lineage.sync(load_params())
+    assert running() == []
+    assert len(finished_runs(stages.lock_key("sft"))) == 1
+
+
+def test_a_number_that_another_process_has_by_now_keeps_no_run_open(tracked):
+    store, key = open_store("trueline"), str(stages.lock_key("sft"))
+    left = tracking.start(store, "sft", key, {}, {"process": tracking.this_process()})
+    store.client.create_run(store.experiment_id, start_time=1, tags={"key": key, "process": tracking.this_process()})
+    tracking.end_abandoned(store, key)
+    assert [run.info.run_id for run in running()] == [left.id]  # the other began in 1970, before this process
+
+
+@pytest.mark.parametrize("host", ["here", "elsewhere"])
+def test_of_two_finished_runs_of_one_machine_one_is_kept(tracked, monkeypatch, host):
+    params, key = load_params(), stages.lock_key("sft")
+    with tracking.run("sft", params) as first:
+        first.model(Path("models/sft"))
+    if host == "elsewhere":
+        monkeypatch.setattr(tracking, "this_process", lambda: "elsewhere:1")
+    with tracking.run("sft", params):  # DVC was killed before it had taken what the first one wrote
+        pass
+    assert len(finished_runs(key)) == 2
+    linked = lineage.sync(params)["stages"][0]
+    assert linked["run_id"] == first.id
+    assert len(finished_runs(key)) == (1 if host == "here" else 2)
+    assert lineage.sync(params)["stages"][0] == linked
+
+
+def test_runs_that_contradict_one_another_are_both_kept(tracked):
+    params, key = load_params(), stages.lock_key("sft")
+    with tracking.run("sft", params) as first:
+        first.model(Path("models/sft"), "f" * 32 + ".dir")
+    with tracking.run("sft", params) as second:
+        second.model(Path("models/sft"))
+    assert lineage.sync(params)["alarms"]
+    assert len(finished_runs(key)) == 2
