@@ -1,10 +1,11 @@
 """What is read off models of several families agrees with a naive computation, whatever lies in the padding."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -163,6 +164,45 @@ def test_context_length(family: str):
 def test_a_folder_without_model(tmp_path: Path, params: Params):
     with pytest.raises(InputError, match="holds no model that can be used here"):
         load_policy(tmp_path, params, trainable=False)
+
+
+@pytest.fixture
+def spoilt(tiny_model: Path, tmp_path: Path, params: Params) -> Path:
+    """A language model, and in scored/ a reward model, each without a weight of its second layer."""
+    shutil.copytree(tiny_model, tmp_path / "model")
+    new_reward_model(tiny_model, params).save_pretrained(tmp_path / "model/scored")
+    for folder in (tmp_path / "model", tmp_path / "model/scored"):
+        weights = load_file(folder / "model.safetensors")
+        del weights["model.layers.1.mlp.up_proj.weight"]
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return tmp_path / "model"
+
+
+def test_no_weight_is_ever_drawn_at_random_but_a_new_head(spoilt: Path, tiny_model: Path, params: Params):
+    for load, folder in ((load_policy, spoilt), (load_reward, spoilt / "scored")):
+        with pytest.raises(InputError, match=r"missing model\.layers\.1\.mlp\.up_proj\.weight\)"):
+            load(folder, params, trainable=False)
+    with pytest.raises(InputError, match=r"missing model\.layers\.1\.mlp\.up_proj\.weight\)"):
+        new_reward_model(spoilt, params)
+    with pytest.raises(InputError, match=r"missing score\.weight; unexpected lm_head\.weight"):
+        load_reward(tiny_model, params)
+    with pytest.raises(InputError, match=r"missing lm_head\.weight; unexpected score\.weight"):
+        load_policy(saved_reward(tiny_model, spoilt.parent / "whole", params), params, trainable=False)
+
+
+def saved_reward(base: Path, folder: Path, params: Params) -> Path:
+    new_reward_model(base, params).save_pretrained(folder)
+    return folder
+
+
+def test_a_weight_of_another_shape_is_named(tiny_model: Path, tmp_path: Path, params: Params):
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = torch.ones(31)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for load in (load_policy, load_reward):
+        with pytest.raises(InputError, match=r"mismatched model\.norm\.weight of 31 for 32"):
+            load(folder, params, trainable=False)
 
 
 def test_a_family_without_scalar_head(tmp_path: Path, params: Params):
