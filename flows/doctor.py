@@ -13,17 +13,20 @@ from typing import Literal, NamedTuple
 from flows import locks
 from flows.preflight import check_exists, sources
 from flows.status import record_fault, registry
+from flows.surroundings import check_folders, check_git, check_room, free_bytes
 from tasks.data.files import STATE
 from tasks.errors import InputError
 from tasks.params import load_params
+from tasks.places import check_places
+from tasks.registry.stages import places
 from tasks.stage import last_failure
 
 Level = Literal["ok", "warn", "fail"]
 LOCK_FILE = Path("requirements.lock")
 OLDEST_PYTHON = (3, 11)
 GIGABYTE = 2**30
-# The built-in example needs under 1 GB; DVC's cache keeps every model ever made.
-LEAST_FREE, LITTLE_FREE = 1 * GIGABYTE, 10 * GIGABYTE
+# DVC's cache keeps every model ever made.
+LITTLE_FREE = 10 * GIGABYTE
 
 
 class Finding(NamedTuple):
@@ -64,29 +67,36 @@ def check_packages() -> Iterator[Finding]:
 
 
 def check_repositories() -> Iterator[Finding]:
-    """Git is installed, and the folder is the root of a git and a DVC repository."""
+    """Git is installed, and the folder is the root of a DVC repository in a git repository."""
     if shutil.which("git") is None:
         yield Finding("git", "fail", "not installed", "install git")
-    elif not Path(".git").exists():
-        yield Finding("git", "warn", "not the root of a git repository", "git init: runs are tagged with the commit")
-    else:
-        yield Finding("git", "ok", "a repository", "")
-    if Path(".dvc").is_dir():
-        yield Finding("DVC", "ok", "a repository", "")
-    else:
-        yield Finding("DVC", "fail", "not the root of a DVC repository", "run from the folder that holds dvc.yaml")
+    yield _outcome("repository", check_git, "git and DVC")
 
 
 def check_disk() -> Iterator[Finding]:
-    """There is room, and it may be written to."""
-    free = shutil.disk_usage(".").free
-    level: Level = "fail" if free < LEAST_FREE else "warn" if free < LITTLE_FREE else "ok"
-    cure = "" if level == "ok" else "free some: dvc gc --workspace drops models that no longer count"
+    """All that a run writes to are real folders on disks that may be written, with room for what it will write."""
+    free = free_bytes(Path.cwd())
+    level: Level = "warn" if free < LITTLE_FREE else "ok"
+    cure = "" if level == "ok" else "free some, or move DVC's cache to another disk (dvc cache dir --local FOLDER)"
     yield Finding("disk", level, f"{free / GIGABYTE:.1f} GB free", cure)
-    if os.access(".", os.W_OK):
-        yield Finding("permission", "ok", "the checkout is writable", "")
-    else:
-        yield Finding("permission", "fail", f"no write permission for {Path.cwd()}", "grant it or run as its owner")
+    folders = _outcome("folders", _check_folders, "real ones, and can be written")
+    yield folders
+    if folders.level == "ok":
+        yield _outcome("room", lambda: check_room(load_params(), places()), "enough for what a run will write")
+
+
+def _check_folders() -> None:
+    check_places()
+    check_folders(places())
+
+
+def _outcome(check: str, look: Callable[[], None], well: str) -> Finding:
+    try:
+        look()
+    except InputError as error:
+        found, _, cure = str(error).partition(": ")
+        return Finding(check, "fail", found, cure)
+    return Finding(check, "ok", well, "")
 
 
 def check_settings() -> Iterator[Finding]:

@@ -1,7 +1,8 @@
-"""What can be told before anything runs: settings that hold, and sources that exist and can be read."""
+"""What can be told before anything runs: settings that hold, sources that can be read, and surroundings that do."""
 
 from pathlib import Path
 
+from flows.surroundings import check_surroundings
 from tasks.data.records import TYPES
 from tasks.data.sources import check_file, files_of
 from tasks.errors import InputError
@@ -10,11 +11,11 @@ from tasks.registry.decisions import past_decisions
 
 
 def preflight() -> Params:
-    """Check settings and sources, and give the settings.
+    """Check settings, sources and surroundings, and give the settings.
 
     Raises:
-        InputError: a setting is wrong, the record of decisions is damaged, or a source does not exist or is none that
-            DVC can follow.
+        InputError: a setting is wrong, the record of decisions is damaged, a source does not exist or is none that DVC
+            can follow, or the checkout or its disk is not fit for a run.
     """
     params = load_params()
     past_decisions()  # before hours of work end at a damaged record
@@ -24,6 +25,7 @@ def preflight() -> Params:
     for kind in TYPES:
         for file in files_of(getattr(params.prepare, kind)).values():
             check_file(Path(file.source))
+    check_surroundings(params)
     return params
 
 

@@ -8,6 +8,7 @@ into 255, so the kind and the sentence are also left in a note for whoever start
 import ctypes
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -22,6 +23,7 @@ from tasks import STARTED_BY, progress
 from tasks.data.files import STATE, read_json, write_json
 from tasks.errors import InputError, is_company_lost, is_out_of_memory
 from tasks.params import Params, load_params
+from tasks.places import FULL, check_places
 from tasks.shown import sentence
 
 if TYPE_CHECKING:
@@ -37,8 +39,12 @@ OUT_OF_MEMORY_FOR_DATA = (
     "out of memory for what it read: give smaller files or fewer rows (limit in params.yaml, prepare), or more memory"
 )
 CURES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "no space left on the disk of {}: free some and run again"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "no permission for {}: grant it or run as its owner"),
+    **dict.fromkeys(FULL, "no space left on the disk of {}: free some and run again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "no permission for {}: grant it or run as its owner"),
+    errno.EROFS: "the disk of {} may only be read: mount it for writing, or move the checkout",
+    **dict.fromkeys(
+        (errno.EXDEV, errno.EBUSY), "{} is on another disk, or one itself: make it a folder of the checkout"
+    ),
 }
 COMPANY_LOST = "another of the processes that train together has ended, or cannot be reached: run again to go on"
 FailureKind = Literal["input", "transient", "bug", "interrupted"]
@@ -60,6 +66,7 @@ def main(stage: Callable[[Params], None]) -> NoReturn:
         if IS_FIRST:
             FAILURE_NOTE.unlink(missing_ok=True)
         die_with_parent()
+        check_places()
         progress.begin(stage.__name__)
         stage(load_params())
     except BaseException as error:
@@ -91,12 +98,26 @@ def classify(error: BaseException) -> tuple[FailureKind, str]:
     if isinstance(error, ConnectionError | TimeoutError) or is_company_lost(error):
         lost = f"a connection failed ({sentence(str(error))}): run again when it is back"
         return "transient", COMPANY_LOST if is_company_lost(error) else lost
-    if isinstance(error, OSError) and (cure := CURES.get(error.errno or 0)):
-        return "input", sentence(cure.format(error.filename or Path.cwd()))
+    system = _of_the_system(error)
+    if system and (cure := CURES.get(system.errno or 0)):
+        return "input", sentence(cure.format(system.filename or Path.cwd()))
     from tasks.registry.store import fault_of
 
     fault = fault_of(error)
     return ("transient", sentence(fault)) if fault else ("bug", sentence(f"{type(error).__name__}: {error}"))
+
+
+def _of_the_system(error: BaseException) -> OSError | None:
+    """The system's error; of a full or read-only disk also where a library hides it behind or in one of its own."""
+    if isinstance(error, OSError):
+        return error
+    hidden = error.__cause__ or error.__context__
+    number = hidden.errno if isinstance(hidden, OSError) else None
+    if quoted := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors
+        number = int(quoted[1])
+    elif "database or disk is full" in str(error):  # sqlite
+        number = errno.ENOSPC
+    return OSError(number, os.strerror(number)) if number in (*FULL, errno.EROFS) else None
 
 
 def last_failure() -> Failure | None:

@@ -114,6 +114,15 @@ def full_disk(shop: Workshop) -> None:
     shop.patch.setattr(Path, "open", full)
 
 
+def no_place_for_a_byte(shop: Workshop) -> None:
+    """The disk is full before the work."""
+
+    def full(**_options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    shop.patch.setattr("tempfile.TemporaryFile", full)
+
+
 def no_permission(shop: Workshop) -> None:
     """The tests may run as root, whom no mode of a folder stops."""
     made = Path.mkdir
@@ -223,6 +232,14 @@ CASES = {
         "prepare", source_of(pairs(1)), ("mine.jsonl: its 1 preferences leave nothing for", "so add rows or raise")
     ),
     "full disk": Case("prepare", full_disk, ("no space left on the disk of /", "free some and run again")),
+    "a disk that is full before the work": Case(
+        "prepare", no_place_for_a_byte, ("the checkout /", "is on a full disk: free some of it, or move it")
+    ),
+    "an output folder that is a link": Case(
+        "prepare",
+        lambda _shop: Path("curves").symlink_to("/dev/shm"),
+        ("curves is a link to /dev/shm, where DVC keeps no outputs", "make it a folder of the checkout again"),
+    ),
     "no permission": Case("prepare", no_permission, ("no permission for data", "grant it or run as its owner")),
     "no tokenizer": Case("base", no_tokenizer, ("given has no tokenizer", "save the model's tokenizer there")),
     "a template that raises": Case(

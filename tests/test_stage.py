@@ -79,6 +79,8 @@ def sft(params):
 main(sft)
 """
 NO_SPACE = "no space left on the disk of models/sft: free some and run again"
+READ_ONLY = "the disk of models/sft may only be read: mount it for writing, or move the checkout"
+ANOTHER_DISK = "models/sft is on another disk, or one itself: make it a folder of the checkout"
 NO_PERMISSION = "no permission for models/sft: grant it or run as its owner"
 
 
@@ -133,9 +135,11 @@ def test_a_stage_gets_the_settings_and_ends_with_0(capsys):
             for error in (ConnectionError, TimeoutError)
         ),
         *((OSError(number, "full", "models/sft"), 2, "input", NO_SPACE) for number in (errno.ENOSPC, errno.EDQUOT)),
+        (OSError(errno.EACCES, "closed", "models/sft"), 2, "input", NO_PERMISSION),
+        (OSError(errno.EROFS, "closed", "models/sft"), 2, "input", READ_ONLY),
         *(
-            (OSError(number, "closed", "models/sft"), 2, "input", NO_PERMISSION)
-            for number in (errno.EACCES, errno.EROFS)
+            (OSError(number, "another", "models/sft"), 2, "input", ANOTHER_DISK)
+            for number in (errno.EXDEV, errno.EBUSY)
         ),
         (RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer"), 75, "transient", COMPANY_LOST),
         (distributed.DistBackendError("NCCL error: remote process exited"), 75, "transient", COMPANY_LOST),
@@ -157,6 +161,15 @@ def test_a_full_disk_without_a_name_is_that_of_the_working_folder(tmp_path):
     # What write() raises: only open() knows the name.
     kind, sentence = classify(OSError(errno.ENOSPC, "No space left on device"))
     assert (kind, sentence) == ("input", f"no space left on the disk of {tmp_path}: free some and run again")
+
+
+def test_a_full_disk_is_told_where_a_library_hides_it(tmp_path):
+    behind, other = RuntimeError("inline_container.cc: unexpected pos"), RuntimeError("another")  # torch
+    behind.__context__, other.__context__ = OSError(errno.ENOSPC, "full"), OSError(errno.ENOENT, "missing")
+    quoted = "Error while serializing: I/O error: No space left on device (os error 28)"  # safetensors
+    for error in (behind, Exception(quoted), Exception("(sqlite3.OperationalError) database or disk is full")):
+        assert classify(error) == ("input", f"no space left on the disk of {tmp_path}: free some and run again")
+    assert classify(other) == ("bug", "RuntimeError: another")
 
 
 def test_an_answer_of_several_lines_becomes_one(capsys):
@@ -373,5 +386,6 @@ def test_a_note_that_cannot_be_removed_is_a_sentence(monkeypatch, capsys):
 
     monkeypatch.setattr(Path, "unlink", read_only)
     assert exit_code(idle) == 2
-    said = "idle: no permission for .trueline/failure.json: grant it or run as its owner\n"
+    place = "the disk of .trueline/failure.json"
+    said = f"idle: {place} may only be read: mount it for writing, or move the checkout\n"
     assert capsys.readouterr().err == said

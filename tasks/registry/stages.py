@@ -47,6 +47,13 @@ def in_repository() -> bool:
     return Path(".dvc").is_dir()
 
 
+def needs_git() -> bool:
+    """Tell whether DVC needs a git repository around this one: all do but those that say core.no_scm."""
+    from dvc.config import Config
+
+    return not Config(str(Path(".dvc")), validate=False).get("core", {}).get("no_scm", False)
+
+
 class Ingredients(NamedTuple):
     """All that a stage's outputs follow from: its command, the hash of each dependency, its parameters by file."""
 
@@ -174,6 +181,46 @@ def changed_stages(names: list[str]) -> list[str]:
     with _repository() as repo:
         status = repo.status(targets=names)
     return [name for name in names if any(map(_is_change, status.get(name, [])))]
+
+
+def unfinished_stages() -> list[str]:
+    """Name the stages that a run has to do with, in the order of `plan`.
+
+    They are those that changed or lack an output, and all that depend on what these write. What DVC's cache holds of
+    them is not looked at.
+
+    Raises:
+        InputError: the working folder is no DVC repository, dvc.yaml is invalid, or DVC is at work.
+    """
+    from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+
+    with _repository() as repo:
+        order = plan_repro(get_active_graph(repo.index.graph), collect_stages(repo, [PIPELINE_FILE]))
+        status, found = repo.status(targets=[stage.name for stage in order]), set[str]()
+        for stage in order:
+            leads_there = any(before.name in found for before in repo.index.graph.successors(stage))
+            if leads_there or status.get(stage.name):
+                found.add(stage.name)
+        return [stage.name for stage in order if stage.name in found]
+
+
+class Places(NamedTuple):
+    """Where DVC reads and writes, all absolute but the outputs."""
+
+    outputs: list[Path]  # of all stages, from the working folder
+    cache: Path  # wherever its settings say
+    own: Path  # what it notes down of this repository, outside it
+
+
+def places() -> Places:
+    """Tell where DVC puts outputs, contents and notes.
+
+    Raises:
+        InputError: the working folder is no DVC repository, or one that needs git and has none; dvc.yaml is invalid.
+    """
+    with _repository() as repo:
+        outputs = [Path(output.def_path) for stage in repo.index.stages for output in stage.outs]
+        return Places(outputs, Path(repo.cache.local.path), Path(repo.site_cache_dir))
 
 
 def restore_outputs(stage: str) -> None:

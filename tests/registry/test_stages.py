@@ -115,6 +115,28 @@ def test_changed_stages_are_those_that_dvc_calls_changed(repository):
     assert stages.changed_stages(STAGES) == ["reward", "align", "evaluate"]
 
 
+def test_unfinished_stages_are_those_that_a_run_brings_up_to_date(repository):
+    assert stages.unfinished_stages() == []
+    shutil.rmtree("models/reward")
+    after = stages.unfinished_stages()
+    assert after[0] == "reward"
+    assert {"reward", "align", "evaluate", "gate"} <= set(after)
+    assert not {"prepare", "base", "validate", "sft"} & set(after)
+    settings = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(re.sub(r"seed: \d+", "seed: 88", settings))
+    assert stages.unfinished_stages() == stages.plan()
+
+
+def test_the_cache_is_where_the_settings_of_dvc_say(repository, tmp_path):
+    assert stages.places().cache.is_relative_to(Path(".dvc/cache").absolute())
+    assert {Path("models/base"), Path("models/ppo"), Path("metrics/gate.json")} <= set(stages.places().outputs)
+    assert stages.needs_git()
+    dvc("cache", "dir", "--local", str(tmp_path / "other"), cwd=repository)
+    dvc("config", "--local", "core.no_scm", "true", cwd=repository)
+    assert stages.places().cache.is_relative_to(tmp_path / "other")
+    assert not stages.needs_git()
+
+
 def test_a_failing_stage_leaves_every_earlier_output_as_it_was(repository):
     watched = [Path("models/sft/content.txt"), Path("metrics/sft.json"), Path("curves/sft.csv"), Path("dvc.lock")]
     before = [path.read_bytes() for path in watched]
