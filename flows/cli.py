@@ -10,6 +10,7 @@ import typer
 
 from tasks.errors import InputError
 from tasks.escapes import safe_json, visible
+from tasks.shown import clean_logs, clean_traceback
 
 if TYPE_CHECKING:
     from flows.pipeline import Result
@@ -33,20 +34,18 @@ app = typer.Typer(
 
 def main() -> None:
     """Run a command; what a user must mend is one sentence and exit code 2, without a traceback."""
+    clean_logs()
     try:
         app()
-    except InputError as error:
-        sentence = str(error)
     except Exception as error:
         from tasks.stage import classify
 
         kind, sentence = classify(error)
         if kind == "bug":
+            clean_traceback()
             raise
-    else:
-        return
-    print(f"trueline: {sentence}", file=sys.stderr)
-    sys.exit(2)
+        print(f"trueline: {sentence}", file=sys.stderr)
+        sys.exit(2)
 
 
 @app.command()

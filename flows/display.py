@@ -17,6 +17,7 @@ from rich.tree import Tree
 from tasks.escapes import one_line
 from tasks.registry.store import tracking_uri
 from tasks.rounding import chance, number
+from tasks.shown import without_secrets
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 _console = Console(highlight=False)
@@ -262,7 +263,7 @@ def _next_commands(verdict: Mapping[str, Any]) -> list[str]:
 
 
 def _ui_command() -> str:
-    uri = tracking_uri()
+    uri = without_secrets(tracking_uri())
     if uri == f"sqlite:///{Path.cwd() / 'mlflow.db'}":  # the command is for this folder anyway
         uri = "sqlite:///mlflow.db"
     return f".venv/bin/mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri

@@ -19,6 +19,7 @@ from tasks.errors import InputError
 from tasks.params import load_params
 from tasks.places import check_places
 from tasks.registry.stages import places
+from tasks.shown import without_secrets
 from tasks.stage import last_failure
 
 Level = Literal["ok", "warn", "fail"]
@@ -119,7 +120,8 @@ def check_settings() -> Iterator[Finding]:
     elif unreachable:
         yield Finding("MLflow", "fail", unreachable, "start the server, or unset MLFLOW_TRACKING_URI")
     else:
-        yield Finding("MLflow", "ok", os.environ.get("MLFLOW_TRACKING_URI", "mlflow.db in the checkout"), "")
+        uri = without_secrets(os.environ.get("MLFLOW_TRACKING_URI", ""))
+        yield Finding("MLflow", "ok", uri or "mlflow.db in the checkout", "")
     yield from check_device(params.runtime.device)
 
 

@@ -15,6 +15,7 @@ from tasks.registry import lineage, promotion
 from tasks.registry.opponent import refresh_opponent
 from tasks.registry.report import write_report
 from tasks.registry.stages import plan
+from tasks.shown import clean_logs
 
 RETRY_DELAYS = [10.0, 60.0]  # seconds
 
@@ -84,6 +85,7 @@ def pipeline() -> Result:
         InputError: something must be mended, or another flow runs in this checkout.
         StageError: a stage failed for a reason of its own.
     """
+    clean_logs()  # here too: a scheduled run is a process that Prefect starts
     with one_flow_at_a_time():
         params = preflight()
         name_opponent(params)

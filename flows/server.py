@@ -10,8 +10,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPException
-from urllib.request import urlopen
+
+import httpx
 
 from flows.processes import child, end_group
 from tasks.data.files import STATE
@@ -58,9 +58,8 @@ def local_server() -> Iterator[str]:
 def is_healthy(url: str) -> bool:
     """Tell whether a Prefect server answers at this address."""
     try:
-        with urlopen(f"{url}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (OSError, HTTPException, ValueError):
+        return httpx.get(f"{url}/health", timeout=5).status_code == httpx.codes.OK
+    except (httpx.HTTPError, httpx.InvalidURL):
         return False
 
 

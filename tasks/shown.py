@@ -12,7 +12,6 @@ import sys
 import traceback
 from collections.abc import Iterator
 from functools import lru_cache
-from types import TracebackType
 from urllib.parse import unquote
 
 from tasks.escapes import one_line, visible
@@ -66,7 +65,7 @@ def without_secrets(text: str) -> str:
 
 
 def clean_logs() -> None:
-    """Take secrets, and what acts on a terminal, out of all that this process logs and of its last traceback."""
+    """Take secrets, and what acts on a terminal, out of all that this process logs."""
     made = logging.getLogRecordFactory()
     if getattr(made, "cleans", False):
         return
@@ -76,7 +75,11 @@ def clean_logs() -> None:
 
     clean.cleans = True  # type: ignore[attr-defined]
     logging.setLogRecordFactory(clean)
-    sys.excepthook = _print_traceback
+
+
+def clean_traceback() -> None:
+    """Take secrets out of the traceback that this process may end with."""
+    sys.excepthook = lambda _kind, error, _trace: print(_traceback_of(error), file=sys.stderr)
 
 
 def _cleaned(record: logging.LogRecord) -> logging.LogRecord:
@@ -90,10 +93,6 @@ def _cleaned(record: logging.LogRecord) -> logging.LogRecord:
     if record.exc_info and record.exc_info[1]:
         record.exc_text = _traceback_of(record.exc_info[1])  # which every formatter takes as it is
     return record
-
-
-def _print_traceback(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
-    sys.stderr.write(f"{_traceback_of(error)}\n")
 
 
 def _traceback_of(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from tasks.data.files import STATE, read_json, write_json
 from tasks.errors import InputError, is_company_lost, is_out_of_memory
 from tasks.params import Params, load_params
 from tasks.places import FULL, check_places
-from tasks.shown import sentence
+from tasks.shown import clean_logs, clean_traceback, sentence
 
 if TYPE_CHECKING:
     from psutil import Process
@@ -60,6 +60,8 @@ class Failure(NamedTuple):
 
 def main(stage: Callable[[Params], None]) -> NoReturn:
     """Run a stage as a process of its own; never returns."""
+    clean_logs()
+    clean_traceback()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:

@@ -80,9 +80,10 @@ def test_no_secret_of_the_environment_is_shown(monkeypatch: pytest.MonkeyPatch) 
 
 LOGS = r"""
 import logging, sys
-from tasks.shown import clean_logs
+from tasks.shown import clean_logs, clean_traceback
 clean_logs()
 clean_logs()
+clean_traceback()
 logging.basicConfig(level="INFO", format="%(message)s")
 logger = logging.getLogger("some.library")
 logger.info("asks %s", "http://me:hush@host")
@@ -112,11 +113,10 @@ def test_neither_logs_nor_the_last_traceback_show_a_secret() -> None:
 
 
 def test_logs_are_cleaned_in_this_process_too() -> None:
-    before = logging.getLogRecordFactory(), sys.excepthook
+    before = logging.getLogRecordFactory()
     try:
         clean_logs()
         record = logging.getLogger("a").makeRecord("a", 20, "f", 1, "at %s", ("http://me:hush@host",), None)
         assert record.getMessage() == "at http://host"
     finally:
-        logging.setLogRecordFactory(before[0])
-        sys.excepthook = before[1]
+        logging.setLogRecordFactory(before)

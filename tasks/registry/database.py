@@ -62,7 +62,7 @@ def _file(uri: str) -> Path | None:
 
     try:
         url = make_url(uri)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # a port that is no number
         return None
     is_file = url.drivername.startswith("sqlite") and url.database not in (None, "", ":memory:")
     return Path(str(url.database)).absolute() if is_file else None

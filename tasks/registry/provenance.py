@@ -1,14 +1,12 @@
-"""Where code comes from: git commit, uncommitted changes, locked libraries; and addresses without secrets."""
+"""Where code comes from: git commit, uncommitted changes, locked libraries."""
 
 import hashlib
-import re
 import subprocess
 from pathlib import Path
 
 LOCKED_LIBRARIES = Path("requirements.lock")
 # Tracked files that a run itself rewrites: they do not make the code another one.
 WRITTEN_BY_RUNS = ("dvc.lock", "opponent.json", "decisions.jsonl")
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s'\"]*@")
 
 
 def code_tags() -> dict[str, str]:
@@ -20,11 +18,6 @@ def code_tags() -> dict[str, str]:
     if LOCKED_LIBRARIES.exists():
         tags["lock_file"] = hashlib.sha256(LOCKED_LIBRARIES.read_bytes()).hexdigest()
     return tags
-
-
-def without_credentials(text: str) -> str:
-    """Take user and password out of every address in a text."""
-    return _CREDENTIALS.sub("", text)
 
 
 def _git(*arguments: str) -> str | None:

@@ -19,12 +19,12 @@ from tasks.params import Params
 from tasks.registry.costs import Cost, costs
 from tasks.registry.decisions import one_at_a_time
 from tasks.registry.people import kept
-from tasks.registry.provenance import without_credentials
 from tasks.registry.runs import link_runs, trained_account
 from tasks.registry.stages import materialise, output_hash
 from tasks.registry.store import Store, open_store
 from tasks.registry.versions import as_holder, find, find_version, settle
 from tasks.rounding import chance, number
+from tasks.shown import without_secrets
 
 REPORT = STATE / "report.html"
 GATE = REPORTS / "gate"
@@ -152,6 +152,6 @@ def energy(cost: Cost) -> str:
 def address(store: Store, run_id: str) -> str:
     """Tell where people see the report: on the tracking server's page of the run, or else the file itself."""
     if store.uri.startswith("http"):
-        server = without_credentials(store.uri).rstrip("/")
+        server = without_secrets(store.uri).rstrip("/")
         return f"{server}/#/experiments/{store.experiment_id}/runs/{run_id}/artifacts/{REPORT.name}"
     return REPORT.resolve().as_uri()

@@ -6,14 +6,16 @@ checkout into another.
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote
 
 from tasks.errors import InputError
 from tasks.registry.database import ready, told
-from tasks.registry.provenance import without_credentials
+from tasks.shown import without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,11 +24,13 @@ if TYPE_CHECKING:
 # MLflow's own defaults send usage data, draw bars and wait for a dead server for about five minutes.
 DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
+PASSWORD_IN_ADDRESS = re.compile(r"(https?://)([^:/@]+):(.+)@([^@]+)")
 PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 
 
@@ -56,6 +60,7 @@ def open_store(experiment: str) -> Store:
     """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    _take_credentials_apart()
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -65,11 +70,26 @@ def open_store(experiment: str) -> Store:
     uri = tracking_uri()
     registry = os.environ.get("MLFLOW_REGISTRY_URI") or uri
     with ExitStack() as opening:
+        opening.enter_context(_reachable(uri))
         for database in {uri: None, registry: None}:
             opening.enter_context(ready(database, main_checkout()))
-        opening.enter_context(_reachable(uri))
         client = MlflowClient(uri, registry)
         return Store(client, uri, _experiment_id(client, experiment))
+
+
+def _take_credentials_apart() -> None:
+    """Give MLflow user and password apart from its address, which it quotes in messages, links and tags."""
+    found = set()
+    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        address = os.environ.get(variable, "")
+        if with_password := PASSWORD_IN_ADDRESS.fullmatch(address):
+            scheme, user, password, server = with_password.groups()
+            os.environ[variable] = scheme + server
+            found.add((unquote(user), unquote(password)))
+    if len(found) > 1:
+        raise InputError("MLFLOW_TRACKING_URI and MLFLOW_REGISTRY_URI name two users: have one user in both")
+    for user, password in found:
+        os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = user, password
 
 
 def is_passing(error: "MlflowException") -> bool:
@@ -87,13 +107,13 @@ def fault_of(error: BaseException) -> str | None:
         return None
     uri, reason = tracking_uri(), _reason(error)
     return told(uri, reason) or (
-        f"MLflow at {without_credentials(uri)} failed halfway ({reason}): mend that and ask again, what has been "
+        f"MLflow at {without_secrets(uri)} failed halfway ({reason}): mend that and ask again, what has been "
         "recorded is finished then"
     )
 
 
 def _reason(error: BaseException) -> str:
-    return without_credentials(str(error).splitlines()[0])
+    return without_secrets((str(error).splitlines() or [type(error).__name__])[0])
 
 
 @contextmanager
@@ -103,10 +123,10 @@ def _reachable(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError) as error:
+    except (MlflowException, SQLAlchemyError, ValueError) as error:
         raise InputError(
             told(uri, _reason(error))
-            or f"MLflow at {without_credentials(uri)} cannot be used ({_reason(error)}): start it, mend "
+            or f"MLflow at {without_secrets(uri)} cannot be used ({_reason(error)}): start it, mend "
             "MLFLOW_TRACKING_URI, or unset it to use mlflow.db in this folder"
         ) from error
 

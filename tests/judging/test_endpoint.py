@@ -19,7 +19,7 @@ REQUEST = {"model": "judge", "messages": [{"role": "user", "content": "Größer?
 def pauses(tmp_path, monkeypatch):
     """Work in an empty folder with a key, and note the pauses in place of sleeping."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # which nobody asks for a judge on this machine
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     taken: list[float] = []
     monkeypatch.setattr(endpoint, "Event", lambda: SimpleNamespace(wait=taken.append))
