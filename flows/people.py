@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
+from tasks.data.splits import root_id
 from tasks.errors import InputError
 from tasks.judging import people
 from tasks.judging.compare import Resampling
@@ -57,5 +58,6 @@ def hear(paths: Sequence[Path]) -> Heard:
     pairs = people.pairs(found.rows, found.seed)
     votes = people.read_votes(paths, pairs)
     resampling = Resampling(found.bootstrap, found.confidence, found.seed)
-    figures = people.figures(votes, len(found.rows) - len(pairs), resampling)
+    conversations = {row["id"]: root_id(row["prompt"]) for row in found.rows}
+    figures = people.figures(votes, len(found.rows) - len(pairs), resampling, conversations)
     return Heard(found.key, figures, list(people.rows(votes)))

@@ -21,6 +21,7 @@ from tasks.data.encoded import encoded_demonstrations
 from tasks.data.example import gold_score
 from tasks.data.files import METRICS, MODELS, REPORTS, STATE, VALIDATED, write_json, write_jsonl
 from tasks.data.records import Prompt, read_prompts
+from tasks.data.splits import root_id
 from tasks.data.tokens import Encoded, decode, encode, encode_prompt, encode_prompts, load_tokenizer
 from tasks.errors import InputError
 from tasks.judging import llm_judge
@@ -98,7 +99,8 @@ def evaluate(params: Params) -> None:
     with tracking.run("evaluate", params, inputs=[VALIDATED / "prompts.jsonl"]) as run:
         compared = _compare(prompts, opponent, params)
         models, kl = compared.models, compared.kl
-        resampling = Resampling(settings.bootstrap, settings.confidence, params.seed)
+        conversations = tuple(root_id(prompt.prompt) for prompt in prompts)
+        resampling = Resampling(settings.bootstrap, settings.confidence, params.seed, conversations)
         figures = summarise(prompts, **compared._asdict(), resampling=resampling)
         figures["opponent"] = {"name": opponent.name, "version": opponent.version} | figures["opponent"]
         if settings.llm_judge:
@@ -120,7 +122,7 @@ def _ask_llm_judge(
     with Bar("evaluate: LLM judge", len(asked), "prompt") as bar:
         comparisons = llm_judge.ask(judge, asked, ours, theirs, bar.update)
     write_jsonl(LLM_JUDGE, llm_judge.rows(comparisons))
-    return rounded(llm_judge.figures(comparisons, judge.model, resampling))
+    return rounded(llm_judge.figures(comparisons, judge.model, resampling.at(range(len(asked)))))
 
 
 def choose_prompts(params: Params) -> list[Prompt]:
@@ -187,7 +189,8 @@ def _compare(prompts: Sequence[Prompt], opponent: Opponent, params: Params) -> C
     marks = []
     for step, asked, said, its_kl in visited:
         scores = _judged(asked, said, judges, params)
-        marks.append(Mark(step, [prompt.id for prompt in asked], said.texts, its_kl, scores))
+        conversations = tuple(root_id(prompt.prompt) for prompt in asked)
+        marks.append(Mark(step, [prompt.id for prompt in asked], said.texts, its_kl, scores, conversations))
     return Compared(models | {"opponent": models.get("opponent", models["sft"])}, kl, perplexity, yardstick, marks)
 
 

@@ -26,12 +26,14 @@ def by_category(prompts: Sequence[Prompt], models: Models, resampling: Resamplin
     for place, prompt in enumerate(prompts):
         if prompt.category is not None:
             places.setdefault(prompt.category, []).append(place)
-    confidence = confidence_of_each([len(own) for own in places.values()], resampling.confidence)
+    draws = {category: resampling.at(own) for category, own in places.items()}
+    sizes = {category: independent(len(own), draws[category]) for category, own in places.items()}
+    confidence = confidence_of_each(list(sizes.values()), resampling.confidence)
     return {
         category: _figures(
             [prompts[place] for place in own],
             {name: model.at(own) for name, model in models.items()},
-            resampling._replace(confidence=confidence),
+            draws[category]._replace(confidence=confidence),
         )
         for category, own in sorted(places.items())
     }
@@ -43,7 +45,7 @@ def confidence_of_each(sizes: Sequence[int], confidence: float) -> float:
     It is 1 - (1 - confidence) / k, with the least k such that at most k categories can reach a verdict.
 
     Args:
-        sizes: prompts of each category.
+        sizes: prompts of each category, or conversations.
         confidence: the chance that no verdict is wrong where the models are equally good.
     """
     for k in count(1):
@@ -58,12 +60,17 @@ def fewest_prompts(confidence: float) -> int:
     return next(n for n in count(1) if 2 / 2**n < 1 - confidence)
 
 
+def independent(prompts: int, resampling: Resampling) -> int:
+    """Count the conversations of some prompts: so many independent signs the sign test has at most."""
+    return len(set(resampling.conversations)) if resampling.conversations else prompts
+
+
 def _figures(prompts: Sequence[Prompt], models: Models, resampling: Resampling) -> dict[str, Any]:
     ours, theirs = (models[name].answers.rewards for name in ("candidate", "opponent"))
     differences = [own - other for own, other in zip(ours, theirs, strict=True)]
     return {
         "prompts": len(prompts),
-        "enough_prompts": len(prompts) >= fewest_prompts(resampling.confidence),
+        "enough_prompts": independent(len(prompts), resampling) >= fewest_prompts(resampling.confidence),
         **{name: model_figures(prompts, model) for name, model in models.items()},
         **opinions(models, {"vs_opponent": models["opponent"]}, resampling),
         "difference": {"vs_opponent": {"reward": bootstrap_interval(differences, resampling)}},

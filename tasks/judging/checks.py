@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
 from tasks.judging.opponent import Opponent
@@ -165,6 +166,9 @@ def _prompts_needed(evaluation: Mapping[str, Any], versus: tuple[str, str], thre
     if value is None or ties is None or wins is None or not prompts or confidence is None or value <= threshold:
         return None
     variance = wins / prompts + ties / 4 - value**2  # of 1, a half or 0
+    low, high = (figure(evaluation, *versus, end) for end in ("low", "high"))
+    if figure(evaluation, "conversations") and low is not None and high is not None:  # whose turns vary together
+        variance = prompts * ((high - low) / 2 / NormalDist().inv_cdf((1 + confidence) / 2)) ** 2
     return prompts_needed(value - threshold, math.sqrt(max(variance, 0.0)), confidence)
 
 

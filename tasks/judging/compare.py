@@ -1,6 +1,8 @@
 """Two models on the same prompts: who wins, by how much, and how sure that is.
 
 Everything is paired: the two answers to a prompt stay together, so that what makes a prompt hard for both cancels.
+Prompts that are turns of one conversation stay together, too, because they are not independent: what is drawn, and
+counted by the sign test, is conversations, which are single prompts where no two share one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,17 +38,33 @@ class WinRate(NamedTuple):
     ties: float  # share of the prompts
     wins: int
     losses: int
-    sign_test: float  # two-sided p of the exact sign test: ties are left out
+    sign_test: float  # two-sided p of the exact sign test, of conversations where prompts share some: ties are left out
     verdict: Verdict
     prompts_to_settle: int | None  # that would show it to differ from a half; None: settled, or a half
 
 
 class Resampling(NamedTuple):
-    """How intervals are drawn: the same seed and the same count of prompts give the same resamples."""
+    """How intervals are drawn: the same seed and the same count of conversations give the same resamples."""
 
     resamples: int
     confidence: float
     seed: int
+    conversations: tuple[str, ...] | None = None  # of the n prompts; None: each is its own
+
+    def at(self, places: Sequence[int]) -> "Resampling":
+        """Give what draws some of the prompts."""
+        if self.conversations is None:
+            return self
+        return self._replace(conversations=tuple(self.conversations[place] for place in places))
+
+    def groups(self, count: int) -> NDArray[np.int64] | None:
+        """Number the conversation of each of `count` prompts, (count,); None where no two share one."""
+        if self.conversations is None:
+            return None
+        if len(self.conversations) != count:
+            raise ValueError(f"conversations of {len(self.conversations)} prompts for {count} figures")
+        places = {name: number for number, name in enumerate(dict.fromkeys(self.conversations))}
+        return None if len(places) == count else np.array([places[name] for name in self.conversations], np.int64)
 
 
 def bootstrap_interval(values: Sequence[float], resampling: Resampling) -> Interval:
@@ -54,7 +72,9 @@ def bootstrap_interval(values: Sequence[float], resampling: Resampling) -> Inter
 
     Args:
         values: n figures, one a prompt; to compare two models, the n differences between them.
-        resampling: count of resamples, confidence and seed.
+        resampling: count of resamples, confidence, seed and conversations.
+
+    Source for conversations, which are drawn whole: Davison and Hinkley 1997, "Bootstrap Methods", section 3.8.
     """
     figures = np.asarray(values, dtype=np.float64)
     tail = (1 - resampling.confidence) / 2
@@ -76,9 +96,11 @@ def win_rate(ours: Sequence[float], theirs: Sequence[float], resampling: Resampl
     won = outcomes(ours, theirs)
     interval = bootstrap_interval(won.tolist(), resampling)
     wins, losses = int((won == 1).sum()), int((won == 0).sum())
-    p = sign_test(wins, losses)
+    together = resampling.groups(len(won))
+    net = won - 0.5 if together is None else np.bincount(together, won - 0.5)
+    p = sign_test(int((net > 0).sum()), int((net < 0).sum()))
     found = verdict(interval, 0.5, sure=p < 1 - resampling.confidence)
-    effect, deviation = interval.value - 0.5, float(won.std())
+    effect, deviation = interval.value - 0.5, _deviation(won, together)
     needed = prompts_needed(effect, deviation, resampling.confidence) if found == "inconclusive" else None
     return WinRate(*interval, float((won == 0.5).mean()), wins, losses, p, found, needed)
 
@@ -105,14 +127,27 @@ def sign_test(wins: int, losses: int) -> float:
 
 def resampled_counts(count: int, resampling: Resampling) -> Iterator[NDArray[np.float64]]:
     """Draw resamples of `count` prompts, some at a time: how often each prompt is in each, (R, count)."""
-    for drawn in _draws(count, resampling):
+    together = resampling.groups(count)
+    for drawn in _draws(count if together is None else int(together.max()) + 1, resampling):
         counts = np.zeros(drawn.shape)
         np.add.at(counts, (np.arange(len(drawn))[:, None], drawn), 1)
-        yield counts
+        yield counts if together is None else counts[:, together]
 
 
 def _resampled_means(values: NDArray[np.float64], resampling: Resampling) -> NDArray[np.float64]:
-    return np.concatenate([values[drawn].mean(axis=1) for drawn in _draws(len(values), resampling)])
+    together = resampling.groups(len(values))
+    if together is None:
+        return np.concatenate([values[drawn].mean(axis=1) for drawn in _draws(len(values), resampling)])
+    sums, sizes = np.bincount(together, values), np.bincount(together)
+    means = [sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1) for drawn in _draws(len(sums), resampling)]
+    return np.concatenate(means)
+
+
+def _deviation(values: NDArray[np.float64], together: NDArray[np.int64] | None) -> float:
+    """Standard deviation that independent prompts would need for the mean to vary as it does."""
+    if together is None:
+        return float(values.std())
+    return float(np.sqrt((np.bincount(together, values - values.mean()) ** 2).sum() / len(values)))
 
 
 def _draws(count: int, resampling: Resampling) -> Iterator[NDArray[np.int64]]:

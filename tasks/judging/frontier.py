@@ -22,6 +22,7 @@ class Mark(NamedTuple):
     answers: list[str]
     kl: list[float]  # to SFT, nats, one estimate an answer
     scores: Scores
+    conversations: tuple[str, ...] | None = None  # of the prompts; None: each is its own
 
 
 def frontier(marks: Sequence[Mark], resampling: Resampling) -> list[dict[str, Any]]:
@@ -37,11 +38,12 @@ def frontier(marks: Sequence[Mark], resampling: Resampling) -> list[dict[str, An
     if not marks:
         return []
     first, *_, last = marks
+    resampling = resampling._replace(conversations=last.conversations)
     at_once = resampling._replace(confidence=1 - (1 - resampling.confidence) / max(1, len(marks) - 1))
     return [
         {
             "step": mark.step,
-            "kl": {"mean": mean(mark.kl), "standard_error": standard_error(mark.kl)},
+            "kl": {"mean": mean(mark.kl), "standard_error": standard_error(mark.kl, resampling.groups(len(mark.kl)))},
             **judged(mark.scores, over(mark.scores, first.scores), resampling),
             "last_over_this": {name: win_rate(last.scores[name], own, at_once) for name, own in mark.scores.items()}
             if mark is not last

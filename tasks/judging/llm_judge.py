@@ -133,6 +133,7 @@ def figures(comparisons: Sequence[Comparison], model: str, resampling: Resamplin
     asked = [each for each in comparisons if each.candidate_first]
     readings = [reading for each in asked for reading in (each.candidate_first, each.opponent_first) if reading]
     decided = [reading.verdict == "A" for reading in readings if reading.verdict in ("A", "B")]
+    places = [place for place, each in enumerate(comparisons) if each.outcome is not None]
     told = [each.outcome for each in comparisons if each.outcome is not None]
     enough = told and len(told) >= ENOUGH * len(comparisons)
     return {
@@ -143,7 +144,7 @@ def figures(comparisons: Sequence[Comparison], model: str, resampling: Resamplin
         "asked_again": sum(len(reading.replies) > 1 for reading in readings),
         "agreement": mean([each.outcomes[0] == each.outcomes[1] for each in asked if each.outcome is not None]),
         "first_preferred": mean(decided),
-        "vs_opponent": win_rate(told, [1 - outcome for outcome in told], resampling) if enough else None,
+        "vs_opponent": win_rate(told, [1 - outcome for outcome in told], resampling.at(places)) if enough else None,
     }
 
 

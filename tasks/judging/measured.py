@@ -46,6 +46,11 @@ class Measured(NamedTuple):
         return [likeness.rouge_l for likeness in self.likenesses if likeness]
 
     @property
+    def referenced(self) -> list[int]:
+        """The places of the prompts that `nearness` is of."""
+        return [place for place, likeness in enumerate(self.likenesses) if likeness]
+
+    @property
     def ruled(self) -> list[float]:
         """The known rule's scores; none where there is no rule."""
         return self.gold or []
@@ -104,8 +109,8 @@ def opinions(models: Models, rivals: Mapping[str, Measured], resampling: Resampl
     """
     candidate = models["candidate"]
 
-    def rates(scores: Callable[[Measured], list[float]]) -> dict[str, Any]:
-        return {key: win_rate(scores(candidate), scores(rival), resampling) for key, rival in rivals.items()}
+    def rates(scores: Callable[[Measured], list[float]], draws: Resampling = resampling) -> dict[str, Any]:
+        return {key: win_rate(scores(candidate), scores(rival), draws) for key, rival in rivals.items()}
 
     def means(scores: Callable[[Measured], list[float]]) -> dict[str, Any]:
         return {name: mean(scores(model)) for name, model in models.items()}
@@ -113,7 +118,9 @@ def opinions(models: Models, rivals: Mapping[str, Measured], resampling: Resampl
     return {
         "win_rate": rates(lambda model: model.answers.rewards),
         "judge": means(lambda model: model.held_out) | rates(lambda model: model.held_out),
-        "references": rates(lambda model: model.nearness) if candidate.nearness else None,
+        "references": rates(lambda model: model.nearness, resampling.at(candidate.referenced))
+        if candidate.nearness
+        else None,
         **({"gold": means(lambda model: model.ruled) | rates(lambda model: model.ruled)} if candidate.ruled else {}),
     }
 

@@ -10,6 +10,7 @@ from itertools import islice, zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 WORD = re.compile(r"\w+|[^\w\s]")
 # How assistants decline, at the beginning of an answer. English only.
@@ -125,9 +126,19 @@ def mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
-def standard_error(values: Sequence[float]) -> float | None:
-    """Standard error of the mean; None of fewer than two values."""
-    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
+def standard_error(values: Sequence[float], together: NDArray[np.int64] | None = None) -> float | None:
+    """Standard error of the mean; None of fewer than two values, or groups.
+
+    Args:
+        values: n.
+        together: (n,) the group of each, from 0, within which values are not independent; None where all are.
+    """
+    if together is None:
+        return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
+    figures = np.asarray(values, dtype=np.float64)
+    sums = np.bincount(together, figures - figures.mean())
+    groups = len(sums)
+    return float(np.sqrt(groups / (groups - 1) * (sums**2).sum()) / len(figures)) if groups > 1 else None
 
 
 def _ngrams(tokens: list[str], n: int) -> list[tuple[str, ...]]:

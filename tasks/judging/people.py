@@ -20,6 +20,7 @@ from tasks.data.text_files import LONGEST_CSV_FIELD
 from tasks.errors import InputError
 from tasks.escapes import cell
 from tasks.judging.agreement import Rating, cohen_kappa, krippendorff_alpha
+from tasks.judging.annotators import Judgement, over_annotators
 from tasks.judging.compare import Resampling, win_rate
 from tasks.judging.metrics import mean
 from tasks.judging.summary import rounded
@@ -125,18 +126,24 @@ def read_votes(paths: Sequence[Path], shown: Sequence[Pair]) -> list[Vote]:
     return sorted(votes)
 
 
-def figures(votes: Sequence[Vote], same_answers: int, resampling: Resampling) -> dict[str, Any]:
+def figures(
+    votes: Sequence[Vote], same_answers: int, resampling: Resampling, conversations: Mapping[str, str]
+) -> dict[str, Any]:
     """Sum up what people said: a prompt is won where more of its votes are for the candidate than for the opponent.
 
     Args:
         votes: at least one.
         same_answers: prompts that nobody was asked about, because both answers are the same.
         resampling: how intervals are drawn.
+        conversations: the conversation of each prompt, by its id.
     """
     points = defaultdict(list)
     for vote in sorted(votes):
         points[vote.prompt].append(vote.points)
     scores = [sum(each) / len(each) for each in points.values()]
+    draws = resampling._replace(conversations=tuple(conversations[prompt] for prompt in points))
+    judgements = [Judgement(vote.annotator, vote.prompt, conversations[vote.prompt], vote.points) for vote in votes]
+    rate = win_rate(scores, [0.5] * len(scores), draws)
     # The labels are sides, which are drawn evenly: where one model nearly always wins, chance alone would agree on it.
     ratings = [Rating(vote.annotator, vote.prompt, vote.choice) for vote in votes]
     return rounded(
@@ -148,7 +155,7 @@ def figures(votes: Sequence[Vote], same_answers: int, resampling: Resampling) ->
             "alpha": krippendorff_alpha(ratings),
             "kappa": cohen_kappa(ratings),
             "left_preferred": mean([vote.choice == "left" for vote in votes if vote.choice != "same"]),
-            "vs_opponent": win_rate(scores, [0.5] * len(scores), resampling),
+            "vs_opponent": over_annotators(rate, judgements, resampling.confidence),
             "confidence": resampling.confidence,
         }
     )

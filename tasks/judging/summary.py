@@ -42,6 +42,7 @@ def summarise(
     rewards = candidate.answers.rewards
     figures = {
         "prompts": len(prompts),
+        **conversations(resampling),
         "with_references": sum(bool(prompt.references) for prompt in prompts),
         **{name: model_figures(prompts, model) for name, model in models.items()},
         **opinions(models, rivals, resampling),
@@ -52,7 +53,7 @@ def summarise(
             for name, rival in rivals.items()
         },
         "difference": {name: _differences(candidate, rival, resampling) for name, rival in rivals.items()},
-        "kl": {"mean": mean(kl), "standard_error": standard_error(kl)},
+        "kl": {"mean": mean(kl), "standard_error": standard_error(kl, resampling.groups(len(kl)))},
         "perplexity": dict(perplexity),
         "best_of_sft": [
             {"n": each.n, "kl": each.kl, **judged(each.scores, each.wins, resampling)} for each in best_of_sft
@@ -63,6 +64,12 @@ def summarise(
         "methods": _methods(prompts, candidate),
     }
     return rounded(figures)
+
+
+def conversations(resampling: Resampling) -> dict[str, int]:
+    """Count the conversations that the prompts are turns of; nothing where each is its own."""
+    names = resampling.conversations or ()
+    return {"conversations": len(set(names))} if len(set(names)) < len(names) else {}
 
 
 def rows(prompts: Sequence[Prompt], models: Models, kl: Sequence[float] | None) -> Iterator[dict[str, Any]]:
@@ -121,7 +128,8 @@ def _differences(ours: Measured, theirs: Measured, resampling: Resampling) -> di
         "rouge_l": (ours.nearness, theirs.nearness),
         "gold": (ours.ruled, theirs.ruled),
     }
-    return {name: _difference(*pair, resampling) for name, pair in pairs.items()}
+    draws = {"rouge_l": resampling.at(ours.referenced)}
+    return {name: _difference(*pair, draws.get(name, resampling)) for name, pair in pairs.items()}
 
 
 def _difference(ours: Sequence[float], theirs: Sequence[float], resampling: Resampling) -> Interval | None:

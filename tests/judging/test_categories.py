@@ -63,6 +63,14 @@ def test_a_category_is_summed_up_by_its_own_prompts():
     assert tax["difference"]["vs_opponent"]["reward"] == bootstrap_interval([1.0, -2.0], RESAMPLING)
 
 
+def test_turns_of_a_conversation_do_not_make_a_category_large():
+    count = fewest_prompts(0.95)
+    models = {"candidate": answered([0.0] * count), "opponent": answered([1.0] * count)}
+    for conversations, enough in ((range(count), True), ([n // 2 for n in range(count)], False)):
+        draws = RESAMPLING._replace(conversations=tuple(map(str, conversations)))
+        assert by_category(asked(["tax"] * count), models, draws)["tax"]["enough_prompts"] == enough
+
+
 def test_every_metric_is_that_of_the_category_alone():
     prompts = [*asked(["tax", "law"], ["pay the tax today"]), *asked(["tax"], ["ask a judge"])]
     said = {

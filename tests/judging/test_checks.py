@@ -396,6 +396,9 @@ def test_a_doubtful_win_says_how_many_prompts_would_show_that_it_exceeds_the_thr
     check = run(doubtful, thresholds=THRESHOLDS.model_copy(update={"min_win_rate": threshold}))["win_rate"]
     assert check.verdict == "inconclusive"
     assert check.sentence.endswith(f"these prompts do not settle whether it exceeds {threshold:g}.{advice}")
+    # Turns of conversations vary together: by the interval the variance is 100 (.09 / 1.960)^2 = .2109.
+    together = run(doubtful | {"conversations": 40}, thresholds=THRESHOLDS)["win_rate"]
+    assert "About 662 prompts like these would" in together.sentence  # 7.849 * .2109 / .05^2 = 662.0
 
 
 def test_a_doubtful_win_is_inconclusive_only_if_everything_else_passes():

@@ -102,3 +102,60 @@ def test_verdict():
 def test_a_score_that_is_not_a_number_wins_nothing():
     found = win_rate([float("nan")] * 8, [0.0] * 8, RESAMPLING)
     assert (found.value, found.losses, found.verdict) == (0, 8, "worse")
+
+
+def in_twos(count):
+    return RESAMPLING._replace(conversations=tuple(str(place // 2) for place in range(count)))
+
+
+def test_prompts_that_share_nothing_are_drawn_as_ever():
+    values = np.random.default_rng(4).normal(size=20).tolist()
+    own = RESAMPLING._replace(conversations=tuple(map(str, range(20))))
+    assert bootstrap_interval(values, own) == bootstrap_interval(values, RESAMPLING)
+    assert win_rate(values, [0.1] * 20, own) == win_rate(values, [0.1] * 20, RESAMPLING)
+
+
+def test_two_turns_that_fare_alike_tell_what_one_would():
+    values = np.random.default_rng(9).normal(0.3, size=30).tolist()
+    twice = [each for value in values for each in (value, value)]
+    found = bootstrap_interval(twice, in_twos(60))
+    assert list(found) == pytest.approx(list(bootstrap_interval(values, RESAMPLING)))
+    one, two = win_rate(values, [0.0] * 30, RESAMPLING), win_rate(twice, [0.0] * 60, in_twos(60))
+    assert two[:4] == pytest.approx(one[:4])
+    assert (two.sign_test, two.verdict) == (one.sign_test, one.verdict)
+    assert win_rate(twice, [0.0] * 60, RESAMPLING).sign_test < one.sign_test
+
+
+def test_a_conversation_is_won_by_more_of_its_turns():
+    # Conversations of two turns: both won, one each, both lost, one won and a tie: two wins, one loss.
+    found = win_rate([1, 1, 1, -1, -1, -1, 1, 0], [0] * 8, in_twos(8))
+    assert (found.wins, found.losses, found.sign_test) == (4, 3, sign_test(2, 1))
+
+
+def test_prompts_to_settle_count_turns_as_what_they_tell():
+    values = [1.0] * 12 + [-1.0] * 8
+    alone, together = (win_rate(values, [0.0] * 20, draws) for draws in (RESAMPLING, in_twos(20)))
+    assert alone.prompts_to_settle is not None
+    assert together.prompts_to_settle == pytest.approx(2 * alone.prompts_to_settle, abs=1)
+
+
+def test_some_prompts_keep_their_conversations():
+    some = in_twos(6).at([5, 0, 1])
+    assert some.conversations == ("2", "0", "0")
+    assert RESAMPLING.at([1]) == RESAMPLING
+    with pytest.raises(ValueError, match="conversations of 3 prompts for 4 figures"):
+        bootstrap_interval([1.0] * 4, some)
+
+
+def test_intervals_of_conversations_cover_the_true_mean_as_often_as_they_say():
+    generator = np.random.default_rng(12)
+    data = generator.normal(0.3, 1, size=(300, 40))[:, :, None] + generator.normal(0, 0.5, size=(300, 40, 4))
+    names = tuple(str(place // 4) for place in range(160))
+
+    def covered(conversations):
+        draws = Resampling(300, 0.9, 0, conversations)
+        found = [bootstrap_interval(row.ravel().tolist(), draws) for row in data]
+        return np.mean([each.low <= 0.3 <= each.high for each in found])
+
+    assert 0.845 < covered(names) < 0.95  # 300 tries of 0.9 have a standard deviation of 0.017
+    assert covered(None) < 0.75

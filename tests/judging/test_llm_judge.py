@@ -121,6 +121,14 @@ def test_prompts_without_verdict_are_counted_and_have_no_part_in_the_win_rate():
     assert summed["agreement"] == 1
 
 
+def test_prompts_with_a_verdict_keep_their_conversations():
+    told, silent = comparison("A", "B"), comparison("A", None)
+    draws = RESAMPLING._replace(conversations=("a", "a", "b"))
+    found = figures([told, silent, told], "judge", draws)["vs_opponent"]
+    assert found == win_rate([1.0, 1.0], [0.0, 0.0], RESAMPLING)
+    assert figures([told, told, silent], "judge", draws)["vs_opponent"].sign_test == 1  # one conversation
+
+
 def test_a_judge_that_says_too_little_has_no_win_rate():
     silent, told = comparison(None, None), comparison("A", "B")
     assert figures([told, silent], "judge", RESAMPLING)["vs_opponent"] is not None

@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import nltk.corpus
+import numpy as np
 import pytest
 
 from tasks.judging.metrics import (
@@ -169,6 +170,9 @@ def test_mean_and_standard_error_by_hand():
     assert standard_error([1, 2, 3]) == pytest.approx(3**-0.5)
     assert mean([]) is None
     assert standard_error([1]) is None
+    # two groups of two, 1 1 and 3 3: sums of differences from the mean 2 are -2 and 2: sqrt(2/1 * 8) / 4 = 1
+    assert standard_error([1, 3, 1, 3], np.array([0, 1, 0, 1])) == pytest.approx(1.0)
+    assert standard_error([1, 2], np.array([0, 0])) is None
 
 
 def test_empty_answers_are_no_error():

@@ -318,21 +318,41 @@ def votes_of(said):
     ]
 
 
+OWN = {f"{prompt:02}": f"{prompt}" for prompt in range(40)}  # each prompt is a conversation
+
+
 def test_figures_of_a_small_panel():
     votes = votes_of({"ann": "lllrs-", "ben": "llrr--", "cleo": "lr--rr"})
-    found = figures(votes, 3, RESAMPLING)
+    found = figures(votes, 3, RESAMPLING, OWN)
     # points by prompt: (1+1+1)/3 won, (1+1+0)/3 won, (1+0)/2 a tie, (0+0)/2 lost, (.5+0)/2 lost, 0/1 lost
     expected = win_rate([1, 1, 0.5, 0, 0, 0], [0.5] * 6, RESAMPLING)
     assert expected.value == pytest.approx(2.5 / 6)
     assert (expected.wins, expected.losses) == (2, 3)
-    assert found["vs_opponent"] == pytest.approx(expected._asdict(), abs=1e-6)
+    # ann mostly finds the candidate better, cleo worse: three such people say nothing of others.
+    assert found["vs_opponent"] == pytest.approx(expected._asdict() | {"low": 0.0, "high": 1.0}, abs=1e-6)
     assert found["annotators"] == {"ann": 5, "ben": 4, "cleo": 4}
     assert (found["prompts"], found["votes"], found["same_answers"]) == (6, 13, 3)
     assert found["left_preferred"] == 0.5  # six of the twelve votes that are not "same"
     assert found["kappa"] is None  # three people
     assert found["confidence"] == 0.95
     random.Random(3).shuffle(votes)
-    assert figures(votes, 3, RESAMPLING) == found
+    assert figures(votes, 3, RESAMPLING, OWN) == found
+
+
+def test_turns_of_a_conversation_do_not_pass_for_many():
+    votes = votes_of({"ann": "l" * 12 + "r" * 4})
+    alone, together = (figures(votes, 0, RESAMPLING, names) for names in (OWN, {name: name[0] for name in OWN}))
+    assert alone["vs_opponent"]["value"] == together["vs_opponent"]["value"] == 0.75
+    assert together["vs_opponent"]["sign_test"] == 1  # two conversations, one for each
+
+
+def test_many_items_of_one_person_do_not_pass_for_many_people():
+    # ann and ben always say left, cleo and dan always right, but for six prompts on which all say left.
+    said = {"ann": "l" * 36, "ben": "l" * 36, "cleo": "r" * 30 + "l" * 6, "dan": "r" * 30 + "l" * 6}
+    found = figures(votes_of(said), 0, RESAMPLING, OWN)["vs_opponent"]
+    by_prompt = win_rate([0.5] * 30 + [1.0] * 6, [0.5] * 36, RESAMPLING)
+    assert (found["value"], by_prompt.verdict) == (pytest.approx(by_prompt.value, abs=1e-6), "better")
+    assert (found["low"], found["high"], found["verdict"]) == (0.0, 1.0, "inconclusive")
 
 
 def test_a_vote_counts_for_the_side_of_the_candidate():
@@ -348,7 +368,7 @@ def test_a_vote_counts_for_the_side_of_the_candidate():
 
 
 def test_one_person_alone_has_nobody_to_agree_with():
-    found = figures(votes_of({"ann": "lrs"}), 0, RESAMPLING)
+    found = figures(votes_of({"ann": "lrs"}), 0, RESAMPLING, OWN)
     assert (found["alpha"], found["kappa"]) == (None, None)
 
 

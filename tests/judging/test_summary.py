@@ -71,6 +71,40 @@ def test_a_policy_equal_to_sft_neither_wins_nor_loses():
     assert found["candidate"] == found["sft"] == found["opponent"]
 
 
+def test_turns_of_a_conversation_are_drawn_together():
+    prompts = make_prompts(12)
+    prompts[3] = prompts[3]._replace(references=[])  # what is measured against references has fewer prompts
+    ours, theirs = make_answers(12, reward=0.1, more=" today"), make_answers(12)
+    models = {
+        "opponent": measure(prompts, theirs, theirs.rewards, None),
+        "candidate": measure(prompts, ours, [1.0] * 12, None),
+    }
+    best = [BestOf(2, 0.2, {"reward": theirs.rewards}, {"reward": [0.5] * 12})]
+
+    def summed(*conversations):
+        draws = RESAMPLING._replace(conversations=conversations or None)
+        models["sft"] = models["opponent"]
+        kl = [float(n % 5) for n in range(12)]
+        return summarise(prompts, models, kl, perplexity={}, best_of_sft=best, marks=[], resampling=draws)
+
+    alone, together = summed(), summed(*"aabbccddeeff")
+    assert (alone.get("conversations"), together["conversations"]) == (None, 6)
+    assert summed(*"abcdefghijkl") == alone
+    for path in (
+        ("difference", "vs_sft", "rouge_l"),
+        ("references", "vs_sft"),
+        ("judge", "vs_sft"),
+        ("best_of_sft", 0, "reward"),
+    ):
+        one, two = alone, together
+        for key in path:
+            one, two = one[key], two[key]
+        assert one["value"] == two["value"]
+    assert together["win_rate"]["vs_sft"]["sign_test"] == 2 / 2**6  # six conversations, all won
+    assert alone["win_rate"]["vs_sft"]["sign_test"] == pytest.approx(2 / 2**12, abs=1e-6)
+    assert together["kl"] != alone["kl"]
+
+
 def test_a_better_policy_wins_every_prompt():
     found = compare(make_answers(12, reward=1.0, more=" today"), make_answers(12))
     assert found["win_rate"]["vs_opponent"]["value"] == 1
