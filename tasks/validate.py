@@ -5,10 +5,11 @@ with errors go to data/validate/quarantine.jsonl with their reasons. People read
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.data.checks.pages import Examined, render
 from tasks.data.checks.quarantine import Sorted, figures, quarantine_lines, sort_rows, summary, warnings
 from tasks.data.checks.suites import (
     FILE_CHECKS,
@@ -54,14 +55,14 @@ def validate(params: Params) -> None:
     tokenizer = load_tokenizer(MODELS / "base")
     prepared = {kind: Lines(PREPARED / f"{kind}.jsonl") for kind in TYPES}
     looked_at = tables(prepared, tokenizer)
-    with replacing(DATA_DOCS) as docs:
-        context = data_context(docs)
-        files = []
-        for kind, table in looked_at.items():
-            verdicts = judge(context, kind, table, row_suite(kind, longest[kind]))
-            files.append(sort_rows(kind, prepared[kind], table, verdicts, settings.warn))
-        unmet = {file.kind: _unmet(context, file, settings) for file in files}
-        context.build_data_docs()
+    context, examined = data_context(), []
+    for kind, table in looked_at.items():
+        verdicts = judge(context, kind, table, row_suite(kind, longest[kind]))
+        file = sort_rows(kind, prepared[kind], table, verdicts, settings.warn)
+        examined.append(Examined(file, verdicts, _of_kept(context, file, settings)))
+    _write_docs(examined, settings)
+    files = [each.file for each in examined]
+    unmet = {each.file.kind: {one.check: one for one in each.of_kept if not one.success} for each in examined}
     _stop_if_unfit(files, unmet, settings)
     said = [sentence for file in files for sentence in warnings(file, unmet[file.kind], _limits(settings))]
     for sentence in said:
@@ -104,14 +105,19 @@ def _limits(settings: Validate) -> dict[str, float]:
     return {"length_bias": settings.max_length_bias, "personal_data": settings.max_personal_data}
 
 
-def _unmet(context: "EphemeralDataContext", file: Sorted, settings: Validate) -> dict[str, Verdict]:
-    """The expectations of the kept rows that fail, by their check."""
+def _of_kept(context: "EphemeralDataContext", file: Sorted, settings: Validate) -> list[Verdict]:
+    """What comes of the expectations of the kept rows."""
     # 1e-9: 0.29 * 100 is 28.999999999999996, but 29 rows may go.
     rows, kept = len(file.records), file.kept_table
     fewest = rows - int(settings.max_quarantined * rows + 1e-9)
     suite = kept_suite(file.kind, kept, fewest, settings.min_rows, _limits(settings))
-    verdicts = judge(context, f"{file.kind}-kept", kept, suite)
-    return {verdict.check: verdict for verdict in verdicts if not verdict.success}
+    return judge(context, f"{file.kind}-kept", kept, suite)
+
+
+def _write_docs(examined: Sequence[Examined], settings: Validate) -> None:
+    with replacing(DATA_DOCS) as folder:
+        folder.mkdir()
+        (folder / "index.html").write_text(render(examined, settings.warn), encoding="utf-8")
 
 
 def _stop_if_unfit(files: Iterable[Sorted], unmet: Mapping[Kind, Mapping[str, Verdict]], settings: Validate) -> None:

@@ -27,6 +27,7 @@ OBSERVERS = ("tasks.registry", "tasks.stage", "tasks.progress", "tasks.shown")
 QUIET = os.environ | {"DVC_NO_ANALYTICS": "1"}
 # Read by its module beside it, not imported.
 DATA_FILES = {
+    "tasks.data.checks.pages": ["tasks/data/checks/data_docs.html.j2"],
     "tasks.judging.report": ["tasks/judging/report.html.j2"],
     "tasks.judging.llm_judge": ["tasks/judging/comparison.txt.j2"],
 }

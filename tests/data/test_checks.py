@@ -242,20 +242,20 @@ def test_contamination_is_what_its_definition_says(monkeypatch):
     assert find_contamination(questions, studies).keys() == expected.keys()
 
 
-def test_an_exception_inside_an_expectation_raises(tmp_path):
+def test_an_exception_inside_an_expectation_raises():
     from great_expectations import expectations as gxe
 
-    context = data_context(tmp_path / "docs")
+    context = data_context()
     table = pd.DataFrame({"tokens": [1.0, 2.0]})
     broken = gxe.ExpectColumnValuesToBeBetween(column="absent", max_value=1, meta={"check": "length"})
     with pytest.raises(RuntimeError, match="length in the suite broken could not be computed"):
         judge(context, "broken", table, [broken])
 
 
-def test_a_verdict_names_the_failing_rows(tmp_path):
+def test_a_verdict_names_the_failing_rows():
     from great_expectations import expectations as gxe
 
-    context = data_context(tmp_path / "docs")
+    context = data_context()
     table = pd.DataFrame({"tokens": [1.0, 9.0, None, 8.0]}, index=[7, 5, 3, 1])
     short = gxe.ExpectColumnValuesToBeBetween(column="tokens", max_value=5, meta={"check": "length"})
     (verdict,) = judge(context, "lengths", table, [short])

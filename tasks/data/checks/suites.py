@@ -1,11 +1,10 @@
 """The Great Expectations suites: what is expected of every row, and of the rows that are kept.
 
-A suite's expectations carry the name of their check in `meta`; the data docs print their descriptions.
+A suite's expectations carry the name of their check in `meta`; the data docs (pages.py) print their descriptions.
 """
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.data.records import ANSWERS, Kind
@@ -70,6 +69,8 @@ class Verdict(NamedTuple):
     success: bool
     rows: list[int]  # indexes of the rows that fail it, from 0; empty for an expectation of the whole table
     observed: Any  # the figure it judged, for an expectation of the whole table
+    description: str  # what is expected, in words
+    column: str | None  # where the finding stands, for an expectation of single rows
 
 
 def row_suite(kind: Kind, max_tokens: int) -> list["Expectation"]:
@@ -115,8 +116,11 @@ def kept_suite(
     ]
 
 
-def data_context(docs: Path) -> "EphemeralDataContext":
-    """A Great Expectations context in memory that writes its data docs to a folder; telemetry and progress bars off."""
+def data_context() -> "EphemeralDataContext":
+    """A Great Expectations context in memory; telemetry and progress bars off.
+
+    It writes no data docs: those of the library load scripts from elsewhere, and run what a row holds (pages.py).
+    """
     os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read when the library is imported
     import great_expectations as gx
     from great_expectations.data_context.types.base import (
@@ -125,15 +129,8 @@ def data_context(docs: Path) -> "EphemeralDataContext":
         ProgressBarsConfig,
     )
 
-    site = {
-        "class_name": "SiteBuilder",
-        "show_how_to_buttons": False,
-        "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.absolute())},
-        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-    }
     config = DataContextConfig(
         store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
-        data_docs_sites={"trueline": site},
         analytics_enabled=False,
         progress_bars=ProgressBarsConfig(globally=False, metric_calculations=False),
     )
@@ -143,7 +140,7 @@ def data_context(docs: Path) -> "EphemeralDataContext":
 def judge(
     context: "EphemeralDataContext", name: str, table: "pd.DataFrame", expectations: Iterable["Expectation"]
 ) -> list[Verdict]:
-    """Hold a table against expectations; the result appears in the data docs under `name`.
+    """Hold a table against expectations, under a name of their own.
 
     Raises:
         RuntimeError: an expectation could not be computed. The library would count it as failed.
@@ -167,7 +164,10 @@ def _verdict(name: str, result: "ExpectationValidationResult") -> Verdict:
     if message := _exception(result.exception_info):
         raise RuntimeError(f"the expectation of {check} in the suite {name} could not be computed: {message}")
     rows = [int(row) for row in result.result.get("unexpected_index_list") or []]
-    return Verdict(check, bool(result.success), rows, result.result.get("observed_value"))
+    columns = [config.kwargs["column"]] if "column" in config.kwargs else config.kwargs.get("column_list", [])
+    column = columns[0] if columns and "observed_value" not in result.result else None
+    observed = result.result.get("observed_value")
+    return Verdict(check, bool(result.success), rows, observed, config.description or check, column)
 
 
 def _exception(info: Mapping[str, Any]) -> str | None:

@@ -1,0 +1,129 @@
+"""The data docs: what was expected of the rows and what was found, as one page that loads nothing and runs nothing.
+
+Great Expectations judges, but its own pages load scripts from elsewhere, so that they are empty without a network, and
+hold rows as they are, so that a row can run scripts.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from tasks.data.checks.quarantine import Sorted
+from tasks.data.checks.schema import SPLITS, place_of
+from tasks.data.checks.suites import Verdict
+from tasks.escapes import into_html
+from tasks.rounding import number
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TEMPLATE = "data_docs.html.j2"
+SAMPLES = 10  # rows shown of each check; the quarantine holds all
+LONGEST_TEXT = 500  # characters of a finding that are shown
+
+
+class Examined(NamedTuple):
+    """A file, and what came of both suites on it."""
+
+    file: Sorted
+    of_rows: Sequence[Verdict]
+    of_kept: Sequence[Verdict]
+
+
+class Sample(NamedTuple):
+    """A row in which something was found."""
+
+    place: str
+    split: str
+    found: str
+
+
+class Line(NamedTuple):
+    """One expectation, as text."""
+
+    check: str
+    description: str
+    verdict: str  # met, quarantined, warns or missed
+    found: str  # how many rows, or the figure judged
+    samples: list[Sample]
+    more: int  # rows that are not shown
+
+
+class Section(NamedTuple):
+    """One file."""
+
+    name: str
+    counts: list[str]  # rows, kept, in quarantine, and the kept ones by split
+    of_rows: list[Line]
+    of_kept: list[Line]
+
+
+def render(examined: Iterable[Examined], warn: Sequence[str]) -> str:
+    """Write the page; the same rows give the same bytes.
+
+    Args:
+        examined: the files.
+        warn: checks whose findings only warn.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,  # a row must never act as HTML
+        finalize=into_html,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    sections = [_section(each, warn) for each in examined]
+    return environment.get_template(TEMPLATE).render(sections=sections, splits=SPLITS)
+
+
+def _section(examined: Examined, warn: Sequence[str]) -> Section:
+    file = examined.file
+    splits = file.kept_table["split"]
+    counts = [len(file.records), len(splits), file.quarantined, *(int((splits == split).sum()) for split in SPLITS)]
+    return Section(
+        file.kind,
+        [number(count, 0) for count in counts],
+        [_of_rows(file, verdict, warn) for verdict in examined.of_rows],
+        [_of_kept(verdict, warn) for verdict in examined.of_kept],
+    )
+
+
+def _of_rows(file: Sorted, verdict: Verdict, warn: Sequence[str]) -> Line:
+    """Tell of an expectation of single rows, with the first that fail it."""
+    outcome = "met" if verdict.success else "warns" if verdict.check in warn else "quarantined"
+    share = number(len(verdict.rows) / len(file.records)) if file.records else number(None)
+    found = f"{number(len(verdict.rows), 0)} rows ({share})" if verdict.rows else "none"
+    return Line(
+        verdict.check,
+        verdict.description,
+        outcome,
+        found,
+        list(_samples(file.records, file.table, verdict)),
+        max(0, len(verdict.rows) - SAMPLES),
+    )
+
+
+def _samples(records: Sequence[Mapping[str, Any]], table: "pd.DataFrame", verdict: Verdict) -> Iterator[Sample]:
+    for row in verdict.rows[:SAMPLES]:
+        value: Any = table[verdict.column].iat[row] if verdict.column else ""
+        found = value if isinstance(value, str) else f"{verdict.column}: {number(float(value), 0)}"
+        cut = f"{found[:LONGEST_TEXT]}… ({len(found):,} characters)" if len(found) > LONGEST_TEXT else found
+        yield Sample(place_of(records[row]), str(table["split"].iat[row]), cut)
+
+
+def _of_kept(verdict: Verdict, warn: Sequence[str]) -> Line:
+    """Tell of an expectation of all rows that are kept."""
+    outcome = "met" if verdict.success else "warns" if verdict.check in warn else "missed"
+    return Line(verdict.check, verdict.description, outcome, _as_text(verdict.observed), [], 0)
+
+
+def _as_text(observed: Any) -> str:  # noqa: ANN401 (whatever an expectation judges)
+    """Write a count, a share, or the values that a column has."""
+    if isinstance(observed, Real):
+        return number(float(observed), 0 if isinstance(observed, Integral) else 3)
+    return ", ".join(map(str, observed or []))
