@@ -18,10 +18,11 @@ SETTINGS_FILES = (
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
     *("chat_template.jinja", "chat_template.json"),
 )
+TEMPLATES = "additional_chat_templates"  # where a tokenizer with several keeps all but the default one
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 # What is fetched from the hub: the adapter's files only so that they can be named.
-FETCHED = (*SETTINGS_FILES, INDEX, "*.safetensors", *ADAPTER_FILES)
-NOT_FETCHED = ("*/*", "consolidated*.safetensors")
+FETCHED = (*SETTINGS_FILES, f"{TEMPLATES}/*.jinja", INDEX, "*.safetensors", *ADAPTER_FILES)
+NOT_FETCHED = ("*/*.safetensors", "consolidated*.safetensors")
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 VARIANT = re.compile(r"model(?:-\d{5}-of-\d{5})?\.(\w+?)(?:-\d{5}-of-\d{5})?\.safetensors")
 LARGEST_JSON = 2**26  # bytes; the index of a thousand experts has a hundredth
@@ -46,12 +47,13 @@ def copy_model(source: Path, draft: Path, name: str) -> None:
         raise InputError(f"{name} has no {CONFIG}: give a Hugging Face model folder")
     if not any((source / file).exists() for file in VOCABULARY_FILES):
         raise InputError(f"{name} has no tokenizer: save the model's tokenizer there (tokenizer.save_pretrained)")
-    wanted = [*(file for file in SETTINGS_FILES if _is_there(source / file)), *_weights_of(source, name)]
+    settings = [*(file for file in SETTINGS_FILES if _is_there(source / file)), *_templates_of(source, name)]
+    wanted = [*settings, *_weights_of(source, name)]
     for file in wanted:
         _check_regular(source, file, name)
     check_settings(read_settings(source / CONFIG, name), name)
-    draft.mkdir()
     for file in wanted:
+        (draft / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / file, draft / file)
 
 
@@ -111,6 +113,12 @@ def _values_of(settings: dict[str, Any], key: str) -> Iterator[object]:
             if each.get(key) is not None:
                 yield each[key]
             waiting += each.values()
+
+
+def _templates_of(source: Path, name: str) -> list[str]:
+    if (source / TEMPLATES).is_symlink():
+        raise InputError(f"{name}: {TEMPLATES} is a link: put the folder itself there")
+    return sorted(f"{TEMPLATES}/{file.name}" for file in (source / TEMPLATES).glob("*.jinja"))
 
 
 def _weights_of(source: Path, name: str) -> list[str]:

@@ -5,7 +5,6 @@ A chat template is a program that came with a model: it may loop for ever, take 
 
 import html
 import json
-import re
 import resource
 import signal
 import sys
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tasks.data.records import Message
 from tasks.errors import InputError
+from tasks.shown import shortened
 
 if TYPE_CHECKING:  # transformers costs seconds to import
     from transformers import PreTrainedTokenizerBase
@@ -70,7 +70,7 @@ def rendering(tokenizer: "PreTrainedTokenizerBase") -> Iterator[Render]:
             )
             raise EndlessError(fault) from None
         except Exception as error:  # whatever a template can do wrong
-            raise RefusedError(f"refuses the conversation ({in_one_line(error)})") from None
+            raise RefusedError(f"refuses the conversation ({in_short(error)})") from None
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         assert isinstance(text, str)
@@ -118,8 +118,6 @@ def _out_of_time(_number: int, _frame: FrameType | None) -> NoReturn:
     raise _OutOfTime
 
 
-def in_one_line(error: Exception) -> str:
-    """Give what a template says in one short line; it may quote the whole row."""
-    said = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
-    shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in said)
-    return shown if len(shown) <= REASON_LENGTH else f"{shown[:REASON_LENGTH]}…"
+def in_short(error: Exception) -> str:
+    """Give what a template says in few words; it may quote the whole row."""
+    return shortened(" ".join(str(error).split()) or type(error).__name__, REASON_LENGTH)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, TemplateError
 
 from tasks.data.records import Message
-from tasks.data.rendering import EndlessError, RefusedError, Render, in_one_line, is_written, rendering
+from tasks.data.rendering import EndlessError, RefusedError, Render, in_short, is_written, rendering
 from tasks.errors import InputError
 
 if TYPE_CHECKING:  # transformers costs seconds to import
@@ -90,6 +90,8 @@ def choose_template(tokenizer: "PreTrainedTokenizerBase", choice: str | None, na
     own = tokenizer.chat_template
     if not own:
         raise InputError(f"{name} has no chat template: set base.chat_template: chatml, plain or a file")
+    if not all(isinstance(text, str) for text in (own.values() if isinstance(own, dict) else [own])):
+        raise InputError(f"{name} has a chat template that is no text: mend it or set base.chat_template")
     if isinstance(own, dict) and "default" not in own:
         raise InputError(
             f"{name} has the chat templates {', '.join(own)}, but none called default: set base.chat_template"
@@ -99,7 +101,7 @@ def choose_template(tokenizer: "PreTrainedTokenizerBase", choice: str | None, na
             {key: _without_clock(text) for key, text in own.items()} if isinstance(own, dict) else _without_clock(own)
         )
     except TemplateError as error:
-        raise InputError(f"{name}: its chat template is no Jinja ({in_one_line(error)}): {CURE}") from None
+        raise InputError(f"{name}: its chat template is no Jinja ({in_short(error)}): {CURE}") from None
     tokenizer.chat_template = frozen
 
 

@@ -240,3 +240,18 @@ def test_what_is_no_regular_file_is_never_opened(folder: Path, kind: str, name: 
     else:
         link(folder, name, "/dev/zero")
     assert f"{name} is no regular file" in refusal(folder)
+
+
+def test_all_templates_of_a_tokenizer_with_several_come_along(folder: Path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "tools", "rag": "documents"}
+    tokenizer.save_pretrained(folder)
+    copy_model(folder, folder.parent / "draft", "given")
+    assert AutoTokenizer.from_pretrained(folder.parent / "draft").chat_template == tokenizer.chat_template
+
+
+def test_a_folder_of_templates_that_is_a_link_is_refused(folder: Path):
+    (folder / "additional_chat_templates").symlink_to("/etc")
+    assert refusal(folder) == "given: additional_chat_templates is a link: put the folder itself there"

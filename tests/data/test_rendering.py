@@ -53,13 +53,13 @@ def test_a_template_that_knows_no_end_is_stopped(
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{{ raise_exception('no\nsystem\x1b[2J role') }}", "(no system\N{REPLACEMENT CHARACTER}[2J role)"),
+        ("{{ raise_exception('no\nsystem\x1b[2J role') }}", "(no system\\x1b[2J role)"),
         ("{{ 1 / 0 }}", "(division by zero)"),
         ("{{ messages[7].content }}", "has no element 7"),
         ("{{ 'a'.index('b') }}", "(substring not found)"),
         ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "maximum recursion depth"),
         ("{% for m in messages %}", "(Unexpected end of template"),
-        ("{{ raise_exception(messages[0].content) }}", "x" * 300 + "…)"),
+        ("{{ raise_exception(messages[0].content) }}", "x" * 149 + "…" + "x" * 150 + ")"),
     ],
 )
 def test_whatever_a_template_raises_is_one_short_line(tokenizer: Any, template: str, said: str) -> None:

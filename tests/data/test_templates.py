@@ -70,6 +70,15 @@ def test_of_several_templates_one_must_be_the_default(tokenizer: Any) -> None:
         choose_template(tokenizer, None, "given")
 
 
+@pytest.mark.parametrize("own", [5, ["x"], {"default": None}, {"default": CHATML, "rag": 5}])
+def test_what_is_no_text_is_refused(tokenizer: Any, own: Any) -> None:
+    tokenizer.chat_template = own
+    with pytest.raises(
+        InputError, match=r"^given has a chat template that is no text: mend it or set base.chat_template"
+    ):
+        choose_template(tokenizer, None, "given")
+
+
 def test_a_file_of_ones_own_is_read(tokenizer: Any, tmp_path: Path) -> None:
     file = tmp_path / "mine.jinja"
     file.write_text(TEMPLATES["plain"].replace("Assistant", "Agent"))
