@@ -320,8 +320,12 @@ def _check_splits(counts: Counter[str], kind: Kind, settings: Prepare, aside: in
     if empty:
         records = sum(counts[split] for split in portions)
         needed = max(prompts_needed(portions[split]) for split in empty)
-        gone = f", without the {counts['excluded']} that {settings.exclude} excludes," if counts["excluded"] else ""
-        gone += f", without the {aside} rows that say that they are not to be used," if aside else ""
+        left = {
+            f"the {counts['excluded']} that {settings.exclude} excludes": counts["excluded"],
+            f"the {aside} rows that are left out by what they say": aside,
+        }
+        without = " and ".join(said for said, rows in left.items() if rows)
+        gone = f", without {without}," if without else ""
         raise InputError(
             f"{source}: its {records} {kind}{gone} leave nothing for {' and '.join(empty)}: about {needed} "
             "distinct prompts fill every split, so add rows or raise the shares under prepare.split in params.yaml"

@@ -42,10 +42,14 @@ def reason_to_leave_out(fields: Mapping[str, Any], kind: Kind) -> Left | None:
         ShapeError: a column holds what cannot be understood, or what no record has a place for.
     """
     _refuse_what_is_not_read(fields)
-    for name in WEIGHTS:
-        if _truth(fields.get(name), name) is False:
+    weights = {name: _truth(fields.get(name), name) for name in WEIGHTS}
+    if {True, False} <= set(weights.values()):
+        raise ShapeError(f"{' and '.join(WEIGHTS)} say different things")
+    bad = is_bad(fields)
+    for name, is_learned in weights.items():
+        if is_learned is False:
             return Left("weight", f"its {name} says that it is not to be learned")
-    if kind != "prompts" and is_bad(fields):
+    if kind != "prompts" and bad:
         return Left("label", "its label says that the answer is bad")
     return _wrong_scores(fields) if kind == "preferences" else None
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from tasks.errors import quoted
 
+MAC_FAULT = r"has old Mac line ends (\r alone)"
 MAC_CURE = r"convert them, as in tr '\r' '\n' < old > new"
 
 
@@ -40,7 +41,7 @@ def parse_json(text: str) -> object:
 
 def _not_json(text: str, error: json.JSONDecodeError) -> JsonError:
     if "\r" in text.rstrip("\r\n") and "\n" not in text.rstrip("\r\n"):
-        return JsonError(r"has old Mac line ends (\r alone)", MAC_CURE)
+        return JsonError(MAC_FAULT, MAC_CURE)
     goes_on = error.msg == "Extra data"
     return JsonError(f"is not valid JSON, perhaps cut off ({error.msg})", line=error.lineno, goes_on=goes_on)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.data.layouts import refuse_layout
 from tasks.data.rows import LONGEST_ROW, MEND, BadRows, RawRow
-from tasks.data.strict_json import MAC_CURE, JsonError, parse_json
+from tasks.data.strict_json import MAC_CURE, MAC_FAULT, JsonError, parse_json
 from tasks.errors import InputError, quoted
 
 # Python's own limit is 128 KiB a field; this is the largest value every platform takes.
@@ -97,10 +97,14 @@ def csv_rows(path: Path, bad: BadRows) -> Iterator[RawRow]:
                 )
     except csv.Error as error:  # where the next row begins is not known
         place = f"{row + 1} (line {reader.line_num})"
-        if "new-line character" in str(error):
-            bad.add(place, r"has old Mac line ends (\r alone)", MAC_CURE)
-        else:
+        if "new-line character" not in str(error):
             bad.add(place, f"is not valid CSV ({error})", "mend its quotes")
+        elif next(text_lines(path)).endswith("\n"):  # which pandas does not put in quotes
+            bad.add(
+                place, r"holds \r outside of quotes", "write all fields in quotes, as to_csv(quoting=csv.QUOTE_ALL)"
+            )
+        else:
+            bad.add(place, MAC_FAULT, MAC_CURE)
 
 
 def _header(record: list[str], path: Path) -> list[str]:

@@ -17,7 +17,8 @@ BEGINS = re.compile(r"""\s*(?:\[\s*)?\{\s*["']""")
 BEGINS_TEXTS = re.compile(r"""\s*\[\s*["']""")
 # A list of messages in any dialect; numpy writes no commas between them, and array( before them.
 LOOKS_WRITTEN = re.compile(
-    r"""\s*(?:array\(\s*)?\[\s*\{\s*["'](?:role|content|from|value)["']\s*:.*[\])]\s*""", re.DOTALL
+    r"""\s*(?:array\(\s*)?\[\s*\{\s*["'](?:role|content|from|value)["']\s*:.*\}\s*\]\s*(?:,\s*dtype=object\s*\))?\s*""",
+    re.DOTALL,
 )
 
 

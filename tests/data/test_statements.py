@@ -52,6 +52,16 @@ def test_what_is_no_truth_value_is_refused_with_the_way_out(name, value):
         reason({name: value})
 
 
+@pytest.mark.parametrize("kind", TYPES)
+def test_one_statement_hides_no_other(kind):
+    for fields in ({"weight": 0, "train": 0.5}, {"weight": 0, "label": "maybe"}):
+        with pytest.raises(ShapeError, match="where true or false, 1 or 0 is needed"):
+            reason(fields, kind)
+    with pytest.raises(ShapeError, match=r"^weight and train say different things$"):
+        reason({"weight": 1, "train": False}, kind)
+    assert reason({"weight": 0, "train": False}, kind) == "weight"
+
+
 def test_the_words_are_told_apart():
     assert all(word == word.strip().casefold() for word in TRUTHS)
 
