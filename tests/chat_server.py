@@ -4,7 +4,7 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -19,6 +19,7 @@ class ChatServer(ThreadingHTTPServer):
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.body: bytes | None = None  # in place of an answer
+        self.raw: Iterable[bytes] | None = None  # in place of all that a server sends, status and headers too
 
     @property
     def url(self):
@@ -36,6 +37,11 @@ class Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append(request | {"path": self.path})
         self.server.keys.append(self.headers["Authorization"])
+        if self.server.raw is not None:
+            self.close_connection = True
+            for part in self.server.raw:
+                self.wfile.write(part)
+            return
         status = self.server.statuses.pop(0) if self.server.statuses else 200
         if status == 200:
             message = {"role": "assistant", "content": self.server.say(request["messages"][-1]["content"])}

@@ -1,5 +1,8 @@
+import gzip
+import itertools
 import json
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +25,7 @@ def pauses(tmp_path, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # which nobody asks for a judge on this machine
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     taken: list[float] = []
-    monkeypatch.setattr(endpoint, "Event", lambda: SimpleNamespace(wait=taken.append))
+    monkeypatch.setattr(endpoint, "Event", lambda: SimpleNamespace(wait=taken.append, set=lambda: None))
     return taken
 
 
@@ -179,3 +182,119 @@ def test_who_has_given_up_begins_no_request_nor_waits_for_one(monkeypatch):
         with pytest.raises(ConnectionError, match="is not asked any more"):
             opened.reply(REQUEST)
     assert server.requests == []
+
+
+# --- Bounds
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+TOLD = r"with over 1,048,576 bytes: mend url or model of evaluate\.llm_judge"
+
+
+def chunks(count=None):
+    """A body of parts of 64 KiB, as many as one asks for, or without an end."""
+    part = b"10000\r\n" + b"x" * 2**16 + b"\r\n"
+    return itertools.chain(
+        [HEAD + b"Transfer-Encoding: chunked\r\n\r\n"], itertools.repeat(part, *([count] if count else []))
+    )
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        chunks,
+        lambda: itertools.chain([HEAD + b"Content-Length: 419430400\r\n\r\n"], itertools.repeat(b"x" * 2**16)),
+        lambda: itertools.chain([HEAD + b"\r\n"], itertools.repeat(b"x" * 2**16)),  # until the connection ends
+    ],
+    ids=["endless", "400 MB", "no length"],
+)
+def test_a_reply_of_any_size_is_read_within_bounds(parts):
+    sent = itertools.count()
+    with chat_server(lambda _: "yes") as server:
+        server.raw = (part for part, _ in zip(parts(), sent, strict=False))
+        with pytest.raises(InputError, match=TOLD):
+            ask(server)
+    assert next(sent) < 512  # parts of 64 KiB: what lay in the system's buffers
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        lambda: itertools.chain([HEAD + b"Content-Length: 99\r\n\r\n"], dripped(b" ")),
+        lambda: itertools.chain([HEAD], dripped(b"A: b\r\n")),
+        lambda: dripped(b"H"),
+    ],
+    ids=["body", "headers", "first line"],
+)
+def test_a_reply_that_drips_has_its_time_and_no_more(parts, monkeypatch, pauses):
+    monkeypatch.setattr(endpoint, "SECONDS_TO_REPLY", 0.3)
+    began = time.monotonic()
+    with chat_server(lambda _: "yes") as server:
+        server.raw = parts()
+        with pytest.raises(TimeoutError, match=r"within 0\.3 seconds"):
+            ask(server)
+    assert time.monotonic() - began < 10
+    assert pauses == [0]
+
+
+def dripped(part):
+    for _ in range(80):
+        yield part
+        time.sleep(0.05)
+
+
+def test_a_small_reply_does_not_become_a_large_one():
+    packed = gzip.compress(b" " * 10**8)
+    with chat_server(lambda _: "yes") as server:
+        length = str(len(packed)).encode()
+        server.raw = [HEAD + b"Content-Encoding: gzip\r\nContent-Length: " + length + b"\r\n\r\n" + packed]
+        with pytest.raises(InputError, match="does not answer as an OpenAI-compatible server does"):
+            ask(server)
+
+
+def as_reply(content):
+    return b'{"choices": [{"message": {"content": ' + content + b"}}]}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 10**6,
+        b"7" * 5000,
+        as_reply(b"7" * 5000),
+        as_reply(b"[]"),
+        as_reply(b"{}"),
+        b"\xff\xfe",
+        as_reply(b'"\xff"'),
+        b"",
+    ],
+    ids=["deep", "digits", "digits in place", "list", "object", "half", "no UTF-8", "nothing"],
+)
+def test_a_reply_that_json_cannot_hold_is_told(body):
+    with chat_server(lambda _: "yes") as server:
+        server.raw = [HEAD + b"Content-Length: " + str(len(body)).encode() + b"\r\n\r\n" + body]
+        with pytest.raises(InputError, match="does not answer as an OpenAI-compatible server does"):
+            ask(server)
+
+
+def test_a_half_of_a_character_is_none_and_two_are_one():
+    with chat_server(lambda _: "yes") as server:
+        server.body = as_reply(rb'"\ud83d\ude00 \ud83d [[A]]"')
+        assert [ask(server), ask(server)] == ["😀 \ufffd [[A]]"] * 2
+
+
+@pytest.mark.parametrize("url", ["http://a b", "http://%zz", "http://\u2028", "http://a:b:c", "http://[v1.x]"])
+def test_an_address_that_is_none_is_told(url):
+    with pytest.raises((InputError, ConnectionError)) as told, Endpoint(url) as opened:
+        opened.reply(REQUEST)
+    assert classify(told.value)[0] in ("input", "transient")
+
+
+def test_a_refusal_does_not_reach_the_terminal():
+    said = b"\x1b]0;owned\x07\x1b[31m" + b"x" * 10**6
+    with chat_server(lambda _: "yes") as server:
+        server.raw = [b"HTTP/1.1 400 Bad\r\nContent-Length: " + str(len(said)).encode() + b"\r\n\r\n" + said]
+        with pytest.raises(InputError, match="refuses the request, status 400") as told:
+            ask(server)
+    assert str(told.value).isprintable()
+    assert len(str(told.value)) < 500
