@@ -9,7 +9,7 @@ from typing import Any
 
 from tasks.data.files import METRICS, read_json, write_json
 from tasks.errors import InputError
-from tasks.judging.checks import figure, lookup
+from tasks.judging.checks import figure, lookup, shared_pairs
 from tasks.params import Params
 from tasks.rounding import number
 from tasks.stage import main
@@ -58,6 +58,9 @@ def weakest_source(figures: Mapping[str, Any]) -> str | None:
 def _accuracy(figures: Mapping[str, Any], *path: str) -> str:
     value, low, high = (_number(figure(figures, *path, key)) for key in ("value", "low", "high"))
     pairs = figure(figures, *path, "pairs")
+    independent = figure(figures, *path, "effective_pairs")
+    if pairs and independent:
+        return f"{value} [{low}, {high}] on {shared_pairs(pairs, independent)}"
     return f"{value} [{low}, {high}] on {'unknown' if pairs is None else number(pairs, 0)} pairs"
 
 

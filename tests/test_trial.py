@@ -44,6 +44,14 @@ def test_below_the_threshold_the_pipeline_stops_with_the_figures(make_params: Ma
     assert not Path("metrics/trial.json").exists()
 
 
+def test_pairs_that_share_prompts_are_told_apart_from_so_many_prompts(make_params: MakeParams):
+    shared = {"accuracy": {"value": 0.8, "low": 0.7, "high": 0.9, "pairs": 120, "effective_pairs": 60.4}}
+    with pytest.raises(
+        InputError, match=r"\[0\.700, 0\.900\] on 120 pairs, which share prompts and tell as much as 60 that"
+    ):
+        tried(make_params, SOUND | shared, threshold=0.71)
+
+
 def test_the_source_that_the_model_surely_knows_less_is_named(make_params: MakeParams):
     sources = {
         "data/a.jsonl": {"value": 0.9, "low": 0.85, "high": 0.95, "pairs": 60},

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Literal
 
 from tasks.data.lines import alike
@@ -25,7 +26,13 @@ def gathered(rows: Iterable[ShapedRow]) -> Iterator[ShapedRow]:
     Args:
         rows: of preferences, each with one pair.
     """
-    keyed = ((_key(number, shaped), shaped._asdict()) for number, shaped in enumerate(rows))
+    left = iter(rows)
+    for shaped in left:
+        if shaped.tag is not None:
+            left = chain([shaped], left)
+            break
+        yield shaped  # what comes before the first vote need not be put aside
+    keyed = ((_key(number, shaped), shaped._asdict()) for number, shaped in enumerate(left))
     for group in alike(keyed):
         yield from _merged([ShapedRow(**row) for row in group])
 

@@ -289,7 +289,14 @@ def _accuracy(name: str, whose: str, figures: Mapping[str, Any], stage: str, thr
     low = figure(figures, "accuracy", "low")
     if low is None:
         return _missing(name, threshold, f"The {whose} accuracy", f"metrics/{stage}.json")
-    return _at_least(name, low, threshold, f"The lower bound of the {whose} accuracy is {number(low)}")
+    pairs, independent = (figure(figures, "accuracy", key) for key in ("pairs", "effective_pairs"))
+    shared = f" ({shared_pairs(pairs, independent)})" if pairs and independent else ""
+    return _at_least(name, low, threshold, f"The lower bound of the {whose} accuracy is {number(low)}{shared}")
+
+
+def shared_pairs(pairs: float, independent: float) -> str:
+    """Say why an interval is wider than its number of pairs has it."""
+    return f"{number(pairs, 0)} pairs, which share prompts and tell as much as {number(independent, 0)} that do not"
 
 
 def _length_ratio(evidence: Evidence, least: float, most: float) -> Check:

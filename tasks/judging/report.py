@@ -244,6 +244,11 @@ def _reward_model(reward: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("Accuracy", _interval(reward, ("accuracy",), sign="-")),
         ("Pairs", _count({"pairs": lookup(reward, "accuracy", "pairs")}, "pairs")),
+        *(
+            [("Pairs that share no prompt and would tell as much", number(independent, 0))]
+            if (independent := figure(reward, "accuracy", "effective_pairs"))
+            else []
+        ),
         ("Expected calibration error", number(figure(reward, "calibration_error"))),
         ("Correlation of score and length", number(figure(reward, "length_correlation"))),
         *(

@@ -139,7 +139,8 @@ def _accuracy(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
 def _accuracy_and_interval(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     count = effective_count(pairs)
     low, high = wilson_interval(sum(pair.correct for pair in pairs) * (count / len(pairs)), count)
-    return {**_accuracy(pairs), "low": low, "high": high}
+    shared = {} if count == len(pairs) else {"effective_pairs": round(count, 1)}
+    return {**_accuracy(pairs), **shared, "low": low, "high": high}
 
 
 def _by(pairs: Sequence[ScoredPair], group: Callable[[ScoredPair], int], names: Iterable[str]) -> dict[str, Any]:

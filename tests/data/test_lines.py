@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tasks.data.files import STATE, read_jsonl, write_jsonl
-from tasks.data.lines import Lines, Spool
+from tasks.data.lines import Lines, Spool, alike
 from tasks.errors import InputError
 
 ROWS = [{"text": "one"}, {"text": "zwölf\nlines"}, {"text": ""}]
@@ -36,3 +36,10 @@ def test_rows_put_aside_come_back_and_leave_no_file(tmp_path: Path, monkeypatch:
             spool.add(row)
         assert [spool[number] for number in (2, 0, 1)] == [ROWS[2], ROWS[0], ROWS[1]]
     assert list(STATE.iterdir()) == []
+
+
+def test_rows_of_one_key_come_together_in_the_order_of_their_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [(key, {"n": number}) for number, key in enumerate([b"b\0", b"a\0", b"b\0", b"a\1", b"a\0"])]
+    assert [[row["n"] for row in group] for group in alike(rows)] == [[0, 2], [1, 4], [3]]
+    assert list(alike([])) == []

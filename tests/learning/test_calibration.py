@@ -135,6 +135,11 @@ def test_effective_count_by_hand():
     assert effective_count(pairs_of("++", "++", "--")) == pytest.approx(0.951829, abs=1e-6)
 
 
+def test_shared_prompts_are_told_beside_the_count_of_pairs():
+    assert accuracy_by({"x": pairs_of("++", "++", "--")})["x"]["effective_pairs"] == 1.0
+    assert "effective_pairs" not in accuracy_by({"x": PAIRS})["x"]
+
+
 def test_pairs_of_one_prompt_never_tell_more_than_they_are():
     # Each prompt half right: their shares do not differ at all, but that is no more than 40 pairs.
     assert effective_count(pairs_of(*["+-"] * 20)) <= 40
