@@ -43,6 +43,7 @@ FROZEN_CLOCK = (
     f"{{% for code, meaning in {json.dumps(FIRST_OF_JANUARY)}.items() %}}"
     "{% set said.text = said.text | replace(code, meaning) %}{% endfor %}{{ said.text }}{% endmacro %}\n"
 )
+FOLDER = Path("infra/templates")  # a dependency of the stage: DVC would not see a file change anywhere else
 MOST_BYTES = 2**20  # of a template's file
 CURE = "mend it or set base.chat_template"
 # Readings of a template that must all be the same, each with other random numbers.
@@ -79,7 +80,7 @@ def choose_template(tokenizer: "PreTrainedTokenizerBase", choice: str | None, na
 
     Args:
         tokenizer: changed in place.
-        choice: chatml, plain or a Jinja file; None: its own.
+        choice: chatml, plain or a Jinja file in FOLDER; None: its own.
         name: what people call the model.
 
     Raises:
@@ -89,7 +90,7 @@ def choose_template(tokenizer: "PreTrainedTokenizerBase", choice: str | None, na
         tokenizer.chat_template = _read_template(tokenizer, choice, name)
     own = tokenizer.chat_template
     if not own:
-        raise InputError(f"{name} has no chat template: set base.chat_template: chatml, plain or a file")
+        raise InputError(f"{name} has no chat template: set base.chat_template: chatml, plain or a file in {FOLDER}")
     if not all(isinstance(text, str) for text in (own.values() if isinstance(own, dict) else [own])):
         raise InputError(f"{name} has a chat template that is no text: mend it or set base.chat_template")
     if isinstance(own, dict) and "default" not in own:
@@ -133,11 +134,16 @@ def _read_template(tokenizer: "PreTrainedTokenizerBase", choice: str, name: str)
     try:
         file = Path(choice)
         if file.is_file() and file.stat().st_size <= MOST_BYTES:  # no pipe, which would be waited for
+            if not file.resolve().is_relative_to(FOLDER.resolve()):
+                raise InputError(
+                    f"base.chat_template {choice} lies outside {FOLDER}, where DVC would not follow it: put it there"
+                )
             return file.read_text(encoding="utf-8")
     except (OSError, ValueError):
         pass
     raise InputError(
-        f"base.chat_template {choice} is no text file of at most a megabyte: give chatml, plain or a Jinja file"
+        f"base.chat_template {choice} is no text file of at most a megabyte: give chatml, plain or a Jinja file in"
+        f" {FOLDER}"
     )
 
 

@@ -79,11 +79,21 @@ def test_what_is_no_text_is_refused(tokenizer: Any, own: Any) -> None:
         choose_template(tokenizer, None, "given")
 
 
-def test_a_file_of_ones_own_is_read(tokenizer: Any, tmp_path: Path) -> None:
-    file = tmp_path / "mine.jinja"
-    file.write_text(TEMPLATES["plain"].replace("Assistant", "Agent"))
-    choose_template(tokenizer, str(file), "given")
-    assert tokenizer.chat_template == file.read_text()
+def test_a_file_of_ones_own_is_read_where_dvc_follows_it(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    inside, outside = Path("infra/templates/mine.jinja"), Path("mine.jinja")
+    inside.parent.mkdir(parents=True)
+    for file in (inside, outside):
+        file.write_text(TEMPLATES["plain"].replace("Assistant", "Agent"))
+    for path in (inside, inside.absolute()):
+        choose_template(tokenizer, str(path), "given")
+        assert tokenizer.chat_template == inside.read_text()
+    Path("infra/templates/link.jinja").symlink_to(outside.absolute())
+    for path in (outside, Path("infra/templates/link.jinja")):
+        with pytest.raises(InputError, match=r"lies outside infra/templates, where DVC would not follow it: put it"):
+            choose_template(tokenizer, str(path), "given")
 
 
 @pytest.mark.parametrize("name", ["missing", ".", "pipe", "large", "latin", "a\0b", "x" * 300])
@@ -93,6 +103,7 @@ def test_a_file_that_is_no_template_is_refused(
     import os
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tasks.data.templates.FOLDER", tmp_path)
     os.mkfifo("pipe")
     Path("large").write_bytes(b"x" * (2**20 + 1))
     Path("latin").write_bytes("Größe".encode("latin-1"))
