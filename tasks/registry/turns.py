@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 RENEWAL_SECONDS, STANDSTILL_SECONDS, EXPIRY_SECONDS = 20.0, 60.0, 120.0
 WAIT_SECONDS, LOOK_SECONDS = 60.0, 0.5  # for the tickets before ours
 BUSY_SECONDS = 10.0  # for a database that many write to at once
-NOWHERE = "trueline:turn"  # MLflow wants to know where a version's files lie; a ticket has none
+NOWHERE = "trueline:/turn"  # MLflow wants to know where the files of a version lie; a ticket has none
 
 logger = logging.getLogger(__name__)
 
