@@ -12,17 +12,58 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 POWERCAP, PROCESSORS = Path("/sys/class/powercap"), Path("/proc/cpuinfo")
 COUNTED = ("package", "dram")  # a package counts its cores and its own GPU, but not the memory beside it
 MOST_WATTS = 1000.0  # that one counter may see
+
+
+class Monitor(SystemMetricsMonitor):
+    """MLflow's monitor of the system; but what it sees goes where all metrics go, and it asks no server anything."""
+
+    def __init__(self, uri: str, run_id: str, log: Callable[[int, Mapping[str, float]], None]) -> None:
+        """Begin.
+
+        Args:
+            uri: of the server.
+            run_id: whose metrics they are.
+            log: takes a step and its metrics.
+        """
+        super().__init__(run_id, tracking_uri=uri)  # type: ignore[no-untyped-call]
+        self.mlflow_logger = _Logger(log)  # type: ignore[assignment]
+
+    def monitor(self) -> None:
+        """Look at the system until told to end."""
+        while True:
+            for _ in range(self.samples_before_logging):
+                self.collect_metrics()  # type: ignore[no-untyped-call]
+                if self._shutdown_event.wait(self.sampling_interval):
+                    return
+            self.publish_metrics(self.aggregate_metrics())  # type: ignore[no-untyped-call]
+
+
+class _Logger:
+    """Stands for MLflow's own, which sends by itself."""
+
+    data = ()
+    total_training_time = total_log_batch_time = 0.0
+
+    def __init__(self, log: Callable[[int, Mapping[str, float]], None]) -> None:
+        self._log = log
+
+    def record_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self._log(step, metrics)
+
+    def flush(self) -> None:
+        """They are sent with all others."""
 
 
 class Counter:

@@ -12,7 +12,7 @@ from tasks.data.files import CURVES, METRICS, MODELS
 from tasks.params import Params
 from tasks.registry import tracking
 from tasks.registry.candidate import account, locked_json
-from tasks.registry.provenance import code_tags
+from tasks.registry.outbox import log_model, send_kept
 from tasks.registry.stages import Ingredients, lock_key, locked_ingredients, materialise, output_hashes, plan
 from tasks.registry.store import Store
 
@@ -41,6 +41,7 @@ def link_runs(store: Store) -> list[Linked]:
     Raises:
         InputError: a run must be written anew and DVC's cache lacks its metrics or curve.
     """
+    send_kept(store)
     pipeline = _pipeline()
     linked = []
     for stage in TRACKED:
@@ -90,7 +91,7 @@ def _link(store: Store, stage: str, ingredients: Ingredients, pipeline: str) -> 
         store.client.set_tag(run_id, "outputs", json.dumps(outputs))
         _drop_repeated(store, run, runs[1:])
     for folder in _models(outputs) if "model_id" not in run.data.tags else ():
-        model_id = tracking.log_model(store, folder, outputs[folder.as_posix()], key, run_id)
+        model_id = log_model(store, folder, outputs[folder.as_posix()], key, run_id)
         store.client.set_tag(run_id, "model_id", model_id)
     return Linked(stage, _status(store, run, pipeline), run_id, alarm)
 
@@ -134,8 +135,7 @@ def _status(store: Store, run: "Run", pipeline: str) -> str:
 def _restore(store: Store, stage: str, ingredients: Ingredients, outputs: dict[str, str]) -> str:
     """Write a run from what DVC holds: metrics, curve, model."""
     name = next((folder.name for folder in _models(outputs)), stage)
-    tags = {"status": "restored", "process": tracking.this_process()} | code_tags() | tracking.data_tag(ingredients)
-    run = tracking.start(store, name, ingredients.key(), ingredients.params, tags)
+    run = tracking.restored(store, name, ingredients)
     for path in map(Path, outputs):
         if path.is_relative_to(CURVES):
             for row in _curve(outputs[path.as_posix()]):

@@ -7,10 +7,12 @@ checkout into another.
 import logging
 import os
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 from urllib.parse import unquote
 
 from tasks.errors import InputError
@@ -31,7 +33,12 @@ DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
 PASSWORD_IN_ADDRESS = re.compile(r"(https?://)([^:/@]+):(.+)@([^@]+)")
+ANSWER_SECONDS = 30.0  # for a server to open, all requests together
+DRIVERS = {"psycopg2": "psycopg2-binary", "psycopg": "'psycopg[binary]'", "MySQLdb": "mysqlclient"}
 PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+
+
+Given = TypeVar("Given")
 
 
 class Store(NamedTuple):
@@ -69,12 +76,50 @@ def open_store(experiment: str) -> Store:
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it tells of every retry
     uri = tracking_uri()
     registry = os.environ.get("MLFLOW_REGISTRY_URI") or uri
-    with ExitStack() as opening:
-        opening.enter_context(_reachable(uri))
-        for database in {uri: None, registry: None}:
-            opening.enter_context(ready(database, main_checkout()))
-        client = MlflowClient(uri, registry)
-        return Store(client, uri, _experiment_id(client, experiment))
+
+    def opened() -> Store:
+        with ExitStack() as opening:
+            opening.enter_context(_reachable(uri))
+            for database in {uri: None, registry: None}:
+                opening.enter_context(ready(database, main_checkout()))
+            client = MlflowClient(uri, registry)
+            return Store(client, uri, _experiment_id(client, experiment))
+
+    return in_time(uri, opened)
+
+
+def is_local(uri: str) -> bool:
+    """Tell a database in a file, which may be busy but does not hang, from a server."""
+    return uri.startswith("sqlite:")
+
+
+def in_time(uri: str, call: Callable[[], Given]) -> Given:
+    """Give what calls to MLflow give; a server that takes longer than ANSWER_SECONDS for them is said to hang.
+
+    Raises:
+        InputError: it does; a thread of its own goes on waiting for it, and ends with the process.
+    """
+    if is_local(uri):
+        return call()
+    answer: SimpleQueue[tuple[Given | None, BaseException | None]] = SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answer.put((call(), None))
+        except BaseException as error:
+            answer.put((None, error))
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        given, error = answer.get(timeout=ANSWER_SECONDS)
+    except Empty:
+        raise InputError(
+            f"MLflow at {without_secrets(uri)} has not answered for {ANSWER_SECONDS:.0f} seconds: see whether it "
+            "hangs and start it anew, or unset MLFLOW_TRACKING_URI to use mlflow.db in this folder"
+        ) from None
+    if error:
+        raise error
+    return cast("Given", given)
 
 
 def _take_credentials_apart() -> None:
@@ -123,6 +168,12 @@ def _reachable(uri: str) -> Iterator[None]:
 
     try:
         yield
+    except ModuleNotFoundError as error:
+        package = DRIVERS.get(str(error.name), error.name)
+        raise InputError(
+            f"MLflow at {without_secrets(uri)} needs {error.name}, which is not installed: "
+            f".venv/bin/pip install {package}, or mend MLFLOW_TRACKING_URI"
+        ) from error
     except (MlflowException, SQLAlchemyError, ValueError) as error:
         raise InputError(
             told(uri, _reason(error))

@@ -5,7 +5,8 @@
         run.model(MODELS / "sft")
         run.summary(metrics)
 
-Tracking observes: nothing here changes a DVC output, and a server that goes away during training costs a warning.
+Tracking observes: nothing here changes a DVC output, and a server that hangs or goes away during training costs a
+warning.
 """
 
 import hashlib
@@ -19,54 +20,40 @@ import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from tasks.data.files import VALIDATED
 from tasks.data.origin import flatten
 from tasks.params import Params
+from tasks.registry.outbox import VALUES_PER_REQUEST, Message, Outbox, Status, keep
 from tasks.registry.provenance import code_tags
 from tasks.registry.stages import Ingredients, current_hash, current_ingredients
-from tasks.registry.store import Store, is_passing, open_store
+from tasks.registry.store import Store, in_time, is_local, open_store
 
-if TYPE_CHECKING:
-    from mlflow.entities import Metric
-
-Status = Literal["FINISHED", "FAILED", "KILLED"]
-SEND_EVERY_SECONDS, SEND_EVERY_ROWS = 2.0, 200
-VALUES_PER_REQUEST = 1000  # MLflow's limit
 PARAMETERS_PER_REQUEST, PARAMETER_LENGTH = 100, 6000  # MLflow's limits
 UNNAMEABLE, NAME_LENGTH = re.compile(r"[^\w.\- ]"), 250  # what MLflow refuses in the name of a metric, and its limit
 SECONDS_TO_RESTORE = 3600.0
-RETRY_AFTER_SECONDS = 60.0  # a server that has gone away must not slow training down
+# How long the end of a stage waits for a server that takes nothing; a database in the checkout is slow, but there.
+PATIENCE_SECONDS, PATIENCE_WITH_A_FILE = 10.0, 60.0
+SECONDS_TO_STOP = 4.0  # for an interrupted stage altogether
 
 logger = logging.getLogger(__name__)
 
 
 class Run:
-    """A run in MLflow that is open for writing."""
+    """A run in MLflow that is open for writing; what is told of it is sent by another thread."""
 
     def __init__(self, store: Store, run_id: str, stage: str, key: str | None) -> None:
         self.id = run_id
         self._store, self._stage, self._key = store, stage, key
-        self._waiting: list[Metric] = []
-        self._rows_waiting = 0
-        self._last_sent = time.monotonic()
-        self._lost_connection = False
+        self._outbox = Outbox(store, run_id, stage)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Note the metrics of a step; they are sent together with others, every two seconds or 200 rows."""
-        from mlflow.entities import Metric
-
         now = int(time.time() * 1000)
-        self._waiting += [Metric(name, float(value), now, step) for name, value in metrics.items()]
-        self._rows_waiting += 1
-        waited = time.monotonic() - self._last_sent
-        if self._lost_connection:
-            due = waited >= RETRY_AFTER_SECONDS
-        else:
-            due = waited >= SEND_EVERY_SECONDS or self._rows_waiting >= SEND_EVERY_ROWS
-        if due:
-            self._send()
+        values = [[name, float(value), now, step] for name, value in metrics.items()]
+        for first in range(0, len(values), VALUES_PER_REQUEST):
+            self._outbox.put(Message("metrics", values[first : first + VALUES_PER_REQUEST]))
 
     def summary(self, metrics: Mapping[str, Any]) -> None:
         """Note a stage's final figures: every number in a nested mapping, as `final/outer.inner`.
@@ -87,47 +74,65 @@ class Run:
             md5: its DVC hash where it is known; else it is computed, outside a DVC repository left out.
         """
         md5 = md5 or current_hash(self._stage, folder)
-        with self._forgiving():
-            model_id = log_model(self._store, folder, md5, self._key, self.id)
-            self._store.client.set_tag(self.id, "model_id", model_id)
-            if md5:
-                self._store.client.set_tag(self.id, "outputs", json.dumps({folder.as_posix(): md5}))
+        self._outbox.put(Message("model", {"folder": folder.as_posix(), "md5": md5, "key": self._key}))
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep rows to read in MLflow, such as samples; all have the fields of the first."""
         columns = {field: [row[field] for row in rows] for field in (rows[0] if rows else {})}
-        with self._forgiving():
-            self._store.client.log_table(self.id, columns, f"{name}.json")
+        self._outbox.put(Message("table", {"name": name, "columns": columns}))
+
+    def inputs(self, paths: Sequence[Path]) -> None:
+        """Note files that the stage reads, as data sets with their content hash."""
+        found = []
+        for path in paths:
+            with path.open("rb") as file:
+                md5 = hashlib.file_digest(file, "md5").hexdigest()  # what DVC calls the file
+            source = json.dumps({"uri": path.as_posix()})
+            found.append({"name": path.name, "digest": md5, "source_type": "local", "source": source})
+        if found:
+            self._outbox.put(Message("inputs", found))
 
     def close(self, status: Status) -> None:
-        """Send what is waiting and end the run."""
-        self._send()
-        with self._forgiving():
-            self._store.client.set_terminated(self.id, status)
-        if self._lost_connection:
-            logger.warning("MLflow did not get all of the run of %s: run trueline sync when it is back", self._stage)
+        """Send what is waiting and end the run; what a server does not take in time is kept in a file.
 
-    def _send(self) -> None:
-        with self._forgiving():
-            while self._waiting:
-                self._store.client.log_batch(self.id, metrics=self._waiting[:VALUES_PER_REQUEST])
-                del self._waiting[:VALUES_PER_REQUEST]
-            self._lost_connection = False
-        self._rows_waiting, self._last_sent = 0, time.monotonic()
+        Raises:
+            MlflowException: something told was wrong; the run has failed then.
+        """
+        patience, began = PATIENCE_WITH_A_FILE if is_local(self._store.uri) else PATIENCE_SECONDS, time.monotonic()
+        most = min(SECONDS_TO_STOP, patience) if status == "KILLED" else None
+        if self._outbox.flush(patience, most):
+            self._end("FAILED" if self._outbox.fault else status)
+            self._outbox.flush(patience, most and most - (time.monotonic() - began))
+        else:
+            self._end(status)
+        if left := self._outbox.take_back():
+            keep(self._store, self.id, left)
+            logger.warning(
+                "MLflow did not get all of the run of %s: run trueline sync when it is back, which sends the rest",
+                self._stage,
+            )
+        if self._outbox.fault and status == "FINISHED":
+            raise self._outbox.fault
 
-    @contextmanager
-    def _forgiving(self) -> Iterator[None]:
-        """Let training go on when the server has gone away; metrics wait for its return."""
-        from mlflow.exceptions import MlflowException
+    def _end(self, status: Status) -> None:
+        self._outbox.put(Message("end", {"status": status, "end_time": int(time.time() * 1000)}))
 
-        try:
-            yield
-        except MlflowException as error:
-            if not is_passing(error):
-                raise
-            if not self._lost_connection:
-                logger.warning("MLflow does not answer; %s goes on, its metrics wait", self._stage)
-            self._lost_connection = True
+
+class Restored(Run):
+    """A run that is written anew from files: it is sent when it is closed, and whatever fails is raised."""
+
+    def __init__(self, store: Store, run_id: str, stage: str, key: str | None) -> None:
+        super().__init__(store, run_id, stage, key)
+        self._outbox = Outbox(store, run_id, stage, by_thread=False)
+
+    def close(self, status: Status) -> None:
+        """Send everything and end the run.
+
+        Raises:
+            MlflowException: MLflow is away.
+        """
+        self._end(status)
+        self._outbox.send_all()
 
 
 class Unnoted(Run):
@@ -146,6 +151,9 @@ class Unnoted(Run):
         """Leave it to the other."""
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Leave it to the other."""
+
+    def inputs(self, paths: Sequence[Path]) -> None:
         """Leave it to the other."""
 
 
@@ -167,21 +175,13 @@ def run(stage: str, params: Params, inputs: Sequence[Path] = ()) -> Iterator[Run
         yield Unnoted()
         return
     store = open_store(params.registry.experiment)
-    from tasks.registry.meters import hardware
-
     ingredients = current_ingredients(stage)
-    key = ingredients.key() if ingredients else None
-    if key:
-        end_abandoned(store, key)
-    settings = ingredients.params if ingredients else _sections(stage, params)
     device = _device(params)
-    tags = {"status": "ran", "process": this_process(), "seed": str(params.seed), "device": device}
-    tags |= {"hardware": hardware(device)} | code_tags() | data_tag(ingredients)
-    tracked = start(store, stage, key, settings, tags)
-    _note_inputs(store, tracked.id, inputs)
+    tracked = in_time(store.uri, lambda: _begin(store, stage, params, ingredients, device))
     status: Status = "FAILED"
     try:
-        with _system_metrics(store, tracked.id, device):
+        tracked.inputs(inputs)
+        with _system_metrics(store, tracked, device):
             yield tracked
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
@@ -189,6 +189,25 @@ def run(stage: str, params: Params, inputs: Sequence[Path] = ()) -> Iterator[Run
         raise
     finally:
         tracked.close(status)
+
+
+def _begin(store: Store, stage: str, params: Params, ingredients: Ingredients | None, device: str) -> Run:
+    from tasks.registry.meters import hardware
+
+    key = ingredients.key() if ingredients else None
+    if key:
+        end_abandoned(store, key)
+    settings = ingredients.params if ingredients else _sections(stage, params)
+    tags = {"status": "ran", "process": this_process(), "seed": str(params.seed), "device": device}
+    tags |= {"hardware": hardware(device)} | code_tags() | data_tag(ingredients)
+    return start(store, stage, key, settings, tags)
+
+
+def restored(store: Store, stage: str, ingredients: Ingredients) -> Restored:
+    """Open a run that is written anew from what DVC holds."""
+    key, tags = ingredients.key(), {"status": "restored", "process": this_process()}
+    run_id = _create(store, stage, key, ingredients.params, tags | code_tags() | data_tag(ingredients))
+    return Restored(store, run_id, stage, key)
 
 
 def start(store: Store, stage: str, key: str | None, settings: Mapping[str, Any], tags: Mapping[str, str]) -> Run:
@@ -201,6 +220,10 @@ def start(store: Store, stage: str, key: str | None, settings: Mapping[str, Any]
         settings: nested parameters, noted as `section.name`.
         tags: what else is known of it.
     """
+    return Run(store, _create(store, stage, key, settings, tags), stage, key)
+
+
+def _create(store: Store, stage: str, key: str | None, settings: Mapping[str, Any], tags: Mapping[str, str]) -> str:
     from mlflow.entities import Param
 
     identity = {"stage": stage} | ({"key": key} if key else {})
@@ -208,20 +231,7 @@ def start(store: Store, stage: str, key: str | None, settings: Mapping[str, Any]
     values = [Param(name, _text(value)[:PARAMETER_LENGTH]) for name, value in flatten(settings).items()]
     for first in range(0, len(values), PARAMETERS_PER_REQUEST):
         store.client.log_batch(created.info.run_id, params=values[first : first + PARAMETERS_PER_REQUEST])
-    return Run(store, created.info.run_id, stage, key)
-
-
-def log_model(store: Store, folder: Path, md5: str | None, key: str | None, run_id: str | None = None) -> str:
-    """Make a logged model that points at what DVC holds, as the output of a run where there is one; give its id."""
-    from mlflow.entities import LoggedModelOutput
-
-    known = {"mlflow.model.isExternal": "true", "path": folder.as_posix(), "key": key, "md5": md5}
-    tags = {name: value for name, value in known.items() if value}
-    model = store.client.create_logged_model(store.experiment_id, name=folder.name, source_run_id=run_id, tags=tags)
-    store.client.finalize_logged_model(model.model_id, "READY")
-    if run_id:
-        store.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-    return str(model.model_id)
+    return str(created.info.run_id)
 
 
 def end_abandoned(store: Store, key: str) -> None:
@@ -264,12 +274,10 @@ def _is_gone(process: str, began: float) -> bool:
 
 
 @contextmanager
-def _system_metrics(store: Store, run_id: str, device: str) -> Iterator[None]:
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+def _system_metrics(store: Store, tracked: Run, device: str) -> Iterator[None]:
+    from tasks.registry.meters import Meter, Monitor
 
-    from tasks.registry.meters import Meter
-
-    monitor = SystemMetricsMonitor(run_id, tracking_uri=store.uri)
+    monitor: Any = Monitor(store.uri, tracked.id, tracked.log)
     monitor.monitors.append(Meter(device))
     monitor.start()
     try:
@@ -279,21 +287,6 @@ def _system_metrics(store: Store, run_id: str, device: str) -> Iterator[None]:
         # A stage shorter than the sampling interval would otherwise leave none.
         monitor.collect_metrics()
         monitor.publish_metrics(monitor.aggregate_metrics())
-        monitor.mlflow_logger.flush()
-
-
-def _note_inputs(store: Store, run_id: str, inputs: Sequence[Path]) -> None:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    datasets = []
-    for path in inputs:
-        with path.open("rb") as file:
-            md5 = hashlib.file_digest(file, "md5").hexdigest()  # what DVC calls the file
-        source = json.dumps({"uri": path.as_posix()})
-        dataset = Dataset(path.name, md5, source_type="local", source=source)
-        datasets.append(DatasetInput(dataset, [InputTag("mlflow.data.context", "training")]))
-    if datasets:
-        store.client.log_inputs(run_id, datasets)
 
 
 def _sections(stage: str, params: Params) -> dict[str, Any]:

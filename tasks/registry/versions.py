@@ -14,9 +14,9 @@ from tasks.data.files import MODELS
 from tasks.errors import InputError
 from tasks.escapes import markdown
 from tasks.params import Params
-from tasks.registry import tracking
 from tasks.registry.decisions import MOVES, Decision, Holder, Place, decisions_on, past_decisions
 from tasks.registry.loadable import furnish, policy_entry, reward_entry
+from tasks.registry.outbox import log_model
 from tasks.registry.record import DECISIONS
 from tasks.registry.runs import find_run
 from tasks.registry.store import Store
@@ -289,7 +289,7 @@ def _create(store: Store, name: str, folder: Path, tags: dict[str, str], number:
     client, run = store.client, find_run(store, tags["key"])
     run_id = run.info.run_id if run else None
     model_id = run.data.tags.get("model_id") if run else None
-    model_id = model_id or tracking.log_model(store, folder, tags["md5"], tags["key"], run_id)
+    model_id = model_id or log_model(store, folder, tags["md5"], tags["key"], run_id)
     source = client.get_logged_model(model_id).artifact_location
     ensure_model(store, name)
     while True:
