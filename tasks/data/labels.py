@@ -32,8 +32,8 @@ LABEL_COLUMNS = (*SINGLE, *ONE_HOT)
 LONGEST_QUOTED = 40  # characters
 
 
-def compared(fields: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Put chosen and rejected in the place of two answers and their label, and tell whether it was a tie.
+def compared(fields: Mapping[str, Any]) -> tuple[dict[str, Any], str, bool]:
+    """Put chosen and rejected in the place of two answers and their label; tell which was chosen, and if it is a tie.
 
     The answers of a tie are chosen and rejected in the order that the row has them in.
 
@@ -44,7 +44,7 @@ def compared(fields: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
     outcome = _outcome(fields)
     chosen, rejected = (second, first) if outcome == "second" else (first, second)
     others = {name: value for name, value in fields.items() if name not in (first, second, *LABEL_COLUMNS)}
-    return others | {"chosen": fields[chosen], "rejected": fields[rejected]}, outcome == "tie"
+    return others | {"chosen": fields[chosen], "rejected": fields[rejected]}, chosen, outcome == "tie"
 
 
 def _outcome(fields: Mapping[str, Any]) -> Outcome:

@@ -178,8 +178,11 @@ def _labelled(read: Callable[[Fields], list[Fields]]) -> Callable[[Fields], list
     """Read two answers and a label as chosen and rejected; the entry of a tie says that it is one."""
 
     def labelled(fields: Fields) -> list[Fields]:
-        ordered, tied = compared(fields)
-        return [entry | ({"tied": True} if tied else {}) for entry in read(ordered)]
+        ordered, chosen, tied = compared(fields)
+        try:
+            return [entry | ({"tied": True} if tied else {}) for entry in read(ordered)]
+        except ShapeError as error:
+            raise ShapeError(f"{error} (chosen is the column {chosen} here)") from None
 
     return labelled
 

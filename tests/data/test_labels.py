@@ -82,6 +82,11 @@ def test_chatbot_arena():
     assert shaped(row, "prompts").entries == [{"prompt": [asked], "references": []}]
 
 
+def test_a_fault_of_an_answer_names_the_column():
+    with pytest.raises(InputError, match=r"rejected is null .* \(chosen is the column response_b here\)"):
+        outcome({"response_a": None, "preference": "B"})
+
+
 @pytest.mark.parametrize(
     ("label", "complaint"),
     [
