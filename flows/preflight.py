@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from flows.surroundings import check_surroundings
+from tasks.data.model_files import check_model_folder
 from tasks.data.records import TYPES
 from tasks.data.sources import check_file, files_of
 from tasks.errors import InputError
@@ -22,6 +23,7 @@ def preflight() -> Params:
     for key, source in sources(params).items():
         check_exists(key, source)
         check_file(Path(source))  # before DVC, which would wait for a pipe
+    check_model_folder(Path(params.base.source))
     for kind in TYPES:
         for file in files_of(getattr(params.prepare, kind)).values():
             check_file(Path(file.source))

@@ -13,7 +13,7 @@ from tasks.data.context import usable_context
 from tasks.data.files import METRICS, MODELS, replacing, write_json
 from tasks.data.model_files import FETCHED, NOT_FETCHED, copy_model
 from tasks.data.templates import TEMPLATES, TURN_END, TURN_START
-from tasks.data.tokenizers import PAD, settle_tokenizer
+from tasks.data.tokenizers import PAD, settle_tokenizer, try_rows
 from tasks.data.weights import count_parameters
 from tasks.errors import InputError
 from tasks.params import EXAMPLE, Example, Params, Scratch
@@ -47,6 +47,7 @@ def base(params: Params) -> None:
         kind = _obtain(params, draft)
         check_model(draft, params.base.source)
         settle_tokenizer(draft, params.base)
+        try_rows(draft, params.base.source)
         metrics = _measure(draft, kind)
     write_json(METRICS / "base.json", metrics)
 

@@ -151,6 +151,24 @@ def too_long_a_prompt(shop: Workshop) -> None:
     write_records(VALIDATED, "demonstrations", [Demonstration("1", "train", "mine.jsonl", 31, asked, "we refund it")])
 
 
+def a_compiled_models_weights(shop: Workshop) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = shop.start_from_folder() / "model.safetensors"
+    save_file({f"_orig_mod.{key}": tensor for key, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+
+
+def a_pipe_for_weights(shop: Workshop) -> None:
+    path = shop.start_from_folder() / "model.safetensors"
+    path.unlink()
+    os.mkfifo(path)
+
+
+def a_link_to_a_secret(shop: Workshop) -> None:
+    Path("secret").write_text("{}")
+    (shop.start_from_folder() / "merges.txt").symlink_to(Path("secret").absolute())
+
+
 def no_tokenizer(shop: Workshop) -> None:
     (shop.start_from_folder() / "tokenizer.json").unlink()
 
@@ -242,6 +260,15 @@ CASES = {
     ),
     "no permission": Case("prepare", no_permission, ("no permission for data", "grant it or run as its owner")),
     "no tokenizer": Case("base", no_tokenizer, ("given has no tokenizer", "save the model's tokenizer there")),
+    "weights of a wrapper": Case(
+        "base",
+        a_compiled_models_weights,
+        ("given: its weights do not belong to its config.json", "model._orig_mod.save_pretrained"),
+    ),
+    "a pipe for weights": Case("base", a_pipe_for_weights, ("model.safetensors is no regular file", "remove it")),
+    "a link out of the folder": Case(
+        "base", a_link_to_a_secret, ("given: the link merges.txt leads out of the folder", "put the file itself there")
+    ),
     "a template that raises": Case(
         "base",
         raising_template,

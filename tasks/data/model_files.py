@@ -57,6 +57,21 @@ def copy_model(source: Path, draft: Path, name: str) -> None:
         shutil.copyfile(source / file, draft / file)
 
 
+def check_model_folder(folder: Path) -> None:
+    """Find what DVC would wait for, or could not take in, when it reads all of a model folder.
+
+    Raises:
+        InputError: a pipe, socket, device, or link to nothing lies in it.
+    """
+    for path in sorted(folder.rglob("*")):
+        try:
+            mode = path.stat().st_mode
+        except OSError:  # a link to nothing, or to itself
+            raise InputError(f"{path} is a link that leads nowhere: put the file there, or remove it") from None
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise InputError(f"{path} is a pipe, socket or device: remove it, or put the file there")
+
+
 def weight_files(folder: Path, name: str) -> list[str]:
     """Names of the files whose weights transformers loads from a folder, in order.
 

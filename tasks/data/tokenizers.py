@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tasks.data.files import read_json, write_json
 from tasks.data.templates import TURN_END, TURN_START, choose_template, try_template
+from tasks.data.tokens import encode, load_tokenizer
 from tasks.errors import InputError
 from tasks.params import Base
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:  # transformers costs seconds to import: only the functions th
     from transformers import PreTrainedTokenizerBase
 
 PAD = "<|pad|>"
+LONGEST_REASON = 200  # characters of what a library says
 logger = logging.getLogger(__name__)
 
 
@@ -28,15 +30,19 @@ def settle_tokenizer(folder: Path, settings: Base) -> None:
     name = settings.source
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{name}: its tokenizer does not load ({reason}): save it again") from None
+    except Exception as error:  # of any type: tokenizers raises bare ones
+        raise InputError(f"{name}: its tokenizer does not load ({_reason(error)}): save it again") from None
     if tokenizer.eos_token is None:
         raise InputError(f"{name}: its tokenizer has no end-of-sequence token: set eos_token in tokenizer_config.json")
     room = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config().vocab_size
     if len(tokenizer) > room:
         raise InputError(
             f"{name}: its tokenizer has {len(tokenizer)} tokens, but the model's embedding only {room} rows:"
+            " use the tokenizer the model was trained with"
+        )
+    if (largest := max(tokenizer.get_vocab().values(), default=0)) >= room:
+        raise InputError(
+            f"{name}: its tokenizer gives the id {largest}, but the model's embedding has only {room} rows, from 0 on:"
             " use the tokenizer the model was trained with"
         )
     template = tokenizer.chat_template
@@ -51,6 +57,24 @@ def settle_tokenizer(folder: Path, settings: Base) -> None:
         (folder / "chat_template.json").unlink(missing_ok=True)  # the model's own in an older format
     if settings.pad_token is not None:
         _write_pad_id(folder, tokenizer.pad_token_id)
+
+
+def try_rows(folder: Path, name: str) -> None:
+    """Write a row in tokens as later stages will, by the tokenizer that has been settled.
+
+    Raises:
+        InputError: that does not work; some values of tokenizer_config.json are first looked at then.
+    """
+    try:
+        encode(load_tokenizer(folder), [{"role": "user", "content": "One question."}], "One answer.")
+    except InputError:
+        raise
+    except Exception as error:  # of any type
+        raise InputError(f"{name}: its tokenizer writes no rows ({_reason(error)}): save it again") from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
 
 
 def _settle_pad(tokenizer: "PreTrainedTokenizerBase", settings: Base) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks.data.templates import FROZEN_CLOCK, TEMPLATES
-from tasks.data.tokenizers import settle_tokenizer
+from tasks.data.tokenizers import settle_tokenizer, try_rows
 from tasks.data.tokens import load_tokenizer
 from tasks.errors import InputError
 from tasks.params import load_params
@@ -126,3 +126,30 @@ def test_a_padding_token_that_is_named_is_used_everywhere(folder, token):
 def test_a_padding_token_outside_the_vocabulary_is_refused(folder):
     with pytest.raises(InputError, match="<pad> is not in the vocabulary"):
         settle(folder, pad_token="<pad>")
+
+
+# --- What only shows when rows are written
+
+
+def test_an_id_beyond_the_embedding_is_refused_even_where_the_tokens_are_few(folder: Path):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"]["!"] = 500
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"gives the id 500, but the model's embedding has only 300 rows"):
+        settle(folder)
+
+
+@pytest.mark.parametrize(
+    "content", ['{"version": "1.0"}', '{"model": {"type": "BPE"}, "decoder": {"type": "Odd"}}', "[]"]
+)
+def test_a_tokenizer_that_raises_whatever_it_likes_is_refused_in_a_sentence(folder: Path, content: str):
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(InputError, match="given: its tokenizer does not load"):
+        settle(folder)
+
+
+def test_a_setting_that_is_first_read_with_a_row_is_refused(folder: Path):
+    edit(folder / "tokenizer_config.json", model_max_length="x")
+    settle(folder)
+    with pytest.raises(InputError, match=r"given: its tokenizer writes no rows .*: save it again"):
+        try_rows(folder, "given")

@@ -56,6 +56,23 @@ def test_every_place_that_is_read_from_outside_is_looked_at(name: str) -> None:
         preflight()
 
 
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (os.mkfifo, r"is a pipe, socket or device: remove it"),
+        (lambda path: path.symlink_to("/dev/zero"), r"is a pipe, socket or device: remove it"),
+        (lambda path: path.symlink_to("nothing"), r"is a link that leads nowhere: put the file there"),
+    ],
+)
+def test_a_model_folder_that_dvc_could_not_read_to_its_end(make, said: str) -> None:
+    Path("base/onnx").mkdir(parents=True)
+    configure(["base.source=base"])
+    preflight()
+    make(Path("base/onnx/model.onnx"))
+    with pytest.raises(InputError, match=rf"^base/onnx/model\.onnx {said}"):
+        preflight()
+
+
 def test_a_name_that_no_file_can_have() -> None:
     said = r"^params\.yaml: base\.source is x*, which cannot be reached \(File name too long\): trueline configure"
     with pytest.raises(InputError, match=said):
