@@ -99,6 +99,11 @@ def setting(section: str, key: str, value: object) -> Callable[[Workshop], None]
     return lambda shop: shop.settings[section].update({key: value})
 
 
+def zeros_without_end(shop: Workshop) -> None:
+    Path("mine.jsonl").symlink_to("/dev/zero")
+    shop.read("preferences", "mine.jsonl")
+
+
 def column_map_of_nothing(shop: Workshop) -> None:
     shop.read("preferences", "mine.jsonl", pairs(2))
     shop.settings["prepare"]["preferences"]["columns"] = {"prompt": "question"}
@@ -234,6 +239,33 @@ CASES = {
         "prepare",
         rows_with(b'{"prompt": "q", "chosen": 1, "rejected": "b"}\n'),
         ("mine.jsonl row 3: chosen", "mend or remove the row"),
+    ),
+    "many bad rows": Case(
+        "prepare",
+        rows_with(b'{"prompt": "q", "chosen": 1, "rejected": "b"}\n' * 100_000),
+        ("mine.jsonl has 100,000 bad rows: rows 3, 4, 5, 6, 7, 8, 9, 10, 11, 12: chosen", "mend or remove them"),
+    ),
+    "a value of five megabytes": Case(
+        "prepare",
+        rows_with(
+            b'{"prompt": [{"role": "' + b"x" * 5_000_000 + b'", "content": "q"}], "chosen": "a", "rejected": "b"}\n'
+        ),
+        ("mine.jsonl row 3: message 1 of prompt has the role 'xxx", "(5,000,000 characters)", "mend or remove the row"),
+    ),
+    "lists of 3,000 levels": Case(
+        "prepare",
+        rows_with(b'{"prompt": "q", "chosen": ' + b"[" * 3000 + b"]" * 3000 + b', "rejected": "b"}\n'),
+        ("mine.jsonl row 3 is not valid JSON (lists or objects nest too deeply)", "write it with fewer levels"),
+    ),
+    "a device": Case(
+        "prepare",
+        zeros_without_end,
+        ("mine.jsonl is a pipe, socket or device", "write its rows to a file"),
+    ),
+    "a device in place of the exclusions": Case(
+        "prepare",
+        setting("prepare", "exclude", "/dev/zero"),
+        ("/dev/zero is a pipe, socket or device", "write its rows to a file"),
     ),
     "unknown parameter": Case(
         "prepare", setting("sft", "epoch", 3), ("params.yaml: sft.epoch is not a setting", "mend its spelling")

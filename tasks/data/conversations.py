@@ -127,7 +127,10 @@ def as_pair(chosen: object, rejected: object) -> Pair:
         raise ShapeError("one of chosen and rejected is a conversation and the other a plain text")
     ours, theirs = conversations
     if len(ours) != len(theirs) or ours[:-1] != theirs[:-1]:
-        raise ShapeError("chosen and rejected differ before their last turn where they must share the prompt")
+        raise ShapeError(
+            "chosen and rejected differ before their last turn where they must share the prompt (where an answer "
+            "quotes a dialogue, give the prompt in a column of its own)"
+        )
     shared = _ending_with_user(ours[:-1], "the part that chosen and rejected share")
     return Pair(
         shared, as_answer(ours[-1], shared, "chosen").response, as_answer(theirs[-1], shared, "rejected").response

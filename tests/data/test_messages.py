@@ -3,20 +3,8 @@
 import pytest
 
 from tasks.data.messages import ShapeError, as_messages, as_text, context_only, is_nothing, is_yes, listed
-from tasks.data.records import Message
 from tasks.data.rows import Unreadable
-
-
-def system(content: str) -> Message:
-    return Message(role="system", content=content)
-
-
-def user(content: str) -> Message:
-    return Message(role="user", content=content)
-
-
-def assistant(content: str) -> Message:
-    return Message(role="assistant", content=content)
+from tests.data.test_conversations import assistant, system, user
 
 
 def test_share_gpt_keys_and_roles():
