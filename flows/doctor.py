@@ -13,11 +13,10 @@ from typing import Literal, NamedTuple
 from flows import locks
 from flows.preflight import check_exists, sources
 from flows.status import record_fault, registry
-from flows.surroundings import check_folders, check_git, check_room, free_bytes
+from flows.surroundings import check_git, check_room, free_bytes, look_at_places
 from tasks.data.files import STATE
 from tasks.errors import InputError
 from tasks.params import load_params
-from tasks.places import check_places
 from tasks.registry.stages import places
 from tasks.shown import without_secrets
 from tasks.stage import last_failure
@@ -80,15 +79,10 @@ def check_disk() -> Iterator[Finding]:
     level: Level = "warn" if free < LITTLE_FREE else "ok"
     cure = "" if level == "ok" else "free some, or move DVC's cache to another disk (dvc cache dir --local FOLDER)"
     yield Finding("disk", level, f"{free / GIGABYTE:.1f} GB free", cure)
-    folders = _outcome("folders", _check_folders, "real ones, and can be written")
+    folders = _outcome("folders", look_at_places, "real ones, and can be written")
     yield folders
     if folders.level == "ok":
         yield _outcome("room", lambda: check_room(load_params(), places()), "enough for what a run will write")
-
-
-def _check_folders() -> None:
-    check_places()
-    check_folders(places())
 
 
 def _outcome(check: str, look: Callable[[], None], well: str) -> Finding:

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from flows.figures import telling_figure
 from flows.processes import child
+from flows.surroundings import look_at_places
 from tasks.errors import InputError
 from tasks.escapes import visible
 from tasks.stage import FAILURE_NOTE, Failure, last_failure
@@ -69,6 +70,10 @@ def reproduce(stage: str) -> StageRun:
 def _error(stage: str) -> Exception:
     failure = last_failure()
     if failure is None:
+        try:
+            look_at_places()  # DVC's own trouble may be that the cache is full by now
+        except InputError as error:
+            return InputError(f"{stage}: {error}")
         message = "DVC refused it, or the system ended it (out of memory?); the lines above say more"
         return StageError(Failure(stage, "bug", message))
     if failure.kind == "input":

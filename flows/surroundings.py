@@ -36,10 +36,8 @@ def check_surroundings(params: Params) -> None:
         InputError: something lacks; the sentence has the cure.
     """
     check_git()
-    check_places()
-    known = places()
-    check_folders(known)
-    check_room(params, known)
+    look_at_places()
+    check_room(params, places())
 
 
 def check_git() -> None:
@@ -57,12 +55,14 @@ def check_git() -> None:
         )
 
 
-def check_folders(known: Places) -> None:
-    """Make sure that every output lies in real folders, and that all that DVC writes to can be written.
+def look_at_places() -> None:
+    """Make sure that every output lies in real folders, and that all that stages and DVC write to can be written.
 
     Raises:
         InputError: there is a link in the way, or a place is full or may not be written.
     """
+    check_places()
+    known = places()
     for output in known.outputs:
         check_real(output)
         if output.is_mount():

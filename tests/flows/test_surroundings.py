@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from flows import doctor, preflight, surroundings
+from flows.reproduce import reproduce
 from tasks import places
 from tasks.errors import InputError
 from tasks.params import Params, load_params
@@ -48,8 +49,7 @@ def checkout(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 def look() -> None:
     """All but the room, which takes a second."""
     surroundings.check_git()
-    places.check_places()
-    surroundings.check_folders(stages.places())
+    surroundings.look_at_places()
 
 
 def refused() -> str:
@@ -190,8 +190,7 @@ def test_every_place_is_tried(checkout: Path, tmp_path: Path, unwritable: dict[P
         unwritable.clear()
         unwritable[folder] = errno.ENOSPC
         with pytest.raises(InputError) as told:
-            places.check_places()
-            surroundings.check_folders(known)
+            surroundings.look_at_places()
         assert str(told.value).startswith(said)
 
 
@@ -227,6 +226,14 @@ def test_a_cache_on_a_disk_that_is_full_or_may_only_be_read(checkout: Path, smal
     (small_disk / "fill").unlink()
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert "is on a disk that may only be read: mount it for writing, or name another (dvc cache" in refused()
+
+
+@needs_mount
+def test_a_cache_that_is_full_by_the_end_of_a_stage(checkout: Path, small_disk: Path) -> None:
+    Path("dvc.yaml").write_text("stages: {large: {cmd: head -c 3000000 /dev/urandom > large, outs: [large]}}\n")
+    dvc("cache", "dir", "--local", str(small_disk / "cache"))
+    with pytest.raises(InputError, match=r"^large: DVC's cache .* is on a full disk: free some of it, or name another"):
+        reproduce("large")
 
 
 @needs_mount
