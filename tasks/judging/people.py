@@ -142,7 +142,9 @@ def figures(
         points[vote.prompt].append(vote.points)
     scores = [sum(each) / len(each) for each in points.values()]
     draws = resampling._replace(conversations=tuple(conversations[prompt] for prompt in points))
-    judgements = [Judgement(vote.annotator, vote.prompt, conversations[vote.prompt], vote.points) for vote in votes]
+    judgements = [
+        Judgement(vote.annotator, vote.prompt, conversations[vote.prompt], vote.points) for vote in sorted(votes)
+    ]
     rate = win_rate(scores, [0.5] * len(scores), draws)
     # The labels are sides, which are drawn evenly: where one model nearly always wins, chance alone would agree on it.
     ratings = [Rating(vote.annotator, vote.prompt, vote.choice) for vote in votes]

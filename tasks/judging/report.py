@@ -156,6 +156,7 @@ def render(
     return environment.get_template(TEMPLATE).render(
         judgement=judgement,
         prompts=_count(evaluation, "prompts"),
+        conversations=lookup(evaluation, "conversations"),
         with_references=_count(evaluation, "with_references"),
         confidence=number(figure(evaluation, "confidence"), 2),
         wins=_win_rows(evaluation, judgement.opponent),

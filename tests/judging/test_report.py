@@ -112,6 +112,15 @@ def test_the_verdict_reads_without_colour(low, word):
     assert word in page(EVALUATION | {"win_rate": {"vs_opponent": versus}})
 
 
+def test_what_intervals_are_over_is_said_where_prompts_are_turns():
+    assert "interval over the 40 conversations that the prompts are turns of, conf" in text_of(
+        page(EVALUATION | {"conversations": 40})
+    )
+    assert "paired bootstrap interval, confidence" in text_of(page())
+    shared = {"accuracy": {"value": 0.75, "low": 0.7, "high": 0.8, "pairs": 646, "effective_pairs": 244.3}}
+    assert "Pairs that share no prompt and would tell as much 244" in text_of(page(reward=shared))
+
+
 def test_a_rejection_says_which_check_failed():
     text = text_of(page(EVALUATION | {"kl": {"mean": 50.0, "standard_error": 1.0}}))
     assert "✘ Reject" in text

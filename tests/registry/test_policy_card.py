@@ -199,6 +199,13 @@ def test_an_adapter_says_what_it_stands_on():
     assert "vllm serve FOLDER/base --enable-lora" in text
 
 
+def test_what_intervals_are_over_is_said_where_prompts_are_turns():
+    known = other()
+    assert "In brackets: paired bootstrap over prompts, confidence" in write(known)
+    known["figures"]["evaluate"]["conversations"] = 40
+    assert "paired bootstrap over the 40 conversations that the prompts are turns of, confidence" in write(known)
+
+
 def test_an_account_of_an_earlier_release_still_gets_a_card():
     known = other()
     del known["figures"], known["hub"]

@@ -122,6 +122,13 @@ def test_only_data_that_made_it_are_named():
     assert metadata(write(account)).license == "apache-2.0"
 
 
+def test_pairs_that_share_prompts_are_told_with_what_they_tell():
+    account = known()
+    assert "In brackets: Wilson's interval, confidence 0.95.\n" in write(account)
+    account["figures"]["reward"]["accuracy"]["effective_pairs"] = 244.3
+    assert "confidence 0.95, of the 244 pairs that would tell as much if no two shared a prompt." in write(account)
+
+
 def test_an_account_of_an_earlier_release_still_gets_a_card():
     account = known(params={})
     del account["figures"], account["hub"]
