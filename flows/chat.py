@@ -1,5 +1,6 @@
 """Talking to a model of the pipeline: any stage's, or any version in the registry."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +11,14 @@ from tasks.data.tokens import decode, encode_prompt, load_tokenizer
 from tasks.errors import InputError
 from tasks.escapes import visible
 from tasks.params import Params
+from tasks.registry.cache import DamagedError, materialise
+from tasks.registry.contents import check_folder, check_outputs
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
 STAGES = ("base", "sft", "dpo", "ppo")
 
 
@@ -62,12 +66,13 @@ def stage_folder(stage: str) -> Path:
     """Give the folder of a stage's model.
 
     Raises:
-        InputError: no such stage has a model to talk to, or it has not run.
+        InputError: no such stage has a model to talk to, it has not run, or the model is damaged.
     """
     if stage not in STAGES:
         raise InputError(f"{stage} has no model to talk to: choose one of {', '.join(STAGES)}")
     if not (MODELS / stage).is_dir():
         raise InputError(f"{MODELS / stage} does not exist: run the stage that writes it (trueline run)")
+    check_outputs(stage, MODELS / stage)
     return MODELS / stage
 
 
@@ -75,15 +80,19 @@ def version_folder(version: str, params: Params) -> Path:
     """Bring a registered policy back from DVC's cache.
 
     Raises:
-        InputError: there is no such version or alias, or the cache lacks it.
+        InputError: there is no such version or alias, or the cache lacks it or has it damaged.
     """
     from tasks.registry.lineage import why
-    from tasks.registry.stages import materialise
 
     md5: str = why(params, version)["policy"]["md5"]
     folder = STATE / "policies" / md5
-    if not folder.is_dir():
-        materialise(md5, folder)
+    try:
+        if folder.is_dir():
+            check_folder(folder, md5)
+            return folder
+    except DamagedError as error:
+        logger.warning("%s: it is taken from DVC's cache again", error)
+    materialise(md5, folder, what=f"version {version}")
     return folder
 
 

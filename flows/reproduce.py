@@ -1,5 +1,6 @@
 """One stage brought up to date by DVC's own command line, and what came of it."""
 
+import logging
 import subprocess
 import sys
 import time
@@ -10,8 +11,11 @@ from flows.processes import child
 from flows.surroundings import look_at_places
 from tasks.errors import InputError
 from tasks.escapes import visible
+from tasks.registry.cache import DamagedError
+from tasks.registry.contents import check_outputs
 from tasks.stage import FAILURE_NOTE, Failure, last_failure
 
+logger = logging.getLogger(__name__)
 Outcome = Literal["ran", "reused"]
 # What DVC says of its own bookkeeping, stage after stage; the rest is shown.
 BOOKKEEPING = (
@@ -47,24 +51,40 @@ class StageError(RuntimeError):
 
 
 def reproduce(stage: str) -> StageRun:
-    """Run a stage where it has changed, or take its outputs from the cache, as `dvc repro` would.
+    """Run a stage where it has changed, or take its outputs from the cache, hashed, as `dvc repro` would.
+
+    Where the cache gives back what is not on record, and no place has it whole, the stage makes it again.
 
     Raises:
         InputError: the stage says that its input must be mended.
         StageError: it failed for another reason.
     """
+    run, was_restored = _reproduce(stage)
+    try:
+        if was_restored:
+            check_outputs(stage)
+    except DamagedError as error:
+        logger.warning("%s", error)
+        run, _ = _reproduce(stage)
+    return run
+
+
+def _reproduce(stage: str) -> tuple[StageRun, bool]:
+    """Have DVC bring a stage up to date, and tell whether the outputs came from its cache."""
     FAILURE_NOTE.unlink(missing_ok=True)
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-    started, ran = time.monotonic(), False
+    started, ran, was_restored = time.monotonic(), False, False
     with child(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         for line in process.stdout:
             ran = ran or line.startswith(f"Running stage '{stage}'")
+            was_restored = was_restored or line.startswith(f"Stage '{stage}' is cached")
             if line.strip() and not line.startswith(BOOKKEEPING):
                 sys.stderr.write(visible(line))
         if process.wait() != 0:
             raise _error(stage)
-    return StageRun(stage, "ran" if ran else "reused", time.monotonic() - started, telling_figure(stage))
+    run = StageRun(stage, "ran" if ran else "reused", time.monotonic() - started, telling_figure(stage))
+    return run, was_restored
 
 
 def _error(stage: str) -> Exception:

@@ -40,7 +40,7 @@ from tasks.learning.rollouts import generate, stop_tokens
 from tasks.params import EXAMPLE, LlmJudge, Params
 from tasks.progress import Bar, along
 from tasks.registry import tracking
-from tasks.registry.stages import materialise
+from tasks.registry.cache import materialise
 from tasks.stage import main
 
 RESPONSES, MARKS, LLM_JUDGE = (REPORTS / "evaluate" / f"{name}.jsonl" for name in ("responses", "marks", "llm_judge"))
@@ -286,7 +286,7 @@ def _respond_as_champion(
     STATE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=STATE) as workplace:
         folder = Path(workplace) / "opponent"
-        materialise(policy_hash, folder)
+        materialise(policy_hash, folder, what="the champion")
         own = load_tokenizer(folder)
         spoken = _respond("opponent", load_policy(folder, params, trainable=False), own, prompts, params)
     if own.get_vocab() == tokenizer.get_vocab():

@@ -70,7 +70,10 @@ def main(stage: Callable[[Params], None]) -> NoReturn:
         die_with_parent()
         check_places()
         progress.begin(stage.__name__)
-        stage(load_params())
+        params = load_params()
+        if IS_FIRST:
+            _check_inputs(stage.__name__)
+        stage(params)
     except BaseException as error:
         kind, message = classify(error)
         if kind == "interrupted":
@@ -86,6 +89,12 @@ def main(stage: Callable[[Params], None]) -> NoReturn:
     finally:
         progress.end()
     sys.exit(0)
+
+
+def _check_inputs(stage: str) -> None:
+    from tasks.registry.contents import check_inputs
+
+    check_inputs(stage)
 
 
 def classify(error: BaseException) -> tuple[FailureKind, str]:
@@ -186,7 +195,7 @@ def _first_of_all(failure: Failure, error: BaseException) -> Failure:
 
 def _leave_as_before(failure: Failure) -> str:
     """DVC has deleted the stage's outputs before it ran: bring them back, leave the note, and say what was not done."""
-    from tasks.registry.stages import restore_outputs
+    from tasks.registry.contents import restore_outputs
 
     undone = ""
     try:

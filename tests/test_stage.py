@@ -18,7 +18,7 @@ from torch import distributed
 from tasks import stage as stage_module
 from tasks.errors import InputError
 from tasks.params import Params, load_params
-from tasks.registry import stages
+from tasks.registry import contents
 from tasks.stage import (
     COMPANY_LOST,
     EXIT_CODES,
@@ -340,9 +340,19 @@ def test_a_note_holds_even_text_that_utf8_cannot(monkeypatch):
     assert last_failure() == Failure("sft", "input", r"the column \ud83d is unknown: mend it")
 
 
+def test_a_stage_begins_only_on_inputs_that_are_what_they_say(monkeypatch, capsys):
+    asked: list[str] = []
+    monkeypatch.setattr(contents, "check_inputs", asked.append)
+    assert exit_code(idle) == 0
+    assert asked == ["idle"]
+    monkeypatch.setattr(contents, "check_inputs", failing(InputError("models/sft is damaged: run trueline run")))
+    assert exit_code(idle) == 2
+    assert "idle: models/sft is damaged: run trueline run" in capsys.readouterr().err
+
+
 def test_outputs_are_restored_for_the_stage_that_failed(monkeypatch):
     restored: list[str] = []
-    monkeypatch.setattr(stages, "restore_outputs", restored.append)
+    monkeypatch.setattr(contents, "restore_outputs", restored.append)
     exit_code(idle)
     assert restored == []
     exit_code(failing(InputError("mend it")))
@@ -355,7 +365,7 @@ def test_outputs_are_restored_for_the_stage_that_failed(monkeypatch):
     ids=lambda error: type(error).__name__,
 )
 def test_outputs_that_cannot_be_restored_hide_neither_sentence_nor_note(monkeypatch, capsys, trouble):
-    monkeypatch.setattr(stages, "restore_outputs", failing(trouble))
+    monkeypatch.setattr(contents, "restore_outputs", failing(trouble))
     assert exit_code(failing(InputError("raw.csv row 3 is empty: fill it"))) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("sft: raw.csv row 3 is empty: fill it; its earlier outputs are not back (")
@@ -364,7 +374,7 @@ def test_outputs_that_cannot_be_restored_hide_neither_sentence_nor_note(monkeypa
 
 
 def test_outputs_that_cannot_be_restored_are_said_below_the_traceback_of_a_bug(monkeypatch):
-    monkeypatch.setattr(stages, "restore_outputs", failing(InputError("no cache")))
+    monkeypatch.setattr(contents, "restore_outputs", failing(InputError("no cache")))
     with pytest.raises(ValueError, match="what") as raised:
         main(failing(ValueError("what?")))
     assert raised.value.__notes__ == ["its earlier outputs are not back (no cache): run dvc checkout"]

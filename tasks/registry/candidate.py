@@ -11,11 +11,11 @@ from tasks.data.names import name_in_outputs
 from tasks.data.records import TYPES
 from tasks.errors import InputError
 from tasks.params import Params, Source
+from tasks.registry.cache import materialise
 from tasks.registry.provenance import code_tags
 from tasks.registry.stages import (
     lock_key,
     locked_ingredients,
-    materialise,
     output_hash,
     output_hashes,
     plan,

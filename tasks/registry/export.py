@@ -8,11 +8,11 @@ from typing import Any, TypedDict
 from tasks.data.files import read_json, replacing, write_json
 from tasks.errors import InputError
 from tasks.params import Params
+from tasks.registry.cache import NotCachedError, materialise
 from tasks.registry.decisions import Holder
 from tasks.registry.loadable import CARD
 from tasks.registry.policy_card import policy_card
 from tasks.registry.reward_card import reward_card
-from tasks.registry.stages import NotCachedError, materialise
 from tasks.registry.store import open_store
 from tasks.registry.versions import as_holder, find, registered_with
 
@@ -99,7 +99,7 @@ def _write_adapter(policy: Holder, lora: dict[str, Any], draft: Path, place: Pat
 
 def _bring_back(md5: str, folder: Path, what: str) -> None:
     try:
-        materialise(md5, folder, LINKS)
+        materialise(md5, folder, LINKS, what=what)
     except NotCachedError:
         raise NotCachedError(f"DVC's cache lacks the weights of {what} ({md5}): run dvc fetch --all-commits") from None
 

@@ -10,16 +10,18 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.data.files import replacing
+from tasks.data.files import replacing, write_json
 from tasks.registry import trueline_model
+from tasks.registry.cache import DamagedError, NotCachedError, check_cached, materialise
+from tasks.registry.contents import check_folder
 from tasks.registry.decisions import Holder
 from tasks.registry.policy_card import policy_card
 from tasks.registry.reward_card import reward_card
-from tasks.registry.stages import NotCachedError, materialise
 from tasks.registry.store import Store
 
 CARD = "README.md"
@@ -84,6 +86,31 @@ def furnish(store: Store, entry: Entry, *, upload: bool) -> None:
         store.client.log_model_artifact(model_id, str(path))
 
 
+def check_weights(store: Store, entry: Entry) -> None:
+    """Hash the weights that a version is served with, before anything calls it champion; damaged ones are written anew.
+
+    On a server they were hashed when they were uploaded, and whoever loads them hashes them; here DVC's cache is asked.
+    What neither has cannot be wrong: the registry must come back on a machine that has only the record.
+
+    Raises:
+        DamagedError: they are not those that were judged, and DVC's cache lacks these or has them damaged.
+    """
+    model_id = str(store.client.get_model_version(entry.name, str(entry.version)).tags["model_id"])
+    place = _local(store.client.get_logged_model(model_id).artifact_location)
+    if place is None or not (place / "model").exists():
+        with suppress(NotCachedError):
+            check_cached(entry.md5, f"{entry.name} version {entry.version}")
+        return
+    try:
+        check_folder(place / "model", entry.md5)
+    except DamagedError as error:
+        logger.warning("%s: it is written again", error)
+        shutil.rmtree(place)
+        furnish(store, entry, upload=False)
+        if not (place / "model").exists():
+            raise
+
+
 def card_uri(store: Store, model_id: str) -> str:
     """Tell where the model card of a logged model lies."""
     return f"{store.client.get_logged_model(model_id).artifact_location}/{CARD}"
@@ -92,7 +119,8 @@ def card_uri(store: Store, model_id: str) -> str:
 def _make_loadable(store: Store, entry: Entry, model_id: str, *, upload: bool) -> None:
     logged = store.client.get_logged_model(model_id)
     place = _local(logged.artifact_location)
-    if IS_EXTERNAL not in logged.tags or not (place or upload):
+    is_written = IS_EXTERNAL not in logged.tags and not (place and not (place / "MLmodel").exists())
+    if is_written or not (place or upload):
         return
     try:
         if place:
@@ -106,7 +134,8 @@ def _make_loadable(store: Store, entry: Entry, model_id: str, *, upload: bool) -
         cure = "run dvc fetch --all-commits, then trueline sync"
         logger.warning("MLflow cannot load %s version %s: DVC's cache lacks it: %s", entry.name, entry.version, cure)
     else:
-        store.client.delete_logged_model_tag(model_id, IS_EXTERNAL)
+        if IS_EXTERNAL in logged.tags:
+            store.client.delete_logged_model_tag(model_id, IS_EXTERNAL)
 
 
 def _write_model(folder: Path, entry: Entry, model_id: str) -> None:
@@ -136,7 +165,8 @@ def _write_model(folder: Path, entry: Entry, model_id: str) -> None:
         pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in REQUIRED],
         model_config=dict(entry.settings),
     )
-    materialise(entry.md5, folder / "model", LINKS)
+    files = materialise(entry.md5, folder / "model", LINKS, what=f"{entry.name} version {entry.version}")
+    write_json(folder / trueline_model.HASHES, files)
     tokenizer = folder / "components/tokenizer"
     shutil.copytree(folder / "model", tokenizer, ignore=shutil.ignore_patterns("*.safetensors"))
 

@@ -11,9 +11,10 @@ from tasks.data.files import REPORTS, read_json, read_jsonl, write_csv, write_js
 from tasks.data.origin import flatten
 from tasks.errors import InputError
 from tasks.params import Params
+from tasks.registry.cache import materialise
 from tasks.registry.decisions import one_at_a_time
 from tasks.registry.runs import link_runs
-from tasks.registry.stages import lock_key, locked_ingredients, materialise, output_hash
+from tasks.registry.stages import lock_key, locked_ingredients, output_hash
 from tasks.registry.store import Store, open_store
 
 EVALUATION = REPORTS / "evaluate"

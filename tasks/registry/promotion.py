@@ -33,6 +33,7 @@ from tasks.registry.versions import (
     PREVIOUS,
     as_holder,
     carry_out,
+    check_weights,
     ensure_versions,
     find,
     holder,
@@ -117,6 +118,8 @@ def promote(params: Params) -> Verdict:
         if params.registry.approval:
             _decide_once("hold", candidate, champion, gate["reasons"], gate)
             return _verdict(candidate, champion, gate["reasons"], held=True)
+        check_weights(store, params, candidate)
+        session.turn.check()  # again: to hash takes time
         return _move(session, params, decide("promote", candidate, champion, gate["reasons"], gate))
 
 
@@ -141,6 +144,7 @@ def approve(params: Params, version_or_alias: str, by: str, reason: str) -> Verd
         held = _held(policy)
         policy, gate = held["policy"], held["gate"]
         _check_opponent(policy, champion, policy["account"]["opponent"])
+        check_weights(session.store, params, policy)
         policy["account"]["approval"] = review
         session.turn.check()
         return _move(session, params, decide("promote", policy, champion, [review["reason"]], gate, review=review))
@@ -188,6 +192,7 @@ def rollback(params: Params, reason: str) -> Verdict:
             return _finished(session, before, champion)
         if champion is None or previous is None:
             raise InputError("there is no previous champion to go back to: nothing has been promoted twice yet")
+        check_weights(session.store, params, previous)
         gate = previous["account"]["gate"]
         session.turn.check()
         return _move(session, params, decide("rollback", previous, champion, [reason], gate))

@@ -16,11 +16,12 @@ from tasks.data.origin import flatten
 from tasks.errors import InputError
 from tasks.escapes import into_html
 from tasks.params import Params
+from tasks.registry.cache import materialise
 from tasks.registry.costs import Cost, costs
 from tasks.registry.decisions import one_at_a_time
 from tasks.registry.people import kept
 from tasks.registry.runs import link_runs, trained_account
-from tasks.registry.stages import materialise, output_hash
+from tasks.registry.stages import output_hash
 from tasks.registry.store import Store, open_store
 from tasks.registry.versions import as_holder, find, find_version, settle
 from tasks.rounding import chance, number

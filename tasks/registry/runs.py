@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tasks.data.files import CURVES, METRICS, MODELS
 from tasks.params import Params
 from tasks.registry import tracking
+from tasks.registry.cache import materialise
 from tasks.registry.candidate import account, locked_json
 from tasks.registry.outbox import log_model, send_kept
-from tasks.registry.stages import Ingredients, lock_key, locked_ingredients, materialise, output_hashes, plan
+from tasks.registry.stages import Ingredients, lock_key, locked_ingredients, output_hashes, plan
 from tasks.registry.store import Store
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
-"""What DVC knows of the stages: keys, hashes, order, and bringing cached outputs back.
+"""What DVC knows of the stages: keys, hashes and order.
 
-The only module that touches DVC's internals; tests/registry/test_stages.py holds them to what is used here.
+Only this module and contents.py touch DVC's internals; their tests hold them to what is used here.
 Everything is resolved from the working folder, never from DVC_ROOT: inside `dvc exp run --temp` that names
 another checkout.
 """
@@ -8,8 +8,7 @@ another checkout.
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from tasks.data.files import replacing
 from tasks.data.origin import Origin, flatten
 from tasks.errors import InputError
 
@@ -31,10 +29,6 @@ PIPELINE_FILE = "dvc.yaml"
 ALIGNERS = ("dpo", "ppo")  # both run as the stage `align`
 
 logger = logging.getLogger(__name__)
-
-
-class NotCachedError(InputError):
-    """DVC's cache does not hold a content, or not all of it."""
 
 
 def stage_name(stage: str) -> str:
@@ -76,8 +70,8 @@ def current_ingredients(stage: str) -> Ingredients | None:
     """
     if not in_repository():
         return None
-    with _repository() as repo:
-        return _hash_dependencies(_load(repo, stage))
+    with repository() as repo:
+        return _hash_dependencies(load_stage(repo, stage))
 
 
 def locked_ingredients(stage: str) -> Ingredients | None:
@@ -121,6 +115,12 @@ def output_hashes(stage: str) -> dict[str, str]:
     return {output["path"]: output["md5"] for output in entry.get("outs", [])}
 
 
+def recorded_outputs() -> dict[str, str]:
+    """Give the hash of every output of every stage in dvc.lock, by its path."""
+    entries = _parse_lock(LOCK_FILE.read_text(encoding="utf-8")) if LOCK_FILE.exists() else {}
+    return {output["path"]: output["md5"] for entry in entries.values() for output in entry.get("outs", [])}
+
+
 def output_hash(stage: str, path: Path) -> str | None:
     """Give the hash of one output as dvc.lock has it (`<md5>.dir` for a folder), or None where it has none."""
     return output_hashes(stage).get(path.as_posix())
@@ -134,8 +134,8 @@ def current_hash(stage: str, path: Path) -> str | None:
     """
     if not in_repository():
         return None
-    with _repository() as repo:
-        for output in _load(repo, stage).outs:
+    with repository() as repo:
+        for output in load_stage(repo, stage).outs:
             if output.def_path == path.as_posix():
                 return str(output.get_hash().value)
     return None
@@ -149,7 +149,7 @@ def plan() -> list[str]:
     """
     from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 
-    with _repository() as repo:
+    with repository() as repo:
         stages = collect_stages(repo, [PIPELINE_FILE])
         return [stage.name for stage in plan_repro(get_active_graph(repo.index.graph), stages)]
 
@@ -161,8 +161,8 @@ def stages_after(name: str) -> list[str]:
         InputError: the working folder is no DVC repository, or dvc.yaml is invalid or has no such stage.
     """
     order = plan()
-    with _repository() as repo:
-        waiting, found = [_load(repo, name)], set[str]()
+    with repository() as repo:
+        waiting, found = [load_stage(repo, name)], set[str]()
         while waiting:
             stage = waiting.pop()
             found.add(stage.name)
@@ -178,7 +178,7 @@ def changed_stages(names: list[str]) -> list[str]:
     Raises:
         InputError: the working folder is no DVC repository, dvc.yaml has no such stage, or DVC is at work.
     """
-    with _repository() as repo:
+    with repository() as repo:
         status = repo.status(targets=names)
     return [name for name in names if any(map(_is_change, status.get(name, [])))]
 
@@ -194,7 +194,7 @@ def unfinished_stages() -> list[str]:
     """
     from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 
-    with _repository() as repo:
+    with repository() as repo:
         order = plan_repro(get_active_graph(repo.index.graph), collect_stages(repo, [PIPELINE_FILE]))
         status, found = repo.status(targets=[stage.name for stage in order]), set[str]()
         for stage in order:
@@ -218,59 +218,9 @@ def places() -> Places:
     Raises:
         InputError: the working folder is no DVC repository, or one that needs git and has none; dvc.yaml is invalid.
     """
-    with _repository() as repo:
+    with repository() as repo:
         outputs = [Path(output.def_path) for stage in repo.index.stages for output in stage.outs]
         return Places(outputs, Path(repo.cache.local.path), Path(repo.site_cache_dir))
-
-
-def restore_outputs(stage: str) -> None:
-    """Bring a stage's outputs back from DVC's cache, as dvc.lock has them, from inside the failing stage.
-
-    DVC deletes outputs before it runs a stage; outside a DVC run it has deleted none, and only what is missing
-    is brought back. The running DVC holds the stage's lock, so the outputs are checked out one by one without it.
-    Nothing happens outside a repository or where the stage has never run; what the cache lacks is left alone.
-    """
-    if not in_repository() or lock_entry(stage) is None:
-        return
-    runs_in_dvc = os.environ.get("DVC_STAGE") == stage_name(stage)
-    with _repository() as repo:
-        for output in _load(repo, stage).outs:
-            if not output.hash_info or not (runs_in_dvc or not output.exists):
-                continue
-            if output.changed_cache():
-                logger.warning("%s is not in DVC's cache and cannot be brought back: run dvc pull", output.def_path)
-            else:
-                output.checkout(force=True)
-
-
-def materialise(md5: str, folder: Path, links: Sequence[str] = ()) -> None:
-    """Write what DVC's cache holds under a hash to `folder`, whole or not at all.
-
-    Args:
-        md5: the hash as dvc.lock has it, `<md5>.dir` for a folder.
-        folder: where to; what is there is replaced.
-        links: ways to put a file there, the first that the file system knows (reflink, hardlink, symlink, copy);
-            without any, those of DVC's own setting cache.type.
-
-    Raises:
-        NotCachedError: the cache does not hold that content, or not all of it.
-    """
-    from dvc_data.hashfile import check, load
-    from dvc_data.hashfile.checkout import checkout
-    from dvc_data.hashfile.hash_info import HashInfo
-    from dvc_objects.fs.local import localfs
-
-    missing = f"DVC's cache lacks {md5} (wanted as {folder}): run dvc fetch --all-commits, then again"
-    with _repository() as repo, replacing(folder) as draft:
-        cache = repo.cache.local
-        if links:
-            cache.cache_types = list(links)
-        try:
-            content = load(cache, HashInfo("md5", md5))
-            check(cache, content)
-            checkout(str(draft.absolute()), localfs, content, cache, force=True)
-        except FileNotFoundError:
-            raise NotCachedError(missing) from None
 
 
 def _is_change(entry: str | dict[str, dict[str, Any]]) -> bool:
@@ -292,7 +242,12 @@ def _parse_lock(text: str) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def _repository() -> Iterator["Repo"]:
+def repository() -> Iterator["Repo"]:
+    """Open the DVC repository in the working folder.
+
+    Raises:
+        InputError: there is none, or DVC fails, in its own words.
+    """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -305,7 +260,8 @@ def _repository() -> Iterator["Repo"]:
         raise InputError(f"DVC in {Path.cwd()} says: {error}") from error
 
 
-def _load(repo: "Repo", stage: str) -> "PipelineStage":
+def load_stage(repo: "Repo", stage: str) -> "PipelineStage":
+    """Read a stage of dvc.yaml, with what dvc.lock says of it."""
     return repo.stage.load_one(PIPELINE_FILE, stage_name(stage))
 
 

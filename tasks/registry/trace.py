@@ -16,8 +16,9 @@ from tasks.data.names import as_name, stands_for
 from tasks.data.records import TAGS, TYPES, Kind
 from tasks.errors import InputError
 from tasks.params import Params
+from tasks.registry.cache import NotCachedError, materialise
 from tasks.registry.decisions import MOVES, Holder, past_decisions
-from tasks.registry.stages import NotCachedError, materialise, stages_after
+from tasks.registry.stages import stages_after
 from tasks.registry.store import open_store
 from tasks.registry.versions import every_holder
 
@@ -119,7 +120,7 @@ def _look(md5: str, what: What, name: str) -> Found | None:
     with tempfile.TemporaryDirectory(dir=STATE) as folder:  # beside the cache, where a link can lead to it
         data = Path(folder, "data").absolute()
         try:
-            materialise(md5, data, LINKS)
+            materialise(md5, data, LINKS, what=f"data {md5}")
         except NotCachedError:
             return None
         kept = _count(data, TYPES, field, name)

@@ -3,11 +3,15 @@
 This file is copied into the registered model and loaded from there, so it must not import anything of the project.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from hashlib import file_digest
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 Message = Mapping[str, str]  # role and content
+HASHES = "hashes.json"  # the md5 of every file in `model`, as it was judged
 SAFELY = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -183,10 +187,31 @@ def _is_rows(value: Any, names: set[str]) -> bool:  # noqa: ANN401
     return is_list and all(isinstance(each, Mapping) and names <= each.keys() for each in value)
 
 
+def check_files(model: Path, recorded: Mapping[str, str]) -> None:
+    """Hash the files of a model before they are loaded.
+
+    Raises:
+        ValueError: one is missing, too many or not the one that was registered.
+    """
+    found = {path.relative_to(model).as_posix(): path for path in model.rglob("*") if path.is_file()}
+    for name in sorted({*recorded, *found}):
+        with found[name].open("rb") if name in found else BytesIO() as file:
+            if file_digest(file, "md5").hexdigest() != recorded.get(name):
+                raise ValueError(
+                    f"{model / name} is not the file that was registered: fetch it again where it is a copy, or delete "
+                    f"{model.parent} and run trueline sync in the checkout that registered it"
+                )
+
+
 def _load_pyfunc(folder: str, settings: Mapping[str, Any] | None = None) -> ChatModel | RewardModel:
-    """Load the model for MLflow, which calls this by its name."""
+    """Load the model for MLflow, which calls this by its name.
+
+    Raises:
+        ValueError: a file is not the one that was registered.
+    """
     from transformers import AutoConfig
 
     model = Path(folder, "model")
+    check_files(model, json.loads(Path(folder, HASHES).read_text(encoding="utf-8")))
     [kind] = AutoConfig.from_pretrained(model, **SAFELY).architectures
     return RewardModel(model) if kind.endswith("ForSequenceClassification") else ChatModel(model, settings or {})

@@ -7,6 +7,7 @@ a checkout whose record is behind the registry is told so instead of turning the
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ from tasks.data.files import MODELS
 from tasks.errors import InputError
 from tasks.escapes import markdown
 from tasks.params import Params
+from tasks.registry import loadable
 from tasks.registry.decisions import MOVES, Decision, Holder, Place, decisions_on, past_decisions
-from tasks.registry.loadable import furnish, policy_entry, reward_entry
+from tasks.registry.loadable import Entry, furnish, policy_entry, reward_entry
 from tasks.registry.outbox import log_model
 from tasks.registry.record import DECISIONS
 from tasks.registry.runs import find_run
@@ -255,12 +257,26 @@ def _what_there_is(store: Store, name: str) -> str:
     return f"choose one of the versions {', '.join(map(str, versions))} or of the aliases {aliases or '(none)'}"
 
 
+def check_weights(store: Store, params: Params, policy: Holder) -> None:
+    """Hash what a policy version and its reward model are served with, before they become champion.
+
+    Raises:
+        DamagedError: it is not what was judged, and cannot be written again.
+    """
+    for entry in _entries(store, params, policy):
+        loadable.check_weights(store, entry)
+
+
 def _furnish(store: Store, params: Params, policy: Holder, *, upload: bool = False) -> None:
     """Furnish a policy version and its reward model."""
-    furnish(store, policy_entry(params.registry.policy, policy), upload=upload)
+    for entry in _entries(store, params, policy):
+        furnish(store, entry, upload=upload)
+
+
+def _entries(store: Store, params: Params, policy: Holder) -> Iterator[Entry]:
+    yield policy_entry(params.registry.policy, policy)
     if reward_of(store, params, policy):
-        first = registered_with(store, params, policy)
-        furnish(store, reward_entry(params.registry.reward, first), upload=upload)
+        yield reward_entry(params.registry.reward, registered_with(store, params, policy))
 
 
 def _carried_out(store: Store, params: Params) -> str | None:

@@ -1,6 +1,5 @@
 """What tasks/registry/stages.py takes from DVC's internals must hold in the DVC that is installed."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -55,13 +54,12 @@ def test_what_a_stage_follows_from_is_told_in_the_words_of_params_yaml(repositor
     assert now.differences(earlier) == said
 
 
-def test_outside_a_repository_there_is_no_key_and_nothing_to_restore(tmp_path, monkeypatch):
+def test_outside_a_repository_there_is_no_key(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert current_key("sft") is None
     assert stages.stage_origin("sft") is None
     assert stages.lock_key("sft") is None
     assert stages.current_hash("sft", Path("models/sft")) is None
-    stages.restore_outputs("sft")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -135,71 +133,6 @@ def test_the_cache_is_where_the_settings_of_dvc_say(repository, tmp_path):
     dvc("config", "--local", "core.no_scm", "true", cwd=repository)
     assert stages.places().cache.is_relative_to(tmp_path / "other")
     assert not stages.needs_git()
-
-
-def test_a_failing_stage_leaves_every_earlier_output_as_it_was(repository):
-    watched = [Path("models/sft/content.txt"), Path("metrics/sft.json"), Path("curves/sft.csv"), Path("dvc.lock")]
-    before = [path.read_bytes() for path in watched]
-    settings = Path("params.yaml").read_text()
-    Path("params.yaml").write_text(re.sub(r"(sft:\n  epochs: )\d+", r"\g<1>99", settings))
-    Path("fail").write_text("sft")
-    failed = dvc("repro", "sft", cwd=repository, check=False)
-    assert failed.returncode == 255
-    assert "sft: the input is bad: mend it" in failed.stderr
-    assert [path.read_bytes() for path in watched] == before
-    assert json.loads(dvc("status", "--json", cwd=repository).stdout) == {
-        "sft": [{"changed deps": {"params.yaml": {"sft": "modified"}}}]
-    }
-
-
-def test_a_failing_algorithm_is_restored_under_the_stage_that_runs_it(repository):
-    Path("fail").write_text("ppo")
-    Path("figures.json").write_text(Path("figures.json").read_text() + " ")
-    before = Path("models/ppo/content.txt").read_bytes()
-    assert dvc("repro", "--single-item", "align", cwd=repository, check=False).returncode == 255
-    assert Path("models/ppo/content.txt").read_bytes() == before
-
-
-def test_by_hand_only_what_is_missing_is_restored(repository):
-    Path("models/sft/content.txt").write_text("made by hand")
-    Path("metrics/sft.json").unlink()
-    stages.restore_outputs("sft")
-    assert Path("models/sft/content.txt").read_text() == "made by hand"
-    assert json.loads(Path("metrics/sft.json").read_text()) == {"loss": 0.5}
-
-
-def test_what_the_cache_lacks_is_said_and_left_alone(repository, caplog):
-    shutil.rmtree(".dvc/cache")
-    shutil.rmtree("models/sft")
-    stages.restore_outputs("sft")
-    assert "models/sft is not in DVC's cache" in caplog.text
-    assert not Path("models/sft").exists()
-    assert Path("metrics/sft.json").exists()
-
-
-def test_a_cached_folder_is_written_wherever_it_is_wanted(repository):
-    md5 = stages.output_hashes("sft")["models/sft"]
-    expected = Path("models/sft/content.txt").read_bytes()
-    shutil.rmtree("models/sft")
-    Path("elsewhere").mkdir()
-    Path("elsewhere/old").touch()
-    stages.materialise(md5, Path("elsewhere"))
-    assert [path.name for path in Path("elsewhere").iterdir()] == ["content.txt"]
-    assert Path("elsewhere/content.txt").read_bytes() == expected
-    stages.materialise(stages.output_hashes("sft")["metrics/sft.json"], Path("figures"))
-    assert json.loads(Path("figures").read_text()) == {"loss": 0.5}
-
-
-@pytest.mark.parametrize("lost", ["everything", "one file"])
-def test_a_folder_that_is_not_all_in_the_cache_is_refused(repository, lost):
-    md5 = stages.output_hashes("sft")["models/sft"]
-    for path in Path(".dvc/cache").rglob("*"):
-        if path.is_file() and (lost == "everything" or path.suffix != ".dir"):
-            path.chmod(0o644)
-            path.unlink()
-    with pytest.raises(InputError, match=r"DVC's cache lacks .*: run dvc fetch"):
-        stages.materialise(md5, Path("elsewhere"))
-    assert not Path("elsewhere").exists()
 
 
 def test_an_experiment_in_a_temporary_copy_works_on_that_copy(repository, monkeypatch, tmp_path):

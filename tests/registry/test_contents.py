@@ -1,0 +1,294 @@
+"""Every byte is the one that the record says, or is mended or told of; and what is taken from DVC's internals holds."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from flows import reproduce as reproducing
+from flows.chat import stage_folder, version_folder
+from flows.reproduce import reproduce
+from tasks.errors import InputError
+from tasks.params import load_params
+from tasks.registry import promotion, stages
+from tasks.registry.cache import DAMAGED, DamagedError, NotCachedError, materialise
+from tasks.registry.contents import check_inputs, restore_outputs
+from tasks.registry.decisions import past_decisions
+from tasks.registry.export import export
+from tests.registry.conftest import STAGES, aliases, dvc, repro, run_again
+
+SFT = Path("models/sft")
+MODES = [0o444, 0o644]  # DVC trusts the first and deletes the second
+
+
+def cached(md5):
+    return Path(".dvc/cache/files/md5", md5[:2], md5[2:])
+
+
+def listed(stage, path):
+    """The objects of an output: the folder's listing, and its files by name."""
+    md5 = stages.output_hashes(stage)[path.as_posix()]
+    return cached(md5), {row["relpath"]: cached(row["md5"]) for row in json.loads(cached(md5).read_text())}
+
+
+def flip(file, mode=None, place=-1):
+    """Flip a bit as a disk does: name, size, time and mode stay."""
+    before = file.stat()
+    file.chmod(0o644)
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    file.chmod(before.st_mode & 0o777 if mode is None else mode)
+
+
+def flip_sft(mode, which):
+    listing, files = listed("sft", SFT)
+    damaged = listing if which == "listing" else files["content.txt"]
+    flip(damaged, mode)
+    return damaged, damaged.read_bytes()
+
+
+def test_outside_a_repository_there_is_nothing_to_restore(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    restore_outputs("sft")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_stage_leaves_every_earlier_output_as_it_was(repository):
+    watched = [Path("models/sft/content.txt"), Path("metrics/sft.json"), Path("curves/sft.csv"), Path("dvc.lock")]
+    before = [path.read_bytes() for path in watched]
+    settings = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(re.sub(r"(sft:\n  epochs: )\d+", r"\g<1>99", settings))
+    Path("fail").write_text("sft")
+    failed = dvc("repro", "sft", cwd=repository, check=False)
+    assert failed.returncode == 255
+    assert "sft: the input is bad: mend it" in failed.stderr
+    assert [path.read_bytes() for path in watched] == before
+    assert json.loads(dvc("status", "--json", cwd=repository).stdout) == {
+        "sft": [{"changed deps": {"params.yaml": {"sft": "modified"}}}]
+    }
+
+
+def test_a_failing_algorithm_is_restored_under_the_stage_that_runs_it(repository):
+    Path("fail").write_text("ppo")
+    Path("figures.json").write_text(Path("figures.json").read_text() + " ")
+    before = Path("models/ppo/content.txt").read_bytes()
+    assert dvc("repro", "--single-item", "align", cwd=repository, check=False).returncode == 255
+    assert Path("models/ppo/content.txt").read_bytes() == before
+
+
+def test_by_hand_only_what_is_missing_is_restored(repository):
+    Path("models/sft/content.txt").write_text("made by hand")
+    Path("metrics/sft.json").unlink()
+    restore_outputs("sft")
+    assert Path("models/sft/content.txt").read_text() == "made by hand"
+    assert json.loads(Path("metrics/sft.json").read_text()) == {"loss": 0.5}
+
+
+def test_what_the_cache_lacks_is_said_and_left_alone(repository, caplog):
+    shutil.rmtree(".dvc/cache")
+    shutil.rmtree("models/sft")
+    restore_outputs("sft")
+    assert "models/sft is not in DVC's cache" in caplog.text
+    assert not Path("models/sft").exists()
+    assert Path("metrics/sft.json").exists()
+
+
+def test_a_cached_folder_is_written_wherever_it_is_wanted(repository):
+    md5 = stages.output_hashes("sft")["models/sft"]
+    expected = Path("models/sft/content.txt").read_bytes()
+    shutil.rmtree("models/sft")
+    Path("elsewhere").mkdir()
+    Path("elsewhere/old").touch()
+    materialise(md5, Path("elsewhere"))
+    assert [path.name for path in Path("elsewhere").iterdir()] == ["content.txt"]
+    assert Path("elsewhere/content.txt").read_bytes() == expected
+    materialise(stages.output_hashes("sft")["metrics/sft.json"], Path("figures"))
+    assert json.loads(Path("figures").read_text()) == {"loss": 0.5}
+
+
+@pytest.mark.parametrize("lost", ["everything", "one file"])
+def test_a_folder_that_is_not_all_in_the_cache_is_refused(repository, lost):
+    md5 = stages.output_hashes("sft")["models/sft"]
+    for path in Path(".dvc/cache").rglob("*"):
+        if path.is_file() and (lost == "everything" or path.suffix != ".dir"):
+            path.chmod(0o644)
+            path.unlink()
+    with pytest.raises(InputError, match=r"DVC's cache lacks .*: run dvc fetch"):
+        materialise(md5, Path("elsewhere"))
+    assert not Path("elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "which", "source"),
+    [
+        (0o444, "file", "working folder"),
+        (0o644, "file", "working folder"),
+        (0o444, "listing", "working folder"),
+        (0o444, "file", "remote"),
+        (0o644, "listing", "remote"),
+    ],
+)
+def test_a_damaged_object_is_taken_from_a_place_that_has_it_whole(repository, caplog, tmp_path, mode, which, source):
+    expected = (SFT / "content.txt").read_bytes()
+    if source == "remote":
+        dvc("remote", "add", "-d", "store", str(tmp_path / "store"), cwd=repository)
+        dvc("push", "-q", "sft", cwd=repository)
+        shutil.rmtree(SFT)
+    damaged, spoilt = flip_sft(mode, which)
+    materialise(stages.output_hashes("sft")["models/sft"], Path("elsewhere"))
+    assert Path("elsewhere/content.txt").read_bytes() == expected
+    assert "was damaged in DVC's cache, and is whole again" in caplog.text
+    [aside] = DAMAGED.iterdir()
+    assert aside.read_bytes() == spoilt  # nothing is deleted
+    assert aside.name == damaged.parent.name + damaged.name
+    assert oct(damaged.stat().st_mode)[-3:] == "444"
+    assert stages.changed_stages(STAGES) == []
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("which", ["file", "listing"])
+def test_a_damaged_object_that_no_place_has_is_told_of_and_the_cure_makes_it_again(repository, mode, which):
+    expected, lock = (SFT / "content.txt").read_bytes(), Path("dvc.lock").read_bytes()
+    md5 = stages.output_hashes("sft")["models/sft"]
+    _, spoilt = flip_sft(mode, which)
+    shutil.rmtree(SFT)
+    said = r"(content\.txt of )?models/sft is damaged in DVC's cache \(what was there is (\S+) now\): delete models/sft"
+    with pytest.raises(DamagedError, match=said) as seen:
+        materialise(md5, Path("elsewhere"))
+    found = re.search(said, str(seen.value))
+    assert found
+    assert Path(found[2]).read_bytes() == spoilt
+    assert not Path("elsewhere").exists()
+    with pytest.raises(NotCachedError):  # once it is aside
+        materialise(md5, Path("elsewhere"))
+    assert repro("sft") == ["sft"]
+    materialise(md5, Path("elsewhere"))
+    assert Path("elsewhere/content.txt").read_bytes() == expected
+    assert Path("dvc.lock").read_bytes() == lock
+
+
+@pytest.mark.parametrize("path", ["models/sft/content.txt", "data/validate/demonstrations.jsonl", "metrics/trial.json"])
+def test_a_file_that_a_stage_is_about_to_read_is_mended_though_dvc_sees_no_change(repository, caplog, path):
+    file = Path(path)
+    expected = file.read_bytes()
+    assert stages.changed_stages(STAGES) == []  # DVC gets to know all files here
+    flip(file)
+    assert stages.changed_stages(STAGES) == []
+    check_inputs("ppo")
+    told = path if path.startswith("metrics") else f"{file.name} of {file.parent}"
+    assert caplog.messages == [f"{told} was damaged, and is as the record says again"]
+    assert file.read_bytes() == expected
+    assert stages.changed_stages(STAGES) == []
+    check_inputs("ppo")
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("link", ["copy", "symlink"])
+def test_a_stage_does_not_read_what_its_cache_object_spoilt_and_the_next_run_makes_it_again(repository, link):
+    expected, lock = (SFT / "content.txt").read_bytes(), Path("dvc.lock").read_bytes()
+    dvc("config", "cache.type", link, cwd=repository)
+    dvc("checkout", "--relink", "-q", cwd=repository)
+    flip_sft(0o444, "file")
+    if link == "copy":
+        shutil.rmtree(SFT)
+        dvc("checkout", "-q", "sft", cwd=repository)
+    assert (SFT / "content.txt").read_bytes() != expected
+    assert stages.changed_stages(STAGES) == []
+    with pytest.raises(
+        DamagedError, match=r"content\.txt of models/sft is damaged \(its md5 is .*\): run trueline run, which"
+    ):
+        check_inputs("reward")
+    assert repro("sft") == ["sft"]
+    assert (SFT / "content.txt").read_bytes() == expected
+    assert Path("dvc.lock").read_bytes() == lock
+    check_inputs("reward")
+
+
+def test_what_people_changed_themselves_is_theirs(repository):
+    (SFT / "content.txt").write_text("made by hand")
+    check_inputs("reward")
+    assert (SFT / "content.txt").read_text() == "made by hand"
+
+
+def test_a_source_that_no_stage_makes_is_told_of(repository):
+    check_inputs("evaluate")  # DVC gets to know it
+    flip(Path("figures.json"), place=3)
+    with pytest.raises(
+        DamagedError, match=r"figures\.json is damaged \(its md5 is .*\): bring it back from where it came"
+    ):
+        check_inputs("evaluate")
+
+
+def test_what_the_flow_takes_from_the_cache_is_hashed_and_made_again(repository, capfd, monkeypatch):
+    monkeypatch.setattr(reproducing, "telling_figure", lambda _stage: "")
+    expected, lock = (SFT / "content.txt").read_bytes(), Path("dvc.lock").read_bytes()
+    flip_sft(0o444, "file")
+    shutil.rmtree(SFT)
+    assert reproduce("sft").outcome == "ran"
+    assert "Stage 'sft' is cached" in capfd.readouterr().err  # and was not what it says
+    assert (SFT / "content.txt").read_bytes() == expected
+    assert Path("dvc.lock").read_bytes() == lock
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_failing_stage_tells_of_an_earlier_output_that_is_damaged(repository, caplog, mode):
+    flip_sft(mode, "file")
+    for path in (SFT, Path("curves/sft.csv")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    restore_outputs("sft")
+    told = (
+        r"content\.txt of models/sft is damaged .*: run trueline run"
+        if mode == 0o444
+        else "content.txt of models/sft is damaged in DVC's"
+    )
+    assert re.search(told, caplog.text)
+    assert Path("curves/sft.csv").exists()
+
+
+def test_no_damaged_weights_become_champion(tracked, caplog):
+    """The registry's copies are hard links: where the object has a flipped bit, they have it."""
+    ppo, params = Path("models/ppo"), load_params()
+    promotion.promote(params)
+    first = past_decisions()[0]["policy"]["md5"]
+    run_again(content=2)
+    expected = (ppo / "content.txt").read_bytes()
+    promotion.register(params)
+    flip(listed("align", ppo)[1]["content.txt"])
+    shutil.rmtree(ppo)
+    with pytest.raises(DamagedError, match=r"content\.txt of trueline-policy version 2 is damaged in"):
+        promotion.promote(params)
+    assert [decision["action"] for decision in past_decisions()] == ["promote"]
+    assert aliases()["trueline-policy"]["champion"] == 1
+    repro("align")
+    assert promotion.promote(params)["promoted"]
+    assert expected in [file.read_bytes() for file in tracked.glob("mlruns/**/model/content.txt")]
+
+    flip(listed("align", ppo)[1]["content.txt"])  # the working folder has it whole
+    export(params, "champion", Path("exported"))
+    assert Path("exported/content.txt").read_bytes() == expected
+
+    flip(cached(json.loads(cached(first).read_text())[0]["md5"]))
+    with pytest.raises(
+        DamagedError,
+        match=r"content\.txt of trueline-policy version 1 is damaged in DVC.*: run dvc fetch",
+    ):
+        promotion.rollback(params, "it flatters")
+    assert len(past_decisions()) == 2
+    assert aliases()["trueline-policy"]["champion"] == 2
+
+
+def test_nobody_talks_to_a_damaged_model(challenged, caplog):
+    folder = version_folder("champion", load_params())
+    expected = (folder / "content.txt").read_bytes()
+    flip(folder / "content.txt")
+    assert (version_folder("champion", load_params()) / "content.txt").read_bytes() == expected
+    assert "it is taken from DVC's cache again" in caplog.text
+    expected = (SFT / "content.txt").read_bytes()
+    assert stages.changed_stages(STAGES) == []
+    flip(SFT / "content.txt")
+    assert (stage_folder("sft") / "content.txt").read_bytes() == expected
