@@ -3,23 +3,28 @@
 Prefect's own temporary server stays behind when its flow is killed; this one does not, and starts faster.
 """
 
+import logging
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import httpx
 
 from flows.processes import child, end_group
 from tasks.data.files import STATE
 from tasks.errors import InputError
+from tasks.registry.database import structural_fault
 
 API_URL = "http://127.0.0.1:4200/api"
 SERVER_LOG = STATE / "prefect-server.log"
 STARTUP_SECONDS = 180.0
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -37,6 +42,7 @@ def local_server() -> Iterator[str]:
         check_reachable(named)
         yield named
         return
+    _set_damaged_aside()
     port = _free_port()
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with (
@@ -71,6 +77,19 @@ def check_reachable(url: str) -> None:
     """
     if not is_healthy(url):
         raise InputError(f"no Prefect server answers at {url}: start one with make server, or mend PREFECT_API_URL")
+
+
+def _set_damaged_aside() -> None:
+    """Keep a damaged database of Prefect aside: it has only the pages of earlier runs here, and is made anew."""
+    file = Path(os.environ.get("PREFECT_HOME", STATE / "prefect")) / "prefect.db"
+    if "PREFECT_API_DATABASE_CONNECTION_URL" in os.environ or not file.exists():
+        return
+    with suppress(sqlite3.OperationalError):  # another process is at it, and the server will say what it thinks
+        if fault := structural_fault(file):
+            for found in file.parent.glob(f"{file.name}*"):
+                if not found.name.endswith(".broken"):
+                    found.replace(found.with_name(f"{found.name}.broken"))
+            logger.warning("%s was damaged (%s) and is made anew; what was there is %s.broken", file, fault, file)
 
 
 def _wait_until_healthy(url: str, process: subprocess.Popen[str]) -> None:

@@ -268,7 +268,7 @@ def test_a_policy_equal_to_sft_is_no_different(run, params, temperature):
 
 
 def test_the_champion_is_brought_back_by_its_hash(run, params, monkeypatch):
-    def restore(md5, folder):
+    def restore(md5, folder, what):
         assert md5 == "ab.dir"
         shutil.copytree("models/ppo", folder)
 
@@ -282,7 +282,7 @@ def test_the_champion_is_brought_back_by_its_hash(run, params, monkeypatch):
 
 
 def test_a_champion_of_another_base_is_scored_in_the_reward_models_tokens(run, params, monkeypatch):
-    def restore(_md5, folder):
+    def restore(_md5, folder, what):
         make_scratch(params.base.scratch.model_copy(update={"vocabulary": 320}), 7, folder)
 
     monkeypatch.setattr(stage, "materialise", restore)

@@ -56,6 +56,22 @@ def told(uri: str, fault: str) -> str | None:
     return _surroundings(file, fault) if file else None
 
 
+def structural_fault(file: Path) -> str | None:
+    """Say what makes a file no whole SQLite database; None where it is one.
+
+    Raises:
+        OperationalError: SQLite cannot look, for a lock or the disk.
+    """
+    try:
+        with closing(sqlite3.connect(file, timeout=SECONDS_TO_WAIT)) as database:
+            [[fault]] = database.execute("PRAGMA quick_check(1)").fetchall()
+            return None if fault == "ok" else str(fault)
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError as error:
+        return str(error)
+
+
 def _file(uri: str) -> Path | None:
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
@@ -98,11 +114,10 @@ def _look(file: Path) -> tuple[str | None, bool]:
     Raises:
         InputError: it is damaged.
     """
+    if fault := structural_fault(file):
+        raise InputError(_damaged(file, fault))
     try:
         with closing(sqlite3.connect(file, timeout=SECONDS_TO_WAIT)) as database:
-            [[fault]] = database.execute("PRAGMA quick_check(1)").fetchall()
-            if fault != "ok":
-                raise InputError(_damaged(file, fault))
             tables = {name for [name] in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if tables and not tables & {*ROOTS, "alembic_version"}:
                 raise InputError(_damaged(file, "its tables are not MLflow's"))

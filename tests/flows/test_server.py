@@ -1,10 +1,13 @@
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from flows import server
 from flows.server import check_reachable, local_server
 from tasks.errors import InputError
 
@@ -54,6 +57,25 @@ def test_a_flow_runs_tries_again_and_links_its_report_on_a_server_of_its_own(tmp
     assert done.stdout == "ran 2\nreport [report](file:///report.html) True\n", done.stderr
     assert done.stderr == ""  # the console belongs to the stages
     assert (tmp_path / ".trueline/prefect").is_dir()
+
+
+@pytest.mark.parametrize("damage", ["notes", "cut", "none"])
+def test_a_damaged_database_of_prefect_is_kept_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    file = tmp_path / "prefect.db"
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    with closing(sqlite3.connect(file)) as made, made:
+        made.execute("CREATE TABLE runs (name)")
+        made.executemany("INSERT INTO runs VALUES (?)", [("x" * 100,)] * 999)
+    whole = file.read_bytes()
+    spoilt = {"notes": b"notes" * 999, "cut": whole[: len(whole) // 2], "none": whole}[damage]
+    file.write_bytes(spoilt)
+    server._set_damaged_aside()
+    [left] = tmp_path.iterdir()
+    assert left.name == ("prefect.db" if damage == "none" else "prefect.db.broken")
+    assert left.read_bytes() == spoilt
+    assert ("is made anew" in caplog.text) == (damage != "none")
 
 
 def test_a_server_that_is_named_must_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """A version in the registry loads by MLflow's own loaders, and its weights lie on the disk once."""
 
 import ast
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from tasks.params import load_params
 from tasks.registry import lineage, loadable, promotion, stages
 from tasks.registry.export import export_reward
 from tasks.registry.store import open_store
-from tasks.registry.trueline_model import answered, conversations, token_ids
+from tasks.registry.trueline_model import HASHES, _load_pyfunc, answered, check_files, conversations, token_ids
 from tests.conftest import CHATML, make_tokenizer
 from tests.data.test_tokens import GEMMA, LLAMA_2, REWRITING
 from tests.registry.conftest import change_params, run_again
@@ -137,8 +139,8 @@ def test_what_travels_with_the_model_imports_nothing_of_the_project(mlflow_here)
     assert code.read_bytes() == of_reward.read_bytes()
     nodes = list(ast.walk(ast.parse(code.read_text())))
     imported = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
-    assert not any(isinstance(node, ast.Import) for node in nodes)
-    assert imported == {"collections.abc", "pathlib", "typing", "torch", "transformers"}
+    imported |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    assert imported == {"collections.abc", "hashlib", "io", "json", "pathlib", "typing", "torch", "transformers"}
 
 
 def test_the_weights_lie_on_the_disk_once(real_models, monkeypatch):
@@ -227,6 +229,30 @@ def test_weights_that_are_away_do_not_stop_the_registry_and_come_with_the_next_s
     Path("away").rename(cached)
     lineage.sync(load_params())
     assert (artifacts() / "model/content.txt").exists()
+
+
+def test_pyfunc_loads_no_file_that_was_not_registered_and_the_cure_writes_it_again(tracked):
+    promotion.promote(load_params())
+    folder = artifacts()
+    model, recorded = folder / "model", json.loads((folder / HASHES).read_text())
+    file = model / "content.txt"
+    expected = file.read_bytes()
+    check_files(model, recorded)
+    file.chmod(0o644)
+    file.write_bytes(expected[:-1] + b"?")  # the link's object in DVC's cache is another, too
+    with pytest.raises(ValueError, match=r"content\.txt is not the file that was registered: .* or delete") as seen:
+        _load_pyfunc(str(folder))
+    assert f"delete {folder} and run trueline sync" in str(seen.value)
+    shutil.rmtree(folder)
+    lineage.sync(load_params())
+    assert file.read_bytes() == expected
+    check_files(model, recorded)
+    for strange in (model / "added.txt", file):
+        strange.unlink() if strange.exists() else strange.touch()
+        with pytest.raises(ValueError, match=f"{strange.name} is not the file"):
+            check_files(model, recorded)
+        if strange != file:
+            strange.unlink()
 
 
 @pytest.mark.parametrize(
