@@ -116,6 +116,11 @@ def _message(item: object, name: str) -> Message:
         raise ShapeError(f"{name} has the {role} {quoted(speaker)} where one of {', '.join(ROLES)} is needed")
     ours = ROLES[speaker.lower()]
     _check_others(item, {role, content}, ours, name)
+    if isinstance(item[content], list):
+        raise ShapeError(
+            f"the content of {name} is a list of parts where a text is needed (write their texts as one; images, audio "
+            "and the like are not read)"
+        )
     return Message(role=ours, content=as_text(item[content], f"the {content} of {name}"))
 
 

@@ -17,6 +17,7 @@ ROWS_AT_ONCE = 1024
 BYTES_AT_ONCE = 2**26  # of their texts
 # A file may unpack to this, or to so many times its own bytes: text is packed to a tenth, and to a hundredth at most.
 UNPACKED_BYTES, UNPACKED_TIMES = 2**30, 1000
+UNREADABLE = (OverflowError, ValueError, LookupError)  # far dates, broken text, clocks of nowhere
 BYTES_A_ROW = 50  # what an empty row takes at least
 
 
@@ -138,7 +139,7 @@ def _values(column: "pyarrow.Array", kind: "pyarrow.DataType") -> list[Any]:
         column = column.cast(kind)  # quicker than to read each value from its dictionary
     try:
         values: list[Any] = column.to_pylist()
-    except (OverflowError, ValueError):
+    except UNREADABLE:
         return [_value(value) for value in column]
     return values
 
@@ -146,6 +147,6 @@ def _values(column: "pyarrow.Array", kind: "pyarrow.DataType") -> list[Any]:
 def _value(scalar: "pyarrow.Scalar") -> object:
     try:
         value: object = scalar.as_py()
-    except (OverflowError, ValueError) as error:
+    except UNREADABLE as error:
         return Unreadable(str(error))
     return value

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tasks.data.columns import Fields, Tally, check_ignored, count_unused, opened, rename
 from tasks.data.conversations import Turn, answered_turns, as_answer, as_pair, as_prompt, with_system
 from tasks.data.labels import LABEL_COLUMNS, compared
-from tasks.data.messages import ShapeError, as_messages, as_text, context_only, listed
+from tasks.data.messages import ShapeError, as_messages, as_text, context_only, is_nothing, listed
 from tasks.data.names import WHOLE_NUMBER, as_name
 from tasks.data.records import TAGS, Kind, Message, Vote
 from tasks.data.rows import BadRows, RawRow
@@ -62,9 +62,13 @@ def shape_rows(
         InputError: the columns fit no shape, the column map is wrong, or rows were bad.
     """
     shape: Shape | None = None
+    better: list[set[str]] = []
     for row, fields in rows:
-        shape = shape or recognise(fields, kind, source)
+        if shape is None:
+            shape = recognise(fields, kind, source)
+            better = _better_columns(shape, kind, source)
         try:
+            _check_same_shape(fields, shape, better, source)
             shaped = _shaped(fields, shape, kind, source, tally)._replace(source=name, row=row)
         except ShapeError as error:
             bad.add(row, f": {error}")
@@ -99,9 +103,10 @@ def recognise(fields: Mapping[str, Any], kind: Kind, source: Source) -> Shape:
         known = {*shape.required, *shape.optional, *STATEMENTS}
         if columns.issuperset(shape.required) and known.issuperset(source.columns):
             return shape
+    left = [name for name in fields if name not in source.ignore]
     needed = " or ".join(f"({_listed(shape.required)})" for shape in SHAPES[kind])
     raise InputError(
-        f"{source.source} has the columns {listed(fields) or '(none)'}, but {kind} need {needed}: "
+        f"{source.source} has the columns {listed(left) or '(none)'}, but {kind} need {needed}: "
         f"name yours under prepare.{kind}.columns in params.yaml, as in {SHAPES[kind][0].required[0]}: <your column>"
     )
 
@@ -121,6 +126,27 @@ def _check_map(fields: Mapping[str, Any], kind: Kind, source: Source) -> None:
                 f"{setting} in params.yaml maps {ours} to {theirs!r}, but the columns of {source.source} are "
                 f"{listed(fields) or '(none)'}: name one of them"
             )
+
+
+def _better_columns(shape: Shape, kind: Kind, source: Source) -> list[set[str]]:
+    """Give the columns, as the file names them, of each shape that would have been taken before this one."""
+    before = SHAPES[kind][: SHAPES[kind].index(shape)]
+    fitting = [each for each in before if {*each.required, *each.optional, *STATEMENTS}.issuperset(source.columns)]
+    named = [{source.columns.get(name, name) for name in each.required} for each in fitting]
+    return [names for names in named if names.isdisjoint(source.ignore)]
+
+
+def _check_same_shape(fields: Fields, shape: Shape, better: Iterable[set[str]], source: Source) -> None:
+    """Refuse a row that has more than the first one had: what it has besides would not be read."""
+    for names in better:
+        if fields.keys() >= names:
+            known = {source.columns.get(name, name) for name in shape.required}
+            more = sorted(name for name in names - known if not is_nothing(fields[name]))
+            if more:
+                raise ShapeError(
+                    f"it has {_listed(more)}, which the first row has not (give all rows the same columns, with null "
+                    "where there is nothing)"
+                )
 
 
 def _of_shape(named: Fields, shape: Shape, columns: Mapping[str, str]) -> Fields:

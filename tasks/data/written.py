@@ -17,7 +17,7 @@ BEGINS = re.compile(r"""\s*(?:\[\s*)?\{\s*["']""")
 BEGINS_TEXTS = re.compile(r"""\s*\[\s*["']""")
 # A list of messages in any dialect; numpy writes no commas between them, and array( before them.
 LOOKS_WRITTEN = re.compile(
-    r"""\s*(?:array\(\s*)?\[\s*\{\s*["'](?:role|content|from|value)["']\s*:.*\}\s*\]\s*(?:,\s*dtype=object\s*\))?\s*""",
+    r"""(?:array\(\s*)?\[\s*\{\s*["'](?:role|content|from|value)["']\s*:.*\}\s*\](?:,\s*dtype=object\s*\))?""",
     re.DOTALL,
 )
 
@@ -37,7 +37,7 @@ def read_written(value: object, name: str) -> object:
         found = _parsed(value, name)
         if found is not None:
             return found if _are_messages(found) else value
-    if LOOKS_WRITTEN.fullmatch(value) and any(all(key in value for key in keys) for keys in KEYS):
+    if LOOKS_WRITTEN.fullmatch(value.strip()) and any(all(key in value for key in keys) for keys in KEYS):
         raise ShapeError(
             f"{name} looks like a conversation written out as a text, but is neither JSON nor a list of Python's "
             "(write it as a list; a text that is meant as it stands goes into one message, {role, content})"
@@ -58,7 +58,7 @@ def _parsed(text: str, name: str) -> object:
     try:
         return parse_json(text)
     except JsonError as fault:
-        if "twice" in str(fault) and LOOKS_WRITTEN.fullmatch(text):
+        if "twice" in str(fault) and LOOKS_WRITTEN.fullmatch(text.strip()):
             raise ShapeError(f"{name} {fault}") from None
     if len(text) > LONGEST_PYTHON:
         return None

@@ -53,6 +53,10 @@ def test_bad_text(value, said):
         ([{"role": "user", "content": None}], "the content of message 1 of x is null where a text is needed"),
         ([user("u"), {"role": "tool", "content": "t"}], "message 2 of x has the role 'tool' where one of system"),
         ([{"from": 1, "value": "t"}], "the from of message 1 of x is the number 1"),
+        (
+            [user("u") | {"content": [{"type": "image"}]}],
+            "the content of message 1 of x is a list of parts where a text",
+        ),
     ],
 )
 def test_bad_messages(value, said):

@@ -100,6 +100,15 @@ def test_a_date_out_of_range_harms_nothing_but_itself():
     assert (first["in"], second["in"]) == (Unreadable("date value out of range"), [])
 
 
+def test_nor_does_a_clock_of_nowhere_or_broken_text():
+    broken = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff")]
+    )
+    write({"prompt": ["p"], "when": pa.array([0], pa.timestamp("us", tz="Mars/Phobos")), "broken": broken})
+    [row] = rows()
+    assert (row["prompt"], type(row["when"]), type(row["broken"])) == ("p", Unreadable, Unreadable)
+
+
 def test_a_small_file_of_long_texts_is_refused_before_it_fills_memory():
     write({"chosen": repeated("a" * 5_000_000, 1000)}, compression="zstd")  # 5 GB in two kilobytes
     size = FILE.stat().st_size

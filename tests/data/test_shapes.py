@@ -8,7 +8,7 @@ import pytest
 from tasks.data.columns import Tally
 from tasks.data.records import Kind
 from tasks.data.rows import BadRows, RawRow
-from tasks.data.shapes import SHAPES, ShapedRow, shape_rows
+from tasks.data.shapes import SHAPES, ShapedRow, recognise, shape_rows
 from tasks.errors import InputError
 from tasks.params import Source
 
@@ -356,3 +356,44 @@ def test_an_answer_of_weight_0_is_context_only():
 def test_the_column_map_may_name_what_a_row_says_about_itself():
     [row] = shaped("demonstrations", {"prompt": "Hi", "response": "No", "thumbs": "down"}, label="thumbs")
     assert row.left is not None and row.left.reason == "label"
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "later", "more"),
+    [
+        ("prompts", {"prompt": "Hi"}, {"prompt": "Hi", "references": ["Hello"]}, "references"),
+        ("prompts", {"prompt": "Hi"}, {"prompt": "Hi", "response": "Hello"}, "response"),
+        (
+            "preferences",
+            {"chosen": [U, A], "rejected": [U, B]},
+            {"prompt": "Hi", "chosen": "a", "rejected": "b"},
+            "prompt",
+        ),
+        (
+            "demonstrations",
+            {"messages": [U, A]},
+            {"messages": [U, A], "prompt": "Hi", "response": "No"},
+            "prompt, response",
+        ),
+    ],
+)
+def test_a_row_that_has_more_than_the_first_is_refused(kind, first, later, more):
+    said = rf"row 2: it has {more}, which the first row has not \(give all rows the same columns"
+    with pytest.raises(InputError, match=said):
+        shaped(kind, first, later)
+    nothing = dict.fromkeys(later)
+    assert len(shaped(kind, first, nothing | first)) == 2
+    assert len(shaped(kind, later, nothing | later)) == 2
+
+
+def test_columns_that_are_ignored_are_no_part_of_a_shape():
+    source = Source(source="f.jsonl", columns={}, ignore=["prompt"], limit=None)
+    row = {"prompt": "Hi", "response": "No", "messages": [U, A]}
+    bad, tally = BadRows("f.jsonl"), Tally.empty()
+    raw = [RawRow(1, row), RawRow(2, row)]
+    found = list(shape_rows(raw, "demonstrations", source, "f.jsonl", bad=bad, tally=tally))
+    assert [each.entries for each in found] == [[{"prompt": [U], "response": "Hello"}]] * 2
+    with pytest.raises(
+        InputError, match=r"^f\.jsonl has the columns response, but demonstrations need \(prompt, response\)"
+    ):
+        recognise({"prompt": "Hi", "response": "No"}, "demonstrations", source)

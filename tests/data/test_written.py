@@ -69,6 +69,12 @@ def test_a_key_that_stands_twice_is_refused():
         read_written('[{"role": "user", "content": "a", "content": "b"}]', "chosen")
 
 
+def test_no_text_takes_long():
+    for end in (" " * 100_000 + "x", "}" * 100_000, ("}" + " " * 300) * 1000 + "x", "] " * 100_000, "\\" * 100_000):
+        text = '[{"role": "user", "content": "x"}]' + end
+        assert read_written(text, "chosen") == text
+
+
 @given(strategies.lists(strategies.text(), min_size=1))
 def test_no_text_in_a_message_is_changed(texts):
     said = [{"role": "user", "content": text} for text in texts]
