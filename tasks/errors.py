@@ -1,8 +1,11 @@
 """The one error that is the user's to mend, and one of the machine's."""
 
+import os
+import re
+
 from tasks.shown import quoted, sentence
 
-__all__ = ["InputError", "is_company_lost", "is_out_of_memory", "quoted"]
+__all__ = ["InputError", "error_of_the_system", "is_company_lost", "is_out_of_memory", "quoted"]
 
 
 class InputError(Exception):
@@ -27,3 +30,14 @@ def is_company_lost(error: BaseException) -> bool:
     """Tell whether a process cannot reach another that trains with it; torch need not have been loaded."""
     named = any(kind.__name__ == "DistError" for kind in type(error).__mro__)  # torch's, of NCCL and of meeting
     return named or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def error_of_the_system(error: BaseException) -> OSError | None:
+    """Give the system's error that a library hides in its own: torch behind it, safetensors by number in its text."""
+    if isinstance(error, OSError):
+        return error
+    hidden = error.__cause__ or error.__context__
+    if isinstance(hidden, OSError):
+        return OSError(hidden.errno, hidden.strerror)
+    quoted_number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(quoted_number[1]), os.strerror(int(quoted_number[1]))) if quoted_number else None

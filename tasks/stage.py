@@ -8,7 +8,6 @@ into 255, so the kind and the sentence are also left in a note for whoever start
 import ctypes
 import errno
 import os
-import re
 import signal
 import sys
 import threading
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 
 from tasks import STARTED_BY, progress
 from tasks.data.files import STATE, read_json, write_json
-from tasks.errors import InputError, is_company_lost, is_out_of_memory
+from tasks.errors import InputError, error_of_the_system, is_company_lost, is_out_of_memory
 from tasks.params import Params, load_params
 from tasks.places import FULL, check_places
 from tasks.shown import clean_logs, clean_traceback, sentence
@@ -119,16 +118,11 @@ def classify(error: BaseException) -> tuple[FailureKind, str]:
 
 
 def _of_the_system(error: BaseException) -> OSError | None:
-    """The system's error; of a full or read-only disk also where a library hides it behind or in one of its own."""
-    if isinstance(error, OSError):
-        return error
-    hidden = error.__cause__ or error.__context__
-    number = hidden.errno if isinstance(hidden, OSError) else None
-    if quoted := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors
-        number = int(quoted[1])
-    elif "database or disk is full" in str(error):  # sqlite
-        number = errno.ENOSPC
-    return OSError(number, os.strerror(number)) if number in (*FULL, errno.EROFS) else None
+    """The system's error; a hidden one only of a full or read-only disk, since any other may be beside the point."""
+    if "database or disk is full" in str(error):  # sqlite
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    found = error_of_the_system(error)
+    return found if found is error or (found and found.errno in (*FULL, errno.EROFS)) else None
 
 
 def last_failure() -> Failure | None:

@@ -84,15 +84,28 @@ def test_what_a_template_refuses_or_loses_is_told(folder: Path, caplog: pytest.L
     assert [message[: len(told)] for message in caplog.messages] == [told]
 
 
-def test_a_template_that_never_ends_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+LOOPS = "".join(f"{{% for {name} in range(99999) %}}" for name in "abc") + "{% endfor %}" * 3
+# As in DeepSeek-R1's: the generation prompt opens the thinking, which is gone once there is an answer.
+THINKING = (
+    "{% for m in messages %}{% if m.role == 'user' %}<user>{{ m.content }}{% else %}<assistant>"
+    "{{ m.content.split('</think>')[-1] }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant><think>\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [(LOOPS + CHATML, "runs over 0.5 seconds"), (THINKING, "does not write the answer behind the prompt")],
+)
+def test_what_cannot_be_used_names_the_setting_which_then_works(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, template: str, said: str
+) -> None:
     monkeypatch.setattr("tasks.data.rendering.SECONDS", 0.5)
-    loops = "".join(f"{{% for {name} in range(99999) %}}" for name in "abc") + "{% endfor %}" * 3
-    (folder / "chat_template.jinja").write_text(loops + CHATML)
-    with pytest.raises(
-        InputError, match=r"^given: its chat template runs over 0.5 seconds: mend it or set base.chat_tem"
-    ):
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(InputError, match=f"^given: its chat template {said}: mend it or set base.chat_template"):
         settle(folder)
     settle(folder, chat_template="plain")
+    assert load_tokenizer(folder).chat_template == TEMPLATES["plain"]
 
 
 # --- Padding
