@@ -105,7 +105,8 @@ def _drop_repeated(store: Store, kept: "Run", others: "list[Run]") -> None:
     """
     for run in others:
         host, its_host = (each.data.tags.get("process", "").rpartition(":")[0] for each in (kept, run))
-        if host and host == its_host:
+        same = run.data.tags.get("status") == kept.data.tags.get("status")  # one that ran tells more than one restored
+        if same and host and host == its_host:
             store.client.set_tag(run.info.run_id, "repeats", kept.info.run_id)
             store.client.delete_run(run.info.run_id)
 

@@ -144,11 +144,12 @@ def is_passing(error: "MlflowException") -> bool:
 
 def fault_of(error: BaseException) -> str | None:
     """Say that MLflow failed in the middle of something, where it did so for a reason that may pass."""
-    if not type(error).__module__.startswith("mlflow."):  # without loading it
+    library = type(error).__module__.partition(".")[0]  # without loading it
+    if library not in ("mlflow", "requests"):
         return None
     from mlflow.exceptions import MlflowException
 
-    if not isinstance(error, MlflowException) or not is_passing(error):
+    if isinstance(error, MlflowException) and not is_passing(error):
         return None
     uri, reason = tracking_uri(), _reason(error)
     return told(uri, reason) or (

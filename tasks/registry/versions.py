@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
+COUNTED_TO = "counted_to"  # the number that a version is meant to have
 
 
 def holder(store: Store, params: Params, alias: str) -> Holder | None:
@@ -186,11 +187,12 @@ def carry_out(store: Store, params: Params, decision: Decision, turn: Turn) -> N
     champion, previous = decision["policy"], decision["previous"]
     number = str(champion["version"])
     turn.check()
-    client.update_model_version(names.policy, number, _description(decision)[:5000])
+    client.update_model_version(names.policy, number, markdown(_said(decision))[:5000])  # MLflow's pages show that
     moves = [each["id"] for each in past_decisions() if each["action"] in MOVES]
     after = moves[moves.index(decision["id"]) - 1] if moves[0] != decision["id"] else "none"
     tags = _policy_tags(champion["account"], champion["reward_version"])
-    for tag, value in {**tags, "decision": decision["id"], "decided_after": after}.items():
+    tags |= {"decision": decision["id"], "decided": _said(decision)[:5000], "decided_after": after}
+    for tag, value in tags.items():
         client.set_model_version_tag(names.policy, number, tag, value)
     _furnish(store, params, champion, upload=True)  # before the alias: what is called champion can be loaded
     turn.check()  # again: to upload a model takes minutes
@@ -225,7 +227,7 @@ def _overtaken(store: Store, params: Params, done: str, ours: Decision) -> str:
 
 def _unknown(store: Store, params: Params, done: str) -> str:
     last = _carried_out_version(store, params, done)
-    told = f" (version {last.version}: {last.description})" if last and last.description else ""
+    told = f" (version {last.version}: {last.tags['decided']})" if last and "decided" in last.tags else ""
     return f"{DECISIONS} lacks decision {done}, which the registry has carried out{told}"
 
 
@@ -240,12 +242,10 @@ def _set_alias(store: Store, params: Params, alias: str, place: Place | None) ->
         store.client.set_registered_model_alias(params.registry.policy, alias, str(place["version"]))
 
 
-def _description(decision: Decision) -> str:
-    """Say in Markdown, which MLflow's pages show, what was decided."""
+def _said(decision: Decision) -> str:
     review = decision["review"]
     approved = f", approved by {review['by']}" if review else ""
-    said = f"{decision['action']} {decision['time']} by {decision['who']}{approved}: {' '.join(decision['reasons'])}"
-    return markdown(said)
+    return f"{decision['action']} {decision['time']} by {decision['who']}{approved}: {' '.join(decision['reasons'])}"
 
 
 def _what_there_is(store: Store, name: str) -> str:
@@ -309,7 +309,8 @@ def _create(store: Store, name: str, folder: Path, tags: dict[str, str], number:
     source = client.get_logged_model(model_id).artifact_location
     ensure_model(store, name)
     while True:
-        version = client.create_model_version(name, source, run_id, {**tags, "model_id": model_id}, model_id=model_id)
+        known = {**tags, "model_id": model_id, COUNTED_TO: str(number)}
+        version = client.create_model_version(name, source, run_id, known, model_id=model_id)
         if int(version.version) >= number:
             return version
         client.delete_model_version(name, version.version)  # MLflow counts by itself and uses no number twice
@@ -335,14 +336,23 @@ def _recreate(store: Store, params: Params, decisions: list[Decision]) -> None:
     lost = {decision["policy"]["version"]: decision["policy"] for decision in decisions}  # the newest account of each
     for policy in sorted(lost.values(), key=lambda policy: policy["reward_version"]):
         account, number = policy["account"], policy["reward_version"]
-        reward = find_version(store, params.registry.reward, account["reward"]["md5"])
+        reward = _found_again(store, params.registry.reward, account["reward"]["md5"], number)
         _check_number(reward or _create_reward(store, params, account, number), number)
     for number, policy in sorted(lost.items()):
-        found = find_version(store, params.registry.policy, policy["md5"])
+        found = _found_again(store, params.registry.policy, policy["md5"], number)
         if found is None:
             found = _create_policy(store, params, policy["account"], policy["reward_version"], number)
             _furnish(store, params, policy)
         _check_number(found, number)
+
+
+def _found_again(store: Store, name: str, md5: str, number: int) -> "ModelVersion | None":
+    """Find a version by its content; what a kill left of counting to its number is deleted."""
+    found = find_version(store, name, md5)
+    if found and int(found.version) < number and found.tags.get(COUNTED_TO) == str(number):
+        store.client.delete_model_version(name, found.version)
+        return None
+    return found
 
 
 def _check_number(version: "ModelVersion", recorded: int) -> None:

@@ -184,6 +184,21 @@ def test_a_full_disk_under_the_database_is_a_sentence(challenged, monkeypatch, c
     assert promotion.promote(params)["champion"] == 2
 
 
+def test_a_new_database_whose_making_was_killed_while_it_counted_is_made_to_its_end(challenged, monkeypatch):
+    params = load_params()
+    promotion.promote(params)
+    record = Path("decisions.jsonl")
+    record.write_text(record.read_text().replace('"policy": {"version": 2,', '"policy": {"version": 4,'))
+    client = open_store("trueline").client
+    for name in ("trueline-policy", "trueline-reward"):
+        client.delete_registered_model(name)
+    kill(
+        monkeypatch, lambda: promotion.register(params), lambda write: write == "delete_model_version trueline-policy 2"
+    )
+    lineage.sync(params)
+    assert aliases()["trueline-policy"] == {"champion": 4, "previous": 1}
+
+
 def finished_runs(key):
     store = open_store("trueline")
     return store.client.search_runs([store.experiment_id], f"tags.key = '{key}' and attributes.status = 'FINISHED'")
