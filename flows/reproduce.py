@@ -13,6 +13,7 @@ from tasks.errors import InputError
 from tasks.escapes import visible
 from tasks.registry.cache import DamagedError
 from tasks.registry.contents import check_outputs
+from tasks.shown import without_secrets
 from tasks.stage import FAILURE_NOTE, Failure, last_failure
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def _reproduce(stage: str) -> tuple[StageRun, bool]:
             ran = ran or line.startswith(f"Running stage '{stage}'")
             was_restored = was_restored or line.startswith(f"Stage '{stage}' is cached")
             if line.strip() and not line.startswith(BOOKKEEPING):
-                sys.stderr.write(visible(line))
+                sys.stderr.write(visible(without_secrets(line)))
         if process.wait() != 0:
             raise _error(stage)
     run = StageRun(stage, "ran" if ran else "reused", time.monotonic() - started, telling_figure(stage))

@@ -21,7 +21,7 @@ HIDDEN = "…"
 SHORTEST_SECRET = 6  # characters: a shorter one may be any word, and is taken out of addresses alone
 # In an address: user and password, and what follows a question mark. Elsewhere: what its name tells to be a secret.
 _USER = re.compile(r"(?<=://)[^\s'\"<>/]*@")
-_QUERY = re.compile(r"(://[^\s'\"<>?]*\?)[^\s'\"<>#)]*[^\s'\"<>#):;,.]")
+_QUERY = re.compile(r"(://(?:(?!://)[^\s'\"<>?])*\?)[^\s'\"<>#)]*[^\s'\"<>#):;,.]")
 _HEADER = re.compile(r"(authorization['\"]?\s*[:=]\s*b?['\"]?)(?:\w+ +)?[^\s'\"]+", re.IGNORECASE)
 _NAMED = re.compile(r"\b((?:password|passwd|token|secret|api_?key)=)[^\s'\"&;,)]+", re.IGNORECASE)
 # Variables that hold a secret, and addresses in any variable that hold a password, which may hold a slash or an @.
@@ -34,11 +34,13 @@ def sentence(text: str) -> str:
 
     Of a long one the middle is left out: its beginning says where, its end how to mend it.
     """
-    line = one_line(" ".join(without_secrets(text).split("\n")))
-    if len(line) <= LONGEST_SENTENCE:
-        return line
-    left_out = f" {HIDDEN} ({len(line) - LONGEST_SENTENCE:,} characters left out) {HIDDEN} "
-    return f"{line[: LONGEST_SENTENCE - LONGEST_END]}{left_out}{line[-LONGEST_END:]}"
+    clean = " ".join(without_secrets(text).split("\n"))
+    length = len(clean) if len(clean) > LONGEST_SENTENCE else len(one_line(clean))
+    if length <= LONGEST_SENTENCE:
+        return one_line(clean)
+    beginning, end = clean[: LONGEST_SENTENCE - LONGEST_END], clean[-LONGEST_END:]
+    left_out = f" {HIDDEN} ({length - LONGEST_SENTENCE:,} characters left out) {HIDDEN} "
+    return f"{one_line(beginning)[: len(beginning)]}{left_out}{one_line(end)[-LONGEST_END:]}"
 
 
 def quoted(value: object) -> str:

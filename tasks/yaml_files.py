@@ -51,7 +51,13 @@ def read_yaml(path: Path) -> object:
         FileNotFoundError: there is none.
         InputError: it is no file, too large, no UTF-8 or no YAML, or not all readers read the same.
     """
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, and some devices never end
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, PermissionError):
+        raise
+    except OSError as error:  # a link to itself, a name that is too long
+        raise InputError(f"{path} cannot be read ({error.strerror}): mend its name or link") from None
+    if not stat.S_ISREG(mode):  # a pipe would be waited for, and some devices never end
         raise InputError(f"{path} is no file: put a text file in its place")
     with path.open("rb") as file:
         content = file.read(MOST_BYTES + 1)

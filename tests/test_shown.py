@@ -4,6 +4,7 @@ import base64
 import logging
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -17,6 +18,13 @@ def test_a_sentence_that_quotes_five_megabytes_keeps_its_beginning_and_its_cure(
     assert len(said) < LONGEST_SENTENCE + 50
     assert said.startswith("raw.csv row 3 holds xxx")
     assert said.endswith("xxx: mend it")
+
+
+@pytest.mark.parametrize("part", ["://", "://a@", "://?", "authorization:", "password=", " ", "\n", "\x1b"])
+def test_no_text_is_looked_through_for_long(part: str) -> None:
+    started = time.process_time()
+    InputError(part * (5_000_000 // len(part)))
+    assert time.process_time() - started < 20
 
 
 def test_a_bug_is_noted_within_bounds() -> None:

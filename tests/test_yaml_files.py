@@ -73,6 +73,12 @@ def test_what_is_no_file_is_not_waited_for(make: Callable[[Path], None]) -> None
         load_params()
 
 
+def test_a_link_to_itself_is_told() -> None:
+    Path("params.yaml").symlink_to("params.yaml")
+    with pytest.raises(InputError, match=r"^params\.yaml cannot be read \(Too many levels of symbolic links\): mend"):
+        load_params()
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

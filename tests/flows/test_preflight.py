@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.doctor import check_settings
 from flows.preflight import check_exists, preflight
 from flows.settings import configure
 from tasks.errors import InputError
@@ -77,3 +78,15 @@ def test_a_name_that_no_file_can_have() -> None:
     said = r"^params\.yaml: base\.source is x*, which cannot be reached \(File name too long\): trueline configure"
     with pytest.raises(InputError, match=said):
         check_exists("base.source", "x" * 300)
+
+
+def test_what_dvc_cannot_read_is_told_before_it_starts_and_by_doctor() -> None:
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    judge = "llm_judge: {url: http://127.0.0.1:8000/v1, model: m, prompts: 12}"
+    Path("params.yaml").write_text(text.replace("llm_judge: null", judge), encoding="utf-8")
+    said = r"evaluate\.llm_judge\.url is 'http://127\.0\.0\.1:8000/v1' to one reader .* write \"http://127"
+    with pytest.raises(InputError, match=rf"^params\.yaml row \d+: {said}"):
+        preflight()
+    [finding] = check_settings()
+    assert (finding.check, finding.level) == ("settings", "fail")
+    assert "DVC's cannot read it" in finding.found
