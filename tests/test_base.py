@@ -243,7 +243,8 @@ def test_a_hub_model_is_fetched_at_its_revision_with_safe_files_only(settings, f
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     run(settings, pointer(f"hub: some/model\nrevision: {SHA}\n"))
     assert (asked["repo_id"], asked["revision"]) == ("some/model", SHA)
-    assert "*.safetensors" in asked["allow_patterns"]
+    assert {"*.safetensors", "adapter_config.json"} <= set(asked["allow_patterns"])
+    assert {"*/*.safetensors", "consolidated*.safetensors"} <= set(asked["ignore_patterns"])
     assert not any(name.endswith((".bin", ".py", ".pt")) or name == "*" for name in asked["allow_patterns"])
     assert contents(BASE) == contents(folder)
     assert json.loads(Path("metrics/base.json").read_text())["source"] == "hub"

@@ -27,7 +27,7 @@ SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 VARIANT = re.compile(r"model(?:-\d{5}-of-\d{5})?\.(\w+?)(?:-\d{5}-of-\d{5})?\.safetensors")
 LARGEST_JSON = 2**26  # bytes; the index of a thousand experts has a hundredth
 # Where the hub's cache and DVC's hold a file under the hash of its content: no other file of a machine lies there.
-HUB_BLOB, DVC_OBJECT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}"), re.compile(r"files/md5/[0-9a-f]{2}/[0-9a-f]{30}")
+HUB_BLOB, DVC_OBJECT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}"), re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}")
 
 
 def copy_model(source: Path, draft: Path, name: str) -> None:
@@ -177,7 +177,7 @@ def _check_regular(source: Path, file: str, name: str) -> None:
         raise InputError(f"{name}: the link {file} leads nowhere: put the file there") from None
     if not stat.S_ISREG(mode):
         raise InputError(f"{name}: {file} is no regular file: remove it, or put the file there")
-    if path.is_symlink() and not _is_own(source.resolve(), target):
+    if not _is_own(source.resolve(), target):  # where it, or a folder on the way to it, is a link
         raise InputError(f"{name}: the link {file} leads out of the folder: put the file itself there")
 
 
@@ -188,7 +188,7 @@ def _is_own(folder: Path, target: Path) -> bool:
     repository = folder.parents[1] if folder.parent.name == "snapshots" else None
     if repository is not None and target.parent == repository / "blobs":
         return HUB_BLOB.fullmatch(target.name) is not None
-    return DVC_OBJECT.fullmatch("/".join(target.parts[-4:])) is not None
+    return DVC_OBJECT.fullmatch("/".join(target.parts[-2:])) is not None
 
 
 def _about_adapter(source: Path, name: str) -> str:

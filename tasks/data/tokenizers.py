@@ -1,11 +1,12 @@
 """The base model's tokenizer: its chat template and padding token, which every later stage uses."""
 
+import json
 import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.data.files import read_json, write_json
+from tasks.data.files import read_json, replacing
 from tasks.data.templates import TURN_END, TURN_START, choose_template, try_template
 from tasks.data.tokens import encode, load_tokenizer
 from tasks.errors import InputError
@@ -99,4 +100,6 @@ def _write_pad_id(folder: Path, pad_id: int) -> None:
     """Training masks by position, so that even a padding token equal to end-of-sequence is safe there."""
     for path in (folder / "config.json", folder / "generation_config.json"):
         if path.exists():
-            write_json(path, read_json(path) | {"pad_token_id": pad_id})
+            settings = read_json(path) | {"pad_token_id": pad_id}
+            with replacing(path) as draft:  # not write_json: the settings of some families hold Infinity
+                draft.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

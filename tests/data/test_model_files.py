@@ -199,6 +199,14 @@ def test_a_link_within_the_folder_is_followed(folder: Path):
     assert WEIGHTS in copied(folder)
 
 
+def test_a_folder_within_that_links_out_is_not_followed(folder: Path):
+    outside = folder.parent / "outside"
+    outside.mkdir()
+    (outside / "tool.jinja").write_text("{{ messages }}")
+    link(folder, "additional_chat_templates", outside)
+    assert "tool.jinja leads out of the folder" in refusal(folder)
+
+
 def test_a_folder_that_is_a_link_itself_is_taken(folder: Path):
     link(folder.parent, "linked", folder)
     assert WEIGHTS in copied(folder.parent / "linked")
@@ -221,8 +229,9 @@ def test_the_hub_caches_own_links_are_followed_and_no_others(folder: Path, digit
         copy_model(snapshot, folder.parent / "draft", "given")
 
 
-def test_links_into_the_cache_of_dvc_are_followed(folder: Path):
-    place = folder.parent / "cache/files/md5/ab" / ("c" * 30)
+@pytest.mark.parametrize("cache", ["cache/files/md5", "cache"])  # of DVC 3, and before
+def test_links_into_the_cache_of_dvc_are_followed(folder: Path, cache: str):
+    place = folder.parent / cache / "ab" / ("c" * 30)
     place.parent.mkdir(parents=True)
     (folder / WEIGHTS).rename(place)
     link(folder, WEIGHTS, place)

@@ -166,3 +166,11 @@ def test_a_setting_that_is_first_read_with_a_row_is_refused(folder: Path):
     settle(folder)
     with pytest.raises(InputError, match=r"given: its tokenizer writes no rows .*: save it again"):
         try_rows(folder, "given")
+
+
+def test_a_padding_token_is_written_beside_settings_that_are_infinite(folder: Path):
+    edit(folder / "config.json", time_step_limit=[0.0, float("inf")])
+    settle(folder, pad_token="<|im_start|>")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["time_step_limit"] == [0.0, float("inf")]
+    assert config["pad_token_id"] == load_tokenizer(folder).pad_token_id
