@@ -36,6 +36,10 @@ class ShapeError(ValueError):
     """A value that is not what its column should hold; the message says what it is and what is needed."""
 
 
+class IgnorableError(ShapeError):
+    """A column or key that may be left out knowingly: whoever knows the source tells where it is to be named."""
+
+
 def as_text(value: object, name: str) -> str:
     """Check that a value is a text that UTF-8 can hold; empty is fine here.
 
@@ -130,10 +134,7 @@ def _check_others(item: dict[str, object], read: set[str], role: str, name: str)
         return
     others = [key for key, value in item.items() if key not in read and key not in WEIGHTS and not is_nothing(value)]
     if others:
-        raise ShapeError(
-            f"{name} holds {listed(others)} beside its text, which is not read (to leave it out, name it in this "
-            "source's ignore in params.yaml)"
-        )
+        raise IgnorableError(f"{name} holds {listed(others)} beside its text, which is not read")
     learned = {is_yes(item.get(weight), f"the {weight} of {name}") for weight in WEIGHTS} - {None}
     if len(learned) > 1:
         raise ShapeError(f"the {' and '.join(WEIGHTS)} of {name} say different things")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tasks.data.columns import Fields, Tally, check_ignored, count_unused, opened, rename
 from tasks.data.conversations import Turn, answered_turns, as_answer, as_pair, as_prompt, with_system
 from tasks.data.labels import LABEL_COLUMNS, compared
-from tasks.data.messages import ShapeError, as_messages, as_text, context_only, is_nothing, listed
+from tasks.data.messages import IgnorableError, ShapeError, as_messages, as_text, context_only, is_nothing, listed
 from tasks.data.names import WHOLE_NUMBER, as_name
 from tasks.data.records import TAGS, Kind, Message, Vote
 from tasks.data.rows import BadRows, RawRow
@@ -71,7 +71,8 @@ def shape_rows(
             _check_same_shape(fields, shape, better, source)
             shaped = _shaped(fields, shape, kind, source, tally)._replace(source=name, row=row)
         except ShapeError as error:
-            bad.add(row, f": {error}")
+            way_out = f" (to leave it out, name it in prepare.{kind}.ignore in params.yaml)"
+            bad.add(row, f": {error}{way_out if isinstance(error, IgnorableError) else ''}")
             continue
         yield shaped
     bad.stop()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from tasks.data.messages import WEIGHTS, ShapeError, described, is_nothing
+from tasks.data.messages import WEIGHTS, IgnorableError, ShapeError, described, is_nothing
 from tasks.data.records import Kind
 from tasks.errors import quoted
 
@@ -74,9 +74,7 @@ def is_read(name: str, kind: Kind) -> bool:
 def _refuse_what_is_not_read(fields: Mapping[str, Any]) -> None:
     for name in sorted(NOT_READ.keys() & fields.keys()):
         if not is_nothing(fields[name]):
-            raise ShapeError(
-                f"{name} holds {NOT_READ[name]} (to leave it out, name it in this source's ignore in params.yaml)"
-            )
+            raise IgnorableError(f"{name} holds {NOT_READ[name]}")
 
 
 def _truth(value: object, name: str) -> bool | None:
@@ -85,10 +83,7 @@ def _truth(value: object, name: str) -> bool | None:
     word = str(value).strip().casefold() if isinstance(value, str | bool | int | float) else ""
     if word not in TRUTHS:
         shown = f"the text {quoted(value)}" if isinstance(value, str) else described(value)
-        raise ShapeError(
-            f"{name} is {shown} where true or false, 1 or 0 is needed (if it means something else, name it in this "
-            "source's ignore in params.yaml)"
-        )
+        raise IgnorableError(f"{name} is {shown} where true or false, 1 or 0 is needed, if it judges the row")
     return TRUTHS[word]
 
 

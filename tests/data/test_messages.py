@@ -2,7 +2,16 @@
 
 import pytest
 
-from tasks.data.messages import ShapeError, as_messages, as_text, context_only, is_nothing, is_yes, listed
+from tasks.data.messages import (
+    IgnorableError,
+    ShapeError,
+    as_messages,
+    as_text,
+    context_only,
+    is_nothing,
+    is_yes,
+    listed,
+)
 from tasks.data.rows import Unreadable
 from tests.data.test_conversations import assistant, system, user
 
@@ -84,12 +93,9 @@ def test_bad_messages(value, said):
 )
 def test_what_a_message_holds_beside_its_text_is_refused(more):
     [key] = more
-    with pytest.raises(ShapeError) as error:
+    with pytest.raises(IgnorableError) as error:
         as_messages([user("u"), assistant("a") | more], "messages")
-    assert str(error.value) == (
-        f"message 2 of messages holds {key} beside its text, which is not read (to leave it out, name it in this "
-        "source's ignore in params.yaml)"
-    )
+    assert str(error.value) == f"message 2 of messages holds {key} beside its text, which is not read"
 
 
 @pytest.mark.parametrize(
