@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.data.files import MODELS, STATE, read_json
+from tasks.data.model_files import weight_files
 from tasks.errors import InputError
 from tasks.params import EXAMPLE, Params
 from tasks.places import check_places, check_real, check_writable
 from tasks.registry.stages import Places, needs_git, places, unfinished_stages
+from tasks.stage import classify
 
 GIGABYTE = 2**30
 # Rows, pages, metrics and mlflow.db of a run, whatever its model.
 ROOM_BESIDE_MODELS = GIGABYTE // 4
-MODEL_STAGES = ("base", "sft", "reward", "judge", "align")
+TRAINERS = ("sft", "reward", "judge", "align")
+MODEL_STAGES = ("base", *TRAINERS)
+WITH_OPTIMISER = 3  # weights in a checkpoint, in models: its own and AdamW's two moments
 HALF_PRECISION = ("float16", "bfloat16")
 
 
@@ -62,7 +66,10 @@ def look_at_places() -> None:
         InputError: there is a link in the way, or a place is full or may not be written.
     """
     check_places()
-    known = places()
+    try:
+        known = places()
+    except OSError as error:  # DVC makes folders of its own when it is asked
+        raise InputError(f"DVC cannot be asked for its places: {classify(error)[1]}") from None
     for output in known.outputs:
         check_real(output)
         if output.is_mount():
@@ -105,33 +112,38 @@ def free_bytes(folder: Path) -> int:
 
 
 def _needs(params: Params, known: Places) -> Iterator[Need]:
-    """Models of the stages that are to run, in the checkout and in the cache, and the checkpoints of one trainer."""
+    """Models of the stages that are to run, in the checkout and in the cache, and the checkpoints of one trainer.
+
+    In the checkout a model takes the place of the one before, which DVC deletes first.
+    """
     pending = unfinished_stages()
-    models = [stage for stage in pending if stage in MODEL_STAGES]
+    if not pending:
+        return
     weights = _weights(params)
-    checkpoint = (
-        0 if params.lora.rank or not params.runtime.checkpoint_every else 3 * weights
-    )  # with AdamW's two moments
-    if "align" in pending and params.align.method == "ppo" and params.ppo.critic == "own":
-        checkpoint *= 2
-    trains = any(stage != "base" for stage in models)
-    kept = (params.runtime.checkpoints_kept + 1) * checkpoint if trains else 0
-    size = len(models) * weights
-    if pending:
-        yield Need("the checkout", Path.cwd(), size + ROOM_BESIDE_MODELS, "move the checkout")
-        yield Need("DVC's cache", known.cache, size, "name another (dvc cache dir --local FOLDER)")
-        yield Need("the folder of checkpoints", STATE.absolute(), kept, "lower runtime.checkpoints_kept")
+    folders = {stage: MODELS / (params.align.method if stage == "align" else stage) for stage in MODEL_STAGES}
+    models = [folders[stage] for stage in pending if stage in folders]
+    new = sum(not folder.exists() for folder in models)
+    yield Need("the checkout", Path.cwd(), new * weights + ROOM_BESIDE_MODELS, "move the checkout")
+    yield Need("DVC's cache", known.cache, len(models) * weights, "name another (dvc cache dir --local FOLDER)")
+    if {*pending} & {*TRAINERS} and params.runtime.checkpoint_every and not params.lora.rank:
+        learns_twice = "align" in pending and params.align.method == "ppo" and params.ppo.critic == "own"
+        checkpoint = WITH_OPTIMISER * weights * (2 if learns_twice else 1)
+        kept = params.runtime.checkpoints_kept + 1  # the newest is whole before the oldest goes
+        yield Need("the folder of checkpoints", STATE.absolute(), kept * checkpoint, "lower runtime.checkpoints_kept")
 
 
 def _weights(params: Params) -> int:
-    """Bytes of a trained model, in fp32, as far as the base model tells; 0 where it is not here yet."""
+    """Bytes of a trained model, in fp32, as far as the base model tells; 0 where it is not here, or no model."""
     if params.base.source == EXAMPLE:
         shape = params.base.scratch
         return 4 * shape.hidden_size * (2 * shape.vocabulary + 12 * shape.hidden_size * shape.layers)
     source = Path(params.base.source)
     folder = source if source.is_dir() else MODELS / "base"
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return 2 * size if size and _type_of(folder) in HALF_PRECISION else size
+    try:
+        size = sum((folder / file).stat().st_size for file in weight_files(folder, str(folder)))
+    except (InputError, OSError):  # for base to judge
+        return 0
+    return 2 * size if _type_of(folder) in HALF_PRECISION else size
 
 
 def _type_of(folder: Path) -> object:

@@ -194,6 +194,14 @@ def test_every_place_is_tried(checkout: Path, tmp_path: Path, unwritable: dict[P
         assert str(told.value).startswith(said)
 
 
+def test_a_place_that_dvc_cannot_make(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed() -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/var/tmp/dvc")
+
+    monkeypatch.setattr(surroundings, "places", closed)
+    assert refused().endswith("no permission for /var/tmp/dvc: grant it or run as its owner")
+
+
 # --- Disks that are really so (a mount needs root)
 
 
@@ -296,10 +304,14 @@ def test_adapters_leave_small_checkpoints_and_ppo_two_learners(
             surroundings.check_room(params, stages.places())
         return str(told.value).split("about ")[1].split(" there")[0]
 
-    # One model twice, and 3 * 24 of checkpoints: 16.25 + 72; of PPO with a critic of its own, 16.25 + 144.
+    # A model in the checkout and in the cache, and 3 * 24 of checkpoints: 16.25 + 72; of PPO with a critic of its own,
+    # 16.25 + 144.
     assert wanted(large) == "88.2 GB"
     assert wanted(large.model_copy(update={"align": aligned("ppo")})) == "160.2 GB"
-    assert wanted(large.model_copy(update={"lora": large.lora.model_copy(update={"rank": 8})})) == "16.2 GB"
+    adapters = large.model_copy(update={"lora": large.lora.model_copy(update={"rank": 8})})
+    assert wanted(adapters) == "16.2 GB"
+    Path("models/dpo").mkdir(parents=True)  # whose place the new one takes
+    assert wanted(adapters) == "8.2 GB"
 
 
 def test_where_nothing_is_to_do_no_room_is_needed(
