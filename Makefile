@@ -11,10 +11,10 @@ export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz bench format server mlflow lock deps hook clean
+.PHONY: help run test fuzz kill-test bench format server mlflow lock deps hook clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 run: $(INSTALLED) ## Take the data that params.yaml names to a promoted model
 	$(BIN)/trueline run
@@ -26,8 +26,11 @@ test: $(INSTALLED) ## The whole check: format, lint, types, import contracts, te
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
-fuzz: $(INSTALLED) ## The tests of random inputs, with SEEDS of them (10000) in place of a minute's worth
+fuzz: $(INSTALLED) ## The tests of random input, with SEEDS of them (10000) in place of a minute's worth
 	TRUELINE_FUZZ_SEEDS=$(or $(SEEDS),10000) $(BIN)/python -m pytest -m fuzz --timeout=0
+
+kill-test: $(INSTALLED) ## Kill every stage and command at random moments, KILLS (70) times: half an hour on 2 cores
+	$(BIN)/python -m tests.kill_campaign --kills $(or $(KILLS),70)
 
 bench: $(INSTALLED) ## Our trainers beside TRL's and a plain PPO: about an hour on 2 cores
 	$(BIN)/python -m benchmarks $(BENCH)

@@ -13,17 +13,23 @@ from tasks.learning.models import new_reward_model, normalise_scores, save_model
 from tasks.params import Params
 from tasks.ppo import ppo
 from tasks.reward import reward
+from tasks.section import LARGEST
 from tasks.sft import sft
 from tests.conftest import MakeParams
 
-ONE_STEP = {"learning_rate": 1e38, "epochs": 1, "batch_size": 1000}
+ONE_STEP = {"learning_rate": float(LARGEST), "epochs": 1, "batch_size": 1000}
 ONE_ROUND = {"iterations": 1, "rollouts": 4, "minibatches": 1, "epochs": 1, "max_new_tokens": 5, "critic_warmup": 0}
 
 
 @pytest.mark.parametrize("stage", [sft, reward, dpo, ppo])
 @pytest.mark.usefixtures("workspace", "noted_run")
 def test_a_model_that_gives_no_numbers_is_not_published(stage: Callable[[Params], None], make_params: MakeParams):
-    settings = {"sft": ONE_STEP, "reward": ONE_STEP, "dpo": ONE_STEP, "ppo": {**ONE_ROUND, "learning_rate": 1e38}}
+    settings = {
+        "sft": ONE_STEP,
+        "reward": ONE_STEP,
+        "dpo": ONE_STEP,
+        "ppo": {**ONE_ROUND, "learning_rate": float(LARGEST)},
+    }
     params = make_params(**settings)
     if stage is ppo:
         model = new_reward_model(MODELS / "sft", params)
