@@ -204,7 +204,7 @@ def test_a_folder_within_that_links_out_is_not_followed(folder: Path):
     outside.mkdir()
     (outside / "tool.jinja").write_text("{{ messages }}")
     link(folder, "additional_chat_templates", outside)
-    assert "tool.jinja leads out of the folder" in refusal(folder)
+    assert "additional_chat_templates is a link" in refusal(folder)
 
 
 def test_a_folder_that_is_a_link_itself_is_taken(folder: Path):
