@@ -17,6 +17,7 @@ from flows.surroundings import check_git, check_room, free_bytes, look_at_places
 from tasks.data.files import STATE
 from tasks.errors import InputError
 from tasks.params import load_params
+from tasks.registry.cache import DAMAGED
 from tasks.registry.stages import places
 from tasks.shown import without_secrets
 from tasks.stage import last_failure
@@ -156,7 +157,11 @@ def check_leftovers() -> Iterator[Finding]:
     drafts = sorted(str(path) for place in ("data", "models", "metrics", "reports") for path in _drafts(Path(place)))
     if drafts:
         yield Finding("drafts", "warn", f"half-written: {', '.join(drafts)}", f"rm -r {' '.join(drafts)}")
-    if not (failure or checkpoints or drafts):
+    damaged = sorted(DAMAGED.glob("*"))
+    if damaged:
+        found = f"{len(damaged)} objects of DVC's cache were not what they say"
+        yield Finding("damaged", "warn", found, f"have the disk examined, then rm -r {DAMAGED}")
+    if not (failure or checkpoints or drafts or damaged):
         yield Finding("leftovers", "ok", "none", "")
 
 

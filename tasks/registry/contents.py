@@ -132,7 +132,8 @@ def _check(repo: "Repo", output: "Output") -> None:
             with suppress(OSError):
                 os.utime(place)  # DVC looks again at what has another time
         told, is_made = named(str(path), changed), path.as_posix() in recorded_outputs()
-        cure = "run trueline run, which makes it again" if is_made else "bring it back from where it came"
+        by_hand = "bring it back from where it came, or run again to take it as it is"
+        cure = "run trueline run, which makes it again" if is_made else by_hand
         raise DamagedError(f"{told} is damaged ({_said(believed, found.md5)}): {cure}") from error
     logger.warning("%s was damaged, and is as the record says again", named(str(path), changed))
 

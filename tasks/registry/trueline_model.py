@@ -212,6 +212,8 @@ def _load_pyfunc(folder: str, settings: Mapping[str, Any] | None = None) -> Chat
     from transformers import AutoConfig
 
     model = Path(folder, "model")
-    check_files(model, json.loads(Path(folder, HASHES).read_text(encoding="utf-8")))
+    hashes = Path(folder, HASHES)
+    if hashes.exists():  # versions that an earlier release registered have none
+        check_files(model, json.loads(hashes.read_text(encoding="utf-8")))
     [kind] = AutoConfig.from_pretrained(model, **SAFELY).architectures
     return RewardModel(model) if kind.endswith("ForSequenceClassification") else ChatModel(model, settings or {})

@@ -10,6 +10,7 @@ import pytest
 
 from flows import reproduce as reproducing
 from flows.chat import stage_folder, version_folder
+from flows.doctor import check_leftovers
 from flows.reproduce import reproduce
 from tasks.errors import InputError
 from tasks.params import load_params
@@ -146,6 +147,9 @@ def test_a_damaged_object_is_taken_from_a_place_that_has_it_whole(repository, ca
     [aside] = DAMAGED.iterdir()
     assert aside.read_bytes() == spoilt  # nothing is deleted
     assert aside.name == damaged.parent.name + damaged.name
+    assert [finding.found for finding in check_leftovers() if finding.check == "damaged"] == [
+        "1 objects of DVC's cache were not what they say"
+    ]
     assert oct(damaged.stat().st_mode)[-3:] == "444"
     assert stages.changed_stages(STAGES) == []
 
