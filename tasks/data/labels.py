@@ -6,7 +6,7 @@ Nothing is guessed: 0 beside 1 names the second answer in some files and the fir
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from tasks.data.messages import ShapeError
+from tasks.data.messages import ShapeError, shown_value
 from tasks.data.names import WHOLE_NUMBER
 
 Outcome = Literal["first", "second", "tie"]
@@ -29,7 +29,7 @@ SINGLE: Mapping[str, Mapping[str, Outcome]] = {
 # One column an outcome, of which one says yes.
 ONE_HOT: Mapping[str, Outcome] = {"winner_model_a": "first", "winner_model_b": "second", "winner_tie": "tie"}
 LABEL_COLUMNS = (*SINGLE, *ONE_HOT)
-LONGEST_QUOTED = 40  # characters
+LARGEST = 2  # whole number that is a label: Python refuses to write out some larger ones
 
 
 def compared(fields: Mapping[str, Any]) -> tuple[dict[str, Any], str, bool]:
@@ -66,11 +66,11 @@ def _told(name: str, value: object, values: Mapping[str, Outcome]) -> Outcome:
         return values[label]
     if values is LABELS and label in TRUTHS:
         raise ShapeError(
-            f"{name} is {_quoted(value)}, which may be the first answer or mean that it lost (map the column as "
+            f"{name} is {shown_value(value)}, which may be the first answer or mean that it lost (map the column as "
             "preferred_index where 0 is the first answer and 1 the second, as first_preferred where 1 is the first "
             "and 0 the second)"
         )
-    raise ShapeError(f"{name} is {_quoted(value)} where one of {', '.join(values)} is needed")
+    raise ShapeError(f"{name} is {shown_value(value)} where one of {', '.join(values)} is needed")
 
 
 def _one_hot(fields: Mapping[str, Any]) -> Outcome:
@@ -78,21 +78,15 @@ def _one_hot(fields: Mapping[str, Any]) -> Outcome:
     yes = [name for name, word in said.items() if word in ("1", "true")]
     if len(yes) != 1 or any(word not in TRUTHS for word in said.values()):
         raise ShapeError(
-            f"{', '.join(f'{name} is {_quoted(fields[name])}' for name in ONE_HOT)} where one is 1 and the others 0"
+            f"{', '.join(f'{name} is {shown_value(fields[name])}' for name in ONE_HOT)} where one is 1 and the others 0"
         )
     return ONE_HOT[yes[0]]
 
 
 def _word(value: object) -> str:
     """Spell a label: without capitals and outer white space, a whole number without `.0`."""
-    if not isinstance(value, str | int | float):
+    if not isinstance(value, str | int | float) or (isinstance(value, int) and abs(value) > LARGEST):
         return ""
     word = str(value).strip().casefold()
     number = WHOLE_NUMBER.fullmatch(word)
     return number[1] if number else word
-
-
-def _quoted(value: object) -> str:
-    if isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= LONGEST_QUOTED):
-        return repr(value)[:LONGEST_QUOTED]
-    return "null" if value is None else f"a longer text or another type ({type(value).__name__})"

@@ -90,7 +90,7 @@ def is_yes(value: object, name: str) -> bool | None:
         return None
     if isinstance(value, bool | int | float) and value in (0, 1):
         return bool(value)
-    shown = described(value) if not isinstance(value, str) else f"the text {quoted(value)}"
+    shown = shown_value(value)
     raise ShapeError(f"{name} is {shown} where 1 or 0, true or false is needed")
 
 
@@ -166,6 +166,11 @@ def described(value: object) -> str:
         return f"a value that cannot be read ({value.reason})"
     names: dict[type, str] = {NoneType: "null", list: "a list", dict: "an object", str: "a text"}
     return names.get(type(value), f"of the type {type(value).__name__}")
+
+
+def shown_value(value: object) -> str:
+    """Say what a value is, and of a text how it begins."""
+    return f"the text {quoted(value)}" if isinstance(value, str) else described(value)
 
 
 def _digits(value: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from tasks.data.messages import WEIGHTS, IgnorableError, ShapeError, described, is_nothing
+from tasks.data.messages import WEIGHTS, IgnorableError, ShapeError, is_nothing, shown_value
 from tasks.data.records import Kind
 from tasks.errors import quoted
 
@@ -82,7 +82,7 @@ def _truth(value: object, name: str) -> bool | None:
         return None
     word = str(value).strip().casefold() if isinstance(value, str | bool | int | float) else ""
     if word not in TRUTHS:
-        shown = f"the text {quoted(value)}" if isinstance(value, str) else described(value)
+        shown = shown_value(value)
         raise IgnorableError(f"{name} is {shown} where true or false, 1 or 0 is needed, if it judges the row")
     return TRUTHS[word]
 

@@ -79,9 +79,9 @@ def effective_count(pairs: Sequence[ScoredPair], confidence: float = CONFIDENCE)
     """How many independent pairs would tell as much: the count of pairs where no two share a prompt, else fewer.
 
     The count is divided by the design effect, the variance of the accuracy with pairs of one prompt kept together over
-    that without, and by the square of what Student's t quantiles add for few prompts (Korn and Graubard 1998, section
-    2). A Wilson interval of so many trials then holds, as Franco et al. 2019 found of the choices for surveys. One
-    prompt more whose pairs are all right and one whose are all wrong, of the mean size, keep the design effect from
+    that without, and by the square of what Student's t quantiles add for few prompts (Korn and Graubard 1998). A
+    Wilson interval of so many trials then holds, as Franco et al. 2019 found of the choices for surveys. One prompt
+    more whose pairs are all right and one whose are all wrong, of the mean size, keep the design effect from
     being taken too low near 0 and 1, as two successes and two failures do for one proportion (Agresti and Coull 1998).
     """
     by_prompt: dict[object, list[float]] = {}

@@ -6,6 +6,7 @@ import pytest
 
 from tasks.data.columns import Tally
 from tasks.data.labels import ANSWER_PAIRS, INDICES, LABELS, TRUTHS
+from tasks.data.messages import shown_value
 from tasks.data.records import Kind
 from tasks.data.rows import BadRows, RawRow
 from tasks.data.shapes import ShapedRow, shape_rows
@@ -90,17 +91,19 @@ def test_a_fault_of_an_answer_names_the_column():
 @pytest.mark.parametrize(
     ("label", "complaint"),
     [
-        *(({name: value}, f"{name} is {value!r}, which may be the first answer or mean that it lost (map the column as "
-           "preferred_index") for name in ("preference", "winner") for value in (0, "0", 0.0, True, "false")),
-        ({"preference": "left"}, "preference is 'left' where one of a, 1, first,"),
-        ({"preference": 3}, "preference is 3 where"),
-        ({"preference": -1}, "preference is -1 where"),
-        ({"preference": ["A"]}, "preference is a longer text or another type (list) where"),
-        ({"preference": "x" * 10**6}, "preference is a longer text or another type (str) where"),
+        *(({name: value}, f"{name} is {shown_value(value)}, which may be the first answer or mean that it lost "
+           "(map the column as preferred_index")
+          for name in ("preference", "winner") for value in (0, "0", 0.0, True, "false")),
+        ({"preference": "left"}, "preference is the text 'left' where one of a, 1, first,"),
+        ({"preference": 3}, "preference is the number 3 where"),
+        ({"preference": -1}, "preference is the number -1 where"),
+        ({"preference": ["A"]}, "preference is a list where"),
+        ({"preference": "x" * 10**6}, "preference is the text 'xxx"),
+        ({"preference": 10**5000}, "preference is the number of 16,610 bits where"),
         ({"preference": None}, "none of preference, winner,"),
         ({}, "none of preference, winner,"),
-        ({"preferred_index": 2}, "preferred_index is 2 where one of 0, 1 is needed"),
-        ({"first_preferred": "yes"}, "first_preferred is 'yes' where one of 1, true, 0, false is needed"),
+        ({"preferred_index": 2}, "preferred_index is the number 2 where one of 0, 1 is needed"),
+        ({"first_preferred": "yes"}, "first_preferred is the text 'yes' where one of 1, true, 0, false is needed"),
         ({"preference": "A", "winner": "model_b"}, "preference and winner differ on which answer was preferred"),
         ({"winner_model_a": 1, "winner_model_b": 1, "winner_tie": 0}, "where one is 1 and the others 0"),
         ({"winner_model_a": 0, "winner_model_b": 0, "winner_tie": 0}, "where one is 1 and the others 0"),
