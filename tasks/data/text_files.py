@@ -40,6 +40,8 @@ def jsonl_rows(path: Path, bad: BadRows) -> Iterator[RawRow]:
         except (_NotUtf8Error, JsonError) as fault:
             if line.startswith(UTF16_MARKS):  # all of the file is
                 raise InputError(f"{path} row {number} {fault}: {fault.cure}") from None
+            if number == 1 and line.strip() in (b"[", b"{"):
+                raise InputError(f"{path} holds JSON over several lines: rename it to .json") from None
             bad.add(number, str(fault), fault.cure or MEND)
             continue
         if number == 1:

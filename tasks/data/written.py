@@ -14,6 +14,7 @@ KEYS = (("role", "content"), ("from", "value"))
 # Who speaks in conversations, whether or not we take their words.
 SPEAKERS = {*ROLES, "developer", "tool", "function", "function_call", "tool_call", "observation", "ipython"}
 BEGINS = re.compile(r"""\s*(?:\[\s*)?\{\s*["']""")
+WRITTEN_TWICE = re.compile(r"""\s*"\s*[\[{]""")  # JSON of JSON
 BEGINS_TEXTS = re.compile(r"""\s*\[\s*["']""")
 # A list of messages in any dialect; numpy writes no commas between them, and array( before them.
 LOOKS_WRITTEN = re.compile(
@@ -33,6 +34,10 @@ def read_written(value: object, name: str) -> object:
     """
     if not isinstance(value, str):
         return value
+    if WRITTEN_TWICE.match(value):
+        once = _parsed(value, name)
+        inner = read_written(once, name)
+        return value if inner is once else inner
     if BEGINS.match(value):
         found = _parsed(value, name)
         if found is not None:

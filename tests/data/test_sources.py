@@ -208,6 +208,7 @@ def test_lost_connection_stays_what_it_is(monkeypatch):
         ("a.csv", "prompt,response\n", "a.csv holds no rows"),
         ("a.jsonl", '{"a": 1}\n{"a": "cut o', "a.jsonl row 2 is not valid JSON, perhaps cut off"),
         ("a.jsonl", "[" * 100_000 + "\n", "a.jsonl row 1 is not valid JSON"),
+        ("a.jsonl", '[\n{"a": 1},\n{"a": 2}\n]\n', "a.jsonl holds JSON over several lines: rename it to .json"),
         ("a.jsonl", '["a"]\n', "a.jsonl row 1 is not an object"),
         ("a.json", '[{"a": 1}, {"a": ', "a.json line 1 is not valid JSON"),
         ("a.json", '{"a": 1}\n{"a": 2}\n', "rename it to .jsonl"),

@@ -20,11 +20,19 @@ def test_messages_are_read_in_either_dialect(said, write):
     assert read_written(write(said), "chosen") == said
 
 
+def test_json_of_json_is_read():
+    assert read_written(json.dumps(json.dumps(TALK)), "chosen") == TALK
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "Hi",
         "",
+        '"[1, 2]"',
+        '"[quoted] speech"',
+        '"{"',
+        f'"{TALK}" is a list',
         '{"answer": 4}',
         '[1, 2, {"role": "user", "content": "x"}]',
         '{"from": "Paris", "value": 3}',  # an object, but nobody of a conversation speaks
