@@ -109,6 +109,24 @@ def test_a_row_is_excluded_with_all_votes_on_its_pair(label):
         assert sum(counts("excluded", "merged", "tie", "rows_kept")) == counts("rows_read")[0]
 
 
+def test_votes_in_several_files_are_on_one_pair():
+    Path("week").mkdir()
+    for name, votes in (("a", ("xA",)), ("b", ("yB", "zB"))):
+        write_rows(f"week/{name}.jsonl", voted(*votes))
+    sources = three_sources() | {"preferences": "week"}
+    prepare(params_with(**sources))
+    [record, *_] = records_of(PREPARED, "preferences")
+    assert isinstance(record, Preference)
+    assert record.votes is not None
+    assert (record.source, record.chosen) == ("week/b.jsonl", "no")
+    assert [vote["source"] for vote in record.votes] == ["week/a.jsonl", "week/b.jsonl", "week/b.jsonl"]
+    Path("exclude.txt").write_text("source week/b.jsonl\n")
+    prepare(params_with(**sources))
+    assert {(each.source, each.chosen == "no") for each in records_of(PREPARED, "preferences")} == {
+        ("week/a.jsonl", False)
+    }
+
+
 def test_limit_counts_a_pair_once():
     whole = prepared(voted("xA", "yB", "zA", prompts=60))
     few = prepared(voted("xA", "yB", "zA", prompts=60), limit=40)

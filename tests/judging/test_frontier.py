@@ -64,6 +64,13 @@ def test_a_mark_is_measured_against_the_first_and_the_last_against_it():
     assert last["last_over_this"] is None
 
 
+def test_prompts_of_a_mark_that_are_turns_are_drawn_together():
+    marks = [mark(0, [0.0] * 8, [1.0] * 8), mark(5, [1.0] * 8, [0.0] * 8)]
+    together = [each._replace(conversations=tuple("aabbccdd")) for each in marks]
+    alone, found = (frontier(each, RESAMPLING)[0]["last_over_this"]["judge"].sign_test for each in (marks, together))
+    assert (alone, found) == (2 / 2**8, 2 / 2**4)
+
+
 def test_no_marks_have_no_frontier():
     assert frontier([], RESAMPLING) == []
 

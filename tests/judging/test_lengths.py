@@ -32,6 +32,18 @@ def test_it_is_the_penalised_logistic_regression():
     assert found.value == pytest.approx(expected, abs=1e-5)
 
 
+def test_turns_of_a_conversation_are_drawn_together():
+    generator = np.random.default_rng(6)
+    longer, won = (values.repeat(4).tolist() for values in (generator.normal(4, 9, 50), generator.random(50).round()))
+    together = RESAMPLING._replace(conversations=tuple(str(place // 4) for place in range(200)))
+    alone, found = (
+        length_controlled_win_rate(won, [0.5] * 200, longer, [0.0] * 200, draws) for draws in (RESAMPLING, together)
+    )
+    assert found.value == alone.value
+    # four turns that are one tell a quarter: intervals twice as wide
+    assert found.high - found.low == pytest.approx(2 * (alone.high - alone.low), rel=0.15)
+
+
 def test_where_length_does_not_matter_it_is_the_win_rate():
     plain, controlled = compared(0.65, np.random.default_rng(1).normal(0, 20, PROMPTS))
     assert controlled.value == pytest.approx(plain.value, abs=0.01)
