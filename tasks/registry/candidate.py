@@ -12,6 +12,7 @@ from tasks.data.records import TYPES
 from tasks.errors import InputError
 from tasks.params import Params, Source
 from tasks.registry.cache import materialise
+from tasks.registry.places import without_places
 from tasks.registry.provenance import code_tags
 from tasks.registry.stages import (
     lock_key,
@@ -42,7 +43,7 @@ def account(params: Params) -> dict[str, Any]:
     check_one_piece(stages)
     folder, prepared = aligned_folder(), locked_json("prepare", METRICS / "prepare.json")
     assert folder is not None  # the lock is whole
-    return {
+    known = {
         "policy": {"name": params.registry.policy, "path": folder.as_posix(), "md5": output_hash("align", folder)},
         "method": folder.name,
         "reward": {"name": params.registry.reward, "md5": output_hash("reward", MODELS / "reward")},
@@ -66,6 +67,7 @@ def account(params: Params) -> dict[str, Any]:
         "keys": {stage: lock_key(stage) for stage in stages},
         **code_tags(),
     }
+    return without_places(known)
 
 
 def check_one_piece(stages: list[str]) -> None:

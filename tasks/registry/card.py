@@ -11,6 +11,7 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from tasks.data.records import Kind
 from tasks.escapes import Written, code, into_markdown, markdown, one_line, visible
 from tasks.params import EXAMPLE
+from tasks.registry.places import without_places
 from tasks.rounding import number
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def write_card(subject: Subject, account: Mapping[str, Any], figures: Sequence[F
     """
     from huggingface_hub import ModelCard
 
+    account = without_places(account)  # it may be of an earlier release
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=False,  # that is for HTML

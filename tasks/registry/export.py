@@ -49,7 +49,7 @@ def export(params: Params, version_or_alias: str, folder: Path, *, as_adapter: b
     lora = _lora(policy) if as_adapter else None
     with replacing(place) as draft:
         if lora:
-            _write_adapter(policy, lora, draft, place)
+            _write_adapter(policy, lora, draft)
         else:
             _bring_back(policy["md5"], draft, f"version {policy['version']}")
         (draft / CARD).write_text(policy_card(policy, as_adapter=as_adapter), encoding="utf-8")
@@ -83,7 +83,7 @@ def _exported(model: str, version: int, md5: str, folder: Path) -> Exported:
     return Exported(model=model, version=version, md5=md5, folder=str(folder), files=files)
 
 
-def _write_adapter(policy: Holder, lora: dict[str, Any], draft: Path, place: Path) -> None:
+def _write_adapter(policy: Holder, lora: dict[str, Any], draft: Path) -> None:
     from tasks.registry.adapter import write_adapter
 
     with tempfile.TemporaryDirectory(dir=draft.parent) as folder:
@@ -94,7 +94,7 @@ def _write_adapter(policy: Holder, lora: dict[str, Any], draft: Path, place: Pat
         is_model = shutil.ignore_patterns("*.safetensors*", "config.json", "generation_config.json")
         shutil.copytree(merged, draft, ignore=is_model, dirs_exist_ok=True)  # the tokenizer and its chat template
     described = draft / "adapter_config.json"
-    write_json(described, read_json(described) | {"base_model_name_or_path": str(place / BASE)})
+    write_json(described, read_json(described) | {"base_model_name_or_path": BASE})
 
 
 def _bring_back(md5: str, folder: Path, what: str) -> None:

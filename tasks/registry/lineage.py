@@ -4,7 +4,7 @@ from typing import Any, TypedDict
 
 from tasks.params import Params
 from tasks.registry.decisions import Decision, decisions_on, one_at_a_time, past_decisions, place
-from tasks.registry.loadable import card_uri
+from tasks.registry.loadable import card_place
 from tasks.registry.runs import TRACKED, find_run, link_runs
 from tasks.registry.store import Store, open_store
 from tasks.registry.versions import as_holder, find, furnish_holders, reward_of, settle
@@ -57,8 +57,8 @@ def why(params: Params, version_or_alias: str) -> dict[str, Any]:
     return {
         "version": found["version"],
         "aliases": list(version.aliases),
-        "card": card_uri(store, version.tags["model_id"]),
-        "reward_card": reward and card_uri(store, reward.tags["model_id"]),
+        "card": card_place(store, version.tags["model_id"]),
+        "reward_card": reward and card_place(store, reward.tags["model_id"]),
         **known,
         # A version that was registered before a stage was thought of has no key of it.
         "runs": {stage: _run_id(store, known["keys"][stage]) for stage in TRACKED if stage in known["keys"]},

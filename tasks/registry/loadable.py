@@ -22,7 +22,7 @@ from tasks.registry.contents import check_folder
 from tasks.registry.decisions import Holder
 from tasks.registry.policy_card import policy_card
 from tasks.registry.reward_card import reward_card
-from tasks.registry.store import Store
+from tasks.registry.store import Store, main_checkout
 
 CARD = "README.md"
 IS_EXTERNAL = "mlflow.model.isExternal"  # MLflow's tag of a model that it cannot load
@@ -111,9 +111,13 @@ def check_weights(store: Store, entry: Entry) -> None:
             raise
 
 
-def card_uri(store: Store, model_id: str) -> str:
-    """Tell where the model card of a logged model lies."""
-    return f"{store.client.get_logged_model(model_id).artifact_location}/{CARD}"
+def card_place(store: Store, model_id: str) -> str:
+    """Tell where the model card of a logged model lies: from the checkout where it is in there, else its address."""
+    location = str(store.client.get_logged_model(model_id).artifact_location)
+    folder = _local(location)
+    if folder and folder.is_relative_to(main_checkout()):
+        return (folder.relative_to(main_checkout()) / CARD).as_posix()
+    return f"{location}/{CARD}"
 
 
 def _make_loadable(store: Store, entry: Entry, model_id: str, *, upload: bool) -> None:

@@ -26,6 +26,7 @@ from tasks.data.files import VALIDATED
 from tasks.data.origin import flatten
 from tasks.params import Params
 from tasks.registry.outbox import VALUES_PER_REQUEST, Message, Outbox, Status, keep
+from tasks.registry.places import in_outputs, this_machine
 from tasks.registry.provenance import code_tags
 from tasks.registry.stages import Ingredients, current_hash, current_ingredients
 from tasks.registry.store import Store, in_time, is_local, open_store
@@ -228,7 +229,7 @@ def _create(store: Store, stage: str, key: str | None, settings: Mapping[str, An
 
     identity = {"stage": stage} | ({"key": key} if key else {})
     created = store.client.create_run(store.experiment_id, run_name=stage, tags={**tags, **identity})
-    values = [Param(name, _text(value)[:PARAMETER_LENGTH]) for name, value in flatten(settings).items()]
+    values = [Param(name, _text(value)[:PARAMETER_LENGTH]) for name, value in flatten(in_outputs(settings)).items()]
     for first in range(0, len(values), PARAMETERS_PER_REQUEST):
         store.client.log_batch(created.info.run_id, params=values[first : first + PARAMETERS_PER_REQUEST])
     return str(created.info.run_id)
@@ -257,7 +258,7 @@ def data_tag(ingredients: Ingredients | None) -> dict[str, str]:
 
 def this_process() -> str:
     """Name this process among those of all machines, as long as it lives."""
-    return f"{platform.node()}:{os.getpid()}"
+    return f"{this_machine()}:{os.getpid()}"
 
 
 def _is_gone(process: str, began: float) -> bool:
@@ -265,7 +266,7 @@ def _is_gone(process: str, began: float) -> bool:
     import psutil
 
     host, _, number = process.rpartition(":")
-    if host != platform.node() or not number.isdecimal():
+    if host not in (this_machine(), platform.node()) or not number.isdecimal():
         return False
     try:
         return psutil.Process(int(number)).create_time() > began + 1

@@ -104,7 +104,7 @@ def take_turn(store: Store, policy: str) -> Iterator[Turn]:
 def _new_ticket(store: Store, name: str) -> "ModelVersion":
     from mlflow.exceptions import MlflowException
 
-    tags = {"checkout": _checkout(), "who": f"{who()} (process {os.getpid()} on {platform.node()})"}
+    tags = {"checkout": _checkout(), "who": f"{who()} (process {os.getpid()})"}
     began = time.monotonic()
     while True:
         try:

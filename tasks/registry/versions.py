@@ -19,6 +19,7 @@ from tasks.registry import loadable
 from tasks.registry.decisions import MOVES, Decision, Holder, Place, decisions_on, past_decisions
 from tasks.registry.loadable import Entry, furnish, policy_entry, reward_entry
 from tasks.registry.outbox import log_model
+from tasks.registry.places import without_places
 from tasks.registry.record import DECISIONS
 from tasks.registry.runs import find_run
 from tasks.registry.store import Store
@@ -57,7 +58,7 @@ def as_holder(version: "ModelVersion") -> Holder:
         version=int(version.version),
         reward_version=int(version.tags["reward_version"]),
         md5=version.tags["md5"],
-        account=json.loads(version.tags["account"]),
+        account=without_places(json.loads(version.tags["account"])),
     )
 
 
@@ -319,7 +320,7 @@ def _create(store: Store, name: str, folder: Path, tags: dict[str, str], number:
 def _policy_tags(account: dict[str, Any], reward_version: int) -> dict[str, str]:
     """Tag a policy version: the whole account, and beside it what people look for in MLflow's pages."""
     return {
-        "account": json.dumps(account, ensure_ascii=False),
+        "account": json.dumps(without_places(account), ensure_ascii=False),
         "md5": account["policy"]["md5"],
         "key": account["keys"]["align"],
         "method": account["method"],

@@ -155,7 +155,7 @@ def test_the_weights_lie_on_the_disk_once(real_models, monkeypatch):
 def test_the_card_lies_beside_the_model_and_why_points_there(real_models, monkeypatch):
     monkeypatch.chdir(real_models)
     place = lineage.why(load_params(), "champion")["card"]
-    text = Path(place.removeprefix("file://")).read_text(encoding="utf-8")
+    text = Path(place).read_text(encoding="utf-8")
     data: Any = ModelCard(text).data
     [win_rate] = [each for each in data.eval_results if each.metric_type == "win_rate"]
     assert (win_rate.metric_value, win_rate.metric_args["low"]) == (0.8, 0.75)
@@ -165,7 +165,7 @@ def test_the_card_lies_beside_the_model_and_why_points_there(real_models, monkey
 def test_the_card_of_the_reward_model_lies_beside_it_and_why_points_there(real_models, monkeypatch):
     monkeypatch.chdir(real_models)
     place = lineage.why(load_params(), "champion")["reward_card"]
-    data: Any = ModelCard(Path(place.removeprefix("file://")).read_text(encoding="utf-8")).data
+    data: Any = ModelCard(Path(place).read_text(encoding="utf-8")).data
     assert data.pipeline_tag == "text-classification"
     assert [each.metric_value for each in data.eval_results] == [0.8]
 
