@@ -34,7 +34,7 @@ def show_result(result: Mapping[str, Any]) -> None:
     for name, path in result["places"].items():
         _line(f"{name:<10} {path}")
     _line(f"{'MLflow':<10} {_ui_command()}")
-    _line(f"{'next':<10} {' · '.join(_next_commands(result['verdict']))}")
+    _line(f"{'next':<10} {' · '.join(next_commands(result['verdict']))}")
 
 
 def show_verdict(verdict: Mapping[str, Any]) -> None:
@@ -251,7 +251,7 @@ def _holder(flow: Mapping[str, Any]) -> str:
     return str(Holder(**flow))
 
 
-def _next_commands(verdict: Mapping[str, Any]) -> list[str]:
+def next_commands(verdict: Mapping[str, Any]) -> list[str]:
     """Give commands that work after this verdict: without a champion there is none to talk to."""
     is_champion = verdict["champion"] == verdict["version"]
     wants_a_word = verdict["held"] or verdict["champion"] is None

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -113,7 +114,8 @@ def check_settings() -> Iterator[Finding]:
     if record_fault():
         pass  # check_record tells, and nobody looks at the registry until it is mended
     elif unreachable:
-        yield Finding("MLflow", "fail", unreachable, "start the server, or unset MLFLOW_TRACKING_URI")
+        found, _, cure = unreachable.rpartition(": ")
+        yield Finding("MLflow", "fail", found or unreachable, cure)
     else:
         uri = without_secrets(os.environ.get("MLFLOW_TRACKING_URI", ""))
         yield Finding("MLflow", "ok", uri or "mlflow.db in the checkout", "")
@@ -156,7 +158,7 @@ def check_leftovers() -> Iterator[Finding]:
         yield Finding("checkpoints", "warn", found, "trueline run goes on from there, if the settings are the same")
     drafts = sorted(str(path) for place in ("data", "models", "metrics", "reports") for path in _drafts(Path(place)))
     if drafts:
-        yield Finding("drafts", "warn", f"half-written: {', '.join(drafts)}", f"rm -r {' '.join(drafts)}")
+        yield Finding("drafts", "warn", f"half-written: {', '.join(drafts)}", f"rm -r {shlex.join(drafts)}")
     damaged = sorted(DAMAGED.glob("*"))
     if damaged:
         found = f"{len(damaged)} objects of DVC's cache were not what they say"

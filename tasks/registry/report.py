@@ -155,4 +155,4 @@ def address(store: Store, run_id: str) -> str:
     if store.uri.startswith("http"):
         server = without_secrets(store.uri).rstrip("/")
         return f"{server}/#/experiments/{store.experiment_id}/runs/{run_id}/artifacts/{REPORT.name}"
-    return REPORT.resolve().as_uri()
+    return REPORT.as_posix()  # from the checkout: a page of Prefect's links to it, too

@@ -301,5 +301,5 @@ def test_the_account_names_the_repositories_that_prepare_has_read(tracked, monke
     )
     assert account(load_params())["hub"] == {
         "pairs/a.yaml": {"hub": "org/pairs", "revision": "c" * 40},
-        "/elsewhere/p.yaml": {"hub": "org/asked", "revision": "d" * 40},
+        "p.yaml": {"hub": "org/asked", "revision": "d" * 40},
     }

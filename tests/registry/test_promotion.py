@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows.chat import version_folder
+from flows.display import next_commands
 from tasks.errors import InputError
 from tasks.params import parse_params
 from tasks.registry import promotion, stages, versions
 from tasks.registry.decisions import past_decisions
-from tasks.registry.lineage import history
+from tasks.registry.lineage import history, why
 from tasks.registry.opponent import refresh_opponent
 from tasks.registry.store import open_store
 from tests.registry.conftest import ROOT, aliases, change_figures, repro, run_again
@@ -75,6 +77,16 @@ def test_the_champion_is_not_promoted_again(promoted, params):
         "promoted": False, "held": False, "version": 1, "champion": 1, "reasons": ["Version 1 is the champion already."]
     }  # fmt: skip
     assert len(past_decisions()) == 1
+
+
+def test_what_a_run_advises_without_a_champion_works(tracked, params):
+    run_again(gate={"decision": "reject", "reasons": ["Too long."]}, evaluate={"other": 1})
+    advised = next_commands(promotion.promote(params))
+    assert advised == ["trueline why 1", "trueline chat --version 1", "trueline history"]
+    assert version_folder("1", params).is_dir()
+    assert why(params, "1")["version"] == len(history()) == 1
+    with pytest.raises(InputError, match=r"has no champion: choose one of the versions 1 or of the aliases challenger"):
+        version_folder("champion", params)  # which trueline chat alone would ask for
 
 
 @pytest.mark.parametrize("decision", ["reject", "inconclusive"])
