@@ -58,14 +58,12 @@ def weakest_source(figures: Mapping[str, Any]) -> str | None:
 def _accuracy(figures: Mapping[str, Any], *path: str) -> str:
     value, low, high = (_number(figure(figures, *path, key)) for key in ("value", "low", "high"))
     pairs = figure(figures, *path, "pairs")
-    independent = figure(figures, *path, "effective_pairs")
-    if pairs and independent:
-        return f"{value} [{low}, {high}] on {shared_pairs(pairs, independent)}"
-    return f"{value} [{low}, {high}] on {'unknown' if pairs is None else number(pairs, 0)} pairs"
+    shared = shared_pairs(figures, *path)
+    return f"{value} [{low}, {high}] on {shared or f'{_number(pairs, 0)} pairs'}"
 
 
-def _number(value: float | None) -> str:
-    return "unknown" if value is None else number(value)
+def _number(value: float | None, digits: int = 3) -> str:
+    return "unknown" if value is None else number(value, digits)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from tasks.rounding import number
 
 Verdict = Literal["passed", "failed", "inconclusive"]
 Decision = Literal["promote", "reject", "inconclusive"]
+HARDLY_FEWER = 0.95  # of the pairs: their intervals differ by less than a fortieth
 NAMED = 8  # categories in a sentence; the report has them all
 LIMIT = "evaluate.max_new_tokens"
 
@@ -289,13 +290,16 @@ def _accuracy(name: str, whose: str, figures: Mapping[str, Any], stage: str, thr
     low = figure(figures, "accuracy", "low")
     if low is None:
         return _missing(name, threshold, f"The {whose} accuracy", f"metrics/{stage}.json")
-    pairs, independent = (figure(figures, "accuracy", key) for key in ("pairs", "effective_pairs"))
-    shared = f" ({shared_pairs(pairs, independent)})" if pairs and independent else ""
-    return _at_least(name, low, threshold, f"The lower bound of the {whose} accuracy is {number(low)}{shared}")
+    shared = shared_pairs(figures, "accuracy")
+    said = f"The lower bound of the {whose} accuracy is {number(low)}{f' ({shared})' if shared else ''}"
+    return _at_least(name, low, threshold, said)
 
 
-def shared_pairs(pairs: float, independent: float) -> str:
-    """Say why an interval is wider than its number of pairs has it."""
+def shared_pairs(figures: Mapping[str, Any], *path: str) -> str | None:
+    """Say why the interval of an accuracy is wider than its number of pairs has it; None where it hardly is."""
+    pairs, independent = (figure(figures, *path, key) for key in ("pairs", "effective_pairs"))
+    if not pairs or not independent or independent > HARDLY_FEWER * pairs:
+        return None
     return f"{number(pairs, 0)} pairs, which share prompts and tell as much as {number(independent, 0)} that do not"
 
 

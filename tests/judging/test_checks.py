@@ -186,6 +186,8 @@ def test_a_judge_that_guesses_is_no_judge():
     assert decision(GOOD, judge={"accuracy": {"value": 0.55, "low": 0.49}}) == "reject"
     shared = run(GOOD, judge={"accuracy": {"low": 0.6, "pairs": 646, "effective_pairs": 244.3}})["judge_accuracy"]
     assert "is 0.600 (646 pairs, which share prompts and tell as much as 244 that do not): at" in shared.sentence
+    hardly = run(GOOD, judge={"accuracy": {"low": 0.6, "pairs": 482, "effective_pairs": 480.8}})["judge_accuracy"]
+    assert "accuracy is 0.600: at least" in hardly.sentence
     assert run(GOOD, judge={})["judge_accuracy"].sentence.endswith(
         "(metrics/judge.json has no such finite figure), so it does not pass."
     )
