@@ -24,6 +24,16 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
+    def _is_kept_by_dvc(cls, value: object) -> object:
+        texts = value if isinstance(value, list) else [value]
+        if isinstance(value, dict) and all(isinstance(inner, str) for inner in value.values()):  # no section, as a rule
+            texts = [*value, *value.values()]
+        if any(isinstance(text, str) and "\x85" in text for text in texts):  # dvc.lock would have a space there
+            raise ValueError(r"it has the character \x85 (next line), which DVC does not keep: take it out")
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
     def _is_a_plain_number(cls, value: object) -> object:
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not math.isfinite(number):

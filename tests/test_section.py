@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from dvc.utils.serialize import dumps_yaml, loads_yaml
 from pydantic import BaseModel
 
 from tasks.errors import InputError
@@ -99,6 +100,21 @@ def test_nor_within_a_list(value: float) -> None:
 )
 def test_what_no_machine_can_do_is_refused(key: str, value: int) -> None:
     with pytest.raises(InputError, match=rf"{key} is {value}, but input should be less than or equal to"):
+        parse_params(with_value(tuple(key.split(".")), value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("runtime.launcher", "a\x85b"),
+        ("validate.warn", ["a", "\x85"]),
+        ("prepare.prompts.columns", {"prompt": "\x85"}),
+        ("prepare.prompts.columns", {"\x85": "a"}),
+    ],
+)
+def test_what_dvc_does_not_keep_is_refused(key: str, value: object) -> None:
+    assert loads_yaml(dumps_yaml({"a": "b\x85c"})) != {"a": "b\x85c"}  # or the rule may go
+    with pytest.raises(InputError, match=rf"{key}: it has the character \\x85"):
         parse_params(with_value(tuple(key.split(".")), value))
 
 
