@@ -6,9 +6,7 @@ place to save.
 """
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +17,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from tasks.data.answers import answers_file, read_answers
 from tasks.data.encoded import encoded_demonstrations
 from tasks.data.example import gold_score
-from tasks.data.files import METRICS, MODELS, REPORTS, STATE, VALIDATED, write_json, write_jsonl
+from tasks.data.files import METRICS, MODELS, REPORTS, STATE, VALIDATED, workplace, write_json, write_jsonl
 from tasks.data.records import Prompt, read_prompts
 from tasks.data.splits import root_id
 from tasks.data.tokens import Encoded, decode, encode, encode_prompt, encode_prompts, load_tokenizer
@@ -283,9 +281,8 @@ def _respond_as_champion(
     policy_hash: str, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], params: Params
 ) -> Spoken:
     """Bring the champion back from DVC's cache and have it answer; its answers count in the tokens of `tokenizer`."""
-    STATE.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=STATE) as workplace:
-        folder = Path(workplace) / "opponent"
+    with workplace(STATE / "opponent") as found:
+        folder = found / "opponent"
         materialise(policy_hash, folder, what="the champion")
         own = load_tokenizer(folder)
         spoken = _respond("opponent", load_policy(folder, params, trainable=False), own, prompts, params)

@@ -1,12 +1,15 @@
 """Where the pipeline's files lie, and writing them whole or not at all."""
 
 import csv
+import fcntl
 import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,9 @@ MODELS, METRICS, CURVES, REPORTS = Path("models"), Path("metrics"), Path("curves
 STATE = Path(".trueline")
 # Half a surrogate pair, which UTF-8 cannot hold, becomes its JSON escape: damaged text can be kept and shown.
 KEEP_SURROGATES = "backslashreplace"
+# In every temporary folder, and locked for as long as the process that made it lives.
+IN_USE = ".in-use"
+SECONDS_TO_LOCK = 60.0  # a folder may be so young that its lock is not taken yet
 
 
 @contextmanager
@@ -26,19 +32,38 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Serves files and folders alike: the block creates the one it wants.
     """
+    with workplace(path) as folder:
+        draft = folder / path.name
+        yield draft
+        if path.is_dir():  # in the way; deleted with the workplace, once the new one is in its place
+            path.replace(folder / ".replaced")
+        draft.replace(path)
+
+
+@contextmanager
+def workplace(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path` for a block; those that killed processes left there are removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
     try:
-        workplace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:  # it names the temporary folder, which nobody knows
         raise OSError(error.errno, error.strerror, str(path.parent)) from None
     try:
-        draft = workplace / path.name
-        yield draft
-        if path.is_dir():  # in the way; deleted with the workplace, once the new one is in its place
-            path.replace(workplace / ".replaced")
-        draft.replace(path)
+        with (folder / IN_USE).open("w") as lock:
+            with suppress(OSError):  # a file system without locks: nothing is removed there
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
     finally:
-        shutil.rmtree(workplace, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    for file in path.parent.glob(f".{escape(path.name)}.*/{IN_USE}"):
+        with suppress(OSError), file.open() as lock:
+            if time.time() - file.stat().st_mtime > SECONDS_TO_LOCK:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(file.parent)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

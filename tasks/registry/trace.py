@@ -4,14 +4,13 @@ A version's account names its data by hash, so the answer comes from what the ve
 in the working folder. Where DVC's cache has lost those data, or rows name no annotator, it is not known.
 """
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 from tasks.data.exclusions import SPELLINGS, What, add_exclusion
-from tasks.data.files import STATE, read_jsonl
+from tasks.data.files import STATE, read_jsonl, workplace
 from tasks.data.names import as_name, stands_for
 from tasks.data.records import TAGS, TYPES, Kind
 from tasks.errors import InputError
@@ -116,9 +115,8 @@ def exclude(params: Params, what: What, name: str) -> Excluded:
 def _look(md5: str, what: What, name: str) -> Found | None:
     """Count what a version's data hold of it; None where DVC's cache lacks them."""
     field = "id" if what == "row" else what
-    STATE.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=STATE) as folder:  # beside the cache, where a link can lead to it
-        data = Path(folder, "data").absolute()
+    with workplace(STATE / "traced") as folder:  # beside the cache, where a link can lead to it
+        data = (folder / "data").absolute()
         try:
             materialise(md5, data, LINKS, what=f"data {md5}")
         except NotCachedError:

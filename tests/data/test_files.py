@@ -5,16 +5,19 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.data.files import hash_files, read_json, read_jsonl, replacing, write_json, write_jsonl
+from tasks.data.files import IN_USE, hash_files, read_json, read_jsonl, replacing, write_json, write_jsonl
 from tasks.errors import InputError
 
 OUTPUT = Path("outputs/result")
+ROOT = Path(__file__).parents[2]
 TEXT = st.text(st.characters(codec=None), max_size=20)  # half surrogate pairs too
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
@@ -114,6 +117,52 @@ def test_the_old_folder_is_not_deleted_before_the_new_one_is_there(monkeypatch):
     with replacing(OUTPUT) as draft:
         make(draft, "folder", "new")
     assert contents == ["new"]
+
+
+LEAVES = """
+import os, sys
+from pathlib import Path
+from tasks.data.files import replacing
+with replacing(Path(sys.argv[1])) as draft:
+    draft.write_text("half")
+    os._exit(9)
+"""
+
+
+def abandoned(path: Path) -> Path:
+    """What a process that was killed leaves beside a path."""
+    subprocess.run([sys.executable, "-c", LEAVES, path], check=False, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    [folder] = path.parent.glob(f".{path.name}.*")
+    assert (folder / path.name).read_text() == "half"
+    os.utime(folder / IN_USE, (0, 0))
+    return folder
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    left, own = abandoned(tmp_path / "out"), tmp_path / ".out.settings"
+    own.mkdir()
+    write_json(tmp_path / "other", {})
+    assert left.exists()
+    write_json(tmp_path / "out", {})
+    assert not left.exists()
+    assert own.exists()  # nobody's draft
+
+
+def test_a_draft_that_is_being_written_stays(tmp_path):
+    path = tmp_path / "out"
+    with replacing(path) as draft:
+        draft.write_text("first")
+        os.utime(draft.parent / IN_USE, (0, 0))
+        write_json(path, {})
+        assert draft.read_text() == "first"
+    assert path.read_text() == "first"
+
+
+def test_a_draft_whose_lock_may_not_be_taken_yet_stays(tmp_path):
+    left = abandoned(tmp_path / "out")
+    os.utime(left / IN_USE)
+    write_json(tmp_path / "out", {})
+    assert left.exists()
 
 
 @pytest.mark.parametrize("made", [lambda path: path.touch(), lambda path: path.mkdir()], ids=["file", "folder"])
