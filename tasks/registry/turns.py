@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 RENEWAL_SECONDS, STANDSTILL_SECONDS, EXPIRY_SECONDS = 20.0, 60.0, 120.0
-WAIT_SECONDS, LOOK_SECONDS = 60.0, 0.5  # for the tickets before ours
+WAIT_SECONDS, LOOK_SECONDS = 150.0, 0.5  # for the tickets before ours: longer than a dead one lasts
 BUSY_SECONDS = 10.0  # for a database that many write to at once
 NOWHERE = "trueline:/turn"  # MLflow wants to know where the files of a version lie; a ticket has none
 
@@ -90,7 +90,7 @@ def take_turn(store: Store, policy: str) -> Iterator[Turn]:
     """Have a turn at the registry for a block; to be asked for by one process of a checkout at a time.
 
     Raises:
-        InputError: another checkout has had its turn for a minute, or MLflow is away.
+        InputError: another checkout is having its turn for minutes, or MLflow is away.
     """
     turn = Turn(store, _new_ticket(store, f"{policy}-turns"))
     try:
@@ -130,8 +130,8 @@ def _wait(store: Store, turn: Turn) -> None:
             continue
         if time.monotonic() - began > WAIT_SECONDS:
             raise InputError(
-                f"{said} has been changing the registry since {since}: ask again when that is done; should that "
-                f"process be gone, its turn ends {EXPIRY_SECONDS:.0f} seconds after its last sign of life"
+                f"{said} has been changing the registry since {since}, and its process lives: ask again when that is "
+                "done, or end it"
             )
         if not told:
             logger.warning("waiting for %s, who is changing the registry since %s", said, since)

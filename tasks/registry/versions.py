@@ -8,6 +8,7 @@ a checkout whose record is behind the registry is told so instead of turning the
 import json
 import logging
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,8 +161,11 @@ def settle(store: Store, params: Params, turn: Turn | None = None) -> Decision |
     """
     decisions, done = past_decisions(), _carried_out(store, params)
     moves = [decision for decision in decisions if decision["action"] in MOVES]
-    if done is not None and done not in (decision["id"] for decision in moves):
-        raise InputError(_behind(store, params, done, moves))
+    if done is not None:
+        known = [decision["id"] for decision in moves]
+        if done not in known:
+            raise InputError(_behind(store, params, done, moves))
+        _check_chain(moves[known.index(done) :])
     if not decisions or (done and done == moves[-1]["id"]):
         return None
     if turn is None:
@@ -207,6 +211,21 @@ def carry_out(store: Store, params: Params, decision: Decision, turn: Turn) -> N
             client.delete_registered_model_alias(name, CHALLENGER)
     _set_alias(store, params, CHAMPION, champion)
     client.set_registered_model_tag(names.policy, "decision", decision["id"])
+
+
+def _check_chain(moves: list[Decision]) -> None:
+    """Check that each change of champion was decided on what the one before it had made champion.
+
+    Raises:
+        InputError: one was not: its checkout was overtaken by another, and the two records have been merged since.
+    """
+    for before, after in pairwise(moves):
+        if after["previous"] is None or after["previous"]["md5"] != before["policy"]["md5"]:
+            raise InputError(
+                f"{DECISIONS} has decision {after['id']} ({_said(after)}) after {before['id']}, but it was made while "
+                "another version was champion, and the registry has not followed it: take its line out, and run "
+                "trueline sync"
+            )
 
 
 def _behind(store: Store, params: Params, done: str, moves: list[Decision]) -> str:

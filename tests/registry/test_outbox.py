@@ -22,7 +22,7 @@ ROWS = [{"prompt": "a", "answer": "b"}]
 def hanging(monkeypatch):
     """A server that accepts and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ada:secret@127.0.0.1:{listening.getsockname()[1]}")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{listening.getsockname()[1]}")
         monkeypatch.setattr(store, "ANSWER_SECONDS", 0.3)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

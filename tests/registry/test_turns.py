@@ -135,6 +135,15 @@ def test_a_line_that_another_checkout_overtook_is_to_be_taken_out(challenged, mo
     Path("decisions.jsonl").write_bytes(before + json.dumps(ours).encode() + b"\n")
     with pytest.raises(InputError, match=rf"{elsewhere['id']}.* take the line of decision ours out of decisions.jsonl"):
         promotion.promote(params)
+    both = [json.dumps(each).encode() + b"\n" for each in (elsewhere, ours)]
+    Path("decisions.jsonl").write_bytes(before + both[0] + both[1])
+    with pytest.raises(
+        InputError, match=rf"has decision ours \(rollback .* after {elsewhere['id']}, .* take its line out"
+    ):
+        promotion.promote(params)
+    Path("decisions.jsonl").write_bytes(before + both[1] + both[0])  # superseded, as it stands
+    assert aliases()["trueline-policy"]["champion"] == 1
+    assert promotion.rollback(params, "in earnest")["champion"] == 2
 
 
 @pytest.mark.timeout(300)
