@@ -93,7 +93,10 @@ def show_trace(traced: Mapping[str, Any]) -> None:
     ]
     _table(("policy", "learned it", "reward model", "by", "rows in its data"), rows)
     if any(each["rows"] is None for each in traced["versions"]):
-        _line("unknown: DVC's cache lacks the data of that version: run dvc fetch --all-commits, then again")
+        _line(
+            "unknown: DVC's cache lacks the data of that version: run dvc fetch --all-commits (if DVC has a remote), "
+            "then again"
+        )
     if any(each["unattributed"] for each in traced["versions"]):
         _line(
             "no annotator: rows that were learned from but name nobody; what comes from them is unknown rather than no"

@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 class NotCachedError(InputError):
     """DVC's cache does not hold a content, or not all of it."""
 
+    def __init__(self, lacking: str, cure: str) -> None:
+        super().__init__(f"{lacking}: {cure}")
+        self.cure = cure
+
 
 class DamagedError(InputError):
     """A content is not what the record says, and no place has it whole."""
@@ -164,7 +168,14 @@ def _need(repo: "Repo", names: Mapping[str, str], md5: str, what: str) -> None:
             raise DamagedError(f"{told} is damaged in DVC's cache (what was there is {aside[0]} now): {_cure(md5)}")
         logger.warning("%s was damaged in DVC's cache, and is whole again", told)
     if None in found.values():
-        raise NotCachedError(f"DVC's cache lacks {md5} (wanted as {what}): run dvc fetch --all-commits, then again")
+        raise NotCachedError(f"DVC's cache lacks {md5} (wanted as {what})", how_to_fetch(repo))
+
+
+def how_to_fetch(repo: "Repo") -> str:
+    """Say how to bring what DVC's cache lacks; without a remote, fetching would only fail."""
+    fetch = "run dvc fetch --all-commits"
+    has_remote = bool(repo.config.get("remote"))
+    return fetch if has_remote else f"{fetch} once a remote that has it is named (dvc remote add -d NAME ADDRESS)"
 
 
 def _cure(md5: str) -> str:

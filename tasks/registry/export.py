@@ -100,8 +100,8 @@ def _write_adapter(policy: Holder, lora: dict[str, Any], draft: Path) -> None:
 def _bring_back(md5: str, folder: Path, what: str) -> None:
     try:
         materialise(md5, folder, LINKS, what=what)
-    except NotCachedError:
-        raise NotCachedError(f"DVC's cache lacks the weights of {what} ({md5}): run dvc fetch --all-commits") from None
+    except NotCachedError as error:
+        raise NotCachedError(f"DVC's cache lacks the weights of {what} ({md5})", error.cure) from None
 
 
 def _lora(policy: Holder) -> dict[str, Any]:

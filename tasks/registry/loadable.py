@@ -134,8 +134,8 @@ def _make_loadable(store: Store, entry: Entry, model_id: str, *, upload: bool) -
             with tempfile.TemporaryDirectory() as folder:
                 _write_model(Path(folder, "model"), entry, model_id)
                 store.client.log_model_artifacts(model_id, str(Path(folder, "model")))
-    except NotCachedError:
-        cure = "run dvc fetch --all-commits, then trueline sync"
+    except NotCachedError as error:
+        cure = f"{error.cure}, then trueline sync"
         logger.warning("MLflow cannot load %s version %s: DVC's cache lacks it: %s", entry.name, entry.version, cure)
     else:
         if IS_EXTERNAL in logged.tags:

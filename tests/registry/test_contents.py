@@ -119,9 +119,12 @@ def test_a_folder_that_is_not_all_in_the_cache_is_refused(repository, lost):
         if path.is_file() and (lost == "everything" or path.suffix != ".dir"):
             path.chmod(0o644)
             path.unlink()
-    with pytest.raises(InputError, match=r"DVC's cache lacks .*: run dvc fetch"):
+    with pytest.raises(InputError, match=r"DVC's cache lacks .*: run dvc fetch .* once a remote that has it is named"):
         materialise(md5, Path("elsewhere"))
     assert not Path("elsewhere").exists()
+    dvc("remote", "add", "-q", "-d", "store", "/nowhere", cwd=repository)  # what the sentence advises
+    with pytest.raises(InputError, match=r"DVC's cache lacks .*: run dvc fetch --all-commits$"):
+        materialise(md5, Path("elsewhere"))
 
 
 @pytest.mark.parametrize(
