@@ -52,7 +52,9 @@ def check_git() -> None:
     """
     here = Path.cwd()
     if not Path(".dvc").is_dir():
-        raise InputError(f"{here} is not the root of a DVC repository: run from the folder that holds dvc.yaml")
+        is_here = Path("dvc.yaml").exists()
+        cure = "bring .dvc back (git checkout .dvc)" if is_here else "run from the folder that holds dvc.yaml"
+        raise InputError(f"{here} is not the root of a DVC repository: {cure}")
     if not any((folder / ".git").exists() for folder in (here, *here.parents)) and needs_git():
         raise InputError(
             f"{here} is in no git repository, which DVC needs: run git init there, and commit (runs name the commit)"

@@ -80,7 +80,9 @@ def _gates_page() -> str:
 
 def _with_sections(page: str, sections: str) -> str:
     if MARK not in page:
-        raise InputError(f"{GATE / REPORT.name} has no place for lineage and cost: run dvc repro --force gate")
+        raise InputError(
+            f"{GATE / REPORT.name} has no place for lineage and cost: run dvc repro --force --single-item gate"
+        )
     return page.replace(MARK, sections)
 
 

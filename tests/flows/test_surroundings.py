@@ -101,6 +101,8 @@ def test_dvc_may_be_told_to_do_without_git(checkout: Path) -> None:
 
 def test_without_dvc(checkout: Path) -> None:
     shutil.rmtree(".dvc")
+    assert refused().endswith("is not the root of a DVC repository: bring .dvc back (git checkout .dvc)")
+    Path("dvc.yaml").unlink()
     assert refused().endswith("is not the root of a DVC repository: run from the folder that holds dvc.yaml")
 
 

@@ -185,6 +185,8 @@ def test_a_pipeline_that_has_not_run_is_named_with_the_cure(params):
 
 def test_a_page_without_the_mark_is_named_with_the_cure(params):
     give_page("<html>of an earlier release</html>")
-    with pytest.raises(InputError, match=r"reports/gate/report.html has no place .*: run dvc repro --force gate"):
+    with pytest.raises(
+        InputError, match=r"reports/gate/report.html has no place .*: run dvc repro --force --single-item gate"
+    ):
         write_report(params)
     assert not REPORT.exists()
