@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tasks.data.files import replacing
 from tasks.registry.cache import (
+    DAMAGED,
     DamagedError,
     Files,
     NotCachedError,
@@ -126,7 +127,10 @@ def _check(repo: "Repo", output: "Output") -> None:
     try:
         known = secure(repo, believed, str(path), choose)
         for name in changed:
-            _replace(repo, path / name, known.get(name))
+            _keep_aside(path / name, found.files.get(name))
+            if name in known:
+                with replacing(path / name) as draft:
+                    shutil.copyfile(object_path(repo, known[name]), draft)
     except (NotCachedError, DamagedError) as error:
         for place in [path / name for name in changed or found.files]:
             with suppress(OSError):
@@ -138,12 +142,13 @@ def _check(repo: "Repo", output: "Output") -> None:
     logger.warning("%s was damaged, and is as the record says again", named(str(path), changed))
 
 
-def _replace(repo: "Repo", place: Path, oid: str | None) -> None:
-    if oid is None:  # a file too many
-        place.unlink()
-        return
-    with replacing(place) as draft:
-        shutil.copyfile(object_path(repo, oid), draft)
+def _keep_aside(place: Path, md5: str | None) -> None:
+    """Nothing is deleted, were it only that a tool has set a file's time back after it had changed it."""
+    if md5 and place.is_symlink():
+        place.unlink()  # to the cache, which has kept its own aside
+    elif md5:
+        DAMAGED.mkdir(parents=True, exist_ok=True)
+        shutil.move(place, DAMAGED / md5)
 
 
 def _unprotected(repo: "Repo", files: Files) -> Files:

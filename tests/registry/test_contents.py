@@ -185,8 +185,10 @@ def test_a_file_that_a_stage_is_about_to_read_is_mended_though_dvc_sees_no_chang
     expected = file.read_bytes()
     assert stages.changed_stages(STAGES) == []  # DVC gets to know all files here
     flip(file)
+    spoilt = file.read_bytes()
     assert stages.changed_stages(STAGES) == []
     check_inputs("ppo")
+    assert [aside.read_bytes() for aside in DAMAGED.iterdir()] == [spoilt]
     told = path if path.startswith("metrics") else f"{file.name} of {file.parent}"
     assert caplog.messages == [f"{told} was damaged, and is as the record says again"]
     assert file.read_bytes() == expected
