@@ -10,12 +10,10 @@ import pytest
 from flows import chat as chat_module
 from flows import cli
 from flows import status as status_module
-from flows.display import show_result
 from flows.doctor import Finding
 from flows.locks import one_flow_at_a_time
 from flows.people import Heard
 from tasks.errors import InputError
-from tasks.escapes import visible
 from tasks.progress import Running
 from tasks.registry import lineage, promotion
 from tasks.registry import report as reporting
@@ -250,50 +248,6 @@ def test_what_awaits_approval_says_how(trueline, monkeypatch: pytest.MonkeyPatch
         "Version 3 awaits approval; champion: none.\n  All is well.\n"
         "To decide: trueline approve 3 --by NAME --reason WHY, or trueline reject 3 --by NAME --reason WHY\n"
     )
-
-
-@pytest.mark.parametrize(
-    ("outcome", "advised"),
-    [
-        ({"promoted": True, "champion": 3}, "trueline why champion · trueline chat · trueline history"),
-        ({"champion": None}, "trueline why 3 · trueline chat --version 3 · trueline history"),  # refused, or in doubt
-        ({"champion": 2}, "trueline why 3 · trueline chat · trueline history"),
-        ({"held": True, "champion": 2}, "trueline why 3 · trueline chat --version 3 · trueline history"),
-        ({"held": True, "champion": None}, "trueline why 3 · trueline chat --version 3 · trueline history"),
-        ({"champion": 3}, "trueline why champion · trueline chat · trueline history"),  # it was before
-    ],
-)
-def test_what_is_advised_after_a_run_is_what_there_is(capsys: pytest.CaptureFixture[str], outcome, advised) -> None:
-    verdict = {"promoted": False, "held": False, "version": 3, "reasons": []} | outcome
-    show_result({"stages": [], "verdict": verdict, "alarms": [], "places": {}})
-    said = capsys.readouterr().out.splitlines()
-    assert said[-1] == f"next       {advised}"
-    assert said[-2] == "MLflow     .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db"
-
-
-NAME = "\x1b[2J\x9b1m\u202e[bold]:warning:\r\nchampion: 9"
-SHOWN = "\\x1b[2J\\x9b1m\\u202e[bold]:warning:\\r\\nchampion: 9"
-
-
-def test_what_data_say_acts_on_no_terminal(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "400")
-    decision = {"time": "t", "who": NAME, "action": "refuse", "policy": {"version": 3}, "review": None}
-    monkeypatch.setattr(lineage, "history", returning([decision | {"reasons": [NAME]}]))
-    known = {"gate": {"reasons": [NAME], NAME: {NAME: NAME}}, "decisions": [{NAME: NAME}]}
-    monkeypatch.setattr(lineage, "why", returning(known))
-    monkeypatch.setattr(promotion, "promote", returning(VERDICT | {"reasons": [NAME]}))
-    monkeypatch.setattr("flows.doctor.examine", returning([Finding(NAME, "ok", NAME, NAME)]))
-    for command, times in ((["history"], 2), (["why", "1"], 6), (["promote"], 1), (["doctor"], 3)):
-        out = trueline(*command)[1]
-        assert (out.count(SHOWN), visible(out)) == (times, out)
-        printed = trueline(*command, "--json")[1]
-        assert visible(printed) == printed
-        assert json.dumps(NAME) in json.dumps(json.loads(printed))
-
-
-def test_an_error_that_quotes_a_row_is_one_line(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lineage, "history", raising(InputError(f"rows.jsonl row 3: {NAME} is bad")))
-    assert trueline("history")[2] == f"trueline: rows.jsonl row 3: {SHOWN.replace(chr(92) + 'n', ' ')} is bad\n"
 
 
 def test_history_names_the_person_who_decided(trueline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from tasks.data.files import read_jsonl, write_jsonl
 from tasks.errors import InputError
 from tasks.params import Params, load_params
 from tasks.validate import _longest, validate
+from tests.pages import HOSTILE, SHOWN, Elements, assert_harmless
 
 ROOT = Path(__file__).parents[1]
 SIDES = ("demonstrations", "preferences", "prompts")
@@ -98,10 +98,6 @@ def figures() -> dict[str, Any]:
 
 
 LONG = "word " * 80  # 400 bytes, so 400 tokens: over 256
-HOSTILE = (
-    "<script>alert(1)</script><iframe srcdoc='<script>alert(2)</script>'></iframe><img src=http://x.example onerror=x>"
-    '<meta http-equiv="refresh" content="0;url=http://evil.example"></table>\x1b[2J\u202e{{ 7 * 7 }}'
-)
 PLANTED = {
     ("demonstrations", 101): ([record("demonstrations", 101, "train", response=3)], ["schema"]),
     ("demonstrations", 102): ([record("demonstrations", 102, "train", surplus="x")], ["schema"]),
@@ -195,22 +191,6 @@ def test_counts_by_file_split_and_check_are_in_the_metrics(planted):
     assert metrics["splits"] == {"train": 20, "validation": 5, "test": 5}
 
 
-class Elements(HTMLParser):
-    """The elements of a page with their attributes, and its text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 def test_data_docs_tell_what_was_found(planted):
     page = Elements((planted / ".trueline/data_docs/index.html").read_text(encoding="utf-8"))
     lines = [" ".join(line.split()) for line in page.text.splitlines() if line.strip()]
@@ -224,21 +204,8 @@ def test_data_docs_tell_what_was_found(planted):
 def test_a_row_in_the_data_docs_is_shown_and_does_nothing(planted):
     assert [path.name for path in (planted / ".trueline/data_docs").rglob("*")] == ["index.html"]
     page = Elements((planted / ".trueline/data_docs/index.html").read_text(encoding="utf-8"))
-    assert HOSTILE.replace("\x1b", "\\x1b").replace("\u202e", "\\u202e") in page.text
-    structure = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "a"}
-    assert {tag for tag, _ in page.found} <= structure | {"table", "caption", "thead", "tbody", "tr", "th", "td"}
-    assert {name for _, attributes in page.found for name in attributes} == {
-        *("lang", "charset", "name", "content", "http-equiv"),
-        *("class", "scope", "id", "href"),
-    }
-    assert {attributes["href"] for _, attributes in page.found if "href" in attributes} == {
-        f"#{kind}" for kind in SIDES
-    }
-    [policy] = [found["content"] for _, found in page.found if found.get("http-equiv") == "Content-Security-Policy"]
-    assert str(policy).split("; ") == [
-        *("default-src 'none'", "style-src 'unsafe-inline'", "base-uri 'none'", "form-action 'none'"),
-    ]
-    assert [found["http-equiv"] for _, found in page.found if "http-equiv" in found] == ["Content-Security-Policy"]
+    assert SHOWN in page.text
+    assert_harmless(page, {f"#{kind}" for kind in SIDES})
 
 
 def test_clean_rows_are_all_kept_and_a_second_run_gives_the_same_bytes(place):

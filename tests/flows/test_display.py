@@ -1,0 +1,57 @@
+"""What commands print: it acts on no terminal, and what it advises is there."""
+
+import json
+from typing import Any
+
+import pytest
+
+from flows.cli import _report
+from flows.display import show_findings, show_history, show_result, show_tree, show_verdict
+from tasks.escapes import visible
+
+
+@pytest.mark.parametrize(
+    ("outcome", "advised"),
+    [
+        ({"promoted": True, "champion": 3}, "trueline why champion · trueline chat · trueline history"),
+        ({"champion": None}, "trueline why 3 · trueline chat --version 3 · trueline history"),  # refused, or in doubt
+        ({"champion": 2}, "trueline why 3 · trueline chat · trueline history"),
+        ({"held": True, "champion": 2}, "trueline why 3 · trueline chat --version 3 · trueline history"),
+        ({"held": True, "champion": None}, "trueline why 3 · trueline chat --version 3 · trueline history"),
+        ({"champion": 3}, "trueline why champion · trueline chat · trueline history"),  # it was before
+    ],
+)
+def test_what_is_advised_after_a_run_is_what_there_is(capsys: pytest.CaptureFixture[str], outcome, advised) -> None:
+    verdict = {"promoted": False, "held": False, "version": 3, "reasons": []} | outcome
+    show_result({"stages": [], "verdict": verdict, "alarms": [], "places": {}})
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == f"next       {advised}"
+    assert said[-2] == "MLflow     .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db"
+
+
+NAME = "\x1b[2J\x9b1m\u202e[bold]:warning:\r\nchampion: 9"
+SHOWN = "\\x1b[2J\\x9b1m\\u202e[bold]:warning:\\r\\nchampion: 9"
+
+
+def said_by(name: str) -> list[tuple[Any, Any, int]]:
+    """A command's data with a name in every place that data fill, what shows it, and how often it is shown."""
+    decision = {"time": "t", "who": name, "action": "refuse", "policy": {"version": 3}, "review": None}
+    verdict = {"promoted": False, "held": False, "version": 3, "champion": 2, "reasons": [name]}
+    return [
+        ([decision | {"reasons": [name]}], show_history, 2),
+        ({"gate": {"reasons": [name], name: {name: name}}, "decisions": [{name: name}]}, show_tree, 6),
+        (verdict, show_verdict, 1),
+        ([{"check": name, "level": "ok", "found": name, "cure": name}], show_findings, 3),
+    ]
+
+
+@pytest.mark.parametrize(("content", "show", "times"), said_by(NAME), ids=["history", "why", "promote", "doctor"])
+def test_what_data_say_acts_on_no_terminal(capsys, monkeypatch, content, show, times) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    _report(content, False, show)
+    out = capsys.readouterr().out
+    assert (out.count(SHOWN), visible(out)) == (times, out)
+    _report(content, True, show)
+    printed = capsys.readouterr().out
+    assert visible(printed) == printed
+    assert json.loads(printed) == content
