@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.data.bounded import ExceededError, bounded
 from tasks.data.context import usable_context
-from tasks.data.misfits import Misfits, misfits_of, refuse_misfits
+from tasks.data.misfits import Misfits, load_with_misfits, refuse_misfits
 from tasks.data.model_files import CONFIG, read_settings
 from tasks.data.soundness import check_sound
 from tasks.data.weights import check_finite, tensors_of
 from tasks.errors import InputError, is_out_of_memory, quoted
 
 if TYPE_CHECKING:  # transformers costs seconds to import: only the functions that need it pay
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
-SAFELY: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
 # To lay out a model of a thousand layers without its weights takes a tenth of this.
 SECONDS, MEGABYTES = 60, 2048
 LARGEST_BUFFERS = 2**32  # bytes of tables that are no weights; the largest of any family are far smaller
@@ -31,7 +30,7 @@ def check_model(folder: Path, name: str) -> None:
     Raises:
         InputError: config.json cannot be used, weights are damaged, no numbers, or belong to another config.json.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM  # noqa: F401  before the fork, which would import it for itself alone
     from transformers import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -48,8 +47,7 @@ def check_model(folder: Path, name: str) -> None:
     # As they are saved, so that nothing is copied; but not every family can compute in the 16 bits it is saved in.
     for dtype in [*(kind for stored, kind in HALVES.items() if stored in dtypes), "float32"]:
         try:
-            model = _whole(AutoModelForCausalLM, folder, name, dtype)
-            check_sound(model, usable_context(model.config), name)
+            _try(folder, name, dtype)
         except InputError:
             if dtype == "float32":
                 raise
@@ -66,13 +64,16 @@ def _laid_out(folder: Path, name: str) -> Misfits:
 
     config = _config(folder, name)
     _check_ids(folder, config, name)
-    model, found = _loaded(
-        AutoModelForCausalLM, folder, name, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
-    )
+    try:
+        model, misfits = load_with_misfits(
+            AutoModelForCausalLM, folder, device_map="meta", ignore_mismatched_sizes=True
+        )
+    except Exception as error:  # of any type, as each family checks its values in its own way
+        raise _unusable(name, error) from None
     buffers = sum(buffer.nbytes for _, buffer in model.named_buffers())
     if buffers > LARGEST_BUFFERS:
         raise ExceededError
-    return misfits_of(found)
+    return misfits
 
 
 def _config(folder: Path, name: str) -> "PreTrainedConfig":
@@ -112,28 +113,25 @@ def _ids(settings: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
 # --- As it is
 
 
-def _whole(kind: Any, folder: Path, name: str, dtype: str) -> "PreTrainedModel":  # noqa: ANN401
-    """The model with its weights mapped from the files, when it has made finite logits."""
+def _try(folder: Path, name: str, dtype: str) -> None:
+    """Map the weights from the files into a model, and have it read a few tokens."""
     import torch
+    from transformers import AutoModelForCausalLM
 
-    model: PreTrainedModel = _loaded(kind, folder, name, dtype=dtype)
-    embedding: Any = model.get_input_embeddings()
     try:
+        model, _ = load_with_misfits(AutoModelForCausalLM, folder, dtype=dtype)
+        ids = torch.tensor([[0, 1, 0]]) % len(model.get_input_embeddings().weight)
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([[0, 1, 0]]) % len(embedding.weight)).logits
-    except Exception as error:
-        raise _unusable(name, error) from None
-    frequencies = [buffer for key, buffer in model.named_buffers() if key.endswith("inv_freq")]
-    if not all(each.isfinite().all() for each in (logits, *frequencies)):
-        raise InputError(
-            f"{name}: the model's logits or its rope's frequencies are not finite: mend {CONFIG} or take another model"
-        )
-    return model
-
-
-def _loaded(kind: Any, folder: Path, name: str, **options: object) -> Any:  # noqa: ANN401
-    try:
-        return kind.from_pretrained(folder, **SAFELY, **options)
+            logits = model(input_ids=ids).logits
+        frequencies = [buffer for key, buffer in model.named_buffers() if key.endswith("inv_freq")]
+        if not all(each.isfinite().all() for each in (logits, *frequencies)):
+            raise InputError(
+                f"{name}: the model's logits or its rope's frequencies are not finite: mend {CONFIG}, or take another"
+                " model"
+            )
+        check_sound(model, usable_context(model.config), name)
+    except InputError:
+        raise
     except Exception as error:
         raise _unusable(name, error) from None
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from tasks.errors import InputError, is_out_of_memory
 
 Found = TypeVar("Found")
+LONGEST_WAIT = 10  # seconds for each second of processor time: a machine may be that busy
 
 
 class ExceededError(Exception):
@@ -24,7 +25,7 @@ def bounded(work: Callable[[], Found], *, seconds: int, megabytes: int) -> Found
     """Do some work in a fork of this process, and give what it found, which must be picklable.
 
     Args:
-        work: must not compute in several threads, which do not survive a fork.
+        work: is done in one thread.
         seconds: of processor time, so that a busy machine changes nothing.
         megabytes: what it may allocate beyond what this process has (Linux).
 
@@ -38,8 +39,10 @@ def bounded(work: Callable[[], Found], *, seconds: int, megabytes: int) -> Found
     process = context.Process(target=_answer, args=(work, sender, seconds, megabytes), daemon=True)
     process.start()
     sender.close()
-    try:
-        kind, found = receiver.recv()
+    kind: str
+    found: Any
+    try:  # a fork may also wait for ever, for a lock that another thread held when it was made
+        kind, found = receiver.recv() if receiver.poll(LONGEST_WAIT * seconds) else ("exceeded", None)
     except EOFError:
         kind, found = "exceeded", None
     finally:
@@ -64,6 +67,10 @@ def _answer(work: Callable[[], object], sender: Connection, seconds: int, megaby
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(silence, stream)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(
+            1
+        )  # the threads of its pool did not come along, and it would wait for them
     _limit(seconds, megabytes)
     answer: tuple[str, Any]
     try:

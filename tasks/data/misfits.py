@@ -1,10 +1,12 @@
 """Weights that do not belong to their config.json: transformers would draw what is missing, and drop the rest."""
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.errors import InputError
 
+SAFELY: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
 NAMED = 3  # tensors that a sentence names
 # What names hold that another program has wrapped or changed, and how to save the model itself.
 WRAPPERS = {
@@ -29,6 +31,18 @@ class Misfits(NamedTuple):
     missing: list[str]
     unexpected: list[str]
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]]  # name, shape in the files, shape by config.json
+
+
+def load_with_misfits(kind: Any, folder: Path, **options: object) -> tuple[Any, Misfits]:  # noqa: ANN401
+    """Load a model from safetensors on this machine, and say what did not fit.
+
+    Args:
+        kind: an Auto class of transformers.
+        folder: of the model.
+        options: of `from_pretrained`.
+    """
+    model, found = kind.from_pretrained(folder, **SAFELY, output_loading_info=True, **options)
+    return model, misfits_of(found)
 
 
 def misfits_of(found: Mapping[str, Any]) -> Misfits:

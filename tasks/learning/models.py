@@ -20,7 +20,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from tasks.data.context import usable_context
 from tasks.data.files import replacing
-from tasks.data.misfits import Misfits, misfits_of, refuse_misfits
+from tasks.data.misfits import Misfits, load_with_misfits, refuse_misfits
 from tasks.data.soundness import check_sound
 from tasks.errors import InputError
 from tasks.learning import ranks
@@ -212,27 +212,17 @@ class ValueHead(nn.Linear):
 
 def _load(kind: AutoClass, folder: Path, *, new_head: bool = False, **options: int) -> PreTrainedModel:
     """Load a model whose every weight comes from the folder, but those of a new scalar head."""
-    loaded: Any
     try:
-        with _quiet():
-            loaded = kind.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # told below, by name
-                **options,
+        with _quiet():  # what does not fit is told below, by name
+            model, misfits = load_with_misfits(
+                kind, folder, dtype=torch.float32, ignore_mismatched_sizes=True, **options
             )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"{folder} holds no model that can be used here ({reason}): choose another base model"
         ) from None
-    model, found = loaded
     assert isinstance(model, PreTrainedModel)
-    misfits = misfits_of(found)
     if new_head:
         score_head(model)
         misfits = _but_for_head(misfits, f"{model.base_model_prefix}.")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tasks.data.misfits import misfits_of, refuse_misfits
+from tasks.data.misfits import load_with_misfits, refuse_misfits
 from tasks.errors import InputError
 
 # Rounding when the adapter was merged, and again when it is taken out, in units of the largest weight's last place.
@@ -108,15 +108,7 @@ def _too_different(what: str, rank: int) -> InputError:
 
 
 def _load(folder: Path) -> PreTrainedModel:
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
-    model, found = loaded
-    refuse_misfits(misfits_of(found), str(folder))
+    model, misfits = load_with_misfits(AutoModelForCausalLM, folder, dtype=torch.float32)
+    refuse_misfits(misfits, str(folder))
     assert isinstance(model, PreTrainedModel)
     return model.requires_grad_(False)

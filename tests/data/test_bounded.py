@@ -1,11 +1,17 @@
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from tasks.data import bounded as module
 from tasks.data.bounded import ExceededError, bounded
 from tasks.errors import InputError
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_what_the_work_finds_comes_back_and_what_it_changes_does_not():
@@ -49,7 +55,34 @@ def give_up() -> None:
     raise ExceededError
 
 
-@pytest.mark.parametrize("work", [forever, grow, give_up, lambda: os.kill(os.getpid(), signal.SIGSEGV)])
+def test_work_may_use_torch_after_its_threads_have_been_used():
+    code = """
+import torch
+from tasks.data.bounded import bounded
+torch.set_num_threads(4)
+numbers = torch.ones(2_000_000)
+numbers.exp().sum()
+print(bounded(lambda: numbers.exp().sum().item(), seconds=20, megabytes=1000) > 0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "4"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=250,
+    )
+    assert done.stdout == "True\n"
+
+
+def test_work_that_waits_for_ever_ends(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "LONGEST_WAIT", 1)
+    with pytest.raises(ExceededError):
+        bounded(lambda: time.sleep(10**6), seconds=1, megabytes=50)
+
+
+@pytest.mark.parametrize("work", [forever, grow, give_up, lambda: os.kill(os.getpid(), signal.SIGKILL)])
 def test_work_that_takes_too_much_or_dies_ends(work):
     start = time.process_time()
     with pytest.raises(ExceededError):
