@@ -49,7 +49,10 @@ def quoted(value: object) -> str:
         return f"{value[:LONGEST_VALUE]!r}{HIDDEN} ({len(value):,} characters)"
     writer = reprlib.Repr()
     writer.maxstring = writer.maxother = LONGEST_VALUE + 2
-    return shortened(writer.repr(value), LONGEST_VALUE + 2)
+    try:
+        return shortened(writer.repr(value), LONGEST_VALUE + 2)
+    except ValueError:  # Python writes no number of more digits than it would read
+        return f"a {type(value).__name__} with a number of over {sys.get_int_max_str_digits():,} digits"
 
 
 def shortened(text: str, longest: int) -> str:
