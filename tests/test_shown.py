@@ -43,6 +43,7 @@ def test_a_terminal_has_nothing_to_act_on() -> None:
 @pytest.mark.parametrize(
     "value",
     ["x" * 10**6, ["y"] * 10**6, {"a": {"b": ["z" * 10**6] * 9}}, 10**4000, 10**5000, [10**5000], b"\0" * 10**6],
+    ids=lambda value: type(value).__name__,
 )
 def test_a_value_is_quoted_within_bounds(value: object) -> None:
     assert len(quoted(value)) < 5 * LONGEST_VALUE  # every character of it may be an escape
