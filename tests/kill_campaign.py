@@ -243,8 +243,8 @@ def disturbed(checkout: Checkout, seconds: dict[str, float], kills: int, dice: r
     """The same with so many kills, evenly in every stage and command."""
     stages = [name for name in seconds if name not in ("run", "approve", "rollback")]
     each = -(-kills // (len(stages) + 3))
-    for stage in stages:
-        yield from _killed_in_stage(checkout, stage, seconds[stage], each, dice)
+    for place, stage in enumerate(stages):
+        yield from _killed_in_stage(checkout, stages[place:], seconds[stage], each, dice)
     yield from _killed(checkout, "run", ["trueline", "run"], seconds["run"], each, dice, lambda: False)
     checkout.run("trueline", "run")
     another_candidate(checkout)
@@ -259,17 +259,22 @@ def _has_moved(checkout: Checkout, champion: int | None) -> bool:
     return checkout.champion() != champion
 
 
-def _killed_in_stage(checkout: Checkout, stage: str, seconds: float, kills: int, dice: random.Random) -> Iterator[Kill]:
-    """Have the flow or plain DVC come to a stage, and kill at a random moment of it."""
+def _killed_in_stage(
+    checkout: Checkout, stages: Sequence[str], seconds: float, kills: int, dice: random.Random
+) -> Iterator[Kill]:
+    """Have the flow or plain DVC come to a stage, the first of those that are left, and kill at a random moment of it.
+
+    A kill may come when the stage is done; the next one then meets the stage behind it.
+    """
     for number in range(kills):
         command = ["trueline", "run"] if number % 2 == 0 else ["dvc", "repro"]
         process = checkout.start(*command)
-        while process.poll() is None and (checkout.stage_at_work() or ("",))[0] != stage:
+        while process.poll() is None and (checkout.stage_at_work() or ("",))[0] not in stages:
             time.sleep(0.02)
         time.sleep(dice.uniform(0, seconds))
         kill = checkout.kill(process, dice.choice(["command", "stage", "all"]))
         if kill:
-            yield kill if kill.during else Kill(f"after {stage}", kill.victim)
+            yield kill if kill.during else Kill("between stages", kill.victim)
 
 
 def _killed(
