@@ -52,7 +52,7 @@ def workplace(path: Path) -> Iterator[Path]:
     try:
         with (folder / IN_USE).open("w") as lock:
             with suppress(OSError):  # a file system without locks: nothing is removed there
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
