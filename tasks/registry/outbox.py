@@ -210,11 +210,17 @@ def send_kept(store: Store) -> None:
     from mlflow.exceptions import MlflowException
 
     for path in sorted((main_checkout() / UNSENT).glob("*.jsonl")):
-        first, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        if first["server"] != without_secrets(store.uri):
+        try:
+            first, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+            server, waiting = first["server"], deque(Message(**row) for row in rows)
+        except (ValueError, KeyError, TypeError):
+            aside = path.rename(path.with_suffix(".damaged"))
+            logger.warning("what was kept for MLflow of run %s is damaged and not sent: see %s", path.stem, aside)
+            continue
+        if server != without_secrets(store.uri):
             continue
         try:
-            send(store, path.stem, deque(Message(**row) for row in rows))
+            send(store, path.stem, waiting)
         except MlflowException as error:
             if is_passing(error):
                 raise

@@ -120,6 +120,17 @@ def test_what_was_for_a_run_that_is_gone_is_dropped(tracked, caplog):
     assert "is dropped" in caplog.text
 
 
+@pytest.mark.parametrize("damage", [lambda text: text[:-9], lambda text: "", lambda text: text.replace("kind", "kjnd")])
+def test_a_kept_file_that_is_damaged_is_told_of_and_set_aside(tracked, caplog, damage):
+    opened = open_store("trueline")
+    outbox.keep(opened, "0" * 32, [Message("end", {"status": "KILLED", "end_time": 1})])
+    [path] = kept()
+    path.write_text(damage(path.read_text()))
+    outbox.send_kept(opened)
+    assert [path.suffix for path in kept()] == [".damaged"]
+    assert "is damaged and not sent: see" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("uri", "cure"),
     [
