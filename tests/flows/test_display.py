@@ -4,7 +4,9 @@ import json
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from flows import display
 from flows.cli import _report
 from flows.display import show_findings, show_history, show_result, show_tree, show_verdict
 from tasks.escapes import visible
@@ -47,7 +49,7 @@ def said_by(name: str) -> list[tuple[Any, Any, int]]:
 
 @pytest.mark.parametrize(("content", "show", "times"), said_by(NAME), ids=["history", "why", "promote", "doctor"])
 def test_what_data_say_acts_on_no_terminal(capsys, monkeypatch, content, show, times) -> None:
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr(display, "_console", Console(highlight=False, width=400))
     _report(content, False, show)
     out = capsys.readouterr().out
     assert (out.count(SHOWN), visible(out)) == (times, out)
