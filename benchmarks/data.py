@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from ruamel.yaml import YAML
 
-from tasks.data.files import MODELS, VALIDATED, write_jsonl
-from tasks.params import PARAMS_FILE
+from tasks.common.files import MODELS, VALIDATED, write_jsonl
+from tasks.settings.params import PARAMS_FILE
 
 ROOT = Path(__file__).parents[1]
 SEED, LONGEST = 7, 1024
@@ -122,10 +122,10 @@ def run(module: str, folder: Path) -> Cost:
 
 def pack() -> None:
     """Encode the training pairs of the working folder and lay out one epoch as the trainers do, without a model."""
-    from tasks.data.encoded import encoded_preferences
-    from tasks.data.tokens import load_tokenizer
+    from tasks.data.encoding.encoded import encoded_preferences
+    from tasks.data.encoding.tokens import load_tokenizer
     from tasks.learning.batches import collate_pairs, training_batches
-    from tasks.learning.ranks import passes
+    from tasks.learning.processes import passes
 
     pairs = encoded_preferences(VALIDATED, "train", load_tokenizer(MODELS / "base"), LONGEST)
     lengths = (2 * pairs.lengths).tolist()

@@ -9,16 +9,16 @@ from transformers import PreTrainedModel
 from benchmarks.jobs import BETA, SEED, Clock, Job, described
 from benchmarks.workloads import SIZES, Texts
 from tasks import dpo, sft
-from tasks.data.origin import Origin
-from tasks.data.tokens import EncodedPair, load_tokenizer
-from tasks.learning import scoring
-from tasks.learning.experience import Models
-from tasks.learning.fitting import Fit
-from tasks.learning.learner import Learner
-from tasks.learning.models import ValueHead, load_policy, load_reward, new_reward_model, save_model, set_up
-from tasks.learning.references import all_logps
-from tasks.learning.rollouts import generate
-from tasks.params import PARAMS_FILE, Params, Training, load_params
+from tasks.data.encoding.tokens import EncodedPair, load_tokenizer
+from tasks.learning.models.loading import ValueHead, load_policy, load_reward, new_reward_model, save_model, set_up
+from tasks.learning.ppo.scoring import Models
+from tasks.learning.ppo.trainer import Learner
+from tasks.learning.sampling.sampler import generate
+from tasks.learning.training import reward_models
+from tasks.learning.training.reference_cache import all_logps
+from tasks.learning.training.supervised import Fit
+from tasks.settings.fingerprint import Origin
+from tasks.settings.params import PARAMS_FILE, Params, Training, load_params
 
 UNSAVED = Origin({}, {})  # checkpoints are off
 EPSILON = 1e-8  # TRL's
@@ -96,7 +96,7 @@ def preferences(job: Job, clock: Clock) -> None:
     params = prepared(job)
     model = load_reward(job.reward_folder, params, trainable=True)
     pairs = pairs_of(job)
-    scoring.train(fitting(job, clock, model, lengths_of(pairs)), model, pairs, params.reward)
+    reward_models.train(fitting(job, clock, model, lengths_of(pairs)), model, pairs, params.reward)
 
 
 def direct(job: Job, clock: Clock) -> None:

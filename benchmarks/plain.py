@@ -16,14 +16,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from benchmarks.jobs import SEED, Clock, Job, described
 from benchmarks.ours import ONLINE_EPSILON, rounds_of_prompts, settings_for
 from benchmarks.workloads import PAD, SIZES, Texts
-from tasks.data.tokens import Encoded, load_tokenizer
-from tasks.learning.advantages import estimate_advantages, kl_estimates, shaped_rewards, whiten
+from tasks.data.encoding.tokens import Encoded, load_tokenizer
 from tasks.learning.batches import epoch_order
-from tasks.learning.experience import Models
-from tasks.learning.learner import seed_for
-from tasks.learning.policy_gradient import policy_loss, value_loss
-from tasks.learning.rollouts import stop_tokens
-from tasks.params import Ppo
+from tasks.learning.maths.advantages import estimate_advantages, kl_estimates, shaped_rewards, whiten
+from tasks.learning.maths.policy_gradient import policy_loss, value_loss
+from tasks.learning.ppo.scoring import Models
+from tasks.learning.ppo.trainer import seed_for
+from tasks.learning.sampling.sampler import stop_tokens
+from tasks.settings.params import Ppo
 
 
 class Padded(NamedTuple):

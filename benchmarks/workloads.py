@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tasks.data.tokens import Encoded, EncodedPair
+from tasks.data.encoding.tokens import Encoded, EncodedPair
 
 PAD, EOS, FIRST_WORD = 0, 1, 4
 CONTEXT = 2048

@@ -12,8 +12,8 @@ from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.runtime import deployment
 
-from tasks.params import load_params
-from tasks.registry import promotion
+from tasks.registry.promotion import champion
+from tasks.settings.params import load_params
 
 FLOW, DEPLOYMENT = "trueline-approval", "asked"
 
@@ -27,18 +27,18 @@ class Form(RunInput):
 
 
 @flow(name=FLOW, flow_run_name="approve version {version}")
-def approval(version: int) -> promotion.Verdict:
+def approval(version: int) -> champion.Verdict:
     """Wait for a person, and do what they say.
 
     Raises:
         InputError: the version does not await approval any more, or the champion has changed since the gate compared.
     """
     said = suspend_flow_run(wait_for_input=Form)
-    act = promotion.approve if said.answer == "approve" else promotion.reject
+    act = champion.approve if said.answer == "approve" else champion.reject
     return act(load_params(), str(version), said.by, said.reason)
 
 
-def ask(held: promotion.Verdict) -> None:
+def ask(held: champion.Verdict) -> None:
     """Start the flow that asks, once for a version and a champion; without a schedule there is nobody to run it."""
     if deployment.id:
         run_deployment(

@@ -5,14 +5,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.data.files import MODELS, STATE
+from tasks.common.errors import InputError
+from tasks.common.escapes import visible
+from tasks.common.files import MODELS, STATE
+from tasks.data.encoding.tokens import decode, encode_prompt, load_tokenizer
 from tasks.data.records import Message
-from tasks.data.tokens import decode, encode_prompt, load_tokenizer
-from tasks.errors import InputError
-from tasks.escapes import visible
-from tasks.params import Params
-from tasks.registry.cache import DamagedError, materialise
-from tasks.registry.contents import check_folder, check_outputs
+from tasks.registry.dvc_outputs.cache import DamagedError, materialise
+from tasks.registry.dvc_outputs.contents import check_folder, check_outputs
+from tasks.settings.params import Params
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +36,7 @@ class Conversation:
         Raises:
             InputError: the conversation and its answer are longer than the model's context.
         """
-        from tasks.learning.rollouts import generate
+        from tasks.learning.sampling.sampler import generate
 
         asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
         settings = self._params.evaluate
@@ -56,7 +56,7 @@ class Conversation:
 
 def begin(folder: Path, params: Params) -> Conversation:
     """Load a model and begin a conversation with it."""
-    from tasks.learning.models import load_policy, set_up
+    from tasks.learning.models.loading import load_policy, set_up
 
     set_up(params)
     return Conversation(load_policy(folder, params, trainable=False), load_tokenizer(folder), params)
@@ -82,7 +82,7 @@ def version_folder(version: str, params: Params) -> Path:
     Raises:
         InputError: there is no such version or alias, or the cache lacks it or has it damaged.
     """
-    from tasks.registry.lineage import why
+    from tasks.registry.lineage.queries import why
 
     md5: str = why(params, version)["policy"]["md5"]
     folder = STATE / "policies" / md5

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from tasks.errors import InputError
-from tasks.escapes import safe_json, visible
-from tasks.shown import clean_logs, clean_traceback
+from tasks.common.errors import InputError
+from tasks.common.escapes import safe_json, visible
+from tasks.common.safe_text import clean_logs, clean_traceback
 
 if TYPE_CHECKING:
     from flows.pipeline import Result
     from tasks.data.exclusions import What
-    from tasks.params import Params
+    from tasks.settings.params import Params
 
 Content = TypeVar("Content")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
@@ -85,9 +85,9 @@ def status(as_json: AsJson = False) -> None:
 def promote(as_json: AsJson = False) -> None:
     """Make the candidate in dvc.lock champion, if its gate says so; where registry.approval is on, hold it."""
     from flows.display import show_verdict
-    from tasks.registry import promotion
+    from tasks.registry.promotion import champion
 
-    verdict = promotion.promote(_params())
+    verdict = champion.promote(_params())
     _report(dict(verdict), as_json, show_verdict)
     if not verdict["promoted"] and verdict["champion"] != verdict["version"]:
         raise typer.Exit(1)
@@ -97,27 +97,27 @@ def promote(as_json: AsJson = False) -> None:
 def approve(version: Held, by: By, reason: Reason, as_json: AsJson = False) -> None:
     """Make a version that awaits approval champion (registry.approval in params.yaml)."""
     from flows.display import show_verdict
-    from tasks.registry import promotion
+    from tasks.registry.promotion import champion
 
-    _report(dict(promotion.approve(_params(), version, by, reason)), as_json, show_verdict)
+    _report(dict(champion.approve(_params(), version, by, reason)), as_json, show_verdict)
 
 
 @app.command()
 def reject(version: Held, by: By, reason: Reason, as_json: AsJson = False) -> None:
     """Refuse a version that awaits approval; no later run promotes it."""
     from flows.display import show_verdict
-    from tasks.registry import promotion
+    from tasks.registry.promotion import champion
 
-    _report(dict(promotion.reject(_params(), version, by, reason)), as_json, show_verdict)
+    _report(dict(champion.reject(_params(), version, by, reason)), as_json, show_verdict)
 
 
 @app.command()
 def rollback(reason: Reason, as_json: AsJson = False) -> None:
     """Make the previous champion champion again."""
     from flows.display import show_verdict
-    from tasks.registry import promotion
+    from tasks.registry.promotion import champion
 
-    _report(dict(promotion.rollback(_params(), reason)), as_json, show_verdict)
+    _report(dict(champion.rollback(_params(), reason)), as_json, show_verdict)
 
 
 @app.command()
@@ -127,9 +127,9 @@ def why(
 ) -> None:
     """Explain a policy: its data, reward model, base, gate, opponent, parameters, commit."""
     from flows.display import show_tree
-    from tasks.registry import lineage
+    from tasks.registry.lineage import queries
 
-    _report(lineage.why(_params(), version), as_json, show_tree)
+    _report(queries.why(_params(), version), as_json, show_tree)
 
 
 @app.command()
@@ -142,7 +142,7 @@ def trace(
 ) -> None:
     """Tell which versions were trained on a row, source or annotator, promoted or not."""
     from flows.display import show_trace
-    from tasks.registry import trace as tracing
+    from tasks.registry.lineage import trace as tracing
 
     asked: dict[What, str | None] = {"row": row, "source": source, "annotator": annotator}
     named = [(what, name) for what, name in asked.items() if name]
@@ -164,7 +164,7 @@ def export(
 ) -> None:
     """Write a policy as a folder that transformers and vLLM load, or its reward model, with the model card."""
     from flows.display import show_exported
-    from tasks.registry import export as exporting
+    from tasks.registry.export import folders as exporting
 
     if adapter and reward:
         raise InputError("reward models are exported whole: give --adapter or --reward, not both")
@@ -179,18 +179,18 @@ def export(
 def history(as_json: AsJson = False) -> None:
     """List every decision: promotions, rollbacks, refusals, what awaited approval; oldest first."""
     from flows.display import show_history
-    from tasks.registry import lineage
+    from tasks.registry.lineage import queries
 
-    _report(lineage.history(), as_json, show_history)
+    _report(queries.history(), as_json, show_history)
 
 
 @app.command()
 def sync(as_json: AsJson = False) -> None:
     """Bring MLflow up to what dvc.lock and the record say, as after a plain dvc repro."""
     from flows.display import show_synced
-    from tasks.registry import lineage
+    from tasks.registry.lineage import queries
 
-    synced = lineage.sync(_params())
+    synced = queries.sync(_params())
     _report(dict(synced), as_json, show_synced)
     if synced["alarms"]:
         raise typer.Exit(1)
@@ -200,7 +200,7 @@ def sync(as_json: AsJson = False) -> None:
 def report(as_json: AsJson = False) -> None:
     """Write the report of the result in dvc.lock, with lineage and cost, as after a plain dvc repro."""
     from flows.display import show_report
-    from tasks.registry.report import write_report
+    from tasks.registry.lineage.report import write_report
 
     _report(dict(write_report(_params())), as_json, show_report)
 
@@ -225,7 +225,7 @@ def votes(
     """Count the votes on filled sheets, and keep them in MLflow with the run of evaluate, in place of earlier ones."""
     from flows.display import show_votes
     from flows.people import hear
-    from tasks.registry.people import keep
+    from tasks.registry.promotion.human_evaluation import keep
 
     params, heard = _params(), hear(files)
     run_id = None
@@ -295,7 +295,7 @@ def configure(
 
 
 def _params() -> "Params":
-    from tasks.params import load_params
+    from tasks.settings.params import load_params
 
     return load_params()
 

@@ -3,8 +3,8 @@
 from zoneinfo import ZoneInfo
 
 from flows.server import check_reachable
-from tasks.data.files import STATE
-from tasks.errors import InputError
+from tasks.common.errors import InputError
+from tasks.common.files import STATE
 
 DEPLOYMENT = "scheduled"
 

@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from tasks.escapes import one_line
-from tasks.registry.store import tracking_uri
-from tasks.rounding import chance, number
-from tasks.shown import without_secrets
+from tasks.common.escapes import one_line
+from tasks.common.rounding import chance, number
+from tasks.common.safe_text import without_secrets
+from tasks.registry.mlflow_runs.store import tracking_uri
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 _console = Console(highlight=False)

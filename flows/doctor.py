@@ -15,12 +15,12 @@ from flows import locks
 from flows.preflight import check_exists, sources
 from flows.status import record_fault, registry
 from flows.surroundings import check_git, check_room, free_bytes, look_at_places
-from tasks.data.files import STATE
-from tasks.errors import InputError
-from tasks.params import load_params
-from tasks.registry.cache import DAMAGED
-from tasks.registry.stages import places
-from tasks.shown import without_secrets
+from tasks.common.errors import InputError
+from tasks.common.files import STATE
+from tasks.common.safe_text import without_secrets
+from tasks.registry.dvc_outputs.cache import DAMAGED
+from tasks.registry.dvc_outputs.stages import places
+from tasks.settings.params import load_params
 from tasks.stage import last_failure
 
 Level = Literal["ok", "warn", "fail"]
@@ -168,7 +168,7 @@ def check_leftovers() -> Iterator[Finding]:
 
 
 def _drafts(place: Path) -> list[Path]:
-    """The temporary folders of tasks.data.files.replacing, which only a process that was killed leaves behind."""
+    """The temporary folders of tasks.common.files.replacing, which only a process that was killed leaves behind."""
     return [path for path in place.glob(".*.*") if path.is_dir()]
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tasks.data.files import METRICS, read_json
-from tasks.params import load_params
-from tasks.rounding import number
+from tasks.common.files import METRICS, read_json
+from tasks.common.rounding import number
+from tasks.settings.params import load_params
 
 Metrics = Mapping[str, Any]
 
@@ -56,8 +56,8 @@ def _evaluate(metrics: Metrics) -> str:
     if rate["value"] is None:
         return "no win rate"
     said = f"win rate over SFT {_with_interval(rate)}"
-    gold = metrics.get("gold")
-    return f"{said}, gold {number(gold['sft'])} → {number(gold['candidate'])}" if gold else said
+    gold = metrics.get("ground_truth")
+    return f"{said}, ground truth {number(gold['sft'])} → {number(gold['candidate'])}" if gold else said
 
 
 def _with_interval(figure: Metrics) -> str:
@@ -74,7 +74,7 @@ TELLING: dict[str, Callable[[Metrics], str]] = {
     "validate": _validate,
     "sft": _sft,
     "reward": _reward,
-    "judge": _reward,
+    "held_out_reward": _reward,
     "dpo": _dpo,
     "ppo": _ppo,
     "evaluate": _evaluate,

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from tasks.data.files import STATE
-from tasks.errors import InputError
+from tasks.common.errors import InputError
+from tasks.common.files import STATE
 
 FLOW_LOCK = STATE / "flow.lock"
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
+from tasks.common.errors import InputError
 from tasks.data.splits import root_id
-from tasks.errors import InputError
-from tasks.judging import people
-from tasks.judging.compare import Resampling
-from tasks.registry.people import evaluation
+from tasks.evaluation.compare import Resampling
+from tasks.evaluation.people import annotation_sheets
+from tasks.registry.promotion.human_evaluation import evaluation
 
 
 class Sheet(TypedDict):
@@ -35,11 +35,11 @@ def write_sheet(path: Path, prompts: int | None) -> Sheet:
         InputError: the file exists, there is no evaluation, or none of its prompts has two different answers.
     """
     found = evaluation()
-    pairs = people.pairs(found.rows, found.seed)
+    pairs = annotation_sheets.pairs(found.rows, found.seed)
     if not pairs:
         raise InputError(f"both models gave the same answers to all {len(found.rows)} prompts: there is nothing to ask")
     shown = pairs[:prompts]
-    people.write_sheet(path, shown)
+    annotation_sheets.write_sheet(path, shown)
     return Sheet(
         file=str(path),
         prompts=len(shown),
@@ -55,9 +55,9 @@ def hear(paths: Sequence[Path]) -> Heard:
         InputError: a sheet cannot be read or is of another evaluation, or there is no evaluation.
     """
     found = evaluation()
-    pairs = people.pairs(found.rows, found.seed)
-    votes = people.read_votes(paths, pairs)
+    pairs = annotation_sheets.pairs(found.rows, found.seed)
+    votes = annotation_sheets.read_votes(paths, pairs)
     resampling = Resampling(found.bootstrap, found.confidence, found.seed)
     conversations = {row["id"]: root_id(row["prompt"]) for row in found.rows}
-    figures = people.figures(votes, len(found.rows) - len(pairs), resampling, conversations)
-    return Heard(found.key, figures, list(people.rows(votes)))
+    figures = annotation_sheets.figures(votes, len(found.rows) - len(pairs), resampling, conversations)
+    return Heard(found.key, figures, list(annotation_sheets.rows(votes)))

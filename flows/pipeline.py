@@ -10,12 +10,13 @@ from flows.approval import ask
 from flows.locks import one_flow_at_a_time
 from flows.preflight import preflight
 from flows.reproduce import StageError, StageRun, reproduce
-from tasks.params import Params, load_params
-from tasks.registry import lineage, promotion
-from tasks.registry.opponent import refresh_opponent
-from tasks.registry.report import write_report
-from tasks.registry.stages import plan
-from tasks.shown import clean_logs
+from tasks.common.safe_text import clean_logs
+from tasks.registry.dvc_outputs.stages import plan
+from tasks.registry.lineage import queries
+from tasks.registry.lineage.report import write_report
+from tasks.registry.promotion import champion
+from tasks.registry.promotion.opponent import refresh_opponent
+from tasks.settings.params import Params, load_params
 
 RETRY_DELAYS = [10.0, 60.0]  # seconds
 
@@ -24,8 +25,8 @@ class Result(NamedTuple):
     """What came of a flow."""
 
     stages: list[StageRun]
-    registered: promotion.Registered
-    verdict: promotion.Verdict
+    registered: champion.Registered
+    verdict: champion.Verdict
     alarms: list[str]  # stages that gave other bytes than before on the same input
 
 
@@ -49,15 +50,15 @@ def name_opponent(params: Params) -> None:
 
 
 @task(name="lineage")
-def sync_lineage(params: Params) -> lineage.Synced:
+def sync_lineage(params: Params) -> queries.Synced:
     """Link every stage's outputs with the MLflow run that made them."""
-    return lineage.sync(params)
+    return queries.sync(params)
 
 
 @task(name="register")
-def register(params: Params) -> promotion.Registered:
+def register(params: Params) -> champion.Registered:
     """Make the candidate a version in the registry."""
-    return promotion.register(params)
+    return champion.register(params)
 
 
 @task(name="report")
@@ -69,9 +70,9 @@ def report(params: Params) -> None:
 
 
 @task(name="promote")
-def promote(params: Params) -> promotion.Verdict:
+def promote(params: Params) -> champion.Verdict:
     """Make the candidate champion, if the gate says so, or have a person asked."""
-    verdict = promotion.promote(params)
+    verdict = champion.promote(params)
     if verdict["held"]:
         ask(verdict)
     return verdict

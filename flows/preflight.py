@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from flows.surroundings import check_surroundings
-from tasks.data.model_files import check_model_folder
+from tasks.common.errors import InputError
+from tasks.data.base_model.model_files import check_model_folder
 from tasks.data.records import TYPES
-from tasks.data.sources import check_file, files_of
-from tasks.errors import InputError
-from tasks.params import Params, load_params
-from tasks.registry.decisions import past_decisions
+from tasks.data.sources.source import check_file, files_of
+from tasks.registry.promotion.decisions import past_decisions
+from tasks.settings.params import Params, load_params
 
 
 def preflight() -> Params:

@@ -16,9 +16,9 @@ from typing import IO
 
 import psutil
 
-from tasks.progress import running
+from tasks.common.progress import running
 
-GRACE_SECONDS = 15.0  # for a process that asks for no more (tasks/progress.py)
+GRACE_SECONDS = 15.0  # for a process that asks for no more (tasks/common/progress.py)
 
 
 @contextmanager

@@ -9,11 +9,11 @@ from typing import Literal, NamedTuple
 from flows.figures import telling_figure
 from flows.processes import child
 from flows.surroundings import look_at_places
-from tasks.errors import InputError
-from tasks.escapes import visible
-from tasks.registry.cache import DamagedError
-from tasks.registry.contents import check_outputs
-from tasks.shown import without_secrets
+from tasks.common.errors import InputError
+from tasks.common.escapes import visible
+from tasks.common.safe_text import without_secrets
+from tasks.registry.dvc_outputs.cache import DamagedError
+from tasks.registry.dvc_outputs.contents import check_outputs
 from tasks.stage import FAILURE_NOTE, Failure, last_failure
 
 logger = logging.getLogger(__name__)

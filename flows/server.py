@@ -17,9 +17,9 @@ from pathlib import Path
 import httpx
 
 from flows.processes import child, end_group
-from tasks.data.files import STATE
-from tasks.errors import InputError
-from tasks.registry.database import structural_fault
+from tasks.common.errors import InputError
+from tasks.common.files import STATE
+from tasks.registry.mlflow_runs.database import structural_fault
 
 API_URL = "http://127.0.0.1:4200/api"
 SERVER_LOG = STATE / "prefect-server.log"

@@ -11,10 +11,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from tasks.data.files import replacing
-from tasks.errors import InputError
-from tasks.params import PARAMS_FILE, load_params, parse_params
-from tasks.yaml_files import parse_yaml, read_yaml
+from tasks.common.errors import InputError
+from tasks.common.files import replacing
+from tasks.common.yaml_files import parse_yaml, read_yaml
+from tasks.settings.params import PARAMS_FILE, load_params, parse_params
 
 FLOAT, NULL = "tag:yaml.org,2002:float", "tag:yaml.org,2002:null"
 # KEY=VALUE; a file's name may hold an equals sign, too.

@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 from flows import locks
 from flows.processes import child
-from tasks.errors import InputError
-from tasks.params import Params
-from tasks.progress import running
-from tasks.registry.decisions import past_decisions
-from tasks.registry.promotion import awaiting
-from tasks.registry.stages import lock_entry, plan
-from tasks.registry.store import main_checkout, open_store, tracking_uri
-from tasks.registry.versions import CHALLENGER, CHAMPION, holder
+from tasks.common.errors import InputError
+from tasks.common.progress import running
+from tasks.registry.dvc_outputs.stages import lock_entry, plan
+from tasks.registry.mlflow_runs.store import main_checkout, open_store, tracking_uri
+from tasks.registry.promotion.champion import awaiting
+from tasks.registry.promotion.decisions import past_decisions
+from tasks.registry.promotion.versions import CHALLENGER, CHAMPION, holder
+from tasks.settings.params import Params
 from tasks.stage import last_failure
 
 StageState = Literal["up to date", "changed", "missing", "never ran", "busy"]

@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.data.files import MODELS, STATE, read_json
-from tasks.data.model_files import weight_files
-from tasks.errors import InputError
-from tasks.params import EXAMPLE, Params
-from tasks.places import check_places, check_real, check_writable
-from tasks.registry.stages import Places, needs_git, places, unfinished_stages
+from tasks.common.errors import InputError
+from tasks.common.files import MODELS, STATE, read_json
+from tasks.common.output_folders import check_places, check_real, check_writable
+from tasks.data.base_model.model_files import weight_files
+from tasks.registry.dvc_outputs.stages import Places, needs_git, places, unfinished_stages
+from tasks.settings.params import EXAMPLE, Params
 from tasks.stage import classify
 
 GIGABYTE = 2**30
 # Rows, pages, metrics and mlflow.db of a run, whatever its model.
 ROOM_BESIDE_MODELS = GIGABYTE // 4
-TRAINERS = ("sft", "reward", "judge", "align")
+TRAINERS = ("sft", "reward", "held_out_reward", "align")
 MODEL_STAGES = ("base", *TRAINERS)
 WITH_OPTIMISER = 3  # weights in a checkpoint, in models: its own and AdamW's two moments
 HALF_PRECISION = ("float16", "bfloat16")

@@ -15,8 +15,6 @@ if importlib.util.find_spec("torch") is None:
 # Read by the libraries when they are imported, so set before anything here can import them.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Saving a model imports DeepSpeed where that is installed, which would guess the device, and say so; trainers name it.
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
 # What runs beside us, such as Prefect's server, MLflow's or a judge's, is never reached through a proxy.
 _listed = [host.strip() for name in ("no_proxy", "NO_PROXY") for host in os.environ.get(name, "").split(",")]
 _hosts = ["*"] if "*" in _listed else [host for host in _listed if host] + ["localhost", "127.0.0.1", "::1"]

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from tasks.common.errors import InputError
+from tasks.common.files import METRICS, MODELS, replacing, write_json
+from tasks.common.yaml_files import read_yaml
 from tasks.data import example
-from tasks.data.architecture import check_model
-from tasks.data.context import usable_context
-from tasks.data.files import METRICS, MODELS, replacing, write_json
-from tasks.data.model_files import FETCHED, NOT_FETCHED, copy_model
-from tasks.data.templates import TEMPLATES, TURN_END, TURN_START
-from tasks.data.tokenizers import PAD, settle_tokenizer, try_rows
-from tasks.data.weights import count_parameters
-from tasks.errors import InputError
-from tasks.params import EXAMPLE, Example, Params, Scratch
-from tasks.section import Section
+from tasks.data.base_model.architecture import check_model
+from tasks.data.base_model.model_files import FETCHED, NOT_FETCHED, copy_model
+from tasks.data.base_model.tokenizers import PAD, settle_tokenizer, try_rows
+from tasks.data.base_model.weights import count_parameters
+from tasks.data.encoding.context import usable_context
+from tasks.data.encoding.templates import TEMPLATES, TURN_END, TURN_START
+from tasks.settings.params import EXAMPLE, Example, Params, Scratch
+from tasks.settings.section import Section
 from tasks.stage import main
-from tasks.yaml_files import read_yaml
 
 if TYPE_CHECKING:  # transformers costs seconds to import: only the functions that need it pay
     from transformers import PreTrainedTokenizerBase

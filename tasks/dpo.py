@@ -9,24 +9,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tasks.data.encoded import EncodedRows, encoded_preferences
-from tasks.data.files import MODELS, VALIDATED
-from tasks.data.origin import content_origin
+from tasks.common.files import MODELS, VALIDATED
+from tasks.data.encoding.encoded import EncodedRows, encoded_preferences
+from tasks.data.encoding.tokens import EncodedPair, load_tokenizer
 from tasks.data.records import Split, read_prompts
-from tasks.data.tokens import EncodedPair, load_tokenizer
-from tasks.learning import ranks
+from tasks.learning import processes
 from tasks.learning.batches import collate_pairs, micro_batches
-from tasks.learning.curves import publish
-from tasks.learning.fitting import Fit, require_rows
-from tasks.learning.forward import unwrapped
-from tasks.learning.losses import PairValues, implicit_rewards, preference_loss
-from tasks.learning.marks import Marks
-from tasks.learning.models import context_length, load_policy, merged, set_up, with_adapters
-from tasks.learning.references import References, all_logps, pair_logps
+from tasks.learning.maths.losses import PairValues, implicit_rewards, preference_loss
+from tasks.learning.models.forward import unwrapped
+from tasks.learning.models.loading import context_length, load_policy, merged, set_up, with_adapters
 from tasks.learning.sharding import assembled
-from tasks.params import Dpo, Params
-from tasks.registry import tracking
-from tasks.registry.stages import stage_origin
+from tasks.learning.training.curves import publish
+from tasks.learning.training.evaluation_points import Marks
+from tasks.learning.training.reference_cache import References, all_logps, pair_logps
+from tasks.learning.training.supervised import Fit, require_rows
+from tasks.registry.dvc_outputs.stages import stage_origin
+from tasks.registry.mlflow_runs import tracking
+from tasks.settings.fingerprint import content_origin
+from tasks.settings.params import Dpo, Params
 from tasks.stage import main
 
 SFT = MODELS / "sft"
@@ -77,7 +77,7 @@ def dpo(params: Params) -> None:
     with tracking.run("dpo", params, inputs=[PREFERENCES]) as run:
         lengths, its_lengths = ((2 * each.lengths).tolist() for each in (pairs, validation))
         fit = Fit("dpo", origin, policy, lengths, params=params, settings=settings, run=run, visitor=marks)
-        share = ranks.share(range(len(validation)), its_lengths)
+        share = processes.share(range(len(validation)), its_lengths)
         held_out = list(micro_batches(share, its_lengths, params.runtime.tokens_per_pass))
         # Nothing has been learned yet, so the policy is the reference: no second model, and adapters add nothing.
         references = References(SFT, are_compiled=params.runtime.compile)

@@ -14,31 +14,31 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from tasks.common.errors import InputError
+from tasks.common.files import METRICS, MODELS, REPORTS, STATE, VALIDATED, workplace, write_json, write_jsonl
+from tasks.common.progress import Bar, along
 from tasks.data.answers import answers_file, read_answers
-from tasks.data.encoded import encoded_demonstrations
+from tasks.data.encoding.encoded import encoded_demonstrations
+from tasks.data.encoding.tokens import Encoded, decode, encode, encode_prompt, encode_prompts, load_tokenizer
 from tasks.data.example import gold_score
-from tasks.data.files import METRICS, MODELS, REPORTS, STATE, VALIDATED, workplace, write_json, write_jsonl
 from tasks.data.records import Prompt, read_prompts
 from tasks.data.splits import root_id
-from tasks.data.tokens import Encoded, decode, encode, encode_prompt, encode_prompts, load_tokenizer
-from tasks.errors import InputError
-from tasks.judging import llm_judge
-from tasks.judging.best_of import BestOf, best_of
-from tasks.judging.compare import Resampling
-from tasks.judging.frontier import GOLD, HELD_OUT, PROXY, Mark
-from tasks.judging.frontier import rows as mark_rows
-from tasks.judging.measured import Gold, Measured, Models, measure, prompt_text
-from tasks.judging.metrics import Answers
-from tasks.judging.opponent import Opponent, read_opponent
-from tasks.judging.summary import rounded, rows, summarise
+from tasks.evaluation.best_of import BestOf, best_of
+from tasks.evaluation.compare import Resampling
+from tasks.evaluation.llm_judge import comparisons
+from tasks.evaluation.measured import Gold, Measured, Models, measure, prompt_text
+from tasks.evaluation.metrics import Answers
+from tasks.evaluation.opponent import Opponent, read_opponent
+from tasks.evaluation.over_optimisation import GOLD, HELD_OUT, PROXY, Mark
+from tasks.evaluation.over_optimisation import rows as mark_rows
+from tasks.evaluation.summary import rounded, rows, summarise
 from tasks.learning.batches import Batch, collate, micro_batches
-from tasks.learning.models import context_length, device_of, load_policy, load_reward, set_up
-from tasks.learning.readings import completion_log_probs, completion_scores
-from tasks.learning.rollouts import generate, stop_tokens
-from tasks.params import EXAMPLE, LlmJudge, Params
-from tasks.progress import Bar, along
-from tasks.registry import tracking
-from tasks.registry.cache import materialise
+from tasks.learning.models.loading import context_length, device_of, load_policy, load_reward, set_up
+from tasks.learning.models.outputs import completion_log_probs, completion_scores
+from tasks.learning.sampling.sampler import generate, stop_tokens
+from tasks.registry.dvc_outputs.cache import materialise
+from tasks.registry.mlflow_runs import tracking
+from tasks.settings.params import EXAMPLE, LlmJudge, Params
 from tasks.stage import main
 
 RESPONSES, MARKS, LLM_JUDGE = (REPORTS / "evaluate" / f"{name}.jsonl" for name in ("responses", "marks", "llm_judge"))
@@ -92,7 +92,7 @@ def evaluate(params: Params) -> None:
     prompts, opponent, settings = choose_prompts(params), read_opponent(), params.evaluate
     _check_models(params)
     if settings.llm_judge:
-        llm_judge.check(settings.llm_judge)
+        comparisons.check(settings.llm_judge)
     set_up(params)
     with tracking.run("evaluate", params, inputs=[VALIDATED / "prompts.jsonl"]) as run:
         compared = _compare(prompts, opponent, params)
@@ -118,9 +118,9 @@ def _ask_llm_judge(
     asked = prompts[: judge.prompts]
     ours, theirs = (models[name].answers.texts[: len(asked)] for name in ("candidate", "opponent"))
     with Bar("evaluate: LLM judge", len(asked), "prompt") as bar:
-        comparisons = llm_judge.ask(judge, asked, ours, theirs, bar.update)
-    write_jsonl(LLM_JUDGE, llm_judge.rows(comparisons))
-    return rounded(llm_judge.figures(comparisons, judge.model, resampling.at(range(len(asked)))))
+        answers = comparisons.ask(judge, asked, ours, theirs, bar.update)
+    write_jsonl(LLM_JUDGE, comparisons.rows(answers))
+    return rounded(comparisons.figures(answers, judge.model, resampling.at(range(len(asked)))))
 
 
 def choose_prompts(params: Params) -> list[Prompt]:
@@ -146,7 +146,7 @@ def _readable(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_models(params: Params) -> None:
     """Say at once what is missing, not when all prompts have been answered."""
-    for name in (params.align.method, "sft", "reward", "judge"):
+    for name in (params.align.method, "sft", "reward", "held_out_reward"):
         if not (MODELS / name).is_dir():
             raise InputError(f"{MODELS / name} does not exist: run the stage that writes it (dvc repro)")
 
@@ -171,7 +171,7 @@ def _compare(prompts: Sequence[Prompt], opponent: Opponent, params: Params) -> C
         spoken["opponent"] = _respond_as_champion(opponent.policy, tokenizer, prompts, params)
     judges = Judges(
         load_reward(MODELS / "reward", params),
-        load_reward(MODELS / "judge", params),
+        load_reward(MODELS / "held_out_reward", params),
         gold_score if all(prompt.source == EXAMPLE for prompt in prompts) else None,
     )
     models = {

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.data.files import (
+from tasks.common.errors import InputError
+from tasks.common.files import (
     CURVES,
     METRICS,
     REPORTS,
@@ -19,12 +20,11 @@ from tasks.data.files import (
     write_csv,
     write_json,
 )
-from tasks.errors import InputError
-from tasks.judging.checks import Evidence, decide, lookup, reasons, run_checks, warnings
-from tasks.judging.opponent import OPPONENT_FILE, Opponent, read_opponent
-from tasks.judging.plots import FRONTIER_COLUMNS, Reliability, frontier_points, reliability_points
-from tasks.judging.report import Background, Judgement, render
-from tasks.params import Params
+from tasks.evaluation.gate.checks import Evidence, decide, lookup, reasons, run_checks, warnings
+from tasks.evaluation.gate.plots import FRONTIER_COLUMNS, Reliability, frontier_points, reliability_points
+from tasks.evaluation.gate.report import Background, Judgement, render
+from tasks.evaluation.opponent import OPPONENT_FILE, Opponent, read_opponent
+from tasks.settings.params import Params
 from tasks.stage import main
 
 EVALUATION = METRICS / "evaluate.json"
@@ -44,7 +44,9 @@ def gate(params: Params) -> None:
     reward = read_json(METRICS / "reward.json")
     curves = {stage: _read_curve(CURVES / f"{stage}.csv") for stage in ("sft", "reward", params.align.method)}
     background = Background(reward, read_json(METRICS / "validate.json"), curves)
-    checks = run_checks(Evidence(evaluation, reward, read_json(METRICS / "judge.json"), opponent), params.gate)
+    checks = run_checks(
+        Evidence(evaluation, reward, read_json(METRICS / "held_out_reward.json"), opponent), params.gate
+    )
     judgement = Judgement(decide(checks), reasons(checks), warnings(evaluation, params.gate), checks, opponent)
     page = render(judgement, evaluation, _read_responses(RESPONSES), background)
     with replacing(REPORT) as draft:

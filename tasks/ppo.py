@@ -13,29 +13,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from tasks.data.encoded import EncodedRows, encoded_prompts
-from tasks.data.files import MODELS, VALIDATED
-from tasks.data.origin import content_origin
+from tasks.common.files import MODELS, VALIDATED
+from tasks.data.encoding.encoded import EncodedRows, encoded_prompts
+from tasks.data.encoding.tokens import decode, encode_prompts, load_tokenizer
 from tasks.data.records import Prompt, Split, read_prompts
-from tasks.data.tokens import decode, encode_prompts, load_tokenizer
-from tasks.learning import ranks
-from tasks.learning.advantages import adapted_kl_coefficient, explained_variance, masked_mean
+from tasks.learning import processes
 from tasks.learning.batches import collate, epoch_order
-from tasks.learning.checkpoints import Checkpoints, CurveRow, Progress
-from tasks.learning.curves import Curve, publish
-from tasks.learning.experience import Models, Rollouts, reference_policy
-from tasks.learning.fitting import require_rows
-from tasks.learning.forward import unwrapped
-from tasks.learning.learner import Learner, seed_for
-from tasks.learning.marks import Marks
-from tasks.learning.models import ValueHead, context_length, load_policy, load_reward, set_up, with_adapters
-from tasks.learning.optimise import check_finite
-from tasks.learning.readings import completion_scores
-from tasks.learning.rollouts import generate
+from tasks.learning.maths.advantages import adapted_kl_coefficient, explained_variance, masked_mean
+from tasks.learning.models.forward import unwrapped
+from tasks.learning.models.loading import ValueHead, context_length, load_policy, load_reward, set_up, with_adapters
+from tasks.learning.models.outputs import completion_scores
+from tasks.learning.ppo.scoring import Models, Rollouts, reference_policy
+from tasks.learning.ppo.trainer import Learner, seed_for
+from tasks.learning.sampling.sampler import generate
 from tasks.learning.sharding import assembled
-from tasks.params import Params
-from tasks.registry import tracking
-from tasks.registry.stages import stage_origin
+from tasks.learning.training.checkpoints import Checkpoints, CurveRow, Progress
+from tasks.learning.training.curves import Curve, publish
+from tasks.learning.training.evaluation_points import Marks
+from tasks.learning.training.optimisation import check_finite
+from tasks.learning.training.supervised import require_rows
+from tasks.registry.dvc_outputs.stages import stage_origin
+from tasks.registry.mlflow_runs import tracking
+from tasks.settings.fingerprint import content_origin
+from tasks.settings.params import Params
 from tasks.stage import main
 
 SFT, REWARD, PROMPTS = MODELS / "sft", MODELS / "reward", VALIDATED / "prompts.jsonl"
@@ -123,7 +123,7 @@ def ppo(params: Params) -> None:
         metrics = summary(curve.rows, settings.rollouts)
         marks.write("ppo")
         publish("ppo", models.policy, models.tokenizer, metrics=metrics, curve=curve, run=run)
-    if ranks.is_first():
+    if processes.is_first():
         checkpoints.finish()
 
 

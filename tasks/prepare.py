@@ -15,20 +15,20 @@ from typing import IO, Any, TypeVar, get_args
 
 from tqdm import tqdm
 
-from tasks.data.columns import Tally
+from tasks.common.errors import InputError, quoted
+from tasks.common.files import KEEP_SURROGATES, METRICS, PREPARED, replacing, write_json
+from tasks.common.lines import alike
 from tasks.data.exclusions import Exclusion, What, read_exclusions
-from tasks.data.files import KEEP_SURROGATES, METRICS, PREPARED, replacing, write_json
-from tasks.data.lines import alike
 from tasks.data.names import stands_for
 from tasks.data.records import TAGS, TYPES, Kind, Record, Split, write_records
-from tasks.data.rows import BadRows, RawRow
-from tasks.data.shapes import ShapedRow, shape_rows
-from tasks.data.sources import files_of, identity, read_rows
+from tasks.data.shapes.columns import Tally
+from tasks.data.shapes.convert import ShapedRow, shape_rows
+from tasks.data.shapes.votes import gathered, ids_of, share_of
+from tasks.data.sources.raw_rows import BadRows, RawRow
+from tasks.data.sources.source import files_of, identity, read_rows
 from tasks.data.splits import content_id, prompts_needed, split_of
-from tasks.data.votes import gathered, ids_of, share_of
-from tasks.errors import InputError, quoted
-from tasks.params import EXAMPLE, Params, Prepare, Source
-from tasks.params import Split as Shares
+from tasks.settings.params import EXAMPLE, Params, Prepare, Source
+from tasks.settings.params import Split as Shares
 from tasks.stage import main
 
 logger = logging.getLogger(__name__)

@@ -4,10 +4,10 @@ The reward model: the SFT model with a scalar head, trained so that chosen answe
 learns from what it says.
 """
 
-from tasks.learning.scoring import INPUTS, fit_reward_model
-from tasks.params import Params
-from tasks.registry import tracking
-from tasks.registry.stages import stage_origin
+from tasks.learning.training.reward_models import INPUTS, fit_reward_model
+from tasks.registry.dvc_outputs.stages import stage_origin
+from tasks.registry.mlflow_runs import tracking
+from tasks.settings.params import Params
 from tasks.stage import main
 
 

@@ -10,23 +10,23 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from tasks.data.encoded import EncodedRows, encoded_demonstrations
-from tasks.data.files import MODELS, VALIDATED
-from tasks.data.origin import content_origin
+from tasks.common.files import MODELS, VALIDATED
+from tasks.common.progress import along
+from tasks.data.encoding.encoded import EncodedRows, encoded_demonstrations
+from tasks.data.encoding.tokens import Encoded, load_tokenizer
 from tasks.data.records import Split
-from tasks.data.tokens import Encoded, load_tokenizer
 from tasks.learning.batches import Batch, collate, row_batches
-from tasks.learning.curves import publish
-from tasks.learning.fitting import Fit, require_rows
-from tasks.learning.forward import unwrapped
-from tasks.learning.losses import sft_loss
-from tasks.learning.models import context_length, load_policy, merged, set_up, with_adapters
-from tasks.learning.readings import completion_log_probs, token_statistics
+from tasks.learning.maths.losses import sft_loss
+from tasks.learning.models.forward import unwrapped
+from tasks.learning.models.loading import context_length, load_policy, merged, set_up, with_adapters
+from tasks.learning.models.outputs import completion_log_probs, token_statistics
 from tasks.learning.sharding import assembled
-from tasks.params import Params
-from tasks.progress import along
-from tasks.registry import tracking
-from tasks.registry.stages import stage_origin
+from tasks.learning.training.curves import publish
+from tasks.learning.training.supervised import Fit, require_rows
+from tasks.registry.dvc_outputs.stages import stage_origin
+from tasks.registry.mlflow_runs import tracking
+from tasks.settings.fingerprint import content_origin
+from tasks.settings.params import Params
 from tasks.stage import main
 
 BASE = MODELS / "base"

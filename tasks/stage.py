@@ -18,12 +18,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 
-from tasks import STARTED_BY, progress
-from tasks.data.files import STATE, read_json, write_json
-from tasks.errors import InputError, error_of_the_system, is_company_lost, is_out_of_memory
-from tasks.params import Params, load_params
-from tasks.places import FULL, check_places
-from tasks.shown import clean_logs, clean_traceback, sentence
+from tasks import STARTED_BY
+from tasks.common import progress
+from tasks.common.errors import InputError, error_of_the_system, is_company_lost, is_out_of_memory
+from tasks.common.files import STATE, read_json, write_json
+from tasks.common.output_folders import FULL, check_places
+from tasks.common.safe_text import clean_logs, clean_traceback, sentence
+from tasks.settings.params import Params, load_params
 
 if TYPE_CHECKING:
     from psutil import Process
@@ -91,7 +92,7 @@ def main(stage: Callable[[Params], None]) -> NoReturn:
 
 
 def _check_inputs(stage: str) -> None:
-    from tasks.registry.contents import check_inputs
+    from tasks.registry.dvc_outputs.contents import check_inputs
 
     check_inputs(stage)
 
@@ -111,7 +112,7 @@ def classify(error: BaseException) -> tuple[FailureKind, str]:
     system = _of_the_system(error)
     if system and (cure := CURES.get(system.errno or 0)):
         return "input", sentence(cure.format(system.filename or Path.cwd()))
-    from tasks.registry.store import fault_of
+    from tasks.registry.mlflow_runs.store import fault_of
 
     fault = fault_of(error)
     return ("transient", sentence(fault)) if fault else ("bug", sentence(f"{type(error).__name__}: {error}"))
@@ -189,7 +190,7 @@ def _first_of_all(failure: Failure, error: BaseException) -> Failure:
 
 def _leave_as_before(failure: Failure) -> str:
     """DVC has deleted the stage's outputs before it ran: bring them back, leave the note, and say what was not done."""
-    from tasks.registry.contents import restore_outputs
+    from tasks.registry.dvc_outputs.contents import restore_outputs
 
     undone = ""
     try:

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.common.errors import InputError
+from tasks.common.files import METRICS, MODELS, PREPARED, STATE, VALIDATED, replacing, write_json, write_jsonl
+from tasks.common.lines import Lines
 from tasks.data.checks.pages import Examined, render
 from tasks.data.checks.quarantine import Sorted, figures, quarantine_lines, sort_rows, summary, warnings
 from tasks.data.checks.suites import (
@@ -23,13 +26,10 @@ from tasks.data.checks.suites import (
     row_suite,
 )
 from tasks.data.checks.tables import tables
-from tasks.data.context import context_of, context_told
-from tasks.data.files import METRICS, MODELS, PREPARED, STATE, VALIDATED, replacing, write_json, write_jsonl
-from tasks.data.lines import Lines
+from tasks.data.encoding.context import context_of, context_told
+from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import TYPES, Kind
-from tasks.data.tokens import load_tokenizer
-from tasks.errors import InputError
-from tasks.params import Params, Validate
+from tasks.settings.params import Params, Validate
 from tasks.stage import main
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks.data.files import MODELS, VALIDATED
+from tasks.common.files import MODELS, VALIDATED
 from tasks.data.records import Demonstration, Kind, Message, Preference, Prompt, Split, read_records, write_records
-from tasks.params import Params, parse_params
+from tasks.settings.params import Params, parse_params
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 # Before torch is loaded: threads that wait for a core another test has wait in a loop, and take both.
@@ -42,7 +42,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "lora": {"rank": 0},
     "sft": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2},
     "reward": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2},
-    "judge": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2},
+    "held_out_reward": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2},
     "dpo": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "beta": 0.1, "nll_weight": 0.0},
 }
 
@@ -177,7 +177,7 @@ def _words(start: int, count: int) -> str:
 @pytest.fixture
 def noted_run(monkeypatch: pytest.MonkeyPatch) -> NotedRun:
     """Stages log to this object in place of MLflow."""
-    from tasks.registry import tracking
+    from tasks.registry.mlflow_runs import tracking
 
     noted = NotedRun()
 

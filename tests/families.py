@@ -17,7 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from tasks.data.tokens import Encoded
+from tasks.data.encoding.tokens import Encoded
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 40,

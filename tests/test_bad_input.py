@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from tasks import stage as stage_module
-from tasks.data.files import METRICS, MODELS, PREPARED, REPORTS, STATE, VALIDATED
+from tasks.common.files import METRICS, MODELS, PREPARED, REPORTS, STATE, VALIDATED
 from tasks.data.records import Demonstration, Message, write_records
 from tasks.stage import last_failure, main
 from tests.conftest import write_workspace_records
@@ -191,7 +191,7 @@ def pad_equal_to_eos(shop: Workshop) -> None:
 def unreachable_mlflow(shop: Workshop) -> None:
     write_workspace_records()
     shutil.copy(ROOT / "opponent.json", "opponent.json")
-    for model in (shop.settings["align"]["method"], "sft", "reward", "judge"):
+    for model in (shop.settings["align"]["method"], "sft", "reward", "held_out_reward"):
         (MODELS / model).mkdir(parents=True)
     shop.patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from tasks.base import base, make_scratch, read_pointer
+from tasks.common.errors import InputError
+from tasks.data.encoding.tokens import encode, load_tokenizer
 from tasks.data.example import demonstrations
-from tasks.data.tokens import encode, load_tokenizer
-from tasks.errors import InputError
-from tasks.params import EXAMPLE, Params, load_params
+from tasks.settings.params import EXAMPLE, Params, load_params
 
 ROOT = Path(__file__).parents[1]
 STORIES = ROOT.parent / "shared/models/stories260k"
@@ -66,7 +66,8 @@ def contents(path: Path) -> dict[str, bytes]:
 
 def test_from_scratch_the_same_seed_gives_the_same_bytes_in_another_process(settings, made, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from tasks.base import make_scratch; from tasks.params import Scratch;"
+        "import sys; from pathlib import Path; from tasks.base import make_scratch; "
+        "from tasks.settings.params import Scratch;"
         "make_scratch(Scratch.model_validate_json(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))"
     )
     shape = settings.base.scratch.model_dump_json()

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tasks.base import base
-from tasks.data import architecture
-from tasks.data.soundness import check_sound
-from tasks.data.tokens import encode, load_tokenizer
-from tasks.params import Params
+from tasks.data.base_model import architecture
+from tasks.data.base_model.soundness import check_sound
+from tasks.data.encoding.tokens import encode, load_tokenizer
+from tasks.settings.params import Params
 from tasks.stage import classify
 from tests.conftest import MakeParams
 

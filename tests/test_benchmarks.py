@@ -21,8 +21,8 @@ from benchmarks.report import cells, given, growth, sampled
 from benchmarks.rounds import KINDS, OURS, answer, counted_items, interleaved, needed, summarise, variants
 from benchmarks.scaling import scaling
 from benchmarks.workloads import SIZES, Size, Texts, forward_operations, make_model
-from tasks.learning.forward import pack_if_exact
-from tasks.learning.learner import Learner
+from tasks.learning.models.forward import pack_if_exact
+from tasks.learning.ppo.trainer import Learner
 from tests.tiny import tiny_models, tiny_policy, tiny_tokenizer
 
 TINY_PROMPTS = [[4], [5, 6, 7, 8, 9, 10, 11], [12, 3], [7, 7, 7], [15, 3], [4, 5, 6, 3], [9, 3], [8, 13, 14]]

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from tasks.data import tokens
+from tasks.common.files import PREPARED
+from tasks.common.lines import Lines
 from tasks.data.checks import contamination, look
 from tasks.data.checks.tables import tables
-from tasks.data.encoded import ENCODED, encoded_preferences
-from tasks.data.files import PREPARED
-from tasks.data.lines import Lines
+from tasks.data.encoding import tokens
+from tasks.data.encoding.encoded import ENCODED, encoded_preferences
 from tasks.data.records import TYPES
 from tasks.learning.batches import collate_pairs, pair_batches, training_batches
-from tasks.learning.ranks import passes
-from tasks.params import Params
+from tasks.learning.processes import passes
 from tasks.prepare import prepare
+from tasks.settings.params import Params
 from tests.conftest import MakeParams
 from tests.tiny import tiny_tokenizer
 

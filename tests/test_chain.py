@@ -7,21 +7,21 @@ from pathlib import Path
 import pytest
 
 from tasks.base import base
-from tasks.data.files import read_json, read_jsonl
+from tasks.common.files import read_json, read_jsonl
 from tasks.dpo import dpo
 from tasks.evaluate import evaluate
 from tasks.gate import gate
-from tasks.judge import judge
+from tasks.held_out_reward import held_out_reward
 from tasks.ppo import ppo
 from tasks.prepare import prepare
 from tasks.reward import reward
+from tasks.reward_check import reward_check
 from tasks.sft import sft
-from tasks.trial import trial
 from tasks.validate import validate
 from tests.conftest import ROOT
 
 ALIGNERS = {"dpo": dpo, "ppo": ppo}
-STAGES = ("prepare", "base", "validate", "sft", "reward", "judge", "trial", "dpo", "evaluate", "gate")
+STAGES = ("prepare", "base", "validate", "sft", "reward", "held_out_reward", "reward_check", "dpo", "evaluate", "gate")
 
 
 @pytest.fixture
@@ -55,7 +55,18 @@ def chain(make_params, noted_run, tmp_path, monkeypatch):
 
 
 def run(params):
-    for stage in (prepare, base, validate, sft, reward, judge, trial, ALIGNERS[params.align.method], evaluate, gate):
+    for stage in (
+        prepare,
+        base,
+        validate,
+        sft,
+        reward,
+        held_out_reward,
+        reward_check,
+        ALIGNERS[params.align.method],
+        evaluate,
+        gate,
+    ):
         stage(params)
 
 
@@ -72,7 +83,7 @@ def test_from_raw_data_to_a_decision_and_the_same_bytes_again(chain):
     assert {name for name in first if name.startswith(("curves/", "reports/"))} == {
         "curves/sft.csv",
         "curves/reward.csv",
-        "curves/judge.csv",
+        "curves/held_out_reward.csv",
         "curves/dpo.csv",
         "reports/dpo/answers.jsonl",
         "reports/evaluate/marks.jsonl",
@@ -97,6 +108,6 @@ def test_from_raw_data_to_a_decision_and_the_same_bytes_again(chain):
 def test_the_other_method_takes_the_place_of_dpo(chain):
     run(chain("ppo"))
     evaluation = read_json(Path("metrics/evaluate.json"))
-    assert set(evaluation["gold"]) == {"candidate", "sft", "opponent", "vs_sft", "vs_opponent"}
+    assert set(evaluation["ground_truth"]) == {"candidate", "sft", "opponent", "vs_sft", "vs_opponent"}
     assert Path("models/ppo/model.safetensors").exists()
     assert not Path("models/dpo").exists()

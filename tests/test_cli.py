@@ -13,10 +13,11 @@ from flows import status as status_module
 from flows.doctor import Finding
 from flows.locks import one_flow_at_a_time
 from flows.people import Heard
-from tasks.errors import InputError
-from tasks.progress import Running
-from tasks.registry import lineage, promotion
-from tasks.registry import report as reporting
+from tasks.common.errors import InputError
+from tasks.common.progress import Running
+from tasks.registry.lineage import queries
+from tasks.registry.lineage import report as reporting
+from tasks.registry.promotion import champion
 
 ROOT = Path(__file__).parents[1]
 HELP = """
@@ -118,14 +119,14 @@ def test_run_while_another_runs(trueline) -> None:
 
 @pytest.mark.parametrize("command", [["why", "champion"], ["sync"], ["promote"], ["rollback", "--reason", "worse"]])
 def test_an_input_error_is_one_sentence(trueline, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
-    for module, name in ((lineage, "why"), (lineage, "sync"), (promotion, "promote"), (promotion, "rollback")):
+    for module, name in ((queries, "why"), (queries, "sync"), (champion, "promote"), (champion, "rollback")):
         monkeypatch.setattr(module, name, raising(InputError("MLflow is away: start it")))
 
     assert trueline(*command, "--json") == (2, "", "trueline: MLflow is away: start it\n")
 
 
 def test_no_permission_is_one_sentence(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lineage, "history", raising(PermissionError(13, "denied", "decisions.jsonl")))
+    monkeypatch.setattr(queries, "history", raising(PermissionError(13, "denied", "decisions.jsonl")))
 
     code, _, err = trueline("history")
 
@@ -133,7 +134,7 @@ def test_no_permission_is_one_sentence(trueline, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lineage, "history", raising(KeyError("a bug")))
+    monkeypatch.setattr(queries, "history", raising(KeyError("a bug")))
     monkeypatch.setattr(sys, "argv", ["trueline", "history"])
 
     with pytest.raises(KeyError):
@@ -153,14 +154,14 @@ def test_rollback_needs_a_reason(trueline) -> None:
 @pytest.mark.parametrize(
     ("command", "owner", "name", "content"),
     [
-        (["why", "3"], lineage, "why", {"version": 3, "data": {"md5": "0af1.dir"}, "decisions": [{"id": "a"}]}),
-        (["history"], lineage, "history", []),
-        (["sync"], lineage, "sync", {"stages": [{"stage": "sft", "status": "ran", "run_id": "1"}], "alarms": []}),
+        (["why", "3"], queries, "why", {"version": 3, "data": {"md5": "0af1.dir"}, "decisions": [{"id": "a"}]}),
+        (["history"], queries, "history", []),
+        (["sync"], queries, "sync", {"stages": [{"stage": "sft", "status": "ran", "run_id": "1"}], "alarms": []}),
         (["report"], reporting, "write_report", {"path": "report.html", "address": "file:///r.html", "run_id": "1"}),
-        (["promote"], promotion, "promote", VERDICT),
-        (["rollback", "--reason", "worse"], promotion, "rollback", VERDICT),
-        (["approve", "3", "--by", "Ada", "--reason", "good"], promotion, "approve", VERDICT),
-        (["reject", "3", "--by", "Ada", "--reason", "worse"], promotion, "reject", VERDICT),
+        (["promote"], champion, "promote", VERDICT),
+        (["rollback", "--reason", "worse"], champion, "rollback", VERDICT),
+        (["approve", "3", "--by", "Ada", "--reason", "good"], champion, "approve", VERDICT),
+        (["reject", "3", "--by", "Ada", "--reason", "worse"], champion, "reject", VERDICT),
     ],
 )
 def test_json_is_the_data_and_nothing_else(
@@ -229,7 +230,7 @@ def test_status_tells_how_far_a_stage_is(trueline, monkeypatch: pytest.MonkeyPat
 
 def test_a_refused_promotion_exits_with_1(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = {"promoted": False, "held": False, "version": 3, "champion": 2, "reasons": ["The gate says reject."]}
-    monkeypatch.setattr(promotion, "promote", returning(refused))
+    monkeypatch.setattr(champion, "promote", returning(refused))
 
     code, out, _ = trueline("promote")
 
@@ -239,7 +240,7 @@ def test_a_refused_promotion_exits_with_1(trueline, monkeypatch: pytest.MonkeyPa
 
 def test_what_awaits_approval_says_how(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
     held = {"promoted": False, "held": True, "version": 3, "champion": None, "reasons": ["All is well."]}
-    monkeypatch.setattr(promotion, "promote", returning(held))
+    monkeypatch.setattr(champion, "promote", returning(held))
 
     code, out, _ = trueline("promote")
 
@@ -256,7 +257,7 @@ def test_history_names_the_person_who_decided(trueline, monkeypatch: pytest.Monk
         common | {"action": "hold", "review": None, "reasons": ["All is well."]},
         common | {"action": "promote", "review": {"by": "Ada", "reason": "good"}, "reasons": ["good"]},
     ]
-    monkeypatch.setattr(lineage, "history", returning(decisions))
+    monkeypatch.setattr(queries, "history", returning(decisions))
 
     _, held, approved = trueline("history")[1].splitlines()
 
@@ -278,7 +279,7 @@ def test_a_trace_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPat
             traced(version=2, promoted=True, policy=None, reward=None, rows=None, quarantined=None),
         ],
     }  # fmt: skip
-    monkeypatch.setattr("tasks.registry.trace.trace", returning(found))
+    monkeypatch.setattr("tasks.registry.lineage.trace.trace", returning(found))
 
     assert json.loads(trueline("trace", "--row", "a1", "--json")[1]) == found | {"excluded": None}
     _, first, second, why = trueline("trace", "--row", "a1")[1].splitlines()
@@ -294,10 +295,10 @@ def test_a_trace_of_an_annotator_says_what_names_nobody(trueline, monkeypatch: p
         "what": "annotator", "name": "ann", "in_any": True,
         "versions": [
             traced(policy=None, reward=None, unattributed=36),
-            traced(version=2, stages=["judge"], rows=kept, unattributed=0),
+            traced(version=2, stages=["held_out_reward"], rows=kept, unattributed=0),
         ],
     }  # fmt: skip
-    monkeypatch.setattr("tasks.registry.trace.trace", returning(found))
+    monkeypatch.setattr("tasks.registry.lineage.trace.trace", returning(found))
 
     assert json.loads(trueline("trace", "--annotator", "ann", "--json")[1]) == found | {"excluded": None}
     _, first, second, *why = trueline("trace", "--annotator", "ann")[1].splitlines()
@@ -308,15 +309,15 @@ def test_a_trace_of_an_annotator_says_what_names_nobody(trueline, monkeypatch: p
 
 def test_a_trace_that_finds_nothing_doubts_the_name(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"what": "source", "name": "p.json", "in_any": False, "versions": [traced()]}
-    monkeypatch.setattr("tasks.registry.trace.trace", returning(found))
+    monkeypatch.setattr("tasks.registry.lineage.trace.trace", returning(found))
 
     assert "No data that could be read hold the source p.json" in trueline("trace", "--source", "p.json")[1]
 
 
 def test_an_exclusion_says_what_runs_again(trueline, monkeypatch: pytest.MonkeyPatch, checkout: Path) -> None:
     found = {"what": "row", "name": "a1", "in_any": True, "versions": [traced()]}
-    monkeypatch.setattr("tasks.registry.trace.trace", returning(found))
-    monkeypatch.setattr("tasks.registry.trace.stages_after", returning(["prepare", "validate"]))
+    monkeypatch.setattr("tasks.registry.lineage.trace.trace", returning(found))
+    monkeypatch.setattr("tasks.registry.lineage.trace.stages_after", returning(["prepare", "validate"]))
 
     out = trueline("trace", "--row", "a1", "--exclude")[1]
 
@@ -342,7 +343,7 @@ def test_export_says_what_lies_where(trueline, monkeypatch: pytest.MonkeyPatch) 
         asked.append((version, folder, as_adapter))
         return {"model": "ours", "version": 3, "md5": "x.dir", "folder": str(folder), "files": ["README.md", "a"]}
 
-    monkeypatch.setattr("tasks.registry.export.export", export)
+    monkeypatch.setattr("tasks.registry.export.folders.export", export)
 
     assert trueline("export", "champion", "out") == (0, "ours version 3 in out:\n  README.md, a\n", "")
     assert json.loads(trueline("export", "3", "out", "--adapter", "--json")[1])["files"] == ["README.md", "a"]
@@ -351,7 +352,7 @@ def test_export_says_what_lies_where(trueline, monkeypatch: pytest.MonkeyPatch) 
 
 def test_export_of_a_reward_model_has_no_adapter(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
     told = {"model": "rewards", "version": 2, "md5": "x.dir", "folder": "out", "files": ["README.md"]}
-    monkeypatch.setattr("tasks.registry.export.export_reward", returning(told))
+    monkeypatch.setattr("tasks.registry.export.folders.export_reward", returning(told))
 
     assert trueline("export", "3", "out", "--reward") == (0, "rewards version 2 in out:\n  README.md\n", "")
     sentence = "trueline: reward models are exported whole: give --adapter or --reward, not both\n"
@@ -401,7 +402,7 @@ def test_votes_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatch
         return "r1"
 
     monkeypatch.setattr("flows.people.hear", lambda paths: Heard("key", FIGURES, [{"files": len(paths)}]))
-    monkeypatch.setattr("tasks.registry.people.keep", keep)
+    monkeypatch.setattr("tasks.registry.promotion.human_evaluation.keep", keep)
 
     assert trueline("votes", "a.csv", "b.csv")[1].splitlines() == [
         "win rate    0.640 [0.570, 0.710] over the opponent: inconclusive; 1,090 prompts would settle it",
@@ -418,7 +419,9 @@ def test_votes_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatch
 
 def test_votes_are_shown_where_mlflow_is_away(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.people.hear", returning(Heard("key", FIGURES, [])))
-    monkeypatch.setattr("tasks.registry.people.keep", raising(InputError("MLflow is away: start it")))
+    monkeypatch.setattr(
+        "tasks.registry.promotion.human_evaluation.keep", raising(InputError("MLflow is away: start it"))
+    )
 
     code, out, err = trueline("votes", "a.csv", "--json")
 
@@ -428,7 +431,7 @@ def test_votes_are_shown_where_mlflow_is_away(trueline, monkeypatch: pytest.Monk
 
 
 def test_an_alarm_of_the_lineage_exits_with_1(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lineage, "sync", returning({"stages": [], "alarms": ["sft is not deterministic"]}))
+    monkeypatch.setattr(queries, "sync", returning({"stages": [], "alarms": ["sft is not deterministic"]}))
 
     code, out, _ = trueline("sync")
 

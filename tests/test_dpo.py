@@ -7,15 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tasks.common.errors import InputError
+from tasks.common.files import MODELS, VALIDATED, read_json
 from tasks.data.answers import read_answers
-from tasks.data.encoded import encoded_preferences
-from tasks.data.files import MODELS, VALIDATED, read_json
+from tasks.data.encoding.encoded import encoded_preferences
+from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import write_records
-from tasks.data.tokens import load_tokenizer
 from tasks.dpo import Figures, check_first_rewards, dpo
-from tasks.errors import InputError
-from tasks.learning.losses import PreferenceLoss
-from tasks.params import Params
+from tasks.learning.maths.losses import PreferenceLoss
+from tasks.settings.params import Params
 from tests.conftest import MakeParams, NotedRun, file_names, moved_weights, records_of
 from tests.test_sft import read_curve
 

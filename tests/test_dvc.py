@@ -13,23 +13,34 @@ import grimp
 import pytest
 import yaml
 
-from tasks.data.origin import CHANGE_NO_RESULT
-from tasks.judging.plots import FRONTIER_COLUMNS, Reliability
-from tasks.params import Runtime
+from tasks.evaluation.gate.plots import FRONTIER_COLUMNS, Reliability
+from tasks.settings.fingerprint import CHANGE_NO_RESULT
+from tasks.settings.params import Runtime
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("dpo", "ppo")
-STAGES = ("prepare", "base", "validate", "sft", "reward", "judge", "trial", "align", "evaluate", "gate")
+STAGES = (
+    "prepare",
+    "base",
+    "validate",
+    "sft",
+    "reward",
+    "held_out_reward",
+    "reward_check",
+    "align",
+    "evaluate",
+    "gate",
+)
 # They watch a stage or start it and cannot change what it computes, so a change in them makes no model stale:
 # tasks.registry logs runs and brings back cached files by their hash, tasks.stage turns errors into exit codes,
-# tasks.progress shows how far a stage has come, tasks.shown words messages.
-OBSERVERS = ("tasks.registry", "tasks.stage", "tasks.progress", "tasks.shown")
+# tasks.common.progress shows how far a stage has come, tasks.common.safe_text words messages.
+OBSERVERS = ("tasks.registry", "tasks.stage", "tasks.common.progress", "tasks.common.safe_text")
 QUIET = os.environ | {"DVC_NO_ANALYTICS": "1"}
 # Read by its module beside it, not imported.
 DATA_FILES = {
     "tasks.data.checks.pages": ["tasks/data/checks/data_docs.html.j2"],
-    "tasks.judging.report": ["tasks/judging/report.html.j2"],
-    "tasks.judging.llm_judge": ["tasks/judging/comparison.txt.j2"],
+    "tasks.evaluation.gate.report": ["tasks/evaluation/gate/report.html.j2"],
+    "tasks.evaluation.llm_judge.comparisons": ["tasks/evaluation/llm_judge/comparison.txt.j2"],
 }
 
 
@@ -102,7 +113,7 @@ def test_no_shell_stands_between_dvc_and_a_stage(stage: str) -> None:
     assert pipeline["stages"][stage]["cmd"].startswith("exec ")
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "judge", "align", "evaluate"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "held_out_reward", "align", "evaluate"])
 def test_what_computes_follows_the_settings_of_the_arithmetic_and_not_those_of_the_saving(stage: str) -> None:
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
     [listed] = [names["params.yaml"] for names in pipeline["stages"][stage]["params"] if isinstance(names, dict)]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from jinja2 import Environment
 from markdown_it import MarkdownIt
 
-from tasks.escapes import Written, cell, code, into_html, into_markdown, markdown, safe_json, visible
+from tasks.common.escapes import Written, cell, code, into_html, into_markdown, markdown, safe_json, visible
 
 EVERY_CHARACTER = [chr(number) for number in range(sys.maxunicode + 1)]
 TURNS_ROUND = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # Unicode's bidirectional classes

@@ -8,21 +8,21 @@ import pytest
 import torch
 
 from tasks import evaluate as stage
-from tasks import progress
 from tasks.base import make_scratch
+from tasks.common import progress
+from tasks.common.errors import InputError
+from tasks.common.files import VALIDATED
 from tasks.data.answers import write_answers
+from tasks.data.encoding.tokens import Encoded, encode, encode_prompt, load_tokenizer
 from tasks.data.example import prompts as example_prompts
-from tasks.data.files import VALIDATED
 from tasks.data.records import Demonstration, Message, Prompt, read_prompts, write_records
-from tasks.data.tokens import Encoded, encode, encode_prompt, load_tokenizer
-from tasks.errors import InputError
 from tasks.evaluate import Spoken, choose_prompts, evaluate
+from tasks.evaluation.llm_judge.endpoint import KEY_VARIABLE
 from tasks.gate import gate
-from tasks.judging.endpoint import KEY_VARIABLE
-from tasks.learning.marks import Marks
-from tasks.learning.models import load_policy, new_reward_model, save_model
-from tasks.params import EXAMPLE, LlmJudge, load_params
-from tasks.registry import tracking
+from tasks.learning.models.loading import load_policy, new_reward_model, save_model
+from tasks.learning.training.evaluation_points import Marks
+from tasks.registry.mlflow_runs import tracking
+from tasks.settings.params import EXAMPLE, LlmJudge, load_params
 from tests.chat_server import chat_server, prefers
 from tests.conftest import records_of
 
@@ -66,7 +66,7 @@ def made(params, tmp_path_factory):
     models = tmp_path_factory.mktemp("made") / "models"
     make_scratch(params.base.scratch, 7, models / "sft")
     tokenizer = load_tokenizer(models / "sft")
-    for name, seed in (("reward", 7), ("judge", 8)):
+    for name, seed in (("reward", 7), ("held_out_reward", 8)):
         seeded = params.model_copy(update={"seed": seed})
         save_model(new_reward_model(models / "sft", seeded), tokenizer, models / name)
     policy = load_policy(models / "sft", params, trainable=False)
@@ -101,7 +101,7 @@ def evaluated(made, params, tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         recorded = set_out(made, params, tmp_path_factory.mktemp("evaluated"), monkeypatch)
         evaluate(params)
-        for judge in ("reward", "judge"):
+        for judge in ("reward", "held_out_reward"):
             Path(f"metrics/{judge}.json").write_text(json.dumps({"accuracy": {"low": 0.7}}))
         Path("metrics/validate.json").write_text("{}")
         Path("curves").mkdir()
@@ -173,8 +173,10 @@ def test_every_model_answers_every_prompt_of_the_test_split(evaluated):
         assert all(1 <= length <= 12 for length in lengths)
         assert all(row[name]["ended"] or row[name]["length"] == 12 for row in rows)
         assert 0 <= found[name]["meteor"] <= 1
-    assert found["gold"]["candidate"] == pytest.approx(sum(row["candidate"]["gold"] for row in rows) / COUNT)
-    for judge, score in (("references", "rouge_l"), ("gold", "gold")):
+    assert found["ground_truth"]["candidate"] == pytest.approx(
+        sum(row["candidate"]["ground_truth"] for row in rows) / COUNT
+    )
+    for judge, score in (("references", "rouge_l"), ("ground_truth",) * 2):
         assert found[judge]["vs_sft"]["wins"] == sum(row["candidate"][score] > row["sft"][score] for row in rows)
 
 
@@ -260,8 +262,8 @@ def test_a_policy_equal_to_sft_is_no_different(run, params, temperature):
     assert found["win_rate"]["vs_sft"]["ties"] == 1
     assert found["win_rate"]["vs_sft"]["verdict"] == "inconclusive"
     assert found["kl"] == {"mean": 0, "standard_error": 0}
-    assert found["difference"]["vs_sft"]["gold"]["value"] == 0
-    assert all(found[judge]["vs_sft"]["ties"] == 1 for judge in ("judge", "references", "gold"))
+    assert found["difference"]["vs_sft"]["ground_truth"]["value"] == 0
+    assert all(found[judge]["vs_sft"]["ties"] == 1 for judge in ("held_out", "references", "ground_truth"))
     assert found["perplexity"]["candidate"] == found["perplexity"]["sft"] > 1
     # greedy answers are no sample of the policy: its KL comes from others, which are not in the rows
     assert ("kl" in responses()[0]["candidate"]) == (temperature > 0)
@@ -309,8 +311,8 @@ def test_prompts_without_references_have_no_overlap(run, params):
     evaluate(params)
     assert figures()["candidate"]["bleu"] is None
     assert figures()["references"] is None
-    assert "gold" not in figures()  # nobody knows the rule of other people's prompts
-    assert "gold" not in responses()[0]["candidate"]
+    assert "ground_truth" not in figures()  # nobody knows the rule of other people's prompts
+    assert "ground_truth" not in responses()[0]["candidate"]
 
 
 def test_perplexity_is_that_of_the_answers_tokens(run, params):
@@ -333,7 +335,7 @@ def test_best_of_n_is_no_worse_the_more_there_are(evaluated):
     assert [each["n"] for each in yardstick] == [1, 2, 4, 8]
     rewards = [each["reward"]["value"] for each in yardstick]
     assert sorted(rewards) == rewards
-    assert all(0 <= each["gold"]["value"] <= 1 for each in yardstick)
+    assert all(0 <= each["ground_truth"]["value"] <= 1 for each in yardstick)
     wins = [each["win_rate"]["reward"]["value"] for each in yardstick]
     assert sorted(wins) == wins
 
@@ -347,7 +349,7 @@ def test_the_marks_of_training_are_judged_by_all(run, params):
     rows = [json.loads(line) for line in MARKS.read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in rows] == [0, 0, 9, 9]
     assert rows[0]["id"] == rows[2]["id"]
-    for judge in ("reward", "judge", "gold"):
+    for judge in ("reward", "held_out", "ground_truth"):
         assert last[judge]["value"] == pytest.approx((rows[2][judge] + rows[3][judge]) / 2, abs=1e-5)
         assert first["last_over_this"][judge]["value"] == last["win_rate"][judge]["value"]
 
@@ -391,7 +393,7 @@ def test_a_prompt_without_room_for_an_answer_is_named_by_row(run, params):
         evaluate(changed(params, max_new_tokens=250))
 
 
-@pytest.mark.parametrize("name", ["ppo", "reward", "judge", "sft"])
+@pytest.mark.parametrize("name", ["ppo", "reward", "held_out_reward", "sft"])
 def test_a_missing_model_is_named(run, params, name):
     shutil.rmtree(Path("models") / name)
     with pytest.raises(InputError, match=f"models/{name} does not exist: run the stage that writes it"):

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tasks.errors import InputError
+from tasks.common.errors import InputError
 from tasks.gate import gate
-from tasks.params import load_params
-from tests.judging.test_checks import JUDGE, REWARD
-from tests.judging.test_report import EVALUATION, VALIDATION, response
+from tasks.settings.params import load_params
+from tests.evaluation.test_checks import JUDGE, REWARD
+from tests.evaluation.test_report import EVALUATION, VALIDATION, response
 
 ROOT = Path(__file__).parents[1]
 GATE, REPORT = Path("metrics/gate.json"), Path("reports/gate/report.html")
@@ -29,7 +29,7 @@ def files(tmp_path, monkeypatch):
     Path("reports/evaluate").mkdir(parents=True)
     write("metrics/evaluate.json", EVALUATION | {"opponent": EVALUATION["opponent"] | {"name": "sft", "version": None}})
     write("metrics/reward.json", REWARD)
-    write("metrics/judge.json", JUDGE)
+    write("metrics/held_out_reward.json", JUDGE)
     write("opponent.json", SFT)
     write("metrics/validate.json", VALIDATION)
     Path("curves").mkdir()
@@ -60,12 +60,12 @@ def test_a_good_candidate_is_promoted(files, params):
     names = [
         "win_rate",
         "win_rate_at_equal_length",
-        "held_out_judge",
+        "held_out_reward",
         "over_optimisation",
         "category_regressions",
         "kl",
         "reward_accuracy",
-        "judge_accuracy",
+        "held_out_accuracy",
         "length_ratio",
         "eos_rate",
     ]
@@ -107,11 +107,11 @@ def test_doubt_is_inconclusive(files, params):
 
 def test_dvc_gets_the_points_of_its_plots(files, params):
     edit("metrics/reward.json", accuracy_by_confidence={"0.5-0.6": {"value": 0.5, "pairs": 4}, "0.6-0.7": {}})
-    marks = [{"step": 40, "kl": {"mean": 1.5}, "win_rate": {"reward": {"value": 0.6}, "judge": {"value": 0.55}}}]
+    marks = [{"step": 40, "kl": {"mean": 1.5}, "win_rate": {"reward": {"value": 0.6}, "held_out": {"value": 0.55}}}]
     edit("metrics/evaluate.json", frontier=marks)
     gate(params)
     assert REPORT.with_name("reliability.csv").read_text() == "confidence,accuracy,pairs\n0.55,0.5,4.0\n"
-    assert REPORT.with_name("frontier.csv").read_text() == "step,kl,reward,judge,gold\n40.0,1.5,0.6,0.55,\n"
+    assert REPORT.with_name("frontier.csv").read_text() == "step,kl,reward,held_out,ground_truth\n40.0,1.5,0.6,0.55,\n"
 
 
 def test_reruns_give_the_same_bytes(files, params):

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from tasks.data.files import METRICS, MODELS, PREPARED, VALIDATED
+from tasks.common.errors import InputError
+from tasks.common.files import METRICS, MODELS, PREPARED, VALIDATED
 from tasks.data.records import TAGS, TYPES, Kind
-from tasks.errors import InputError
-from tasks.params import parse_params
 from tasks.prepare import LEFT_OUT, prepare
+from tasks.settings.params import parse_params
 from tasks.validate import validate
 from tests.messy_rows import GONE, File, make_file
 from tests.test_prepare import settings_with

@@ -9,8 +9,8 @@ import yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from tasks.errors import InputError
-from tasks.params import LlmJudge, Params, load_params, parse_params
+from tasks.common.errors import InputError
+from tasks.settings.params import RENAMED, LlmJudge, Params, load_params, parse_params
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 TRAINING = ["epochs", "batch_size", "learning_rate", "warmup", "schedule", "weight_decay", "max_grad_norm"]
@@ -18,8 +18,8 @@ TRAINING = ["epochs", "batch_size", "learning_rate", "warmup", "schedule", "weig
 EXPLAINED_ELSEWHERE = {
     f"{section}.{key}": f"{first}.{key}"
     for first, sections, keys in [
-        ("sft", ["reward", "judge", "dpo"], TRAINING),
-        ("reward", ["judge"], ["margin", "centering", "label_smoothing"]),
+        ("sft", ["reward", "held_out_reward", "dpo"], TRAINING),
+        ("reward", ["held_out_reward"], ["margin", "centering", "label_smoothing"]),
         (
             "prepare.demonstrations",
             ["prepare.preferences", "prepare.prompts"],
@@ -222,7 +222,7 @@ def test_a_launcher_starts_with_a_program():
     ["localhost:8000/v1", "ftp://a/v1", "http://me:hush@a/v1", "http://a/v1?key=hush", "http://a/v1 hush", "http://"],
 )
 def test_the_llm_judges_address_holds_no_secret_and_none_is_said(url):
-    said = complaint(changed(evaluate__llm_judge={"url": url, "model": "judge", "prompts": None}))
+    said = complaint(changed(evaluate__llm_judge={"url": url, "model": "held_out_reward", "prompts": None}))
     assert said.startswith(
         "params.yaml: evaluate.llm_judge.url: it must begin with http:// or https:// and have neither"
     )
@@ -232,9 +232,9 @@ def test_the_llm_judges_address_holds_no_secret_and_none_is_said(url):
 @pytest.mark.parametrize("url", ["http://localhost:8000/v1", "https://api.example.org/v1/"])
 def test_an_llm_judge_may_be_set(url):
     settings = parse_params(
-        changed(evaluate__llm_judge={"url": url, "model": "judge", "prompts": 9})
+        changed(evaluate__llm_judge={"url": url, "model": "held_out_reward", "prompts": 9})
     ).evaluate.llm_judge
-    assert settings == LlmJudge(url=url, model="judge", prompts=9)
+    assert settings == LlmJudge(url=url, model="held_out_reward", prompts=9)
 
 
 @pytest.mark.parametrize(
@@ -250,3 +250,17 @@ def test_an_llm_judge_may_be_set(url):
 )
 def test_settings_at_the_edge_of_a_rule_hold(change):
     assert isinstance(parse_params(changed(**change)), Params)
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_key_under_its_old_name_is_refused_with_the_new_one(old: str) -> None:
+    *sections, key = old.split(".")
+    *new_sections, new_key = RENAMED[old].split(".")
+    settings = shipped()
+    place, new_place = settings, settings
+    for section in sections:
+        place = place[section]
+    for section in new_sections:
+        new_place = new_place[section]
+    place[key] = new_place.pop(new_key)
+    assert complaint(settings) == f"params.yaml: {old} is now called {RENAMED[old]}: rename it"

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tasks.common.errors import InputError
+from tasks.common.files import MODELS, VALIDATED, read_json
 from tasks.data.answers import read_answers
-from tasks.data.files import MODELS, VALIDATED, read_json
+from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import Prompt, read_prompts, write_records
-from tasks.data.tokens import load_tokenizer
-from tasks.errors import InputError
-from tasks.learning.learner import Learner
-from tasks.learning.models import load_policy, load_reward, new_reward_model, normalise_scores, save_model
+from tasks.learning.models.loading import load_policy, load_reward, new_reward_model, normalise_scores, save_model
+from tasks.learning.ppo.trainer import Learner
 from tasks.ppo import MLFLOW_NAMES, drawn, ppo
 
 SETTINGS = {
@@ -166,7 +166,7 @@ def test_a_loss_that_turns_to_nan_keeps_the_last_good_checkpoint(ready, monkeypa
         self.rounds = getattr(self, "rounds", 0) + 1
         return rollouts._replace(returns=rollouts.returns * float("nan")) if self.rounds == 4 else rollouts
 
-    monkeypatch.setattr(Learner, "judge", sick)
+    monkeypatch.setattr(Learner, "held_out_reward", sick)
     with pytest.raises(
         InputError, match=r"step 4: .* is nan; the last good checkpoint, of step 2, is kept in .*step-00000002.pt"
     ):

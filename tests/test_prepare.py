@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
+from tasks.common.errors import InputError
+from tasks.common.files import METRICS, PREPARED
 from tasks.data import example
-from tasks.data.files import METRICS, PREPARED
 from tasks.data.records import TYPES, read_prompts
-from tasks.data.shapes import ShapedRow
-from tasks.errors import InputError
-from tasks.params import Params, parse_params
+from tasks.data.shapes.convert import ShapedRow
 from tasks.prepare import LEFT_OUT, choose, distinct_prompts, prepare
+from tasks.settings.params import Params, parse_params
 from tests.conftest import records_of
 
 PROJECT = Path(__file__).parents[1]

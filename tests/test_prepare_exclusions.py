@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tasks.data.files import PREPARED
+from tasks.common.errors import InputError
+from tasks.common.files import PREPARED
 from tasks.data.records import TAGS, TYPES, read_prompts
-from tasks.errors import InputError
 from tasks.prepare import prepare
 from tests.conftest import records_of
 from tests.test_prepare import metrics, params_with, three_sources, write_rows

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tasks.data.files import PREPARED
+from tasks.common.errors import InputError
+from tasks.common.files import PREPARED
 from tasks.data.records import read_prompts
-from tasks.errors import InputError
 from tasks.prepare import LEFT_OUT, prepare
 from tests.test_prepare import metrics, params_with, write_rows
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tasks.data.files import PREPARED
+from tasks.common.errors import InputError
+from tasks.common.files import PREPARED
 from tasks.data.records import Kind, read_records
-from tasks.errors import InputError
 from tasks.prepare import prepare
 from tests.test_prepare import PROJECT, metrics, params_with
 

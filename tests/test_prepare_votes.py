@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from tasks.common.files import PREPARED
+from tasks.common.lines import Lines
 from tasks.data.checks.schema import inspect
-from tasks.data.files import PREPARED
-from tasks.data.lines import Lines
 from tasks.data.records import Preference
 from tasks.prepare import LEFT_OUT, prepare
 from tests.conftest import records_of

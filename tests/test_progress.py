@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks import progress
-from tasks.progress import NOTES, SECONDS_TO_STOP, Bar, Running, along, begin, end, request_grace, running
+from tasks.common import progress
+from tasks.common.progress import NOTES, SECONDS_TO_STOP, Bar, Running, along, begin, end, request_grace, running
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ def test_nothing_is_noted_outside_a_stage() -> None:
 
 
 def test_the_note_of_a_killed_stage_counts_no_more() -> None:
-    script = "import os; from tasks.progress import begin; begin('sft'); os._exit(9)"
+    script = "import os; from tasks.common.progress import begin; begin('sft'); os._exit(9)"
     root = Path(progress.__file__).parents[1]
     subprocess.run([sys.executable, "-c", script], check=False, env=os.environ | {"PYTHONPATH": str(root)})
     assert (NOTES / "sft.json").exists()

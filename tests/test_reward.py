@@ -9,19 +9,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tasks import progress
-from tasks.data.encoded import encoded_demonstrations, encoded_preferences
-from tasks.data.files import MODELS, VALIDATED, read_json
+from tasks.common import progress
+from tasks.common.errors import InputError
+from tasks.common.files import MODELS, VALIDATED, read_json
+from tasks.data.encoding.encoded import encoded_demonstrations, encoded_preferences
+from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import Message, Preference, Vote, write_records
-from tasks.data.tokens import load_tokenizer
-from tasks.errors import InputError
 from tasks.learning.batches import collate, pair_batches, row_batches
-from tasks.learning.calibration import ScoredPair, reward_figures
-from tasks.learning.models import load_reward, new_reward_model, normalise_scores
-from tasks.learning.readings import completion_scores
-from tasks.learning.scoring import accuracies, held_out_loss, judgements, scored_pairs
-from tasks.params import Params
+from tasks.learning.maths.calibration import ScoredPair, reward_figures
+from tasks.learning.models.loading import load_reward, new_reward_model, normalise_scores
+from tasks.learning.models.outputs import completion_scores
+from tasks.learning.training.reward_models import accuracies, held_out_loss, judgements, scored_pairs
 from tasks.reward import reward
+from tasks.settings.params import Params
 from tests.conftest import MODEL_FILES, MakeParams, NotedRun, file_names, moved_weights, records_of
 from tests.test_sft import read_curve
 

@@ -1,6 +1,6 @@
 import pytest
 
-from tasks.rounding import chance, digits_of, number
+from tasks.common.rounding import chance, digits_of, number
 
 
 @pytest.mark.parametrize(

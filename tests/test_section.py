@@ -9,8 +9,8 @@ import yaml
 from dvc.utils.serialize import dumps_yaml, loads_yaml
 from pydantic import BaseModel
 
-from tasks.errors import InputError
-from tasks.params import Lora, Params, parse_params
+from tasks.common.errors import InputError
+from tasks.settings.params import Lora, Params, parse_params
 
 SHIPPED: dict[str, Any] = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8"))
 SHIPPED["evaluate"]["llm_judge"] = {"url": "http://localhost/v1", "model": "m", "prompts": 9}

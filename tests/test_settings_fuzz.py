@@ -12,11 +12,11 @@ import pytest
 import yaml
 from dvc.utils.serialize import load_yaml
 
-from tasks.errors import InputError
-from tasks.params import Params, load_params
-from tasks.shown import LONGEST_SENTENCE
+from tasks.common.errors import InputError
+from tasks.common.safe_text import LONGEST_SENTENCE
+from tasks.common.yaml_files import difference, read_yaml
+from tasks.settings.params import Params, load_params
 from tasks.stage import classify
-from tasks.yaml_files import difference, read_yaml
 from tests.test_section import leaves
 
 pytestmark = pytest.mark.fuzz

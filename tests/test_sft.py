@@ -9,16 +9,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tasks import progress
-from tasks.data import encoded
-from tasks.data.encoded import encoded_demonstrations
-from tasks.data.files import MODELS, VALIDATED, read_json
+from tasks.common import progress
+from tasks.common.errors import InputError
+from tasks.common.files import MODELS, VALIDATED, read_json
+from tasks.data.encoding import encoded
+from tasks.data.encoding.encoded import encoded_demonstrations
+from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import write_records
-from tasks.data.tokens import load_tokenizer
-from tasks.errors import InputError
 from tasks.learning.batches import row_batches
-from tasks.learning.models import load_policy
-from tasks.params import Params
+from tasks.learning.models.loading import load_policy
+from tasks.settings.params import Params
 from tasks.sft import likelihood, sft
 from tests.conftest import MODEL_FILES, MakeParams, NotedRun, file_names, moved_weights, output_hashes, records_of
 

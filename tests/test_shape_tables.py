@@ -11,11 +11,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tasks.data.files import PREPARED
+from tasks.common.files import PREPARED
 from tasks.data.records import Kind, read_records
-from tasks.data.shapes import SHAPES, recognise
-from tasks.params import Source
+from tasks.data.shapes.convert import SHAPES, recognise
 from tasks.prepare import prepare
+from tasks.settings.params import Source
 from tests.test_prepare import PROJECT, params_with
 
 COUNT = 40  # rows of a file: enough for every split

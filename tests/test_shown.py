@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from tasks.errors import InputError
-from tasks.shown import LONGEST_SENTENCE, LONGEST_VALUE, clean_logs, quoted, sentence, without_secrets
+from tasks.common.errors import InputError
+from tasks.common.safe_text import LONGEST_SENTENCE, LONGEST_VALUE, clean_logs, quoted, sentence, without_secrets
 from tasks.stage import classify
 
 
@@ -90,7 +90,7 @@ def test_no_secret_of_the_environment_is_shown(monkeypatch: pytest.MonkeyPatch) 
 
 LOGS = r"""
 import logging, sys
-from tasks.shown import clean_logs, clean_traceback
+from tasks.common.safe_text import clean_logs, clean_traceback
 clean_logs()
 clean_logs()
 clean_traceback()

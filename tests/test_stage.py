@@ -16,9 +16,9 @@ import torch
 from torch import distributed
 
 from tasks import stage as stage_module
-from tasks.errors import InputError
-from tasks.params import Params, load_params
-from tasks.registry import contents
+from tasks.common.errors import InputError
+from tasks.registry.dvc_outputs import contents
+from tasks.settings.params import Params, load_params
 from tasks.stage import (
     COMPANY_LOST,
     EXIT_CODES,
@@ -47,7 +47,7 @@ main(sft)
 LONG_SUM = """
 import os, signal, sys
 import torch
-from tasks.errors import InputError
+from tasks.common.errors import InputError
 from tasks.learning import ranks
 from tasks.stage import main
 

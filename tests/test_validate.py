@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tasks.data.files import read_jsonl, write_jsonl
-from tasks.errors import InputError
-from tasks.params import Params, load_params
+from tasks.common.errors import InputError
+from tasks.common.files import read_jsonl, write_jsonl
+from tasks.settings.params import Params, load_params
 from tasks.validate import _longest, validate
 from tests.pages import HOSTILE, SHOWN, Elements, assert_harmless
 
@@ -385,8 +385,8 @@ def test_a_prompt_must_leave_room_for_the_answers_of_ppo_and_of_evaluation(base)
 
 def test_lengths_are_measured_without_torch(tiny_model: Path):
     code = (
-        "import sys; from pathlib import Path; from tasks.data.tokens import load_tokenizer; "
-        "from tasks.data.context import context_of; import tasks.validate; folder = Path(sys.argv[1]); "
+        "import sys; from pathlib import Path; from tasks.data.encoding.tokens import load_tokenizer; "
+        "from tasks.data.encoding.context import context_of; import tasks.validate; folder = Path(sys.argv[1]); "
         "print(type(load_tokenizer(folder)).__name__, context_of(folder), 'torch' in sys.modules)"
     )
     done = subprocess.run(

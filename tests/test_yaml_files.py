@@ -11,9 +11,9 @@ from dvc.utils.serialize import load_yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.errors import InputError
-from tasks.params import load_params
-from tasks.yaml_files import MOST_BYTES, difference, parse_yaml, read_yaml
+from tasks.common.errors import InputError
+from tasks.common.yaml_files import MOST_BYTES, difference, parse_yaml, read_yaml
+from tasks.settings.params import load_params
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -9,9 +9,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from tasks.learning.experience import Models
-from tasks.learning.models import ValueHead
-from tasks.params import PARAMS_FILE, Params, parse_params
+from tasks.learning.models.loading import ValueHead
+from tasks.learning.ppo.scoring import Models
+from tasks.settings.params import PARAMS_FILE, Params, parse_params
 
 Critic = Literal["own", "trunk"]
 PAD, EOS = 0, 1

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.data.files import REPORTS, damaged_row, read_jsonl, write_jsonl
-from tasks.errors import InputError
+from tasks.common.errors import InputError
+from tasks.common.files import REPORTS, damaged_row, read_jsonl, write_jsonl
 
 
 class Answer(NamedTuple):

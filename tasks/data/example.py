@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from tasks.params import Example
+from tasks.settings.params import Example
 
 PRODUCTS = ("lamp", "kettle", "radio", "jacket", "phone", "chair", "watch", "toaster")
 

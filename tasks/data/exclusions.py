@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple, cast, get_args
 
-from tasks.data.files import replacing
+from tasks.common.errors import InputError
+from tasks.common.files import replacing
 from tasks.data.names import as_name, source_asked_for
-from tasks.data.sources import check_file
-from tasks.data.text_files import text_lines
-from tasks.errors import InputError
+from tasks.data.sources.source import check_file
+from tasks.data.sources.text_files import text_lines
 
 What = Literal["row", "source", "annotator"]
 SPELLINGS: dict[What, Callable[[str], str]] = {"row": as_name, "source": source_asked_for, "annotator": as_name}

@@ -5,7 +5,7 @@ import re
 import unicodedata
 from pathlib import Path
 
-from tasks.errors import InputError
+from tasks.common.errors import InputError
 
 WHOLE_NUMBER = re.compile(r"(-?[0-9]+)(\.0+)?")
 # Characters that are drawn as nothing (Default_Ignorable_Code_Point in Unicode's DerivedCoreProperties.txt), controls

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
-from tasks.data.files import damaged_row, read_jsonl, write_jsonl
+from tasks.common.files import damaged_row, read_jsonl, write_jsonl
 
 Split = Literal["train", "validation", "test"]
 Kind = Literal["demonstrations", "preferences", "prompts"]

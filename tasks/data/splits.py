@@ -8,7 +8,7 @@ import json
 import math
 
 from tasks.data.records import Message, Split
-from tasks.params import Split as Shares
+from tasks.settings.params import Split as Shares
 
 
 def prompt_root(prompt: list[Message]) -> list[Message]:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tasks.data.lazy import LazySequence
-from tasks.data.tokens import Encoded, EncodedPair
+from tasks.common.lazy import LazySequence
+from tasks.data.encoding.tokens import Encoded, EncodedPair
 
 
 class Trees:

@@ -1,14 +1,14 @@
-"""Weights, gradients and optimiser state in shards, one a process: by torch's FSDP2, or by DeepSpeed (zero.py).
+"""Weights, gradients and optimiser state in shards, one a process, by torch's FSDP2.
 
 A layer's weights are put together just before they are needed and let go after, so all processes must pass through the
 model equally often. Where they cannot (sampling, measuring shares of unequal size) the weights are put together before.
 
-Source: Zhao et al. 2023, "PyTorch FSDP"; Rajbhandari et al. 2020, "ZeRO".
+Source: Zhao et al. 2023, "PyTorch FSDP".
 """
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tasks.learning import ranks, zero
-from tasks.learning.forward import BODY, plain_head, unwrapped
+from tasks.learning import processes
+from tasks.learning.models.forward import BODY, plain_head, unwrapped
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -29,11 +29,11 @@ _plain: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 
 
 def shard(model: nn.Module) -> None:
-    """Cut a model's weights into shards, in place, if that was asked for; `optimiser_of` it is made after.
+    """Cut a model's weights into shards, in place, if that was asked for.
 
-    Gradients are summed over the processes, as `ranks.add_gradients` does it for whole models.
+    Gradients are summed over the processes, as `processes.add_gradients` does it for whole models.
     """
-    if not ranks.are_sharding():
+    if not processes.are_sharding():
         return
     inner = unwrapped(model)
     if inner.get_output_embeddings() is not None:  # type: ignore[no-untyped-call]
@@ -43,13 +43,7 @@ def shard(model: nn.Module) -> None:
         for weight in model.parameters()
     }
     _plain[model] = copy.deepcopy(model, memo=without_weights)
-    if not ranks.are_by_deepspeed():  # which cuts a model when its optimiser is there
-        _fully_shard(model)
-
-
-def optimiser_of(model: nn.Module, adamw: torch.optim.AdamW) -> torch.optim.Optimizer:
-    """Give the optimiser of a model that `shard` has had, from the one that it has in one process."""
-    return zero.ZeroOptimiser(model, adamw) if model in _plain and ranks.are_by_deepspeed() else adamw
+    _fully_shard(model)
 
 
 def _fully_shard(model: nn.Module) -> None:
@@ -57,7 +51,7 @@ def _fully_shard(model: nn.Module) -> None:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     inner = unwrapped(model)
-    mesh = init_device_mesh(inner.device.type, (ranks.count(),))
+    mesh = init_device_mesh(inner.device.type, (processes.count(),))
     for layer in inner.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             fully_shard(layer, mesh=mesh, reshard_after_forward=True)
@@ -79,10 +73,7 @@ def together(*models: nn.Module | None) -> Iterator[None]:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
     try:
-        with ExitStack() as stack:
-            for model in present:
-                stack.enter_context(zero.together(model))
-            yield
+        yield
     finally:
         for part in parts:
             part.reshard()
@@ -101,13 +92,12 @@ def assembled(model: nn.Module) -> nn.Module:
     plain = _plain.pop(model)
     plain.load_state_dict(whole(dict(model.named_parameters())), strict=False, assign=True)
     unwrapped(plain).tie_weights()
-    zero.release(model)
     return plain
 
 
 def whole(state: Mapping[str, Any]) -> dict[str, Any]:
     """Put the sharded tensors of a state dict together; all processes take part, and each gets them."""
-    if not ranks.are_sharding():
+    if not processes.are_sharding():
         return dict(state)
     found: dict[str, Any] = tree_map_only(Tensor, _whole, dict(state))
     return found
@@ -116,25 +106,22 @@ def whole(state: Mapping[str, Any]) -> dict[str, Any]:
 def _whole(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else zero.whole(tensor)
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
 def set_to(weight: Tensor, values: Tensor) -> None:
     """Give a weight, sharded or not, the values of a whole tensor; all processes take part."""
-    if zero.is_shard(weight):
-        zero.set_to(weight, values)
-    else:
-        weight.copy_(cut_like(values, weight))
+    weight.copy_(cut_like(values, weight))
 
 
 def is_cut(weight: Tensor) -> bool:
     """Whether this process holds a shard of a weight only."""
-    if not ranks.are_sharding():
+    if not processes.are_sharding():
         return False
     from torch.distributed.tensor import DTensor
 
-    return isinstance(weight, DTensor) or zero.is_shard(weight)
+    return isinstance(weight, DTensor)
 
 
 def cut_like(tensor: Tensor, weight: Tensor) -> Tensor:
@@ -143,8 +130,7 @@ def cut_like(tensor: Tensor, weight: Tensor) -> Tensor:
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    if not isinstance(weight, DTensor):
-        return zero.cut_like(tensor, weight)
+    assert isinstance(weight, DTensor)
     return distribute_tensor(tensor.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
 
 

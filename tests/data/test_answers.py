@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from tasks.common.errors import InputError
 from tasks.data.answers import Answer, answers_file, read_answers, write_answers
-from tasks.errors import InputError
 
 FILE = Path("reports/ppo/answers.jsonl")
 ANSWERS = [Answer(step, prompt, [3, 1], -0.5, 1.0) for step in (0, 4) for prompt in ("a", "b")]

@@ -17,9 +17,9 @@ from transformers import (
     CodeGenConfig,
 )
 
-from tasks.data import architecture, weights
-from tasks.data.architecture import check_model
-from tasks.errors import InputError
+from tasks.common.errors import InputError
+from tasks.data.base_model import architecture, weights
+from tasks.data.base_model.architecture import check_model
 from tests.families import FAMILIES
 
 Weights = dict[str, Tensor]

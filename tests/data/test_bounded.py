@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.data import bounded as module
-from tasks.data.bounded import ExceededError, bounded
-from tasks.errors import InputError
+from tasks.common.errors import InputError
+from tasks.data.base_model import sandbox as module
+from tasks.data.base_model.sandbox import ExceededError, bounded
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,7 +58,7 @@ def give_up() -> None:
 def test_work_may_use_torch_after_its_threads_have_been_used():
     code = """
 import torch
-from tasks.data.bounded import bounded
+from tasks.data.base_model.sandbox import bounded
 torch.set_num_threads(4)
 numbers = torch.ones(2_000_000)
 numbers.exp().sum()

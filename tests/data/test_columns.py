@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from tasks.data.columns import MOST_COLUMNS, OTHERS, Tally, check_ignored, count_unused, opened
-from tasks.errors import InputError
-from tasks.params import Source
+from tasks.common.errors import InputError
+from tasks.data.shapes.columns import MOST_COLUMNS, OTHERS, Tally, check_ignored, count_unused, opened
+from tasks.settings.params import Source
 
 
 def source(ignore: list[str] | None = None, **columns: str) -> Source:

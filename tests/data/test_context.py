@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, Phi3Config, PreTrainedConfig
 
-from tasks.data.context import context_of, context_told, usable_context
-from tasks.data.soundness import check_sound
-from tasks.errors import InputError
+from tasks.common.errors import InputError
+from tasks.data.base_model.soundness import check_sound
+from tasks.data.encoding.context import context_of, context_told, usable_context
 from tests.families import SHAPE
 
 ORIGINAL, LONG = 16, 64

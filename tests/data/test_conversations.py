@@ -3,7 +3,8 @@
 import pytest
 from hypothesis import given, strategies
 
-from tasks.data.conversations import (
+from tasks.data.records import Message
+from tasks.data.shapes.conversations import (
     Pair,
     Turn,
     answered_turns,
@@ -12,8 +13,7 @@ from tasks.data.conversations import (
     as_prompt,
     with_system,
 )
-from tasks.data.messages import ShapeError
-from tasks.data.records import Message
+from tasks.data.shapes.messages import ShapeError
 
 
 def system(content: str) -> Message:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from tasks.data import encoded
-from tasks.data.encoded import ENCODED, KEPT, encoded_demonstrations, encoded_preferences, encoded_prompts
-from tasks.data.files import VALIDATED
+from tasks.common.errors import InputError
+from tasks.common.files import VALIDATED
+from tasks.data.encoding import encoded
+from tasks.data.encoding.encoded import ENCODED, KEPT, encoded_demonstrations, encoded_preferences, encoded_prompts
+from tasks.data.encoding.tokens import EncodedPair, encode, encode_prompt
 from tasks.data.records import read_prompts, write_records
-from tasks.data.tokens import EncodedPair, encode, encode_prompt
-from tasks.errors import InputError
 from tests.conftest import CHATML, make_tokenizer, records_of, write_workspace_records
 
 

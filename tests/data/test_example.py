@@ -18,7 +18,7 @@ from tasks.data.example import (
     preferences,
     prompts,
 )
-from tasks.params import Example
+from tasks.settings.params import Example
 
 SETTINGS = Example(demonstrations=2000, preferences=2000, prompts=200, faulty=0.5, label_noise=0.1)
 PROMPT = "Hello, the lamp arrived broken. My order is #4821."

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tasks.common.errors import InputError
 from tasks.data.exclusions import add_exclusion, read_exclusions
-from tasks.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.data.files import IN_USE, hash_files, read_json, read_jsonl, replacing, write_json, write_jsonl
-from tasks.errors import InputError
+from tasks.common.errors import InputError
+from tasks.common.files import IN_USE, hash_files, read_json, read_jsonl, replacing, write_json, write_jsonl
 
 OUTPUT = Path("outputs/result")
 ROOT = Path(__file__).parents[2]
@@ -122,7 +122,7 @@ def test_the_old_folder_is_not_deleted_before_the_new_one_is_there(monkeypatch):
 LEAVES = """
 import os, sys
 from pathlib import Path
-from tasks.data.files import replacing
+from tasks.common.files import replacing
 with replacing(Path(sys.argv[1])) as draft:
     draft.write_text("half")
     os._exit(9)

@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 
-from tasks.data.columns import Tally
-from tasks.data.labels import ANSWER_PAIRS, INDICES, LABELS, TRUTHS
-from tasks.data.messages import shown_value
+from tasks.common.errors import InputError
 from tasks.data.records import Kind
-from tasks.data.rows import BadRows, RawRow
-from tasks.data.shapes import ShapedRow, shape_rows
-from tasks.errors import InputError
-from tasks.params import Source
+from tasks.data.shapes.columns import Tally
+from tasks.data.shapes.convert import ShapedRow, shape_rows
+from tasks.data.shapes.labels import ANSWER_PAIRS, INDICES, LABELS, TRUTHS
+from tasks.data.shapes.messages import shown_value
+from tasks.data.sources.raw_rows import BadRows, RawRow
+from tasks.settings.params import Source
 
 OUTCOMES = {"first": ("good", "bad"), "second": ("bad", "good"), "tie": ("good", "bad")}
 
@@ -76,7 +76,12 @@ def test_chatbot_arena():
     asked, good, bad = (
         {"role": role, "content": text} for role, text in (("user", "Hi"), ("assistant", "good"), ("assistant", "bad"))
     )
-    row = {"conversation_a": [asked, good], "conversation_b": [asked, bad], "winner": "model_b", "judge": "arena 1"}
+    row = {
+        "conversation_a": [asked, good],
+        "conversation_b": [asked, bad],
+        "winner": "model_b",
+        "judge": "arena 1",
+    }
     found = shaped(row, annotator="judge")
     assert found.entries == [{"prompt": [asked], "chosen": "bad", "rejected": "good"}]
     assert (found.tag, found.tied) == ("arena 1", False)

@@ -7,11 +7,11 @@ import datasets
 import pandas as pd
 import pytest
 
-from tasks.data.layouts import refuse_layout, refuse_saved_data_set
-from tasks.data.sources import files_of
-from tasks.data.strict_json import parse_json
-from tasks.errors import InputError
-from tasks.params import Source
+from tasks.common.errors import InputError
+from tasks.common.strict_json import parse_json
+from tasks.data.sources.layouts import refuse_layout, refuse_saved_data_set
+from tasks.data.sources.source import files_of
+from tasks.settings.params import Source
 from tests.data.test_sources import fields_of, rows_of
 
 ROWS = [{"prompt": "2+2?", "response": "4"}, {"prompt": "Why?", "response": "So"}]

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.data.files import STATE, read_jsonl, write_jsonl
-from tasks.data.lines import Lines, Spool, alike
-from tasks.errors import InputError
+from tasks.common.errors import InputError
+from tasks.common.files import STATE, read_jsonl, write_jsonl
+from tasks.common.lines import Lines, Spool, alike
 
 ROWS = [{"text": "one"}, {"text": "zwölf\nlines"}, {"text": ""}]
 

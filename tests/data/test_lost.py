@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from tasks.data.checks.lost import Reader
+from tasks.data.encoding.rendering import rendering
 from tasks.data.records import Message
-from tasks.data.rendering import rendering
 from tests.conftest import CHATML, make_tokenizer
 
 SILENT = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.data.messages import (
+from tasks.data.shapes.messages import (
     IgnorableError,
     ShapeError,
     as_messages,
@@ -12,7 +12,7 @@ from tasks.data.messages import (
     is_yes,
     listed,
 )
-from tasks.data.rows import Unreadable
+from tasks.data.sources.raw_rows import Unreadable
 from tests.data.test_conversations import assistant, system, user
 
 

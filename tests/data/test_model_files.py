@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tasks.data.model_files import CONFIG, INDEX, WEIGHTS, copy_model
-from tasks.errors import InputError
+from tasks.common.errors import InputError
+from tasks.data.base_model.model_files import CONFIG, INDEX, WEIGHTS, copy_model
 from tests.conftest import MODEL_FILES
 
 SHARD = "model-00001-of-00001.safetensors"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tasks.common.errors import InputError
 from tasks.data.names import as_name, name_in_outputs, shown_name, source_asked_for, stands_for
-from tasks.errors import InputError
 
 
 @pytest.fixture

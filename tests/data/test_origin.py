@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.data.origin import Origin, content_origin
+from tasks.settings.fingerprint import Origin, content_origin
 from tests.conftest import MakeParams
 
 BEFORE = Origin({"seed": 7, "sft.learning_rate": 0.004, "sft.schedule": "cosine"}, {"data/validate": "a", "b.py": "1"})

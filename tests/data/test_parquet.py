@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from tasks.data import parquet
-from tasks.data.rows import BadRows, Unreadable
-from tasks.errors import InputError
+from tasks.common.errors import InputError
+from tasks.data.sources import parquet
+from tasks.data.sources.raw_rows import BadRows, Unreadable
 
 FILE = Path("a.parquet")
 FAR = 2**60  # microseconds: the year 38,500

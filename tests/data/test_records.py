@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tasks.common.errors import InputError
 from tasks.data.records import (
     TYPES,
     Demonstration,
@@ -19,7 +20,6 @@ from tasks.data.records import (
     read_prompts,
     write_records,
 )
-from tasks.errors import InputError
 from tests.conftest import records_of
 
 FOLDER = Path("data/records")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from tasks.data.encoding.rendering import EndlessError, RefusedError, is_written, rendering
 from tasks.data.records import Message
-from tasks.data.rendering import EndlessError, RefusedError, is_written, rendering
 from tests.conftest import CHATML, make_tokenizer
 
 NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}"
@@ -41,8 +41,8 @@ def written(tokenizer: Any, template: str, content: str = "send it") -> str:
 def test_a_template_that_knows_no_end_is_stopped(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch, template: str, said: str
 ) -> None:
-    monkeypatch.setattr("tasks.data.rendering.SECONDS", 0.2)
-    monkeypatch.setattr("tasks.data.rendering.MEMORY", 2**27)
+    monkeypatch.setattr("tasks.data.encoding.rendering.SECONDS", 0.2)
+    monkeypatch.setattr("tasks.data.encoding.rendering.MEMORY", 2**27)
     started = time.process_time()
     with pytest.raises(EndlessError, match=said):
         written(tokenizer, template)

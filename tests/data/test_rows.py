@@ -2,9 +2,9 @@
 
 import pytest
 
-from tasks.data.rows import BadRows
-from tasks.errors import InputError
-from tasks.shown import LONGEST_SENTENCE
+from tasks.common.errors import InputError
+from tasks.common.safe_text import LONGEST_SENTENCE
+from tasks.data.sources.raw_rows import BadRows
 
 
 def sentence(*faults: tuple[int | str, str], cure: str | None = None) -> str:

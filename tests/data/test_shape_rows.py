@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from tasks.data.columns import Tally
-from tasks.data.rows import BadRows, RawRow
-from tasks.data.shapes import recognise, shape_rows
-from tasks.errors import InputError
-from tasks.params import Source
+from tasks.common.errors import InputError
+from tasks.data.shapes.columns import Tally
+from tasks.data.shapes.convert import recognise, shape_rows
+from tasks.data.sources.raw_rows import BadRows, RawRow
+from tasks.settings.params import Source
 from tests.data.test_shapes import GPT, A, B, S, U, entries, shaped
 
 

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from tasks.data.columns import Tally
+from tasks.common.errors import InputError
 from tasks.data.records import Kind
-from tasks.data.rows import BadRows, RawRow
-from tasks.data.shapes import SHAPES, ShapedRow, shape_rows
-from tasks.errors import InputError
-from tasks.params import Source
+from tasks.data.shapes.columns import Tally
+from tasks.data.shapes.convert import SHAPES, ShapedRow, shape_rows
+from tasks.data.sources.raw_rows import BadRows, RawRow
+from tasks.settings.params import Source
 
 U, A, B = (
     {"role": role, "content": text} for role, text in (("user", "Hi"), ("assistant", "Hello"), ("assistant", "No"))

@@ -12,10 +12,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tasks.data.rows import BadRows, RawRow
-from tasks.data.sources import files_of, identity, read_rows
-from tasks.errors import InputError
-from tasks.params import Source
+from tasks.common.errors import InputError
+from tasks.data.sources.raw_rows import BadRows, RawRow
+from tasks.data.sources.source import files_of, identity, read_rows
+from tasks.settings.params import Source
 
 ROWS = [{"prompt": "2+2?", "response": "4"}, {"prompt": "Why?", "response": ""}]
 REVISION = "0123456789abcdef0123456789abcdef01234567"

@@ -7,7 +7,7 @@ from hypothesis import given, strategies
 
 from tasks.data.records import Message
 from tasks.data.splits import content_id, prompt_root, prompts_needed, split_of
-from tasks.params import Split as Shares
+from tasks.settings.params import Split as Shares
 
 SHARES = Shares(validation=0.1, test=0.2)
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from tasks.data.messages import IgnorableError, ShapeError
 from tasks.data.records import TYPES
-from tasks.data.statements import TRUTHS, is_bad, is_read, reason_to_leave_out
+from tasks.data.shapes.messages import IgnorableError, ShapeError
+from tasks.data.shapes.statements import TRUTHS, is_bad, is_read, reason_to_leave_out
 
 NAN = float("nan")
 

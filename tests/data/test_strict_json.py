@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.data.strict_json import JsonError, parse_json
+from tasks.common.strict_json import JsonError, parse_json
 
 
 def test_json_is_read_as_ever():

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tasks.data.templates import FIRST_OF_JANUARY, FROZEN_CLOCK, TEMPLATES, choose_template, try_template
-from tasks.data.tokens import encode, encode_prompt
-from tasks.errors import InputError
+from tasks.common.errors import InputError
+from tasks.data.encoding.templates import FIRST_OF_JANUARY, FROZEN_CLOCK, TEMPLATES, choose_template, try_template
+from tasks.data.encoding.tokens import encode, encode_prompt
 from tests.conftest import CHATML, make_tokenizer
 
 STORIES = Path(__file__).parents[3] / "shared/models/stories260k"
@@ -103,7 +103,7 @@ def test_a_file_that_is_no_template_is_refused(
     import os
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tasks.data.templates.FOLDER", tmp_path)
+    monkeypatch.setattr("tasks.data.encoding.templates.FOLDER", tmp_path)
     os.mkfifo("pipe")
     Path("large").write_bytes(b"x" * (2**20 + 1))
     Path("latin").write_bytes("Größe".encode("latin-1"))
@@ -278,7 +278,7 @@ def first_of(kind: str) -> Any:
 def test_our_templates_begin_as_the_tokenizer_does(tmp_path: Path, kind: str, choice: str) -> None:
     from transformers import AutoTokenizer
 
-    from tasks.registry.trueline_model import token_ids
+    from tasks.registry.export.trueline_model import token_ids
 
     tokenizer = first_of(kind)
     if kind == "llama":

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tasks.data.templates import FROZEN_CLOCK, TEMPLATES
-from tasks.data.tokenizers import settle_tokenizer, try_rows
-from tasks.data.tokens import load_tokenizer
-from tasks.errors import InputError
-from tasks.params import load_params
+from tasks.common.errors import InputError
+from tasks.data.base_model.tokenizers import settle_tokenizer, try_rows
+from tasks.data.encoding.templates import FROZEN_CLOCK, TEMPLATES
+from tasks.data.encoding.tokens import load_tokenizer
+from tasks.settings.params import load_params
 from tests.conftest import CHATML
 
 ROOT = Path(__file__).parents[2]
@@ -100,7 +100,7 @@ THINKING = (
 def test_what_cannot_be_used_names_the_setting_which_then_works(
     folder: Path, monkeypatch: pytest.MonkeyPatch, template: str, said: str
 ) -> None:
-    monkeypatch.setattr("tasks.data.rendering.SECONDS", 0.5)
+    monkeypatch.setattr("tasks.data.encoding.rendering.SECONDS", 0.5)
     (folder / "chat_template.jinja").write_text(template)
     with pytest.raises(InputError, match=f"^given: its chat template {said}: mend it or set base.chat_template"):
         settle(folder)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tasks.data.records import Demonstration, Message, Prompt
-from tasks.data.tokens import (
+from tasks.common.errors import InputError
+from tasks.data.encoding.tokens import (
     Text,
     decode,
     encode,
@@ -16,7 +16,7 @@ from tasks.data.tokens import (
     encode_texts,
     load_tokenizer,
 )
-from tasks.errors import InputError
+from tasks.data.records import Demonstration, Message, Prompt
 from tests.conftest import CHATML, make_tokenizer
 
 QUESTION = [Message(role="user", content="send it")]

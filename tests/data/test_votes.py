@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tasks.data.shapes import ShapedRow
-from tasks.data.votes import gathered, ids_of, pair_id, share_of
+from tasks.data.shapes.convert import ShapedRow
+from tasks.data.shapes.votes import gathered, ids_of, pair_id, share_of
 
 
 def rows(*said: tuple[str | None, str], prompt: str = "q", start: int = 1) -> list[ShapedRow]:

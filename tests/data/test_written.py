@@ -5,8 +5,8 @@ import json
 import pytest
 from hypothesis import given, strategies
 
-from tasks.data.messages import ShapeError
-from tasks.data.written import LONGEST_PYTHON, read_written, read_written_texts
+from tasks.data.shapes.messages import ShapeError
+from tasks.data.shapes.serialized import LONGEST_PYTHON, read_written, read_written_texts
 
 TALK = [{"role": "user", "content": "It's “2+2”?\n"}, {"role": "assistant", "content": 'He said "4"'}]
 GPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]

@@ -6,8 +6,8 @@ import pytest
 
 from flows import approval as module
 from flows import pipeline
-from tasks.registry import promotion
-from tasks.registry.promotion import Verdict
+from tasks.registry.promotion import champion
+from tasks.registry.promotion.champion import Verdict
 
 HELD = Verdict(promoted=False, held=True, version=3, champion=2, reasons=[])
 
@@ -39,7 +39,7 @@ def test_a_run_of_the_command_line_asks_there(asked: list[Any]) -> None:
 def test_the_flow_asks_where_a_version_is_held(monkeypatch: pytest.MonkeyPatch, held: bool) -> None:
     asked: list[Any] = []
     verdict = Verdict(**{**HELD, "held": held})
-    monkeypatch.setattr(promotion, "promote", lambda _params: verdict)
+    monkeypatch.setattr(champion, "promote", lambda _params: verdict)
     monkeypatch.setattr(pipeline, "ask", asked.append)
 
     assert pipeline.promote.fn(None) == verdict  # type: ignore[arg-type]
@@ -53,7 +53,7 @@ def test_what_the_form_says_is_done(monkeypatch: pytest.MonkeyPatch, answer: Any
     monkeypatch.setattr(module, "suspend_flow_run", lambda wait_for_input: form)
     monkeypatch.setattr(module, "load_params", lambda: "params")
     for act in ("approve", "reject"):
-        monkeypatch.setattr(promotion, act, lambda *given, act=act: said.append((act, *given)))
+        monkeypatch.setattr(champion, act, lambda *given, act=act: said.append((act, *given)))
 
     module.approval.fn(3)
 

@@ -1,7 +1,7 @@
 import pytest
 
 from flows.deploy import check_cron, check_timezone, schedule
-from tasks.errors import InputError
+from tasks.common.errors import InputError
 
 
 @pytest.mark.parametrize("cron", ["", "0 3 * *", "61 3 * * 1", "every monday", "@weekly", "0 0 3 * * 1"])

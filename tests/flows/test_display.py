@@ -9,7 +9,7 @@ from rich.console import Console
 from flows import display
 from flows.cli import _report
 from flows.display import show_findings, show_history, show_result, show_tree, show_verdict
-from tasks.escapes import visible
+from tasks.common.escapes import visible
 
 
 @pytest.mark.parametrize(

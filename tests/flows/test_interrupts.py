@@ -4,7 +4,7 @@ import signal
 import pytest
 
 from flows.interrupts import interruption_told
-from tasks.data.files import write_json
+from tasks.common.files import write_json
 from tasks.stage import FAILURE_NOTE, Failure
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from flows.reproduce import reproduce
-from tasks.params import PARAMS_FILE
+from tasks.settings.params import PARAMS_FILE
 from tests.conftest import ROOT, SMALL, MakeParams
 from tests.flows.conftest import dvc
 from tests.flows.test_processes import eventually

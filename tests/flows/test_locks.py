@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.locks import holder, one_flow_at_a_time, refuse_a_second
-from tasks.errors import InputError
+from tasks.common.errors import InputError
 
 HOLD = """
 import sys, time

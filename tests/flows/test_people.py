@@ -6,8 +6,8 @@ import pytest
 
 from flows import people as module
 from flows.people import hear, write_sheet
-from tasks.errors import InputError
-from tasks.registry.people import Evaluation
+from tasks.common.errors import InputError
+from tasks.registry.promotion.human_evaluation import Evaluation
 
 
 def response(number: int, *, same: bool = False) -> dict[str, object]:

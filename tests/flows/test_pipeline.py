@@ -8,7 +8,7 @@ from flows import pipeline as module
 from flows.locks import one_flow_at_a_time
 from flows.pipeline import is_passing, pipeline
 from flows.reproduce import StageError, StageRun
-from tasks.errors import InputError
+from tasks.common.errors import InputError
 from tasks.stage import Failure, FailureKind
 
 

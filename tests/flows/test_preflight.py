@@ -9,7 +9,7 @@ import pytest
 from flows.doctor import check_settings
 from flows.preflight import check_exists, preflight
 from flows.settings import configure
-from tasks.errors import InputError
+from tasks.common.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 

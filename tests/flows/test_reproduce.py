@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from flows.reproduce import StageError, reproduce
-from tasks.errors import InputError
-from tasks.registry.stages import plan
+from tasks.common.errors import InputError
+from tasks.registry.dvc_outputs.stages import plan
 
 FAILS = """
 stages:

@@ -9,7 +9,7 @@ import pytest
 
 from flows import server
 from flows.server import check_reachable, local_server
-from tasks.errors import InputError
+from tasks.common.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 # The first run of the stage meets a passing fault, the second one succeeds; then the report is linked.

@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flows.settings import Change, configure
-from tasks.errors import InputError
-from tasks.params import load_params
-from tasks.yaml_files import difference, read_yaml
+from tasks.common.errors import InputError
+from tasks.common.yaml_files import difference, read_yaml
+from tasks.settings.params import load_params
 
 ROOT = Path(__file__).parents[2]
 NAMED = sorted((ROOT / "infra/settings").glob("*.yaml"))

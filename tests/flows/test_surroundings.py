@@ -12,10 +12,10 @@ import pytest
 
 from flows import doctor, preflight, surroundings
 from flows.reproduce import reproduce
-from tasks import places
-from tasks.errors import InputError
-from tasks.params import Params, load_params
-from tasks.registry import stages
+from tasks.common import output_folders
+from tasks.common.errors import InputError
+from tasks.registry.dvc_outputs import stages
+from tasks.settings.params import Params, load_params
 from tests.flows.conftest import dvc
 
 ROOT = Path(__file__).parents[2]
@@ -170,7 +170,7 @@ def unwritable(monkeypatch: pytest.MonkeyPatch) -> dict[Path, int]:
 def test_a_place_that_cannot_be_written(checkout: Path, unwritable: dict[Path, int], number: int, fault: str) -> None:
     unwritable[checkout] = number
     with pytest.raises(InputError) as told:
-        places.check_places()
+        output_folders.check_places()
     assert str(told.value) == f"the checkout {checkout} {fault} move it"
 
 
@@ -282,7 +282,9 @@ def aligned(method: str) -> object:
 def test_room_is_that_of_models_twice_and_of_checkpoints(
     checkout: Path, large: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(surroundings, "unfinished_stages", lambda: ["base", "sft", "reward", "judge", "align", "gate"])
+    monkeypatch.setattr(
+        surroundings, "unfinished_stages", lambda: ["base", "sft", "reward", "held_out_reward", "align", "gate"]
+    )
     known = stages.places()
     # Five models of 8 GiB in the checkout and in the cache, and three checkpoints of weights and two moments of each:
     # 40 + 0.25 + 40 + 3 * 24 = 152.25 GiB, all on one disk.

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tasks.learning.fitting import Fit
-from tasks.registry import tracking
+from tasks.learning.training.supervised import Fit
+from tasks.registry.mlflow_runs import tracking
 from tasks.sft import sft
 from tasks.stage import main
 from tests.conftest import NotedRun

@@ -22,11 +22,11 @@ import yaml
 from accelerate import Accelerator
 
 from tasks import dpo, ppo, reward, sft, stage
-from tasks.learning import curves
-from tasks.learning.checkpoints import Checkpoints
-from tasks.learning.learner import Learner
-from tasks.params import PARAMS_FILE, Params
-from tasks.registry import tracking
+from tasks.learning.ppo.trainer import Learner
+from tasks.learning.training import curves
+from tasks.learning.training.checkpoints import Checkpoints
+from tasks.registry.mlflow_runs import tracking
+from tasks.settings.params import PARAMS_FILE, Params
 from tests.conftest import NotedRun
 
 POINTS: dict[str, tuple[Any, str]] = {

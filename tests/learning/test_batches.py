@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.data.tokens import Encoded, EncodedPair
+from tasks.data.encoding.tokens import Encoded, EncodedPair
 from tasks.learning.batches import (
     collate,
     collate_pairs,

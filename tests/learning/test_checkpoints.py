@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.data.origin import Origin
-from tasks.learning.checkpoints import Checkpoints, Progress
-from tasks.learning.interrupts import put_off
-from tasks.learning.optimise import adamw
+from tasks.learning.training.checkpoints import Checkpoints, Progress
+from tasks.learning.training.interrupts import put_off
+from tasks.learning.training.optimisation import adamw
+from tasks.settings.fingerprint import Origin
 from tests.conftest import SMALL, MakeParams
 
 FOLDER = Path(".trueline/checkpoints/sft")

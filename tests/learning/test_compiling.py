@@ -15,18 +15,24 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from transformers import PreTrainedModel
 
-from tasks.data.files import MODELS
-from tasks.data.tokens import Encoded, load_tokenizer
+from tasks.common.errors import InputError
+from tasks.common.files import MODELS
+from tasks.data.encoding.tokens import Encoded, load_tokenizer
 from tasks.dpo import dpo
-from tasks.errors import InputError
-from tasks.learning import compiling
 from tasks.learning.batches import collate
-from tasks.learning.compiling import compile_layers
-from tasks.learning.models import load_policy, new_reward_model, normalise_scores, save_model, with_adapters
-from tasks.learning.readings import completion_log_probs
-from tasks.learning.rollouts import generate
-from tasks.params import Params
+from tasks.learning.models import compiling
+from tasks.learning.models.compiling import compile_layers
+from tasks.learning.models.loading import (
+    load_policy,
+    new_reward_model,
+    normalise_scores,
+    save_model,
+    with_adapters,
+)
+from tasks.learning.models.outputs import completion_log_probs
+from tasks.learning.sampling.sampler import generate
 from tasks.ppo import ppo
+from tasks.settings.params import Params
 from tasks.sft import sft
 from tests.conftest import MakeParams, NotedRun
 from tests.families import FAMILIES, ROWS, causal

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.learning.curves import Curve
+from tasks.learning.training.curves import Curve
 from tests.conftest import NotedRun
 
 

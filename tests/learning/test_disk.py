@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tasks.learning.disk import writing
+from tasks.common.full_disk import writing
 
 WEIGHTS = {"weight": torch.zeros(100_000)}
 

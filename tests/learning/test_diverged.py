@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from tasks.data.files import MODELS
-from tasks.data.tokens import load_tokenizer
+from tasks.common.errors import InputError
+from tasks.common.files import MODELS
+from tasks.data.encoding.tokens import load_tokenizer
 from tasks.dpo import dpo
-from tasks.errors import InputError
-from tasks.learning.models import new_reward_model, normalise_scores, save_model
-from tasks.params import Params
+from tasks.learning.models.loading import new_reward_model, normalise_scores, save_model
 from tasks.ppo import ppo
 from tasks.reward import reward
-from tasks.section import LARGEST
+from tasks.settings.params import Params
+from tasks.settings.section import LARGEST
 from tasks.sft import sft
 from tests.conftest import MakeParams
 

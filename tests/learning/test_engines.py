@@ -4,13 +4,13 @@ import pytest
 import torch
 from transformers.generation.continuous_batching import cache
 
-from tasks.errors import InputError
+from tasks.common.errors import InputError
 from tasks.learning.batches import collate
-from tasks.learning.engines import engine_of
-from tasks.learning.forward import pack_if_exact, recompute_layers
-from tasks.learning.learner import Learner
-from tasks.learning.models import with_adapters
-from tasks.learning.readings import completion_log_probs
+from tasks.learning.models.forward import pack_if_exact, recompute_layers
+from tasks.learning.models.loading import with_adapters
+from tasks.learning.models.outputs import completion_log_probs
+from tasks.learning.ppo.trainer import Learner
+from tasks.learning.sampling.engines import engine_of
 from tests.families import FAMILIES, causal
 from tests.tiny import EOS, tiny_models, tiny_params, tiny_policy, tiny_tokenizer
 

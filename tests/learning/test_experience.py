@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from tasks.data.tokens import Encoded
+from tasks.data.encoding.tokens import Encoded
 from tasks.learning.batches import collate
-from tasks.learning.experience import Readings, judge, read_off, token_rewards
-from tasks.learning.learner import Learner
-from tasks.learning.readings import completion_log_probs, completion_scores, completion_values
-from tasks.learning.rollouts import Response
+from tasks.learning.models.outputs import completion_log_probs, completion_scores, completion_values
+from tasks.learning.ppo.scoring import Readings, judge, read_off, token_rewards
+from tasks.learning.ppo.trainer import Learner
+from tasks.learning.sampling.sampler import Response
 from tests.tiny import EOS, PAD, tiny_models, tiny_params
 
 ROWS = [

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from tasks.common.errors import InputError
 from tasks.dpo import dpo
-from tasks.errors import InputError
-from tasks.learning import fitting, optimise
-from tasks.learning.checkpoints import Checkpoints, Progress
-from tasks.params import Params
+from tasks.learning.training import optimisation, supervised
+from tasks.learning.training.checkpoints import Checkpoints, Progress
 from tasks.reward import reward
+from tasks.settings.params import Params
 from tasks.sft import sft
 from tests.conftest import MakeParams, NotedRun, output_hashes
 
@@ -79,7 +79,7 @@ def test_a_nan_stops_at_its_step_and_keeps_checkpoint_and_outputs(
 ):
     STAGES[stage](params)
     earlier = output_hashes(stage)
-    real = optimise.update
+    real = optimisation.update
 
     def broken(accelerator, model: nn.Module, optimiser, *, step: int, **rest):
         if step == 5:
@@ -87,7 +87,7 @@ def test_a_nan_stops_at_its_step_and_keeps_checkpoint_and_outputs(
             gradients[0].fill_(torch.nan)
         return real(accelerator, model, optimiser, step=step, **rest)
 
-    monkeypatch.setattr(fitting, "update", broken)
+    monkeypatch.setattr(supervised, "update", broken)
     with pytest.raises(
         InputError, match=r"stopped at step 5: the gradient norm is nan; the last good checkpoint, of step 4"
     ):

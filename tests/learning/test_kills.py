@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks.data.files import MODELS
-from tasks.data.tokens import load_tokenizer
-from tasks.learning.models import new_reward_model, normalise_scores, save_model
-from tasks.params import Params
+from tasks.common.files import MODELS
+from tasks.data.encoding.tokens import load_tokenizer
+from tasks.learning.models.loading import new_reward_model, normalise_scores, save_model
+from tasks.settings.params import Params
 from tests.conftest import MakeParams, output_hashes
 from tests.learning.interrupted import LOGGED, SAID, WAITS, Blow, end_of, linger, start, wait
 

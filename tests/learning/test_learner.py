@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.errors import InputError
-from tasks.learning import experience
-from tasks.learning.learner import Learner, averages, seed_for
-from tasks.learning.readings import completion_log_probs
+from tasks.common.errors import InputError
+from tasks.learning.models.outputs import completion_log_probs
+from tasks.learning.ppo import scoring
+from tasks.learning.ppo.trainer import Learner, averages, seed_for
 from tests.tiny import tiny_models, tiny_params
 
 PROMPTS = [[4, 3], [5, 6, 3], [7, 3], [8, 9, 10, 3], [11, 3], [12, 3]]
@@ -132,7 +132,7 @@ def trained_on_a_known_reward(monkeypatch, kl_coefficient, rounds=24, **ppo):
     def share_of_token(_model, batch):
         return ((batch.input_ids == 9) & batch.completion_mask).sum(dim=1) / batch.completion_mask.sum(dim=1)
 
-    monkeypatch.setattr(experience, "completion_scores", share_of_token)
+    monkeypatch.setattr(scoring, "completion_scores", share_of_token)
     params = tiny_params(
         runtime={"tokens_per_pass": 2000, "slots": 48},
         iterations=rounds,

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from tasks.learning.losses import PairValues, PreferenceLoss, implicit_rewards, preference_loss, reward_loss, sft_loss
+from tasks.learning.maths.losses import (
+    PairValues,
+    PreferenceLoss,
+    implicit_rewards,
+    preference_loss,
+    reward_loss,
+    sft_loss,
+)
 
 LOSSES: list[PreferenceLoss] = ["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm", "simpo"]
 

@@ -11,13 +11,13 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from tasks.data.tokens import Encoded
+from tasks.data.encoding.tokens import Encoded
 from tasks.dpo import Count, figures_of
 from tasks.learning.batches import Batch, collate
-from tasks.learning.losses import PairValues, PreferenceLoss, reward_loss, sft_loss
-from tasks.learning.readings import completion_log_probs, completion_scores
-from tasks.learning.references import pair_logps
-from tasks.params import Dpo
+from tasks.learning.maths.losses import PairValues, PreferenceLoss, reward_loss, sft_loss
+from tasks.learning.models.outputs import completion_log_probs, completion_scores
+from tasks.learning.training.reference_cache import pair_logps
+from tasks.settings.params import Dpo
 from tests.conftest import MakeParams
 
 TRL: Any = trl  # its public names are imported lazily, which no type checker can follow

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from tasks.data.answers import Answer
+from tasks.data.encoding.tokens import Encoded, encode_prompt
 from tasks.data.records import Message, Prompt
-from tasks.data.tokens import Encoded, encode_prompt
 from tasks.learning.batches import collate
-from tasks.learning.marks import PROMPTS, Marks, places
-from tasks.learning.readings import completion_log_probs
+from tasks.learning.models.outputs import completion_log_probs
+from tasks.learning.training.evaluation_points import PROMPTS, Marks, places
 from tests.tiny import EOS, WORDS, tiny_params, tiny_policy, tiny_tokenizer
 
 PARAMS = tiny_params(marks=2, temperature=0.7)

@@ -5,11 +5,11 @@ import sys
 import pytest
 import torch
 
-from tasks.errors import InputError, is_out_of_memory
-from tasks.learning import learner
+from tasks.common.errors import InputError, is_out_of_memory
 from tasks.learning.batches import Batch
-from tasks.learning.learner import Learner
-from tasks.learning.memory import Budget
+from tasks.learning.ppo import trainer
+from tasks.learning.ppo.trainer import Learner
+from tasks.learning.training.micro_batches import Budget
 from tasks.sft import sft
 from tests.conftest import MakeParams, NotedRun
 from tests.learning.test_learner import PROMPTS, weights
@@ -79,7 +79,7 @@ def test_ppo_goes_on_in_smaller_passes(critic: Critic, name: str, monkeypatch: p
         return learning.update(rollouts, 1, "kept"), weights(models.policy) + weights(models.critic)
 
     expected_figures, expected = trained()
-    too_large_above(14, monkeypatch, learner, name)
+    too_large_above(14, monkeypatch, trainer, name)
     figures, moved = trained()
     assert figures == pytest.approx(expected_figures, abs=1e-4)
     for one, other in zip(moved, expected, strict=True):

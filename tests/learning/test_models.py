@@ -12,11 +12,11 @@ from transformers import (
     AutoTokenizer,
 )
 
-from tasks.data.files import read_json
-from tasks.errors import InputError
+from tasks.common.errors import InputError
+from tasks.common.files import read_json
 from tasks.learning.batches import collate
-from tasks.learning.forward import unwrapped
-from tasks.learning.models import (
+from tasks.learning.models.forward import unwrapped
+from tasks.learning.models.loading import (
     context_length,
     device_of,
     load_policy,
@@ -29,8 +29,8 @@ from tasks.learning.models import (
     score_head,
     with_adapters,
 )
-from tasks.learning.readings import completion_log_probs, completion_scores, completion_values
-from tasks.params import Lora, Params
+from tasks.learning.models.outputs import completion_log_probs, completion_scores, completion_values
+from tasks.settings.params import Lora, Params
 from tests.conftest import MakeParams
 from tests.families import FAMILIES, ROWS, SHAPE, causal, scoring
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.errors import InputError
-from tasks.learning.optimise import adamw, check_finite, learning_rate, make_accelerator, update
+from tasks.common.errors import InputError
+from tasks.learning.training.optimisation import adamw, check_finite, learning_rate, make_accelerator, update
 from tests.conftest import MakeParams
 
 KEPT = "the last good checkpoint, of step 4, is kept in .trueline"

@@ -15,12 +15,12 @@ import torch
 import yaml
 from torch import distributed
 
-from tasks.data.files import MODELS
-from tasks.data.tokens import load_tokenizer
+from tasks.common.files import MODELS
+from tasks.data.encoding.tokens import load_tokenizer
 from tasks.dpo import dpo
-from tasks.learning import ranks
-from tasks.learning.fitting import Fit
-from tasks.learning.models import new_reward_model, save_model
+from tasks.learning import processes
+from tasks.learning.models.loading import new_reward_model, save_model
+from tasks.learning.training.supervised import Fit
 from tasks.ppo import ppo
 from tasks.reward import reward
 from tasks.sft import sft
@@ -74,7 +74,7 @@ def launch(config: str, *stages: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("config", ["ddp", "fsdp", "zero3"])
+@pytest.mark.parametrize("config", ["ddp", "fsdp"])
 def test_two_processes_train_as_one_does(config: str, alone: Curves):
     # The last first, so that each begins with what one process left; dpo twice, the second time with a kept reference.
     launch(config, "ppo", "dpo", "dpo", "reward", "sft")
@@ -98,7 +98,7 @@ def test_two_processes_train_a_critic_on_the_trunk_as_one_does(
         assert one == pytest.approx(other, rel=2e-3, abs=1e-5)
 
 
-@pytest.mark.parametrize("config", ["fsdp", "zero3"])
+@pytest.mark.parametrize("config", ["fsdp"])
 @pytest.mark.parametrize("lora", [0, 2])
 def test_a_checkpoint_of_shards_is_taken_up_by_one_process_and_the_other_way_round(
     lora: int,
@@ -136,10 +136,10 @@ def test_a_checkpoint_of_shards_is_taken_up_by_one_process_and_the_other_way_rou
 
 
 def test_alone_there_is_nothing_to_add_up(monkeypatch: pytest.MonkeyPatch):
-    assert (ranks.count(), ranks.number(), ranks.is_first()) == (1, 0, True)
-    assert ranks.share([2, 0, 1], [5, 3, 9]) == [1, 0, 2]  # by length
-    assert ranks.gathered([1, 2]) == [1, 2]
-    assert ranks.summed({"loss": 2.0}) == {"loss": 2.0}
+    assert (processes.count(), processes.number(), processes.is_first()) == (1, 0, True)
+    assert processes.share([2, 0, 1], [5, 3, 9]) == [1, 0, 2]  # by length
+    assert processes.gathered([1, 2]) == [1, 2]
+    assert processes.summed({"loss": 2.0}) == {"loss": 2.0}
 
 
 def test_tensors_are_gathered_by_way_of_the_cpu_and_without_what_they_are_views_of(monkeypatch: pytest.MonkeyPatch):
@@ -151,7 +151,7 @@ def test_tensors_are_gathered_by_way_of_the_cpu_and_without_what_they_are_views_
         found[:] = [pickle.loads(sent[0]), [(1, torch.tensor([3.0]))]]
 
     monkeypatch.setattr(distributed, "all_gather_object", all_gather_object)
-    everybodys = ranks.gathered([(0, torch.zeros(10_000)[:2])], torch.device("meta"))
+    everybodys = processes.gathered([(0, torch.zeros(10_000)[:2])], torch.device("meta"))
     assert [(number, tensor.shape, tensor.device.type) for number, tensor in everybodys] == [
         (0, (2,), "meta"),
         (1, (1,), "meta"),
@@ -165,6 +165,6 @@ def test_shares_are_whole_and_alike(monkeypatch: pytest.MonkeyPatch):
     shares = []
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        shares.append(ranks.share(range(7), lengths))
+        shares.append(processes.share(range(7), lengths))
     assert sorted(shares[0] + shares[1]) == list(range(7))
     assert [sum(lengths[item] for item in share) for share in shares] == [20, 16]

@@ -10,13 +10,13 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from tasks.data.tokens import Encoded
-from tasks.learning import readings
-from tasks.learning.attention import PACKED
+from tasks.data.encoding.tokens import Encoded
 from tasks.learning.batches import Batch, collate
-from tasks.learning.forward import is_packed, last_states, pack_if_exact, plain_head, predicting
-from tasks.learning.models import score_head
-from tasks.learning.readings import (
+from tasks.learning.models import outputs
+from tasks.learning.models.attention import PACKED
+from tasks.learning.models.forward import is_packed, last_states, pack_if_exact, plain_head, predicting
+from tasks.learning.models.loading import score_head
+from tasks.learning.models.outputs import (
     at_temperature,
     completion_log_probs,
     completion_scores,
@@ -164,7 +164,7 @@ def test_states_at_hand_change_nothing_nor_any_gradient(
     policy, batch, passes = read_as(packs, causal(config)), collate(ROWS), []
     expected, statistics = completion_log_probs(policy, batch, 0.7), token_statistics(policy, batch, 0.7)
     expected_gradients = gradients(policy, expected.square().sum())
-    monkeypatch.setattr(readings, "LARGEST_LOGITS", at_once)
+    monkeypatch.setattr(outputs, "LARGEST_LOGITS", at_once)
     states = last_states(policy, batch, predicting(batch))
     is_plain = plain_head(policy) is not None
     policy.base_model.register_forward_hook(lambda *_: passes.append(1))
@@ -187,7 +187,7 @@ def test_chunks_of_logits_change_nothing_nor_any_gradient(
     policy, batch = read_as(packs, causal(config)), collate(ROWS)
     whole, statistics = completion_log_probs(policy, batch, 0.7), token_statistics(policy, batch, 0.7)
     expected = gradients(policy, whole.square().sum())
-    monkeypatch.setattr(readings, "LARGEST_LOGITS", 3 * 40)  # three of the 19 tokens at once
+    monkeypatch.setattr(outputs, "LARGEST_LOGITS", 3 * 40)  # three of the 19 tokens at once
     chunked, again = completion_log_probs(policy, batch, 0.7), token_statistics(policy, batch, 0.7)
     torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=1e-6)
     for one, other in zip(again, statistics, strict=True):
@@ -197,7 +197,7 @@ def test_chunks_of_logits_change_nothing_nor_any_gradient(
 
 
 def test_chunks_never_hold_more_logits_than_allowed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(readings, "LARGEST_LOGITS", 3 * 40)
+    monkeypatch.setattr(outputs, "LARGEST_LOGITS", 3 * 40)
     policy, sizes = read_as(True, causal(FAMILIES["llama"])), []
     policy.lm_head.register_forward_hook(lambda _module, _inputs, output: sizes.append(output.numel()))
     completion_log_probs(policy, collate(ROWS)).sum().backward()

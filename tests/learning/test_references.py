@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.data.files import MODELS
-from tasks.data.tokens import Encoded, EncodedPair
+from tasks.common.files import MODELS
+from tasks.data.encoding.tokens import Encoded, EncodedPair
 from tasks.dpo import dpo
-from tasks.learning import references
-from tasks.learning.losses import PairValues
-from tasks.learning.models import load_policy, set_up
-from tasks.learning.references import FOLDER, KEPT, References
-from tasks.params import Params
+from tasks.learning.maths.losses import PairValues
+from tasks.learning.models.loading import load_policy, set_up
+from tasks.learning.training import reference_cache
+from tasks.learning.training.reference_cache import FOLDER, KEPT, References
+from tasks.settings.params import Params
 from tests.conftest import MakeParams, NotedRun, output_hashes
 from tests.learning.test_fitting import Killed, killed_after
 from tests.test_sft import read_curve
@@ -32,13 +32,13 @@ GROUPS = [[2, 0], [1]]
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The titles of what was computed, one for each time."""
     titles: list[str] = []
-    compute = references.all_logps
+    compute = reference_cache.all_logps
 
     def noting(*args, title: str) -> PairValues:
         titles.append(title)
         return compute(*args, title=title)
 
-    monkeypatch.setattr(references, "all_logps", noting)
+    monkeypatch.setattr(reference_cache, "all_logps", noting)
     return titles
 
 
@@ -129,7 +129,7 @@ def test_a_flipped_bit_anywhere_in_an_entry_gives_no_other_values(policy: nn.Mod
     whole = entry.read_bytes()
     for place in range(len(whole)):
         entry.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
-        for values in references._read(entry, entry.stem):
+        for values in reference_cache._read(entry, entry.stem):
             assert all(one.equal(other) for one, other in zip(values, first, strict=True)), place
 
 

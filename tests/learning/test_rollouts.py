@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from tasks.errors import InputError
+from tasks.common.errors import InputError
 from tasks.learning.batches import collate
-from tasks.learning.forward import pack_if_exact, recompute_layers
-from tasks.learning.readings import token_statistics
-from tasks.learning.rollouts import generate, sample, stop_tokens
+from tasks.learning.models.forward import pack_if_exact, recompute_layers
+from tasks.learning.models.outputs import token_statistics
+from tasks.learning.sampling.sampler import generate, sample, stop_tokens
 from tests.families import FAMILIES, causal
 from tests.tiny import EOS, tiny_policy, tiny_tokenizer
 

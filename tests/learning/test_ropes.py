@@ -9,17 +9,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, PreTrainedConfig
 
-from tasks.data import context
-from tasks.data.context import usable_context
-from tasks.data.tokens import Encoded
-from tasks.errors import InputError
-from tasks.learning import forward
+from tasks.common.errors import InputError
+from tasks.data.encoding import context
+from tasks.data.encoding.context import usable_context
+from tasks.data.encoding.tokens import Encoded
 from tasks.learning.batches import collate
-from tasks.learning.forward import is_packed, pack_if_exact
-from tasks.learning.models import context_length, load_policy
-from tasks.learning.readings import token_statistics
-from tasks.learning.rollouts import Response, generate
-from tasks.params import Params
+from tasks.learning.models import forward
+from tasks.learning.models.forward import is_packed, pack_if_exact
+from tasks.learning.models.loading import context_length, load_policy
+from tasks.learning.models.outputs import token_statistics
+from tasks.learning.sampling.sampler import Response, generate
+from tasks.settings.params import Params
 from tests.families import SHAPE
 from tests.tiny import tiny_tokenizer
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.learning import seals
-from tasks.learning.seals import Sealing, is_whole
+from tasks.learning.training import sealed_files
+from tasks.learning.training.sealed_files import Sealing, is_whole
 
 CONTENT = bytes(range(256)) * 2
 
@@ -24,7 +24,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("chunk", [1 << 20, 64, 63])
 def test_a_whole_file_is_known_by_its_name(file: Path, monkeypatch: pytest.MonkeyPatch, chunk: int):
-    monkeypatch.setattr(seals, "CHUNK", chunk)
+    monkeypatch.setattr(sealed_files, "CHUNK", chunk)
     assert file.read_bytes().startswith(CONTENT)
     assert is_whole(file, "sft/step-1")
     assert not is_whole(file, "sft/step-2")

@@ -6,14 +6,20 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.errors import InputError
-from tasks.learning import learner, ranks
-from tasks.learning.experience import Models, Rollouts
-from tasks.learning.forward import last_states, pack_if_exact, plain_head, predicting, recompute_layers, unwrapped
-from tasks.learning.learner import Learner
-from tasks.learning.models import ValueHead
-from tasks.learning.policy_gradient import policy_loss, value_loss
-from tasks.learning.readings import spread, token_statistics
+from tasks.learning.maths.policy_gradient import policy_loss, value_loss
+from tasks.learning.models.forward import (
+    last_states,
+    pack_if_exact,
+    plain_head,
+    predicting,
+    recompute_layers,
+    unwrapped,
+)
+from tasks.learning.models.loading import ValueHead
+from tasks.learning.models.outputs import spread, token_statistics
+from tasks.learning.ppo import trainer
+from tasks.learning.ppo.scoring import Models, Rollouts
+from tasks.learning.ppo.trainer import Learner
 from tests.learning.test_learner import PROMPTS, have_moved, trained_on_a_known_reward, weights
 from tests.tiny import tiny_models, tiny_params
 
@@ -61,7 +67,7 @@ def test_the_gradient_is_the_weighted_sum_of_two_separate_ones(
         found.extend(gradients(network))
         return 0.0
 
-    monkeypatch.setattr(learner, "update", take_down)
+    monkeypatch.setattr(trainer, "update", take_down)
     [figures] = learning.steps(rollouts, 1, "kept")
 
     networks, count = (models.policy, value_head(models)), int(rollouts.mask.sum())
@@ -152,10 +158,3 @@ def test_a_known_reward_is_found(monkeypatch: pytest.MonkeyPatch):
     scores, kls = trained_on_a_known_reward(monkeypatch, kl_coefficient=0.0, critic="trunk")
     assert scores[-1] > scores[0] + 0.4
     assert kls[0] == pytest.approx(0, abs=1e-6)
-
-
-def test_deepspeed_shards_no_shared_trunk(monkeypatch: pytest.MonkeyPatch):
-    for told in ("are_sharding", "are_by_deepspeed"):
-        monkeypatch.setattr(ranks, told, lambda: True)
-    with pytest.raises(InputError, match=r"ppo\.critic: DeepSpeed shards no policy .* set it to own, or use .*fsdp"):
-        Learner(tiny_models("trunk"), tiny_params(critic="trunk"))

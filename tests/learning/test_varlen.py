@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tasks.learning import attention, varlen
-from tasks.learning.attention import attend
 from tasks.learning.batches import Trees, collate
-from tasks.learning.forward import is_packed, pack_if_exact
-from tasks.learning.readings import completion_log_probs
-from tasks.learning.varlen import segments, varlen_precision
+from tasks.learning.models import attention, varlen
+from tasks.learning.models.attention import attend
+from tasks.learning.models.forward import is_packed, pack_if_exact
+from tasks.learning.models.outputs import completion_log_probs
+from tasks.learning.models.varlen import segments, varlen_precision
 from tests.families import FAMILIES, ROWS, causal
 
 Bounds = tuple[tuple[int, ...], ...]

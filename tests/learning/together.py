@@ -15,10 +15,10 @@ import pytest
 import yaml
 from torch import distributed
 
-from tasks.learning import ranks
-from tasks.learning.checkpoints import Checkpoints, Progress
-from tasks.params import parse_params
-from tasks.registry import tracking
+from tasks.learning import processes
+from tasks.learning.training.checkpoints import Checkpoints, Progress
+from tasks.registry.mlflow_runs import tracking
+from tasks.settings.params import parse_params
 from tests.conftest import NotedRun
 
 
@@ -52,7 +52,7 @@ def main(settings: str, *stages: str) -> None:
         with suppress(EnoughError):
             getattr(importlib.import_module(f"tasks.{stage}"), stage)(params)
         distributed.barrier()
-        if ranks.is_first() and not last:
+        if processes.is_first() and not last:
             shutil.copytree("curves", f"together/{stage}", dirs_exist_ok=True)
     distributed.destroy_process_group()
 

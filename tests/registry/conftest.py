@@ -11,13 +11,25 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from tasks.params import load_params
-from tasks.registry import lineage, promotion
-from tasks.registry.opponent import refresh_opponent
-from tasks.registry.store import open_store
+from tasks.registry.lineage import queries
+from tasks.registry.mlflow_runs.store import open_store
+from tasks.registry.promotion import champion
+from tasks.registry.promotion.opponent import refresh_opponent
+from tasks.settings.params import load_params
 
 ROOT = Path(__file__).parents[2]
-STAGES = ["prepare", "validate", "base", "sft", "reward", "judge", "trial", "align", "evaluate", "gate"]
+STAGES = [
+    "prepare",
+    "validate",
+    "base",
+    "sft",
+    "reward",
+    "held_out_reward",
+    "reward_check",
+    "align",
+    "evaluate",
+    "gate",
+]
 
 # A stage that writes small files from figures.json; the file `fail` names the stage that is to fail halfway, as the
 # project's own stages do. Without it no library is loaded: these tests run many stages. A folder given/<stage> is added
@@ -33,17 +45,17 @@ folder = {"prepare": "data/prepare", "validate": "data/validate", "evaluate": "r
 file = {"validate": "demonstrations.jsonl"}.get(name, "content.txt")
 
 def stage(_params=None):
-    Path(folder).mkdir(parents=True, exist_ok=name == "trial")  # which has no folder that DVC would clear
+    Path(folder).mkdir(parents=True, exist_ok=name == "reward_check")  # which has no folder that DVC would clear
     settings = [line for line in Path("params.yaml").read_text().splitlines() if "clip: " in line]
     Path(folder, file).write_text(f"{name} {figures.get('content', 0)} {settings}")
     if Path("given", name).is_dir():
         shutil.copytree(Path("given", name), folder, dirs_exist_ok=True)
     if failing:
-        from tasks.errors import InputError
+        from tasks.common.errors import InputError
         raise InputError("the input is bad: mend it")
     Path("metrics").mkdir(exist_ok=True)
     Path("metrics", f"{name}.json").write_text(json.dumps(figures.get(name, {"loss": 0.5})))
-    if name in ("sft", "reward", "judge", "ppo", "dpo"):
+    if name in ("sft", "reward", "held_out_reward", "ppo", "dpo"):
         Path("curves").mkdir(exist_ok=True)
         Path("curves", f"{name}.csv").write_text("step,loss\\n0,1.5\\n1,0.5\\n")
     if name in ("ppo", "dpo"):
@@ -215,9 +227,9 @@ def challenge(finished, empty_database, tmp_path_factory):
     shutil.copy(empty_database, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        promotion.promote(load_params())
+        champion.promote(load_params())
         run_again(content=2)
-        lineage.sync(load_params())  # or every test would write the runs
+        queries.sync(load_params())  # or every test would write the runs
     return folder
 
 
@@ -250,7 +262,7 @@ def give_models(sft, folder):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from tasks.learning.models import new_reward_model, normalise_scores, save_model
+    from tasks.learning.models.loading import new_reward_model, normalise_scores, save_model
 
     shutil.copytree(sft, folder / "given/sft")
     with torch.random.fork_rng():
@@ -279,7 +291,7 @@ def real_models(finished, empty_database, tiny_model, tmp_path_factory):
         add_params(align=["lora"], evaluate=["evaluate"])
         change_figures(evaluate=EVALUATION, reward={"accuracy": {"value": 0.8, "low": 0.7, "high": 0.9, "pairs": 50}})
         repro()
-        promotion.promote(load_params())
+        champion.promote(load_params())
     return folder
 
 

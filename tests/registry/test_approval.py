@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tasks.errors import InputError
-from tasks.params import load_params
-from tasks.registry import lineage, promotion
-from tasks.registry.decisions import past_decisions
-from tasks.registry.store import open_store
-from tasks.registry.versions import as_holder, find
+from tasks.common.errors import InputError
+from tasks.registry.lineage import queries
+from tasks.registry.mlflow_runs.store import open_store
+from tasks.registry.promotion import champion
+from tasks.registry.promotion.decisions import past_decisions
+from tasks.registry.promotion.versions import as_holder, find
+from tasks.settings.params import load_params
 from tests.registry.conftest import aliases, change_params, run_again
 from tests.registry.test_races import at_once
 
@@ -23,7 +24,7 @@ def params(challenged):
     """Version 1 is champion, and version 2 awaits approval."""
     change_params(registry={"approval": True})
     params = load_params()
-    verdict = promotion.promote(params)
+    verdict = champion.promote(params)
     assert verdict == {"promoted": False, "held": True, "version": 2, "champion": 1, "reasons": ["All is well."]}
     return params
 
@@ -33,50 +34,50 @@ def actions():
 
 
 def test_what_awaits_approval_is_recorded_once_and_moves_nothing(params):
-    assert promotion.promote(params)["held"]
+    assert champion.promote(params)["held"]
     assert actions() == [("promote", 1), ("hold", 2)]
     assert aliases()["trueline-policy"] == {"champion": 1, "challenger": 2}
-    assert promotion.awaiting(as_holder(find(open_store("trueline"), params, "champion"))) == [2]
+    assert champion.awaiting(as_holder(find(open_store("trueline"), params, "champion"))) == [2]
 
 
 @pytest.mark.parametrize("name", ["2", "challenger"])
 def test_an_approval_promotes_and_is_told_everywhere(params, name):
-    verdict = promotion.approve(params, name, " A\u200bda\u202e ", "I read fifty answers.")
+    verdict = champion.approve(params, name, " A\u200bda\u202e ", "I read fifty answers.")
     assert verdict == {
         "promoted": True, "held": False, "version": 2, "champion": 2, "reasons": ["I read fifty answers."]
     }  # fmt: skip
     assert aliases()["trueline-policy"] == {"champion": 2, "previous": 1}
     review = {"by": "Ada", "reason": "I read fifty answers."}
-    assert [decision["review"] for decision in lineage.history()] == [None, None, review]
-    told = lineage.why(params, "champion")
+    assert [decision["review"] for decision in queries.history()] == [None, None, review]
+    told = queries.why(params, "champion")
     assert told["approval"] == review
     assert [decision["action"] for decision in told["decisions"]] == ["hold", "promote"]
     version = find(open_store("trueline"), params, "champion")
     assert "approved by Ada: I read fifty answers." in str(version.description)
     assert "Approved by Ada: I read fifty answers." in Path(told["card"].removeprefix("file://")).read_text()
-    assert promotion.awaiting(as_holder(version)) == []
+    assert champion.awaiting(as_holder(version)) == []
 
 
 def test_an_approval_asks_nothing_of_the_working_folder(params):
     """A person may take days, and the next run has begun."""
     Path("dvc.lock").unlink()
-    assert promotion.approve(params, "2", "Ada", "Good.")["champion"] == 2
+    assert champion.approve(params, "2", "Ada", "Good.")["champion"] == 2
 
 
 def test_an_approval_of_what_was_compared_with_another_champion_is_stale(params):
     run_again(content=3)
-    assert promotion.promote(params)["version"] == 3
-    promotion.approve(params, "3", "Ada", "Good.")
+    assert champion.promote(params)["version"] == 3
+    champion.approve(params, "3", "Ada", "Good.")
     sentence = "compared version 2 with champion version 1, but the champion is version 3 by now: run trueline run"
     with pytest.raises(InputError, match=sentence):
-        promotion.approve(params, "2", "Ada", "Good too.")
+        champion.approve(params, "2", "Ada", "Good too.")
     assert actions()[-1] == ("promote", 3)
-    assert promotion.awaiting(as_holder(find(open_store("trueline"), params, "champion"))) == []
+    assert champion.awaiting(as_holder(find(open_store("trueline"), params, "champion"))) == []
 
 
 def test_two_approvals_at_once_give_one_champion_and_one_sentence(params):
     run_again(content=3)
-    assert promotion.promote(params)["version"] == 3
+    assert champion.promote(params)["version"] == 3
     said = at_once(*(f"promotion.approve(load_params(), '{version}', 'Ada', 'Good.')" for version in (2, 3)))
     (sentence,) = [each for each in said if isinstance(each, str)]
     (verdict,) = [each for each in said if isinstance(each, dict)]
@@ -87,20 +88,20 @@ def test_two_approvals_at_once_give_one_champion_and_one_sentence(params):
 
 
 def test_what_a_person_rejected_is_not_offered_again_but_may_be_thought_over(params):
-    verdict = promotion.reject(params, "2", "Ada", "It flatters.")
+    verdict = champion.reject(params, "2", "Ada", "It flatters.")
     assert (verdict["promoted"], verdict["champion"]) == (False, 1)
     assert verdict["reasons"] == ["Rejected by Ada: It flatters."]
-    again = promotion.promote(params)
+    again = champion.promote(params)
     assert not again["held"]
     assert again["reasons"][0].startswith("Version 2 was rejected by Ada on 20")
     assert "It flatters." in again["reasons"][0]
     change_params(registry={"approval": False})
-    assert not promotion.promote(load_params())["promoted"]  # the word stands
+    assert not champion.promote(load_params())["promoted"]  # the word stands
     assert actions() == [("promote", 1), ("hold", 2), ("refuse", 2)]
-    assert promotion.approve(params, "2", "Ada", "I was wrong.")["champion"] == 2
+    assert champion.approve(params, "2", "Ada", "I was wrong.")["champion"] == 2
 
 
-@pytest.mark.parametrize("act", [promotion.approve, promotion.reject])
+@pytest.mark.parametrize("act", [champion.approve, champion.reject])
 def test_only_what_awaits_approval_can_be_approved_or_rejected(params, act):
     with pytest.raises(
         InputError, match=r"version 1 does not await approval, the last decision on it is promote \(All"
@@ -116,9 +117,9 @@ def test_only_what_awaits_approval_can_be_approved_or_rejected(params, act):
 
 def test_a_gate_that_refuses_cannot_be_overruled(params):
     run_again(content=3, gate={"decision": "inconclusive", "reasons": ["Too few prompts."]})
-    assert promotion.promote(params)["reasons"] == ["The gate says inconclusive.", "Too few prompts."]
+    assert champion.promote(params)["reasons"] == ["The gate says inconclusive.", "Too few prompts."]
     with pytest.raises(InputError, match=r"version 3 does not await approval, the last decision on it is refuse"):
-        promotion.approve(params, "3", "Ada", "I like it.")
+        champion.approve(params, "3", "Ada", "I like it.")
 
 
 # Asks as a scheduled run does, twice, and fills in the form on the server.

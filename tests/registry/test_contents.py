@@ -13,13 +13,14 @@ from flows import reproduce as reproducing
 from flows.chat import stage_folder, version_folder
 from flows.doctor import check_leftovers
 from flows.reproduce import reproduce
-from tasks.errors import InputError
-from tasks.params import load_params
-from tasks.registry import promotion, stages
-from tasks.registry.cache import DAMAGED, DamagedError, NotCachedError, materialise
-from tasks.registry.contents import check_inputs, restore_outputs
-from tasks.registry.decisions import past_decisions
-from tasks.registry.export import export
+from tasks.common.errors import InputError
+from tasks.registry.dvc_outputs import stages
+from tasks.registry.dvc_outputs.cache import DAMAGED, DamagedError, NotCachedError, materialise
+from tasks.registry.dvc_outputs.contents import check_inputs, restore_outputs
+from tasks.registry.export.folders import export
+from tasks.registry.promotion import champion
+from tasks.registry.promotion.decisions import past_decisions
+from tasks.settings.params import load_params
 from tests.registry.conftest import STAGES, aliases, dvc, repro, run_again
 
 SFT = Path("models/sft")
@@ -185,7 +186,9 @@ def test_a_damaged_object_that_no_place_has_is_told_of_and_the_cure_makes_it_aga
     assert lock_file() == lock
 
 
-@pytest.mark.parametrize("path", ["models/sft/content.txt", "data/validate/demonstrations.jsonl", "metrics/trial.json"])
+@pytest.mark.parametrize(
+    "path", ["models/sft/content.txt", "data/validate/demonstrations.jsonl", "metrics/reward_check.json"]
+)
 def test_a_file_that_a_stage_is_about_to_read_is_mended_though_dvc_sees_no_change(repository, caplog, path):
     file = Path(path)
     expected = file.read_bytes()
@@ -268,19 +271,19 @@ def test_a_failing_stage_tells_of_an_earlier_output_that_is_damaged(repository, 
 def test_no_damaged_weights_become_champion(tracked, caplog):
     """The registry's copies are hard links: where the object has a flipped bit, they have it."""
     ppo, params = Path("models/ppo"), load_params()
-    promotion.promote(params)
+    champion.promote(params)
     first = past_decisions()[0]["policy"]["md5"]
     run_again(content=2)
     expected = (ppo / "content.txt").read_bytes()
-    promotion.register(params)
+    champion.register(params)
     flip(listed("align", ppo)[1]["content.txt"])
     shutil.rmtree(ppo)
     with pytest.raises(DamagedError, match=r"content\.txt of trueline-policy version 2 is damaged in"):
-        promotion.promote(params)
+        champion.promote(params)
     assert [decision["action"] for decision in past_decisions()] == ["promote"]
     assert aliases()["trueline-policy"]["champion"] == 1
     repro("align")
-    assert promotion.promote(params)["promoted"]
+    assert champion.promote(params)["promoted"]
     assert expected in [file.read_bytes() for file in tracked.glob("mlruns/**/model/content.txt")]
 
     flip(listed("align", ppo)[1]["content.txt"])  # the working folder has it whole
@@ -292,7 +295,7 @@ def test_no_damaged_weights_become_champion(tracked, caplog):
         DamagedError,
         match=r"content\.txt of trueline-policy version 1 is damaged in DVC.*: run dvc fetch",
     ):
-        promotion.rollback(params, "it flatters")
+        champion.rollback(params, "it flatters")
     assert len(past_decisions()) == 2
     assert aliases()["trueline-policy"]["champion"] == 2
 

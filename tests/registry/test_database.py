@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tasks.errors import InputError
-from tasks.params import load_params
-from tasks.registry import database, lineage
-from tasks.registry.store import open_store
+from tasks.common.errors import InputError
+from tasks.registry.lineage import queries
+from tasks.registry.mlflow_runs import database
+from tasks.registry.mlflow_runs.store import open_store
+from tasks.settings.params import load_params
 from tests.registry.conftest import aliases, shell
 
 FILE = Path("mlflow.db")
-OPEN = "from tasks.registry.store import open_store; print(open_store('trueline').experiment_id)"
+OPEN = "from tasks.registry.mlflow_runs.store import open_store; print(open_store('trueline').experiment_id)"
 # The process is gone after the first tables, before MLflow's migrations.
 KILLED = f"""
 import os, signal
@@ -98,7 +99,7 @@ def test_a_damaged_database_is_told_of_and_the_cure_brings_all_back(challenged, 
         open_store("trueline")
     [cure] = re.findall(r"\((mv .*?)\)", str(seen.value))
     shell("sh", "-c", cure, cwd=challenged)
-    lineage.sync(load_params())
+    queries.sync(load_params())
     assert aliases()["trueline-policy"]["champion"] == 1
     assert Path("mlflow.db.broken").read_bytes() == damaged
 

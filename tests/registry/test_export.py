@@ -11,18 +11,18 @@ from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tasks.data.files import MODELS
+from tasks.common.errors import InputError
+from tasks.common.files import MODELS
+from tasks.data.encoding.tokens import encode, load_tokenizer
 from tasks.data.records import Message
-from tasks.data.tokens import encode, load_tokenizer
 from tasks.dpo import dpo
-from tasks.errors import InputError
 from tasks.learning.batches import collate
-from tasks.learning.models import load_reward
-from tasks.learning.readings import completion_scores
-from tasks.params import load_params
-from tasks.registry import promotion
-from tasks.registry.adapter import factors, write_adapter
-from tasks.registry.export import export, export_reward
+from tasks.learning.models.loading import load_reward
+from tasks.learning.models.outputs import completion_scores
+from tasks.registry.export.adapter import factors, write_adapter
+from tasks.registry.export.folders import export, export_reward
+from tasks.registry.promotion import champion
+from tasks.settings.params import load_params
 from tests.conftest import CHATML, MODEL_FILES
 from tests.data.test_tokens import GEMMA, LLAMA_2, REWRITING
 from tests.families import FAMILIES, causal
@@ -169,7 +169,7 @@ def test_the_same_version_gives_the_same_adapter(promoted, tmp_path):
 
 
 def test_a_version_without_adapters_has_none_to_export(tracked, tmp_path):
-    promotion.promote(load_params())
+    champion.promote(load_params())
     with pytest.raises(InputError, match=r"version 1 was trained without adapters \(lora.rank 0\): export it without"):
         export(load_params(), "1", tmp_path / "out", as_adapter=True)
     assert not (tmp_path / "out").exists()

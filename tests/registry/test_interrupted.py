@@ -8,10 +8,13 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from tasks.params import load_params
-from tasks.registry import decisions, lineage, promotion, runs, stages, tracking
-from tasks.registry.decisions import past_decisions
-from tasks.registry.store import open_store
+from tasks.registry.dvc_outputs import stages
+from tasks.registry.lineage import queries
+from tasks.registry.mlflow_runs import lookup, tracking
+from tasks.registry.mlflow_runs.store import open_store
+from tasks.registry.promotion import champion, decisions
+from tasks.registry.promotion.decisions import past_decisions
+from tasks.settings.params import load_params
 from tasks.stage import classify
 from tests.registry.conftest import aliases, change_params
 from tests.registry.test_races import Killed
@@ -66,62 +69,62 @@ def actions():
 
 def test_a_rollback_killed_after_its_line_and_asked_for_again_goes_back_once(challenged, monkeypatch):
     params = load_params()
-    promotion.promote(params)
-    told = writes(monkeypatch, lambda: promotion.rollback(params, "it insults people"))
-    champion, lines = 1, len(actions())
+    champion.promote(params)
+    told = writes(monkeypatch, lambda: champion.rollback(params, "it insults people"))
+    number, lines = 1, len(actions())
     # By now its version has all tags, so the next rollback makes the same writes on the other one.
     for place, write in enumerate(told):
         if not any(each in write for each in ("alias trueline-policy", "set_registered", "delete_model_version")):
             continue
         count = iter(range(len(told)))
-        kill(monkeypatch, lambda: promotion.rollback(params, "first"), lambda _, n=count, last=place: next(n) == last)
-        verdict = promotion.rollback(params, "asked again")
-        champion, lines = 3 - champion, lines + 1
-        assert (verdict["champion"], verdict["promoted"]) == (champion, True)
-        assert aliases()["trueline-policy"] == {"champion": champion, "previous": 3 - champion}
+        kill(monkeypatch, lambda: champion.rollback(params, "first"), lambda _, n=count, last=place: next(n) == last)
+        verdict = champion.rollback(params, "asked again")
+        number, lines = 3 - number, lines + 1
+        assert (verdict["champion"], verdict["promoted"]) == (number, True)
+        assert aliases()["trueline-policy"] == {"champion": number, "previous": 3 - number}
         assert len(actions()) == lines
         assert FINISHED in verdict["reasons"][1], write
-    assert promotion.rollback(params, "this time in earnest")["champion"] == 3 - champion
+    assert champion.rollback(params, "this time in earnest")["champion"] == 3 - number
 
 
 def test_a_sync_between_the_two_makes_no_difference(challenged, monkeypatch):
     params = load_params()
-    promotion.promote(params)
-    kill(monkeypatch, lambda: promotion.rollback(params, "it insults people"), lambda write: " champion " in write)
-    lineage.sync(params)
+    champion.promote(params)
+    kill(monkeypatch, lambda: champion.rollback(params, "it insults people"), lambda write: " champion " in write)
+    queries.sync(params)
     assert aliases()["trueline-policy"]["champion"] == 1
-    promotion.promote(params)  # as a scheduled run does; it is refused
-    verdict = promotion.rollback(params, "it insults people")
+    champion.promote(params)  # as a scheduled run does; it is refused
+    verdict = champion.rollback(params, "it insults people")
     assert verdict["champion"] == 1
     assert FINISHED in verdict["reasons"][1]
-    assert promotion.rollback(params, "it was another model")["champion"] == 2
+    assert champion.rollback(params, "it was another model")["champion"] == 2
 
 
 def test_another_command_after_a_killed_one_does_what_it_is_asked(challenged, monkeypatch, caplog):
     params = load_params()
-    kill(monkeypatch, lambda: promotion.promote(params), lambda write: " champion " in write)
-    assert promotion.rollback(params, "it insults people")["champion"] == 1
+    kill(monkeypatch, lambda: champion.promote(params), lambda write: " champion " in write)
+    assert champion.rollback(params, "it insults people")["champion"] == 1
     assert "promote of version 2" in caplog.text
     assert actions() == [("promote", 1), ("promote", 2), ("rollback", 1)]
 
 
 def test_a_promotion_asked_for_again_says_that_it_is_finished(challenged, monkeypatch):
     params = load_params()
-    kill(monkeypatch, lambda: promotion.promote(params), lambda write: " champion " in write)
-    verdict = promotion.promote(params)
+    kill(monkeypatch, lambda: champion.promote(params), lambda write: " champion " in write)
+    verdict = champion.promote(params)
     assert (verdict["promoted"], verdict["champion"]) == (True, 2)
     assert FINISHED in verdict["reasons"][-1]
-    assert promotion.promote(params)["reasons"] == ["Version 2 is the champion already."]
+    assert champion.promote(params)["reasons"] == ["Version 2 is the champion already."]
 
 
 @pytest.mark.parametrize("last", ["trueline-policy champion", "delete_model"])
 def test_an_approval_asked_for_again_is_finished(challenged, monkeypatch, last):
     change_params(registry={"approval": True})
     params = load_params()
-    promotion.promote(params)
+    champion.promote(params)
 
     def approve():
-        return promotion.approve(params, "2", "Ada", "Good.")
+        return champion.approve(params, "2", "Ada", "Good.")
 
     kill(monkeypatch, approve, lambda write: last in write)
     verdict = approve()
@@ -135,20 +138,20 @@ def test_what_moves_nothing_is_recorded_once(challenged, monkeypatch):
     params = load_params()
 
     def reject():
-        return promotion.reject(params, "2", "Ada", "It flatters.")
+        return champion.reject(params, "2", "Ada", "It flatters.")
 
-    for command in (lambda: promotion.promote(params), reject):  # a hold, then a person's refusal
+    for command in (lambda: champion.promote(params), reject):  # a hold, then a person's refusal
         kill(monkeypatch, command, lambda write: write.startswith("delete_model_version"))
         before = actions()
         command()
         assert actions() == before
     assert actions() == [("promote", 1), ("hold", 2), ("refuse", 2)]
-    assert promotion.approve(params, "2", "Ada", "I was wrong.")["champion"] == 2
+    assert champion.approve(params, "2", "Ada", "I was wrong.")["champion"] == 2
 
 
 def test_an_answer_that_was_lost_on_its_way_is_as_good_as_a_kill(challenged, monkeypatch):
     params = load_params()
-    promotion.promote(params)
+    champion.promote(params)
     write = MlflowClient.set_registered_model_tag
 
     def lost(*arguments):
@@ -158,11 +161,11 @@ def test_an_answer_that_was_lost_on_its_way_is_as_good_as_a_kill(challenged, mon
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "set_registered_model_tag", lost)
         with pytest.raises(MlflowException) as seen:
-            promotion.rollback(params, "it insults people")
+            champion.rollback(params, "it insults people")
     kind, sentence = classify(seen.value)
     assert kind == "transient"
     assert "read timed out" in sentence
-    assert promotion.rollback(params, "it insults people")["champion"] == 1
+    assert champion.rollback(params, "it insults people")["champion"] == 1
 
 
 def test_a_full_disk_under_the_database_is_a_sentence(challenged, monkeypatch, caplog):
@@ -176,26 +179,26 @@ def test_a_full_disk_under_the_database_is_a_sentence(challenged, monkeypatch, c
 
     params = load_params()
     with monkeypatch.context() as patch:
-        patch.setattr(promotion, "decide", until_now)
+        patch.setattr(champion, "decide", until_now)
         with pytest.raises(MlflowException) as seen:
-            promotion.promote(params)
+            champion.promote(params)
     assert classify(seen.value)[1].startswith(f"no space left on the disk of {challenged}")
     assert "Traceback" not in caplog.text
-    assert promotion.promote(params)["champion"] == 2
+    assert champion.promote(params)["champion"] == 2
 
 
 def test_a_new_database_whose_making_was_killed_while_it_counted_is_made_to_its_end(challenged, monkeypatch):
     params = load_params()
-    promotion.promote(params)
+    champion.promote(params)
     record = Path("decisions.jsonl")
     record.write_text(record.read_text().replace('"policy": {"version": 2,', '"policy": {"version": 4,'))
     client = open_store("trueline").client
     for name in ("trueline-policy", "trueline-reward"):
         client.delete_registered_model(name)
     kill(
-        monkeypatch, lambda: promotion.register(params), lambda write: write == "delete_model_version trueline-policy 2"
+        monkeypatch, lambda: champion.register(params), lambda write: write == "delete_model_version trueline-policy 2"
     )
-    lineage.sync(params)
+    queries.sync(params)
     assert aliases()["trueline-policy"] == {"champion": 4, "previous": 1}
 
 
@@ -215,11 +218,11 @@ def test_a_run_that_was_being_written_anew_is_ended_by_the_next_command(tracked,
         def die(*_):
             raise Killed
 
-        patch.setattr(runs, "locked_json", die)
-        lineage.sync(load_params())
+        patch.setattr(lookup, "locked_json", die)
+        queries.sync(load_params())
     assert [run.data.tags["stage"] for run in running()] == ["sft"]
     assert running()[0].data.tags["process"] == tracking.this_process()
-    lineage.sync(load_params())
+    queries.sync(load_params())
     assert running() == []
     assert len(finished_runs(stages.lock_key("sft"))) == 1
 
@@ -242,10 +245,10 @@ def test_of_two_finished_runs_of_one_machine_one_is_kept(tracked, monkeypatch, h
     with tracking.run("sft", params):  # DVC was killed before it had taken what the first one wrote
         pass
     assert len(finished_runs(key)) == 2
-    linked = lineage.sync(params)["stages"][0]
+    linked = queries.sync(params)["stages"][0]
     assert linked["run_id"] == first.id
     assert len(finished_runs(key)) == (1 if host == "here" else 2)
-    assert lineage.sync(params)["stages"][0] == linked
+    assert queries.sync(params)["stages"][0] == linked
 
 
 def test_runs_that_contradict_one_another_are_both_kept(tracked):
@@ -254,5 +257,5 @@ def test_runs_that_contradict_one_another_are_both_kept(tracked):
         first.model(Path("models/sft"), "f" * 32 + ".dir")
     with tracking.run("sft", params) as second:
         second.model(Path("models/sft"))
-    assert lineage.sync(params)["alarms"]
+    assert queries.sync(params)["alarms"]
     assert len(finished_runs(key)) == 2

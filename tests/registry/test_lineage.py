@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from tasks.errors import InputError
-from tasks.params import load_params
-from tasks.registry import lineage, promotion, stages, tracking
-from tasks.registry.store import open_store
+from tasks.common.errors import InputError
+from tasks.registry.dvc_outputs import stages
+from tasks.registry.lineage import queries
+from tasks.registry.mlflow_runs import tracking
+from tasks.registry.mlflow_runs.store import open_store
+from tasks.registry.promotion import champion
+from tasks.settings.params import load_params
 from tests.registry.conftest import FIGURES, repro, run_again
 
-TRACKED = ["sft", "reward", "judge", "align", "evaluate"]
+TRACKED = ["sft", "reward", "held_out_reward", "align", "evaluate"]
 
 
 @pytest.fixture
@@ -31,9 +34,9 @@ def statuses(synced):
 
 
 def test_runs_that_are_lost_are_written_anew_once(tracked, params):
-    first = lineage.sync(params)
+    first = queries.sync(params)
     assert statuses(first) == [(stage, "restored") for stage in TRACKED]
-    assert lineage.sync(params) == first
+    assert queries.sync(params) == first
     assert len(runs()) == len(TRACKED)
     aligned = next(run for run in runs() if run.data.tags["stage"] == "ppo")
     assert aligned.info.status == "FINISHED"
@@ -50,7 +53,7 @@ def test_runs_that_are_lost_are_written_anew_once(tracked, params):
 
 def test_what_is_written_anew_comes_from_the_lock_not_from_the_folder(tracked, params):
     Path("metrics/sft.json").write_text('{"loss": 99}')
-    lineage.sync(params)
+    queries.sync(params)
     (found,) = [run for run in runs() if run.data.tags["stage"] == "sft"]
     assert found.data.metrics["final/loss"] == 0.5
 
@@ -58,7 +61,7 @@ def test_what_is_written_anew_comes_from_the_lock_not_from_the_folder(tracked, p
 def test_a_run_that_trained_is_found_and_completed(tracked, params):
     with tracking.run("sft", params) as run:
         run.log(0, {"loss": 2.0})
-    synced = lineage.sync(params)
+    synced = queries.sync(params)
     assert synced["stages"][0] == {"stage": "sft", "status": "ran", "run_id": run.id, "alarm": None}
     tags = open_store("trueline").client.get_run(run.id).data.tags
     assert json.loads(tags["outputs"]) == stages.output_hashes("sft")
@@ -68,26 +71,26 @@ def test_a_run_that_trained_is_found_and_completed(tracked, params):
 def test_a_failed_run_is_no_lineage(tracked, params):
     with pytest.raises(ValueError, match="a bug"), tracking.run("sft", params):
         raise ValueError("a bug")
-    assert statuses(lineage.sync(params))[0] == ("sft", "restored")
+    assert statuses(queries.sync(params))[0] == ("sft", "restored")
 
 
 def test_a_run_used_by_a_later_result_is_reused(tracked, params):
-    lineage.sync(params)
+    queries.sync(params)
     settings = Path("params.yaml").read_text()
     Path("params.yaml").write_text(re.sub(r"\n  clip: .*", "\n  clip: 0.31", settings))
     repro()
-    second = lineage.sync(params)
+    second = queries.sync(params)
     assert statuses(second) == [
         ("sft", "reused"),
         ("reward", "reused"),
-        ("judge", "reused"),
+        ("held_out_reward", "reused"),
         ("align", "restored"),
         ("evaluate", "restored"),
     ]
-    assert lineage.sync(params) == second
+    assert queries.sync(params) == second
     Path("params.yaml").write_text(settings)
     repro()  # everything comes from DVC's cache
-    assert statuses(lineage.sync(params)) == [(stage, "restored") for stage in TRACKED]
+    assert statuses(queries.sync(params)) == [(stage, "restored") for stage in TRACKED]
 
 
 def test_other_bytes_under_the_same_key_are_an_alarm(tracked, params, caplog):
@@ -96,25 +99,25 @@ def test_other_bytes_under_the_same_key_are_an_alarm(tracked, params, caplog):
     lock = Path("dvc.lock").read_text()
     md5 = stages.output_hashes("sft")["models/sft"]
     Path("dvc.lock").write_text(lock.replace(md5, f"{'0' * 32}.dir"))
-    synced = lineage.sync(params)
+    synced = queries.sync(params)
     (alarm,) = synced["alarms"]
     assert alarm.startswith(f"sft is not deterministic: run {run.id} ")
     assert "models/sft" in alarm
     assert alarm in caplog.text
-    assert lineage.sync(params)["alarms"] == [alarm]
+    assert queries.sync(params)["alarms"] == [alarm]
     Path("dvc.lock").write_text(lock)
-    assert lineage.sync(params)["alarms"] == []
+    assert queries.sync(params)["alarms"] == []
 
 
 def test_before_the_first_run_there_is_nothing_to_link(tracked, params):
     Path("dvc.lock").unlink()
-    assert lineage.sync(params) == {"stages": [], "alarms": []}
+    assert queries.sync(params) == {"stages": [], "alarms": []}
 
 
 @pytest.mark.parametrize("name", ["champion", "1"])
 def test_why_names_everything_that_made_a_version(tracked, params, name):
-    promotion.promote(params)
-    told = lineage.why(params, name)
+    champion.promote(params)
+    told = queries.why(params, name)
     assert (told["version"], told["aliases"], told["method"]) == (1, ["champion"], "ppo")
     assert told["policy"] == {
         "name": "trueline-policy",
@@ -144,41 +147,41 @@ def test_why_names_everything_that_made_a_version(tracked, params, name):
 
 
 def test_why_still_knows_an_old_version_when_the_folder_has_moved_on(tracked, params):
-    promotion.promote(params)
-    told = lineage.why(params, "champion")
+    champion.promote(params)
+    told = queries.why(params, "champion")
     Path("figures.json").write_text(json.dumps({"content": 2}))
     repro()
-    assert lineage.why(params, "1") == told
+    assert queries.why(params, "1") == told
 
 
 def test_why_says_which_versions_and_aliases_there_are(tracked, params):
     with pytest.raises(InputError, match="trueline-policy has no champion: nothing has been registered yet"):
-        lineage.why(params, "champion")
-    promotion.register(params)
+        queries.why(params, "champion")
+    champion.register(params)
     for unknown in ("champion", "7", "no such"):
         with pytest.raises(InputError, match=rf"has no {unknown}: choose one .* 1 or of the aliases challenger \(1\)"):
-            lineage.why(params, unknown)
+            queries.why(params, unknown)
 
 
 def test_a_new_database_gets_runs_versions_and_aliases_back(challenged, empty_database, monkeypatch):
     params = load_params()
-    assert promotion.register(params)["version"] == 2  # never decided on: its number must not be given to another
+    assert champion.register(params)["version"] == 2  # never decided on: its number must not be given to another
     run_again(content=3)
-    assert promotion.promote(params)["version"] == 3
+    assert champion.promote(params)["version"] == 3
     run_again(content=4, gate={"decision": "reject", "reasons": ["Too long."]})
-    assert promotion.promote(params)["version"] == 4
-    told = lineage.why(params, "champion")
+    assert champion.promote(params)["version"] == 4
+    told = queries.why(params, "champion")
     assert (told["version"], told["champion_then"]["version"]) == (3, 1)
 
     shutil.copy(empty_database, "new.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{challenged / 'new.db'}")
-    assert statuses(lineage.sync(params)) == [(stage, "restored") for stage in TRACKED]
-    again = lineage.why(params, "champion")
+    assert statuses(queries.sync(params)) == [(stage, "restored") for stage in TRACKED]
+    again = queries.why(params, "champion")
     moved = ("runs", "card", "reward_card")
     assert {name: again[name] for name in again if name not in moved} == {
         name: told[name] for name in told if name not in moved
     }
     assert all(Path(again[card]).is_file() for card in ("card", "reward_card"))
-    assert lineage.why(params, "previous")["version"] == 1
-    assert lineage.why(params, "4")["gate"]["reasons"] == ["Too long."]
-    assert [decision["policy"]["version"] for decision in lineage.history()] == [1, 3, 4]
+    assert queries.why(params, "previous")["version"] == 1
+    assert queries.why(params, "4")["gate"]["reasons"] == ["Too long."]
+    assert [decision["policy"]["version"] for decision in queries.history()] == [1, 3, 4]

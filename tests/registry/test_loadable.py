@@ -14,17 +14,20 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tasks.common.errors import InputError
+from tasks.data.encoding.tokens import encode, load_tokenizer
 from tasks.data.records import Message
-from tasks.data.tokens import encode, load_tokenizer
-from tasks.errors import InputError
 from tasks.learning.batches import collate
-from tasks.learning.models import load_reward
-from tasks.learning.readings import completion_scores
-from tasks.params import load_params
-from tasks.registry import lineage, loadable, promotion, stages
-from tasks.registry.export import export_reward
-from tasks.registry.store import open_store
-from tasks.registry.trueline_model import HASHES, _load_pyfunc, answered, check_files, conversations, token_ids
+from tasks.learning.models.loading import load_reward
+from tasks.learning.models.outputs import completion_scores
+from tasks.registry.dvc_outputs import stages
+from tasks.registry.export import mlflow_model
+from tasks.registry.export.folders import export_reward
+from tasks.registry.export.trueline_model import HASHES, _load_pyfunc, answered, check_files, conversations, token_ids
+from tasks.registry.lineage import queries
+from tasks.registry.mlflow_runs.store import open_store
+from tasks.registry.promotion import champion
+from tasks.settings.params import load_params
 from tests.conftest import CHATML, make_tokenizer
 from tests.data.test_tokens import GEMMA, LLAMA_2, REWRITING
 from tests.registry.conftest import change_params, run_again
@@ -154,46 +157,46 @@ def test_the_weights_lie_on_the_disk_once(real_models, monkeypatch):
 
 def test_the_card_lies_beside_the_model_and_why_points_there(real_models, monkeypatch):
     monkeypatch.chdir(real_models)
-    place = lineage.why(load_params(), "champion")["card"]
+    place = queries.why(load_params(), "champion")["card"]
     text = Path(place).read_text(encoding="utf-8")
     data: Any = ModelCard(text).data
     [win_rate] = [each for each in data.eval_results if each.metric_type == "win_rate"]
     assert (win_rate.metric_value, win_rate.metric_args["low"]) == (0.8, 0.75)
-    assert lineage.why(load_params(), "champion")["policy"]["md5"] in text
+    assert queries.why(load_params(), "champion")["policy"]["md5"] in text
 
 
 def test_the_card_of_the_reward_model_lies_beside_it_and_why_points_there(real_models, monkeypatch):
     monkeypatch.chdir(real_models)
-    place = lineage.why(load_params(), "champion")["reward_card"]
+    place = queries.why(load_params(), "champion")["reward_card"]
     data: Any = ModelCard(Path(place).read_text(encoding="utf-8")).data
     assert data.pipeline_tag == "text-classification"
     assert [each.metric_value for each in data.eval_results] == [0.8]
 
 
 def test_a_reward_model_is_told_of_by_the_version_it_was_registered_with(tracked):
-    promotion.promote(load_params())
+    champion.promote(load_params())
     card = artifacts("trueline-reward") / "README.md"
     first = card.read_text()
     change_params(ppo={"clip": 0.1})
     run_again()
-    registered = promotion.register(load_params())
+    registered = champion.register(load_params())
     assert (registered["version"], registered["reward_version"]) == (2, 1)
     assert card.read_text() == first
     assert "account of policy version 1," in first
 
 
 def test_a_reward_model_registered_under_another_name_is_left_alone(tracked):
-    promotion.promote(load_params())
+    champion.promote(load_params())
     change_params(registry={"reward": "renamed"})
-    lineage.sync(load_params())
-    assert lineage.why(load_params(), "champion")["reward_card"] is None
+    queries.sync(load_params())
+    assert queries.why(load_params(), "champion")["reward_card"] is None
 
 
 def test_a_reward_model_under_a_new_name_is_not_taken_for_one_of_the_same_number(tracked, tmp_path):
-    promotion.promote(load_params())
+    champion.promote(load_params())
     change_params(registry={"reward": "renamed"})
     run_again(content=1)
-    registered = promotion.register(load_params())
+    registered = champion.register(load_params())
     assert (registered["version"], registered["reward_version"]) == (2, 1)
     assert "account of policy version 2," in (artifacts("renamed") / "README.md").read_text()
     export_reward(load_params(), "2", tmp_path / "out")
@@ -201,18 +204,18 @@ def test_a_reward_model_under_a_new_name_is_not_taken_for_one_of_the_same_number
 
 
 def test_the_card_of_a_challenger_follows_the_newest_gate(tracked):
-    promotion.register(load_params())
+    champion.register(load_params())
     assert "All is well." in (artifacts() / "README.md").read_text()
     run_again(gate={"decision": "reject", "reasons": ["Too far."]}, evaluate={"other": 2})
-    assert promotion.register(load_params())["version"] == 1
+    assert champion.register(load_params())["version"] == 1
     assert "Too far." in (artifacts() / "README.md").read_text()
 
 
 def test_a_server_gets_the_weights_of_a_champion_only(tracked, monkeypatch):
-    monkeypatch.setattr(loadable, "_local", lambda _: None)  # as where artifacts are reached over a network
-    promotion.register(load_params())
+    monkeypatch.setattr(mlflow_model, "_local", lambda _: None)  # as where artifacts are reached over a network
+    champion.register(load_params())
     assert [path.name for path in artifacts().iterdir()] == ["README.md"]
-    promotion.promote(load_params())
+    champion.promote(load_params())
     assert (artifacts() / "MLmodel").exists()
     for name, model in (("trueline-policy", "ppo"), ("trueline-reward", "reward")):
         uploaded = artifacts(name) / "model/content.txt"
@@ -223,16 +226,16 @@ def test_weights_that_are_away_do_not_stop_the_registry_and_come_with_the_next_s
     md5 = stages.output_hash("align", Path("models/ppo")) or ""
     cached = Path(".dvc/cache/files/md5", md5[:2], md5[2:])
     cached.rename("away")
-    assert promotion.promote(load_params())["promoted"]
+    assert champion.promote(load_params())["promoted"]
     assert "MLflow cannot load trueline-policy version 1: DVC's cache lacks it: run dvc fetch" in caplog.text
     assert [path.name for path in artifacts().iterdir()] == ["README.md"]
     Path("away").rename(cached)
-    lineage.sync(load_params())
+    queries.sync(load_params())
     assert (artifacts() / "model/content.txt").exists()
 
 
 def test_pyfunc_loads_no_file_that_was_not_registered_and_the_cure_writes_it_again(tracked):
-    promotion.promote(load_params())
+    champion.promote(load_params())
     folder = artifacts()
     model, recorded = folder / "model", json.loads((folder / HASHES).read_text())
     file = model / "content.txt"
@@ -244,7 +247,7 @@ def test_pyfunc_loads_no_file_that_was_not_registered_and_the_cure_writes_it_aga
         _load_pyfunc(str(folder))
     assert f"delete {folder} and run trueline sync" in str(seen.value)
     shutil.rmtree(folder)
-    lineage.sync(load_params())
+    queries.sync(load_params())
     assert file.read_bytes() == expected
     check_files(model, recorded)
     for strange in (model / "added.txt", file):

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from tasks.registry import meters
-from tasks.registry.meters import Counter, Meter, hardware, processor_counters
+from tasks.registry.mlflow_runs import system_metrics
+from tasks.registry.mlflow_runs.system_metrics import Counter, Meter, hardware, processor_counters
 
 
 def zone(folder, place, name, joules, size=1000.0):
@@ -53,7 +53,7 @@ def test_a_counter_that_may_have_gone_round_twice_tells_nothing(clock):
 def test_packages_and_their_memory_are_counted_once(tmp_path, monkeypatch, clock):
     for place, name in (("0", "package-0"), ("0:0", "core"), ("0:1", "dram"), ("1", "package-1"), ("2", "psys")):
         zone(tmp_path, place, name, 100.0)
-    monkeypatch.setattr(meters, "processor_counters", lambda: processor_counters(tmp_path))
+    monkeypatch.setattr(system_metrics, "processor_counters", lambda: processor_counters(tmp_path))
     meter = Meter("cpu")
     for place, name, joules in (("0", "package-0", 130.0), ("0:0", "core", 900.0), ("0:1", "dram", 107.0)):
         zone(tmp_path, place, name, joules)
@@ -67,14 +67,14 @@ def test_packages_and_their_memory_are_counted_once(tmp_path, monkeypatch, clock
 def test_a_counter_that_may_not_be_read_is_left_out(tmp_path, monkeypatch):
     zone(tmp_path, "0", "package-0", 100.0)
     (tmp_path / "intel-rapl:0/energy_uj").unlink()  # root reads whatever permissions forbid
-    monkeypatch.setattr(meters, "processor_counters", lambda: processor_counters(tmp_path))
+    monkeypatch.setattr(system_metrics, "processor_counters", lambda: processor_counters(tmp_path))
     meter = Meter("cpu")
     meter.collect_metrics()
     assert set(meter.aggregate_metrics()) == {"peak_memory_megabytes"}
 
 
 def test_where_nothing_counts_energy_there_is_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(meters, "processor_counters", lambda: processor_counters(tmp_path / "none"))
+    monkeypatch.setattr(system_metrics, "processor_counters", lambda: processor_counters(tmp_path / "none"))
     held = psutil.Process().memory_info().rss / 1e6
     figures = Meter("cpu").aggregate_metrics()
     assert set(figures) == {"peak_memory_megabytes"}
@@ -106,7 +106,7 @@ class Gpus:
 
 
 def on_gpus(monkeypatch, gpus):
-    monkeypatch.setattr(meters, "processor_counters", lambda: [])
+    monkeypatch.setattr(system_metrics, "processor_counters", lambda: [])
     monkeypatch.setitem(sys.modules, "torch", gpus)
     monkeypatch.setitem(sys.modules, "pynvml", gpus)
 
@@ -134,7 +134,7 @@ def test_a_gpu_that_nobody_asks_for_its_energy_has_none(monkeypatch, nvml):
 def test_the_hardware_has_a_name(tmp_path, monkeypatch):
     cpus = tmp_path / "cpuinfo"
     cpus.write_text("processor\t: 0\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\nmodel name\t: AMD EPYC\n")
-    monkeypatch.setattr(meters, "PROCESSORS", cpus)
+    monkeypatch.setattr(system_metrics, "PROCESSORS", cpus)
     assert hardware("cpu") == f"AMD EPYC, {os.cpu_count()} logical cores"
     cpus.write_text("")
     assert hardware("cpu").endswith(f" {os.cpu_count()} logical cores")

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tasks.errors import InputError
-from tasks.params import load_params
-from tasks.registry import lineage, outbox, stages, store, tracking
-from tasks.registry.outbox import Message
-from tasks.registry.store import open_store
+from tasks.common.errors import InputError
+from tasks.registry.dvc_outputs import stages
+from tasks.registry.lineage import queries
+from tasks.registry.mlflow_runs import outbox, store, tracking
+from tasks.registry.mlflow_runs.outbox import Message
+from tasks.registry.mlflow_runs.store import open_store
+from tasks.settings.params import load_params
 from tests.registry.test_tracking import only_run
 
 ROWS = [{"prompt": "a", "answer": "b"}]
@@ -43,7 +45,7 @@ def kept():
     return list(Path(".trueline/unsent").glob("*"))
 
 
-@pytest.mark.parametrize("command", [lambda params: tracking.run("sft", params).__enter__(), lineage.sync])
+@pytest.mark.parametrize("command", [lambda params: tracking.run("sft", params).__enter__(), queries.sync])
 def test_a_server_that_hangs_from_the_start_is_said_in_time(tracked, hanging, command):
     params, began = load_params(), time.monotonic()
     with pytest.raises(InputError, match=r"^MLflow at http://127\.0\.0\.1:\d+ has not answered for 0 seconds: see whe"):
@@ -70,7 +72,7 @@ def test_what_a_hanging_server_did_not_take_is_sent_by_the_next_command(stuck, c
     assert [path.stem for path in kept()] == [run.id]
 
     stuck()
-    linked = lineage.sync(params)["stages"][0]
+    linked = queries.sync(params)["stages"][0]
     assert kept() == []
     client = open_store("trueline").client
     found, md5 = client.get_run(run.id), stages.output_hash("sft", Path("models/sft"))

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tasks.errors import InputError
-from tasks.params import load_params
-from tasks.registry import promotion
-from tasks.registry.people import evaluation, keep, kept
-from tasks.registry.runs import link_runs
-from tasks.registry.store import open_store
+from tasks.common.errors import InputError
+from tasks.registry.mlflow_runs.lookup import link_runs
+from tasks.registry.mlflow_runs.store import open_store
+from tasks.registry.promotion import champion
+from tasks.registry.promotion.human_evaluation import evaluation, keep, kept
+from tasks.settings.params import load_params
 from tests.registry.conftest import add_params, change_params, repro
 
 ROWS = [{"id": "a1", "prompt": [{"role": "user", "content": "Hi"}], "candidate": {"answer": "ü"}}, {"id": "b2"}]
@@ -75,7 +75,7 @@ def test_the_evaluation_is_that_of_the_lock_whatever_has_changed_since(params):
 
 def test_a_new_champion_leaves_the_evaluation_as_it_is(params):
     before = evaluation()
-    assert promotion.promote(params)["promoted"]
+    assert champion.promote(params)["promoted"]
     assert evaluation() == before
     run_id = keep(params, evaluation().key, FIGURES, VOTES)
     assert run_id == run_of_the_evaluation()[1]

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from tasks.params import load_params
-from tasks.registry import lineage, promotion, tracking
-from tasks.registry.candidate import account
-from tasks.registry.export import export, export_reward
-from tasks.registry.places import in_outputs, this_machine, without_places
-from tasks.registry.policy_card import policy_card
+from tasks.registry.export.folders import export, export_reward
+from tasks.registry.export.policy_card import policy_card
+from tasks.registry.lineage import queries
+from tasks.registry.lineage.portable_names import in_outputs, this_machine, without_places
+from tasks.registry.mlflow_runs import tracking
+from tasks.registry.promotion import champion
+from tasks.registry.promotion.candidate import account
+from tasks.settings.params import load_params
 from tests.registry.test_policy_card import ACCOUNT
 
 
@@ -62,7 +64,7 @@ def test_nothing_that_leaves_names_this_machine(real: Path, tmp_path: Path, monk
     params = load_params()
     with tracking.run("sft", params):
         pass
-    promotion.promote(params)
+    champion.promote(params)
     export(params, "champion", tmp_path / "policy", as_adapter=True)
     export_reward(params, "champion", tmp_path / "reward")
     names = [str(real).encode(), str(tmp_path).encode(), platform.node().encode()]
@@ -76,5 +78,5 @@ def test_nothing_that_leaves_names_this_machine(real: Path, tmp_path: Path, monk
         for table in ("tags", "params", "model_version_tags", "logged_model_tags", "input_tags", "datasets"):
             told = str(database.execute(f"SELECT * FROM {table}").fetchall()).encode()
             assert not any(name in told for name in names), table
-    assert not any(name in json.dumps(lineage.why(params, "champion")).encode() for name in names)
+    assert not any(name in json.dumps(queries.why(params, "champion")).encode() for name in names)
     assert this_machine() not in platform.node()

@@ -13,11 +13,11 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from markdown_it import MarkdownIt
 
-from tasks.escapes import visible
-from tasks.params import load_params
-from tasks.registry import candidate
-from tasks.registry.candidate import account
-from tasks.registry.policy_card import policy_card
+from tasks.common.escapes import visible
+from tasks.registry.export.policy_card import policy_card
+from tasks.registry.promotion import candidate
+from tasks.registry.promotion.candidate import account
+from tasks.settings.params import load_params
 from tests.registry.conftest import change_params, repro, run_again
 
 SOURCE = "tasks/data/example.py"
@@ -61,14 +61,14 @@ ACCOUNT: dict[str, Any] = {
             "difference": {
                 "vs_sft": {
                     "reward": interval(0.9, 0.8, 1.0),
-                    "judge": interval(0.5, 0.4, 0.6),
+                    "held_out": interval(0.5, 0.4, 0.6),
                     "length": interval(5.0, 4.0, 6.0),
-                    "gold": interval(0.12, 0.08, 0.16),
+                    "ground_truth": interval(0.12, 0.08, 0.16),
                 }
             },
-            "judge": {"candidate": 0.5, "sft": 0.0, "vs_opponent": {**interval(0.55, 0.5, 0.6), "wins": 240}},
+            "held_out": {"candidate": 0.5, "sft": 0.0, "vs_opponent": {**interval(0.55, 0.5, 0.6), "wins": 240}},
             "references": None,
-            "gold": {"vs_sft": {**interval(0.7, 0.65, 0.75), "wins": 320}},
+            "ground_truth": {"vs_sft": {**interval(0.7, 0.65, 0.75), "wins": 320}},
             "llm_judge": {"model": "judge-7b", "vs_opponent": {**interval(0.58, 0.52, 0.64), "wins": 270}},
             "kl": {"mean": 1.78, "standard_error": 0.08},
             "perplexity": {"candidate": 1.4, "sft": 1.3},
@@ -216,7 +216,9 @@ def test_an_account_of_an_earlier_release_still_gets_a_card():
 
 def test_what_an_earlier_account_says_of_the_known_rule_is_no_win_rate():
     known = other()
-    known["figures"]["evaluate"]["gold"] = {"vs_sft": interval(0.12, 0.08, 0.16)}  # the difference had this place
+    known["figures"]["evaluate"]["ground_truth"] = {
+        "vs_sft": interval(0.12, 0.08, 0.16)
+    }  # the difference had this place
     assert "by the known rule" in write()
     assert "by the known rule" not in write(known)
 

@@ -8,13 +8,14 @@ import yaml
 
 from flows.chat import version_folder
 from flows.display import next_commands
-from tasks.errors import InputError
-from tasks.params import parse_params
-from tasks.registry import promotion, stages, versions
-from tasks.registry.decisions import past_decisions
-from tasks.registry.lineage import history, why
-from tasks.registry.opponent import refresh_opponent
-from tasks.registry.store import open_store
+from tasks.common.errors import InputError
+from tasks.registry.dvc_outputs import stages
+from tasks.registry.lineage.queries import history, why
+from tasks.registry.mlflow_runs.store import open_store
+from tasks.registry.promotion import champion, versions
+from tasks.registry.promotion.decisions import past_decisions
+from tasks.registry.promotion.opponent import refresh_opponent
+from tasks.settings.params import parse_params
 from tests.registry.conftest import ROOT, aliases, change_figures, repro, run_again
 
 RECORD = Path("decisions.jsonl")
@@ -28,20 +29,20 @@ def params():
 @pytest.fixture
 def promoted(tracked, params):
     """Version 1 is champion."""
-    assert promotion.promote(params)["promoted"]
+    assert champion.promote(params)["promoted"]
     return tracked
 
 
 @pytest.fixture
 def promoted_twice(challenged, params):
     """Version 2 is champion, version 1 the previous one."""
-    assert promotion.promote(params)["promoted"]
+    assert champion.promote(params)["promoted"]
     return challenged
 
 
 def test_registering_twice_gives_the_same_versions(tracked, params):
-    first = promotion.register(params)
-    assert promotion.register(params) == first
+    first = champion.register(params)
+    assert champion.register(params) == first
     assert (first["version"], first["reward_version"], first["gate"]) == (1, 1, "promote")
     assert aliases() == {"trueline-policy": {"challenger": 1}, "trueline-reward": {"challenger": 1}}
     version = open_store("trueline").client.get_model_version("trueline-policy", "1")
@@ -72,7 +73,7 @@ def test_after_a_promotion_nothing_runs(promoted, params):
 
 
 def test_the_champion_is_not_promoted_again(promoted, params):
-    verdict = promotion.promote(params)
+    verdict = champion.promote(params)
     assert verdict == {
         "promoted": False, "held": False, "version": 1, "champion": 1, "reasons": ["Version 1 is the champion already."]
     }  # fmt: skip
@@ -81,7 +82,7 @@ def test_the_champion_is_not_promoted_again(promoted, params):
 
 def test_what_a_run_advises_without_a_champion_works(tracked, params):
     run_again(gate={"decision": "reject", "reasons": ["Too long."]}, evaluate={"other": 1})
-    advised = next_commands(promotion.promote(params))
+    advised = next_commands(champion.promote(params))
     assert advised == ["trueline why 1", "trueline chat --version 1", "trueline history"]
     assert version_folder("1", params).is_dir()
     assert why(params, "1")["version"] == len(history()) == 1
@@ -92,12 +93,12 @@ def test_what_a_run_advises_without_a_champion_works(tracked, params):
 @pytest.mark.parametrize("decision", ["reject", "inconclusive"])
 def test_without_the_gate_nothing_is_promoted(tracked, params, monkeypatch, decision):
     gate = {"decision": decision, "reasons": ["Too long."]}
-    monkeypatch.setattr(promotion, "locked_json", lambda *_: gate)
-    verdict = promotion.promote(params)
+    monkeypatch.setattr(champion, "locked_json", lambda *_: gate)
+    verdict = champion.promote(params)
     reasons = [f"The gate says {decision}.", "Too long."]
     assert verdict == {"promoted": False, "held": False, "version": 1, "champion": None, "reasons": reasons}
     assert aliases()["trueline-policy"] == {"challenger": 1}
-    promotion.promote(params)  # the same candidate on the same grounds: nothing new to record
+    champion.promote(params)  # the same candidate on the same grounds: nothing new to record
     (recorded,) = history()
     assert (recorded["action"], recorded["policy"]["version"], recorded["previous"]) == ("refuse", 1, None)
     assert (recorded["reasons"], recorded["gate"], recorded["review"]) == (reasons, gate, None)
@@ -106,7 +107,7 @@ def test_without_the_gate_nothing_is_promoted(tracked, params, monkeypatch, deci
 def test_a_gate_file_written_by_hand_changes_nothing(tracked, params):
     run_again(gate={"decision": "reject", "reasons": ["Too long."]}, evaluate={"other": 1})
     Path("metrics/gate.json").write_text(json.dumps({"decision": "promote", "reasons": []}))
-    assert promotion.promote(params)["reasons"] == ["The gate says reject.", "Too long."]
+    assert champion.promote(params)["reasons"] == ["The gate says reject.", "Too long."]
 
 
 def test_the_next_champion_makes_the_old_one_previous(promoted_twice, params):
@@ -126,35 +127,35 @@ def test_a_gate_that_compared_with_another_opponent_is_stale(promoted, params):
     with pytest.raises(
         InputError, match="compared version 2 with SFT, but the champion is version 1 by now: run trueline run"
     ):
-        promotion.promote(params)
+        champion.promote(params)
     assert len(past_decisions()) == 1
 
 
 def test_an_opponent_changed_after_the_gate_is_stale(tracked, params):
     Path("opponent.json").write_text('{"name": "champion", "version": 9, "policy": "x.dir"}')
     with pytest.raises(InputError, match=r"opponent\.json has changed since the gate compared with it"):
-        promotion.promote(params)
+        champion.promote(params)
 
 
 def test_a_gate_of_another_candidate_is_refused(tracked, params):
     change_figures(content=2)
     repro("align", single_item=True)
     with pytest.raises(InputError, match=r"ran on another models/ppo than the one in dvc\.lock: run dvc repro"):
-        promotion.promote(params)
+        champion.promote(params)
 
 
 def test_a_pipeline_that_has_not_ended_is_refused(tracked, params):
     Path("dvc.lock").unlink()
     with pytest.raises(InputError, match=r"dvc\.lock has no stage \w+: run dvc repro"):
-        promotion.register(params)
+        champion.register(params)
 
 
 def test_a_rollback_swaps_and_another_swaps_back(promoted_twice, params):
-    assert promotion.rollback(params, "it insults people") == {
+    assert champion.rollback(params, "it insults people") == {
         "promoted": True, "held": False, "version": 1, "champion": 1, "reasons": ["it insults people"]
     }  # fmt: skip
     assert aliases()["trueline-policy"] == {"champion": 1, "previous": 2}
-    promotion.rollback(params, "it was another model")
+    champion.rollback(params, "it was another model")
     assert aliases()["trueline-policy"] == {"champion": 2, "previous": 1}
     assert [(each["action"], each["policy"]["version"]) for each in history()] == [
         ("promote", 1),
@@ -165,23 +166,23 @@ def test_a_rollback_swaps_and_another_swaps_back(promoted_twice, params):
 
 
 def test_what_was_taken_back_is_not_promoted_by_the_next_run(promoted_twice, params):
-    promotion.rollback(params, "it insults people")
+    champion.rollback(params, "it insults people")
     run_again()
-    verdict = promotion.promote(params)
+    verdict = champion.promote(params)
     assert (verdict["promoted"], verdict["champion"]) == (False, 1)
     assert "it insults people" in verdict["reasons"][0]
 
 
 def test_a_rollback_needs_a_reason_and_a_previous_champion(promoted, params):
     with pytest.raises(InputError, match="needs a reason"):
-        promotion.rollback(params, "  ")
+        champion.rollback(params, "  ")
     with pytest.raises(InputError, match="no previous champion"):
-        promotion.rollback(params, "it insults people")
+        champion.rollback(params, "it insults people")
 
 
 def test_a_record_behind_the_registry_is_refused(promoted_twice, params):
     RECORD.write_text(RECORD.read_text().splitlines(keepends=True)[0])
-    for change in (lambda: promotion.promote(params), lambda: promotion.rollback(params, "why not")):
+    for change in (lambda: champion.promote(params), lambda: champion.rollback(params, "why not")):
         with pytest.raises(
             InputError, match=r"decisions\.jsonl lacks decision \w+, which the registry has carried out"
         ):
@@ -201,7 +202,7 @@ def test_a_line_that_a_kill_cut_off_decided_nothing_and_goes_with_the_next(torn,
     RECORD.write_bytes(whole + torn)
     assert len(history()) == 2
     assert "decisions.jsonl row 3 was not written to its end: it decided nothing" in caplog.text
-    promotion.rollback(params, "it insults people")
+    champion.rollback(params, "it insults people")
     assert RECORD.read_bytes().startswith(whole + b'{"id": ')
     assert [row["action"] for row in map(json.loads, RECORD.read_text().splitlines())][2:] == ["rollback"]
 
@@ -210,7 +211,7 @@ def test_a_whole_line_that_lost_its_end_still_counts(promoted_twice, params):
     whole = RECORD.read_bytes()
     RECORD.write_bytes(whole.removesuffix(b"\n"))
     assert len(history()) == 2
-    promotion.rollback(params, "it insults people")
+    champion.rollback(params, "it insults people")
     assert RECORD.read_bytes().startswith(whole)
     assert len(history()) == 3
 
@@ -221,7 +222,7 @@ def test_a_version_of_somebody_else_is_no_champion_of_ours(tracked, params):
     client.create_model_version("trueline-policy", "dvc:other")
     client.set_registered_model_alias("trueline-policy", "champion", "1")
     with pytest.raises(InputError, match="version 1 was not registered by trueline"):
-        promotion.promote(params)
+        champion.promote(params)
 
 
 def test_the_opponent_is_sft_until_there_is_a_champion(tracked, params):
@@ -253,12 +254,12 @@ def test_a_lost_registry_comes_back_from_the_record(promoted_twice, params):
 
 
 def test_a_model_that_came_back_and_was_overtaken_may_be_promoted_again(promoted_twice, params):
-    promotion.rollback(params, "it insults people")
-    promotion.rollback(params, "it was another model")
+    champion.rollback(params, "it insults people")
+    champion.rollback(params, "it was another model")
     run_again(content=3)
-    assert promotion.promote(params)["champion"] == 3
+    assert champion.promote(params)["champion"] == 3
     run_again(content=2)
-    assert promotion.promote(params)["champion"] == 2
+    assert champion.promote(params)["champion"] == 2
 
 
 def test_a_record_of_changes_of_champion_alone_is_still_read(promoted, params):
@@ -266,4 +267,4 @@ def test_a_record_of_changes_of_champion_alone_is_still_read(promoted, params):
     old = {name: value for name, value in decision.items() if name not in ("policy", "review")}
     RECORD.write_text(json.dumps(old | {"champion": decision["policy"]}) + "\n")
     assert past_decisions() == [decision]
-    assert promotion.promote(params)["reasons"] == ["Version 1 is the champion already."]
+    assert champion.promote(params)["reasons"] == ["Version 1 is the champion already."]

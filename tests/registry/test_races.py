@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tasks.errors import InputError
-from tasks.params import load_params
-from tasks.registry import decisions, promotion, versions
-from tasks.registry.decisions import past_decisions
-from tasks.registry.store import open_store
-from tasks.registry.versions import CHAMPION, holder
+from tasks.common.errors import InputError
+from tasks.registry.mlflow_runs.store import open_store
+from tasks.registry.promotion import champion, decisions, versions
+from tasks.registry.promotion.decisions import past_decisions
+from tasks.registry.promotion.versions import CHAMPION, holder
+from tasks.settings.params import load_params
 from tests.registry.conftest import aliases
 
 RECORD = Path("decisions.jsonl")
@@ -40,8 +40,8 @@ STEPS = [
 PROMOTE = """
 import json, sys
 import mlflow
-from tasks.errors import InputError
-from tasks.params import load_params
+from tasks.common.errors import InputError
+from tasks.settings.params import load_params
 from tasks.registry import promotion
 print("ready", flush=True)
 sys.stdin.readline()
@@ -76,7 +76,7 @@ def watch(patch, before):
         before("decide", "")
         return decisions.decide(*arguments, **options)
 
-    patch.setattr(promotion, "decide", decide)
+    patch.setattr(champion, "decide", decide)
 
 
 def serving():
@@ -93,10 +93,10 @@ def test_a_promotion_killed_before_any_step_is_finished_by_the_next_run(challeng
     with monkeypatch.context() as patch:
         watch(patch, die)
         with pytest.raises(Killed):
-            promotion.promote(load_params())
+            champion.promote(load_params())
     assert serving() == champion
 
-    promotion.promote(load_params())  # or whatever else settles; what it says is in test_interrupted.py
+    champion.promote(load_params())  # or whatever else settles; what it says is in test_interrupted.py
     assert aliases() == {name: {"champion": 2, "previous": 1} for name in ("trueline-policy", "trueline-reward")}
     assert [(each["action"], each["policy"]["version"]) for each in past_decisions()] == [
         ("promote", 1),
@@ -109,7 +109,7 @@ def test_the_steps_are_all_there_are(challenged, monkeypatch):
     seen = []
     with monkeypatch.context() as patch:
         watch(patch, lambda name, arguments: seen.append((name, arguments)))
-        promotion.promote(load_params())
+        champion.promote(load_params())
     known = [(step, given) for step, given, _ in STEPS]
     left = iter(seen)
     assert all(any(name == step and said.startswith(given) for name, said in left) for step, given in known)
@@ -151,9 +151,9 @@ def test_a_champion_that_another_checkout_made_meanwhile_stays(challenged, monke
     with monkeypatch.context() as patch:
         patch.setattr(versions, "_furnish", furnished)
         with pytest.raises(InputError, match=r"lacks decision made elsewhere, .* take the line of decision \w+ out"):
-            promotion.promote(load_params())
+            champion.promote(load_params())
     assert serving() == 1
     with pytest.raises(InputError, match=r"lacks decision made elsewhere, which the registry has carried out: pull it"):
-        promotion.promote(load_params())
+        champion.promote(load_params())
     assert serving() == 1
     assert len(RECORD.read_text().splitlines()) == len(before.splitlines()) + 1  # the line to take out

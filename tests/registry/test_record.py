@@ -11,13 +11,15 @@ import pytest
 from flows.doctor import check_record
 from flows.preflight import preflight
 from flows.status import registry
-from tasks.errors import InputError
-from tasks.params import load_params
-from tasks.registry import export, lineage, promotion, record, trace
-from tasks.registry.decisions import past_decisions
-from tasks.registry.opponent import refresh_opponent
-from tasks.registry.people import keep
-from tasks.registry.report import write_report
+from tasks.common.errors import InputError
+from tasks.registry.export import folders
+from tasks.registry.lineage import queries, trace
+from tasks.registry.lineage.report import write_report
+from tasks.registry.promotion import champion, decision_file
+from tasks.registry.promotion.decisions import past_decisions
+from tasks.registry.promotion.human_evaluation import keep
+from tasks.registry.promotion.opponent import refresh_opponent
+from tasks.settings.params import load_params
 from tests.registry.conftest import aliases
 
 RECORD = Path("decisions.jsonl")
@@ -97,7 +99,7 @@ def test_a_row_that_is_no_decision_is_named_and_kept(folder, line):
 
 
 def test_a_line_longer_than_any_decision_is_not_read_to_its_end(folder, monkeypatch):
-    monkeypatch.setattr(record, "LONGEST_ROW", 10_000)
+    monkeypatch.setattr(decision_file, "LONGEST_ROW", 10_000)
     RECORD.write_bytes(changed() + b"\n" + b"x" * 100_000)
     with pytest.raises(InputError, match="row 2 is damaged"):
         past_decisions()
@@ -136,16 +138,16 @@ def test_every_command_names_the_row_and_none_acts(challenged, tmp_path):
     commands = {
         "run": preflight,
         "run without the flow": lambda: refresh_opponent(params),
-        "promote": lambda: promotion.promote(params),
-        "register": lambda: promotion.register(params),
-        "approve": lambda: promotion.approve(params, "2", "Ada", "Good."),
-        "reject": lambda: promotion.reject(params, "2", "Ada", "Bad."),
-        "rollback": lambda: promotion.rollback(params, "it insults people"),
-        "why, chat": lambda: lineage.why(params, "champion"),
-        "history": lineage.history,
+        "promote": lambda: champion.promote(params),
+        "register": lambda: champion.register(params),
+        "approve": lambda: champion.approve(params, "2", "Ada", "Good."),
+        "reject": lambda: champion.reject(params, "2", "Ada", "Bad."),
+        "rollback": lambda: champion.rollback(params, "it insults people"),
+        "why, chat": lambda: queries.why(params, "champion"),
+        "history": queries.history,
         "trace": lambda: trace.trace(params, "source", "rows.jsonl"),
-        "export": lambda: export.export(params, "champion", tmp_path / "exported"),
-        "sync": lambda: lineage.sync(params),
+        "export": lambda: folders.export(params, "champion", tmp_path / "exported"),
+        "sync": lambda: queries.sync(params),
         "report": lambda: write_report(params),
         "votes": lambda: keep(params, "key", {}, []),
     }
@@ -178,13 +180,13 @@ def test_on_a_full_disk_nothing_of_a_line_stays(folder, monkeypatch, before):
         with pytest.raises(
             InputError, match=r"could not be written \(No space left on device\), so nothing was decided"
         ):
-            record.append_row(RECORD, ROW | {"id": "new"})
+            decision_file.append_row(RECORD, ROW | {"id": "new"})
     assert RECORD.read_bytes() == before.removesuffix(b'{"id": "cut o')
-    record.append_row(RECORD, ROW | {"id": "new"})
+    decision_file.append_row(RECORD, ROW | {"id": "new"})
     assert [row["id"] for row in past_decisions()] == [*(["0123456789ab"] if before else []), "new"]
 
 
 def test_a_line_that_could_not_be_read_again_is_not_written(folder):
     with pytest.raises(ValueError, match="version"):
-        record.append_row(RECORD, ROW | {"policy": ROW["policy"] | {"version": 0}})
+        decision_file.append_row(RECORD, ROW | {"policy": ROW["policy"] | {"version": 0}})
     assert not RECORD.exists()

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from tasks.errors import InputError
-from tasks.params import load_params
-from tasks.registry import people, promotion, stages, tracking
-from tasks.registry.costs import Cost, costs
-from tasks.registry.report import MARK, REPORT, address, energy, write_report
-from tasks.registry.runs import link_runs
-from tasks.registry.store import Store, open_store
-from tests.judging.test_report import WellFormed, page, response
+from tasks.common.errors import InputError
+from tasks.registry.dvc_outputs import stages
+from tasks.registry.lineage.report import MARK, REPORT, address, energy, write_report
+from tasks.registry.mlflow_runs import tracking
+from tasks.registry.mlflow_runs.lookup import link_runs
+from tasks.registry.mlflow_runs.resource_usage import Cost, costs
+from tasks.registry.mlflow_runs.store import Store, open_store
+from tasks.registry.promotion import champion, human_evaluation
+from tasks.settings.params import load_params
+from tests.evaluation.test_report import WellFormed, page, response
 from tests.registry.conftest import change_params, repro, run_again
 from tests.registry.test_people import FIGURES, VOTES
 
@@ -97,13 +99,13 @@ def test_the_lineage_names_every_model_by_its_content(params):
     assert any(row.startswith("Opponent SFT: there was no champion") for row in rows)
     assert f"ppo.clip {params.ppo.clip}" in rows
     assert f"sft.learning_rate {params.sft.learning_rate}" in rows
-    promotion.register(params)
+    champion.register(params)
     write_report(params)
     assert any(row.startswith("Policy: trueline-policy version 1") for row in rows_of(REPORT.read_text()))
 
 
 def test_settings_that_differ_from_the_champions_stand_apart(params):
-    promotion.promote(params)
+    champion.promote(params)
     change_params(sft={"learning_rate": 0.125})
     run_again(content=2)
     write_report(load_params())
@@ -126,7 +128,7 @@ def test_a_run_tells_what_it_took_and_what_was_cut_off_before(params):
     assert sft.memory is not None
     assert sft.memory > 10
     assert [(cost.stage, cost.status) for cost in others] == [
-        (stage, "restored") for stage in ("reward", "judge", "ppo", "evaluate")
+        (stage, "restored") for stage in ("reward", "held_out_reward", "ppo", "evaluate")
     ]
     assert all((cost.seconds, cost.memory, cost.unfinished) == (None, None, 0) for cost in others)
 
@@ -166,7 +168,7 @@ def test_a_server_shows_it_at_its_own_address():
 def test_what_people_said_is_on_the_page_once_they_were_asked(params):
     write_report(params)
     assert "By people" not in REPORT.read_text(encoding="utf-8")
-    people.keep(params, str(stages.lock_key("evaluate")), FIGURES, VOTES)
+    human_evaluation.keep(params, str(stages.lock_key("evaluate")), FIGURES, VOTES)
     write_report(params)
     html = REPORT.read_text(encoding="utf-8")
     assert "<h2>By people</h2>" in html

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from tasks.learning import calibration
-from tasks.registry.reward_card import CONFIDENCE, reward_card
+from tasks.learning.maths import calibration
+from tasks.registry.export.reward_card import CONFIDENCE, reward_card
 from tests.registry.test_policy_card import ACCOUNT, SOURCE, interval, metadata
 
 REWARD: dict[str, Any] = {
@@ -27,7 +27,7 @@ REWARD: dict[str, Any] = {
     "accuracy_by_annotator": {"Ada Lovelace": {**interval(0.7, 0.6, 0.8), "pairs": 90}},
     "normalisation": {"bias": -0.207, "gain": 0.892},
 }
-BEST_OF = [{"n": 2, "kl": 0.193, "reward": interval(0.56, 0.53, 0.59), "judge": interval(0.41, 0.37, 0.45)}]
+BEST_OF = [{"n": 2, "kl": 0.193, "reward": interval(0.56, 0.53, 0.59), "held_out": interval(0.41, 0.37, 0.45)}]
 
 
 def known(**changes):

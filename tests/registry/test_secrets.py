@@ -15,13 +15,14 @@ from urllib.request import urlopen
 import pytest
 
 from flows import cli
-from tasks.errors import InputError
-from tasks.params import load_params
-from tasks.registry import promotion, tracking
-from tasks.registry.report import write_report
-from tasks.registry.store import open_store
+from tasks.common.errors import InputError
+from tasks.registry.lineage.report import write_report
+from tasks.registry.mlflow_runs import tracking
+from tasks.registry.mlflow_runs.store import open_store
+from tasks.registry.promotion import champion
+from tasks.settings.params import load_params
 from tasks.stage import FAILURE_NOTE, classify
-from tests.judging.test_report import page, response
+from tests.evaluation.test_report import page, response
 from tests.registry.test_report import give_page
 
 PASSWORD, KEY = "hush-hush/4711", "sk-very-secret"
@@ -78,7 +79,7 @@ def test_no_output_file_log_tag_or_link_holds_a_secret(repository, address, monk
     with tracking.run("sft", params) as run:
         run.log(1, {"loss": 1.0})
         run.table("samples", [{"prompt": "a"}])
-    promotion.promote(params)
+    champion.promote(params)
     written = write_report(params)
     assert written["address"].startswith(f"{address}/#/experiments/")
     for command in ("status", "status --json", "why champion", "why champion --json", "history", "sync", "report"):
@@ -139,7 +140,7 @@ def test_two_users_are_not_mixed_up(monkeypatch) -> None:
 def test_user_and_password_reach_mlflow(monkeypatch) -> None:
     from mlflow.utils.credentials import read_mlflow_creds
 
-    from tasks.registry.store import _take_credentials_apart
+    from tasks.registry.mlflow_runs.store import _take_credentials_apart
 
     for variable in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.setenv(variable, "")

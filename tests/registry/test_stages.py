@@ -1,4 +1,4 @@
-"""What tasks/registry/stages.py takes from DVC's internals must hold in the DVC that is installed."""
+"""What tasks/registry/dvc_outputs/stages.py takes from DVC's internals must hold in the DVC that is installed."""
 
 import re
 import shutil
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.errors import InputError
-from tasks.registry import stages
+from tasks.common.errors import InputError
+from tasks.registry.dvc_outputs import stages
 from tests.registry.conftest import STAGES, change_params, dvc
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from tasks.common.errors import InputError
 from tasks.data.records import TAGS
-from tasks.errors import InputError
-from tasks.params import load_params
-from tasks.registry import lineage, promotion, trace
-from tasks.registry.stages import stages_after
+from tasks.registry.dvc_outputs.stages import stages_after
+from tasks.registry.lineage import queries, trace
+from tasks.registry.promotion import champion
+from tasks.settings.params import load_params
 from tests.registry.conftest import change_figures, repro, run_again
 
 # A stage `validate` in the place of the fixture's, whose rows come from a file.
@@ -66,10 +67,10 @@ def two_versions(finished, empty_database, tmp_path_factory):
         given_data(*FIRST)
         change_figures(content=1)
         repro()
-        assert promotion.promote(load_params())["promoted"]
+        assert champion.promote(load_params())["promoted"]
         given_data(*SECOND)
         run_again(content=2, gate={"decision": "reject", "reasons": ["Too long."]})
-        assert promotion.promote(load_params())["version"] == 2
+        assert champion.promote(load_params())["version"] == 2
     return folder
 
 
@@ -100,7 +101,7 @@ def test_versions_promoted_or_not_are_told_apart(traced):
         "reward_version": 1,
         "promoted": True,
         "method": "ppo",
-        "data": lineage.why(traced, "1")["data"]["md5"],
+        "data": queries.why(traced, "1")["data"]["md5"],
         "policy": True,
         "reward": True,
         "stages": ["sft"],
@@ -119,7 +120,7 @@ def test_versions_promoted_or_not_are_told_apart(traced):
         ("b", False, False, []),  # held out for validation
         ("c", False, False, []),  # measured on
         ("d", True, True, ["reward"]),  # PPO learns from what the reward model says
-        ("e", False, False, ["judge"]),  # which no other model comes from
+        ("e", False, False, ["held_out_reward"]),  # which no other model comes from
         ("f", True, False, ["ppo"]),
         ("g", False, False, []),
         ("h", False, False, []),  # quarantined
@@ -188,7 +189,7 @@ def test_a_name_that_nobody_sees_is_not_traced(traced):
     ("annotator", "learned", "stages", "rows", "quarantined"),
     [
         ("ann", True, ["reward"], {"preferences": {"train": 1}}, 0),
-        ("bob", False, ["judge"], {"preferences": {"validation": 1}}, 0),
+        ("bob", False, ["held_out_reward"], {"preferences": {"validation": 1}}, 0),
         ("cy", False, [], {}, 1),
     ],
 )
@@ -230,7 +231,7 @@ def test_what_no_data_hold_is_told_apart_from_a_no(traced):
 
 
 def test_data_that_are_gone_are_no_no(lossy):
-    md5 = lineage.why(lossy, "1")["data"]["md5"]
+    md5 = queries.why(lossy, "1")["data"]["md5"]
     Path(".dvc/cache/files/md5", md5[:2], md5[2:]).unlink()
     first, second = versions_of(lossy, "row", "a")
     assert (first["policy"], first["reward"], first["rows"], first["quarantined"]) == (None, None, None, None)
@@ -250,7 +251,7 @@ def test_before_the_first_version_there_is_nothing_to_trace(tracked):
 def test_an_exclusion_names_the_stages_and_runs_none(tracked):
     Path("exclude.txt").touch()
     lock = Path("dvc.lock").read_bytes()
-    after = ["prepare", "validate", "sft", "reward", "judge", "trial", "align", "evaluate", "gate"]
+    after = ["prepare", "validate", "sft", "reward", "held_out_reward", "reward_check", "align", "evaluate", "gate"]
     told = trace.exclude(load_params(), "row", "a")
     assert (told["file"], told["added"], sorted(told["stages"])) == ("exclude.txt", True, sorted(after))
     assert told["stages"] == stages_after("prepare")

@@ -19,11 +19,14 @@ import pytest
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
-from tasks.errors import InputError
-from tasks.params import load_params
-from tasks.registry import lineage, outbox, promotion, stages, tracking
-from tasks.registry.meters import hardware
-from tasks.registry.store import open_store, tracking_uri
+from tasks.common.errors import InputError
+from tasks.registry.dvc_outputs import stages
+from tasks.registry.lineage import queries
+from tasks.registry.mlflow_runs import outbox, tracking
+from tasks.registry.mlflow_runs.store import open_store, tracking_uri
+from tasks.registry.mlflow_runs.system_metrics import hardware
+from tasks.registry.promotion import champion
+from tasks.settings.params import load_params
 from tests.registry.conftest import shell
 
 # Logs while the server is stopped, and is stopped itself.
@@ -354,7 +357,7 @@ def test_a_real_server_that_is_stopped_and_started_again_gets_all_metrics(server
     assert run._store.client.get_run(run.id).info.status == "FINISHED"
     assert caplog.text.count("MLflow does not answer") == 1
 
-    promotion.promote(params)  # a turn at the registry goes through the server, too
+    champion.promote(params)  # a turn at the registry goes through the server, too
     with subprocess.Popen([sys.executable, "-c", STAGE], stdout=subprocess.PIPE, text=True) as stage:
         assert stage.stdout and stage.stdout.readline() == "ready\n"
         pause(signal.SIGSTOP)
@@ -364,6 +367,6 @@ def test_a_real_server_that_is_stopped_and_started_again_gets_all_metrics(server
         assert stage.wait() == 143
         assert time.monotonic() - began < 12
     pause(signal.SIGCONT)
-    lineage.sync(params)
+    queries.sync(params)
     (killed,) = run._store.client.search_runs([run._store.experiment_id], "attributes.status = 'KILLED'")
     assert killed.data.metrics["loss"] == 999

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tasks.errors import InputError
-from tasks.learning.models import new_reward_model
-from tasks.params import Params
-from tasks.registry import adapter
-from tasks.registry.trueline_model import ChatModel, RewardModel
+from tasks.common.errors import InputError
+from tasks.learning.models.loading import new_reward_model
+from tasks.registry.export import adapter
+from tasks.registry.export.trueline_model import ChatModel, RewardModel
+from tasks.settings.params import Params
 
 
 def test_a_model_that_lacks_a_weight_is_not_served(tiny_model: Path, tmp_path: Path, params: Params):

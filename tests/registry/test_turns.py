@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tasks.errors import InputError
-from tasks.params import load_params
-from tasks.registry import promotion, turns, versions
-from tasks.registry.decisions import past_decisions
-from tasks.registry.store import open_store
+from tasks.common.errors import InputError
+from tasks.registry.mlflow_runs.store import open_store
+from tasks.registry.promotion import champion, server_lock, versions
+from tasks.registry.promotion.decisions import past_decisions
+from tasks.settings.params import load_params
 from tests.registry.conftest import aliases
 
 TURNS = "trueline-policy-turns"
@@ -21,8 +21,8 @@ TURNS = "trueline-policy-turns"
 ROLL_BACK = """
 import json, sys
 import mlflow
-from tasks.errors import InputError
-from tasks.params import load_params
+from tasks.common.errors import InputError
+from tasks.settings.params import load_params
 from tasks.registry import promotion, turns
 turns.LOOK_SECONDS = 0.05
 print("ready", flush=True)
@@ -41,57 +41,57 @@ def tickets():
 
 def taken_elsewhere(store):
     """A ticket of another checkout."""
-    turns.ensure_model(store, TURNS)
+    server_lock.ensure_model(store, TURNS)
     tags = {"checkout": "another", "who": "ada (process 1 on a machine)"}
-    return store.client.create_model_version(TURNS, turns.NOWHERE, tags=tags)
+    return store.client.create_model_version(TURNS, server_lock.NOWHERE, tags=tags)
 
 
 def test_a_turn_leaves_no_ticket(tracked):
     store = open_store("trueline")
-    with turns.take_turn(store, "trueline-policy") as turn:
+    with server_lock.take_turn(store, "trueline-policy") as turn:
         assert [ticket.version for ticket in tickets()] == [turn.ticket.version]
         turn.check()
     assert tickets() == []
 
 
 def test_who_comes_second_is_told_who_has_the_turn(tracked, monkeypatch):
-    monkeypatch.setattr(turns, "WAIT_SECONDS", 0.1)
-    monkeypatch.setattr(turns, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(server_lock, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(server_lock, "LOOK_SECONDS", 0.01)
     taken_elsewhere(open_store("trueline"))
     with pytest.raises(InputError, match=r"ada \(process 1 on a machine\) has been changing the registry since 2"):
-        promotion.promote(load_params())
+        champion.promote(load_params())
     assert not Path("decisions.jsonl").exists()
     assert len(tickets()) == 1  # the other's
 
 
 def test_a_ticket_that_nobody_renews_expires_by_the_servers_clock(tracked, monkeypatch):
-    monkeypatch.setattr(turns, "EXPIRY_SECONDS", 0.2)
-    monkeypatch.setattr(turns, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(server_lock, "EXPIRY_SECONDS", 0.2)
+    monkeypatch.setattr(server_lock, "LOOK_SECONDS", 0.05)
     taken_elsewhere(open_store("trueline"))
-    assert promotion.promote(load_params())["promoted"]
+    assert champion.promote(load_params())["promoted"]
     assert tickets() == []
 
 
 def test_what_a_kill_left_of_this_checkouts_own_turn_holds_nobody_up(tracked, monkeypatch):
-    monkeypatch.setattr(turns, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(server_lock, "WAIT_SECONDS", 0.0)
     store = open_store("trueline")
-    turns.ensure_model(store, TURNS)
-    store.client.create_model_version(TURNS, turns.NOWHERE, tags={"checkout": turns._checkout()})
-    assert promotion.promote(load_params())["promoted"]
+    server_lock.ensure_model(store, TURNS)
+    store.client.create_model_version(TURNS, server_lock.NOWHERE, tags={"checkout": server_lock._checkout()})
+    assert champion.promote(load_params())["promoted"]
     assert tickets() == []
 
 
 def test_a_copy_of_a_checkout_is_another_one(tracked, tmp_path, monkeypatch):
-    name = turns._checkout()
-    assert turns._checkout() == name
+    name = server_lock._checkout()
+    assert server_lock._checkout() == name
     shutil.copytree(tracked, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
-    assert turns._checkout() != name
+    assert server_lock._checkout() != name
 
 
 def test_a_turn_is_renewed_while_it_lasts(tracked, monkeypatch):
-    monkeypatch.setattr(turns, "RENEWAL_SECONDS", 0.05)
-    with turns.take_turn(open_store("trueline"), "trueline-policy"):
+    monkeypatch.setattr(server_lock, "RENEWAL_SECONDS", 0.05)
+    with server_lock.take_turn(open_store("trueline"), "trueline-policy"):
         (before,) = tickets()
         deadline = time.monotonic() + 30
         while tickets()[0].last_updated_timestamp == before.last_updated_timestamp:
@@ -102,54 +102,54 @@ def test_a_turn_is_renewed_while_it_lasts(tracked, monkeypatch):
 def test_whoever_has_lost_the_turn_moves_no_alias(challenged, monkeypatch, fate):
     def furnished(store, *_, **__):
         if fate == "taken for dead":
-            turns._delete(store, *tickets())
+            server_lock._delete(store, *tickets())
         else:
-            monkeypatch.setattr(turns, "STANDSTILL_SECONDS", -1.0)
+            monkeypatch.setattr(server_lock, "STANDSTILL_SECONDS", -1.0)
 
     params = load_params()
-    promotion.register(params)
+    champion.register(params)
     before = aliases()
     with monkeypatch.context() as patch:
         patch.setattr(versions, "_furnish", furnished)
-        patch.setattr(promotion, "_register", lambda store, _: versions.as_holder(versions.find(store, params, "2")))
+        patch.setattr(champion, "_register", lambda store, _: versions.as_holder(versions.find(store, params, "2")))
         with pytest.raises(InputError, match="this command stood still for so long"):
-            promotion.promote(params)
+            champion.promote(params)
     assert aliases() == before
-    monkeypatch.setattr(turns, "STANDSTILL_SECONDS", 60.0)
-    assert promotion.promote(params)["champion"] == 2  # the record says so, and nobody has decided otherwise
+    monkeypatch.setattr(server_lock, "STANDSTILL_SECONDS", 60.0)
+    assert champion.promote(params)["champion"] == 2  # the record says so, and nobody has decided otherwise
 
 
 def test_a_line_that_another_checkout_overtook_is_to_be_taken_out(challenged, monkeypatch):
     """This one is killed after its line, the other decides; which of the two lines counts is told by their order."""
     params = load_params()
-    promotion.promote(params)
+    champion.promote(params)
     before = Path("decisions.jsonl").read_bytes()
-    promotion.rollback(params, "made elsewhere")
+    champion.rollback(params, "made elsewhere")
     elsewhere = past_decisions()[-1]
     Path("decisions.jsonl").write_bytes(before)
     with pytest.raises(
         InputError, match=rf"lacks decision {elsewhere['id']}, .*\(version 1: rollback .* made elsewher"
     ):
-        promotion.promote(params)
+        champion.promote(params)
     ours = elsewhere | {"id": "ours"}
     Path("decisions.jsonl").write_bytes(before + json.dumps(ours).encode() + b"\n")
     with pytest.raises(InputError, match=rf"{elsewhere['id']}.* take the line of decision ours out of decisions.jsonl"):
-        promotion.promote(params)
+        champion.promote(params)
     both = [json.dumps(each).encode() + b"\n" for each in (elsewhere, ours)]
     Path("decisions.jsonl").write_bytes(before + both[0] + both[1])
     with pytest.raises(
         InputError, match=rf"has decision ours \(rollback .* after {elsewhere['id']}, .* take its line out"
     ):
-        promotion.promote(params)
+        champion.promote(params)
     Path("decisions.jsonl").write_bytes(before + both[1] + both[0])  # superseded, as it stands
     assert aliases()["trueline-policy"]["champion"] == 1
-    assert promotion.rollback(params, "in earnest")["champion"] == 2
+    assert champion.rollback(params, "in earnest")["champion"] == 2
 
 
 @pytest.mark.timeout(300)
 def test_of_two_checkouts_that_roll_back_at_once_one_does_twenty_times(challenged, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{challenged / 'mlflow.db'}")
-    promotion.promote(load_params())
+    champion.promote(load_params())
     clones = [challenged, Path(shutil.copytree(challenged, tmp_path / "clone"))]
     processes = [
         subprocess.Popen(
@@ -160,19 +160,19 @@ def test_of_two_checkouts_that_roll_back_at_once_one_does_twenty_times(challenge
     try:
         for process in processes:
             assert process.stdout and process.stdout.readline() == "ready\n"
-        champion = 2
+        leader = 2
         for number in range(20):
             for process in processes:
                 print(f"reason {number}", file=process.stdin, flush=True)
             said = [json.loads(process.stdout.readline()) for process in processes if process.stdout]
-            champion = 3 - champion
-            winner = said.index(champion)
+            leader = 3 - leader
+            winner = said.index(leader)
             (sentence,) = [each for each in said if isinstance(each, str)]
-            assert f"(version {champion}: rollback" in sentence
+            assert f"(version {leader}: rollback" in sentence
             assert f"reason {number}): pull it" in sentence
             records = [(folder / "decisions.jsonl").read_bytes() for folder in clones]
             assert [content.count(b"\n") - number for content in records] == [3 - winner, 2 + winner]
-            assert aliases()["trueline-policy"] == {"champion": champion, "previous": 3 - champion}
+            assert aliases()["trueline-policy"] == {"champion": leader, "previous": 3 - leader}
             (clones[1 - winner] / "decisions.jsonl").write_bytes(records[winner])  # as git pull does
     finally:
         for process in processes:

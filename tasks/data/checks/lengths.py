@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from tasks.common.errors import InputError
 from tasks.data.checks.lost import Losses, Reader
 from tasks.data.checks.schema import Row
+from tasks.data.encoding.tokens import Parts, Text, encode_written, write_texts
 from tasks.data.records import ANSWERS, Kind
-from tasks.data.tokens import Parts, Text, encode_written, write_texts
-from tasks.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from tasks.common.lines import Lines
 from tasks.data.checks.lengths import Lengths, Measured, measure
 from tasks.data.checks.lost import LOST_CHECKS, Reader
 from tasks.data.checks.overlap import HASH_BYTES, Keys, key_of
 from tasks.data.checks.patterns import control_pattern, control_tokens, encoding_damage, personal_data
 from tasks.data.checks.schema import SPLITS, Row, inspect, texts
-from tasks.data.lines import Lines
 from tasks.data.records import ANSWERS, Kind, tidy
 
 if TYPE_CHECKING:

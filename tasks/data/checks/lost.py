@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from tasks.data.encoding.rendering import RefusedError, is_written, rendering
 from tasks.data.records import Message
-from tasks.data.rendering import RefusedError, is_written, rendering
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from tasks.common.escapes import into_html
+from tasks.common.rounding import number
 from tasks.data.checks.quarantine import Sorted
 from tasks.data.checks.schema import SPLITS, place_of
 from tasks.data.checks.suites import Verdict
-from tasks.escapes import into_html
-from tasks.rounding import number
 
 if TYPE_CHECKING:
     import pandas as pd

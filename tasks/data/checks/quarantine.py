@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tasks.common.rounding import number
 from tasks.data.checks.schema import SPLITS, place_of
 from tasks.data.checks.suites import FOUND_IN, ROW_CHECKS, SHARES, Verdict
 from tasks.data.records import Kind
-from tasks.rounding import number
 
 if TYPE_CHECKING:
     import pandas as pd

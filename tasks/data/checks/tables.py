@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from tasks.common.lazy import LazySequence
+from tasks.common.lines import Lines
 from tasks.data.checks.contamination import Question, Study, find_contamination
 from tasks.data.checks.look import Findings, Looked, look
 from tasks.data.checks.overlap import Keys, Numbers, contradictions, copies, shared_prompts
 from tasks.data.checks.schema import SPLITS, place_of, texts
-from tasks.data.lazy import LazySequence
-from tasks.data.lines import Lines
 from tasks.data.records import Kind, Message
 
 if TYPE_CHECKING:

@@ -1,0 +1,166 @@
+"""Where the pipeline's files lie, and writing them whole or not at all."""
+
+import csv
+import fcntl
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from tasks.common.errors import InputError
+
+PREPARED, VALIDATED = Path("data/prepare"), Path("data/validate")
+MODELS, METRICS, CURVES, REPORTS = Path("models"), Path("metrics"), Path("curves"), Path("reports")
+# What a checkout keeps to itself and DVC never sees: locks, checkpoints, failure notes, data docs, servers' homes.
+STATE = Path(".trueline")
+# Half a surrogate pair, which UTF-8 cannot hold, becomes its JSON escape: damaged text can be kept and shown.
+KEEP_SURROGATES = "backslashreplace"
+# In every temporary folder, and locked for as long as the process that made it lives.
+IN_USE = ".in-use"
+SECONDS_TO_LOCK = 60.0  # a folder may be so young that its lock is not taken yet
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success it takes the place of `path`, on failure nothing is left.
+
+    Serves files and folders alike: the block creates the one it wants.
+    """
+    with workplace(path) as folder:
+        draft = folder / path.name
+        yield draft
+        if path.is_dir():  # in the way; deleted with the workplace, once the new one is in its place
+            path.replace(folder / ".replaced")
+        draft.replace(path)
+
+
+@contextmanager
+def workplace(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path` for a block; those that killed processes left there are removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:  # it names the temporary folder, which nobody knows
+        raise OSError(error.errno, error.strerror, str(path.parent)) from None
+    try:
+        with (folder / IN_USE).open("w") as lock:
+            with suppress(OSError):  # a file system without locks: nothing is removed there
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    for file in path.parent.glob(f".{escape(path.name)}.*/{IN_USE}"):
+        with suppress(OSError), file.open() as lock:
+            if time.time() - file.stat().st_mtime > SECONDS_TO_LOCK:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(file.parent)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write indented JSON; the same content gives the same bytes."""
+    with replacing(path) as draft:
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        draft.write_text(text + "\n", encoding="utf-8", errors=KEEP_SURROGATES)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object the pipeline wrote.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except ValueError:
+        raise InputError(f"{path} is damaged: delete it and run dvc repro") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: delete it and run dvc repro")
+    return content
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line; the same rows give the same bytes."""
+    with replacing(path) as draft, draft.open("w", encoding="utf-8", errors=KEEP_SURROGATES) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a line of names and a line a row; the same rows give the same bytes, and None an empty field."""
+    with replacing(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Read rows the pipeline wrote, one at a time.
+
+    Raises:
+        InputError: the file is missing, or a row is damaged.
+    """
+    require_file(path)
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            yield parse_row(path, number, line)
+
+
+def parse_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    """Read a line of a JSONL file the pipeline wrote.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise damaged_row(path, number)
+    return row
+
+
+def require_file(path: Path) -> None:
+    """Find a file the pipeline wrote.
+
+    Raises:
+        InputError: it is missing.
+    """
+    if not path.exists():
+        raise _missing(path)
+
+
+def damaged_row(path: Path, number: int) -> InputError:
+    """Give the error for a row that is not as the pipeline wrote it."""
+    return InputError(f"{path} row {number} is damaged: delete the file and run dvc repro")
+
+
+def hash_files(path: Path) -> str:
+    """SHA-256, in 64 hexadecimal digits, of the name and content of a file, or of all that lie in a folder.
+
+    Raises:
+        InputError: it is missing.
+    """
+    require_file(path)
+    digest = hashlib.sha256()
+    for found in [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file()):
+        with found.open("rb") as file:
+            name = found.relative_to(path.parent).as_posix().encode()
+            digest.update(hashlib.sha256(name).digest() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _missing(path: Path) -> InputError:
+    return InputError(f"{path} does not exist: run the stage that writes it (dvc repro)")

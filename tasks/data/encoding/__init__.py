@@ -1,0 +1,1 @@
+"""Records as text in the chat template, and as token ids."""

@@ -1,0 +1,240 @@
+"""Conversations as token ids: the chat template, the end-of-sequence token, and what fits the model's context.
+
+A completion is written behind the template's generation prompt, so training sees exactly what generation sees.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from tasks.common.errors import InputError
+from tasks.data.encoding.rendering import Render, rendering
+from tasks.data.records import ANSWERS, Kind, Message, Prompt, Record
+
+if TYPE_CHECKING:  # transformers costs seconds to import: only the function that loads a tokenizer pays
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+RECORDS_AT_ONCE = 128
+Parts = list[list[int]]  # the ids of a prompt, then those of each answer to it
+
+
+class Text(NamedTuple):
+    """A conversation, and the answers to it."""
+
+    prompt: Sequence[Message]
+    responses: Sequence[str] = ()
+
+
+class Encoded(NamedTuple):
+    """A prompt and an answer as token ids."""
+
+    prompt: list[int]  # ends with the template's generation prompt
+    completion: list[int]  # ends with the end-of-sequence token, which it holds once
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and completion together."""
+        return len(self.prompt) + len(self.completion)
+
+
+class EncodedPair(NamedTuple):
+    """Two answers to one prompt, of which the first was preferred."""
+
+    chosen: Encoded
+    rejected: Encoded
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longer of the two rows."""
+        return max(self.chosen.length, self.rejected.length)
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a model folder.
+
+    Raises:
+        InputError: the folder has no tokenizer, or the tokenizer lacks a chat template, an end-of-sequence token
+            or a padding token.
+    """
+    from transformers import PreTrainedTokenizerBase
+
+    try:
+        tokenizer = _tokenizer_class(folder).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{folder} has no tokenizer that loads ({reason}): save one there") from None
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{folder}: the tokenizer has no end-of-sequence token: set eos_token in its tokenizer_config")
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"{folder}: the tokenizer has no padding token: name one in params.yaml, base.pad_token")
+    if not tokenizer.chat_template:
+        raise InputError(f"{folder}: the tokenizer has no chat template: choose one in params.yaml, base.chat_template")
+    return tokenizer
+
+
+def _tokenizer_class(folder: Path) -> "type[AutoTokenizer | PreTrainedTokenizerFast]":
+    """Name a folder's class; the one without a family is taken directly, since AutoTokenizer imports torch."""
+    from transformers import PreTrainedTokenizerFast
+
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if dict(settings).get("tokenizer_class") == PreTrainedTokenizerFast.__name__:
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
+
+
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message]) -> list[int]:
+    """Write a conversation in the chat template, up to where the assistant is to answer.
+
+    Raises:
+        InputError: the template refuses the conversation.
+    """
+    [parts] = encode_texts(tokenizer, [Text(prompt)])
+    return _sound(parts)[0]
+
+
+def encode(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], response: str) -> Encoded:
+    """Write a conversation and its answer in the chat template.
+
+    What the template itself puts around the answer is kept up to its first end-of-sequence token; one is added where it
+    has none.
+
+    Raises:
+        InputError: the template refuses the conversation, or the answer's text holds the end-of-sequence token.
+    """
+    [parts] = encode_texts(tokenizer, [Text(prompt, [response])])
+    return Encoded(*_sound(parts))
+
+
+def encode_texts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[Text]) -> list[Parts | InputError]:
+    """Encode prompts and the answers to each as `encode` does, all in one call of the tokenizer, which is faster.
+
+    Where `encode` would raise an error, it stands in the place of the ids.
+    """
+    return encode_written(tokenizer, write_texts(tokenizer, texts))
+
+
+def write_texts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[Text]) -> list[list[str] | InputError]:
+    """Write prompts and the answers to each in the chat template: the prompt, then the same followed by each answer.
+
+    Where the template refuses one, its error stands in the place of the strings.
+    """
+    with rendering(tokenizer) as render:
+        return [_written(tokenizer, render, text) for text in texts]
+
+
+def encode_written(
+    tokenizer: "PreTrainedTokenizerBase", written: Sequence[list[str] | InputError]
+) -> list[Parts | InputError]:
+    """Encode what `write_texts` gave, all in one call of the tokenizer."""
+    sound = [strings for strings in written if not isinstance(strings, InputError)]
+    ids = iter(_ids(tokenizer, [string for strings in sound for string in strings]))
+    return [
+        strings if isinstance(strings, InputError) else _parts(tokenizer, strings, list(islice(ids, len(strings))))
+        for strings in written
+    ]
+
+
+def decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
+    """Turn token ids into text, without special tokens and with its spaces as they are."""
+    text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text
+
+
+def encode_records(tokenizer: "PreTrainedTokenizerBase", kind: Kind, records: Iterable[Record]) -> Iterator[Parts]:
+    """Encode prompts and answers of records of one kind, some at a time.
+
+    Raises:
+        InputError: naming file and row, where one cannot be encoded.
+    """
+    waiting = iter(records)
+    while some := list(islice(waiting, RECORDS_AT_ONCE)):
+        texts = [Text(record.prompt, [getattr(record, name) for name in ANSWERS[kind]]) for record in some]
+        for record, parts in zip(some, encode_texts(tokenizer, texts), strict=True):
+            if isinstance(parts, InputError):
+                raise of_record(record, parts)
+            yield parts
+
+
+def encode_prompts(
+    tokenizer: "PreTrainedTokenizerBase", records: Sequence[Prompt], context: int | None, new_tokens: int
+) -> list[list[int]]:
+    """Encode prompts that leave room for an answer of `new_tokens` in a context of `context` tokens (None: any number).
+
+    Raises:
+        InputError: naming file and row, where one cannot be encoded or leaves no such room.
+    """
+    prompts = [prompt for [prompt] in encode_records(tokenizer, "prompts", records)]
+    for record, prompt in zip(records, prompts, strict=True):
+        if context is not None and len(prompt) + new_tokens > context:
+            raise does_not_fit(record, len(prompt) + new_tokens, context)
+    return prompts
+
+
+def of_record(record: Record, error: InputError) -> InputError:
+    """Put the file and row of a record before the sentence of an error."""
+    return InputError(f"{record.source} row {record.row}: {error}")
+
+
+def does_not_fit(record: Record, length: int, context: int) -> InputError:
+    """Give the error for a record that is longer than the model's context, both in tokens."""
+    cure = "shorten the row, lower validate.max_tokens or max_new_tokens, or take a base model with a longer context"
+    sentence = f"prompt and answer need {length} tokens, but the model's context is {context}: {cure}"
+    return of_record(record, InputError(sentence))
+
+
+def _sound(parts: Parts | InputError) -> Parts:
+    if isinstance(parts, InputError):
+        raise parts
+    return parts
+
+
+def _written(tokenizer: "PreTrainedTokenizerBase", render: Render, text: Text) -> list[str] | InputError:
+    end = str(tokenizer.eos_token)
+    try:
+        asked = render(text.prompt, generation_prompt=True)
+        return [asked, *(asked + _answer(render, end, asked, text.prompt, each) for each in text.responses)]
+    except InputError as error:
+        return error
+
+
+def _parts(tokenizer: "PreTrainedTokenizerBase", written: list[str], ids: Parts) -> Parts | InputError:
+    asked, *answered = written
+    prompt, *joints = ids
+    parts = [prompt]
+    for string, joint in zip(answered, joints, strict=True):
+        # A token may span the seam of prompt and answer; generation starts from the prompt's own tokens, so does
+        # training.
+        continues = joint[: len(prompt)] == prompt
+        completion = joint[len(prompt) :] if continues else _ids(tokenizer, [string[len(asked) :]])[0]
+        if tokenizer.eos_token_id in completion:
+            return InputError(f"the answer holds the control token {tokenizer.eos_token}: remove it or the row")
+        parts.append([*completion, tokenizer.eos_token_id])
+    return parts
+
+
+def _answer(render: Render, end_of_sequence: str, asked: str, prompt: Sequence[Message], response: str) -> str:
+    """The text behind the generation prompt, without the end-of-sequence token."""
+    rendered = render([*prompt, Message(role="assistant", content=response)], generation_prompt=False)
+    start = rendered.find(response.strip(), len(asked))
+    if not rendered.startswith(asked) or start < 0:
+        return response  # the template rewrites an answered conversation: the bare answer follows the prompt
+    end = start + len(response.strip())
+    return rendered[len(asked) : end] + rendered[end:].split(end_of_sequence)[0]
+
+
+def _ids(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> Parts:
+    if not texts:
+        return []
+    # Quiet about length: the template brings its own special tokens, and the context is checked with file and row.
+    ids = tokenizer(
+        texts, add_special_tokens=False, verbose=False, return_attention_mask=False, return_token_type_ids=False
+    )["input_ids"]
+    assert isinstance(ids, list)
+    return ids

@@ -1,0 +1,1 @@
+"""Raw rows of many shapes, converted to the canonical records."""

@@ -1,0 +1,94 @@
+"""The columns of a row before its shape is read: renamed, what is ignored left out, and what nothing reads counted."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from tasks.common.errors import InputError
+from tasks.data.shapes.messages import is_nothing
+from tasks.data.shapes.serialized import read_written, read_written_texts
+from tasks.settings.params import Source
+
+Fields = dict[str, Any]
+# Columns that may hold a conversation, perhaps written out as a text.
+CONVERSATIONS = {"prompt", "response", "completion", "messages", "conversations", "chosen", "rejected"} | {
+    *("response_a", "response_b", "output_1", "output_2", "conversation_a", "conversation_b")
+}
+MOST_COLUMNS, LONGEST_NAME = 100, 100  # that are counted by name, and its characters
+OTHERS = "(others)"
+
+
+class Tally(NamedTuple):
+    """Rows by the name of what no record of them holds."""
+
+    unused: Counter[str]  # columns that nothing reads
+    ignored: Counter[str]  # columns and keys of messages that the settings leave out
+
+    @classmethod
+    def empty(cls) -> "Tally":
+        """Begin to count."""
+        return cls(Counter(), Counter())
+
+
+def rename(fields: Mapping[str, Any], columns: Mapping[str, str]) -> Fields:
+    """Give a row by our names: `columns` has theirs by ours, and takes the place of a column of the same name."""
+    taken = set(columns.values())
+    kept = {name: value for name, value in fields.items() if name not in taken}
+    return kept | {ours: fields[theirs] for ours, theirs in columns.items() if theirs in fields}
+
+
+def opened(fields: Mapping[str, Any], source: Source, tally: Tally) -> Fields:
+    """Give a row by our names, with conversations as lists, and without what the source ignores.
+
+    Raises:
+        ShapeError: a text looks like a conversation and cannot be read.
+    """
+    left = {name: value for name, value in fields.items() if name not in source.ignore}
+    ignored = {name for name in source.ignore if not is_nothing(fields.get(name))}
+    named = rename(left, source.columns)
+    for name in CONVERSATIONS & named.keys():
+        named[name] = read_written(named[name], name)
+        if source.ignore:
+            named[name] = _without(named[name], source.ignore, ignored)
+    if "references" in named:
+        named["references"] = read_written_texts(named["references"], "references")
+    tally.ignored.update(ignored)
+    return named
+
+
+def count_unused(fields: Mapping[str, Any], read: Collection[str], source: Source, tally: Tally) -> None:
+    """Count the columns of a row that hold something and are neither read nor ignored.
+
+    Args:
+        fields: the row as the file has it.
+        read: our names of the columns that are read.
+        source: whose column map has their names.
+        tally: what to count in.
+    """
+    known = {source.columns.get(name, name) for name in read} | set(source.ignore)
+    for name, value in fields.items():
+        if name not in known and not is_nothing(value):
+            short = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…"
+            is_counted = short in tally.unused or len(tally.unused) < MOST_COLUMNS
+            tally.unused[short if is_counted else OTHERS] += 1
+
+
+def check_ignored(source: Source, setting: str) -> None:
+    """Refuse to ignore a column that is to be read.
+
+    Raises:
+        InputError: the column map names it too.
+    """
+    both = sorted(set(source.ignore) & set(source.columns.values()))
+    if both:
+        raise InputError(f"{setting} in params.yaml names {both[0]!r} under ignore and under columns: remove one")
+
+
+def _without(value: object, names: Iterable[str], met: set[str]) -> object:
+    """Leave keys out of a message or of the messages of a list, and add those that held something to `met`."""
+    if isinstance(value, list):
+        return [_without(item, names, met) for item in value]
+    if isinstance(value, dict):
+        met.update(name for name in names if not is_nothing(value.get(name)))
+        return {name: content for name, content in value.items() if name not in names}
+    return value

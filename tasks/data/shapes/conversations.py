@@ -1,0 +1,158 @@
+"""Prompts, answers, turns and pairs in conversations.
+
+Faults are said as `ShapeError`; whoever knows file and row adds them.
+"""
+
+from collections.abc import Collection, Iterator
+from itertools import takewhile
+from typing import NamedTuple
+
+from tasks.data.records import Message
+from tasks.data.shapes.messages import ShapeError, as_messages, as_text, context_only, is_plain
+
+
+class Turn(NamedTuple):
+    """An answer and all that was said before it."""
+
+    prompt: list[Message]  # ends with the user's turn
+    response: str
+    is_context: bool = False  # it is said, but not to be learned
+
+
+class Pair(NamedTuple):
+    """Two answers to one prompt."""
+
+    prompt: list[Message]  # ends with the user's turn
+    chosen: str
+    rejected: str
+
+
+def as_prompt(value: object, system: object = None) -> list[Message]:
+    """Read a prompt: a text, which the user says, a message or a conversation that ends with the user's turn.
+
+    A non-empty `system` text is put before it.
+
+    Raises:
+        ShapeError: it is something else, or another than the user speaks last.
+    """
+    if is_plain(value):
+        said = [Message(role="user", content=as_text(value, "prompt"))]
+    else:
+        said = as_messages([value] if isinstance(value, dict) else value, "prompt")
+    # "\n\nAssistant:" at the end of a text only asks for the answer.
+    if isinstance(value, str) and said[-1]["role"] == "assistant" and said.pop()["content"]:
+        raise ShapeError(
+            "prompt ends with the assistant where the user must speak last (a prompt that quotes a dialogue goes into "
+            "one message, {role: user, content})"
+        )
+    return with_system(_ending_with_user(said, "prompt"), system)
+
+
+def with_system(conversation: list[Message], system: object) -> list[Message]:
+    """Put a system message first, where `system` holds a text.
+
+    Raises:
+        ShapeError: `system` is neither a text nor null, or the conversation has another system message already.
+    """
+    if system is None or as_text(system, "system") == "":
+        return conversation
+    message = Message(role="system", content=as_text(system, "system"))
+    if conversation[0]["role"] != "system":
+        return [message, *conversation]
+    if conversation[0] != message:
+        raise ShapeError("system and the first message are two different system messages where one is needed")
+    return conversation
+
+
+def answered_turns(conversation: list[Message], context: Collection[int] = ()) -> Iterator[Turn]:
+    """Give every assistant turn that answers the user, each with all that was said before it.
+
+    An assistant turn that answers nobody (a greeting, a second turn in a row) is only part of the history.
+
+    Args:
+        conversation: all that was said.
+        context: the places from 0 of messages that are not to be learned.
+    """
+    for position in range(1, len(conversation)):
+        if conversation[position]["role"] == "assistant" and conversation[position - 1]["role"] == "user":
+            yield Turn(conversation[:position], conversation[position]["content"], position in context)
+
+
+def as_answer(value: object, given: list[Message], name: str) -> Turn:
+    """Read an answer to a given prompt: a text, an assistant's message, or a conversation that repeats the prompt.
+
+    Where a whole conversation says more before the prompt (a system message, say), its own history is the prompt. A
+    text with "Human:" and "Assistant:" turns is a conversation only where it repeats the prompt: otherwise it is an
+    answer that quotes one.
+
+    Raises:
+        ShapeError: it is something else, does not end with the assistant, is not to be learned, or does not repeat
+            the prompt.
+    """
+    if is_plain(value):
+        return Turn(given, as_text(value, name))
+    said = as_messages([value] if isinstance(value, dict) else value, name)
+    history, last = said[:-1], said[-1]
+    if isinstance(value, str) and not (history and last["role"] == "assistant" and _goes_on(history, given)):
+        return Turn(given, as_text(value, name))
+    if last["role"] != "assistant":
+        raise ShapeError(f"{name} ends with the {last['role']} where the assistant's answer is needed")
+    if history and not _goes_on(history, given):
+        raise ShapeError(
+            f"{name} is a conversation that does not go on from the prompt (an answer that quotes one goes into one "
+            "message, {role: assistant, content})"
+        )
+    if len(said) - 1 in context_only(value):
+        raise ShapeError(f"{name} is an answer that is not to be learned, by its weight or train")
+    return Turn(max(given, history, key=len), last["content"])
+
+
+def _goes_on(history: list[Message], given: list[Message]) -> bool:
+    """Tell whether one repeats the other or its end, white space around the texts aside."""
+    ours, theirs = ([(each["role"], each["content"].strip()) for each in said] for said in (history, given))
+    return ours[-len(theirs) :] == theirs or theirs[-len(ours) :] == ours
+
+
+def as_pair(chosen: object, rejected: object) -> Pair:
+    """Find the prompt that two whole conversations, or two whole texts, begin with.
+
+    Raises:
+        ShapeError: they are of different kinds, share no prompt, or differ before their last turn.
+    """
+    wholes = {"chosen": chosen, "rejected": rejected}
+    conversations = [as_messages(value, name) for name, value in wholes.items() if not is_plain(value)]
+    if not conversations:
+        return _plain_pair(as_text(chosen, "chosen"), as_text(rejected, "rejected"))
+    if len(conversations) == 1:
+        raise ShapeError("one of chosen and rejected is a conversation and the other a plain text")
+    ours, theirs = conversations
+    if len(ours) != len(theirs) or ours[:-1] != theirs[:-1]:
+        raise ShapeError(
+            "chosen and rejected differ before their last turn where they must share the prompt (where an answer "
+            "quotes a dialogue, give the prompt in a column of its own)"
+        )
+    shared = _ending_with_user(ours[:-1], "the part that chosen and rejected share")
+    return Pair(
+        shared, as_answer(ours[-1], shared, "chosen").response, as_answer(theirs[-1], shared, "rejected").response
+    )
+
+
+def _plain_pair(chosen: str, rejected: str) -> Pair:
+    """Cut after the last whole line, or else the last whole word, of the common beginning.
+
+    Answers often begin alike, so that the first difference lies inside them.
+    """
+    alike = takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False))
+    beginning = chosen[: sum(1 for _ in alike)]
+    cut = beginning.rfind("\n") + 1 or beginning.rfind(" ") + 1
+    shared = beginning[:cut].rstrip()
+    if not shared:
+        raise ShapeError("chosen and rejected share no beginning that could be the prompt (map the column prompt)")
+    return Pair([Message(role="user", content=shared)], chosen[cut:], rejected[cut:])
+
+
+def _ending_with_user(conversation: list[Message], name: str) -> list[Message]:
+    if not conversation or conversation[-1]["role"] != "user":
+        last = f"ends with the {conversation[-1]['role']}" if conversation else "is empty"
+        raise ShapeError(f"{name} {last} where the user must speak last")
+    return conversation

@@ -1,0 +1,1 @@
+"""The gate: checks, plots and report."""

@@ -1,0 +1,1 @@
+"""Comparison by a language model."""

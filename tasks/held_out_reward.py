@@ -1,0 +1,35 @@
+"""Reads data/validate and models/sft, writes models/held_out_reward, its metrics and its curve.
+
+The held-out reward model has another seed and learns from the pairs of the validation split, from which neither
+the reward model nor DPO learns from. What pleases the reward model and not this one is a weakness that was found, not
+a better answer (Gao et al. 2023, "Scaling laws for reward model overoptimization").
+"""
+
+from tasks.learning.ppo.trainer import seed_for
+from tasks.learning.training.reward_models import INPUTS, fit_reward_model
+from tasks.registry.dvc_outputs.stages import stage_origin
+from tasks.registry.mlflow_runs import tracking
+from tasks.settings.params import Params
+from tasks.stage import main
+
+
+def held_out_reward(params: Params) -> None:
+    """Train the held-out reward model and put its scores on a standard scale.
+
+    Raises:
+        InputError: a split is empty, a row does not fit the model, or training no longer gives numbers.
+    """
+    other = params.model_copy(update={"seed": seed_for(params.seed, "judge", 0) % 2**31})
+    fit_reward_model(
+        "held_out_reward",
+        other,
+        params.held_out_reward,
+        learned_from="validation",
+        watched="test",
+        origin=stage_origin("held_out_reward"),
+        tracked=tracking.run("held_out_reward", params, INPUTS),
+    )
+
+
+if __name__ == "__main__":
+    main(held_out_reward)

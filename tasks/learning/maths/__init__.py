@@ -1,0 +1,1 @@
+"""Losses, advantages and calibration, on torch alone."""

@@ -1,0 +1,273 @@
+"""Models of any family: loading, adapters, saving, and the scalar head.
+
+Every model stays in evaluation mode, in training too: dropout off, so that the policy, its reference and the sampled
+log-probabilities agree (Huang et al. 2024, "The N+ implementation details of RLHF with PPO").
+"""
+
+import os
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import logging as transformers_logging
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from tasks.common.errors import InputError
+from tasks.common.files import replacing
+from tasks.common.full_disk import writing
+from tasks.data.base_model.mismatches import Misfits, load_with_misfits, refuse_misfits
+from tasks.data.base_model.soundness import check_sound
+from tasks.data.encoding.context import usable_context
+from tasks.learning import processes
+from tasks.learning.models.compiling import compile_layers
+from tasks.learning.models.forward import has_adapters, pack_if_exact, recompute_layers, unwrapped
+from tasks.settings.params import Lora, Params
+
+AutoClass = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
+
+
+# --- Surroundings
+
+
+def set_up(params: Params) -> torch.device:
+    """Fix threads, seeds and algorithms, so that the same inputs give the same bytes; returns the device to use.
+
+    Raises:
+        InputError: cuda is asked for and there is none.
+    """
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
+    torch.set_num_threads(params.runtime.threads)
+    torch.use_deterministic_algorithms(True)
+    random.seed(params.seed)
+    torch.manual_seed(params.seed)
+    device = device_of(params)
+    processes.join(device)
+    return device
+
+
+def device_of(params: Params) -> torch.device:
+    """The device that runtime.device names; auto is cuda where there is one.
+
+    Raises:
+        InputError: cuda is asked for and there is none.
+    """
+    present = torch.cuda.is_available()
+    if params.runtime.device == "cuda" and not present:
+        raise InputError("params.yaml: runtime.device is cuda, but torch finds no such device: set it to cpu or auto")
+    if not present or params.runtime.device == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+# --- Loading and saving
+
+
+def load_policy(folder: Path, params: Params, *, trainable: bool) -> PreTrainedModel:
+    """Load a causal language model in fp32 on the device of the settings, with gradients only where `trainable`.
+
+    Raises:
+        InputError: the folder holds no causal language model in safetensors, or not all of its weights.
+    """
+    return _on_device(_load(AutoModelForCausalLM, folder), params, trainable)
+
+
+def load_reward(folder: Path, params: Params, *, trainable: bool = False) -> PreTrainedModel:
+    """Load a model with a scalar head in fp32: a reward model, or the critic that starts from one.
+
+    Raises:
+        InputError: the folder holds no such model in safetensors, or not all of its weights.
+    """
+    return _on_device(_load(AutoModelForSequenceClassification, folder, num_labels=1), params, trainable)
+
+
+def new_reward_model(folder: Path, params: Params) -> PreTrainedModel:
+    """Put a scalar head on the backbone of a causal model: weights from N(0, 1/(d+1)), d the hidden size, no bias.
+
+    The variance is that of Stiennon et al. 2020 (code of "Learning to summarize from human feedback").
+
+    Raises:
+        InputError: the folder holds no model or not all of its weights, or its family has none with a scalar head.
+    """
+    model = _load(AutoModelForSequenceClassification, folder, new_head=True, num_labels=1)
+    head = score_head(model)
+    assert isinstance(head, nn.Linear)
+    generator = torch.Generator().manual_seed(params.seed)
+    deviation = (head.in_features + 1) ** -0.5
+    with torch.no_grad():
+        head.weight.normal_(std=deviation, generator=generator)
+        if head.bias is not None:
+            head.bias.zero_()
+    return _on_device(model, params, trainable=True)
+
+
+def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write full weights (adapters merged in) as safetensors, with the tokenizer, whole or not at all."""
+    with replacing(folder) as draft, writing(folder):
+        merged(model).save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+
+
+def context_length(model: nn.Module) -> int | None:
+    """Most tokens the model reads, prompt and answer together, or None where the family sets no bound."""
+    return usable_context(unwrapped(model).config)
+
+
+# --- Adapters
+
+
+def with_adapters(model: PreTrainedModel, lora: Lora) -> nn.Module:
+    """Add low-rank adapters, the only weights that then learn (with a scalar head, where there is one).
+
+    Rank 0 gives the model back as it is. Source: Hu et al. 2021, "LoRA".
+
+    Raises:
+        InputError: lora.targets names no module of the model.
+    """
+    if lora.rank == 0:
+        return model
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    task = TaskType.SEQ_CLS if hasattr(model, "score") else TaskType.CAUSAL_LM
+    alpha: Any = lora.alpha  # peft annotates an int and only divides by the rank
+    config = LoraConfig(task_type=task, r=lora.rank, lora_alpha=alpha, target_modules=lora.targets)
+    try:
+        with warnings.catch_warnings():
+            # GPT-2 stores its weights transposed; peft sets that right by itself and says so.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+            # peft asks transformers for gradient checkpointing under its former name.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            adapted = get_peft_model(model, config).eval()
+    except ValueError as error:
+        raise InputError(
+            f"params.yaml: lora.targets {lora.targets} does not fit the model ({error}): change it"
+        ) from None
+    recompute_layers(adapted)
+    return adapted
+
+
+@contextmanager
+def reference(model: nn.Module) -> Iterator[nn.Module]:
+    """Give the model as it was before its adapters, which are switched off inside the block."""
+    if not has_adapters(model):
+        raise TypeError("only a model with adapters holds its own reference")
+    with model.disable_adapter():
+        yield model
+
+
+def merged(model: nn.Module) -> PreTrainedModel:
+    """Add the adapters to the weights for good; a model without any is given back as it is."""
+    whole = model.merge_and_unload() if has_adapters(model) else model
+    assert isinstance(whole, PreTrainedModel)
+    return whole
+
+
+# --- The scalar head
+
+
+def normalise_scores(model: nn.Module, bias: float, gain: float) -> None:
+    """Have the model give (score + bias) * gain from now on; kept in its config, so saved with it."""
+    config = unwrapped(model).config
+    config.score_bias, config.score_gain = bias, gain
+
+
+def score_head(model: nn.Module) -> nn.Module:
+    """The linear layer that gives the score (wrapped by peft where it is trained beside adapters).
+
+    Raises:
+        InputError: the model's family has none.
+    """
+    inner = unwrapped(model)
+    if not hasattr(inner, "score"):
+        raise InputError(f"models of type {inner.config.model_type} have no scalar head: choose another base model")
+    head = inner.score
+    assert isinstance(head, nn.Module)
+    return head
+
+
+class ValueHead(nn.Linear):
+    """A critic on the policy's trunk: a scalar layer on the policy's last hidden states, 0 everywhere at first.
+
+    So nothing flows back from it into the trunk before it has learned something itself.
+    """
+
+    def __init__(self, policy: nn.Module) -> None:
+        """Fit the width and the device of a policy."""
+        inner = unwrapped(policy)
+        super().__init__(inner.config.get_text_config().hidden_size, 1, device=inner.device)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Values (N,) of hidden states (N, d), in fp32 whatever the precision."""
+        with torch.autocast(states.device.type, enabled=False):
+            return super().forward(states.float())[..., 0]
+
+
+def _load(kind: AutoClass, folder: Path, *, new_head: bool = False, **options: int) -> PreTrainedModel:
+    """Load a model whose every weight comes from the folder, but those of a new scalar head."""
+    try:
+        with _quiet():  # what does not fit is told below, by name
+            model, misfits = load_with_misfits(
+                kind, folder, dtype=torch.float32, ignore_mismatched_sizes=True, **options
+            )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{folder} holds no model that can be used here ({reason}): choose another base model"
+        ) from None
+    assert isinstance(model, PreTrainedModel)
+    if new_head:
+        score_head(model)
+        misfits = _but_for_head(misfits, f"{model.base_model_prefix}.")
+    refuse_misfits(misfits, str(folder))
+    return model
+
+
+def _but_for_head(misfits: Misfits, backbone: str) -> Misfits:
+    """Leave out the new scalar head, and the head that was in its place."""
+    return Misfits(
+        [key for key in misfits.missing if not key.startswith("score.")],
+        [key for key in misfits.unexpected if key.startswith(backbone)],
+        [each for each in misfits.mismatched if not each[0].startswith("score.")],
+    )
+
+
+def _on_device(model: PreTrainedModel, params: Params, trainable: bool) -> PreTrainedModel:
+    nn.Module.to(model, device_of(params))
+    model.train(False).requires_grad_(trainable)
+    check_sound(model, context_length(model), f"models of type {model.config.model_type}")
+    pack_if_exact(model)
+    if trainable and params.runtime.gradient_checkpointing:
+        _checkpoint_layers(model)
+    if trainable and params.runtime.compile:
+        compile_layers(model)
+    return model
+
+
+def _checkpoint_layers(model: PreTrainedModel) -> None:
+    """Have layers compute their activations again for the gradient."""
+    if not model.supports_gradient_checkpointing:
+        raise InputError(
+            f"models of type {model.config.model_type} cannot compute activations again: "
+            "set runtime.gradient_checkpointing to false in params.yaml"
+        )
+    model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+    recompute_layers(model)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Print no table of what does not fit: that is told in a sentence, and a new head is new by intent."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)

@@ -1,0 +1,134 @@
+"""Sampling by transformers' continuous batching: its scheduler and paged cache in the place of our own loop.
+
+What our loop promises of an answer does not all hold here: see `generate`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
+from transformers.generation.continuous_batching import ContinuousBatchingManager
+from transformers.generation.continuous_batching.requests import GenerationOutput
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from tasks.common.errors import InputError
+from tasks.data.encoding.tokens import Encoded
+from tasks.learning.models.forward import is_packed, layers_as_written, unwrapped
+from tasks.learning.sampling.sampler import Response, check_context, stop_tokens
+
+PAGE = 32  # tokens of one sequence that lie together in the cache
+PROMPT_TOKENS = 256  # read in one forward pass, beside a token of every answer under way
+ATTENTION = "sdpa"  # in the place of ours, which continuous batching does not know
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    slots: int,
+    numbers: Sequence[int] | None = None,
+    on_progress: Callable[[int], object] | None = None,
+) -> list[Response]:
+    """Answer prompts by sampling, a pure function of its arguments: those of `rollouts.generate`, which see.
+
+    All answers draw on one stream of random numbers, so unlike there an answer depends on the company it is in: on
+    `slots`, and on which `numbers` are answered here. Log-probabilities are given, entropies are not.
+
+    Raises:
+        InputError: a prompt and its response do not fit the model's context, or the model cannot be served.
+    """
+    check_context(model, prompts, max_new_tokens)
+    wanted = range(len(prompts)) if numbers is None else sorted(numbers)
+    if not wanted:
+        return []
+    asked, body = [list(prompts[number]) for number in wanted], unwrapped(model)
+    drawing = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=temperature > 0,
+        temperature=temperature or None,
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=stop_tokens(model, tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    # Everything that is otherwise found out from the memory that happens to be free, which would change the batches.
+    pages = -(-(max(map(len, asked)) + max_new_tokens) // PAGE)
+    batching = ContinuousBatchingConfig(
+        page_size=PAGE,
+        num_blocks=slots * pages,
+        max_batch_tokens=slots + PROMPT_TOKENS,
+        max_requests_per_batch=slots,
+        max_blocks_per_request=0,
+        use_async_batching=False,
+        use_cuda_graph=False,
+        auto_switch_to_flash=False,
+        return_logprobs=True,
+        seed=seed + wanted[0],  # several processes answer other prompts, by other numbers
+    )
+    with _prepared(body):
+        found = _answers(_manager(body, drawing, batching), asked, max_new_tokens, on_progress)
+    return [
+        Response(Encoded(prompt, answer.generated_tokens), torch.tensor(answer.logprobs, device=body.device), None)
+        for prompt, answer in zip(asked, found, strict=True)
+    ]
+
+
+@contextmanager
+def _prepared(body: PreTrainedModel) -> Iterator[None]:
+    """Give the model an attention that continuous batching knows; leave it, and torch's random state, as they were."""
+    before = body.config._attn_implementation
+    devices = [body.device] if body.device.type == "cuda" else []
+    with layers_as_written(body), torch.random.fork_rng(devices):
+        if is_packed(body):
+            body.set_attn_implementation(ATTENTION)
+        try:
+            yield
+        finally:
+            body.set_attn_implementation(before)
+
+
+def _manager(
+    body: PreTrainedModel, drawing: GenerationConfig, batching: ContinuousBatchingConfig
+) -> ContinuousBatchingManager:
+    manager: ContinuousBatchingManager
+    try:
+        manager = body.init_continuous_batching(drawing, batching)  # type: ignore[operator]
+    except ValueError as error:  # the family's attention is not one that it knows
+        raise _failure(error) from None
+    return manager
+
+
+def _failure(reason: object) -> InputError:
+    return InputError(f"transformers' continuous batching failed ({reason}): set ppo.engine to slots")
+
+
+def _answers(
+    manager: ContinuousBatchingManager,
+    asked: list[list[int]],
+    max_new_tokens: int,
+    on_progress: Callable[[int], object] | None,
+) -> list[GenerationOutput]:
+    """Run the manager, whose work is done by a thread of its own, until all that was asked is answered."""
+    # Queued before the thread starts: which prompts share its first batch must not hang on which thread is quicker.
+    names = manager.add_requests(asked, max_new_tokens=max_new_tokens)
+    found: dict[str, GenerationOutput] = {}
+    manager.start()
+    try:
+        while len(found) < len(names):
+            answer = manager.get_result(timeout=1)
+            if answer is None and manager.is_running():
+                continue
+            if answer is None or answer.error is not None:
+                raise _failure("its thread ended" if answer is None else answer.error)
+            found[answer.request_id] = answer
+            if on_progress is not None:
+                on_progress(1)
+    finally:
+        manager.stop(hard_stop=len(found) < len(names))
+        manager.destroy()
+    return [found[name] for name in names]

@@ -1,0 +1,65 @@
+"""The rollout engines: who answers PPO's prompts."""
+
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Literal, Protocol
+
+from torch import nn
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from tasks.learning import processes
+from tasks.learning.models.forward import unwrapped
+from tasks.learning.sampling import continuous_batching, sampler
+from tasks.learning.sampling.sampler import Response
+from tasks.learning.sharding import together
+
+
+class Engine(Protocol):
+    """Answers prompts by sampling at a temperature and nothing else, up to the first of the model's stop tokens.
+
+    A pure function of its arguments, which are described at `rollouts.generate`: the model is as it was afterwards, and
+    so is torch's random state. The log-probabilities it gives are of the distribution it sampled from.
+    """
+
+    def __call__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        slots: int,
+        numbers: Sequence[int] | None = None,
+        on_progress: Callable[[int], object] | None = None,
+    ) -> list[Response]:
+        """Answer some of the prompts, in their order."""
+
+
+def engine_of(name: Literal["slots", "continuous"]) -> Engine:
+    """The engine that the setting ppo.engine names."""
+    match name:
+        case "slots":
+            return sampler.generate
+        case "continuous":
+            return continuous_batching.generate
+
+
+def answer_in_shares(
+    ask: Callable[..., list[Response]], policy: nn.Module, prompts: Sequence[Sequence[int]]
+) -> list[Response]:
+    """Have every process of the run answer its share of the prompts, and give all of them all responses, in order.
+
+    Not to be called under autocast, which would cast every weight anew for every token.
+
+    Args:
+        ask: an engine to which all has been said but the `numbers` of the prompts to answer.
+        policy: whom it asks; its weights are whole, or in shards.
+        prompts: all that are asked.
+    """
+    mine = sorted(processes.share(range(len(prompts)), [len(prompt) for prompt in prompts]))
+    with together(policy):
+        responses = ask(numbers=mine)
+    numbered = processes.gathered(list(zip(mine, responses, strict=True)), unwrapped(policy).device)
+    return [response for _, response in sorted(numbered, key=itemgetter(0))]

@@ -1,0 +1,114 @@
+"""Keys and values of many sequences at once, each in a slot of its own that another sequence takes when it is done.
+
+Nothing is padded: slots are as long as their sequences, prompts are read packed, and a forward pass adds one token to
+every slot where it lies, without copying what is there.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from tasks.learning.batches import Packing
+from tasks.learning.models.attention import SlotView
+
+SLOTS_IN_A_BLOCK = 8
+
+
+class Slots(Cache):
+    """The cache that a model's attention layers write to and read from; it knows nothing of tokens."""
+
+    def __init__(self, count: int, width: int, device: torch.device) -> None:
+        """Make room for `count` sequences of at most `width` tokens; layers take theirs when they first come by."""
+        super().__init__(layers=[])
+        self.lengths = torch.zeros(count, dtype=torch.long, device=device)  # (R,) tokens in each slot
+        self._width, self._filled = width, 0
+        self._keys: list[Tensor] = []  # (R, K, width, D) each, one a layer
+        self._values: list[Tensor] = []
+        self._places: Tensor | None = None  # of a prompt's tokens in the packed row, while prompts are read
+        self._taken = torch.empty(0, dtype=torch.long, device=device)  # the slots that those prompts go to
+
+    def read_prompts(self, model: nn.Module, packing: Packing, lengths: Tensor, slots: Tensor) -> Tensor:
+        """Read prompts into some slots, in the place of what lay there; returns the logits behind each prompt, (n, V).
+
+        Args:
+            model: reads packed rows.
+            packing: of the n prompts.
+            lengths: (n,) of the prompts, in tokens.
+            slots: (n,) where they go.
+        """
+        self.lengths[slots] = lengths
+        self._places, self._taken = packing.places, slots
+        ends = packing.places.gather(1, lengths[:, None] - 1)[:, 0]
+        logits: Tensor = model(
+            input_ids=packing.input_ids,
+            position_ids=packing.position_ids,
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=slots.device),
+            past_key_values=self,
+            use_cache=True,
+            logits_to_keep=ends,
+            trees=packing.trees,
+        ).logits[0]
+        self._places = None
+        return logits
+
+    def read_tokens(self, model: nn.Module, tokens: Tensor) -> Tensor:
+        """Read one more token (R,) into every slot; returns the logits behind it, (R, V)."""
+        view = self._view()
+        self._filled = max(width for _, _, width in view.blocks)
+        logits: Tensor = model(
+            input_ids=tokens[:, None],
+            position_ids=self.lengths[:, None],
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tokens.device),
+            past_key_values=self,
+            use_cache=True,
+            logits_to_keep=1,
+            slots=view,
+        ).logits[:, -1]
+        # A sequence that is done, and waits for another to take its slot, may stand at the end of it.
+        self.lengths = (self.lengths + 1).clamp(max=self._width - 1)
+        return logits
+
+    def keep(self, slots: Tensor) -> None:
+        """Give up all slots but some, (n,)."""
+        self.lengths = self.lengths[slots]
+        self._keys, self._values = ([layer[slots] for layer in each] for each in (self._keys, self._values))
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> tuple[Tensor, Tensor]:
+        """Store a layer's new keys and values, and give those it is to attend to: transformers calls this."""
+        if layer_idx == len(self._keys):
+            self._keys.append(self._room(key_states))
+            self._values.append(self._room(value_states))
+        keys, values = self._keys[layer_idx], self._values[layer_idx]
+        if self._places is not None:
+            width = self._places.shape[1]
+            keys[self._taken, :, :width] = key_states[0][:, self._places].transpose(0, 1)
+            values[self._taken, :, :width] = value_states[0][:, self._places].transpose(0, 1)
+            return key_states, value_states
+        slots = torch.arange(len(keys), device=keys.device)
+        keys[slots, :, self.lengths], values[slots, :, self.lengths] = key_states[:, :, 0], value_states[:, :, 0]
+        return keys[:, :, : self._filled], values[:, :, : self._filled]
+
+    def _view(self) -> SlotView:
+        # An accelerator would rather have one large call.
+        size = SLOTS_IN_A_BLOCK if self.lengths.device.type == "cpu" else len(self.lengths)
+        lengths = self.lengths.tolist()
+        starts = range(0, len(lengths), size)
+        blocks = [(start, start + size, max(lengths[start : start + size]) + 1) for start in starts]
+        return SlotView(self.lengths, blocks)
+
+    def _room(self, states: Tensor) -> Tensor:
+        """Zeros, not empty memory: what is masked is still multiplied, and memory may hold NaN."""
+        return states.new_zeros(len(self.lengths), states.shape[1], self._width, states.shape[3])
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Say how many tokens came before: no one number, but models are given every token's position and mask."""
+        return 0

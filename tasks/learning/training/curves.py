@@ -1,0 +1,80 @@
+"""What a trainer says of its steps: a row a step to MLflow, to a progress bar and, at the end, to a file."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from tasks.common.files import CURVES, METRICS, MODELS, write_csv, write_json
+from tasks.common.progress import Bar
+from tasks.learning import processes
+from tasks.learning.models.loading import save_model
+from tasks.learning.training.checkpoints import CurveRow
+
+
+class Log(Protocol):
+    """Where the metrics of steps go besides the curve's file."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Note the metrics of a step."""
+
+
+class Run(Log, Protocol):
+    """Where all figures of a trainer go besides its files; a run in MLflow is one."""
+
+    def summary(self, metrics: Mapping[str, Any]) -> None:
+        """Note the final figures."""
+
+    def model(self, folder: Path) -> None:
+        """Note the model that was written."""
+
+
+class Curve:
+    """The metrics of every step so far."""
+
+    def __init__(self, stage: str, steps: int, log: Log, rows: Iterable[CurveRow] = ()) -> None:
+        """Begin with the rows of a restored checkpoint, so that the file and the run hold the whole curve."""
+        self.rows = list(rows)
+        self._log = log
+        for row in self.rows:
+            self._send(row)
+        self._bar = Bar(stage, steps, "step", done=len(self.rows))
+
+    def add(self, step: int, metrics: Mapping[str, float], *shown: str) -> None:
+        """Add the row of a step; the metrics called `shown` stand beside the bar."""
+        self.rows.append({"step": step, **metrics})
+        self._send(self.rows[-1])
+        self._bar.set_postfix({name: f"{metrics[name]:.4g}" for name in shown}, refresh=False)
+        self._bar.update()
+
+    def write(self, path: Path) -> None:
+        """Close the bar and write the rows as CSV; the same rows give the same bytes."""
+        self._bar.close()
+        write_csv(path, list(self.rows[0]), self.rows)
+
+    def _send(self, row: CurveRow) -> None:
+        self._log.log(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
+
+
+def publish(
+    stage: str,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    metrics: Mapping[str, Any],
+    curve: Curve,
+    run: Run,
+) -> None:
+    """Write what a trainer leaves: models/<stage>, curves/<stage>.csv and metrics/<stage>.json; and tell the run.
+
+    Of several processes that trained together the first does it.
+    """
+    if not processes.is_first():
+        return
+    save_model(model, tokenizer, MODELS / stage)
+    curve.write(CURVES / f"{stage}.csv")
+    write_json(METRICS / f"{stage}.json", metrics)
+    run.summary(metrics)
+    run.model(MODELS / stage)

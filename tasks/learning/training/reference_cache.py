@@ -1,0 +1,171 @@
+"""What a reference says of preference pairs, computed once and kept by all that its bits follow from.
+
+A run that is begun again, is resumed from a checkpoint, or has other settings of the loss finds the log-probabilities
+in `.trueline/references`: those very bits that it would compute, so it ends with the same bytes.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from array import array
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.torch import save, save_file
+from torch import nn
+
+from tasks.common.files import STATE, hash_files, replacing
+from tasks.common.full_disk import writing
+from tasks.common.progress import Bar
+from tasks.data.encoding.tokens import EncodedPair
+from tasks.learning import processes
+from tasks.learning.batches import Batch, collate_pairs
+from tasks.learning.maths.losses import PairValues
+from tasks.learning.models.forward import unwrapped
+from tasks.learning.models.outputs import completion_log_probs
+from tasks.learning.sharding import together
+
+FOLDER = STATE / "references"
+KEPT = 8  # entries of two numbers a pair; a run has two, of its training and of its held-out pairs
+Autocast = Callable[[], AbstractContextManager[None]]
+
+logger = logging.getLogger(__name__)
+
+
+def pair_logps(policy: nn.Module, batch: Batch) -> PairValues:
+    """Log-probability of every completion of a pair batch, summed over its tokens, in fp32."""
+    return PairValues(*completion_log_probs(policy, batch).sum(dim=1).chunk(2))
+
+
+@torch.no_grad()
+def all_logps(
+    policy: nn.Module,
+    pairs: Sequence[EncodedPair],
+    groups: Sequence[Sequence[int]],
+    autocast: Autocast = nullcontext,
+    *,
+    title: str,
+) -> PairValues:
+    """Log-probabilities of the completions of all N pairs, (N,) fp32 each.
+
+    Args:
+        policy: the model that is asked.
+        pairs: what it is asked of.
+        groups: the pairs that this process reads, by index, those of each forward pass; all processes together read
+            every pair once.
+        autocast: gives the precision of the forward passes.
+        title: names the progress bar.
+    """
+    device = unwrapped(policy).device
+    chosen, rejected = torch.zeros(len(pairs), device=device), torch.zeros(len(pairs), device=device)
+    with Bar(title, len(pairs), "pair") as bar, together(policy):
+        for indices in groups:
+            with autocast():
+                logps = pair_logps(policy, collate_pairs([pairs[index] for index in indices], device))
+            chosen[indices], rejected[indices] = logps
+            bar.update(len(indices))
+    processes.add_up(chosen, rejected)
+    return PairValues(chosen, rejected)
+
+
+class References:
+    """What the model of a folder says of pairs."""
+
+    def __init__(self, folder: Path, *, are_compiled: bool = False) -> None:
+        """Ask the model of a folder, whose layers torch has compiled or not."""
+        self._folder, self._are_compiled = folder, are_compiled
+
+    def logps(
+        self,
+        policy: nn.Module,
+        pairs: Sequence[EncodedPair],
+        groups: Sequence[Sequence[int]],
+        autocast: Autocast = nullcontext,
+    ) -> PairValues:
+        """Find what `all_logps` gives of the reference, or compute and keep it; the first process finds it for all.
+
+        Args:
+            policy: still the model of the folder; adapters that have learned nothing add exactly 0.
+            pairs: as in `all_logps`.
+            groups: as in `all_logps`.
+            autocast: as in `all_logps`.
+        """
+        device = unwrapped(policy).device
+        digests = processes.gathered([_digest(pairs, groups)])
+        key = self._key(device, digests, autocast) if processes.is_first() else ""
+        file = FOLDER / f"{key}.safetensors"
+        found = processes.gathered(_read(file, key) if processes.is_first() else [])
+        if found:
+            return PairValues(*(values.to(device) for values in found[0]))
+        values = all_logps(policy, pairs, groups, autocast, title="dpo: reference")
+        if processes.is_first():
+            _write(file, key, values)
+        return values
+
+    @cached_property
+    def _hash(self) -> str:
+        return hash_files(self._folder)
+
+    def _key(self, device: torch.device, digests: Sequence[str], autocast: Autocast) -> str:
+        """Hash all that the bits follow from: model, pairs, the passes they are read in, code and arithmetic."""
+        on_cuda = device.type == "cuda"
+        with autocast():
+            is_cast, cast_to = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+        follow_from = {
+            "model": self._hash,
+            "pairs": digests,  # a process each, in the passes it reads them in
+            "code": [hash_files(file) for file in sorted(Path(__file__).parents[1].rglob("*.py"))],
+            "libraries": [torch.__version__, transformers.__version__],
+            "device": torch.cuda.get_device_name(device) if on_cuda else torch.backends.cpu.get_cpu_capability(),
+            "precision": str(cast_to) if is_cast else "fp32",
+            "compiled": self._are_compiled,
+            "threads": torch.get_num_threads(),
+        }
+        return hashlib.sha256(json.dumps(follow_from).encode()).hexdigest()
+
+
+def _digest(pairs: Sequence[EncodedPair], groups: Sequence[Sequence[int]]) -> str:
+    """Hash the token ids of groups of pairs; lengths stand before what they count, so no two contents read alike."""
+    digest = hashlib.sha256()
+    for indices in groups:
+        digest.update(array("q", [len(indices), *indices]))
+        for row in (row for index in indices for row in pairs[index]):
+            digest.update(array("q", [len(row.prompt), len(row.completion), *row.prompt, *row.completion]))
+    return digest.hexdigest()
+
+
+def _read(file: Path, key: str) -> list[PairValues]:
+    """Give the values of an entry, or nothing where there is none or it is damaged."""
+    if not file.exists():
+        return []
+    try:
+        with safe_open(file, "pt") as entry:
+            values = PairValues(*(entry.get_tensor(name) for name in PairValues._fields))
+            is_whole = entry.metadata() == {"seal": _seal(key, values)}
+    except Exception:  # a damaged archive raises whatever its first broken byte leads to
+        is_whole = False
+    if not is_whole:
+        logger.warning("%s is damaged: computed again", file)
+        return []
+    file.touch()  # the entries that go are those not used for longest
+    return [values]
+
+
+def _write(file: Path, key: str, values: PairValues) -> None:
+    """Keep an entry, and of the others the newest; what killed runs left half written goes with the old ones."""
+    content = PairValues(*(each.cpu() for each in values))
+    with replacing(file) as draft, writing(file):
+        save_file(content._asdict(), draft, metadata={"seal": _seal(key, content)})
+    for old in sorted(FOLDER.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def _seal(key: str, values: PairValues) -> str:
+    """Hash an entry's key and tensors, by which a damaged entry is known."""
+    return hashlib.sha256(key.encode() + save(values._asdict())).hexdigest()

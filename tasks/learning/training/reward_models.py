@@ -1,0 +1,210 @@
+"""Reward models: learned from pairs, measured on others, and put on a standard scale."""
+
+import statistics
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tasks.common.files import MODELS, VALIDATED
+from tasks.common.progress import along
+from tasks.data.encoding.encoded import EncodedRows, encoded_demonstrations, encoded_preferences
+from tasks.data.encoding.tokens import EncodedPair, load_tokenizer
+from tasks.data.records import Preference, Record, Split, read_records
+from tasks.data.splits import root_id
+from tasks.learning.batches import Batch, collate_pairs, micro_batches, pair_batches, row_batches
+from tasks.learning.maths.calibration import ScoredPair, accuracy_by, reward_figures
+from tasks.learning.maths.losses import PairValues, reward_loss
+from tasks.learning.models.forward import unwrapped
+from tasks.learning.models.loading import (
+    context_length,
+    merged,
+    new_reward_model,
+    normalise_scores,
+    set_up,
+    with_adapters,
+)
+from tasks.learning.models.outputs import completion_scores
+from tasks.learning.sharding import assembled
+from tasks.learning.training.curves import Run, publish
+from tasks.learning.training.supervised import Fit, require_rows
+from tasks.settings.fingerprint import Origin, content_origin
+from tasks.settings.params import Params, Reward
+
+SFT = MODELS / "sft"
+DEMONSTRATIONS, PREFERENCES = VALIDATED / "demonstrations.jsonl", VALIDATED / "preferences.jsonl"
+INPUTS = [PREFERENCES, DEMONSTRATIONS]
+
+
+class Judged(NamedTuple):
+    """Where a pair comes from: what the model knows of some it may not know of others."""
+
+    conversation: str  # whose pairs are not independent
+    source: str
+    choices: list[tuple[str, bool]]  # who chose, and whether it was the answer that the record has as chosen
+
+
+def fit_reward_model(
+    stage: str,
+    params: Params,
+    settings: Reward,
+    *,
+    learned_from: Split,
+    watched: Split,
+    origin: Origin | None,
+    tracked: AbstractContextManager[Run],
+) -> None:
+    """Train the SFT model with a scalar head on the pairs of a split, and write what the stage writes.
+
+    Args:
+        stage: names the outputs.
+        params: seed, runtime and adapters.
+        settings: of the training.
+        learned_from: the split that is trained on.
+        watched: the split whose loss is measured before and after; the other figures are of the test split.
+        origin: what the stage's result follows from; None where DVC does not know it.
+        tracked: gives the run, and ends it; entered when the input has been checked.
+
+    Raises:
+        InputError: a split is empty, a row does not fit the model, or training no longer gives numbers.
+    """
+    device, tokens = set_up(params), params.runtime.tokens_per_pass
+    tokenizer = load_tokenizer(SFT)
+    model = with_adapters(new_reward_model(SFT, params), params.lora)
+    context = context_length(model)
+
+    def pairs_of(split: Split) -> EncodedRows[EncodedPair]:
+        return require_rows(encoded_preferences(VALIDATED, split, tokenizer, context), PREFERENCES, split)
+
+    pairs = pairs_of(learned_from)
+    held_out, test = pair_batches(pairs_of(watched), tokens, device), pairs_of("test")
+    judged = judgements("test")
+    demonstrations = encoded_demonstrations(VALIDATED, "validation", tokenizer, context)
+    answers = require_rows(demonstrations, DEMONSTRATIONS, "validation")
+    origin = origin or content_origin(stage, params, [*INPUTS, SFT])
+    with tracked as run:
+        lengths = (2 * pairs.lengths).tolist()
+        fit = Fit(stage, origin, model, lengths, params=params, settings=settings, run=run)
+        before = held_out_loss(model, held_out, settings, f"{stage}: held-out pairs before")
+        train(fit, model, pairs, settings)
+        model = merged(assembled(model))
+        after = held_out_loss(model, held_out, settings, f"{stage}: held-out pairs after")
+        raw = scored_pairs(model, test, tokens, f"{stage}: test pairs")  # raw scores: their margins are the log-odds
+        scored = [pair._replace(prompt=each.conversation) for pair, each in zip(raw, judged, strict=True)]
+        fit.check({"held-out loss": after, "held-out margin": statistics.fmean(pair.margin for pair in scored)})
+        normalisation = standardise(model, row_batches(answers, tokens, device))
+        metrics = {
+            "pairs": len(pairs),
+            "tokens": int(pairs.counts[:, 1:].sum()),
+            **fit.summary(),
+            watched: {"loss": {"before": before, "after": after}},
+            **reward_figures(scored),
+            **accuracies(scored, judged),
+            "normalisation": normalisation,
+        }
+        publish(stage, model, tokenizer, metrics=metrics, curve=fit.curve, run=run)
+    fit.finish()
+
+
+def train(fit: Fit, model: nn.Module, pairs: Sequence[EncodedPair], settings: Reward) -> None:
+    """Minimise the Bradley-Terry loss, averaged over the pairs of a step."""
+    for step, items, groups in fit.steps():
+        pair_count = len(items)
+        with fit.attempt(step):
+            for indices in groups:
+                batch = collate_pairs([pairs[index] for index in indices], unwrapped(model).device)
+                with fit.autocast():
+                    scores = pair_scores(model, batch)
+                fit.backward(
+                    {
+                        "loss": loss_of(scores, pair_count, settings),
+                        "accuracy": (scores.margins > 0).sum() / pair_count,
+                        "margin": scores.margins.sum() / pair_count,
+                    }
+                )
+
+
+def pair_scores(model: nn.Module, batch: Batch) -> PairValues:
+    """Score both answers of every pair of a batch, in fp32."""
+    return PairValues(*completion_scores(model, batch).chunk(2))
+
+
+def loss_of(scores: PairValues, pair_count: int, settings: Reward) -> Tensor:
+    """The loss of scored pairs with the terms of the settings, as their part of the mean over `pair_count` pairs."""
+    return reward_loss(
+        scores,
+        pair_count,
+        margin=settings.margin,
+        centering=settings.centering,
+        label_smoothing=settings.label_smoothing,
+    )
+
+
+@torch.no_grad()
+def held_out_loss(model: nn.Module, batches: Sequence[Batch], settings: Reward, title: str) -> float:
+    """Mean loss over the pairs of some batches, in fp32; `title` names the progress bar."""
+    total, pair_count = 0.0, 0
+    for batch in along(batches, title, "batch"):
+        scores = pair_scores(model, batch)
+        total += loss_of(scores, 1, settings).item()
+        pair_count += len(scores.chosen)
+    return total / pair_count
+
+
+@torch.no_grad()
+def scored_pairs(model: nn.Module, pairs: EncodedRows[EncodedPair], tokens: int, title: str) -> list[ScoredPair]:
+    """Score every pair, in fp32 and in passes of at most `tokens` tokens; the scores are in the order of the pairs.
+
+    `title` names the progress bar.
+    """
+    scored: dict[int, ScoredPair] = {}
+    passes = list(micro_batches(range(len(pairs)), (2 * pairs.lengths).tolist(), tokens))
+    for indices in along(passes, title, "batch"):
+        batch = collate_pairs([pairs[index] for index in indices], unwrapped(model).device)
+        lengths = batch.completion_mask.sum(dim=1).chunk(2)
+        columns = [values.tolist() for values in (*pair_scores(model, batch), *lengths)]
+        scored |= zip(indices, map(ScoredPair, *columns), strict=True)
+    return [scored[index] for index in range(len(pairs))]
+
+
+def judgements(split: Split) -> list[Judged]:
+    """Say of every pair of a split where it comes from and who chose which answer, in the order of the pairs."""
+    return [_judged(record) for record in read_records(VALIDATED, "preferences", split)]
+
+
+def _judged(record: Record) -> Judged:
+    assert isinstance(record, Preference)
+    alone = [] if record.annotator is None else [(record.annotator, True)]
+    voted = [
+        (vote["annotator"], vote["choice"] == "chosen")
+        for vote in record.votes or []
+        if vote["counted"] and vote["choice"] != "tie"
+    ]
+    return Judged(root_id(record.prompt), record.source, alone + voted)
+
+
+def accuracies(scored: Sequence[ScoredPair], judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
+    """Accuracy by source, and by annotator on that annotator's own votes, whatever most others chose."""
+    by_source: dict[str, list[ScoredPair]] = {}
+    by_annotator: dict[str, list[ScoredPair]] = {}
+    for pair, origin in zip(scored, judged, strict=True):
+        by_source.setdefault(origin.source, []).append(pair)
+        for annotator, agrees in origin.choices:
+            by_annotator.setdefault(annotator, []).append(pair if agrees else pair.swapped)
+    return {"accuracy_by_source": accuracy_by(by_source), "accuracy_by_annotator": accuracy_by(by_annotator)}
+
+
+@torch.no_grad()
+def standardise(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
+    """Shift and scale the model's scores so that the demonstrated answers have mean 0 and deviation 1.
+
+    The bias is that of Huang et al. 2024: minus the mean score of the answers that SFT learned. The gain makes the KL
+    coefficient of a later stage mean the same for every reward model. Both lie in the model's config.
+    """
+    scores = [score for batch in batches for score in completion_scores(model, batch).tolist()]
+    deviation = statistics.pstdev(scores)
+    normalisation = {"bias": -statistics.fmean(scores), "gain": 1 / deviation if deviation > 0 else 1.0}
+    normalise_scores(model, **normalisation)
+    return normalisation

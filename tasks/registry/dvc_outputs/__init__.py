@@ -1,0 +1,1 @@
+"""What DVC records and holds of each stage."""

@@ -1,0 +1,172 @@
+"""Holding files against the record before anybody uses them: a stage, a person who talks to a model, the registry.
+
+DVC knows a file in the working folder by its size and time, and one that it took from its cache by the name that it had
+there. Here the bytes are read, once, where they enter or leave. A damaged file is replaced from a place that has it
+whole; where none has, it is told of, and DVC is made to look at it anew, so that the next run makes it again.
+"""
+
+import logging
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.common.files import replacing
+from tasks.registry.dvc_outputs.cache import (
+    DAMAGED,
+    DamagedError,
+    Files,
+    NotCachedError,
+    hashed,
+    is_whole,
+    listed,
+    named,
+    object_path,
+    secure,
+)
+from tasks.registry.dvc_outputs.stages import (
+    in_repository,
+    load_stage,
+    lock_entry,
+    recorded_outputs,
+    repository,
+    stage_name,
+)
+
+if TYPE_CHECKING:
+    from dvc.output import Output
+    from dvc.repo import Repo
+
+logger = logging.getLogger(__name__)
+
+
+def check_inputs(stage: str) -> None:
+    """Hash what a stage is about to read, and mend what is not what DVC takes it for.
+
+    Raises:
+        InputError: dvc.yaml has no such stage.
+        DamagedError: a file is damaged, and no place has it whole.
+    """
+    from dvc.dependency import ParamsDependency
+
+    if not in_repository():
+        return
+    with repository() as repo:
+        for dependency in load_stage(repo, stage).deps:
+            if not isinstance(dependency, ParamsDependency) and dependency.exists:
+                _check(repo, dependency)
+
+
+def check_outputs(stage: str, only: Path | None = None) -> None:
+    """Do the same with what a stage has written, or one path of it, as where DVC's cache has given it back.
+
+    Raises:
+        InputError: dvc.yaml has no such stage.
+        DamagedError: a file is damaged, and no place has it whole.
+    """
+    if not in_repository() or lock_entry(stage) is None:
+        return
+    with repository() as repo:
+        for output in load_stage(repo, stage).outs:
+            if output.exists and only in (None, Path(output.def_path)):
+                _check(repo, output)
+
+
+def check_folder(folder: Path, md5: str) -> None:
+    """Hash a folder that was written from DVC's cache.
+
+    Raises:
+        DamagedError: it does not have the hash that it had there.
+    """
+    with repository() as repo:
+        found = hashed(folder)
+        if found.md5 != md5:
+            changed = _differing(listed(repo, md5), found.files) if is_whole(repo, md5) else []
+            raise DamagedError(f"{named(str(folder), changed)} is damaged ({_said(md5, found.md5)})")
+
+
+def restore_outputs(stage: str) -> None:
+    """Bring a stage's outputs back from DVC's cache, as dvc.lock has them, from inside the failing stage.
+
+    DVC deletes outputs before it runs a stage; outside a DVC run it has deleted none, and only what is missing
+    is brought back. The running DVC holds the stage's lock, so the outputs are checked out one by one without it.
+    Nothing happens outside a repository or where the stage has never run; what the cache lacks is left alone.
+    What came back is hashed last of all, since whoever ends the stage may not wait; first only what DVC would delete.
+    """
+    if not in_repository() or lock_entry(stage) is None:
+        return
+    runs_in_dvc = os.environ.get("DVC_STAGE") == stage_name(stage)
+    restored: list[Output] = []
+    with repository() as repo:
+        for output in load_stage(repo, stage).outs:
+            if not output.hash_info or not (runs_in_dvc or not output.exists):
+                continue
+            try:
+                secure(repo, str(output.hash_info.value), output.def_path, lambda files: _unprotected(repo, files))
+                output.checkout(force=True)
+                restored.append(output)
+            except NotCachedError:
+                logger.warning("%s is not in DVC's cache and cannot be brought back: run dvc pull", output.def_path)
+            except DamagedError as error:
+                logger.warning("%s", error)
+        for output in restored:
+            try:
+                _check(repo, output)
+            except DamagedError as error:
+                logger.warning("%s", error)
+
+
+def _check(repo: "Repo", output: "Output") -> None:
+    """Hash a dependency or output in the working folder, and mend it."""
+    if output.hash_name != "md5":  # of text with other line ends, as old .dvc files have it
+        return
+    path, believed = Path(output.def_path), str(output.get_hash().value)
+    found = hashed(path, output.dvcignore)
+    if found.md5 == believed:
+        return
+    changed: list[str] = []
+
+    def choose(known: Files) -> Files:
+        changed.extend(_differing(known, found.files))
+        return {name: known[name] for name in changed if name in known}
+
+    try:
+        known = secure(repo, believed, str(path), choose)
+        for name in changed:
+            _keep_aside(path / name, found.files.get(name))
+            if name in known:
+                with replacing(path / name) as draft:
+                    shutil.copyfile(object_path(repo, known[name]), draft)
+    except (NotCachedError, DamagedError) as error:
+        for place in [path / name for name in changed or found.files]:
+            with suppress(OSError):
+                os.utime(place)  # DVC looks again at what has another time
+        told, is_made = named(str(path), changed), path.as_posix() in recorded_outputs()
+        by_hand = "bring it back from where it came, or run again to take it as it is"
+        cure = "run trueline run, which makes it again" if is_made else by_hand
+        raise DamagedError(f"{told} is damaged ({_said(believed, found.md5)}): {cure}") from error
+    logger.warning("%s was damaged, and is as the record says again", named(str(path), changed))
+
+
+def _keep_aside(place: Path, md5: str | None) -> None:
+    """Nothing is deleted, were it only that a tool has set a file's time back after it had changed it."""
+    if md5 and place.is_symlink():
+        place.unlink()  # to the cache, which has kept its own aside
+    elif md5:
+        DAMAGED.mkdir(parents=True, exist_ok=True)
+        shutil.move(place, DAMAGED / md5)
+
+
+def _unprotected(repo: "Repo", files: Files) -> Files:
+    """Choose the files that DVC would hash itself, and delete where they are damaged, or that it does not have."""
+    trusted = repo.cache.local.is_protected
+    return {name: oid for name, oid in files.items() if not trusted(str(object_path(repo, oid)))}
+
+
+def _differing(known: Files, found: Files) -> list[str]:
+    return sorted(name for name in {*known, *found} if known.get(name) != found.get(name))
+
+
+def _said(recorded: str, found: str) -> str:
+    return f"its md5 is {found}, on record is {recorded}"

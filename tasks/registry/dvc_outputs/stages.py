@@ -1,0 +1,277 @@
+"""What DVC knows of the stages: keys, hashes and order.
+
+Only this module and contents.py touch DVC's internals; their tests hold them to what is used here.
+Everything is resolved from the working folder, never from DVC_ROOT: inside `dvc exp run --temp` that names
+another checkout.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from tasks.common.errors import InputError
+from tasks.settings.fingerprint import Origin, flatten
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+    from dvc.stage import PipelineStage
+
+LOCK_FILE = Path("dvc.lock")
+PIPELINE_FILE = "dvc.yaml"
+ALIGNERS = ("dpo", "ppo")  # both run as the stage `align`
+
+logger = logging.getLogger(__name__)
+
+
+def stage_name(stage: str) -> str:
+    """Give the name of the DVC stage that runs `stage`: `align` for dpo and ppo, else the same."""
+    return "align" if stage in ALIGNERS else stage
+
+
+def in_repository() -> bool:
+    """Tell whether the working folder is the root of a DVC repository."""
+    return Path(".dvc").is_dir()
+
+
+def needs_git() -> bool:
+    """Tell whether DVC needs a git repository around this one: all do but those that say core.no_scm."""
+    from dvc.config import Config
+
+    return not Config(str(Path(".dvc")), validate=False).get("core", {}).get("no_scm", False)
+
+
+class Ingredients(NamedTuple):
+    """All that a stage's outputs follow from: its command, the hash of each dependency, its parameters by file."""
+
+    command: str
+    dependencies: dict[str, str]
+    params: dict[str, dict[str, Any]]
+
+    def key(self) -> str:
+        """Give the content key: sha256 over canonical JSON, 64 hexadecimal digits."""
+        content = {"cmd": self.command, "deps": self.dependencies, "params": self.params}
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def current_ingredients(stage: str) -> Ingredients | None:
+    """Hash what a stage is about to run on, as it lies in the working folder; None outside a DVC repository.
+
+    Raises:
+        InputError: dvc.yaml has no such stage, or a dependency or parameter does not exist.
+    """
+    if not in_repository():
+        return None
+    with repository() as repo:
+        return _hash_dependencies(load_stage(repo, stage))
+
+
+def locked_ingredients(stage: str) -> Ingredients | None:
+    """Read from dvc.lock what a stage last ran on; None where it has never run."""
+    entry = lock_entry(stage)
+    if entry is None:
+        return None
+    dependencies = {dependency["path"]: dependency["md5"] for dependency in entry.get("deps", [])}
+    return Ingredients(entry["cmd"], dependencies, entry.get("params", {}))
+
+
+def stage_origin(stage: str) -> Origin | None:
+    """Find out what a stage's result will follow from, its command apart; None outside a DVC repository.
+
+    Raises:
+        InputError: dvc.yaml has no such stage, or a dependency or parameter does not exist.
+    """
+    ingredients = current_ingredients(stage)
+    return Origin(flatten(ingredients.params), ingredients.dependencies) if ingredients else None
+
+
+def lock_key(stage: str) -> str | None:
+    """Recompute a stage's content key from dvc.lock; None where the stage has never run."""
+    ingredients = locked_ingredients(stage)
+    return ingredients.key() if ingredients else None
+
+
+def lock_entry(stage: str) -> dict[str, Any] | None:
+    """Read what dvc.lock holds of a stage (cmd, deps, params, outs), or None where the stage has never run.
+
+    Raises:
+        InputError: dvc.lock is damaged.
+    """
+    entries = _parse_lock(LOCK_FILE.read_text(encoding="utf-8")) if LOCK_FILE.exists() else {}
+    return entries.get(stage_name(stage))
+
+
+def output_hashes(stage: str) -> dict[str, str]:
+    """Give the hash of every output of a stage by its path, as dvc.lock has them; empty where it never ran."""
+    entry = lock_entry(stage) or {}
+    return {output["path"]: output["md5"] for output in entry.get("outs", [])}
+
+
+def recorded_outputs() -> dict[str, str]:
+    """Give the hash of every output of every stage in dvc.lock, by its path."""
+    entries = _parse_lock(LOCK_FILE.read_text(encoding="utf-8")) if LOCK_FILE.exists() else {}
+    return {output["path"]: output["md5"] for entry in entries.values() for output in entry.get("outs", [])}
+
+
+def output_hash(stage: str, path: Path) -> str | None:
+    """Give the hash of one output as dvc.lock has it (`<md5>.dir` for a folder), or None where it has none."""
+    return output_hashes(stage).get(path.as_posix())
+
+
+def current_hash(stage: str, path: Path) -> str | None:
+    """Hash an output of a stage as it lies in the working folder, as DVC will when the stage ends.
+
+    Returns:
+        The hash (`<md5>.dir` for a folder); None outside a repository, or where the stage has no such output.
+    """
+    if not in_repository():
+        return None
+    with repository() as repo:
+        for output in load_stage(repo, stage).outs:
+            if output.def_path == path.as_posix():
+                return str(output.get_hash().value)
+    return None
+
+
+def plan() -> list[str]:
+    """List the stages in the order in which `dvc repro` would run them all.
+
+    Raises:
+        InputError: the working folder is no DVC repository, or dvc.yaml is invalid.
+    """
+    from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+
+    with repository() as repo:
+        stages = collect_stages(repo, [PIPELINE_FILE])
+        return [stage.name for stage in plan_repro(get_active_graph(repo.index.graph), stages)]
+
+
+def stages_after(name: str) -> list[str]:
+    """List a stage and all that depend on what it writes, in the order of `plan`.
+
+    Raises:
+        InputError: the working folder is no DVC repository, or dvc.yaml is invalid or has no such stage.
+    """
+    order = plan()
+    with repository() as repo:
+        waiting, found = [load_stage(repo, name)], set[str]()
+        while waiting:
+            stage = waiting.pop()
+            found.add(stage.name)
+            waiting += repo.index.graph.predecessors(stage)  # an edge leads from a stage to what it depends on
+    return [stage for stage in order if stage in found]
+
+
+def changed_stages(names: list[str]) -> list[str]:
+    """Name those of the stages that `dvc status` calls changed: command, dependencies, parameters or outputs.
+
+    A file that is not there, as in a fresh clone, is no change: made again, it will have the same bytes.
+
+    Raises:
+        InputError: the working folder is no DVC repository, dvc.yaml has no such stage, or DVC is at work.
+    """
+    with repository() as repo:
+        status = repo.status(targets=names)
+    return [name for name in names if any(map(_is_change, status.get(name, [])))]
+
+
+def unfinished_stages() -> list[str]:
+    """Name the stages that a run has to do with, in the order of `plan`.
+
+    They are those that changed or lack an output, and all that depend on what these write. What DVC's cache holds of
+    them is not looked at.
+
+    Raises:
+        InputError: the working folder is no DVC repository, dvc.yaml is invalid, or DVC is at work.
+    """
+    from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+
+    with repository() as repo:
+        order = plan_repro(get_active_graph(repo.index.graph), collect_stages(repo, [PIPELINE_FILE]))
+        status, found = repo.status(targets=[stage.name for stage in order]), set[str]()
+        for stage in order:
+            leads_there = any(before.name in found for before in repo.index.graph.successors(stage))
+            if leads_there or status.get(stage.name):
+                found.add(stage.name)
+        return [stage.name for stage in order if stage.name in found]
+
+
+class Places(NamedTuple):
+    """Where DVC reads and writes, all absolute but the outputs."""
+
+    outputs: list[Path]  # of all stages, from the working folder
+    cache: Path  # wherever its settings say
+    own: Path  # what it notes down of this repository, outside it
+
+
+def places() -> Places:
+    """Tell where DVC puts outputs, contents and notes.
+
+    Raises:
+        InputError: the working folder is no DVC repository, or one that needs git and has none; dvc.yaml is invalid.
+    """
+    with repository() as repo:
+        outputs = [Path(output.def_path) for stage in repo.index.stages for output in stage.outs]
+        return Places(outputs, Path(repo.cache.local.path), Path(repo.site_cache_dir))
+
+
+def _is_change(entry: str | dict[str, dict[str, Any]]) -> bool:
+    if isinstance(entry, str):  # "changed command", "always changed"
+        return True
+    return any(state != "deleted" for paths in entry.values() for state in paths.values())
+
+
+@lru_cache(maxsize=1)  # YAML is slow, and a question to the registry reads the same text dozens of times
+def _parse_lock(text: str) -> dict[str, dict[str, Any]]:
+    try:
+        # YAML 1.2, as DVC writes it: in PyYAML's 1.1 its 5e-05 would be a text, and the key another.
+        entries = YAML(typ="safe", pure=True).load(text)["stages"]
+    except (YAMLError, TypeError, KeyError):
+        entries = None
+    if not isinstance(entries, dict):
+        raise InputError(f"{LOCK_FILE} is damaged: restore it from git, or delete it and run dvc repro")
+    return entries
+
+
+@contextmanager
+def repository() -> Iterator["Repo"]:
+    """Open the DVC repository in the working folder.
+
+    Raises:
+        InputError: there is none, or DVC fails, in its own words.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    if not in_repository():
+        raise InputError(f"{Path.cwd()} is not the root of a DVC repository: run from the folder that holds .dvc")
+    try:
+        with Repo(str(Path.cwd())) as repo:
+            yield repo
+    except DvcException as error:
+        raise InputError(f"DVC in {Path.cwd()} says: {error}") from error
+
+
+def load_stage(repo: "Repo", stage: str) -> "PipelineStage":
+    """Read a stage of dvc.yaml, with what dvc.lock says of it."""
+    return repo.stage.load_one(PIPELINE_FILE, stage_name(stage))
+
+
+def _hash_dependencies(stage: "PipelineStage") -> Ingredients:
+    from dvc.dependency import ParamsDependency
+
+    ingredients = Ingredients(stage.cmd, {}, {})
+    for dependency in stage.deps:
+        if not dependency.exists:
+            raise InputError(f"{dependency.def_path} does not exist: run the stage that writes it (dvc repro)")
+        kind = ingredients.params if isinstance(dependency, ParamsDependency) else ingredients.dependencies
+        kind[dependency.def_path] = dependency.get_hash().value
+    return ingredients

@@ -1,0 +1,1 @@
+"""Models as folders that others load, with their cards."""

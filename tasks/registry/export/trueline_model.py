@@ -1,0 +1,219 @@
+"""What `mlflow.pyfunc` does with a registered model: a policy answers conversations, a reward model scores answers.
+
+This file is copied into the registered model and loaded from there, so it must not import anything of the project.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from hashlib import file_digest
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+Message = Mapping[str, str]  # role and content
+HASHES = "hashes.json"  # the md5 of every file in `model`, as it was judged
+SAFELY = {"local_files_only": True, "trust_remote_code": False}
+
+
+class ChatModel:
+    """A model folder that answers."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Load the model.
+
+        Args:
+            folder: config, safetensors and tokenizer.
+            settings: how to generate, as transformers calls it (max_new_tokens, temperature and so on).
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+        model = whole(AutoModelForCausalLM, folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **SAFELY)
+        self._answer = pipeline("text-generation", model=model, tokenizer=tokenizer)
+        self._settings = dict(settings)
+
+    def predict(self, model_input: Any) -> list[str]:  # noqa: ANN401
+        """Answer each conversation.
+
+        Args:
+            model_input: a prompt, the messages of a conversation, or several of either; also under the name
+                `messages` or `prompt`, as a mapping or a data frame.
+
+        Returns:
+            An answer a conversation.
+
+        Raises:
+            ValueError: the input is neither.
+        """
+        asked = [[dict(message) for message in conversation] for conversation in conversations(model_input)]
+        found = [self._answer(messages, return_full_text=False, **self._settings) for messages in asked]
+        return [str(one[0]["generated_text"]).strip() for one in found]
+
+
+class RewardModel:
+    """A model folder that scores."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load the model in fp32.
+
+        Args:
+            folder: config, safetensors and tokenizer.
+        """
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self._model = whole(AutoModelForSequenceClassification, folder, dtype="float32")
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, **SAFELY)
+
+    def predict(self, model_input: Any) -> list[float]:  # noqa: ANN401
+        """Score each answer, as the pipeline does that trained the model.
+
+        Args:
+            model_input: a prompt and an answer under these names (the prompt as text or as messages), the messages of
+                a conversation whose last one is the assistant's, or several of either; also as a data frame.
+
+        Returns:
+            A score an answer, on the scale that `score_bias` and `score_gain` in the model's config set.
+
+        Raises:
+            ValueError: the input is neither, or an answer holds the end-of-sequence token.
+        """
+        return [self._score(token_ids(self._tokenizer, conversation)) for conversation in answered(model_input)]
+
+    def _score(self, ids: list[int]) -> float:
+        """Read the score at the last token, by its position: padding may have the end-of-sequence token's id."""
+        from torch import inference_mode, tensor
+
+        with inference_mode():
+            states = self._model.base_model(input_ids=tensor([ids]), use_cache=False).last_hidden_state
+            raw = self._model.score(states[0, -1]).item()
+        config = self._model.config
+        return float((raw + getattr(config, "score_bias", 0.0)) * getattr(config, "score_gain", 1.0))
+
+
+def whole(kind: Any, folder: Path, **options: str) -> Any:  # noqa: ANN401 (an Auto class, and a model of any family)
+    """Load a model whose every weight comes from the folder.
+
+    Raises:
+        ValueError: some are missing, which transformers would draw at random, or belong to another model.
+    """
+    model, found = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **SAFELY, **options)
+    if strange := sorted(found["missing_keys"] | found["unexpected_keys"]):
+        raise ValueError(f"the weights in {folder} do not belong to its config.json ({', '.join(strange[:3])})")
+    return model
+
+
+def token_ids(tokenizer: Any, conversation: Sequence[Message]) -> list[int]:  # noqa: ANN401
+    """Write a prompt up to where the assistant is to answer, the answer, and the end-of-sequence token.
+
+    The same ids as `encode` in tasks/data/encoding/tokens.py gives, which cannot travel with the model.
+
+    Raises:
+        ValueError: the answer holds the end-of-sequence token.
+    """
+
+    def written(messages: list[dict[str, str]], *, is_asked: bool) -> str:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_asked))
+
+    *prompt, answer = ({"role": message["role"], "content": message["content"]} for message in conversation)
+    said, end = answer["content"], str(tokenizer.eos_token)
+    asked, rendered = written(prompt, is_asked=True), written([*prompt, answer], is_asked=False)
+    start = rendered.find(said.strip(), len(asked))
+    if rendered.startswith(asked) and start >= 0:  # else the template rewrites conversations that are answered
+        stop = start + len(said.strip())
+        said = rendered[len(asked) : stop] + rendered[stop:].split(end)[0]
+    first, whole = (tokenizer.encode(text, add_special_tokens=False) for text in (asked, asked + said))
+    if whole[: len(first)] != first:  # a token spans the seam, which generation cannot do
+        whole = first + tokenizer.encode(said, add_special_tokens=False)
+    if tokenizer.eos_token_id in whole[len(first) :]:
+        raise ValueError(f"the answer holds the control token {end}: {said!r}")
+    return [*whole, tokenizer.eos_token_id]
+
+
+def conversations(model_input: Any) -> list[Sequence[Message]]:  # noqa: ANN401 (whatever MLflow hands on)
+    """Give every conversation in an input as its messages; a prompt is one message of the user.
+
+    Raises:
+        ValueError: there is none.
+    """
+    model_input = _plain(model_input)
+    if isinstance(model_input, Mapping):
+        model_input = model_input.get("messages", model_input.get("prompt"))
+    if isinstance(model_input, str) or _is_conversation(model_input):
+        model_input = [model_input]
+    if not isinstance(model_input, Sequence) or not model_input:
+        raise ValueError("give a prompt, the messages of a conversation (role and content), or a list of either")
+    return [_messages(each) for each in model_input]
+
+
+def answered(model_input: Any) -> list[Sequence[Message]]:  # noqa: ANN401
+    """Give every conversation in an input as its messages, the last of which is the assistant's.
+
+    Raises:
+        ValueError: there is none, or one has no answer.
+    """
+    model_input = _plain(model_input)
+    if _is_rows(model_input, {"prompt", "answer"}):
+        model_input = {name: [row[name] for row in model_input] for name in ("prompt", "answer")}
+    if isinstance(model_input, Mapping) and {"prompt", "answer"} <= model_input.keys():
+        answers = [model_input["answer"]] if isinstance(model_input["answer"], str) else model_input["answer"]
+        pairs = zip(conversations(model_input["prompt"]), answers, strict=True)
+        return [[*prompt, {"role": "assistant", "content": answer}] for prompt, answer in pairs]
+    found = conversations(model_input)
+    if not all(len(messages) > 1 and messages[-1]["role"] == "assistant" for messages in found):
+        raise ValueError("give a prompt and an answer, or messages that end with the assistant's, or a list of either")
+    return found
+
+
+def _plain(model_input: Any) -> Any:  # noqa: ANN401
+    if hasattr(model_input, "columns"):  # a data frame
+        return model_input.to_dict(orient="list")
+    return model_input.tolist() if hasattr(model_input, "tolist") else model_input  # an array
+
+
+def _messages(one: Any) -> Sequence[Message]:  # noqa: ANN401
+    if isinstance(one, str):
+        return [{"role": "user", "content": one}]
+    if _is_conversation(one):
+        return list(one)
+    raise ValueError(f"{one!r} is neither a prompt nor the messages of a conversation (role and content)")
+
+
+def _is_conversation(value: Any) -> bool:  # noqa: ANN401
+    return _is_rows(value, {"role", "content"})
+
+
+def _is_rows(value: Any, names: set[str]) -> bool:  # noqa: ANN401
+    is_list = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+    return is_list and all(isinstance(each, Mapping) and names <= each.keys() for each in value)
+
+
+def check_files(model: Path, recorded: Mapping[str, str]) -> None:
+    """Hash the files of a model before they are loaded.
+
+    Raises:
+        ValueError: one is missing, too many or not the one that was registered.
+    """
+    found = {path.relative_to(model).as_posix(): path for path in model.rglob("*") if path.is_file()}
+    for name in sorted({*recorded, *found}):
+        with found[name].open("rb") if name in found else BytesIO() as file:
+            if file_digest(file, "md5").hexdigest() != recorded.get(name):
+                raise ValueError(
+                    f"{model / name} is not the file that was registered: fetch it again where it is a copy, or delete "
+                    f"{model.parent} and run trueline sync in the checkout that registered it"
+                )
+
+
+def _load_pyfunc(folder: str, settings: Mapping[str, Any] | None = None) -> ChatModel | RewardModel:
+    """Load the model for MLflow, which calls this by its name.
+
+    Raises:
+        ValueError: a file is not the one that was registered.
+    """
+    from transformers import AutoConfig
+
+    model = Path(folder, "model")
+    hashes = Path(folder, HASHES)
+    if hashes.exists():  # versions that an earlier release registered have none
+        check_files(model, json.loads(hashes.read_text(encoding="utf-8")))
+    [kind] = AutoConfig.from_pretrained(model, **SAFELY).architectures
+    return RewardModel(model) if kind.endswith("ForSequenceClassification") else ChatModel(model, settings or {})

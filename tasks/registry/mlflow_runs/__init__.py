@@ -1,0 +1,1 @@
+"""The stages' runs in MLflow."""

@@ -1,0 +1,201 @@
+"""The SQLite file behind MLflow: made elsewhere and named when it is whole, and told of where it is not.
+
+MLflow makes a database in place, in dozens of steps: a process that is killed meanwhile, or two that begin at once,
+leave one that no later step can mend. It also adds missing tables to an older database unasked, without a copy.
+"""
+
+import logging
+import shlex
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+from filelock import FileLock
+
+from tasks.common.errors import InputError
+from tasks.common.files import STATE
+
+COMPANIONS = ("-journal", "-wal", "-shm")  # what SQLite writes beside a database
+SECONDS_TO_WAIT = 20.0  # for whoever writes, as MLflow waits
+# The two tables that everything else in MLflow hangs on; a database that was made whole has one experiment at least.
+ROOTS = ("experiments", "registered_models")
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def ready(uri: str, checkout: Path) -> Iterator[None]:
+    """Have one process at a time open a SQLite database of MLflow, whole and of this MLflow's schema; made if absent.
+
+    Args:
+        uri: of the database; one that is no SQLite file is its server's to make.
+        checkout: the folder whose own database is locked in `.trueline`; another's lock lies beside it.
+
+    Raises:
+        InputError: the file is damaged, locked, of another schema, or cannot be made.
+    """
+    file = _file(uri)
+    if file is None:
+        yield
+        return
+    try:
+        lock = checkout / STATE / "mlflow.lock" if file.parent == checkout else file.with_name(f".{file.name}.lock")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            _make_ready(file, uri)
+            yield
+    except sqlite3.OperationalError as error:
+        raise InputError(_surroundings(file, str(error))) from error
+
+
+def told(uri: str, fault: str) -> str | None:
+    """Say what is wrong with a SQLite database, and the cure, from what SQLite says; None for other databases."""
+    file = _file(uri)
+    return _surroundings(file, fault) if file else None
+
+
+def structural_fault(file: Path) -> str | None:
+    """Say what makes a file no whole SQLite database; None where it is one.
+
+    Raises:
+        OperationalError: SQLite cannot look, for a lock or the disk.
+    """
+    try:
+        with closing(sqlite3.connect(file, timeout=SECONDS_TO_WAIT)) as database:
+            [[fault]] = database.execute("PRAGMA quick_check(1)").fetchall()
+            return None if fault == "ok" else str(fault)
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError as error:
+        return str(error)
+
+
+def _file(uri: str) -> Path | None:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(uri)
+    except (ArgumentError, ValueError):  # a port that is no number
+        return None
+    is_file = url.drivername.startswith("sqlite") and url.database not in (None, "", ":memory:")
+    return Path(str(url.database)).absolute() if is_file else None
+
+
+def _make_ready(file: Path, uri: str) -> None:
+    if not file.exists() or file.stat().st_size == 0:
+        _make(file)
+        return
+    if not file.is_file():
+        raise InputError(f"{file} is no file, so it can be no database: move it away and run again")
+    revision, is_empty = _look(file)
+    if revision == _newest():
+        return
+    if is_empty:
+        logger.warning("%s was never made to its end and holds nothing: it is made anew", file)
+        _make(file)
+    elif revision is not None and _is_known(revision):
+        raise InputError(
+            f"{file} has the schema of an older MLflow ({revision}): stop what uses it, keep a copy "
+            f"(cp {_quoted(file)} {_quoted(file, revision)}) and run mlflow db upgrade {shlex.quote(uri)}"
+        )
+    else:
+        raise InputError(
+            f"{file} has a schema that this MLflow does not know ({revision}): a newer one has written it, so install "
+            "that (make clean, then make run), or name another database in MLFLOW_TRACKING_URI"
+        )
+
+
+def _look(file: Path) -> tuple[str | None, bool]:
+    """Give the revision of a database's schema, and whether it holds nothing.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    if fault := structural_fault(file):
+        raise InputError(_damaged(file, fault))
+    try:
+        with closing(sqlite3.connect(file, timeout=SECONDS_TO_WAIT)) as database:
+            tables = {name for [name] in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if tables and not tables & {*ROOTS, "alembic_version"}:
+                raise InputError(_damaged(file, "its tables are not MLflow's"))
+            revisions = (
+                database.execute("SELECT version_num FROM alembic_version") if "alembic_version" in tables else ()
+            )
+            revision = next((str(number) for [number] in revisions), None)
+            holds = any(database.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone() for name in tables & {*ROOTS})
+            return revision, not holds
+    except sqlite3.OperationalError:  # of the disk or of a lock, not of the content
+        raise
+    except sqlite3.DatabaseError as error:
+        raise InputError(_damaged(file, str(error))) from error
+
+
+def _make(file: Path) -> None:
+    """Make a database under another name, and give it its own when it is whole."""
+    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine_with_retry
+    from sqlalchemy.exc import DBAPIError
+
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
+        draft = Path(folder, file.name)
+        engine = create_sqlalchemy_engine_with_retry(f"sqlite:///{draft}")
+        try:
+            _initialize_tables(engine)
+        except DBAPIError as error:
+            raise InputError(_surroundings(file, str(error.orig))) from error
+        finally:
+            engine.dispose()
+        for ending in COMPANIONS:  # of a database that is gone: SQLite would play them into the new one
+            companion = file.with_name(file.name + ending)
+            if companion.exists():
+                companion.replace(companion.with_name(f"{companion.name}.old"))
+                logger.warning("%s is left of a database that is gone, and is now %s.old", companion, companion.name)
+        draft.replace(file)
+
+
+@lru_cache(maxsize=1)
+def _newest() -> str:
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    return str(_get_latest_schema_revision())
+
+
+def _is_known(revision: str) -> bool:
+    from alembic.script import ScriptDirectory
+    from alembic.util import CommandError
+    from mlflow.store.db.utils import _get_alembic_config
+
+    try:
+        return ScriptDirectory.from_config(_get_alembic_config("")).get_revision(revision) is not None
+    except CommandError:
+        return False
+
+
+def _damaged(file: Path, fault: str) -> str:
+    aside = f"mv {_quoted(file)} {_quoted(file, 'broken')}"
+    return (
+        f"{file} is no whole database of MLflow ({fault}): keep it aside ({aside}) and run trueline sync, which brings "
+        "versions, aliases and the runs of dvc.lock back from the record"
+    )
+
+
+def _quoted(file: Path, ending: str = "") -> str:
+    return shlex.quote(f"{file}.{ending}" if ending else str(file))
+
+
+def _surroundings(file: Path, fault: str) -> str:
+    if "locked" in fault or "busy" in fault:
+        return (
+            f"{file} is locked by another process: wait for it, or end it (fuser {_quoted(file)} tells), and run again"
+        )
+    if "is full" in fault:
+        return f"no space left on the disk of {file}: free some and run again"
+    if "readonly" in fault or "unable to open" in fault:
+        return f"no permission for {file} or its folder: grant it or run as its owner"
+    if "malformed" in fault or "not a database" in fault:
+        return _damaged(file, fault)
+    return f"{file} cannot be used ({fault}): mend it, or name another database in MLFLOW_TRACKING_URI"

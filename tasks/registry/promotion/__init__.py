@@ -1,0 +1,1 @@
+"""Registered versions, decisions, and who is champion."""

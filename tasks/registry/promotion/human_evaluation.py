@@ -1,0 +1,96 @@
+"""The evaluation that people are asked about, as dvc.lock has it, and what they said, kept with its run in MLflow."""
+
+import math
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tasks.common.errors import InputError
+from tasks.common.files import REPORTS, read_json, read_jsonl, write_csv, write_json
+from tasks.registry.dvc_outputs.cache import materialise
+from tasks.registry.dvc_outputs.stages import lock_key, locked_ingredients, output_hash
+from tasks.registry.mlflow_runs.lookup import link_runs
+from tasks.registry.mlflow_runs.store import Store, open_store
+from tasks.registry.promotion.decisions import one_at_a_time
+from tasks.settings.fingerprint import flatten
+from tasks.settings.params import Params
+
+EVALUATION = REPORTS / "evaluate"
+FOLDER, VOTES, FIGURES = "people", "votes.csv", "figures.json"
+
+
+class Evaluation(NamedTuple):
+    """What evaluate gave, and the settings it ran with: those of today may be others."""
+
+    key: str  # of its content
+    rows: list[dict[str, Any]]  # of responses.jsonl
+    seed: int
+    bootstrap: int
+    confidence: float
+
+
+def evaluation() -> Evaluation:
+    """Read the evaluation in dvc.lock from DVC's cache, whatever has happened to the working folder since.
+
+    Raises:
+        InputError: evaluate has never run, or DVC's cache lacks what it wrote.
+    """
+    ingredients, md5 = locked_ingredients("evaluate"), output_hash("evaluate", EVALUATION)
+    if ingredients is None or md5 is None:
+        raise InputError(f"dvc.lock has no {EVALUATION}: run dvc repro or trueline run")
+    with tempfile.TemporaryDirectory() as folder:
+        materialise(md5, Path(folder, "evaluate"))
+        rows = list(read_jsonl(Path(folder, "evaluate/responses.jsonl")))
+    seed, settings = (ingredients.params["params.yaml"][name] for name in ("seed", "evaluate"))
+    return Evaluation(ingredients.key(), rows, seed, settings["bootstrap"], settings["confidence"])
+
+
+def keep(params: Params, key: str, figures: Mapping[str, Any], votes: Sequence[Mapping[str, Any]]) -> str:
+    """Note what people said with the run of the evaluation in dvc.lock, in place of what they said before.
+
+    Args:
+        params: all settings.
+        key: of the evaluation that they were asked about.
+        figures: nested; its numbers become metrics `people/outer.inner`, without a value NaN.
+        votes: at least one; all have the fields of the first.
+
+    Returns:
+        The run's id.
+
+    Raises:
+        InputError: MLflow is away, another evaluation has come into dvc.lock, or the run must be written anew and DVC's
+            cache lacks its metrics.
+    """
+    with one_at_a_time(), tempfile.TemporaryDirectory() as folder:
+        store = open_store(params.registry.experiment)
+        if lock_key("evaluate") != key:
+            raise InputError("dvc.lock has another evaluation by now: bring back the one that people were asked about")
+        run_id = next(linked.run_id for linked in link_runs(store) if linked.stage == "evaluate")
+        write_csv(Path(folder, VOTES), list(votes[0]), votes)
+        write_json(Path(folder, FIGURES), figures)
+        store.client.log_artifacts(run_id, folder, FOLDER)
+        _log_metrics(store, run_id, {**figures, "annotators": len(figures["annotators"])})
+    return run_id
+
+
+def kept(store: Store, run_id: str) -> dict[str, Any] | None:
+    """Give the figures that `keep` noted with a run; None where nobody was asked."""
+    if not store.client.list_artifacts(run_id, FOLDER):
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        return read_json(Path(store.client.download_artifacts(run_id, f"{FOLDER}/{FIGURES}", folder)))
+
+
+def _log_metrics(store: Store, run_id: str, figures: Mapping[str, Any]) -> None:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    numbers = {name: math.nan if value is None else value for name, value in flatten(figures).items()}
+    metrics = [
+        Metric(f"{FOLDER}/{name}", float(value), now, 0)
+        for name, value in numbers.items()
+        if isinstance(value, int | float)
+    ]
+    store.client.log_batch(run_id, metrics=metrics)

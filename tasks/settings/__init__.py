@@ -1,0 +1,1 @@
+"""params.yaml as typed settings, and the fingerprint of what a result follows from."""

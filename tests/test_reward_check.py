@@ -1,0 +1,83 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.common.errors import InputError
+from tasks.reward_check import reward_check
+from tests.conftest import MakeParams
+
+SOUND: dict[str, Any] = {
+    "accuracy": {"value": 0.8, "low": 0.7, "high": 0.9, "ties": 0, "pairs": 120},
+    "calibration_error": 0.05,
+    "length_correlation": None,
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("metrics").mkdir()
+
+
+def tried(make_params: MakeParams, figures: dict[str, Any], method: str = "ppo", threshold: float = 0.6) -> bytes:
+    Path("metrics/reward.json").write_text(json.dumps(figures))
+    reward_check(make_params(align={"method": method}, gate={"min_reward_accuracy": threshold}))
+    return Path("metrics/reward_check.json").read_bytes()
+
+
+def test_a_sound_reward_model_passes_and_its_threshold_leaves_no_trace(make_params: MakeParams):
+    assert tried(make_params, SOUND, threshold=0.6) == tried(make_params, SOUND, threshold=0.7)
+
+
+def test_below_the_threshold_the_pipeline_stops_with_the_figures(make_params: MakeParams):
+    with pytest.raises(InputError) as caught:
+        tried(make_params, SOUND, threshold=0.71)
+    assert str(caught.value).startswith(
+        "PPO would learn from a reward model that fails its check: "
+        "held-out accuracy 0.800 [0.700, 0.900] on 120 pairs, calibration error 0.050, "
+        "correlation with length unknown; "
+        "the lower bound of the accuracy must reach 0.71 "
+        "(gate.min_reward_accuracy): "
+    )
+    assert not Path("metrics/reward_check.json").exists()
+
+
+def test_pairs_that_share_prompts_are_told_apart_from_so_many_prompts(make_params: MakeParams):
+    shared = {"accuracy": {"value": 0.8, "low": 0.7, "high": 0.9, "pairs": 120, "effective_pairs": 60.4}}
+    with pytest.raises(
+        InputError, match=r"\[0\.700, 0\.900\] on 120 pairs, which share prompts and tell as much as 60 that"
+    ):
+        tried(make_params, SOUND | shared, threshold=0.71)
+
+
+def test_the_source_that_the_model_surely_knows_less_is_named(make_params: MakeParams):
+    sources = {
+        "data/a.jsonl": {"value": 0.9, "low": 0.85, "high": 0.95, "pairs": 60},
+        "data/b.jsonl": {"value": 0.55, "low": 0.4, "high": 0.69, "pairs": 40},
+        "data/c.jsonl": {"value": 0.5, "low": 0.3, "high": 0.68, "pairs": 15},  # the lowest upper bound below 0.7
+        "data/d.jsonl": {"value": 0.4, "low": 0.1, "high": 0.7, "pairs": 5},  # its interval touches that of all pairs
+    }
+    with pytest.raises(InputError) as caught:
+        tried(make_params, SOUND | {"accuracy_by_source": sources}, threshold=0.71)
+    assert (
+        "accuracy 0.800 [0.700, 0.900] on 120 pairs "
+        "(weakest source: data/c.jsonl, 0.500 [0.300, 0.680] on 15 pairs), calibration error" in str(caught.value)
+    )
+
+
+def test_one_source_is_not_named(make_params: MakeParams):
+    with pytest.raises(InputError) as caught:
+        tried(make_params, SOUND | {"accuracy_by_source": {"data/a.jsonl": SOUND["accuracy"]}}, threshold=0.71)
+    assert "source" not in str(caught.value)
+
+
+@pytest.mark.parametrize("figures", [{}, {"accuracy": None}, {"accuracy": {"low": float("nan")}}])
+def test_a_missing_figure_does_not_pass(make_params: MakeParams, figures: dict[str, Any]):
+    with pytest.raises(InputError, match=r"held-out accuracy unknown \[unknown, unknown\] on unknown pairs"):
+        tried(make_params, figures)
+
+
+def test_dpo_does_not_learn_from_the_reward_model(make_params: MakeParams):
+    assert tried(make_params, SOUND, method="dpo", threshold=0.71)
