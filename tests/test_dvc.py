@@ -31,10 +31,18 @@ STAGES = (
     "evaluate",
     "gate",
 )
-# They watch a stage or start it and cannot change what it computes, so a change in them makes no model stale:
-# tasks.registry logs runs and brings back cached files by their hash, tasks.stage turns errors into exit codes,
-# tasks.common.progress shows how far a stage has come, tasks.common.safe_text words messages.
-OBSERVERS = ("tasks.registry", "tasks.stage", "tasks.common.progress", "tasks.common.safe_text")
+# What no byte of an output can follow from: a change in them makes no stage stale. They start and watch a stage, refuse
+# what it cannot work with, or hand it what DVC hashes itself:
+OBSERVERS = (
+    "tasks.registry",  # logs runs, and brings back cached files by their hash
+    "tasks.stage",  # turns errors into exit codes
+    "tasks.settings",  # the schema of params.yaml: the values are parameters of the stages already
+    "tasks.common.errors",
+    "tasks.common.full_disk",
+    "tasks.common.progress",
+    "tasks.common.safe_text",
+    "tasks.common.yaml_files",  # refuses what two readers of YAML would read differently
+)
 QUIET = os.environ | {"DVC_NO_ANALYTICS": "1"}
 # Read by its module beside it, not imported.
 DATA_FILES = {

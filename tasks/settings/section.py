@@ -1,7 +1,7 @@
 """What every group of settings is: immutable, strict about types, closed to unknown keys, and made of plain numbers."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -14,7 +14,6 @@ NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Held = Annotated[int, Field(ge=1, le=10**6)]  # so many are held in memory, or allocated, at once
 Name = Annotated[str, Field(pattern=r"^[^\p{C}]+$")]  # nothing invisible in it
-Schedule = Literal["linear", "cosine", "constant"]
 
 
 class Section(BaseModel):

@@ -11,8 +11,8 @@ from tasks.common.errors import InputError, is_out_of_memory
 from tasks.learning import processes
 from tasks.learning.models.loading import device_of
 from tasks.learning.sharding import is_cut, whole
+from tasks.settings.choices import Schedule
 from tasks.settings.params import Params
-from tasks.settings.section import Schedule
 
 
 def make_accelerator(params: Params) -> Accelerator:

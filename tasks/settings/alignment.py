@@ -1,0 +1,104 @@
+"""The methods that align a policy."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from tasks.settings.choices import Critic, Engine, Estimator, KLEstimator, MethodName, PreferenceLoss, Schedule
+from tasks.settings.section import Count, Held, NotNegative, Positive, Section, Share
+from tasks.settings.training import Training
+
+
+class Align(Section):
+    """Which algorithm aligns the policy."""
+
+    method: MethodName
+
+
+class Dpo(Training):
+    """Direct preference optimisation."""
+
+    loss: PreferenceLoss
+    beta: Positive
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
+    nll_weight: NotNegative
+    simpo_gamma: float
+    marks: Held
+    max_new_tokens: Count
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "Dpo":
+        if self.label_smoothing and self.loss not in ("sigmoid", "robust"):
+            raise ValueError(f"label_smoothing would be ignored by the loss {self.loss}: set it to 0")
+        return self
+
+
+class Ppo(Section):
+    """Proximal policy optimisation."""
+
+    estimator: Estimator
+    critic: Critic
+    engine: Engine
+    iterations: Count
+    rollouts: Held
+    responses: Held
+    epochs: Count
+    minibatches: Count
+    max_new_tokens: Count
+    temperature: Positive
+    learning_rate: Positive
+    critic_learning_rate: Positive
+    critic_warmup: Annotated[int, Field(ge=0)]
+    schedule: Schedule
+    max_grad_norm: Positive
+    kl_coefficient: NotNegative
+    kl_estimator: KLEstimator
+    kl_target: Positive | None
+    kl_horizon: Count
+    gamma: Share
+    gae_lambda: Share
+    clip: Positive
+    value_clip: Positive
+    value_weight: Positive
+    dual_clip: Annotated[float, Field(gt=1)] | None
+    entropy_bonus: NotNegative
+    score_clip: Positive | None
+    missing_eos_penalty: NotNegative
+    whiten_rewards: bool
+    integration_alpha: Annotated[float, Field(gt=0, le=1)]
+    max_update_kl: Positive | None
+    marks: Held
+
+    @property
+    def _is_grouped(self) -> bool:
+        """Whether the other answers to a prompt are an answer's yardstick."""
+        return self.estimator in ("rloo", "grpo")
+
+    @model_validator(mode="after")
+    def _rounds_are_filled(self) -> "Ppo":
+        if self.minibatches > self.rollouts:
+            raise ValueError("minibatches must not exceed rollouts")
+        if self.rollouts % self.responses:
+            raise ValueError("rollouts must be a multiple of responses: whole groups of answers to one prompt")
+        if self._is_grouped and self.responses < 2:
+            raise ValueError(f"the estimator {self.estimator} compares answers to one prompt: raise responses to 2")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "Ppo":
+        if self.max_update_kl is not None and self.epochs == 1:
+            raise ValueError(
+                "max_update_kl ends a round's further epochs, and there is one only: raise epochs or null it"
+            )
+        if self.estimator != "gae" and self.critic_warmup:
+            raise ValueError(f"the estimator {self.estimator} has no critic to warm up: set critic_warmup to 0")
+        if self.estimator != "gae" and self.critic == "trunk":
+            raise ValueError(f"the estimator {self.estimator} has no critic on the policy's trunk: set critic to own")
+        if self._is_grouped and (self.gamma, self.integration_alpha, self.whiten_rewards) != (1, 1, False):
+            raise ValueError(
+                f"the estimator {self.estimator} takes an answer's reward as a whole: "
+                "set gamma and integration_alpha to 1 and whiten_rewards to false"
+            )
+        if self.estimator == "grpo" and self.kl_estimator == "k1":
+            raise ValueError("k1 has no gradient in the loss, where grpo has its KL: set kl_estimator to k2 or k3")
+        return self

@@ -1,0 +1,13 @@
+"""Settings that choose by name: each list of names stands here alone."""
+
+from typing import Literal
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["fp32", "bf16"]
+Schedule = Literal["linear", "cosine", "constant"]
+MethodName = Literal["dpo", "ppo"]
+PreferenceLoss = Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm", "simpo"]
+Estimator = Literal["gae", "rloo", "grpo", "reinforce"]
+Critic = Literal["own", "trunk"]
+Engine = Literal["slots", "continuous"]
+KLEstimator = Literal["k1", "k2", "k3"]

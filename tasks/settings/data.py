@@ -1,0 +1,61 @@
+"""Where rows come from, and what is asked of them."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from tasks.settings.section import Count, Held, Section, Share
+
+
+class Source(Section):
+    """Where rows come from, how their columns are called and what of them is left out."""
+
+    source: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]  # a path
+    columns: dict[str, str]
+    ignore: list[str]
+    limit: Count | None
+
+
+class Split(Section):
+    """Shares of the prompts that are held out."""
+
+    validation: Annotated[float, Field(gt=0, lt=1)]
+    test: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _leaves_training_data(self) -> "Split":
+        if self.validation + self.test >= 1:
+            raise ValueError("validation and test together must leave a share for training")
+        return self
+
+
+class Example(Section):
+    """Size and noise of the built-in example."""
+
+    demonstrations: Held
+    preferences: Held
+    prompts: Held
+    faulty: Share
+    label_noise: Annotated[float, Field(ge=0, lt=0.5)]
+
+
+class Prepare(Section):
+    """Raw files to canonical records."""
+
+    demonstrations: Source
+    preferences: Source
+    prompts: Source
+    exclude: str
+    split: Split
+    example: Example
+
+
+class Validate(Section):
+    """Thresholds of the data checks."""
+
+    max_tokens: Count
+    max_quarantined: Share
+    min_rows: Count
+    max_length_bias: Share
+    max_personal_data: Share
+    warn: list[str]

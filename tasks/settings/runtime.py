@@ -1,0 +1,47 @@
+"""How the arithmetic is carried out, and which weights learn."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from tasks.settings.choices import Device, Precision
+from tasks.settings.section import Count, Held, Positive, Section
+
+
+class Runtime(Section):
+    """How the arithmetic is carried out."""
+
+    launcher: str
+    device: Device
+    threads: Annotated[int, Field(ge=1, le=4096)]
+    precision: Precision
+    tokens_per_pass: Count
+    gradient_checkpointing: bool
+    compile: bool
+    slots: Held
+    checkpoint_every: Annotated[int, Field(ge=0)]
+    checkpoints_kept: Count
+
+    @field_validator("launcher")
+    @classmethod
+    def _starts_with_a_program(cls, launcher: str) -> str:
+        if re.match(r"\s*\w+=", launcher):
+            raise ValueError(
+                "it must start with a program: set a variable by env, as in env NAME=VALUE accelerate launch"
+            )
+        return launcher
+
+    @model_validator(mode="after")
+    def _compiles_what_is_kept(self) -> "Runtime":
+        if self.compile and self.gradient_checkpointing:
+            raise ValueError("layers that compute activations again are not compiled: set one of the two to false")
+        return self
+
+
+class Lora(Section):
+    """Low-rank adapters; rank 0 trains all weights."""
+
+    rank: Annotated[int, Field(ge=0, le=2**16)]
+    alpha: Positive
+    targets: Literal["all-linear"] | list[str]
