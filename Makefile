@@ -6,36 +6,46 @@ MLFLOW_PORT ?= 5000
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+INSTALLED_DEV := $(VENV)/installed-dev
+# Which build of torch was found (2.13.0+cpu) is the machine's matter, not the lock file's.
+FREEZE = $(VENV)-lock/bin/python -m pip freeze --all --exclude pip --exclude-editable | sed -E 's/^(torch==[^+]*)\+.*/\1/'
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz kill-test bench format server mlflow lock deps hook clean
+.PHONY: help install run check test static fuzz kill-test bench format server mlflow lock deps hook clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
+install: $(INSTALLED) ## Install into .venv what a run needs (requirements.lock), and run nothing
+
 run: $(INSTALLED) ## Take the data that params.yaml names to a promoted model
 	$(BIN)/trueline run
 
-test: $(INSTALLED) ## The whole check: format, lint, types, import contracts, tests
+check: static ## The quick check while you work: format, lint, types, import contracts, tests that are not slow
+	$(BIN)/python -m pytest -m "not slow"
+
+test: static ## The whole check: the same with all tests
+	$(BIN)/python -m pytest
+
+static: $(INSTALLED_DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
 
-fuzz: $(INSTALLED) ## The tests of random input, with SEEDS of them (10000) in place of a minute's worth
+fuzz: $(INSTALLED_DEV) ## The tests of random input, with SEEDS of them (10000) in place of a minute's worth
 	TRUELINE_FUZZ_SEEDS=$(or $(SEEDS),10000) $(BIN)/python -m pytest -m fuzz --timeout=0
 
-kill-test: $(INSTALLED) ## Kill every stage and command at random moments, KILLS (70) times: half an hour on 2 cores
+kill-test: $(INSTALLED_DEV) ## Kill every stage and command at random moments, KILLS (70) times: half an hour on 2 cores
 	$(BIN)/python -m tests.kill_campaign --kills $(or $(KILLS),70)
 
-bench: $(INSTALLED) ## Our trainers beside TRL's and a plain PPO: about an hour on 2 cores
+bench: $(INSTALLED_DEV) ## Our trainers beside TRL's and a plain PPO: about an hour on 2 cores
 	$(BIN)/python -m benchmarks $(BENCH)
 
-format: $(INSTALLED) ## Mend format and what ruff can mend of the rest
+format: $(INSTALLED_DEV) ## Fix the format, and of the lint what ruff can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -49,20 +59,22 @@ mlflow: $(INSTALLED) ## An MLflow server on loopback, over the checkout's own da
 	$(BIN)/mlflow server --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 \
 		--backend-store-uri sqlite:///$(CURDIR)/mlflow.db --artifacts-destination $(CURDIR)/mlruns
 
-lock: ## Make requirements.lock again: the newest versions that pyproject.toml allows
+lock: ## Write both lock files again: the newest versions that pyproject.toml allows
 	rm -rf $(VENV)-lock
 	$(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip install --editable '.[test]'
+	$(VENV)-lock/bin/python -m pip install --editable .
+	( sed '/^#/!d' requirements.lock; $(FREEZE) ) > requirements.lock.new
+	$(VENV)-lock/bin/python -m pip install --constraint requirements.lock.new --editable '.[dev]'
 	$(VENV)-lock/bin/python -m pip check
-	( sed '/^#/!d' requirements.lock; \
-	  $(VENV)-lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' ) > requirements.lock.new
+	( sed '/^#/!d' requirements-dev.lock; $(FREEZE) | grep -vxFf requirements.lock.new ) > requirements-dev.lock.new
 	mv requirements.lock.new requirements.lock
+	mv requirements-dev.lock.new requirements-dev.lock
 	rm -rf $(VENV)-lock
 
-deps: $(INSTALLED) ## Print the code dependencies that dvc.yaml should list
+deps: $(INSTALLED_DEV) ## Print the code dependencies that dvc.yaml should list
 	$(BIN)/python -m tests.test_dvc
 
-hook: ## Have git check format and lint before every commit
+hook: $(INSTALLED_DEV) ## Have git check format and lint before every commit
 	printf '#!/bin/sh\n.venv/bin/ruff format --check . && .venv/bin/ruff check .\n' > .git/hooks/pre-commit
 	chmod +x .git/hooks/pre-commit
 
@@ -72,9 +84,16 @@ clean: ## Remove the virtual environment and caches; data, models and the record
 # The stamp comes last: an interrupted install is begun again. Only another lock file makes the environment anew.
 $(INSTALLED): requirements.lock
 	rm -rf $(VENV)
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make run PYTHON=python3.11")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make install PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --requirement requirements.lock
 	$(BIN)/python -m pip install --no-deps --editable .
 	$(BIN)/python -m pip check
 	cp requirements.lock $@
+
+# Tools of an earlier lock file go first, so that nothing is found that this one does not name.
+$(INSTALLED_DEV): $(INSTALLED) requirements-dev.lock
+	test ! -e $@ || $(BIN)/python -m pip uninstall --yes --requirement $@
+	$(BIN)/python -m pip install --constraint requirements.lock --requirement requirements-dev.lock
+	$(BIN)/python -m pip check
+	cp requirements-dev.lock $@

@@ -49,7 +49,7 @@ def check_python() -> Iterator[Finding]:
     """The interpreter is new enough."""
     found = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] < OLDEST_PYTHON:
-        yield Finding("Python", "fail", found, "install Python 3.11 or later and run make run PYTHON=python3.11")
+        yield Finding("Python", "fail", found, "install Python 3.11 or later and run make install PYTHON=python3.11")
     else:
         yield Finding("Python", "ok", found, "")
 
@@ -63,7 +63,7 @@ def check_packages() -> Iterator[Finding]:
     other = [f"{name} {_installed(name)} (not {wanted})" for name, wanted in pinned.items() if _differs(name, wanted)]
     if other:
         shown = ", ".join(other[:5]) + (f" and {len(other) - 5} more" if len(other) > 5 else "")
-        yield Finding("packages", "warn", shown, f"make clean, then make run: installs what {LOCK_FILE} says")
+        yield Finding("packages", "warn", shown, f"make clean, then make install: installs what {LOCK_FILE} says")
     else:
         yield Finding("packages", "ok", f"{len(pinned)} as in {LOCK_FILE}", "")
 
@@ -190,7 +190,7 @@ def check_pip() -> Iterator[Finding]:
         yield Finding("pip check", "ok", "no broken requirements", "")
     else:
         first = (checked.stdout or checked.stderr).splitlines()[0]
-        yield Finding("pip check", "warn", first, f"make clean, then make run: installs what {LOCK_FILE} says")
+        yield Finding("pip check", "warn", first, f"make clean, then make install: installs what {LOCK_FILE} says")
 
 
 CHECKS: list[Callable[[], Iterator[Finding]]] = [
