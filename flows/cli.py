@@ -19,17 +19,21 @@ if TYPE_CHECKING:
 
 Content = TypeVar("Content")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
-Held = Annotated[str, typer.Argument(metavar="VERSION|ALIAS", help="Such as 3 or challenger.")]
-By = Annotated[str, typer.Option(help="Who says so; kept in the record.")]
-Reason = Annotated[str, typer.Option(help="Why; kept in the record.")]
+Version = Annotated[str, typer.Argument(metavar="VERSION|ALIAS", help="Such as 3, champion or challenger.")]
+By = Annotated[str, typer.Option(help="Who decides; recorded with the decision.")]
+Reason = Annotated[str, typer.Option(help="Why; recorded with the decision.")]
 
+# Every command stands in one of these parts of the help.
+PANELS = PIPELINE, MODELS, PEOPLE, OPERATIONS = ("Pipeline", "Models", "People", "Operations")
 
 app = typer.Typer(
-    help="From a base model and preference data to an aligned model that can be defended.",
+    help="Train a language model on feedback, evaluate it, and promote it with its reasons on record.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+label = typer.Typer(help="Have people compare answers, on annotation sheets.", no_args_is_help=True)
+app.add_typer(label, name="label", rich_help_panel=PEOPLE)
 
 
 def main() -> None:
@@ -48,9 +52,9 @@ def main() -> None:
         sys.exit(2)
 
 
-@app.command()
+@app.command(rich_help_panel=PIPELINE)
 def run(as_json: AsJson = False) -> None:
-    """Run the pipeline: every stage that has changed, then the gate, and promotion if it says so."""
+    """Run what has changed, and promote the model if the gate says so."""
     from flows.interrupts import interruption_told
     from flows.locks import refuse_a_second
     from flows.preflight import preflight
@@ -72,18 +76,69 @@ def run(as_json: AsJson = False) -> None:
     _report(_result_data(result), as_json, show_result)
 
 
-@app.command()
+@app.command(rich_help_panel=PIPELINE)
 def status(as_json: AsJson = False) -> None:
-    """Show which stages are up to date, champion and challenger, who runs the flow, what failed last."""
+    """Show the stages, the champion, what runs and what failed last."""
     from flows.display import show_status
     from flows.status import status as gather
 
     _report(gather(_params()), as_json, show_status)
 
 
-@app.command()
+@app.command(rich_help_panel=PIPELINE)
+def configure(
+    overlays: Annotated[list[str], typer.Argument(metavar="FILE|KEY=VALUE...", help="Settings; a later one wins.")],
+    as_json: AsJson = False,
+) -> None:
+    """Change settings in params.yaml.
+
+    Comments stay, and settings that do not pass the checks are not written.
+    """
+    from flows.display import show_changes
+    from flows.settings import configure as change
+
+    _report([item._asdict() for item in change(overlays)], as_json, show_changes)
+
+
+@app.command(rich_help_panel=PIPELINE)
+def report(as_json: AsJson = False) -> None:
+    """Write the report of the current result.
+
+    A run writes it, too: the command is for a plain dvc repro.
+    """
+    from flows.display import show_report
+    from tasks.registry.lineage.report import write_report
+
+    _report(dict(write_report(_params())), as_json, show_report)
+
+
+@app.command(rich_help_panel=MODELS)
+def why(
+    version: Version,
+    as_json: AsJson = False,
+) -> None:
+    """Show the data, models, parameters and commit behind a policy."""
+    from flows.display import show_tree
+    from tasks.registry.lineage import queries
+
+    _report(queries.why(_params(), version), as_json, show_tree)
+
+
+@app.command(rich_help_panel=MODELS)
+def history(as_json: AsJson = False) -> None:
+    """List all decisions with their reasons, the oldest first."""
+    from flows.display import show_history
+    from tasks.registry.lineage import queries
+
+    _report(queries.history(), as_json, show_history)
+
+
+@app.command(rich_help_panel=MODELS)
 def promote(as_json: AsJson = False) -> None:
-    """Make the candidate in dvc.lock champion, if its gate says so; where registry.approval is on, hold it."""
+    """Promote the current candidate, if its gate says so.
+
+    With registry.approval in params.yaml it waits for approval instead.
+    """
     from flows.display import show_verdict
     from tasks.registry.promotion import champion
 
@@ -93,25 +148,7 @@ def promote(as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
-def approve(version: Held, by: By, reason: Reason, as_json: AsJson = False) -> None:
-    """Make a version that awaits approval champion (registry.approval in params.yaml)."""
-    from flows.display import show_verdict
-    from tasks.registry.promotion import champion
-
-    _report(dict(champion.approve(_params(), version, by, reason)), as_json, show_verdict)
-
-
-@app.command()
-def reject(version: Held, by: By, reason: Reason, as_json: AsJson = False) -> None:
-    """Refuse a version that awaits approval; no later run promotes it."""
-    from flows.display import show_verdict
-    from tasks.registry.promotion import champion
-
-    _report(dict(champion.reject(_params(), version, by, reason)), as_json, show_verdict)
-
-
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def rollback(reason: Reason, as_json: AsJson = False) -> None:
     """Make the previous champion champion again."""
     from flows.display import show_verdict
@@ -120,27 +157,15 @@ def rollback(reason: Reason, as_json: AsJson = False) -> None:
     _report(dict(champion.rollback(_params(), reason)), as_json, show_verdict)
 
 
-@app.command()
-def why(
-    version: Annotated[str, typer.Argument(metavar="VERSION|ALIAS", help="Such as 3, champion, previous.")],
-    as_json: AsJson = False,
-) -> None:
-    """Explain a policy: its data, reward model, base, gate, opponent, parameters, commit."""
-    from flows.display import show_tree
-    from tasks.registry.lineage import queries
-
-    _report(queries.why(_params(), version), as_json, show_tree)
-
-
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def trace(
-    row: Annotated[str | None, typer.Option(metavar="ID", help="A row's id, as in data/prepare.")] = None,
-    source: Annotated[str | None, typer.Option(metavar="NAME", help="A source, or a folder of some.")] = None,
-    annotator: Annotated[str | None, typer.Option(metavar="NAME", help="An annotator, as rows name them.")] = None,
-    exclude: Annotated[bool, typer.Option("--exclude", help="Have prepare leave it out from now on.")] = False,
+    row: Annotated[str | None, typer.Option(metavar="ID", help="The id of a row in data/prepare.")] = None,
+    source: Annotated[str | None, typer.Option(metavar="NAME", help="A source file, or a folder of sources.")] = None,
+    annotator: Annotated[str | None, typer.Option(metavar="NAME", help="An annotator, as the rows name them.")] = None,
+    exclude: Annotated[bool, typer.Option("--exclude", help="Also leave it out of the data from now on.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Tell which versions were trained on a row, source or annotator, promoted or not."""
+    """List the versions trained on a row, a source or an annotator."""
     from flows.display import show_trace
     from tasks.registry.lineage import trace as tracing
 
@@ -154,15 +179,15 @@ def trace(
     _report({**traced, "excluded": excluded}, as_json, show_trace)
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def export(
-    version: Annotated[str, typer.Argument(metavar="VERSION|ALIAS", help="Such as 3, champion, challenger.")],
-    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
-    adapter: Annotated[bool, typer.Option("--adapter", help="A LoRA adapter on the SFT model.")] = False,
-    reward: Annotated[bool, typer.Option("--reward", help="The reward model of that version.")] = False,
+    version: Version,
+    folder: Annotated[Path, typer.Argument(help="A new or an empty folder.")],
+    adapter: Annotated[bool, typer.Option("--adapter", help="Write a LoRA adapter on the SFT model.")] = False,
+    reward: Annotated[bool, typer.Option("--reward", help="Write the reward model of that version.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a policy as a folder that transformers and vLLM load, or its reward model, with the model card."""
+    """Write a model with its card, for transformers and vLLM."""
     from flows.display import show_exported
     from tasks.registry.export import folders as exporting
 
@@ -175,100 +200,13 @@ def export(
     _report(dict(exported), as_json, show_exported)
 
 
-@app.command()
-def history(as_json: AsJson = False) -> None:
-    """List every decision: promotions, rollbacks, refusals, what awaited approval; oldest first."""
-    from flows.display import show_history
-    from tasks.registry.lineage import queries
-
-    _report(queries.history(), as_json, show_history)
-
-
-@app.command()
-def sync(as_json: AsJson = False) -> None:
-    """Bring MLflow up to what dvc.lock and the record say, as after a plain dvc repro."""
-    from flows.display import show_synced
-    from tasks.registry.lineage import queries
-
-    synced = queries.sync(_params())
-    _report(dict(synced), as_json, show_synced)
-    if synced["alarms"]:
-        raise typer.Exit(1)
-
-
-@app.command()
-def report(as_json: AsJson = False) -> None:
-    """Write the report of the result in dvc.lock, with lineage and cost, as after a plain dvc repro."""
-    from flows.display import show_report
-    from tasks.registry.lineage.report import write_report
-
-    _report(dict(write_report(_params())), as_json, show_report)
-
-
-@app.command()
-def sheet(
-    file: Annotated[Path, typer.Argument(help="A new CSV file.")],
-    prompts: Annotated[int | None, typer.Option(min=1, help="So many of the prompts, at random; else all.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write a sheet for people to compare the candidate's and the opponent's answers, blind."""
-    from flows.display import show_sheet
-    from flows.people import write_sheet
-
-    _report(dict(write_sheet(file, prompts)), as_json, show_sheet)
-
-
-@app.command()
-def votes(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Filled sheets.")], as_json: AsJson = False
-) -> None:
-    """Count the votes on filled sheets, and keep them in MLflow with the run of evaluate, in place of earlier ones."""
-    from flows.display import show_votes
-    from flows.people import hear
-    from tasks.registry.promotion.human_evaluation import keep
-
-    params, heard = _params(), hear(files)
-    run_id = None
-    try:
-        run_id = keep(params, *heard)
-    finally:  # what people said is worth showing where MLflow is away
-        _report({**heard.figures, "run_id": run_id}, as_json, show_votes)
-
-
-@app.command()
-def schedule(
-    cron: Annotated[str, typer.Option(help="Five fields, as in '0 3 * * 1': Mondays at 3:00.")],
-    timezone: Annotated[str, typer.Option(help="Whose clock counts.")] = "UTC",
-) -> None:
-    """Serve the flow to a Prefect server (PREFECT_API_URL; see make server), so that it runs by the clock."""
-    import os
-
-    from flows.deploy import schedule as serve
-    from flows.server import API_URL
-
-    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"  # here Prefect's lines are what one waits for
-    serve(cron, timezone, os.environ.setdefault("PREFECT_API_URL", API_URL))
-
-
-@app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Examine machine and checkout, and say how to mend what is wrong."""
-    from flows.display import show_findings
-    from flows.doctor import examine
-
-    findings = examine()
-    _report([finding._asdict() for finding in findings], as_json, show_findings)
-    if any(finding.level == "fail" for finding in findings):
-        raise typer.Exit(1)
-
-
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def chat(
-    message: Annotated[str | None, typer.Argument(help="One message; without it, a conversation.")] = None,
-    stage: Annotated[str | None, typer.Option(help="Talk to this stage's model: base, sft, dpo or ppo.")] = None,
-    version: Annotated[str | None, typer.Option(help="Talk to this version or alias; champion if neither.")] = None,
+    message: Annotated[str | None, typer.Argument(help="One message. Without it, a conversation starts.")] = None,
+    stage: Annotated[str | None, typer.Option(help="A stage's model: base, sft, dpo or ppo.")] = None,
+    version: Annotated[str | None, typer.Option(help="A version or an alias. Default: champion.")] = None,
 ) -> None:
-    """Talk to the champion, or to any stage's model."""
+    """Chat with the champion, another version or a stage's model."""
     from flows.chat import begin, stage_folder, talk, version_folder
 
     if stage and version:
@@ -282,16 +220,103 @@ def chat(
         print(visible(conversation.ask(message)))
 
 
-@app.command()
-def configure(
-    overlays: Annotated[list[str], typer.Argument(metavar="FILE|KEY=VALUE...", help="Later ones win.")],
+@app.command(rich_help_panel=PEOPLE)
+def approve(version: Version, by: By, reason: Reason, as_json: AsJson = False) -> None:
+    """Make a version that waits for approval champion."""
+    from flows.display import show_verdict
+    from tasks.registry.promotion import champion
+
+    _report(dict(champion.approve(_params(), version, by, reason)), as_json, show_verdict)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def reject(version: Version, by: By, reason: Reason, as_json: AsJson = False) -> None:
+    """Refuse a version that waits for approval.
+
+    No later run promotes it.
+    """
+    from flows.display import show_verdict
+    from tasks.registry.promotion import champion
+
+    _report(dict(champion.reject(_params(), version, by, reason)), as_json, show_verdict)
+
+
+@app.command(rich_help_panel=OPERATIONS)
+def doctor(as_json: AsJson = False) -> None:
+    """Check machine and checkout, and say how to fix what is wrong."""
+    from flows.display import show_findings
+    from flows.doctor import examine
+
+    findings = examine()
+    _report([finding._asdict() for finding in findings], as_json, show_findings)
+    if any(finding.level == "fail" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=OPERATIONS)
+def schedule(
+    cron: Annotated[str, typer.Option(help="Five fields: '0 3 * * 1' is Mondays at 3:00.")],
+    timezone: Annotated[str, typer.Option(help="The time zone of --cron.")] = "UTC",
+) -> None:
+    """Run the pipeline on a schedule, through a Prefect server.
+
+    The server is the one at PREFECT_API_URL; make server starts one on this machine.
+    """
+    import os
+
+    from flows.deploy import schedule as serve
+    from flows.server import API_URL
+
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"  # here Prefect's lines are what one waits for
+    serve(cron, timezone, os.environ.setdefault("PREFECT_API_URL", API_URL))
+
+
+@app.command(rich_help_panel=OPERATIONS)
+def sync(as_json: AsJson = False) -> None:
+    """Bring MLflow up to date, as after a plain dvc repro."""
+    from flows.display import show_synced
+    from tasks.registry.lineage import queries
+
+    synced = queries.sync(_params())
+    _report(dict(synced), as_json, show_synced)
+    if synced["alarms"]:
+        raise typer.Exit(1)
+
+
+@app.command(hidden=True)  # its name before the group label
+@label.command()
+def sheet(
+    file: Annotated[Path, typer.Argument(help="A new CSV file.")],
+    prompts: Annotated[int | None, typer.Option(min=1, help="How many prompts, drawn at random. Default: all.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change params.yaml by a named setting or single keys; comments stay, and nothing invalid is written."""
-    from flows.display import show_changes
-    from flows.settings import configure as change
+    """Write a sheet of answers to compare, without their models' names."""
+    from flows.display import show_sheet
+    from flows.people import write_sheet
 
-    _report([item._asdict() for item in change(overlays)], as_json, show_changes)
+    _report(dict(write_sheet(file, prompts)), as_json, show_sheet)
+
+
+@app.command("votes", hidden=True)  # its name before the group label
+@label.command("import")
+def import_sheets(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Filled annotation sheets.")],
+    as_json: AsJson = False,
+) -> None:
+    """Import filled sheets and count the votes.
+
+    They replace the votes that MLflow has for this evaluation.
+    """
+    from flows.display import show_votes
+    from flows.people import hear
+    from tasks.registry.promotion.human_evaluation import keep
+
+    params, heard = _params(), hear(files)
+    run_id = None
+    try:
+        run_id = keep(params, *heard)
+    finally:  # what people said is worth showing where MLflow is away
+        _report({**heard.figures, "run_id": run_id}, as_json, show_votes)
 
 
 def _params() -> "Params":

@@ -1,6 +1,6 @@
 """What the commands show to people; with --json they print the same data instead.
 
-Names, reasons and answers come from data: all that is printed goes through `_shown`.
+Names, reasons and answers come from data: all that is printed goes through `flows.tables.shown`.
 """
 
 import json
@@ -9,18 +9,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from tasks.common.escapes import one_line
+from flows.tables import Cell, make_console, print_sentence, shown, table
 from tasks.common.rounding import chance, number
 from tasks.common.safe_text import without_secrets
 from tasks.registry.mlflow_runs.store import tracking_uri
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
-_console = Console(highlight=False)
+_console = make_console()
 
 
 def show_result(result: Mapping[str, Any]) -> None:
@@ -29,7 +27,7 @@ def show_result(result: Mapping[str, Any]) -> None:
     _table(("stage", "", "seconds", "figure"), rows, right=(2,))
     show_verdict(result["verdict"])
     for alarm in result["alarms"]:
-        _line(f"Alarm: {alarm}")
+        _sentence(f"Alarm: {alarm}")
     _console.print()
     for name, path in result["places"].items():
         _line(f"{name:<10} {path}")
@@ -45,7 +43,7 @@ def show_verdict(verdict: Mapping[str, Any]) -> None:
         state = "awaits approval" if verdict["held"] else "was not promoted"
         _line(f"Version {verdict['version']} {state}; champion: {verdict['champion'] or 'none'}.")
     for reason in verdict["reasons"]:
-        _line(f"  {reason}")
+        _sentence(reason, indent=2)
     if verdict["held"]:
         which = f"{verdict['version']} --by NAME --reason WHY"
         _line(f"To decide: trueline approve {which}, or trueline reject {which}")
@@ -93,16 +91,18 @@ def show_trace(traced: Mapping[str, Any]) -> None:
     ]
     _table(("policy", "learned it", "reward model", "by", "rows in its data"), rows)
     if any(each["rows"] is None for each in traced["versions"]):
-        _line(
+        _sentence(
             "unknown: DVC's cache lacks the data of that version: run dvc fetch --all-commits (if DVC has a remote), "
             "then again"
         )
     if any(each["unattributed"] for each in traced["versions"]):
-        _line(
+        _sentence(
             "no annotator: rows that were learned from but name nobody; what comes from them is unknown rather than no"
         )
     if not traced["in_any"]:
-        _line(f"No data that could be read hold the {traced['what']} {traced['name']}: is it spelt as in data/prepare?")
+        _sentence(
+            f"No data that could be read hold the {traced['what']} {traced['name']}: is it spelt as in data/prepare?"
+        )
     excluded = traced["excluded"]
     if excluded:
         _line(f"{excluded['file']} {'names it now' if excluded['added'] else 'named it already'}. Nothing has run yet:")
@@ -134,17 +134,26 @@ def show_history(decisions: Sequence[Mapping[str, Any]]) -> None:
         _line("Nothing has been decided yet: trueline run")
         return
     rows = [
-        (row["time"], _decider(row), row["action"], str(row["policy"]["version"]), " ".join(row["reasons"]))
+        (_minute(row["time"]), _decider(row), row["action"], str(row["policy"]["version"]), _lines(row["reasons"]))
         for row in decisions
     ]
-    _table(("time", "who", "action", "version", "reasons"), rows)
+    _table(("time (UTC)", "who", "action", "version", "reasons"), rows)
+
+
+def _minute(time: str) -> str:
+    """Such as 2026-11-22 03:00, of 2026-11-22T03:00:00+00:00."""
+    return time[:16].replace("T", " ")
+
+
+def _lines(texts: Sequence[str]) -> Text:
+    return Text("\n").join(map(shown, texts))
 
 
 def show_synced(synced: Mapping[str, Any]) -> None:
     """A row a tracked stage."""
     _table(("stage", "lineage", "run"), [(row["stage"], row["status"], row["run_id"]) for row in synced["stages"]])
     for alarm in synced["alarms"]:
-        _line(f"Alarm: {alarm}")
+        _sentence(f"Alarm: {alarm}")
 
 
 def show_report(written: Mapping[str, Any]) -> None:
@@ -155,33 +164,34 @@ def show_report(written: Mapping[str, Any]) -> None:
 
 def show_sheet(sheet: Mapping[str, Any]) -> None:
     """What it holds, and what to do with it."""
-    _line(
+    _sentence(
         f"{sheet['file']}: {sheet['prompts']:,} of the {sheet['different_answers']:,} prompts with two different "
         f"answers; {sheet['same_answers']:,} more have the same answer twice."
     )
-    _line(
-        "Give each person a copy. In choice they write left, right or same (nothing: not judged), in annotator a name"
+    _sentence(
+        "Give each person a copy. In the column choice they write left, right or same, or nothing to skip the row; in "
+        "the column annotator, their name (without one, the name of the file counts)."
     )
-    _line("(nothing at all: the file's name). Then: trueline votes FILE...")
+    _line("Then: trueline label import FILE...")
 
 
-def show_votes(told: Mapping[str, Any]) -> None:
+def show_votes(votes: Mapping[str, Any]) -> None:
     """Who wins, and how far those who judged agree."""
-    won, needed = told["vs_opponent"], told["vs_opponent"]["prompts_to_settle"]
-    by_name = ", ".join(f"{name} {count:,}" for name, count in told["annotators"].items())
+    won, needed = votes["vs_opponent"], votes["vs_opponent"]["prompts_to_settle"]
+    by_name = ", ".join(f"{name} {count:,}" for name, count in votes["annotators"].items())
     _line(
         f"win rate    {number(won['value'])} [{number(won['low'])}, {number(won['high'])}] over the opponent: "
         f"{won['verdict']}"
         f"{f'; {needed:,} prompts would settle it' if needed else ''}"
     )
-    prompts = f"{told['prompts']:,}: {won['wins']:,} won, {won['losses']:,} lost"
+    prompts = f"{votes['prompts']:,}: {won['wins']:,} won, {won['losses']:,} lost"
     _line(f"prompts     {prompts}; sign test p {chance(won['sign_test'])}")
-    _line(f"not asked   {told['same_answers']:,} prompts with the same answer twice")
-    _line(f"votes       {told['votes']:,}: {by_name}")
-    _line(f"agreement   Krippendorff's alpha {number(told['alpha'], 2)}, Cohen's kappa {number(told['kappa'], 2)}")
-    _line(f"left        preferred in {number(told['left_preferred'], 2)} of the choices; 0.5 without a bias")
-    if told["run_id"]:
-        _line(f"MLflow      run {told['run_id']}; trueline report shows it on the page")
+    _line(f"not asked   {votes['same_answers']:,} prompts with the same answer twice")
+    _line(f"votes       {votes['votes']:,}: {by_name}")
+    _line(f"agreement   Krippendorff's alpha {number(votes['alpha'], 2)}, Cohen's kappa {number(votes['kappa'], 2)}")
+    _line(f"left        preferred in {number(votes['left_preferred'], 2)} of the choices; 0.5 without a bias")
+    if votes["run_id"]:
+        _line(f"MLflow      run {votes['run_id']}; trueline report shows it on the page")
 
 
 def show_findings(findings: Sequence[Mapping[str, Any]]) -> None:
@@ -213,33 +223,28 @@ def show_tree(content: Mapping[str, Any]) -> None:
 def _grow(tree: Tree, content: Mapping[str, Any]) -> None:
     for name, value in content.items():
         if isinstance(value, Mapping) and value:
-            _grow(tree.add(_shown(name)), value)
+            _grow(tree.add(shown(name)), value)
         elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-            _grow(tree.add(_shown(name)), {str(place): item for place, item in enumerate(value, start=1)})
+            _grow(tree.add(shown(name)), {str(place): item for place, item in enumerate(value, start=1)})
         else:
-            tree.add(_shown(f"{name}: {_short(value)}"))
+            tree.add(shown(f"{name}: {_short(value)}"))
 
 
 def _short(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str | Text]], *, right: Sequence[int] = ()) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for place, name in enumerate(header):
-        table.add_column(name, justify="right" if place in right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(_shown, row))
-    _console.print(table)
+def _table(header: Sequence[str], rows: Sequence[Sequence[Cell]], *, right: Sequence[int] = ()) -> None:
+    _console.print(table(header, rows, _console.width, right=right))
 
 
 def _line(text: str) -> None:
-    _console.print(_shown(text), soft_wrap=True)
+    """Print a line that may be copied, such as a command or a path: it is never broken."""
+    _console.print(shown(text), soft_wrap=True)
 
 
-def _shown(text: str | Text) -> Text:
-    """Show a text as it is: rich reads no markup and no :emoji: in it, and the terminal no sequence of control."""
-    return text if isinstance(text, Text) else Text(one_line(text))
+def _sentence(text: str, indent: int = 0) -> None:
+    print_sentence(_console, text, indent)
 
 
 def _decider(decision: Mapping[str, Any]) -> str:

@@ -1,11 +1,13 @@
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from flows import chat as chat_module
 from flows import cli
@@ -23,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 HELP = """
 import sys
 from flows.cli import main
-sys.argv = ["trueline", "--help"]
+sys.argv = ["trueline", *sys.argv[1:], "--help"]
 try:
     main()
 except SystemExit:
@@ -68,15 +70,47 @@ def raising(error: Exception):
     return fail
 
 
-# --- Quick
+# --- Help
 
 
-def test_help_imports_nothing_that_costs_seconds() -> None:
+def test_help_takes_less_than_a_second() -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
 
     assert "rollback" in done.stdout
     slow = {"torch", "transformers", "prefect", "mlflow", "dvc", "pandas", "datasets", "great_expectations", "pydantic"}
     assert not slow & set(done.stderr.split())
+    # CPU time, because a machine may be busy. It takes 0.2 s.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+
+
+def commands() -> dict[str, Any]:
+    group: Any = typer.main.get_command(cli.app)
+    return {name: command for name, command in group.commands.items() if not command.hidden}
+
+
+def test_every_command_stands_in_a_panel() -> None:
+    panels = {name: command.rich_help_panel for name, command in commands().items()}
+
+    assert {name: panel for name, panel in panels.items() if panel not in cli.PANELS} == {}
+    assert list(dict.fromkeys(panels.values())) == list(cli.PANELS)  # in this order, none empty
+
+
+def test_every_command_says_in_one_line_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    shown = subprocess.run([sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name, command in commands().items():
+        sentence = command.help.partition("\n\n")[0]
+        assert any(line.split()[1:2] == [name] and sentence in line for line in shown.splitlines()), name
+
+
+@pytest.mark.parametrize("old", ["sheet", "votes"])
+def test_a_command_that_moved_to_a_group_is_still_there(trueline, old: str) -> None:
+    group: Any = typer.main.get_command(cli.app)
+
+    assert group.commands[old].hidden
+    assert trueline(old, "--help")[0] == 0
 
 
 # --- What a user must mend
@@ -261,8 +295,8 @@ def test_history_names_the_person_who_decided(trueline, monkeypatch: pytest.Monk
 
     _, held, approved = trueline("history")[1].splitlines()
 
-    assert held.split()[1:4] == ["cron", "hold", "3"]
-    assert approved.split()[1:4] == ["Ada", "promote", "3"]
+    assert held.split()[:5] == ["2026-11-22", "03:00", "cron", "hold", "3"]
+    assert approved.split()[2:5] == ["Ada", "promote", "3"]
 
 
 def traced(**answers: Any) -> dict[str, Any]:
@@ -303,7 +337,7 @@ def test_a_trace_of_an_annotator_says_what_names_nobody(trueline, monkeypatch: p
     assert json.loads(trueline("trace", "--annotator", "ann", "--json")[1]) == found | {"excluded": None}
     _, first, second, *why = trueline("trace", "--annotator", "ann")[1].splitlines()
     assert " ".join(first.split()) == "1 unknown 1: unknown no annotator 36"
-    assert " ".join(second.split()) == "2 no 1: no judge preferences validation 4"
+    assert " ".join(second.split()) == "2 no 1: no held_out_reward preferences validation 4"
     assert " ".join(why).startswith("no annotator: rows that were learned from but name nobody")
 
 
@@ -385,7 +419,7 @@ def test_a_sheet_says_what_it_holds_and_what_to_do(trueline, monkeypatch: pytest
 
     monkeypatch.setattr("flows.people.write_sheet", write_sheet)
 
-    out = trueline("sheet", "s.csv", "--prompts", "50")[1]
+    out = trueline("label", "sheet", "s.csv", "--prompts", "50")[1]
     assert out.startswith(
         "s.csv: 50 of the 1,200 prompts with two different answers; 9 more have the same answer twice."
     )
@@ -404,7 +438,7 @@ def test_votes_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("flows.people.hear", lambda paths: Heard("key", FIGURES, [{"files": len(paths)}]))
     monkeypatch.setattr("tasks.registry.promotion.human_evaluation.keep", keep)
 
-    assert trueline("votes", "a.csv", "b.csv")[1].splitlines() == [
+    assert trueline("label", "import", "a.csv", "b.csv")[1].splitlines() == [
         "win rate    0.640 [0.570, 0.710] over the opponent: inconclusive; 1,090 prompts would settle it",
         "prompts     50: 29 won, 16 lost; sign test p 0.0725",
         "not asked   9 prompts with the same answer twice",

@@ -285,7 +285,7 @@ def test_nobody_judges_a_prompt_twice(shown, filled, tmp_path):
     ("content", "words"),
     [
         (b"", "has no column id"),
-        (b"id,left,right,choice\r\n", "has no column annotator: fill in a sheet that trueline sheet wrote"),
+        (b"id,left,right,choice\r\n", "has no column annotator: fill in a sheet that trueline label sheet wrote"),
         (b"PK\x03\x04\xff", "is not CSV in UTF-8: save it so (in Excel as CSV UTF-8)"),
         ("id;annotator\r\n1;Jürgen\r\n".encode("cp1252"), "is not CSV in UTF-8"),
         ("id\tannotator\r\n".encode("utf-16"), "is not CSV in UTF-8"),

@@ -199,7 +199,7 @@ def _filled(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         raise InputError(f"{path} line {reader.line_num} is not valid CSV ({error}): save it as CSV again") from None
     missing = [name for name in READ if name not in names]
     if missing:
-        raise InputError(f"{path} has no column {missing[0]}: fill in a sheet that trueline sheet wrote")
+        raise InputError(f"{path} has no column {missing[0]}: fill in a sheet that trueline label sheet wrote")
     for number, row in enumerate(rows, start=2):  # as a spreadsheet counts, whose first row has the names
         if any(row):
             cells = dict(zip(names, row, strict=False))  # some leave empty cells at the end of a row out
