@@ -47,19 +47,24 @@ def settings_for(job: Job) -> Params:
         "epochs": 1,
         "batch_size": job.batch_size,
         "learning_rate": job.learning_rate,
-        "warmup": 0.0,
+        "warmup_ratio": 0.0,
         "schedule": "constant",
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
     }
-    runtime = {"threads": job.threads, "precision": job.precision, "checkpoint_every": 0, "tokens_per_pass": job.tokens}
+    runtime = {
+        "threads": job.threads,
+        "precision": job.precision,
+        "checkpoint_every": 0,
+        "max_tokens_per_micro_batch": job.tokens,
+    }
     # TRL's RLOO takes one step on a round; PPO goes over it twice, a quarter of it in a step.
-    steps = {"epochs": 2, "minibatches": 4} if job.kind == "ppo" else {"epochs": 1, "minibatches": 1}
+    steps = {"epochs": 2, "num_minibatches": 4} if job.kind == "ppo" else {"epochs": 1, "num_minibatches": 1}
     online = {
         "estimator": "gae" if job.kind == "ppo" else "rloo",
         "iterations": job.all_steps,
         "rollouts": job.answers,
-        "responses": job.responses,
+        "responses_per_prompt": job.responses,
         "max_new_tokens": job.longest,
     }
     sections = {
@@ -131,15 +136,21 @@ def answers(job: Job, clock: Clock) -> None:
     """Sampling."""
     params = prepared(job)
     policy, tokenizer = load_policy(job.folder, params, trainable=False), load_tokenizer(job.folder)
-    prompts, slots = Texts(SIZES[job.size], seed=3).prompts(job.answers), params.runtime.slots
+    prompts, slots = Texts(SIZES[job.size], seed=3).prompts(job.answers), params.runtime.max_concurrent_sequences
     for step in range(job.all_steps):
         found = generate(
-            policy, tokenizer, prompts, max_new_tokens=job.longest, temperature=1.0, seed=step, slots=slots
+            policy,
+            tokenizer,
+            prompts,
+            max_new_tokens=job.longest,
+            temperature=1.0,
+            seed=step,
+            max_concurrent_sequences=slots,
         )
         clock.mark(answers=len(found), tokens=sum(len(response.row.completion) for response in found))
 
 
-def online(job: Job, clock: Clock, critic: Literal["own", "trunk"] = "own") -> None:
+def online(job: Job, clock: Clock, critic: Literal["separate", "shared"] = "separate") -> None:
     """Rounds of PPO or RLOO: sample, judge, learn."""
     params = prepared(job)
     params = params.model_copy(update={"ppo": params.ppo.model_copy(update={"critic": critic})})
@@ -157,8 +168,8 @@ def load_models(job: Job, params: Params) -> Models:
     policy = load_policy(job.folder, params, trainable=True)
     critic: nn.Module | None = None
     if job.kind == "ppo":
-        on_trunk = params.ppo.critic == "trunk"
-        critic = ValueHead(policy) if on_trunk else load_reward(job.reward_folder, params, trainable=True)
+        is_shared = params.ppo.critic == "shared"
+        critic = ValueHead(policy) if is_shared else load_reward(job.reward_folder, params, trainable=True)
     return Models(
         tokenizer=load_tokenizer(job.folder),
         policy=policy,

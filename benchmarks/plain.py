@@ -56,7 +56,7 @@ class PlainPPO:
 
     def __init__(self, models: Models, settings: Ppo, precision: str) -> None:
         self._models, self._settings, self._precision = models, settings, precision
-        self._size = settings.rollouts // settings.minibatches  # answers in a forward pass
+        self._size = settings.rollouts // settings.num_minibatches  # answers in a forward pass
         assert models.reference is not None and models.critic is not None
         self._reference, self._learning = models.reference, {"policy": models.policy, "critic": models.critic}
         self._optimisers = {
@@ -97,7 +97,7 @@ class PlainPPO:
         settings, count = self._settings, len(padded.mask)
         for epoch in range(settings.epochs):
             order = torch.tensor(epoch_order(count, epoch, seed_for(SEED, "minibatches", iteration)))
-            for rows in order.tensor_split(settings.minibatches):
+            for rows in order.tensor_split(settings.num_minibatches):
                 part, old = padded.take(rows), Experience(*(field[rows] for field in found))
                 tokens = int(part.mask.sum())
                 log_probs = of_tokens(self._distribution(self._models.policy, part), part)

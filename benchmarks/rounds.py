@@ -54,7 +54,7 @@ def variants(kind: str) -> dict[str, Variant]:
             return {
                 "plain PPO": plain.online,
                 # Another algorithm: its time counts, not what it learns.
-                f"{OURS}, critic on the trunk": partial(ours.online, critic="trunk"),
+                f"{OURS}, critic on a shared backbone": partial(ours.online, critic="shared"),
                 OURS: ours.online,
             }
         case _:

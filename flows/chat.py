@@ -47,7 +47,7 @@ class Conversation:
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             seed=self._params.seed + len(asked),
-            slots=1,
+            max_concurrent_sequences=1,
         )
         answer = decode(self._tokenizer, response.row.completion).strip()
         self.messages = [*asked, {"role": "assistant", "content": answer}]

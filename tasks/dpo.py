@@ -78,7 +78,7 @@ def dpo(params: Params) -> None:
         lengths, its_lengths = ((2 * each.lengths).tolist() for each in (pairs, validation))
         fit = Fit("dpo", origin, policy, lengths, params=params, settings=settings, run=run, visitor=marks)
         share = processes.share(range(len(validation)), its_lengths)
-        held_out = list(micro_batches(share, its_lengths, params.runtime.tokens_per_pass))
+        held_out = list(micro_batches(share, its_lengths, params.runtime.max_tokens_per_micro_batch))
         # Nothing has been learned yet, so the policy is the reference: no second model, and adapters add nothing.
         references = References(SFT, are_compiled=params.runtime.compile)
         reference = references.logps(policy, pairs, list(fit.first_epoch()), fit.autocast)

@@ -352,7 +352,7 @@ def _by_batch(
     device, values = device_of(params), [0.0] * len(encoded)
     lengths = [row.length for row in encoded]
     for group in along(
-        list(micro_batches(range(len(encoded)), lengths, params.runtime.tokens_per_pass)), title, "batch"
+        list(micro_batches(range(len(encoded)), lengths, params.runtime.max_tokens_per_micro_batch)), title, "batch"
     ):
         found = measure(collate([encoded[number] for number in group], device)).tolist()
         for number, value in zip(group, found, strict=True):
@@ -378,7 +378,7 @@ def _sample(
             max_new_tokens=settings.max_new_tokens,
             temperature=temperature,
             seed=params.seed,
-            slots=params.runtime.slots,
+            max_concurrent_sequences=params.runtime.max_concurrent_sequences,
             on_progress=bar.update,
         )
     return [response.row.completion for response in responses]

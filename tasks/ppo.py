@@ -99,8 +99,8 @@ def ppo(params: Params) -> None:
         for iteration in range(done.step + 1, settings.iterations + 1):
             marks.visit(iteration - 1, settings.iterations)
             clock = Clock()
-            chosen = drawn(len(prompts), iteration, settings.rollouts // settings.responses, params.seed)
-            asked = [prompts[index] for index in chosen for _ in range(settings.responses)]
+            chosen = drawn(len(prompts), iteration, settings.rollouts // settings.responses_per_prompt, params.seed)
+            asked = [prompts[index] for index in chosen for _ in range(settings.responses_per_prompt)]
             with clock("generate"):
                 answered = learner.sample(asked, seed_for(params.seed, "sampling", iteration))
             with clock("score"):
@@ -131,7 +131,7 @@ def load_models(params: Params) -> Models:
     """Load the models: a critic begins as a copy of the reward model, head and scale included, or as a new layer."""
     policy = with_adapters(load_policy(SFT, params, trainable=True), params.lora)
     critic: nn.Module | None = None
-    if params.ppo.critic == "trunk":
+    if params.ppo.critic == "shared":
         critic = ValueHead(policy)
     elif params.ppo.estimator == "gae":
         critic = with_adapters(load_reward(REWARD, params, trainable=True), params.lora)
@@ -238,7 +238,7 @@ def samples(models: Models, shown: Sequence[tuple[Prompt, list[int]]], params: P
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             seed=seed_for(params.seed, "samples", 0),
-            slots=SAMPLES,
+            max_concurrent_sequences=SAMPLES,
         )
         batch = collate([response.row for response in responses], unwrapped(policy).device)
         with torch.no_grad():

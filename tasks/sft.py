@@ -56,7 +56,7 @@ def sft(params: Params) -> None:
         return require_rows(found, DEMONSTRATIONS, split)
 
     rows, validation = rows_of("train"), rows_of("validation")
-    held_out = row_batches(validation, params.runtime.tokens_per_pass, device)
+    held_out = row_batches(validation, params.runtime.max_tokens_per_micro_batch, device)
     origin = stage_origin("sft") or content_origin("sft", params, [DEMONSTRATIONS, BASE])
     with tracking.run("sft", params, inputs=[DEMONSTRATIONS]) as run:
         fit = Fit(

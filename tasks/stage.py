@@ -34,7 +34,10 @@ EXIT_CODES: dict["FailureKind", int] = {"input": 2, "transient": 75, "bug": 1, "
 IS_FIRST = os.environ.get("RANK", "0") == "0"  # of several processes that train together
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_TO_STOP = 60
-OUT_OF_MEMORY = "out of memory: lower runtime.tokens_per_pass or runtime.slots in params.yaml, or train adapters (lora)"
+OUT_OF_MEMORY = (
+    "out of memory: lower runtime.max_tokens_per_micro_batch or runtime.max_concurrent_sequences in params.yaml, "
+    "or train adapters (lora)"
+)
 OUT_OF_MEMORY_FOR_DATA = (
     "out of memory for what it read: give smaller files or fewer rows (limit in params.yaml, prepare), or more memory"
 )

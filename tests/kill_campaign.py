@@ -44,8 +44,8 @@ SETTINGS: dict[str, Any] = {
     "ppo": {
         "iterations": 12,
         "rollouts": 16,
-        "responses": 4,
-        "minibatches": 2,
+        "responses_per_prompt": 4,
+        "num_minibatches": 2,
         "max_new_tokens": 24,
         "critic_warmup": 0,
     },

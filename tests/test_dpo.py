@@ -91,7 +91,11 @@ def test_the_likelihood_term_is_added_with_its_weight(make_params: MakeParams):
 def test_micro_batches_change_nothing_but_rounding(make_params: MakeParams):
     curves = []
     for tokens in (2000, 150, 1):
-        dpo(make_params(dpo={"batch_size": 10, "epochs": 4, "nll_weight": 0.1}, runtime={"tokens_per_pass": tokens}))
+        dpo(
+            make_params(
+                dpo={"batch_size": 10, "epochs": 4, "nll_weight": 0.1}, runtime={"max_tokens_per_micro_batch": tokens}
+            )
+        )
         curves.append([row["loss"] for row in read_curve("dpo")])
     for curve in curves[1:]:
         assert curve == pytest.approx(curves[0], abs=1e-5)

@@ -10,10 +10,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from tasks.common.errors import InputError
-from tasks.settings.params import RENAMED, LlmJudge, Params, load_params, parse_params
+from tasks.settings.params import RENAMED, RENAMED_VALUES, LlmJudge, Params, load_params, parse_params
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
-TRAINING = ["epochs", "batch_size", "learning_rate", "warmup", "schedule", "weight_decay", "max_grad_norm"]
+TRAINING = ["epochs", "batch_size", "learning_rate", "warmup_ratio", "schedule", "weight_decay", "max_grad_norm"]
 # Explained where they come first; the comment above the section, or the order, says so.
 EXPLAINED_ELSEWHERE = {
     f"{section}.{key}": f"{first}.{key}"
@@ -171,27 +171,30 @@ def test_a_missing_section_is_named():
             )
             for loss in ("hinge", "ipo", "sigmoid_norm", "simpo")
         ),
-        ({"ppo__minibatches": 9, "ppo__rollouts": 8}, "ppo: minibatches must not exceed rollouts"),
-        ({"ppo__responses": 3}, "ppo: rollouts must be a multiple of responses: whole groups of answers to one prompt"),
+        ({"ppo__num_minibatches": 9, "ppo__rollouts": 8}, "ppo: num_minibatches must not exceed rollouts"),
+        (
+            {"ppo__responses_per_prompt": 3},
+            "ppo: rollouts must be a multiple of responses_per_prompt: whole groups of answers to one prompt",
+        ),
         (
             {"ppo__estimator": "rloo", "ppo__critic_warmup": 0},
-            "ppo: the estimator rloo compares answers to one prompt: raise responses to 2",
+            "ppo: the estimator rloo compares answers to one prompt: raise responses_per_prompt to 2",
         ),
         (
-            {"ppo__estimator": "reinforce"},
-            "ppo: the estimator reinforce has no critic to warm up: set critic_warmup to 0",
+            {"ppo__estimator": "reinforce_plus_plus"},
+            "ppo: the estimator reinforce_plus_plus has no critic to warm up: set critic_warmup to 0",
         ),
         (
-            {"ppo__estimator": "reinforce", "ppo__critic_warmup": 0, "ppo__critic": "trunk"},
-            "ppo: the estimator reinforce has no critic on the policy's trunk: set critic to own",
+            {"ppo__estimator": "reinforce_plus_plus", "ppo__critic_warmup": 0, "ppo__critic": "shared"},
+            "ppo: the estimator reinforce_plus_plus has no critic that could share a backbone: set critic to separate",
         ),
         (
-            {"ppo__estimator": "rloo", "ppo__critic_warmup": 0, "ppo__responses": 2, "ppo__gamma": 0.9},
+            {"ppo__estimator": "rloo", "ppo__critic_warmup": 0, "ppo__responses_per_prompt": 2, "ppo__gamma": 0.9},
             "ppo: the estimator rloo takes an answer's reward as a whole: "
-            "set gamma and integration_alpha to 1 and whiten_rewards to false",
+            "set gamma and reward_smoothing to 1 and whiten_rewards to false",
         ),
         (
-            {"ppo__estimator": "grpo", "ppo__critic_warmup": 0, "ppo__responses": 2},
+            {"ppo__estimator": "grpo", "ppo__critic_warmup": 0, "ppo__responses_per_prompt": 2},
             "ppo: k1 has no gradient in the loss, where grpo has its KL: set kl_estimator to k2 or k3",
         ),
         (
@@ -243,7 +246,7 @@ def test_an_llm_judge_may_be_set(url):
         {"dpo__loss": "robust", "dpo__label_smoothing": 0.1},
         {"dpo__loss": "sigmoid", "dpo__label_smoothing": 0.1},
         {"dpo__loss": "hinge", "dpo__label_smoothing": 0.0},
-        {"ppo__minibatches": 8, "ppo__rollouts": 8},
+        {"ppo__num_minibatches": 8, "ppo__rollouts": 8},
         {"base__scratch__hidden_size": 24, "base__scratch__heads": 4},
         {"prepare__split__validation": 0.5, "prepare__split__test": 0.4},
     ],
@@ -264,3 +267,10 @@ def test_a_key_under_its_old_name_is_refused_with_the_new_one(old: str) -> None:
         new_place = new_place[section]
     place[key] = new_place.pop(new_key)
     assert complaint(settings) == f"params.yaml: {old} is now called {RENAMED[old]}: rename it"
+
+
+@pytest.mark.parametrize(("key", "old"), [(key, old) for key, values in RENAMED_VALUES.items() for old in values])
+def test_a_value_under_its_old_name_is_refused_with_the_new_one(key: str, old: str) -> None:
+    new = RENAMED_VALUES[key][old]
+    said = complaint(changed(**{key.replace(".", "__"): old}))
+    assert said == f"params.yaml: {key}: the value {old} is now called {new}: change it"

@@ -20,7 +20,7 @@ from tasks.ppo import MLFLOW_NAMES, drawn, ppo
 SETTINGS = {
     "iterations": 4,
     "rollouts": 6,
-    "minibatches": 2,
+    "num_minibatches": 2,
     "max_new_tokens": 8,
     "critic_warmup": 1,
     "learning_rate": 1e-3,
@@ -91,7 +91,7 @@ def test_the_same_inputs_give_the_same_bytes(ready):
 
 
 @pytest.mark.parametrize(
-    ("rank", "options"), [(0, {}), (2, {}), (0, {"engine": "continuous"}), (0, {"critic": "trunk"})]
+    ("rank", "options"), [(0, {}), (2, {}), (0, {"engine": "continuous"}), (0, {"critic": "shared"})]
 )
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(ready, make_params, monkeypatch, rank, options):
     params = make_params(ppo=SETTINGS | options, runtime={"checkpoint_every": 1}, lora={"rank": rank})
@@ -120,9 +120,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(ready, make_params, m
 @pytest.mark.parametrize(
     "settings",
     [
-        {"estimator": "rloo", "responses": 3},
-        {"estimator": "grpo", "responses": 2, "kl_estimator": "k3"},
-        {"estimator": "reinforce"},
+        {"estimator": "rloo", "responses_per_prompt": 3},
+        {"estimator": "grpo", "responses_per_prompt": 2, "kl_estimator": "k3"},
+        {"estimator": "reinforce_plus_plus"},
     ],
     ids=lambda settings: settings["estimator"],
 )
@@ -137,7 +137,7 @@ def test_estimators_without_a_critic(ready, make_params, noted_run, settings):
     assert written() == first
 
 
-@pytest.mark.parametrize("critic", ["own", "trunk"])
+@pytest.mark.parametrize("critic", ["separate", "shared"])
 def test_adapters_learn_and_the_reference_is_the_model_without_them(ready, make_params, critic):
     ppo(make_params(ppo=SETTINGS | {"critic": critic}, lora={"rank": 2}))
     rows = curve()
@@ -166,7 +166,7 @@ def test_a_loss_that_turns_to_nan_keeps_the_last_good_checkpoint(ready, monkeypa
         self.rounds = getattr(self, "rounds", 0) + 1
         return rollouts._replace(returns=rollouts.returns * float("nan")) if self.rounds == 4 else rollouts
 
-    monkeypatch.setattr(Learner, "held_out_reward", sick)
+    monkeypatch.setattr(Learner, "judge", sick)
     with pytest.raises(
         InputError, match=r"step 4: .* is nan; the last good checkpoint, of step 2, is kept in .*step-00000002.pt"
     ):

@@ -60,11 +60,13 @@ def test_the_figures_are_those_of_the_written_model_on_the_test_split(params: Pa
     splits = {}
     for split in ("validation", "test"):
         splits[split] = encoded_preferences(VALIDATED, split, tokenizer, None)
-    figures = reward_figures(scored_pairs(model, splits["test"], params.runtime.tokens_per_pass, "test pairs"))
+    figures = reward_figures(
+        scored_pairs(model, splits["test"], params.runtime.max_tokens_per_micro_batch, "test pairs")
+    )
     written = {name: metrics[name] for name in figures}
     # Weights mapped from a file may lie in memory otherwise than those that were trained: the last bit differs.
     assert flat(written) == pytest.approx(flat(figures), rel=1e-5)
-    batches = pair_batches(splits["validation"], params.runtime.tokens_per_pass, CPU)
+    batches = pair_batches(splits["validation"], params.runtime.max_tokens_per_micro_batch, CPU)
     held_out = held_out_loss(model, batches, params.reward, "held out")
     assert metrics["validation"]["loss"]["after"] == pytest.approx(held_out, rel=1e-6)
     assert metrics["accuracy"]["low"] <= metrics["accuracy"]["value"] <= metrics["accuracy"]["high"]
@@ -166,7 +168,7 @@ def test_micro_batches_change_nothing_but_rounding(make_params: MakeParams):
     curves = []
     for tokens in (2000, 150, 1):
         settings = {"batch_size": 10, "epochs": 4, "learning_rate": 1e-3}
-        reward(make_params(reward=settings, runtime={"tokens_per_pass": tokens}))
+        reward(make_params(reward=settings, runtime={"max_tokens_per_micro_batch": tokens}))
         curves.append([row["loss"] for row in read_curve("reward")])
     for curve in curves[1:]:
         assert curve == pytest.approx(curves[0], abs=1e-5)

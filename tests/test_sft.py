@@ -48,7 +48,7 @@ def test_the_figures_are_those_of_the_written_model(params: Params, noted_run: N
     assert metrics["tokens"] == sum(len(row.completion) for row in rows)
     assert metrics["steps"] == len(curve) == 6  # ceil(10 / 4) steps in each of 2 epochs
     assert metrics["training_loss"] == curve[-1]["loss"]
-    batches = row_batches(held_out, params.runtime.tokens_per_pass, torch.device("cpu"))
+    batches = row_batches(held_out, params.runtime.max_tokens_per_micro_batch, torch.device("cpu"))
     for when, folder in (("before", "base"), ("after", "sft")):
         found = metrics["validation"][when]
         expected = likelihood(load_policy(MODELS / folder, params, trainable=False), batches, "held out")
@@ -94,7 +94,7 @@ def test_bf16_trains_and_writes_fp32(make_params: MakeParams, noted_run: NotedRu
 def test_micro_batches_change_nothing_but_rounding(make_params: MakeParams, noted_run: NotedRun):
     curves = []
     for tokens in (2000, 150, 80, 1):
-        sft(make_params(sft={"batch_size": 10, "epochs": 4}, runtime={"tokens_per_pass": tokens}))
+        sft(make_params(sft={"batch_size": 10, "epochs": 4}, runtime={"max_tokens_per_micro_batch": tokens}))
         curves.append([row["loss"] for row in read_curve("sft")])
     for curve in curves[1:]:
         assert curve == pytest.approx(curves[0], abs=1e-4)  # four steps of Adam at 1e-2 magnify the last bit

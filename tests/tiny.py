@@ -13,7 +13,7 @@ from tasks.learning.models.loading import ValueHead
 from tasks.learning.ppo.scoring import Models
 from tasks.settings.params import PARAMS_FILE, Params, parse_params
 
-Critic = Literal["own", "trunk"]
+Critic = Literal["separate", "shared"]
 PAD, EOS = 0, 1
 WORDS = ["<pad>", "<eos>", "<unk>", "<ask>", *(f"w{number}" for number in range(12))]
 TEMPLATE = (
@@ -62,14 +62,14 @@ def tiny_reward(seed: int = 1) -> Any:
     return LlamaForSequenceClassification(_config(num_labels=1)).eval()
 
 
-def tiny_models(critic: Critic = "own") -> Models:
+def tiny_models(critic: Critic = "separate") -> Models:
     """Policy and reference alike, critic and reward model alike unless the critic is a new head, as PPO begins."""
     policy = tiny_policy()
     return Models(
         tokenizer=tiny_tokenizer(),
         policy=policy,
         reference=tiny_policy().requires_grad_(False),
-        critic=tiny_reward() if critic == "own" else ValueHead(policy),
+        critic=tiny_reward() if critic == "separate" else ValueHead(policy),
         reward=tiny_reward().requires_grad_(False),
     )
 
@@ -77,7 +77,13 @@ def tiny_models(critic: Critic = "own") -> Models:
 def tiny_params(runtime: dict[str, object] | None = None, lora: int = 0, **ppo: object) -> Params:
     """The project's own settings, cut to size; keywords change those of ppo."""
     settings = yaml.safe_load(PARAMS_FILE.read_text(encoding="utf-8"))
-    settings["runtime"] |= {"device": "cpu", "threads": 1, "tokens_per_pass": 40, "slots": 4, "checkpoint_every": 0}
+    settings["runtime"] |= {
+        "device": "cpu",
+        "threads": 1,
+        "max_tokens_per_micro_batch": 40,
+        "max_concurrent_sequences": 4,
+        "checkpoint_every": 0,
+    }
     settings["runtime"] |= runtime or {}
     settings["lora"] |= {"rank": lora}
     settings["ppo"] |= {"iterations": 3, "rollouts": 6, "critic_warmup": 0, "max_new_tokens": 6, **ppo}

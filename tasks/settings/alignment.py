@@ -23,7 +23,7 @@ class Dpo(Training):
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
     nll_weight: NotNegative
     simpo_gamma: float
-    marks: Held
+    evaluation_points: Held
     max_new_tokens: Count
 
     @model_validator(mode="after")
@@ -41,9 +41,9 @@ class Ppo(Section):
     engine: Engine
     iterations: Count
     rollouts: Held
-    responses: Held
+    responses_per_prompt: Held
     epochs: Count
-    minibatches: Count
+    num_minibatches: Count
     max_new_tokens: Count
     temperature: Positive
     learning_rate: Positive
@@ -65,9 +65,9 @@ class Ppo(Section):
     score_clip: Positive | None
     missing_eos_penalty: NotNegative
     whiten_rewards: bool
-    integration_alpha: Annotated[float, Field(gt=0, le=1)]
+    reward_smoothing: Annotated[float, Field(gt=0, le=1)]
     max_update_kl: Positive | None
-    marks: Held
+    evaluation_points: Held
 
     @property
     def _is_grouped(self) -> bool:
@@ -76,12 +76,16 @@ class Ppo(Section):
 
     @model_validator(mode="after")
     def _rounds_are_filled(self) -> "Ppo":
-        if self.minibatches > self.rollouts:
-            raise ValueError("minibatches must not exceed rollouts")
-        if self.rollouts % self.responses:
-            raise ValueError("rollouts must be a multiple of responses: whole groups of answers to one prompt")
-        if self._is_grouped and self.responses < 2:
-            raise ValueError(f"the estimator {self.estimator} compares answers to one prompt: raise responses to 2")
+        if self.num_minibatches > self.rollouts:
+            raise ValueError("num_minibatches must not exceed rollouts")
+        if self.rollouts % self.responses_per_prompt:
+            raise ValueError(
+                "rollouts must be a multiple of responses_per_prompt: whole groups of answers to one prompt"
+            )
+        if self._is_grouped and self.responses_per_prompt < 2:
+            raise ValueError(
+                f"the estimator {self.estimator} compares answers to one prompt: raise responses_per_prompt to 2"
+            )
         return self
 
     @model_validator(mode="after")
@@ -92,12 +96,14 @@ class Ppo(Section):
             )
         if self.estimator != "gae" and self.critic_warmup:
             raise ValueError(f"the estimator {self.estimator} has no critic to warm up: set critic_warmup to 0")
-        if self.estimator != "gae" and self.critic == "trunk":
-            raise ValueError(f"the estimator {self.estimator} has no critic on the policy's trunk: set critic to own")
-        if self._is_grouped and (self.gamma, self.integration_alpha, self.whiten_rewards) != (1, 1, False):
+        if self.estimator != "gae" and self.critic == "shared":
+            raise ValueError(
+                f"the estimator {self.estimator} has no critic that could share a backbone: set critic to separate"
+            )
+        if self._is_grouped and (self.gamma, self.reward_smoothing, self.whiten_rewards) != (1, 1, False):
             raise ValueError(
                 f"the estimator {self.estimator} takes an answer's reward as a whole: "
-                "set gamma and integration_alpha to 1 and whiten_rewards to false"
+                "set gamma and reward_smoothing to 1 and whiten_rewards to false"
             )
         if self.estimator == "grpo" and self.kl_estimator == "k1":
             raise ValueError("k1 has no gradient in the loss, where grpo has its KL: set kl_estimator to k2 or k3")

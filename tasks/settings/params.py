@@ -21,6 +21,7 @@ __all__ = [
     "EXAMPLE",
     "PARAMS_FILE",
     "RENAMED",
+    "RENAMED_VALUES",
     "Align",
     "Base",
     "Dpo",
@@ -52,6 +53,24 @@ RENAMED = {
     "gate.min_judge_win_rate": "gate.min_held_out_win_rate",
     "gate.min_judge_accuracy": "gate.min_held_out_accuracy",
     "gate.max_over_optimised_marks": "gate.max_over_optimised_points",
+    "runtime.tokens_per_pass": "runtime.max_tokens_per_micro_batch",
+    "runtime.slots": "runtime.max_concurrent_sequences",
+    "runtime.checkpoints_kept": "runtime.max_checkpoints",
+    "sft.warmup": "sft.warmup_ratio",
+    "reward.warmup": "reward.warmup_ratio",
+    "held_out_reward.warmup": "held_out_reward.warmup_ratio",
+    "dpo.warmup": "dpo.warmup_ratio",
+    "dpo.marks": "dpo.evaluation_points",
+    "ppo.marks": "ppo.evaluation_points",
+    "ppo.responses": "ppo.responses_per_prompt",
+    "ppo.minibatches": "ppo.num_minibatches",
+    "ppo.integration_alpha": "ppo.reward_smoothing",
+}
+# Values that had another name: of each setting, the old one and the one it has now.
+RENAMED_VALUES = {
+    "ppo.estimator": {"reinforce": "reinforce_plus_plus"},
+    "ppo.critic": {"own": "separate", "trunk": "shared"},
+    "ppo.engine": {"slots": "builtin"},
 }
 # As a source it stands for the built-in example: a real path, so that DVC follows its content.
 EXAMPLE = "tasks/data/example.py"
@@ -112,6 +131,9 @@ def _sentence(error: ValidationError) -> str:
     key, others = _key(first["loc"]), len(found) - 1
     if key in RENAMED:
         said = f"{key} is now called {RENAMED[key]}: rename it"
+    elif first["type"] == "literal_error" and first["input"] in RENAMED_VALUES.get(key, {}):
+        old = first["input"]
+        said = f"{key}: the value {old} is now called {RENAMED_VALUES[key][old]}: change it"
     elif first["type"] == "extra_forbidden":
         said = f"{key} is not a setting: remove it or mend its spelling"
     elif first["type"] == "missing":

@@ -16,12 +16,12 @@ class Runtime(Section):
     device: Device
     threads: Annotated[int, Field(ge=1, le=4096)]
     precision: Precision
-    tokens_per_pass: Count
+    max_tokens_per_micro_batch: Count
     gradient_checkpointing: bool
     compile: bool
-    slots: Held
+    max_concurrent_sequences: Held
     checkpoint_every: Annotated[int, Field(ge=0)]
-    checkpoints_kept: Count
+    max_checkpoints: Count
 
     @field_validator("launcher")
     @classmethod

@@ -14,7 +14,7 @@ class Training(Section):
     epochs: Count
     batch_size: Count
     learning_rate: Positive
-    warmup: Share
+    warmup_ratio: Share
     schedule: Schedule
     weight_decay: NotNegative
     max_grad_norm: Positive

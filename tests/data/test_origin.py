@@ -49,7 +49,7 @@ def test_outside_dvc_it_follows_settings_and_bytes(tmp_path: Path, monkeypatch, 
     assert differences(lora={"rank": 2}) == "lora.rank was 0 and is 2"
     assert differences(runtime={"threads": 2}) == "runtime.threads was 1 and is 2"
     # Checkpoints move between process counts, and may be saved as often as one likes.
-    assert differences(runtime={"launcher": "torchrun", "checkpoint_every": 9, "checkpoints_kept": 1}) == ""
+    assert differences(runtime={"launcher": "torchrun", "checkpoint_every": 9, "max_checkpoints": 1}) == ""
     (data / "rows.jsonl").write_text("b")
     assert differences() == "data has changed"
     (data / "rows.jsonl").rename(data / "others.jsonl")

@@ -269,7 +269,7 @@ def large(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     with (folder / "model.safetensors").open("wb") as file:
         file.truncate(4 * GIGABYTE)  # a hole: it takes no room
     params = load_params()
-    runtime = params.runtime.model_copy(update={"checkpoint_every": 50, "checkpoints_kept": 2})
+    runtime = params.runtime.model_copy(update={"checkpoint_every": 50, "max_checkpoints": 2})
     return params.model_copy(
         update={"base": params.base.model_copy(update={"source": "large"}), "runtime": runtime, "align": aligned("dpo")}
     )

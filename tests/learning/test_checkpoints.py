@@ -121,8 +121,8 @@ def test_zero_keeps_none(make_params: MakeParams):
 
 @pytest.mark.parametrize(("kept", "steps"), [(1, [8]), (2, [6, 8]), (3, [4, 6, 8])])
 def test_the_last_few_stay_also_over_a_restart(make_params: MakeParams, kept: int, steps: list[int]):
-    Trained(make_params, checkpoints_kept=kept).save(2, 4, 6)
-    again = Trained(make_params, checkpoints_kept=kept)
+    Trained(make_params, max_checkpoints=kept).save(2, 4, 6)
+    again = Trained(make_params, max_checkpoints=kept)
     assert again.checkpoints.restore().step == 6
     again.save(8)
     assert sorted(FOLDER.iterdir()) == [file(step) for step in steps]

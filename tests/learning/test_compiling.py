@@ -86,7 +86,7 @@ def test_sampling_and_saving_do_not_see_it(tiny_model: Path, make_params: MakePa
     params, tokenizer = make_params(runtime={"compile": True}), load_tokenizer(tiny_model)
     compiled = load_policy(tiny_model, params, trainable=True)
     plain = load_policy(tiny_model, make_params(), trainable=True)
-    options: dict[str, Any] = {"max_new_tokens": 6, "temperature": 1.0, "seed": 1, "slots": 2}
+    options: dict[str, Any] = {"max_new_tokens": 6, "temperature": 1.0, "seed": 1, "max_concurrent_sequences": 2}
     one, other = (generate(policy, tokenizer, [[4, 5], [6], [7, 8, 9]], **options) for policy in (compiled, plain))
     assert [response.row for response in one] == [response.row for response in other]
     assert compiled_frames() == 0
@@ -98,7 +98,14 @@ def test_sampling_and_saving_do_not_see_it(tiny_model: Path, make_params: MakePa
     assert files[0] == files[1]
 
 
-PPO = {"iterations": 3, "rollouts": 6, "minibatches": 2, "max_new_tokens": 8, "critic_warmup": 1, "learning_rate": 1e-3}
+PPO = {
+    "iterations": 3,
+    "rollouts": 6,
+    "num_minibatches": 2,
+    "max_new_tokens": 8,
+    "critic_warmup": 1,
+    "learning_rate": 1e-3,
+}
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(sft, "fp32"), (dpo, "bf16"), (ppo, "fp32")])

@@ -18,7 +18,7 @@ from tasks.sft import sft
 from tests.conftest import MakeParams
 
 ONE_STEP = {"learning_rate": float(LARGEST), "epochs": 1, "batch_size": 1000}
-ONE_ROUND = {"iterations": 1, "rollouts": 4, "minibatches": 1, "epochs": 1, "max_new_tokens": 5, "critic_warmup": 0}
+ONE_ROUND = {"iterations": 1, "rollouts": 4, "num_minibatches": 1, "epochs": 1, "max_new_tokens": 5, "critic_warmup": 0}
 
 
 @pytest.mark.parametrize("stage", [sft, reward, dpo, ppo])

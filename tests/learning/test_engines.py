@@ -16,7 +16,7 @@ from tests.tiny import EOS, tiny_models, tiny_params, tiny_policy, tiny_tokenize
 
 TOKENIZER = tiny_tokenizer()
 PROMPTS = [[4], [5, 6, 7, 8, 9, 10, 11], [12, 3], [7, 7, 7], [15, 3], [4, 5, 6, 3], [9, 3]]
-EVERY = pytest.mark.parametrize("name", ["slots", "continuous"])
+EVERY = pytest.mark.parametrize("name", ["builtin", "continuous"])
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def a_policy():
 
 
 def responses(name, policy, prompts=PROMPTS, seed=5, **options):
-    asked = {"max_new_tokens": 12, "temperature": 1.0, "slots": 3} | options
+    asked = {"max_new_tokens": 12, "temperature": 1.0, "max_concurrent_sequences": 3} | options
     return engine_of(name)(policy, TOKENIZER, prompts, seed=seed, **asked)
 
 
@@ -67,7 +67,9 @@ def test_answers_stand_behind_their_prompts_and_end_at_the_first_of_all_stop_tok
 
 @EVERY
 def test_the_answers_to_one_prompt_differ(name):
-    assert len({tuple(answer) for answer in answers(name, a_policy(), [[4, 5, 3]] * 12, slots=12)}) > 6
+    assert (
+        len({tuple(answer) for answer in answers(name, a_policy(), [[4, 5, 3]] * 12, max_concurrent_sequences=12)}) > 6
+    )
 
 
 @EVERY
@@ -87,7 +89,9 @@ def test_tokens_are_drawn_from_the_whole_distribution_whatever_settings_the_mode
     policy, count = a_policy(), 3000
     for setting, value in {"repetition_penalty": 5.0, "top_k": 1, "min_p": 0.5, "temperature": 0.1}.items():
         setattr(policy.generation_config, setting, value)
-    found = answers(name, policy, [[4, 5, 3]] * count, temperature=2.0, slots=count, max_new_tokens=1)
+    found = answers(
+        name, policy, [[4, 5, 3]] * count, temperature=2.0, max_concurrent_sequences=count, max_new_tokens=1
+    )
     shares = torch.tensor([answer[0] for answer in found]).bincount(minlength=16) / count
     with torch.no_grad():
         expected = (tiny_policy()(torch.tensor([[4, 5, 3]])).logits[0, -1] / 2.0).softmax(0)
@@ -151,7 +155,7 @@ def test_a_failure_inside_continuous_batching_is_told_with_its_cure():
     policy = a_policy()
     with torch.no_grad():
         policy.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(InputError, match=r"continuous batching failed .*probability.*: set ppo.engine to slots"):
+    with pytest.raises(InputError, match=r"continuous batching failed .*probability.*: set ppo.engine to builtin"):
         answers("continuous", policy)
     assert policy.config._attn_implementation == "packed"
 

@@ -114,8 +114,8 @@ def test_score_is_clipped_before_the_penalty():
 
 
 def test_integration_touches_rewards_but_not_the_reported_score(models):
-    assert rewards_of(4.0, integration_alpha=0.25) == [0, 1]
-    assert torch.equal(judged(models, integration_alpha=0.25).scores, judged(models).scores)
+    assert rewards_of(4.0, reward_smoothing=0.25) == [0, 1]
+    assert torch.equal(judged(models, reward_smoothing=0.25).scores, judged(models).scores)
 
 
 def test_whitened_rewards_keep_their_mean_sign():

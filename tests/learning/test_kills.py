@@ -14,7 +14,7 @@ from tasks.settings.params import Params
 from tests.conftest import MakeParams, output_hashes
 from tests.learning.interrupted import LOGGED, SAID, WAITS, Blow, end_of, linger, start, wait
 
-PPO = {"iterations": 4, "rollouts": 6, "minibatches": 2, "max_new_tokens": 8, "critic_warmup": 1, "kl_target": 0.05}
+PPO = {"iterations": 4, "rollouts": 6, "num_minibatches": 2, "max_new_tokens": 8, "critic_warmup": 1, "kl_target": 0.05}
 # Six steps, of which every second is saved.
 SUPERVISED = [
     (Blow("backward"), []),
@@ -94,7 +94,7 @@ def struck(stage: str, params: Params, blow: Blow, *signals: signal.Signals, act
     ids=["sft", "ppo"],
 )
 def test_an_interruption_keeps_the_last_step(stage, blow, number, code, params: Params, make_params: MakeParams):
-    params = make_params(ppo=PPO, runtime={"checkpoint_every": 50, "tokens_per_pass": 2000})
+    params = make_params(ppo=PPO, runtime={"checkpoint_every": 50, "max_tokens_per_micro_batch": 2000})
     expected = undisturbed(stage, params)
     assert struck(stage, params, blow, number) == code
     [step] = kept(stage)

@@ -28,7 +28,7 @@ def have_moved(before, model):
 
 
 def test_first_step_starts_from_the_policy_that_sampled():
-    learner, rollouts = a_round(tiny_models(), minibatches=1, epochs=2)
+    learner, rollouts = a_round(tiny_models(), num_minibatches=1, epochs=2)
     first, second = learner.steps(rollouts, 1, "kept")
     assert first["ratio_mean"] == pytest.approx(1, abs=1e-6)
     assert first["squared_change"] == pytest.approx(0, abs=1e-10)
@@ -41,7 +41,7 @@ def test_first_step_starts_from_the_policy_that_sampled():
 
 
 def test_loss_of_a_minibatch_is_minus_the_mean_of_its_advantages_as_whitened_over_the_round():
-    learner, rollouts = a_round(tiny_models(), minibatches=2, epochs=1)
+    learner, rollouts = a_round(tiny_models(), num_minibatches=2, epochs=1)
     first = next(learner.steps(rollouts, 1, "kept"))
     # Both minibatches have their own mean, and together, weighted by tokens, they have mean 0: not whitened anew.
     assert abs(first["policy_loss"]) > 1e-3
@@ -62,7 +62,9 @@ def test_every_weight_of_policy_and_critic_moves_and_none_of_the_others():
 def test_micro_batches_change_nothing_but_rounding(tokens):
     def trained(tokens):
         models = tiny_models()
-        learner = Learner(models, tiny_params(runtime={"tokens_per_pass": tokens}, minibatches=2, entropy_bonus=0.01))
+        learner = Learner(
+            models, tiny_params(runtime={"max_tokens_per_micro_batch": tokens}, num_minibatches=2, entropy_bonus=0.01)
+        )
         rollouts = learner.judge(learner.sample(PROMPTS, seed=1), 0.05)
         return learner.update(rollouts, 1, "kept"), weights(models.policy) + weights(models.critic)
 
@@ -86,7 +88,7 @@ def test_the_policy_stands_still_while_the_critic_warms_up():
 
 def test_remaining_epochs_are_dropped_where_the_policy_has_moved_too_far():
     def steps(limit):
-        learner, rollouts = a_round(tiny_models(), epochs=4, minibatches=2, learning_rate=3e-2, max_update_kl=limit)
+        learner, rollouts = a_round(tiny_models(), epochs=4, num_minibatches=2, learning_rate=3e-2, max_update_kl=limit)
         return len(list(learner.steps(rollouts, 1, "kept")))
 
     assert steps(None) == 8
@@ -134,7 +136,7 @@ def trained_on_a_known_reward(monkeypatch, kl_coefficient, rounds=24, **ppo):
 
     monkeypatch.setattr(scoring, "completion_scores", share_of_token)
     params = tiny_params(
-        runtime={"tokens_per_pass": 2000, "slots": 48},
+        runtime={"max_tokens_per_micro_batch": 2000, "max_concurrent_sequences": 48},
         iterations=rounds,
         rollouts=48,
         max_new_tokens=5,
@@ -168,9 +170,9 @@ def test_a_known_reward_is_found_at_the_price_of_kl_and_a_huge_coefficient_forbi
 
 
 OTHER_ESTIMATORS: dict[str, dict[str, Any]] = {
-    "rloo": {"estimator": "rloo", "responses": 8},
-    "grpo": {"estimator": "grpo", "responses": 8, "kl_estimator": "k2"},
-    "reinforce": {"estimator": "reinforce"},
+    "rloo": {"estimator": "rloo", "responses_per_prompt": 8},
+    "grpo": {"estimator": "grpo", "responses_per_prompt": 8, "kl_estimator": "k2"},
+    "reinforce_plus_plus": {"estimator": "reinforce_plus_plus"},
 }
 
 
@@ -186,7 +188,7 @@ def test_every_estimator_finds_a_known_reward_and_is_held_by_the_kl(monkeypatch,
 
 def test_without_a_critic_only_the_policy_learns():
     models = tiny_models()._replace(critic=None)
-    learner = Learner(models, tiny_params(estimator="rloo", responses=2))
+    learner = Learner(models, tiny_params(estimator="rloo", responses_per_prompt=2))
     assert list(learner.optimisers) == ["policy"]
     rollouts = learner.judge(learner.sample([prompt for prompt in PROMPTS[:3] for _ in range(2)], seed=1), 0.05)
     figures = learner.update(rollouts, 1, "kept")
@@ -202,9 +204,9 @@ def test_the_gradient_of_grpo_holds_that_of_its_kl():
             weight.add_(0.02 * torch.randn_like(weight))
     settings: dict[str, Any] = {
         "estimator": "grpo",
-        "responses": 2,
+        "responses_per_prompt": 2,
         "kl_estimator": "k2",
-        "minibatches": 1,
+        "num_minibatches": 1,
         "epochs": 1,
     }
     learner = Learner(models, tiny_params(**settings))

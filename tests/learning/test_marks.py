@@ -11,7 +11,7 @@ from tasks.learning.models.outputs import completion_log_probs
 from tasks.learning.training.evaluation_points import PROMPTS, Marks, places
 from tests.tiny import EOS, WORDS, tiny_params, tiny_policy, tiny_tokenizer
 
-PARAMS = tiny_params(marks=2, temperature=0.7)
+PARAMS = tiny_params(evaluation_points=2, temperature=0.7)
 
 
 def prompts(count: int) -> list[Prompt]:

@@ -48,7 +48,7 @@ def test_which_errors_are_of_memory(error: BaseException, expected: bool):
 def test_training_goes_on_in_smaller_passes(
     make_params: MakeParams, noted_run: NotedRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    params = make_params(runtime={"tokens_per_pass": 1000})
+    params = make_params(runtime={"max_tokens_per_micro_batch": 1000})
     sft(params)
     expected = noted_run.rows
     noted_run.rows = []
@@ -57,7 +57,10 @@ def test_training_goes_on_in_smaller_passes(
     for (step, figures), (same_step, same) in zip(noted_run.rows, expected, strict=True):
         assert step == same_step
         assert figures == pytest.approx(same, rel=1e-4)
-    assert caplog.messages[0] == "out of memory: going on with 500 tokens in a pass (runtime.tokens_per_pass)"
+    assert (
+        caplog.messages[0]
+        == "out of memory: going on with 500 tokens in a micro-batch (runtime.max_tokens_per_micro_batch)"
+    )
     assert len(caplog.messages) >= 3  # down to 125 or less, and then no more
 
 
@@ -69,12 +72,15 @@ def test_a_single_row_that_is_too_large_stops_with_the_cure(params, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("critic", "name"), [("own", "completion_log_probs"), ("own", "critic_values"), ("trunk", "critic_values")]
+    ("critic", "name"),
+    [("separate", "completion_log_probs"), ("separate", "critic_values"), ("shared", "critic_values")],
 )
 def test_ppo_goes_on_in_smaller_passes(critic: Critic, name: str, monkeypatch: pytest.MonkeyPatch):
     def trained():
         models = tiny_models(critic)
-        learning = Learner(models, tiny_params(runtime={"tokens_per_pass": 1000}, minibatches=2, critic=critic))
+        learning = Learner(
+            models, tiny_params(runtime={"max_tokens_per_micro_batch": 1000}, num_minibatches=2, critic=critic)
+        )
         rollouts = learning.judge(learning.sample(PROMPTS, seed=1), 0.05)
         return learning.update(rollouts, 1, "kept"), weights(models.policy) + weights(models.critic)
 

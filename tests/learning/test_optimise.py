@@ -13,8 +13,8 @@ from tests.conftest import MakeParams
 KEPT = "the last good checkpoint, of step 4, is kept in .trueline"
 
 
-def rates(schedule, steps=4, warmup=0.0):
-    return [learning_rate(step, steps, 1.0, schedule, warmup) for step in range(1, steps + 1)]
+def rates(schedule, steps=4, warmup_ratio=0.0):
+    return [learning_rate(step, steps, 1.0, schedule, warmup_ratio) for step in range(1, steps + 1)]
 
 
 def test_schedules_by_hand():
@@ -25,11 +25,11 @@ def test_schedules_by_hand():
     assert rates("cosine") == pytest.approx([1.0, 0.853553, 0.5, 0.146447], abs=1e-6)
 
 
-def test_warmup_rises_to_the_peak_and_no_step_is_wasted():
+def test_warmup_ratio_rises_to_the_peak_and_no_step_is_wasted():
     # two of five steps rise: 1/2, 1; then three steps fall from 1: 3/3, 2/3, 1/3
-    assert rates("linear", steps=5, warmup=0.4) == pytest.approx([0.5, 1.0, 1.0, 2 / 3, 1 / 3])
-    assert rates("constant", steps=4, warmup=1.0) == [0.25, 0.5, 0.75, 1.0]
-    assert min(rates("cosine", steps=100, warmup=0.1)) > 0
+    assert rates("linear", steps=5, warmup_ratio=0.4) == pytest.approx([0.5, 1.0, 1.0, 2 / 3, 1 / 3])
+    assert rates("constant", steps=4, warmup_ratio=1.0) == [0.25, 0.5, 0.75, 1.0]
+    assert min(rates("cosine", steps=100, warmup_ratio=0.1)) > 0
 
 
 def model_with_gradient(gradient: float) -> nn.Linear:

@@ -28,7 +28,7 @@ from tests.conftest import ROOT, MakeParams, NotedRun
 from tests.learning.together import EnoughError, stop_after
 
 STAGES = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}
-PPO = {"iterations": 3, "rollouts": 7, "minibatches": 2, "max_new_tokens": 8, "critic_warmup": 1}
+PPO = {"iterations": 3, "rollouts": 7, "num_minibatches": 2, "max_new_tokens": 8, "critic_warmup": 1}
 
 Curves = dict[str, list[dict[str, float]]]
 
@@ -88,7 +88,7 @@ def test_two_processes_train_as_one_does(config: str, alone: Curves):
 def test_two_processes_train_a_critic_on_the_trunk_as_one_does(
     config: str, workspace: Path, make_params: MakeParams, noted_run: NotedRun
 ):
-    params = make_params(ppo=PPO | {"critic": "trunk"}, runtime={"checkpoint_every": 1})
+    params = make_params(ppo=PPO | {"critic": "shared"}, runtime={"checkpoint_every": 1})
     save_model(new_reward_model(MODELS / "sft", params), load_tokenizer(MODELS / "sft"), MODELS / "reward")
     ppo(params)
     expected = curve(Path("curves/ppo.csv"))

@@ -23,7 +23,7 @@ def policy(request):
     return policy
 
 
-def answers(policy, prompts=PROMPTS, temperature=1.0, seed=5, slots=7, max_new_tokens=12, **options):
+def answers(policy, prompts=PROMPTS, temperature=1.0, seed=5, max_concurrent_sequences=7, max_new_tokens=12, **options):
     responses = generate(
         policy,
         TOKENIZER,
@@ -31,7 +31,7 @@ def answers(policy, prompts=PROMPTS, temperature=1.0, seed=5, slots=7, max_new_t
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
-        slots=slots,
+        max_concurrent_sequences=max_concurrent_sequences,
         **options,
     )
     return [response.row.completion for response in responses]
@@ -63,7 +63,7 @@ def test_greedy_equals_transformers_own_generate(policy):
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 100])
 def test_the_batch_does_not_matter(policy, slots):
-    assert answers(policy, slots=slots) == answers(policy)
+    assert answers(policy, max_concurrent_sequences=slots) == answers(policy)
 
 
 def test_a_pure_function_of_its_arguments(policy):
@@ -101,7 +101,9 @@ def test_sampling_settings_that_a_model_brings_are_left_out_of_account(policy):
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
 def test_tokens_are_drawn_from_the_softmax_of_the_logits_over_the_temperature(policy, temperature):
     count = 4000
-    found = answers(policy, [[4, 5, 3]] * count, temperature=temperature, slots=count, max_new_tokens=1)
+    found = answers(
+        policy, [[4, 5, 3]] * count, temperature=temperature, max_concurrent_sequences=count, max_new_tokens=1
+    )
     shares = torch.tensor([answer[0] for answer in found]).bincount(minlength=16) / count
     with torch.no_grad():
         expected = (policy(torch.tensor([[4, 5, 3]])).logits[0, -1] / temperature).softmax(0)
@@ -117,7 +119,9 @@ def test_the_inverse_of_the_distribution_by_hand():
 
 
 def test_log_probs_and_entropies_are_those_of_the_training_forward(policy):
-    responses = generate(policy, TOKENIZER, PROMPTS, max_new_tokens=12, temperature=0.7, seed=5, slots=3)
+    responses = generate(
+        policy, TOKENIZER, PROMPTS, max_new_tokens=12, temperature=0.7, seed=5, max_concurrent_sequences=3
+    )
     batch = collate([response.row for response in responses])
     with torch.no_grad():
         expected = token_statistics(policy, batch, temperature=0.7)
@@ -134,7 +138,7 @@ def test_every_family_answers_as_without_cache_or_batch(family):
     expected = [greedy_one_by_one(policy, prompt, 9) for prompt in prompts]
     pack_if_exact(policy)
     for slots in (2, 5):
-        found = answers(policy, prompts, temperature=0, max_new_tokens=9, slots=slots)
+        found = answers(policy, prompts, temperature=0, max_new_tokens=9, max_concurrent_sequences=slots)
         assert [greedy[:9] for greedy in expected] == found
 
 
@@ -158,7 +162,7 @@ def test_a_prompt_may_fill_the_context_but_for_its_answer(policy):
 
 def test_progress_counts_every_prompt(policy):
     counts: list[int] = []
-    answers(policy, slots=3, on_progress=counts.append)
+    answers(policy, max_concurrent_sequences=3, on_progress=counts.append)
     assert sum(counts) == len(PROMPTS)
     assert min(counts) > 0
 

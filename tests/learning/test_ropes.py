@@ -73,7 +73,7 @@ def log_probs(policy: Any, rows: list[Encoded], row: int) -> torch.Tensor:
 
 
 def answers(policy: Any, prompts: list[list[int]], **options: Any) -> list[Response]:
-    settings = {"max_new_tokens": ORIGINAL - 8, "temperature": 1.0, "seed": 3, "slots": 4} | options
+    settings = {"max_new_tokens": ORIGINAL - 8, "temperature": 1.0, "seed": 3, "max_concurrent_sequences": 4} | options
     return generate(policy, tiny_tokenizer(), prompts, **settings)
 
 

@@ -25,7 +25,7 @@ from tests.tiny import tiny_models, tiny_params
 
 
 def a_round(models: Models, **ppo: Any) -> tuple[Learner, Rollouts]:
-    learning = Learner(models, tiny_params(critic="trunk", **ppo))
+    learning = Learner(models, tiny_params(critic="shared", **ppo))
     return learning, learning.judge(learning.sample(PROMPTS, seed=1), kl_coefficient=0.05)
 
 
@@ -36,7 +36,7 @@ def value_head(models: Models) -> ValueHead:
 
 def models_that_have_learned() -> Models:
     """With a head that is no longer 0, so that its gradient reaches the trunk."""
-    models = tiny_models("trunk")
+    models = tiny_models("shared")
     torch.manual_seed(2)
     nn.init.normal_(value_head(models).weight, std=0.3)
     return models
@@ -56,8 +56,8 @@ def test_the_gradient_is_the_weighted_sum_of_two_separate_ones(
     if recomputes:
         unwrapped(models.policy).gradient_checkpointing_enable({"use_reentrant": False})
         recompute_layers(models.policy)
-    settings: dict[str, Any] = {"entropy_bonus": 0.01, "value_weight": 0.3, "minibatches": 1, "epochs": 1}
-    learning, rollouts = a_round(models, runtime={"tokens_per_pass": tokens}, **settings)
+    settings: dict[str, Any] = {"entropy_bonus": 0.01, "value_weight": 0.3, "num_minibatches": 1, "epochs": 1}
+    learning, rollouts = a_round(models, runtime={"max_tokens_per_micro_batch": tokens}, **settings)
     # as in a later step of a round: both have moved since
     rollouts = rollouts._replace(
         log_probs=rollouts.log_probs - 0.1 * rollouts.mask, values=rollouts.values - 0.1 * rollouts.mask
@@ -88,9 +88,11 @@ def test_the_gradient_is_the_weighted_sum_of_two_separate_ones(
 
 
 def test_one_pass_serves_policy_and_critic():
-    models, passes = tiny_models("trunk"), []
+    models, passes = tiny_models("shared"), []
     plain_head(models.policy)  # tries out, once, whether the head alone makes the logits
-    learning = Learner(models, tiny_params(critic="trunk", minibatches=1, epochs=1, runtime={"tokens_per_pass": 1000}))
+    learning = Learner(
+        models, tiny_params(critic="shared", num_minibatches=1, epochs=1, runtime={"max_tokens_per_micro_batch": 1000})
+    )
     answered = learning.sample(PROMPTS, seed=1)
     learning.judge(answered, 0.05)  # the first tries the sampler out
     unwrapped(models.policy).base_model.register_forward_hook(lambda *_: passes.append(1))
@@ -101,7 +103,7 @@ def test_one_pass_serves_policy_and_critic():
 
 
 def test_first_step_starts_from_the_policy_that_sampled_and_from_a_critic_that_foretells_nothing():
-    learning, rollouts = a_round(tiny_models("trunk"), minibatches=1, epochs=1)
+    learning, rollouts = a_round(tiny_models("shared"), num_minibatches=1, epochs=1)
     assert rollouts.values.abs().max() == 0
     [first] = learning.steps(rollouts, 1, "kept")
     assert first["ratio_mean"] == pytest.approx(1, abs=1e-6)
@@ -137,7 +139,7 @@ def test_the_head_learns_as_much_beside_the_policy_as_alone():
     """Else AdamW would take the weight of the value loss for a change of the landscape when the warm-up ends."""
 
     def norm(warmup: int) -> float:
-        learning, rollouts = a_round(models_that_have_learned(), minibatches=1, epochs=1, critic_warmup=warmup)
+        learning, rollouts = a_round(models_that_have_learned(), num_minibatches=1, epochs=1, critic_warmup=warmup)
         [figures] = learning.steps(rollouts, 1, "kept")
         return figures["grad_norm_critic"]
 
@@ -146,7 +148,7 @@ def test_the_head_learns_as_much_beside_the_policy_as_alone():
 
 def test_the_value_loss_pulls_at_the_trunk_by_its_weight():
     def moved(weight: float) -> float:
-        learning, rollouts = a_round(models_that_have_learned(), minibatches=1, epochs=1, value_weight=weight)
+        learning, rollouts = a_round(models_that_have_learned(), num_minibatches=1, epochs=1, value_weight=weight)
         rollouts = rollouts._replace(advantages=torch.zeros_like(rollouts.advantages))
         [figures] = learning.steps(rollouts, 1, "kept")
         return figures["grad_norm_policy"]
@@ -155,6 +157,6 @@ def test_the_value_loss_pulls_at_the_trunk_by_its_weight():
 
 
 def test_a_known_reward_is_found(monkeypatch: pytest.MonkeyPatch):
-    scores, kls = trained_on_a_known_reward(monkeypatch, kl_coefficient=0.0, critic="trunk")
+    scores, kls = trained_on_a_known_reward(monkeypatch, kl_coefficient=0.0, critic="shared")
     assert scores[-1] > scores[0] + 0.4
     assert kls[0] == pytest.approx(0, abs=1e-6)

@@ -165,8 +165,8 @@ def token_rewards(readings: Readings, mask: Tensor, has_ended: Tensor, settings:
     kl = kl_estimates(readings.log_probs, readings.reference_log_probs, mask, settings.kl_estimator)
     in_reward = 0.0 if settings.estimator == "grpo" else kl_coefficient  # grpo has it in the loss
     rewards = shaped_rewards(scores, kl, mask, in_reward)
-    if settings.integration_alpha < 1:
-        rewards = integrated_rewards(rewards, mask, settings.integration_alpha)
+    if settings.reward_smoothing < 1:
+        rewards = integrated_rewards(rewards, mask, settings.reward_smoothing)
     return whiten(rewards, mask, keep_mean=True) if settings.whiten_rewards else rewards
 
 
@@ -186,13 +186,13 @@ def advantages_of(rewards: Tensor, values: Tensor, mask: Tensor, settings: Ppo) 
         case "gae":
             found = estimate_advantages(rewards, values, mask, settings.gamma, settings.gae_lambda)
             return found._replace(advantages=whiten(found.advantages, mask))
-        case "reinforce":
+        case "reinforce_plus_plus":
             returns = rewards_to_go(rewards, mask, settings.gamma)
             return Advantages(whiten(returns, mask), returns)
         case "rloo":
-            of_responses = leave_one_out(rewards.sum(dim=1), settings.responses)
+            of_responses = leave_one_out(rewards.sum(dim=1), settings.responses_per_prompt)
         case "grpo":
-            of_responses = standardised_in_groups(rewards.sum(dim=1), settings.responses)
+            of_responses = standardised_in_groups(rewards.sum(dim=1), settings.responses_per_prompt)
     return Advantages(torch.where(mask, of_responses[:, None], 0.0), rewards_to_go(rewards, mask, gamma=1.0))
 
 

@@ -53,7 +53,7 @@ class Learner:
     def __init__(self, models: Models, params: Params) -> None:
         """Prepare to train; policy and critic have an optimiser each, AdamW with epsilon 1e-5."""
         self._models, self._settings, self._seed = models, params.ppo, params.seed
-        self._runtime, self._budget = params.runtime, Budget(params.runtime.tokens_per_pass)
+        self._runtime, self._budget = params.runtime, Budget(params.runtime.max_tokens_per_micro_batch)
         self._accelerator = make_accelerator(params)
         self._stops = stop_tokens(models.policy, models.tokenizer)
         self.models_that_learn = {"policy": models.policy}
@@ -79,7 +79,7 @@ class Learner:
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             seed=seed,
-            slots=self._runtime.slots,
+            max_concurrent_sequences=self._runtime.max_concurrent_sequences,
         )
         return answer_in_shares(ask, policy, prompts)
 
@@ -122,7 +122,7 @@ class Learner:
         for epoch in range(settings.epochs):
             order = epoch_order(len(lengths), epoch, seed)
             change = []
-            for minibatch in torch.tensor(order).tensor_split(settings.minibatches):
+            for minibatch in torch.tensor(order).tensor_split(settings.num_minibatches):
                 rows: list[int] = minibatch.tolist()
                 step = Step(iteration, int(rollouts.mask[minibatch].sum()), kept, kl_coefficient)
                 figures = dict(UNMOVED_POLICY)  # until it moves

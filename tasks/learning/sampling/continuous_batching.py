@@ -31,14 +31,14 @@ def generate(
     max_new_tokens: int,
     temperature: float,
     seed: int,
-    slots: int,
+    max_concurrent_sequences: int,
     numbers: Sequence[int] | None = None,
     on_progress: Callable[[int], object] | None = None,
 ) -> list[Response]:
     """Answer prompts by sampling, a pure function of its arguments: those of `rollouts.generate`, which see.
 
-    All answers draw on one stream of random numbers, so unlike there an answer depends on the company it is in: on
-    `slots`, and on which `numbers` are answered here. Log-probabilities are given, entropies are not.
+    Unlike there, all answers draw on one stream of random numbers: an answer depends on the others that are sampled
+    with it, so on `max_concurrent_sequences` and `numbers`. Log-probabilities are given, entropies are not.
 
     Raises:
         InputError: a prompt and its response do not fit the model's context, or the model cannot be served.
@@ -60,9 +60,9 @@ def generate(
     pages = -(-(max(map(len, asked)) + max_new_tokens) // PAGE)
     batching = ContinuousBatchingConfig(
         page_size=PAGE,
-        num_blocks=slots * pages,
-        max_batch_tokens=slots + PROMPT_TOKENS,
-        max_requests_per_batch=slots,
+        num_blocks=max_concurrent_sequences * pages,
+        max_batch_tokens=max_concurrent_sequences + PROMPT_TOKENS,
+        max_requests_per_batch=max_concurrent_sequences,
         max_blocks_per_request=0,
         use_async_batching=False,
         use_cuda_graph=False,
@@ -104,7 +104,7 @@ def _manager(
 
 
 def _failure(reason: object) -> InputError:
-    return InputError(f"transformers' continuous batching failed ({reason}): set ppo.engine to slots")
+    return InputError(f"transformers' continuous batching failed ({reason}): set ppo.engine to builtin")
 
 
 def _answers(

@@ -30,17 +30,17 @@ class Engine(Protocol):
         max_new_tokens: int,
         temperature: float,
         seed: int,
-        slots: int,
+        max_concurrent_sequences: int,
         numbers: Sequence[int] | None = None,
         on_progress: Callable[[int], object] | None = None,
     ) -> list[Response]:
         """Answer some of the prompts, in their order."""
 
 
-def engine_of(name: Literal["slots", "continuous"]) -> Engine:
+def engine_of(name: Literal["builtin", "continuous"]) -> Engine:
     """The engine that the setting ppo.engine names."""
     match name:
-        case "slots":
+        case "builtin":
             return sampler.generate
         case "continuous":
             return continuous_batching.generate

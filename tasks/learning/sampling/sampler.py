@@ -57,14 +57,14 @@ def generate(
     max_new_tokens: int,
     temperature: float,
     seed: int,
-    slots: int,
+    max_concurrent_sequences: int,
     numbers: Sequence[int] | None = None,
     on_progress: Callable[[int], object] | None = None,
 ) -> list[Response]:
     """Answer prompts by sampling, a pure function of its arguments.
 
-    Every prompt has its own random numbers, by its place in `prompts`, so `slots` and the company a prompt is in
-    change speed and memory, and results only where rounding tips a token that stood on the edge.
+    Every prompt has its own random numbers, by its place in `prompts`, so
+    `max_concurrent_sequences` and the prompts beside it change speed and memory, and the result only by rounding.
 
     Args:
         model: a causal language model, with or without adapters.
@@ -73,7 +73,7 @@ def generate(
         max_new_tokens: longest response.
         temperature: divides the logits; 0 takes the likeliest token.
         seed: of the sampling.
-        slots: prompts answered side by side; one that is answered makes room for the next.
+        max_concurrent_sequences: prompts answered side by side; one that is answered makes room for the next.
         numbers: which of the prompts to answer, as places in `prompts`; all unless given.
         on_progress: called with the number of prompts answered since the last call.
 
@@ -96,11 +96,11 @@ def generate(
     wanted = range(len(prompts)) if numbers is None else sorted(numbers)
     with layers_as_written(model):
         if is_packed(model):
-            _answer_in_slots(model, prompts, wanted, transcript, slots)
+            _answer_in_slots(model, prompts, wanted, transcript, max_concurrent_sequences)
         else:
             by_length = sorted(wanted, key=lambda row: len(prompts[row]))  # so that little is padding
-            for start in range(0, len(by_length), slots):
-                _answer_padded(model, prompts, transcript, by_length[start : start + slots])
+            for start in range(0, len(by_length), max_concurrent_sequences):
+                _answer_padded(model, prompts, transcript, by_length[start : start + max_concurrent_sequences])
     return transcript.responses(prompts, wanted)
 
 

@@ -60,7 +60,7 @@ class Checkpoints:
     ) -> None:
         """Name what is saved under a stage, and what it follows from; the settings say how often, and how many stay."""
         self._folder, self._origin = STATE / "checkpoints" / stage, origin
-        self._every, self._count = runtime.checkpoint_every, runtime.checkpoints_kept
+        self._every, self._count = runtime.checkpoint_every, runtime.max_checkpoints
         self._models, self._optimisers = models, optimisers
         self._now: Progress | None = None  # what the weights are the result of; None once they have moved on
         self._kept: list[Path] = []  # of this origin, the newest last

@@ -55,7 +55,7 @@ class Marks:
         self._policy, self._tokenizer, self._settings = policy, tokenizer, settings
         self._ids = [prompt.id for prompt in chosen]
         self._asked = encode_prompts(tokenizer, chosen, context_length(policy), settings.max_new_tokens)
-        self._seed, self._slots = params.seed, params.runtime.slots
+        self._seed, self._max_concurrent = params.seed, params.runtime.max_concurrent_sequences
         self._temperature = settings.temperature if isinstance(settings, Ppo) else 1.0
         self.answers: list[Answer] = []
 
@@ -74,7 +74,9 @@ class Marks:
         Raises:
             InputError: the policy no longer gives probabilities.
         """
-        if step not in places(steps, self._settings.marks) or any(each.step == step for each in self.answers):
+        if step not in places(steps, self._settings.evaluation_points) or any(
+            each.step == step for each in self.answers
+        ):
             return
         ask = partial(
             generate,
@@ -84,7 +86,7 @@ class Marks:
             max_new_tokens=self._settings.max_new_tokens,
             temperature=self._temperature,
             seed=self._seed,
-            slots=self._slots,
+            max_concurrent_sequences=self._max_concurrent,
         )
         responses = answer_in_shares(ask, self._policy, self._asked)
         for prompt_id, said in zip(self._ids, responses, strict=True):

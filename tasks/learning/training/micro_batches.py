@@ -26,13 +26,15 @@ class Budget:
         """
         if processes.are_sharding():
             raise InputError(
-                "out of memory on one of several processes that share weights: lower runtime.tokens_per_pass"
+                "out of memory on one of several processes that share weights: lower runtime.max_tokens_per_micro_batch"
             )
         if max(len(each.items) for each in passes) == 1:
             cure = "lower validate.max_tokens, train adapters (lora.rank), or take a smaller base model"
             raise InputError(f"out of memory with a single row in a pass: {cure}")
         self.tokens //= 2
-        logger.warning("out of memory: going on with %d tokens in a pass (runtime.tokens_per_pass)", self.tokens)
+        logger.warning(
+            "out of memory: going on with %d tokens in a micro-batch (runtime.max_tokens_per_micro_batch)", self.tokens
+        )
 
     def spend(self, items: Sequence[int], lengths: Sequence[int], work: Callable[[Sequence[Pass]], Result]) -> Result:
         """Do this process's share of some work in passes, again from its beginning where memory does not suffice.

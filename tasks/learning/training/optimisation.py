@@ -35,12 +35,12 @@ def adamw(model: nn.Module, *, weight_decay: float = 0.0, epsilon: float = 1e-5)
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, eps=epsilon, fused=True)
 
 
-def learning_rate(step: int, steps: int, peak: float, schedule: Schedule, warmup: float = 0.0) -> float:
+def learning_rate(step: int, steps: int, peak: float, schedule: Schedule, warmup_ratio: float = 0.0) -> float:
     """Learning rate of a step, counted from 1: it rises to `peak` over a share of the steps, then follows the schedule.
 
     Linear and cosine reach 0 just after the last step, so that no step is wasted on a rate of 0.
     """
-    rising = math.ceil(warmup * steps)
+    rising = math.ceil(warmup_ratio * steps)
     if step <= rising:
         return peak * step / rising
     progress = (step - 1 - rising) / (steps - rising)

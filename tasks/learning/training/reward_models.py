@@ -70,7 +70,7 @@ def fit_reward_model(
     Raises:
         InputError: a split is empty, a row does not fit the model, or training no longer gives numbers.
     """
-    device, tokens = set_up(params), params.runtime.tokens_per_pass
+    device, tokens = set_up(params), params.runtime.max_tokens_per_micro_batch
     tokenizer = load_tokenizer(SFT)
     model = with_adapters(new_reward_model(SFT, params), params.lora)
     context = context_length(model)

@@ -90,7 +90,7 @@ class Fit:
         shard(model)
         self._stage, self._model, self._lengths, self._settings, self._run = stage, model, lengths, settings, run
         self._seed, self._visitor = params.seed, visitor
-        self._budget = Budget(params.runtime.tokens_per_pass)
+        self._budget = Budget(params.runtime.max_tokens_per_micro_batch)
         self._accelerator = make_accelerator(params)
         self._optimiser = adamw(model, weight_decay=settings.weight_decay, epsilon=epsilon)
         self._checkpoints = Checkpoints(stage, origin, params.runtime, {"model": model}, {"model": self._optimiser})
@@ -165,7 +165,7 @@ class Fit:
 
     def _update(self, step: int) -> None:
         settings = self._settings
-        rate = learning_rate(step, self._count, settings.learning_rate, settings.schedule, settings.warmup)
+        rate = learning_rate(step, self._count, settings.learning_rate, settings.schedule, settings.warmup_ratio)
         sums = processes.summed(self._sums)
         norm = update(
             self._accelerator,
