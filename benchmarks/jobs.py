@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tasks.learning.maths.advantages import masked_mean
+from tasks.learning.ppo.advantages import masked_mean
 
 SEED, BETA = 7, 0.1
 ONLINE = ("rloo", "ppo")

@@ -10,12 +10,12 @@ from benchmarks.jobs import BETA, SEED, Clock, Job, described
 from benchmarks.workloads import SIZES, Texts
 from tasks import dpo, sft
 from tasks.data.encoding.tokens import EncodedPair, load_tokenizer
+from tasks.learning.dpo.reference_cache import all_logps
 from tasks.learning.models.loading import ValueHead, load_policy, load_reward, new_reward_model, save_model, set_up
 from tasks.learning.ppo.scoring import Models
 from tasks.learning.ppo.trainer import Learner
 from tasks.learning.sampling.sampler import generate
 from tasks.learning.training import reward_models
-from tasks.learning.training.reference_cache import all_logps
 from tasks.learning.training.supervised import Fit
 from tasks.settings.fingerprint import Origin
 from tasks.settings.params import PARAMS_FILE, Params, Training, load_params

@@ -18,11 +18,11 @@ from benchmarks.ours import ONLINE_EPSILON, rounds_of_prompts, settings_for
 from benchmarks.workloads import PAD, SIZES, Texts
 from tasks.data.encoding.tokens import Encoded, load_tokenizer
 from tasks.learning.batches import epoch_order
-from tasks.learning.maths.advantages import estimate_advantages, kl_estimates, shaped_rewards, whiten
-from tasks.learning.maths.policy_gradient import policy_loss, value_loss
+from tasks.learning.ppo.advantages import estimate_advantages, kl_estimates, shaped_rewards, whiten
+from tasks.learning.ppo.policy_gradient import policy_loss, value_loss
 from tasks.learning.ppo.scoring import Models
-from tasks.learning.ppo.trainer import seed_for
 from tasks.learning.sampling.sampler import stop_tokens
+from tasks.learning.seeds import seed_for
 from tasks.settings.params import Ppo
 
 

@@ -15,13 +15,14 @@ from tasks.data.encoding.tokens import EncodedPair, load_tokenizer
 from tasks.data.records import Split, read_prompts
 from tasks.learning import processes
 from tasks.learning.batches import collate_pairs, micro_batches
-from tasks.learning.maths.losses import PairValues, implicit_rewards, preference_loss
+from tasks.learning.dpo.preference_losses import implicit_rewards, preference_loss
+from tasks.learning.dpo.reference_cache import References, all_logps, pair_logps
+from tasks.learning.maths.pairs import PairValues
 from tasks.learning.models.forward import unwrapped
 from tasks.learning.models.loading import context_length, load_policy, merged, set_up, with_adapters
 from tasks.learning.sharding import assembled
 from tasks.learning.training.curves import publish
 from tasks.learning.training.evaluation_points import Marks
-from tasks.learning.training.reference_cache import References, all_logps, pair_logps
 from tasks.learning.training.supervised import Fit, require_rows
 from tasks.registry.dvc_outputs.stages import stage_origin
 from tasks.registry.mlflow_runs import tracking

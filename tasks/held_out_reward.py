@@ -5,7 +5,7 @@ the reward model nor DPO learns from. What pleases the reward model and not this
 a better answer (Gao et al. 2023, "Scaling laws for reward model overoptimization").
 """
 
-from tasks.learning.ppo.trainer import seed_for
+from tasks.learning.seeds import seed_for
 from tasks.learning.training.reward_models import INPUTS, fit_reward_model
 from tasks.registry.dvc_outputs.stages import stage_origin
 from tasks.registry.mlflow_runs import tracking

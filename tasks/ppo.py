@@ -19,13 +19,14 @@ from tasks.data.encoding.tokens import decode, encode_prompts, load_tokenizer
 from tasks.data.records import Prompt, Split, read_prompts
 from tasks.learning import processes
 from tasks.learning.batches import collate, epoch_order
-from tasks.learning.maths.advantages import adapted_kl_coefficient, explained_variance, masked_mean
 from tasks.learning.models.forward import unwrapped
 from tasks.learning.models.loading import ValueHead, context_length, load_policy, load_reward, set_up, with_adapters
 from tasks.learning.models.outputs import completion_scores
+from tasks.learning.ppo.advantages import adapted_kl_coefficient, explained_variance, masked_mean
 from tasks.learning.ppo.scoring import Models, Rollouts, reference_policy
-from tasks.learning.ppo.trainer import Learner, seed_for
+from tasks.learning.ppo.trainer import Learner
 from tasks.learning.sampling.sampler import generate
+from tasks.learning.seeds import seed_for
 from tasks.learning.sharding import assembled
 from tasks.learning.training.checkpoints import Checkpoints, CurveRow, Progress
 from tasks.learning.training.curves import Curve, publish

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.learning.maths.advantages import (
+from tasks.learning.ppo.advantages import (
     adapted_kl_coefficient,
     estimate_advantages,
     explained_variance,

@@ -8,7 +8,8 @@ import torch
 from tasks.common.errors import InputError
 from tasks.learning.models.outputs import completion_log_probs
 from tasks.learning.ppo import scoring
-from tasks.learning.ppo.trainer import Learner, averages, seed_for
+from tasks.learning.ppo.trainer import Learner, averages
+from tasks.learning.seeds import seed_for
 from tests.tiny import tiny_models, tiny_params
 
 PROMPTS = [[4, 3], [5, 6, 3], [7, 3], [8, 9, 10, 3], [11, 3], [12, 3]]

@@ -5,14 +5,9 @@ import math
 import pytest
 import torch
 
-from tasks.learning.maths.losses import (
-    PairValues,
-    PreferenceLoss,
-    implicit_rewards,
-    preference_loss,
-    reward_loss,
-    sft_loss,
-)
+from tasks.learning.dpo.preference_losses import PreferenceLoss, implicit_rewards, preference_loss
+from tasks.learning.maths.losses import sft_loss
+from tasks.learning.maths.pairs import PairValues, reward_loss
 
 LOSSES: list[PreferenceLoss] = ["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm", "simpo"]
 

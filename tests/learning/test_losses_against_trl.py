@@ -14,9 +14,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from tasks.data.encoding.tokens import Encoded
 from tasks.dpo import Count, figures_of
 from tasks.learning.batches import Batch, collate
-from tasks.learning.maths.losses import PairValues, PreferenceLoss, reward_loss, sft_loss
+from tasks.learning.dpo.preference_losses import PreferenceLoss
+from tasks.learning.dpo.reference_cache import pair_logps
+from tasks.learning.maths.losses import sft_loss
+from tasks.learning.maths.pairs import PairValues, reward_loss
 from tasks.learning.models.outputs import completion_log_probs, completion_scores
-from tasks.learning.training.reference_cache import pair_logps
 from tasks.settings.params import Dpo
 from tests.conftest import MakeParams
 

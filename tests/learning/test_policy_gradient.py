@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tasks.learning.maths.policy_gradient import policy_loss, value_loss
+from tasks.learning.ppo.policy_gradient import policy_loss, value_loss
 
 ONE = torch.ones(1, 1, dtype=torch.bool)
 MASK = torch.tensor([[False, True, True, True, False], [False, False, True, True, False]])

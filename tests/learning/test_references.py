@@ -9,10 +9,10 @@ from torch import nn
 from tasks.common.files import MODELS
 from tasks.data.encoding.tokens import Encoded, EncodedPair
 from tasks.dpo import dpo
-from tasks.learning.maths.losses import PairValues
+from tasks.learning.dpo import reference_cache
+from tasks.learning.dpo.reference_cache import FOLDER, KEPT, References
+from tasks.learning.maths.pairs import PairValues
 from tasks.learning.models.loading import load_policy, set_up
-from tasks.learning.training import reference_cache
-from tasks.learning.training.reference_cache import FOLDER, KEPT, References
 from tasks.settings.params import Params
 from tests.conftest import MakeParams, NotedRun, output_hashes
 from tests.learning.test_fitting import Killed, killed_after

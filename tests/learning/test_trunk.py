@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.learning.maths.policy_gradient import policy_loss, value_loss
 from tasks.learning.models.forward import (
     last_states,
     pack_if_exact,
@@ -18,6 +17,7 @@ from tasks.learning.models.forward import (
 from tasks.learning.models.loading import ValueHead
 from tasks.learning.models.outputs import spread, token_statistics
 from tasks.learning.ppo import trainer
+from tasks.learning.ppo.policy_gradient import policy_loss, value_loss
 from tasks.learning.ppo.scoring import Models, Rollouts
 from tasks.learning.ppo.trainer import Learner
 from tests.learning.test_learner import PROMPTS, have_moved, trained_on_a_known_reward, weights

@@ -1,1 +1,1 @@
-"""The phases of a PPO iteration."""
+"""Proximal policy optimization: scoring rollouts, advantages, policy-gradient losses, and the trainer."""

@@ -11,7 +11,16 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from tasks.learning import processes
 from tasks.learning.batches import Batch, collate
-from tasks.learning.maths.advantages import (
+from tasks.learning.models.forward import last_states, predicting, unwrapped
+from tasks.learning.models.loading import ValueHead, reference
+from tasks.learning.models.outputs import (
+    completion_log_probs,
+    completion_scores,
+    completion_values,
+    spread,
+    token_statistics,
+)
+from tasks.learning.ppo.advantages import (
     Advantages,
     estimate_advantages,
     integrated_rewards,
@@ -21,15 +30,6 @@ from tasks.learning.maths.advantages import (
     shaped_rewards,
     standardised_in_groups,
     whiten,
-)
-from tasks.learning.models.forward import last_states, predicting, unwrapped
-from tasks.learning.models.loading import ValueHead, reference
-from tasks.learning.models.outputs import (
-    completion_log_probs,
-    completion_scores,
-    completion_values,
-    spread,
-    token_statistics,
 )
 from tasks.learning.sampling.sampler import Response
 from tasks.settings.params import Ppo

@@ -1,6 +1,5 @@
 """The update phase of PPO: clipped steps of the policy and of the critic, several passes over one round's rollouts."""
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -12,14 +11,15 @@ from torch import Tensor
 
 from tasks.learning import processes
 from tasks.learning.batches import epoch_order
-from tasks.learning.maths.advantages import kl_estimates
-from tasks.learning.maths.policy_gradient import policy_loss, value_loss
 from tasks.learning.models.loading import ValueHead
 from tasks.learning.models.outputs import completion_log_probs, token_statistics
+from tasks.learning.ppo.advantages import kl_estimates
+from tasks.learning.ppo.policy_gradient import policy_loss, value_loss
 from tasks.learning.ppo.scoring import Models, Rollouts, critic_values, judge, sampled_as_trained, trunk_states
 from tasks.learning.processes import Pass
 from tasks.learning.sampling.engines import answer_in_shares, engine_of
 from tasks.learning.sampling.sampler import Response, stop_tokens
+from tasks.learning.seeds import seed_for
 from tasks.learning.sharding import shard, together
 from tasks.learning.training.micro_batches import Budget
 from tasks.learning.training.optimisation import adamw, check_finite, learning_rate, make_accelerator, update
@@ -242,12 +242,6 @@ class Learner:
 
     def _rate(self, iteration: int, peak: float) -> float:
         return learning_rate(iteration, self._settings.iterations, peak, self._settings.schedule)
-
-
-def seed_for(seed: int, purpose: str, iteration: int) -> int:
-    """Derive an unrelated seed for one purpose in one round, so that no generator's state need be kept."""
-    digest = hashlib.sha256(f"{seed}/{purpose}/{iteration}".encode()).digest()
-    return int.from_bytes(digest[:6])
 
 
 def averages(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:

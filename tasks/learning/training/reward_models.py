@@ -16,7 +16,7 @@ from tasks.data.records import Preference, Record, Split, read_records
 from tasks.data.splits import root_id
 from tasks.learning.batches import Batch, collate_pairs, micro_batches, pair_batches, row_batches
 from tasks.learning.maths.calibration import ScoredPair, accuracy_by, reward_figures
-from tasks.learning.maths.losses import PairValues, reward_loss
+from tasks.learning.maths.pairs import PairValues, reward_loss
 from tasks.learning.models.forward import unwrapped
 from tasks.learning.models.loading import (
     context_length,

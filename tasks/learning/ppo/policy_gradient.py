@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tasks.learning.maths.advantages import LARGEST_LOG_RATIO
+from tasks.learning.ppo.advantages import LARGEST_LOG_RATIO
 
 
 class PolicyLoss(NamedTuple):

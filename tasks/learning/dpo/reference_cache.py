@@ -26,7 +26,7 @@ from tasks.common.progress import Bar
 from tasks.data.encoding.tokens import EncodedPair
 from tasks.learning import processes
 from tasks.learning.batches import Batch, collate_pairs
-from tasks.learning.maths.losses import PairValues
+from tasks.learning.maths.pairs import PairValues
 from tasks.learning.models.forward import unwrapped
 from tasks.learning.models.outputs import completion_log_probs
 from tasks.learning.sharding import together

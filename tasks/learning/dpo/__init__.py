@@ -1,0 +1,1 @@
+"""Direct preference optimization: its losses and the cache of reference log-probabilities."""
