@@ -40,6 +40,7 @@ def sources(params: Params) -> dict[str, str]:
         "prepare.preferences.source": settings.preferences.source,
         "prepare.prompts.source": settings.prompts.source,
         "prepare.exclude": settings.exclude,
+        "rewards.code": params.rewards.code,
     }
 
 

@@ -65,6 +65,7 @@ def _editor() -> YAML:
     editor = YAML()
     editor.preserve_quotes = True
     editor.width = 2**20  # no line is broken
+    editor.indent(mapping=2, sequence=4, offset=2)  # as in the file
     # To a reader of YAML 1.1, such as PyYAML, 5e-05 is text: a number gets its point.
     editor.representer.add_representer(float, lambda writer, value: writer.represent_scalar(FLOAT, _with_point(value)))
     editor.representer.add_representer(type(None), lambda writer, _: writer.represent_scalar(NULL, "null"))

@@ -43,6 +43,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     (tmp_path / "tasks/data").mkdir(parents=True)
     (tmp_path / "tasks/data/example.py").touch()
+    (tmp_path / "infra/example").mkdir(parents=True)
     (tmp_path / "exclude.txt").touch()
     return tmp_path
 

@@ -23,6 +23,7 @@ STAGES = (
     "prepare",
     "base",
     "validate",
+    "reward_functions",
     "sft",
     "reward",
     "held_out_reward",

@@ -13,6 +13,7 @@ from tasks.settings.base import Base, Scratch
 from tasks.settings.data import Example, Prepare, Source, Split, Validate
 from tasks.settings.evaluation import Evaluate, LlmJudge
 from tasks.settings.promotion import Gate, Registry
+from tasks.settings.rewards import NamedReward, Rewards, TrainingReward
 from tasks.settings.runtime import Lora, Runtime
 from tasks.settings.section import Section
 from tasks.settings.training import Reward, Sft, Training
@@ -30,17 +31,20 @@ __all__ = [
     "Gate",
     "LlmJudge",
     "Lora",
+    "NamedReward",
     "Params",
     "Ppo",
     "Prepare",
     "Registry",
     "Reward",
+    "Rewards",
     "Runtime",
     "Scratch",
     "Sft",
     "Source",
     "Split",
     "Training",
+    "TrainingReward",
     "Validate",
     "load_params",
     "parse_params",
@@ -91,6 +95,7 @@ class Params(Section):
     align: Align
     dpo: Dpo
     ppo: Ppo
+    rewards: Rewards
     evaluate: Evaluate
     gate: Gate
     registry: Registry

@@ -26,7 +26,7 @@ GIGABYTE = 2**30
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout with the project's own graph, in which nothing has run."""
     folder = tmp_path_factory.mktemp("made") / "checkout"
-    for name in ("params.yaml", "dvc.yaml", "exclude.txt", "opponent.json"):
+    for name in ("params.yaml", "dvc.yaml", "exclude.txt", "opponent.json", "infra/example/rewards.py"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "tasks", folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
@@ -63,7 +63,7 @@ def test_all_is_well(checkout: Path) -> None:
     found = [*doctor.check_repositories(), *doctor.check_disk()]
     assert [finding.check for finding in found if finding.level == "fail"] == []
     assert {path.name for path in checkout.iterdir()} == {
-        *(".dvc", ".dvcignore", ".git", "dvc.yaml", "exclude.txt", "opponent.json", "params.yaml", "tasks"),
+        *(".dvc", ".dvcignore", ".git", "dvc.yaml", "exclude.txt", "infra", "opponent.json", "params.yaml", "tasks"),
     }  # nothing is left of what was tried
 
 

@@ -22,6 +22,7 @@ STAGES = [
     "prepare",
     "validate",
     "base",
+    "reward_functions",
     "sft",
     "reward",
     "held_out_reward",
@@ -41,7 +42,7 @@ from pathlib import Path
 name = sys.argv[1]
 figures = json.loads(Path("figures.json").read_text())
 folder = {"prepare": "data/prepare", "validate": "data/validate", "evaluate": "reports/evaluate",
-          "gate": "reports/gate"}.get(name, f"models/{name}")
+          "gate": "reports/gate", "reward_functions": "data/reward_functions/training"}.get(name, f"models/{name}")
 file = {"validate": "demonstrations.jsonl"}.get(name, "content.txt")
 
 def stage(_params=None):
@@ -58,6 +59,10 @@ def stage(_params=None):
     if name in ("sft", "reward", "held_out_reward", "ppo", "dpo"):
         Path("curves").mkdir(exist_ok=True)
         Path("curves", f"{name}.csv").write_text("step,loss\\n0,1.5\\n1,0.5\\n")
+    if name == "reward_functions":
+        Path("data/reward_functions/ground_truth").mkdir()
+        Path("data/reward_functions/ground_truth/functions.json").write_text("{}")
+        Path("data/reward_functions/reward_model.json").write_text("{}")
     if name in ("ppo", "dpo"):
         Path("reports", name).mkdir(parents=True, exist_ok=True)
         Path("reports", name, "answers.jsonl").write_text("{}\\n")

@@ -251,7 +251,18 @@ def test_before_the_first_version_there_is_nothing_to_trace(tracked):
 def test_an_exclusion_names_the_stages_and_runs_none(tracked):
     Path("exclude.txt").touch()
     lock = Path("dvc.lock").read_bytes()
-    after = ["prepare", "validate", "sft", "reward", "held_out_reward", "reward_check", "align", "evaluate", "gate"]
+    after = [
+        "prepare",
+        "validate",
+        "reward_functions",
+        "sft",
+        "reward",
+        "held_out_reward",
+        "reward_check",
+        "align",
+        "evaluate",
+        "gate",
+    ]
     told = trace.exclude(load_params(), "row", "a")
     assert (told["file"], told["added"], sorted(told["stages"])) == ("exclude.txt", True, sorted(after))
     assert told["stages"] == stages_after("prepare")

@@ -1,0 +1,64 @@
+"""What every reward is: a function from answers, and all that is known about their prompts, to one number an answer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tasks.data.records import Message, Prompt
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a reward sees: n answers, in any order, and the rows of their prompts."""
+
+    prompts: Sequence[Sequence[Message]]
+    answers: Sequence[str]
+    answer_ids: Sequence[Sequence[int]]  # the answers' tokens, the one that ends an answer included
+    references: Sequence[Sequence[str]]  # reference answers, none for some prompts
+    columns: Sequence[Mapping[str, Any]]  # extra columns of the prompts' rows, by name
+    ids: Sequence[str] = ()  # of the prompts, for messages; a reward is not given them
+
+    def __len__(self) -> int:
+        """Count the answers."""
+        return len(self.answers)
+
+    def at(self, index: int) -> "Answered":
+        """Give one answer alone."""
+        each = slice(index, index + 1)
+        return Answered(
+            self.prompts[each],
+            self.answers[each],
+            self.answer_ids[each],
+            self.references[each],
+            self.columns[each],
+            self.ids[each],
+        )
+
+
+class Reward(Protocol):
+    """Something that scores answers."""
+
+    @property
+    def name(self) -> str:
+        """The name under which its scores are reported."""
+        ...
+
+    def __call__(self, answered: Answered) -> list[float]:
+        """Give one finite number an answer, in their order; it depends on no other answer.
+
+        Raises:
+            InputError: it cannot.
+        """
+        ...
+
+
+def answered(prompts: Sequence[Prompt], answers: Sequence[str], answer_ids: Sequence[Sequence[int]]) -> Answered:
+    """Put prompts and the answers to them together, one answer a prompt."""
+    return Answered(
+        prompts=[prompt.prompt for prompt in prompts],
+        answers=answers,
+        answer_ids=answer_ids,
+        references=[prompt.references for prompt in prompts],
+        columns=[getattr(prompt, "columns", {}) for prompt in prompts],
+        ids=[prompt.id for prompt in prompts],
+    )

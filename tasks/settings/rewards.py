@@ -1,0 +1,95 @@
+"""What scores answers: the reward model, and functions in a user's files."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from tasks.common.safe_text import quoted
+from tasks.settings.section import Section
+
+# As the source of a reward it stands for the reward model.
+MODEL = "model"
+# Names of other figures, which a reward may not have.
+RESERVED = ("reward", "held_out", "held_out_reward", "ground_truth", "kl", "length")
+
+
+class NamedReward(Section):
+    """Something that scores answers, and the name under which its scores are reported."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
+    source: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]  # MODEL, or path.py:function
+
+    @property
+    def is_model(self) -> bool:
+        """Whether it is the reward model trained on the preferences."""
+        return self.source == MODEL
+
+    @property
+    def file(self) -> str:
+        """The path of a function's file."""
+        return self.source.rpartition(":")[0]
+
+    @property
+    def function(self) -> str:
+        """A function's name in its file."""
+        return self.source.rpartition(":")[2]
+
+    @field_validator("name")
+    @classmethod
+    def _means_one_thing(cls, name: str) -> str:
+        if name in RESERVED:
+            raise ValueError(f"{name} already names another figure: choose another name")
+        return name
+
+    @model_validator(mode="after")
+    def _names_a_function(self) -> "NamedReward":
+        if not self.is_model and not (self.file.endswith(".py") and self.function.isidentifier()):
+            raise ValueError(f"{quoted(self.source)} is neither {MODEL} nor path.py:function: change source")
+        return self
+
+
+class TrainingReward(NamedReward):
+    """A reward that PPO learns from."""
+
+    weight: float
+
+    @field_validator("weight")
+    @classmethod
+    def _counts(cls, weight: float) -> float:
+        if weight == 0:
+            raise ValueError("a reward of weight 0 is not learned from: remove it, or name it in rewards.ground_truth")
+        return weight
+
+
+class Rewards(Section):
+    """What scores answers: to learn from, and to compare with."""
+
+    code: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]  # a path
+    training: Annotated[list[TrainingReward], Field(min_length=1)]
+    ground_truth: list[NamedReward]
+
+    @property
+    def use_model(self) -> bool:
+        """Whether the reward model is one of them: where it is not, none is trained."""
+        return any(reward.is_model for reward in self.training)
+
+    @model_validator(mode="after")
+    def _are_told_apart(self) -> "Rewards":
+        names = [reward.name for reward in (*self.training, *self.ground_truth)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two rewards are called {twice[0]}: rename one")
+        if any(reward.is_model for reward in self.ground_truth) or sum(each.is_model for each in self.training) > 1:
+            raise ValueError(f"{MODEL} is the one reward model, which PPO learns from: name it once, in training")
+        return self
+
+    @model_validator(mode="after")
+    def _are_followed_by_dvc(self) -> "Rewards":
+        code = Path(os.path.abspath(self.code))  # noqa: PTH100 - resolve() would follow links
+        for reward in (*self.training, *self.ground_truth):
+            if not reward.is_model and not Path(os.path.abspath(reward.file)).is_relative_to(code):  # noqa: PTH100
+                raise ValueError(
+                    f"{reward.file} does not lie in {self.code}, which DVC follows: move it, or change code"
+                )
+        return self
