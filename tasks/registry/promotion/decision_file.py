@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.common.errors import InputError
+from tasks.registry.promotion.earlier_releases import with_todays_names
 
 DECISIONS = "decisions.jsonl"
 LONGEST_ROW = 16 * 2**20  # bytes; the account of a version has at most 100,000 characters
@@ -184,7 +185,8 @@ def _parse(number: int, line: bytes) -> dict[str, Any]:
         raise _no_decision(number, f"{place}: {first['msg']}" if place else first["msg"]) from None
     except _RowError as error:
         raise _no_decision(number, str(error)) from None
-    return row
+    policy = row["policy"]
+    return {**row, "policy": {**policy, "account": with_todays_names(policy["account"])}}
 
 
 def _no_decision(number: int, fault: str) -> InputError:

@@ -23,6 +23,7 @@ from tasks.registry.mlflow_runs.outbox import log_model
 from tasks.registry.mlflow_runs.store import Store
 from tasks.registry.promotion.decision_file import DECISIONS
 from tasks.registry.promotion.decisions import MOVES, Decision, Holder, Place, decisions_on, past_decisions
+from tasks.registry.promotion.earlier_releases import with_todays_names
 from tasks.registry.promotion.server_lock import Turn, ensure_model, take_turn
 from tasks.settings.params import Params
 
@@ -59,7 +60,7 @@ def as_holder(version: "ModelVersion") -> Holder:
         version=int(version.version),
         reward_version=int(version.tags["reward_version"]),
         md5=version.tags["md5"],
-        account=without_places(json.loads(version.tags["account"])),
+        account=without_places(with_todays_names(json.loads(version.tags["account"]))),
     )
 
 

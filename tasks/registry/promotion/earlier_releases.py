@@ -1,0 +1,42 @@
+"""Model records of earlier releases, read with today's names.
+
+A record is never rewritten where it is stored. It gets today's names when it is read: the rest of the code knows no
+others.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.settings.params import RENAMED
+
+STAGES = {"judge": "held_out_reward", "trial": "reward_check"}
+# Keys anywhere in metrics/evaluate.json.
+FIGURES = {"judge": "held_out", "gold": "ground_truth"}
+
+
+def with_todays_names(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename stages, settings and figures of an earlier release; a record of today stays as it is."""
+    updated = dict(record)
+    keys, params, figures = (record.get(part) for part in ("keys", "params", "figures"))
+    if isinstance(keys, Mapping):
+        updated["keys"] = {STAGES.get(stage, stage): key for stage, key in keys.items()}
+    if isinstance(params, Mapping):
+        updated["params"] = _rename_settings(params)
+    if isinstance(figures, Mapping) and "evaluate" in figures:
+        updated["figures"] = {**figures, "evaluate": _rename_keys(figures["evaluate"])}
+    return updated
+
+
+def _rename_settings(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Rename keys as params.RENAMED says; a section may be named whole (`sft`) or by key (`runtime.device`)."""
+    updated = {}
+    for name, value in settings.items():
+        new = RENAMED.get(f"{path}{name}", f"{path}{name}").removeprefix(path)
+        updated[new] = _rename_settings(value, f"{path}{name}.") if isinstance(value, Mapping) else value
+    return updated
+
+
+def _rename_keys(figures: Any) -> Any:  # noqa: ANN401 (nested JSON)
+    if isinstance(figures, Mapping):
+        return {FIGURES.get(name, name): _rename_keys(value) for name, value in figures.items()}
+    return [_rename_keys(each) for each in figures] if isinstance(figures, list) else figures
