@@ -51,7 +51,7 @@ def validate(params: Params) -> None:
     """
     settings = params.validate_
     STOPPED_QUARANTINE.unlink(missing_ok=True)
-    longest = _longest(params, MODELS / "base")
+    longest = _longest(settings, MODELS / "base")
     tokenizer = load_tokenizer(MODELS / "base")
     prepared = {kind: Lines(PREPARED / f"{kind}.jsonl") for kind in TYPES}
     looked_at = tables(prepared, tokenizer)
@@ -71,18 +71,17 @@ def validate(params: Params) -> None:
     write_json(METRICS / "validate.json", {**{file.kind: figures(file) for file in files}, "warnings": said})
 
 
-def _longest(params: Params, base: Path) -> dict[Kind, int]:
-    """Most tokens of a row of each kind; a prompt must leave room for the answers of DPO, PPO and evaluation."""
-    settings, context = params.validate_, context_of(base)
+def _longest(settings: Validate, base: Path) -> dict[Kind, int]:
+    """Most tokens of a row of each kind; a prompt must leave room for the longest answer."""
+    context = context_of(base)
     _check_settings(settings, base, context)
-    new_tokens = max(each.max_new_tokens for each in (params.dpo, params.ppo, params.evaluate))
     longest_prompt = settings.max_tokens - 1
     if context is not None:
-        longest_prompt = min(longest_prompt, context - new_tokens)
+        longest_prompt = min(longest_prompt, context - settings.max_new_tokens)
     if longest_prompt < 1:
         raise InputError(
-            f"params.yaml: answers of {new_tokens} new tokens fill the context of {base}, {context} tokens: lower "
-            "ppo.max_new_tokens, dpo.max_new_tokens and evaluate.max_new_tokens"
+            f"params.yaml: answers of {settings.max_new_tokens} new tokens (validate.max_new_tokens) fill the context "
+            f"of {base}, {context} tokens: lower it"
         )
     return {"demonstrations": settings.max_tokens, "preferences": settings.max_tokens, "prompts": longest_prompt}
 

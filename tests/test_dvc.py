@@ -3,7 +3,9 @@
 `python -m tests.test_dvc` (make deps) prints what dvc.yaml should list.
 """
 
+import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,11 +83,28 @@ def _file(module: str) -> str:
     return f"{path}/__init__.py" if (ROOT / path).is_dir() else f"{path}.py"
 
 
-def expected(graph: grimp.ImportGraph, stage: str) -> dict[str, set[str]]:
-    """The code of a stage, by the method it runs; align runs one of two."""
-    if stage != "align":
-        return {stage: code_of(graph, stage)}
-    return {method: code_of(graph, method) for method in METHODS}
+def in_rooms(files: set[str]) -> set[str]:
+    """The files as dvc.yaml names them: a room by its folder where the stage uses all of it, else file by file."""
+    room_of = {file: room for room, inside in ROOMS.items() if inside <= files for file in inside}
+    return {room_of.get(file, file) for file in files}
+
+
+def rooms() -> dict[str, set[str]]:
+    """What lies in each folder of code and below it, by folder, the outer ones last; a docstring alone is no code."""
+    found: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "tasks").rglob("*")):
+        if path.suffix in (".py", ".j2") and not is_docstring_alone(path):
+            name = path.relative_to(ROOT)
+            for folder in name.parents[:-2]:  # not tasks, which holds the stages
+                found.setdefault(folder.as_posix(), set()).add(name.as_posix())
+    return dict(sorted(found.items(), key=lambda room: room[0].count("/"), reverse=True))
+
+
+def is_docstring_alone(path: Path) -> bool:
+    return path.name == "__init__.py" and len(ast.parse(path.read_text(encoding="utf-8")).body) == 1
+
+
+ROOMS = rooms()
 
 
 def declared(stage: str) -> set[str]:
@@ -95,12 +114,14 @@ def declared(stage: str) -> set[str]:
 
 
 def wanted(graph: grimp.ImportGraph, stage: str) -> set[str]:
-    """What dvc.yaml should list: for align, its own file by template and the union of what both methods import."""
-    by_method = expected(graph, stage)
+    """What dvc.yaml should list; for align what is named after the method by template, and all that either uses."""
     if stage != "align":
-        return by_method[stage]
-    own = {f"tasks/{method}.py" for method in METHODS}
-    return (set().union(*by_method.values()) - own) | {"tasks/${align.method}.py"}
+        return in_rooms(code_of(graph, stage))
+    return {
+        re.sub(rf"/{method}(?=/|\.py|$)", "/${align.method}", path)
+        for method in METHODS
+        for path in in_rooms(code_of(graph, method))
+    }
 
 
 @pytest.mark.parametrize("stage", STAGES)

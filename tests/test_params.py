@@ -208,6 +208,14 @@ def test_a_missing_section_is_named():
             {"prepare__split__validation": 0.5, "prepare__split__test": 0.5},
             "prepare.split: validation and test together must leave a share for training",
         ),
+        *(
+            (
+                {f"{section}__max_new_tokens": 65},
+                f"{section}.max_new_tokens is 65, but the checked prompts leave room for 64 tokens only: "
+                "raise validate.max_new_tokens, or lower it",
+            )
+            for section in ("dpo", "ppo", "evaluate")
+        ),
     ],
 )
 def test_settings_that_contradict_each_other(change, sentence):

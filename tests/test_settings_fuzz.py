@@ -44,7 +44,7 @@ def test_any_params_yaml_is_told_of_or_read_alike_by_all(
     taken = 0
     for seed in range(SEEDS):
         chance = random.Random(f"{mutate} {seed}")
-        path.write_bytes(MUTATIONS[mutate](chance))
+        path.write_bytes(MUTATIONS[mutate](chance) if seed else encoded(SHIPPED))
         try:
             params = load_params()
         except InputError as error:
@@ -59,7 +59,7 @@ def test_any_params_yaml_is_told_of_or_read_alike_by_all(
             assert isinstance(params, Params)
             assert difference(read_yaml(path), read) is None, seed
             Params.model_validate(read)
-    assert taken or mutate == "bytes"
+    assert taken
 
 
 def with_value(chance: random.Random) -> bytes:

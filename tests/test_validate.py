@@ -368,18 +368,17 @@ def test_lost_thinking_may_only_warn_but_not_a_row_that_cannot_be_written(losing
         validate(settings(warn=["template"]))
 
 
-def test_a_prompt_must_leave_room_for_the_answers_of_ppo_and_of_evaluation(base):
+def test_a_prompt_must_leave_room_for_the_longest_answer(base):
     def longest(new_tokens, max_tokens=512):
-        params = settings(max_tokens=max_tokens)
-        return _longest(
-            params.model_copy(update={"ppo": params.ppo.model_copy(update={"max_new_tokens": new_tokens})}), base
-        )
+        return _longest(settings(max_tokens=max_tokens, max_new_tokens=new_tokens).validate_, base)
 
-    # A context of 512 less 200 new tokens; evaluation asks for 64 only.
+    # A context of 512 less 200 new tokens.
     assert longest(200) == {"demonstrations": 512, "preferences": 512, "prompts": 312}
-    assert longest(10)["prompts"] == 512 - 64
+    assert longest(10)["prompts"] == 512 - 10
     assert longest(10, max_tokens=100)["prompts"] == 99
-    with pytest.raises(InputError, match=r"answers of 512 new tokens fill the context .* lower ppo\.max_new_tokens"):
+    with pytest.raises(
+        InputError, match=r"answers of 512 new tokens \(validate\.max_new_tokens\) fill the context .*: lower it"
+    ):
         longest(512)
 
 

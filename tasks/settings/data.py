@@ -54,6 +54,7 @@ class Validate(Section):
     """Thresholds of the data checks."""
 
     max_tokens: Count
+    max_new_tokens: Count
     max_quarantined: Share
     min_rows: Count
     max_length_bias: Share

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from tasks.common.errors import InputError
 from tasks.common.safe_text import quoted
@@ -100,6 +100,18 @@ class Params(Section):
     gate: Gate
     registry: Registry
 
+    @model_validator(mode="after")
+    def _prompts_leave_room_for_the_answers(self) -> "Params":
+        room = self.validate_.max_new_tokens
+        asked = {name: getattr(self, name).max_new_tokens for name in ("dpo", "ppo", "evaluate")}
+        for name, longest in asked.items():
+            if longest > room:
+                raise ValueError(
+                    f"{name}.max_new_tokens is {longest}, but the checked prompts leave room for "
+                    f"{room} tokens only: raise validate.max_new_tokens, or lower it"
+                )
+        return self
+
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
     """Read and check the settings.
@@ -144,7 +156,7 @@ def _sentence(error: ValidationError) -> str:
     elif first["type"] == "missing":
         said = f"{key} is missing: add it"
     elif first["type"] == "value_error":  # a rule of these files over several keys, which names them and the cure
-        said = f"{key}: {first['ctx']['error']}"
+        said = ": ".join(filter(None, (key, str(first["ctx"]["error"]))))
     else:
         said = f"{key} is {quoted(first['input'])}, but {first['msg'][0].lower()}{first['msg'][1:]}: change it"
     return said + (f" (and {others} more)" if others else "")
