@@ -226,6 +226,10 @@ def _grow(tree: Tree, content: Mapping[str, Any]) -> None:
             _grow(tree.add(shown(name)), value)
         elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
             _grow(tree.add(shown(name)), {str(place): item for place, item in enumerate(value, start=1)})
+        elif isinstance(value, list) and any(" " in str(item) for item in value):  # sentences: a line each
+            branch = tree.add(shown(name))
+            for item in value:
+                branch.add(shown(str(item)))
         else:
             tree.add(shown(f"{name}: {_short(value)}"))
 

@@ -57,3 +57,29 @@ def test_what_data_say_acts_on_no_terminal(capsys, monkeypatch, content, show, t
     printed = capsys.readouterr().out
     assert visible(printed) == printed
     assert json.loads(printed) == content
+
+
+def test_sentences_stand_on_lines_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    show_tree({"files": ["a.jsonl", "b.jsonl"], "gate": {"reasons": ["KL 0.597: passed", "length 0.83: passed"]}})
+    assert capsys.readouterr().out.splitlines() == [
+        "policy",
+        "├── files: a.jsonl, b.jsonl",
+        "└── gate",
+        "    └── reasons",
+        "        ├── KL 0.597: passed",
+        "        └── length 0.83: passed",
+    ]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_what_is_shown_fits_the_terminal(capsys, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setattr(display, "_console", Console(highlight=False, width=width))
+    reason = "win rate over SFT 0.729 [0.695, 0.762], at least 0.5: passed"
+    decision = {"time": "2026-11-22T03:00:00+00:00", "who": "ada", "action": "refuse", "policy": {"version": 3}}
+    show_history([decision | {"review": None, "reasons": [reason, reason]}])
+    show_findings([{"check": "packages", "level": "warn", "found": f"torch {reason}", "cure": "make install"}])
+    show_tree({"gate": {"reasons": [reason, reason]}})
+
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= width
+    assert set(reason.split()) <= set(out.split())
