@@ -62,7 +62,7 @@ def main(
 
 
 def make_base(folder: Path) -> None:
-    """Write the base model of the built-in example, with room for longer rows."""
+    """Write the base model of the shipped settings, with room for longer rows."""
     folder.mkdir()
     write_settings(folder)
     run("tasks.base", folder)
@@ -73,6 +73,7 @@ def write_settings(folder: Path) -> None:
     settings: dict[str, Any] = YAML().load(ROOT / PARAMS_FILE)
     for kind in ("demonstrations", "preferences", "prompts"):
         settings["prepare"][kind]["source"] = f"{kind}.jsonl"
+    settings["base"]["source"] = str(ROOT / settings["base"]["source"])
     settings["base"]["scratch"]["context"] = settings["validate"]["max_tokens"] = LONGEST
     YAML().dump(settings, folder / PARAMS_FILE)
     (folder / settings["prepare"]["exclude"]).touch()

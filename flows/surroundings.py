@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from tasks.common.errors import InputError
 from tasks.common.files import MODELS, STATE, read_json
 from tasks.common.output_folders import check_places, check_real, check_writable
+from tasks.common.python_files import is_python
 from tasks.data.base_model.model_files import weight_files
 from tasks.registry.dvc_outputs.stages import Places, needs_git, places, unfinished_stages
-from tasks.settings.params import EXAMPLE, Params
+from tasks.settings.params import Params
 from tasks.stage import classify
 
 GIGABYTE = 2**30
@@ -136,7 +137,7 @@ def _needs(params: Params, known: Places) -> Iterator[Need]:
 
 def _weights(params: Params) -> int:
     """Bytes of a trained model, in fp32, as far as the base model tells; 0 where it is not here, or no model."""
-    if params.base.source == EXAMPLE:
+    if is_python(params.base.source):
         shape = params.base.scratch
         return 4 * shape.hidden_size * (2 * shape.vocabulary + 12 * shape.hidden_size * shape.layers)
     source = Path(params.base.source)

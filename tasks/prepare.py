@@ -18,16 +18,18 @@ from tqdm import tqdm
 from tasks.common.errors import InputError, quoted
 from tasks.common.files import KEEP_SURROGATES, METRICS, PREPARED, replacing, write_json
 from tasks.common.lines import alike
+from tasks.common.python_files import is_python
 from tasks.data.exclusions import Exclusion, What, read_exclusions
 from tasks.data.names import stands_for
 from tasks.data.records import TAGS, TYPES, Kind, Record, Split, write_records
 from tasks.data.shapes.columns import Tally
 from tasks.data.shapes.convert import ShapedRow, shape_rows
 from tasks.data.shapes.votes import gathered, ids_of, share_of
+from tasks.data.sources.python_source import python_rows
 from tasks.data.sources.raw_rows import BadRows, RawRow
 from tasks.data.sources.source import files_of, identity, read_rows
 from tasks.data.splits import content_id, prompts_needed, split_of
-from tasks.settings.params import EXAMPLE, Params, Prepare, Source
+from tasks.settings.params import Params, Prepare, Source
 from tasks.settings.params import Split as Shares
 from tasks.stage import main
 
@@ -117,7 +119,7 @@ def _prepare_kind(
         "records": sum(splits.values()),
         **splits,
         "sources": {
-            name: {"rows": read[name], **_identity(file)} if file else {"excluded": True}
+            name: {"rows": read[name], **identity(Path(file.source))} if file else {"excluded": True}
             for name, file in files.items()
         },
         "unused": dict(sorted(tally.unused.items())),
@@ -277,25 +279,10 @@ def _sources(settings: Prepare) -> dict[Kind, Source]:
     }
 
 
-def _raw_rows(kind: Kind, source: Source, settings: Prepare, seed: int, bad: BadRows) -> Iterator[RawRow]:
-    if source.source != EXAMPLE:
-        return read_rows(source, bad)
-    from tasks.data import example
-
-    makers = {
-        "demonstrations": example.demonstrations,
-        "preferences": example.preferences,
-        "prompts": example.prompts,
-    }
-    return (RawRow(number, fields) for number, fields in enumerate(makers[kind](settings.example, seed), start=1))
-
-
-def _identity(source: Source) -> dict[str, str]:
-    if source.source != EXAMPLE:
-        return identity(Path(source.source))
-    from tasks.data import example
-
-    return identity(Path(example.__file__))
+def _raw_rows(kind: Kind, file: Source, settings: Prepare, seed: int, bad: BadRows) -> Iterator[RawRow]:
+    # A file of a folder is one of rows: what runs is named by itself.
+    is_named = file.source == _sources(settings)[kind].source
+    return python_rows(file, kind, seed, bad) if is_named and is_python(file.source) else read_rows(file, bad)
 
 
 def _records(rows: Iterable[ShapedRow], kind: Kind, shares: Shares) -> Iterator[Record]:

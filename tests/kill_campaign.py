@@ -33,7 +33,9 @@ BIN = Path(sys.executable).parent
 SETTINGS: dict[str, Any] = {
     "runtime": {"threads": 1, "checkpoint_every": 3},
     "prepare": {
-        "example": {"demonstrations": 300, "preferences": 300, "prompts": 200, "label_noise": 0.0},
+        "demonstrations": {"options": {"rows": 300}},
+        "preferences": {"options": {"rows": 300, "label_noise": 0.0}},
+        "prompts": {"options": {"rows": 200}},
         "split": {"validation": 0.2, "test": 0.2},
     },
     "validate": {"max_quarantined": 0.5, "min_rows": 4},

@@ -11,13 +11,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from tasks.base import base, make_scratch, read_pointer
+from tasks.base import base
 from tasks.common.errors import InputError
+from tasks.common.python_files import load_function
+from tasks.data.base_model.from_hub import read_pointer
+from tasks.data.base_model.from_scratch import make_scratch
 from tasks.data.encoding.tokens import encode, load_tokenizer
-from tasks.data.example import demonstrations
-from tasks.settings.params import EXAMPLE, Params, load_params
+from tasks.settings.params import Params, load_params
+from tests import conftest
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / conftest.EXAMPLE
 STORIES = ROOT.parent / "shared/models/stories260k"
 BASE = Path("models/base")
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -29,13 +33,13 @@ needs_stories = pytest.mark.skipif(not STORIES.exists(), reason="../shared/model
 def settings() -> Params:
     params = load_params(ROOT / "params.yaml")
     shape = params.base.scratch.model_copy(update={"vocabulary": 400, "hidden_size": 16, "layers": 1, "heads": 2})
-    return params.model_copy(update={"base": params.base.model_copy(update={"source": EXAMPLE, "scratch": shape})})
+    return params.model_copy(update={"base": params.base.model_copy(update={"source": str(EXAMPLE), "scratch": shape})})
 
 
 @pytest.fixture(scope="module")
 def made(settings: Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made") / "model"
-    make_scratch(settings.base.scratch, 7, folder)
+    make_scratch(EXAMPLE, settings.base.scratch, 7, folder)
     return folder
 
 
@@ -66,12 +70,12 @@ def contents(path: Path) -> dict[str, bytes]:
 
 def test_from_scratch_the_same_seed_gives_the_same_bytes_in_another_process(settings, made, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from tasks.base import make_scratch; "
+        "import sys; from pathlib import Path; from tasks.data.base_model.from_scratch import make_scratch; "
         "from tasks.settings.params import Scratch;"
-        "make_scratch(Scratch.model_validate_json(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))"
+        "make_scratch(Path(sys.argv[4]), Scratch.model_validate_json(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))"
     )
     shape = settings.base.scratch.model_dump_json()
-    command = [sys.executable, "-c", code, shape, "7", str(tmp_path / "again")]
+    command = [sys.executable, "-c", code, shape, "7", str(tmp_path / "again"), str(EXAMPLE)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=os.environ | {"PYTHONHASHSEED": "5"})
     assert contents(tmp_path / "again") == contents(made)
 
@@ -80,7 +84,7 @@ def test_another_seed_gives_other_weights_and_leaves_the_callers_random_numbers_
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    make_scratch(settings.base.scratch, 8, tmp_path / "other")
+    make_scratch(EXAMPLE, settings.base.scratch, 8, tmp_path / "other")
     assert torch.equal(torch.rand(3), expected)
     ours, theirs = (load_file(path / "model.safetensors") for path in (made, tmp_path / "other"))
     assert not torch.equal(ours["model.embed_tokens.weight"], theirs["model.embed_tokens.weight"])
@@ -98,6 +102,7 @@ def test_from_scratch_the_stage_writes_a_model_that_answers_and_its_metrics(sett
     assert json.loads(Path("metrics/base.json").read_text()) == expected | {
         "vocabulary": 400,
         "context": settings.base.scratch.context,
+        "license": "apache-2.0",  # as the file states it
     }
     assert sorted(path.name for path in Path().iterdir()) == ["metrics", "models"]
 
@@ -111,7 +116,7 @@ def test_numbers_are_split_into_digits_and_text_comes_back(settings, made):
 
 def test_rows_of_the_example_are_short_and_end_once(settings, made):
     tokenizer = load_tokenizer(made)
-    for row in demonstrations(settings.prepare.example.model_copy(update={"demonstrations": 100}), 7):
+    for row in load_function(EXAMPLE, "demonstrations")(7, {"rows": 100, "faulty": 0.5}):
         encoded = encode(tokenizer, [{"role": "user", "content": row["prompt"]}], row["response"])
         assert encoded.length < 160
         assert encoded.completion.count(tokenizer.eos_token_id) == 1
@@ -119,7 +124,7 @@ def test_rows_of_the_example_are_short_and_end_once(settings, made):
 
 def test_a_vocabulary_larger_than_the_text_gives_is_refused(settings, tmp_path):
     with pytest.raises(InputError, match=r"vocabulary is 9000, but .* gives only .* lower it"):
-        make_scratch(settings.base.scratch.model_copy(update={"vocabulary": 9000}), 7, tmp_path / "model")
+        make_scratch(EXAMPLE, settings.base.scratch.model_copy(update={"vocabulary": 9000}), 7, tmp_path / "model")
 
 
 # --- From a folder

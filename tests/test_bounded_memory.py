@@ -39,7 +39,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: MakeP
     monkeypatch.setattr(contamination, "_TEXTS_AT_ONCE", 10)
     monkeypatch.setattr(contamination, "_WORDS_REMEMBERED", 10)
     sources: dict[str, Any] = {
-        kind: {"source": f"{kind}.jsonl", "columns": {}, "ignore": [], "limit": None} for kind in ANSWERS
+        kind: {"source": f"{kind}.jsonl", "columns": {}, "ignore": [], "limit": None, "options": {}} for kind in ANSWERS
     }
     settings = make_params(prepare=sources)
     Path(settings.prepare.exclude).touch()

@@ -3,11 +3,13 @@
 import hashlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tasks.base import base
 from tasks.common.files import read_json, read_jsonl
+from tasks.data.records import TYPES
 from tasks.dpo import dpo
 from tasks.evaluate import evaluate
 from tasks.gate import gate
@@ -18,7 +20,7 @@ from tasks.reward import reward
 from tasks.reward_check import reward_check
 from tasks.sft import sft
 from tasks.validate import validate
-from tests.conftest import ROOT
+from tests.conftest import EXAMPLE, ROOT
 
 ALIGNERS = {"dpo": dpo, "ppo": ppo}
 STAGES = ("prepare", "base", "validate", "sft", "reward", "held_out_reward", "reward_check", "dpo", "evaluate", "gate")
@@ -28,18 +30,23 @@ STAGES = ("prepare", "base", "validate", "sft", "reward", "held_out_reward", "re
 def chain(make_params, noted_run, tmp_path, monkeypatch):
     """Small settings in an empty working folder that holds the example's own file, as the project does."""
     monkeypatch.chdir(tmp_path)
-    example = Path("tasks/data/example.py")
-    example.parent.mkdir(parents=True)
-    shutil.copy(ROOT / example, example)
+    Path(EXAMPLE).parent.mkdir(parents=True)
+    shutil.copy(ROOT / EXAMPLE, EXAMPLE)
     for name in ("opponent.json", "exclude.txt"):
         shutil.copy(ROOT / name, name)
+
+    rows: dict[str, Any] = {
+        "source": EXAMPLE,
+        "columns": {},
+        "ignore": [],
+        "limit": None,
+        "options": {"rows": 60, "faulty": 0.5, "label_noise": 0.0},
+    }
 
     def settings(method):
         return make_params(
             prepare={
-                "example": {
-                    "demonstrations": 60, "preferences": 60, "prompts": 60, "faulty": 0.5, "label_noise": 0.0
-                },
+                **{str(kind): rows for kind in TYPES},
                 "split": {"validation": 0.2, "test": 0.2},
             },
             # Sixty prompts of the example share their wording; a miniature is not about contamination.

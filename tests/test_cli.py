@@ -20,6 +20,7 @@ from tasks.common.progress import Running
 from tasks.registry.lineage import queries
 from tasks.registry.lineage import report as reporting
 from tasks.registry.promotion import champion
+from tests.conftest import EXAMPLE
 
 ROOT = Path(__file__).parents[1]
 HELP = """
@@ -41,9 +42,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
-    (tmp_path / "tasks/data").mkdir(parents=True)
-    (tmp_path / "tasks/data/example.py").touch()
-    (tmp_path / "infra/example").mkdir(parents=True)
+    (tmp_path / EXAMPLE).parent.mkdir(parents=True)
+    (tmp_path / EXAMPLE).touch()
     (tmp_path / "exclude.txt").touch()
     return tmp_path
 

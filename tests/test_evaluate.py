@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from tasks import evaluate as stage
-from tasks.base import make_scratch
 from tasks.common import progress
 from tasks.common.errors import InputError
 from tasks.common.files import VALIDATED
+from tasks.common.python_files import load_function
 from tasks.data.answers import write_answers
+from tasks.data.base_model.from_scratch import make_scratch
 from tasks.data.encoding.tokens import Encoded, encode, encode_prompt, load_tokenizer
-from tasks.data.example import prompts as example_prompts
 from tasks.data.records import Demonstration, Message, Prompt, read_prompts, write_records
 from tasks.evaluate import Spoken, choose_prompts, evaluate
 from tasks.evaluation.llm_judge.endpoint import KEY_VARIABLE
@@ -22,11 +22,10 @@ from tasks.gate import gate
 from tasks.learning.models.loading import load_policy, new_reward_model, save_model
 from tasks.learning.training.evaluation_points import Marks
 from tasks.registry.mlflow_runs import tracking
-from tasks.settings.params import EXAMPLE, LlmJudge, load_params
+from tasks.settings.params import LlmJudge, load_params
 from tests.chat_server import chat_server, prefers
-from tests.conftest import records_of
+from tests.conftest import EXAMPLE, ROOT, records_of
 
-ROOT = Path(__file__).parents[1]
 METRICS, RESPONSES = Path("metrics/evaluate.json"), Path("reports/evaluate/responses.jsonl")
 MARKS, LLM_JUDGE = Path("reports/evaluate/marks.jsonl"), Path("reports/evaluate/llm_judge.jsonl")
 COUNT = 10
@@ -64,7 +63,7 @@ def changed(params, **settings):
 def made(params, tmp_path_factory):
     """Models of random weights: a reward model, an SFT model, and a policy a little way off it."""
     models = tmp_path_factory.mktemp("made") / "models"
-    make_scratch(params.base.scratch, 7, models / "sft")
+    make_scratch(ROOT / EXAMPLE, params.base.scratch, 7, models / "sft")
     tokenizer = load_tokenizer(models / "sft")
     for name, seed in (("reward", 7), ("held_out_reward", 8)):
         seeded = params.model_copy(update={"seed": seed})
@@ -130,7 +129,6 @@ def set_out(made, params, folder, monkeypatch):
 
 
 def write_prompts(params, source=EXAMPLE, references=True):
-    settings = params.prepare.example.model_copy(update={"prompts": COUNT + 2})
     records = [
         Prompt(
             id=f"{COUNT + 2 - number:04}",
@@ -141,7 +139,7 @@ def write_prompts(params, source=EXAMPLE, references=True):
             references=row["references"] if references else [],
             category=row["category"],
         )
-        for number, row in enumerate(example_prompts(settings, 3))
+        for number, row in enumerate(load_function(ROOT / EXAMPLE, "prompts")(3, {"rows": COUNT + 2}))
     ]
     write_records(Path("data/validate"), "prompts", records)
     answered = [
@@ -285,7 +283,7 @@ def test_the_champion_is_brought_back_by_its_hash(run, params, monkeypatch):
 
 def test_a_champion_of_another_base_is_scored_in_the_reward_models_tokens(run, params, monkeypatch):
     def restore(_md5, folder, what):
-        make_scratch(params.base.scratch.model_copy(update={"vocabulary": 320}), 7, folder)
+        make_scratch(ROOT / EXAMPLE, params.base.scratch.model_copy(update={"vocabulary": 320}), 7, folder)
 
     monkeypatch.setattr(stage, "materialise", restore)
     write_opponent("champion", 3, "ab.dir")

@@ -1,6 +1,7 @@
 """params.yaml: it loads, every key is explained, and whatever is wrong in it is told in one sentence."""
 
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,32 @@ def test_an_llm_judge_may_be_set(url):
 )
 def test_settings_at_the_edge_of_a_rule_hold(change):
     assert isinstance(parse_params(changed(**change)), Params)
+
+
+def test_a_section_that_was_taken_apart_is_refused_with_the_new_place() -> None:
+    said = complaint(changed(prepare__example={"demonstrations": 9}))
+    assert said == (
+        "params.yaml: prepare.example is no section any more: write its settings under prepare.demonstrations.options, "
+        "prepare.preferences.options and prepare.prompts.options"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"rows": {"a": [float("nan")]}}, "nan is no number that a setting can have: change it"),
+        ({"rows": [-0.0]}, "-0.0 is no number that a setting can have: write 0.0"),
+        ({"rows": {1: "a"}}, "the key 1 is no text: put it in quotes"),
+        (
+            {"rows": [date(2026, 1, 2)]},
+            "datetime.date(2026, 1, 2) is neither text, number, list nor mapping: put it in quotes",
+        ),
+        ({"a\x85": 1}, "it has the character"),
+    ],
+)
+def test_options_of_a_function_are_plain_at_any_depth(options: object, said: str) -> None:
+    key = "prepare.prompts.options"
+    assert complaint(changed(prepare__prompts__options=options)).startswith(f"params.yaml: {key}: {said}")
 
 
 @pytest.mark.parametrize("old", RENAMED)

@@ -14,12 +14,11 @@ import yaml
 
 from tasks.common.errors import InputError
 from tasks.common.files import METRICS, PREPARED
-from tasks.data import example
 from tasks.data.records import TYPES, read_prompts
 from tasks.data.shapes.convert import ShapedRow
 from tasks.prepare import LEFT_OUT, choose, distinct_prompts, prepare
 from tasks.settings.params import Params, parse_params
-from tests.conftest import records_of
+from tests.conftest import EXAMPLE, records_of
 
 PROJECT = Path(__file__).parents[1]
 TRUTHFULQA = PROJECT / "../shared/data/truthfulqa"
@@ -36,7 +35,9 @@ def settings_with(**sources: Any) -> dict[str, Any]:
     """params.yaml with wide held-out shares, and each named kind read from a path or with other settings."""
     settings: dict[str, Any] = yaml.safe_load((PROJECT / "params.yaml").read_text())
     settings["prepare"]["split"] = {"validation": 0.3, "test": 0.3}
-    settings["prepare"]["example"] |= {"demonstrations": 40, "preferences": 40, "prompts": 40}
+    for each in TYPES:
+        settings["prepare"][each]["source"] = str(PROJECT / EXAMPLE)
+        settings["prepare"][each]["options"]["rows"] = 40
     for kind, change in sources.items():
         settings["prepare"][kind] |= change if isinstance(change, dict) else {"source": str(change)}
     return settings
@@ -70,14 +71,16 @@ def output_bytes() -> list[bytes]:
     return [path.read_bytes() for path in (*OUTPUTS, METRICS / "prepare.json")]
 
 
-def test_built_in_example():
+def test_rows_of_a_python_file():
     prepare(params_with())
     assert {path.name for path in PREPARED.iterdir()} == {path.name for path in OUTPUTS} | {LEFT_OUT}
     assert (PREPARED / LEFT_OUT).read_bytes() == b""
     assert metrics()["demonstrations"]["rows_read"] == 40
-    assert {record.source for record in records_of(PREPARED, "preferences")} == {"tasks/data/example.py"}
-    content = hashlib.sha256(Path(example.__file__).read_bytes()).hexdigest()
-    assert metrics()["prompts"]["sources"] == {"tasks/data/example.py": {"rows": 40, "sha256": content}}
+    assert {record.source for record in records_of(PREPARED, "preferences")} == {
+        "orders.py"
+    }  # by its name: it lies outside this folder
+    content = hashlib.sha256((PROJECT / EXAMPLE).read_bytes()).hexdigest()
+    assert metrics()["prompts"]["sources"] == {"orders.py": {"rows": 40, "sha256": content, "license": "apache-2.0"}}
 
 
 def test_the_same_prompt_is_in_the_same_split_of_all_files():
@@ -256,7 +259,7 @@ def test_column_map():
 
 
 def test_column_map_that_the_example_does_not_have():
-    with pytest.raises(InputError, match=r"maps prompt to 'frage', but the columns of tasks/data/example\.py are"):
+    with pytest.raises(InputError, match=r"maps prompt to 'frage', but the columns of .*orders\.py are"):
         prepare(params_with(prompts={"columns": {"prompt": "frage"}}))
 
 

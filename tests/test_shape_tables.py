@@ -130,7 +130,7 @@ def test_every_row_of_the_tables_is_taken_from_every_kind_of_file():
 
 
 def test_every_shape_has_its_row_in_the_tables():
-    source = Source(source="a.jsonl", columns={}, ignore=[], limit=None)
+    source = Source(source="a.jsonl", columns={}, ignore=[], limit=None, options={})
     for kind, shapes in SHAPES.items():
         shown = [
             recognise(json.loads(each.text), kind, source) for each in examples() if kind in (each.kind, "prompts")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from tasks.settings.section import Count, Held, Section, Share
+from tasks.settings.section import Count, Options, Section, Share
 
 
 class Source(Section):
@@ -14,6 +14,7 @@ class Source(Section):
     columns: dict[str, str]
     ignore: list[str]
     limit: Count | None
+    options: Options  # for the function of a Python file
 
 
 class Split(Section):
@@ -29,16 +30,6 @@ class Split(Section):
         return self
 
 
-class Example(Section):
-    """Size and noise of the built-in example."""
-
-    demonstrations: Held
-    preferences: Held
-    prompts: Held
-    faulty: Share
-    label_noise: Annotated[float, Field(ge=0, lt=0.5)]
-
-
 class Prepare(Section):
     """Raw files to canonical records."""
 
@@ -47,7 +38,6 @@ class Prepare(Section):
     prompts: Source
     exclude: str
     split: Split
-    example: Example
 
 
 class Validate(Section):

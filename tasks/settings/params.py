@@ -10,7 +10,7 @@ from tasks.common.safe_text import quoted
 from tasks.common.yaml_files import read_yaml
 from tasks.settings.alignment import Align, Dpo, Ppo
 from tasks.settings.base import Base, Scratch
-from tasks.settings.data import Example, Prepare, Source, Split, Validate
+from tasks.settings.data import Prepare, Source, Split, Validate
 from tasks.settings.evaluation import Evaluate, LlmJudge
 from tasks.settings.promotion import Gate, Registry
 from tasks.settings.rewards import NamedReward, Rewards, TrainingReward
@@ -20,6 +20,7 @@ from tasks.settings.training import Reward, Sft, Training
 
 __all__ = [
     "EXAMPLE",
+    "MOVED",
     "PARAMS_FILE",
     "RENAMED",
     "RENAMED_VALUES",
@@ -27,7 +28,6 @@ __all__ = [
     "Base",
     "Dpo",
     "Evaluate",
-    "Example",
     "Gate",
     "LlmJudge",
     "Lora",
@@ -76,8 +76,12 @@ RENAMED_VALUES = {
     "ppo.critic": {"own": "separate", "trunk": "shared"},
     "ppo.engine": {"slots": "builtin"},
 }
-# As a source it stands for the built-in example: a real path, so that DVC follows its content.
-EXAMPLE = "tasks/data/example.py"
+# Settings that an earlier version had, and where to write them now.
+MOVED = {
+    "prepare.example": "prepare.demonstrations.options, prepare.preferences.options and prepare.prompts.options",
+}
+# The source whose prompts have a ground-truth reward.
+EXAMPLE = "infra/example/orders.py"
 
 
 class Params(Section):
@@ -144,10 +148,12 @@ def _sentence(error: ValidationError) -> str:
     found = error.errors()
     renamed = {RENAMED[key]: key for each in found if (key := _key(each["loc"])) in RENAMED}
     found = [each for each in found if _key(each["loc"]) not in renamed]  # missing under their new names
-    first = min(found, key=lambda each: _key(each["loc"]) not in RENAMED)
+    first = min(found, key=lambda each: _key(each["loc"]) not in (*RENAMED, *MOVED))
     key, others = _key(first["loc"]), len(found) - 1
     if key in RENAMED:
         said = f"{key} is now called {RENAMED[key]}: rename it"
+    elif key in MOVED:
+        said = f"{key} is no section any more: write its settings under {MOVED[key]}"
     elif first["type"] == "literal_error" and first["input"] in RENAMED_VALUES.get(key, {}):
         old = first["input"]
         said = f"{key}: the value {old} is now called {RENAMED_VALUES[key][old]}: change it"

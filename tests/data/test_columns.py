@@ -10,7 +10,7 @@ from tasks.settings.params import Source
 
 
 def source(ignore: list[str] | None = None, **columns: str) -> Source:
-    return Source(source="a.jsonl", columns=columns, ignore=ignore or [], limit=None)
+    return Source(source="a.jsonl", columns=columns, ignore=ignore or [], limit=None, options={})
 
 
 def unused(*rows: dict[str, Any], read: tuple[str, ...] = ("prompt",), **given: Any) -> dict[str, int]:

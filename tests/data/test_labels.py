@@ -17,7 +17,7 @@ OUTCOMES = {"first": ("good", "bad"), "second": ("bad", "good"), "tie": ("good",
 
 
 def shaped(fields: dict[str, Any], kind: Kind = "preferences", /, **columns: str) -> ShapedRow:
-    source = Source(source="f.jsonl", columns=columns, ignore=[], limit=None)
+    source = Source(source="f.jsonl", columns=columns, ignore=[], limit=None, options={})
     bad, tally = BadRows("f.jsonl"), Tally.empty()
     [row] = shape_rows([RawRow(7, fields)], kind, source, "f.jsonl", bad=bad, tally=tally)
     return row

@@ -73,7 +73,7 @@ def test_what_only_looks_like_one_is_left_alone(content):
 def test_a_saved_data_set_is_named_and_the_cure_works():
     datasets.Dataset.from_list(ROWS).save_to_disk("saved")
     with pytest.raises(InputError, match=r"^saved is a data set that save_to_disk wrote: write it as a file") as error:
-        files_of(Source(source="saved", columns={}, ignore=[], limit=None))
+        files_of(Source(source="saved", columns={}, ignore=[], limit=None, options={}))
     eval(cure_in(error.value, "load_from_disk"), {"load_from_disk": datasets.load_from_disk})
     assert fields_of("saved.parquet") == ROWS
     [file] = Path("saved").glob("*.arrow")

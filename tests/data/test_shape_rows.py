@@ -87,7 +87,7 @@ def test_a_row_that_has_more_than_the_first_is_refused(kind, first, later, more)
 
 
 def test_columns_that_are_ignored_are_no_part_of_a_shape():
-    source = Source(source="f.jsonl", columns={}, ignore=["prompt"], limit=None)
+    source = Source(source="f.jsonl", columns={}, ignore=["prompt"], limit=None, options={})
     row = {"prompt": "Hi", "response": "No", "messages": [U, A]}
     bad, tally = BadRows("f.jsonl"), Tally.empty()
     raw = [RawRow(1, row), RawRow(2, row)]
@@ -105,7 +105,7 @@ def test_the_way_out_of_what_is_not_read_is_told_and_leads_out(more):
     said = r"\(to leave it out, name it in prepare\.demonstrations\.ignore in params\.yaml\): mend or remove the row$"
     with pytest.raises(InputError, match=said):
         shaped("demonstrations", row)
-    source = Source(source="f.jsonl", columns={}, ignore=["label", "images", "thinking"], limit=None)
+    source = Source(source="f.jsonl", columns={}, ignore=["label", "images", "thinking"], limit=None, options={})
     bad, tally = BadRows("f.jsonl"), Tally.empty()
     [found] = shape_rows([RawRow(1, row)], "demonstrations", source, "f.jsonl", bad=bad, tally=tally)
     assert found.entries == [{"prompt": [U], "response": "Hello"}]

@@ -20,7 +20,7 @@ GPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
 
 def shaped(kind: Kind, *rows: dict[str, Any], **columns: str) -> list[ShapedRow]:
     raw = [RawRow(number, fields) for number, fields in enumerate(rows, start=1)]
-    source = Source(source="file.jsonl", columns=columns, ignore=[], limit=None)
+    source = Source(source="file.jsonl", columns=columns, ignore=[], limit=None, options={})
     return list(shape_rows(raw, kind, source, "file.jsonl", bad=BadRows("file.jsonl"), tally=Tally.empty()))
 
 

@@ -28,7 +28,7 @@ def _in_empty_folder(tmp_path, monkeypatch):
 
 
 def rows_of(path: str | Source) -> list[RawRow]:
-    source = path if isinstance(path, Source) else Source(source=path, columns={}, ignore=[], limit=None)
+    source = path if isinstance(path, Source) else Source(source=path, columns={}, ignore=[], limit=None, options={})
     bad = BadRows(source.source)
     rows = list(read_rows(source, bad))
     bad.stop()
@@ -268,7 +268,7 @@ def test_hub_id_in_place_of_a_file():
 
 
 def files_in(folder: str) -> dict[str, Source]:
-    return files_of(Source(source=folder, columns={"prompt": "q"}, ignore=[], limit=5))
+    return files_of(Source(source=folder, columns={"prompt": "q"}, ignore=[], limit=5, options={}))
 
 
 def test_a_folder_is_its_files_by_name_and_a_file_is_itself():

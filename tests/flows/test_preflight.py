@@ -10,6 +10,7 @@ from flows.doctor import check_settings
 from flows.preflight import check_exists, preflight
 from flows.settings import configure
 from tasks.common.errors import InputError
+from tests.conftest import EXAMPLE
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,7 +20,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout whose pairs are read from a folder of one file."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("flows.preflight.check_surroundings", lambda _params: None)  # tests/flows/test_surroundings.py
-    for name in ("params.yaml", "exclude.txt", "tasks/data/example.py", "infra/example/rewards.py"):
+    for name in ("params.yaml", "exclude.txt", EXAMPLE, "infra/example/rewards.py"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, name)
     Path("pairs").mkdir()

@@ -16,6 +16,7 @@ from tasks.common import output_folders
 from tasks.common.errors import InputError
 from tasks.registry.dvc_outputs import stages
 from tasks.settings.params import Params, load_params
+from tests.conftest import EXAMPLE
 from tests.flows.conftest import dvc
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ GIGABYTE = 2**30
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout with the project's own graph, in which nothing has run."""
     folder = tmp_path_factory.mktemp("made") / "checkout"
-    for name in ("params.yaml", "dvc.yaml", "exclude.txt", "opponent.json", "infra/example/rewards.py"):
+    for name in ("params.yaml", "dvc.yaml", "exclude.txt", "opponent.json", EXAMPLE, "infra/example/rewards.py"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "tasks", folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))

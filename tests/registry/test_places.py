@@ -24,7 +24,7 @@ from tests.registry.test_policy_card import ACCOUNT
     [
         ("/home/ann/models/tiny", "tiny"),
         ("../elsewhere/pairs.jsonl", "pairs.jsonl"),
-        ("tasks/data/example.py", "tasks/data/example.py"),
+        ("infra/example/orders.py", "infra/example/orders.py"),
         ("http://gpu7.lab:8000/v1", "http://…/v1"),
         ("1/2", "1/2"),
         (["/a/b", 3, None], ["b", 3, None]),

@@ -20,7 +20,7 @@ from tasks.registry.promotion.candidate import account
 from tasks.settings.params import load_params
 from tests.registry.conftest import change_params, repro, run_again
 
-SOURCE = "tasks/data/example.py"
+SOURCE = "infra/example/orders.py"
 
 
 def interval(value, low, high):
@@ -35,7 +35,10 @@ ACCOUNT: dict[str, Any] = {
     "base": {"source": SOURCE, "md5": "dd.dir"},
     "data": {
         "md5": "ee.dir",
-        "prepare": {"demonstrations": {"rows_read": 120}},
+        "prepare": {
+            kind: {"rows_read": 120, "sources": {SOURCE: {"rows": 120, "license": "apache-2.0"}}}
+            for kind in ("demonstrations", "preferences", "prompts")
+        },
         "validate": {
             "demonstrations": {
                 "rows": 110,
@@ -48,7 +51,7 @@ ACCOUNT: dict[str, Any] = {
     },
     "hub": {},
     "figures": {
-        "base": {"family": "llama", "parameters": 166208},
+        "base": {"family": "llama", "parameters": 166208, "license": "apache-2.0"},
         "reward": {"accuracy": {**interval(0.85, 0.81, 0.88), "pairs": 482}},
         "evaluate": {
             "prompts": 478,
@@ -144,8 +147,8 @@ def test_the_model_index_holds_every_figure_with_its_interval():
         "(llama, 166,208 parameters), aligned with preference data by DPO",
         "| reward model, version 2 of our-reward | `bb.dir` |",
         "| SFT model | `cc.dir` |",
-        "| base model | `dd.dir` | `tasks/data/example.py` |",
-        "| demonstrations | `tasks/data/example.py` | 120 | 103 | 7 | 80 | 12 | 11 |",
+        "| base model | `dd.dir` | `infra/example/orders.py` |",
+        "| demonstrations | `infra/example/orders.py` | 120 | 103 | 7 | 80 | 12 | 11 |",
         "Findings in demonstrations: contamination (train 7).",
         "| Win rate over SFT | 0.810 | [0.780, 0.840] |",
         "| Reward | 0.900 | 0.000 | 0.400 |",
@@ -174,10 +177,23 @@ def test_an_approval_is_named_and_no_other():
     assert "Decision: **reject**.\n\nApproved by Ada: I read fifty answers.\n" in said
 
 
+def test_a_licence_is_given_where_all_sources_state_the_same():
+    known = other()
+    for stated in ({"rows": 9}, {"rows": 9, "license": "mit"}):
+        known["data"]["prepare"]["demonstrations"]["sources"] = {SOURCE: stated}
+        assert metadata(write(known)).license is None
+    known["data"]["prepare"]["demonstrations"]["sources"] = {
+        "a.py": {"rows": 9, "license": "apache-2.0"},
+        "b.jsonl": {"excluded": True},
+    }
+    assert metadata(write(known)).license == "apache-2.0"
+
+
 def test_sources_on_the_hub_are_named_there():
     known = other(
         base={"source": "base.yaml", "md5": "dd.dir"},
         params={"prepare": {"demonstrations": {"source": "d.yaml"}, "prompts": {"source": "p.yaml"}}},
+        figures=ACCOUNT["figures"] | {"base": {}},
         hub={
             "base.yaml": {"hub": "org/model", "revision": "a" * 40},
             "d.yaml": {"hub": "org/chats", "revision": "b" * 40},
@@ -299,7 +315,10 @@ def test_the_account_names_the_repositories_that_prepare_has_read(tracked, monke
     elsewhere = Path("/elsewhere/p.yaml")  # outputs do not say where
     kinds = {"demonstrations": "d.jsonl", "preferences": "pairs", "prompts": str(elsewhere)}
     change_params(
-        prepare={kind: {"source": name, "columns": {}, "ignore": [], "limit": None} for kind, name in kinds.items()}
+        prepare={
+            kind: {"source": name, "columns": {}, "ignore": [], "limit": None, "options": {}}
+            for kind, name in kinds.items()
+        }
     )
     assert account(load_params())["hub"] == {
         "pairs/a.yaml": {"hub": "org/pairs", "revision": "c" * 40},

@@ -73,8 +73,8 @@ def test_the_intervals_have_the_confidence_that_is_told():
         "account of policy version 4, with which this version was registered; `trueline why 4` shows",
         "| this reward model | `bb.dir` |",
         "| SFT model | `cc.dir` |",
-        "| base model | `dd.dir` | `tasks/data/example.py` |",
-        "| demonstrations | `tasks/data/example.py` | 120 | 103 | 7 | 80 | 12 | 11 |",
+        "| base model | `dd.dir` | `infra/example/orders.py` |",
+        "| demonstrations | `infra/example/orders.py` | 120 | 103 | 7 | 80 | 12 | 11 |",
         "Trained on 4002 pairs in 252 steps",
         "Loss on the validation split: 0.951 before, 0.430 after.",
         "| `reward.learning_rate` | 0.001 |",
@@ -118,7 +118,9 @@ def test_only_data_that_made_it_are_named():
     read = metadata(write(account))
     assert (read.datasets, read.license) == (["org/pairs"], None)
     assert "org/asked" not in write(account)
-    account["params"]["prepare"]["preferences"]["source"] = SOURCE  # others' prompts are none of its terms
+    # Others' prompts are none of its terms.
+    account["params"]["prepare"]["preferences"]["source"] = SOURCE
+    account["data"]["prepare"]["preferences"] = account["data"]["prepare"]["demonstrations"]
     assert metadata(write(account)).license == "apache-2.0"
 
 

@@ -8,6 +8,7 @@ SPLIT_KEYS = {"columns", "data"}
 CURES_BY_ENDING = {
     **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz"), "unpack it"),
     ".ndjson": "rename it to .jsonl",
+    ".py": "name it as the source itself, so that it is run",
     ".tsv": "write it with commas as .csv",
     ".arrow": 'write it with datasets: Dataset.from_file("{path}").to_parquet("{stem}.parquet")',
 }

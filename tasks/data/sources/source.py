@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tasks.common.errors import InputError
+from tasks.common.python_files import is_python, license_of
 from tasks.data.names import name_in_outputs
 from tasks.data.sources.hub import hub_rows, read_pointer
 from tasks.data.sources.layouts import CURES_BY_ENDING, refuse_saved_data_set
@@ -85,9 +86,11 @@ def read_rows(source: Source, bad: BadRows) -> Iterator[RawRow]:
 
 
 def identity(path: Path) -> dict[str, str]:
-    """Say which bytes were read: the sha256 of a file's; of a hub pointer's, and the data set and revision it pins."""
+    """Say which bytes were read, by their sha256, and what a hub pointer pins or which licence a Python file states."""
     with path.open("rb") as file:
         found = {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    if is_python(str(path)):
+        return found | license_of(path)
     is_pointer = READERS.get(path.suffix.lower()) is hub_rows
     return found | (read_pointer(path).model_dump(include={"hub", "revision"}) if is_pointer else {})
 

@@ -12,7 +12,6 @@ from tasks.common.escapes import Written, code, into_markdown, markdown, one_lin
 from tasks.common.rounding import number
 from tasks.data.records import Kind
 from tasks.registry.lineage.portable_names import without_places
-from tasks.settings.params import EXAMPLE
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -169,6 +168,10 @@ def _sources(account: Mapping[str, Any], kinds: Sequence[Kind]) -> dict[Kind, st
 
 
 def _license(account: Mapping[str, Any], kinds: Sequence[Kind]) -> str | None:
-    """Apache-2.0 where model and data are the built-in example's own; others' terms are not known here."""
-    is_own = {account["base"]["source"], *_sources(account, kinds).values()} == {EXAMPLE}
-    return "apache-2.0" if is_own else None
+    """Give the licence that the sources of the base model and of each kind of data state, where it is one."""
+    prepared = account["data"]["prepare"]
+    stated = {figures_of(account, "base").get("license")}
+    for kind in kinds:
+        sources = [each for each in prepared.get(kind, {}).get("sources", {}).values() if not each.get("excluded")]
+        stated |= {each.get("license") for each in sources or [{}]}
+    return stated.pop() if len(stated) == 1 else None
