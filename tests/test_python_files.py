@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tasks.common.errors import InputError
-from tasks.common.python_files import load_function, load_module
+from tasks.common.python_files import errors_of, load_function, load_module
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,8 @@ def test_a_file_hides_no_installed_module_and_is_hidden_by_none() -> None:
 def test_neither_its_folder_is_searched_nor_is_anything_written_beside_it() -> None:
     write("number = 1", "beside.py")
     with pytest.raises(
-        InputError, match=r"^own\.py line 2 raises ModuleNotFoundError \(No module named 'beside'\): fix"
+        InputError,
+        match=r"^own\.py cannot be loaded, ModuleNotFoundError: No module named 'beside' \(line 2\): fix it, or",
     ):
         load_module(write("\nimport beside"))
     assert sorted(path.name for path in Path().iterdir()) == ["beside.py", "own.py"]
@@ -47,11 +48,11 @@ def test_classes_of_the_standard_library_work_in_it() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("def one(:", r"own\.py line 1 is not valid Python \(invalid syntax\): fix it"),
-        ("x = '\0'", r"own\.py.* is not valid Python \(.*null bytes\): fix it"),
-        ("x = 1\nx / 0", r"own\.py line 2 raises ZeroDivisionError \(division by zero\): fix it"),
-        ("two = 2", r"own\.py has no function two: define it, or name another file in params\.yaml"),
-        ("", r"own\.py has no function two: define it"),
+        ("def one(:", r"own\.py:two is no Python file, SyntaxError: invalid syntax \(line 1\): fix it"),
+        ("x = '\0'", r"own\.py:two is no Python file, \w+Error: .*null bytes.*: fix it"),
+        ("x = 1\nx / 0", r"own\.py:two cannot be loaded, ZeroDivisionError: division by zero \(line 2\): fix it"),
+        ("two = 2", r"own\.py:two has no such function: write it, or correct the name in params\.yaml"),
+        ("", r"own\.py:two has no such function: write it"),
     ],
 )
 def test_a_file_that_cannot_serve_is_named_with_the_line_and_the_cure(text: str, said: str) -> None:
@@ -60,11 +61,11 @@ def test_a_file_that_cannot_serve_is_named_with_the_line_and_the_cure(text: str,
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(InputError, match=r"^gone\.py does not exist: correct the path in params\.yaml$"):
+    with pytest.raises(InputError, match=r"^gone\.py:two does not exist: correct its name in params\.yaml$"):
         load_function(Path("gone.py"), "two")
 
 
-@pytest.mark.parametrize("error", ["MemoryError", "ConnectionResetError", "TimeoutError"])
-def test_what_is_no_fault_of_the_file_stays_what_it_is(error: str) -> None:
-    with pytest.raises((MemoryError, ConnectionError, TimeoutError)):
-        load_module(write(f"raise {error}"))
+@pytest.mark.parametrize("error", [MemoryError, ConnectionResetError, TimeoutError, InputError])
+def test_what_is_no_fault_of_the_function_stays_what_it_is(error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"^as it was$"), errors_of(Path("own.py"), "own.py:two", "fix it"):
+        raise error("as it was")

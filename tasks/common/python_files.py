@@ -29,41 +29,58 @@ def is_python(source: str) -> bool:
     return Path(source).suffix.lower() == ".py"
 
 
-def load_module(path: Path) -> ModuleType:
+def load_module(path: Path, shown: str = "") -> ModuleType:
     """Run a Python file as a module of its own, whose folder is not on the search path.
 
+    Args:
+        path: the file.
+        shown: what messages call it, where that is not its path.
+
     Raises:
-        InputError: the file is missing, is not valid Python, or raises an error; the sentence has file and line.
+        InputError: the file is missing, is not valid Python, or raises an error; the sentence has its line.
     """
+    shown = shown or str(path)
     # Its name in sys.modules, where dataclasses look for it, is that of no other module.
     name = f"user_file_{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]}"
     loader = _Loader(name, str(path))
     spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
     try:
         code = loader.get_code(name)
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist: correct the path in params.yaml") from None
+        raise InputError(f"{shown} does not exist: correct its name in params.yaml") from None
+    except OSError as error:
+        raise InputError(f"{shown} cannot be read ({error.strerror}): correct its name in params.yaml") from None
     except (SyntaxError, ValueError) as error:  # ValueError: a null byte
-        line = f" line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
-        reason = error.msg if isinstance(error, SyntaxError) else error
-        raise InputError(f"{path}{line} is not valid Python ({reason}): fix it") from None
-    with errors_of(path):
+        raise InputError(f"{shown} is no Python file, {described(error, path)}: fix it") from None
+    sys.modules[name] = module
+    try:
         exec(code, module.__dict__)
+    except MemoryError:
+        raise
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        cure = "fix it, or install what it needs" if isinstance(error, ImportError) else "fix it"
+        raise InputError(f"{shown} cannot be loaded, {described(error, path)}: {cure}") from error
     return module
 
 
-def load_function(path: Path, name: str) -> Callable[..., Any]:
+def load_function(path: Path, name: str, shown: str = "") -> Callable[..., Any]:
     """Give a function of a Python file, which is run to define it.
+
+    Args:
+        path: the file.
+        name: of the function.
+        shown: what messages call it, where that is not path.py:function.
 
     Raises:
         InputError: the file cannot be run (`load_module`), or defines no function of that name.
     """
-    function = getattr(load_module(path), name, None)
+    shown = shown or f"{path}:{name}"
+    function = getattr(load_module(path, shown), name, None)
     if not callable(function):
-        raise InputError(f"{path} has no function {name}: define it, or name another file in params.yaml")
+        raise InputError(f"{shown} has no such function: write it, or correct the name in params.yaml")
     found: Callable[..., Any] = function
     return found
 
@@ -84,13 +101,21 @@ def license_of(path: Path) -> dict[str, str]:
     return {"license": stated}
 
 
+def described(error: BaseException, path: Path) -> str:
+    """Name an error and the line of a file that it came from, where it came from there."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    text = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}".removesuffix(": ")
+    return f"{text} (line {line})" if line else text
+
+
 @contextmanager
-def errors_of(path: Path, place: str = "", cure: str = "fix it") -> Iterator[None]:
-    """Turn what a user's code raises into one sentence; lost connections and spent memory stay what they are.
+def errors_of(path: Path, shown: str, cure: str) -> Iterator[None]:
+    """Turn what a function of a file raises into one sentence; lost connections and spent memory stay what they are.
 
     Args:
-        path: the code's file, of which the sentence gives the last line that ran.
-        place: which row the code was at, such as " after row 7".
+        path: the file, of which the sentence gives the last line that ran.
+        shown: the function, as messages call it, and which row it was at.
         cure: what to do.
 
     Raises:
@@ -101,6 +126,4 @@ def errors_of(path: Path, place: str = "", cure: str = "fix it") -> Iterator[Non
     except (InputError, MemoryError, ConnectionError, TimeoutError):
         raise
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = f" line {lines[-1]}" if lines else ""
-        raise InputError(f"{path}{line} raises {type(error).__name__}{place} ({error}): {cure}") from error
+        raise InputError(f"{shown} raised {described(error, path)}: {cure}") from error

@@ -1,15 +1,12 @@
 """A reward function in a user's file: loaded from that file alone, called with what it asks for, held to its word."""
 
 import copy
-import importlib.util
 import inspect
-import sys
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import CodeType, ModuleType
 
 from tasks.common.errors import InputError, quoted
+from tasks.common.python_files import described, load_function
 from tasks.rewards.answered import Answered
 
 # What a function may have as parameters, by name.
@@ -33,7 +30,7 @@ class FunctionReward:
             InputError: there is no such file or function, its code fails, or it asks for what there is not.
         """
         self._name, self._path, self.source = name, path, source
-        self._function = _load(name, path, function, source)
+        self._function = _load(path, function, source)
         self.arguments = _arguments(self._function, source)
 
     @property
@@ -87,44 +84,11 @@ class FunctionReward:
         return [number for number in numbers if number is not None]
 
 
-def described(error: BaseException, path: Path) -> str:
-    """Name an error and the line of a file that it came from, where it came from there."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-    text = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}".removesuffix(": ")
-    return f"{text} (line {line})" if line else text
-
-
-def _load(name: str, path: Path, function: str, source: str) -> Callable[..., object]:
-    try:
-        code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
-    except FileNotFoundError:
-        raise InputError(f"{source} does not exist: fix rewards in params.yaml") from None
-    except OSError as error:
-        raise InputError(f"{source} cannot be read ({error.strerror}): fix rewards in params.yaml") from None
-    except (SyntaxError, ValueError) as error:  # of null bytes, or of bytes that are no UTF-8
-        raise InputError(f"{source} is no Python file, {described(error, path)}: fix it") from None
-    found: Callable[..., object] | None = getattr(_module(name, path, code, source), function, None)
-    if found is None or not callable(found):
-        raise InputError(f"{source} has no such function: fix the name in params.yaml, or write the function")
+def _load(path: Path, function: str, source: str) -> Callable[..., object]:
+    found = load_function(path, function, source)
     if inspect.iscoroutinefunction(found):
         raise InputError(f"{source} is asynchronous: write a plain function (def)")
     return found
-
-
-def _module(name: str, path: Path, code: CodeType, source: str) -> ModuleType:
-    """Run the file as a module that no import finds: nothing is put on the path, and no bytecode beside the file."""
-    spec = importlib.util.spec_from_file_location(f"reward_functions.{path.parent.name}.{name}", path)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for it
-    try:
-        exec(code, module.__dict__)
-    except (Exception, SystemExit) as error:
-        del sys.modules[spec.name]
-        cure = "fix it, or install what it needs" if isinstance(error, ImportError) else "fix it"
-        raise InputError(f"{source} cannot be loaded, {described(error, path)}: {cure} (docs/rewards.md)") from error
-    return module
 
 
 def _arguments(function: Callable[..., object], source: str) -> tuple[str, ...]:

@@ -38,16 +38,19 @@ def test_rows_are_those_of_the_function_of_the_kind_called_with_seed_and_options
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("def others(seed, options): pass", r"own\.py has no function prompts: define it"),
+        ("def others(seed, options): pass", r"own\.py:prompts has no such function: write it"),
         (
             "def prompts(seed): pass",
-            r"own\.py raises TypeError \(prompts\(\) got an unexpected .*'options'\): fix it, or",
+            r"own\.py:prompts raised TypeError: prompts\(\) got an unexpected .*'options': fix it, or",
         ),
-        ("def prompts(seed, options): return 3", r"own\.py raises TypeError \('int' object is not iterable\): fix it"),
-        ("def prompts(seed, options): return []", r"own\.py: prompts yields no rows: fix it, or prepare\.prompts\.opt"),
+        (
+            "def prompts(seed, options): return 3",
+            r"own\.py:prompts raised TypeError: 'int' object is not iterable: fix it",
+        ),
+        ("def prompts(seed, options): return []", r"own\.py:prompts yields no rows: fix it, or prepare\.prompts\.opt"),
         (
             "def prompts(seed, options):\n    yield {'prompt': 'a'}\n    options['rows']",
-            r"own\.py line 3 raises KeyError after row 1 \('rows'\): fix it, or prepare\.prompts\.options in par",
+            r"own\.py:prompts row 2 raised KeyError: 'rows' \(line 3\): fix it, or prepare\.prompts\.options in par",
         ),
         (
             "def prompts(seed, options):\n    yield {'prompt': 'a'}\n    yield ['b']",

@@ -75,10 +75,10 @@ def train_tokenizer(source: Path, shape: Scratch, seed: int) -> "PreTrainedToken
         show_progress=False,
     )
     function = load_function(source, TEXT)
-    with errors_of(source):
+    with errors_of(source, f"{source}:{TEXT}", "fix it"):
         text = list(function(seed=seed))
     if not all(isinstance(part, str) for part in text):
-        raise InputError(f"{source}: {TEXT} yields what is no text: have it yield texts alone")
+        raise InputError(f"{source}:{TEXT} yields what is no text: have it yield texts alone")
     bpe.train_from_iterator(text, trainer)
     if bpe.get_vocab_size() < shape.vocabulary:
         raise InputError(

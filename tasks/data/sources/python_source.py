@@ -20,13 +20,13 @@ def python_rows(source: Source, kind: Kind, seed: int, bad: BadRows) -> Iterator
         InputError: the file or the function is missing, or fails; or it yields no rows.
     """
     path = Path(source.source)
-    function = load_function(path, kind)
+    function, shown = load_function(path, kind), f"{path}:{kind}"
     cure = f"fix it, or prepare.{kind}.options in params.yaml"
     number = 0
-    with errors_of(path, "", cure):
+    with errors_of(path, shown, cure):
         rows = iter(function(seed=seed, options=source.options))
     while True:
-        with errors_of(path, f" after row {number}", cure):
+        with errors_of(path, f"{shown} row {number + 1}", cure):
             try:
                 fields = next(rows)
             except StopIteration:
@@ -37,4 +37,4 @@ def python_rows(source: Source, kind: Kind, seed: int, bad: BadRows) -> Iterator
         else:
             bad.add(number, NO_ROW, ROW_CURE)
     if not number:
-        raise InputError(f"{path}: {kind} yields no rows: {cure}")
+        raise InputError(f"{shown} yields no rows: {cure}")
