@@ -51,7 +51,8 @@ def show_verdict(verdict: Mapping[str, Any]) -> None:
 
 def show_status(status: Mapping[str, Any]) -> None:
     """A row a stage, then what runs, the registry, the flow and the last failure."""
-    _table(("stage", "state"), list(status["stages"].items()))
+    untrained = dict.fromkeys(status["untrained"], "; trains nothing: PPO learns from functions only")
+    _table(("stage", "state"), [(name, state + untrained.get(name, "")) for name, state in status["stages"].items()])
     for stage in status["running"]:
         _line(f"running     {_progress(stage)}")
     registry = status["registry"]

@@ -38,6 +38,8 @@ def _sft(metrics: Metrics) -> str:
 
 
 def _reward(metrics: Metrics) -> str:
+    if not metrics.get("trained", True):
+        return "nothing trained: PPO learns from functions only"
     accuracy = metrics["accuracy"]
     return f"held-out accuracy {_with_interval(accuracy)}"
 

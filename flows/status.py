@@ -19,9 +19,11 @@ from tasks.stage import last_failure
 
 StageState = Literal["up to date", "changed", "missing", "never ran", "busy"]
 
+REWARD_MODELS = ("reward", "held_out_reward")  # stages
+
 
 def status(params: Params) -> dict[str, Any]:
-    """Gather it as plain data: stages, what runs, registry, flow (its holder), failure.
+    """Gather it as plain data: stages, those that train nothing, what runs, registry, flow (its holder), failure.
 
     Raises:
         InputError: DVC cannot read the pipeline.
@@ -29,6 +31,7 @@ def status(params: Params) -> dict[str, Any]:
     flow, stages, failure = locks.holder(), running(), last_failure()
     return {
         # A stage that runs has locked its files against DVC's other commands.
+        "untrained": [] if params.rewards.use_model else [*REWARD_MODELS],
         "stages": dict.fromkeys(plan(), "busy") if flow or stages else stage_states(),
         "running": [stage._asdict() for stage in stages],
         "registry": registry(params),

@@ -6,7 +6,7 @@ a better answer (Gao et al. 2023, "Scaling laws for reward model overoptimizatio
 """
 
 from tasks.learning.seeds import seed_for
-from tasks.learning.training.reward_models import INPUTS, fit_reward_model
+from tasks.learning.training.reward_models import INPUTS, fit_reward_model, leave_untrained
 from tasks.registry.dvc_outputs.stages import stage_origin
 from tasks.registry.mlflow_runs import tracking
 from tasks.settings.params import Params
@@ -16,9 +16,14 @@ from tasks.stage import main
 def held_out_reward(params: Params) -> None:
     """Train the held-out reward model and put its scores on a standard scale.
 
+    Where PPO learns from functions only, nothing is trained.
+
     Raises:
         InputError: a split is empty, a row does not fit the model, or training no longer gives numbers.
     """
+    if not params.rewards.use_model:
+        leave_untrained("held_out_reward", tracking.run("held_out_reward", params, INPUTS))
+        return
     other = params.model_copy(update={"seed": seed_for(params.seed, "judge", 0) % 2**31})
     fit_reward_model(
         "held_out_reward",

@@ -1,12 +1,13 @@
-"""Reads data/validate, models/sft and models/reward, writes models/ppo, its metrics, curve and answers along the way.
+"""Reads data/validate, models/sft and the rewards, writes models/ppo, its metrics, curve and answers along the way.
 
-Proximal policy optimisation of the SFT model against the reward model. Each round samples responses, judges them and
-learns from them; docs/ppo.md numbers the steps and says what was left out and why.
+Proximal policy optimisation of the SFT model against the rewards: the reward model, functions, or both. Each round
+samples responses, scores them and learns from them; docs/ppo.md numbers the steps and says what was left out and why.
 """
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -20,9 +21,26 @@ from tasks.data.records import Prompt, Split, read_prompts
 from tasks.learning import processes
 from tasks.learning.batches import collate, epoch_order
 from tasks.learning.models.forward import unwrapped
-from tasks.learning.models.loading import ValueHead, context_length, load_policy, load_reward, set_up, with_adapters
+from tasks.learning.models.loading import (
+    ValueHead,
+    context_length,
+    load_policy,
+    load_reward,
+    new_reward_model,
+    score_head,
+    set_up,
+    with_adapters,
+)
 from tasks.learning.models.outputs import completion_scores
 from tasks.learning.ppo.advantages import adapted_kl_coefficient, explained_variance, masked_mean
+from tasks.learning.ppo.rewards import (
+    by_reward,
+    curve_name,
+    function_scores,
+    is_of_a_reward,
+    prompts_on_disk,
+    weighted_sum,
+)
 from tasks.learning.ppo.scoring import Models, Rollouts, reference_policy
 from tasks.learning.ppo.trainer import Learner
 from tasks.learning.sampling.sampler import generate
@@ -35,6 +53,8 @@ from tasks.learning.training.optimisation import check_finite
 from tasks.learning.training.supervised import require_rows
 from tasks.registry.dvc_outputs.stages import stage_origin
 from tasks.registry.mlflow_runs import tracking
+from tasks.rewards.answered import Reward
+from tasks.rewards.copies import TRAINING, read_copies
 from tasks.settings.fingerprint import content_origin
 from tasks.settings.params import Params
 from tasks.stage import main
@@ -78,19 +98,22 @@ SUMMARISED = (
 
 
 def ppo(params: Params) -> None:
-    """Align the SFT model with the reward model by proximal policy optimisation.
+    """Align the SFT model with the rewards by proximal policy optimisation.
 
     Raises:
-        InputError: no prompt to train on, one that does not fit the model, or training no longer gives numbers.
+        InputError: no prompt to train on, one that does not fit the model, a reward function that fails, or training no
+            longer gives numbers.
     """
     set_up(params)
+    rewards = params.rewards.training
+    functions = [] if all(reward.is_model for reward in rewards) else read_copies(TRAINING)
     settings, models = params.ppo, load_models(params)
-    prompts = prompts_of("train", models, params)
+    prompts, records = prompts_of("train", models, params), prompts_on_disk(PROMPTS, "train")
     shown = prompts_to_show(models, params)
     held_out = require_rows(read_prompts(VALIDATED, "validation"), PROMPTS, "validation")
     marks = Marks(models.policy, models.tokenizer, held_out, settings, params)
     learner = Learner(models, params)
-    origin = stage_origin("ppo") or content_origin("ppo", params, [PROMPTS, SFT, REWARD])
+    origin = stage_origin("ppo") or content_origin("ppo", params, inputs_of(params))
     checkpoints = Checkpoints("ppo", origin, params.runtime, learner.models_that_learn, learner.optimisers)
     with tracking.run("ppo", params, inputs=[PROMPTS]) as run, checkpoints:
         done = checkpoints.restore()
@@ -101,11 +124,13 @@ def ppo(params: Params) -> None:
             marks.visit(iteration - 1, settings.iterations)
             clock = Clock()
             chosen = drawn(len(prompts), iteration, settings.rollouts // settings.responses_per_prompt, params.seed)
-            asked = [prompts[index] for index in chosen for _ in range(settings.responses_per_prompt)]
+            chosen = [index for index in chosen for _ in range(settings.responses_per_prompt)]
             with clock("generate"):
-                answered = learner.sample(asked, seed_for(params.seed, "sampling", iteration))
+                seed = seed_for(params.seed, "sampling", iteration)
+                responses = learner.sample([prompts[index] for index in chosen], seed)
             with clock("score"):
-                rollouts = learner.judge(answered, kl_coefficient)
+                of_functions = function_scores(functions, records, chosen, responses, models.tokenizer)
+                rollouts = learner.judge(responses, kl_coefficient, of_functions)
             figures = objective(rollouts, kl_coefficient, has_critic=models.critic is not None)
             check_finite(iteration, {"mean score": figures["reward"], "mean KL": figures["kl"]}, checkpoints.kept)
             with clock("update"):
@@ -114,13 +139,14 @@ def ppo(params: Params) -> None:
                 kl_coefficient = adapted_kl_coefficient(
                     kl_coefficient, figures["kl"], settings.kl_target, settings.kl_horizon, settings.rollouts
                 )
-            curve.add(iteration, {name: figures[name] for name in MLFLOW_NAMES if name in figures}, "reward", "kl")
+            names = (*MLFLOW_NAMES, *map(curve_name, rollouts.by_reward))
+            curve.add(iteration, {name: figures[name] for name in names if name in figures}, "reward", "kl")
             run.log(iteration, clock.tokens_per_second(int(rollouts.mask.sum())))
             progress = Progress(iteration, curve.rows, {"kl_coefficient": kl_coefficient, **marks.extra})
             checkpoints.save(progress, final=iteration == settings.iterations)
         marks.visit(settings.iterations, settings.iterations)
         models = models._replace(policy=assembled(models.policy))
-        run.table("samples", samples(models, shown, params))
+        run.table("samples", samples(models, functions, shown, params))
         metrics = summary(curve.rows, settings.rollouts)
         marks.write("ppo")
         publish("ppo", models.policy, models.tokenizer, metrics=metrics, curve=curve, run=run)
@@ -128,21 +154,40 @@ def ppo(params: Params) -> None:
         checkpoints.finish()
 
 
+def inputs_of(params: Params) -> list[Path]:
+    """What the stage reads that DVC would follow."""
+    rewards = params.rewards
+    functions = [] if all(reward.is_model for reward in rewards.training) else [TRAINING]
+    return [PROMPTS, SFT, *([REWARD] if rewards.use_model else []), *functions]
+
+
 def load_models(params: Params) -> Models:
-    """Load the models: a critic begins as a copy of the reward model, head and scale included, or as a new layer."""
+    """Load the models, of which the reward model may not be needed."""
     policy = with_adapters(load_policy(SFT, params, trainable=True), params.lora)
-    critic: nn.Module | None = None
-    if params.ppo.critic == "shared":
-        critic = ValueHead(policy)
-    elif params.ppo.estimator == "gae":
-        critic = with_adapters(load_reward(REWARD, params, trainable=True), params.lora)
     return Models(
         tokenizer=load_tokenizer(SFT),
         policy=policy,
         reference=None if params.lora.rank else load_policy(SFT, params, trainable=False),
-        critic=critic,
-        reward=load_reward(REWARD, params),
+        critic=load_critic(policy, params),
+        reward=load_reward(REWARD, params) if params.rewards.use_model else None,
     )
+
+
+def load_critic(policy: nn.Module, params: Params) -> nn.Module | None:
+    """Load the critic, where the estimator has one.
+
+    It is a layer on the policy's last states, or a copy of the reward model, head and scale included; without a reward
+    model it is the SFT model with a scalar head that gives 0 everywhere at first.
+    """
+    if params.ppo.critic == "shared":
+        return ValueHead(policy)
+    if params.ppo.estimator != "gae":
+        return None
+    if params.rewards.use_model:
+        return with_adapters(load_reward(REWARD, params, trainable=True), params.lora)
+    critic = new_reward_model(SFT, params)
+    nn.init.zeros_(score_head(critic).get_parameter("weight"))
+    return with_adapters(critic, params.lora)
 
 
 def prompts_of(split: Split, models: Models, params: Params) -> EncodedRows[list[int]]:
@@ -190,6 +235,7 @@ def objective(rollouts: Rollouts, kl_coefficient: float, *, has_critic: bool) ->
         "response_length": mask.sum(dim=1).float().mean(),
         "entropy": masked_mean(rollouts.entropies, mask),
     }
+    figures |= {curve_name(name): scores.mean() for name, scores in rollouts.by_reward.items()}
     if has_critic:
         figures["explained_variance"] = explained_variance(rollouts.returns, rollouts.values, mask)
     return {**{name: value.item() for name, value in figures.items()}, "kl_coefficient": kl_coefficient}
@@ -200,7 +246,8 @@ def summary(rows: Sequence[CurveRow], rollouts: int) -> dict[str, Any]:
     tenth = max(1, len(rows) // 10)
 
     def means(part: Sequence[CurveRow]) -> dict[str, float]:
-        return {name: fmean(row[name] for row in part) for name in SUMMARISED if name in rows[0]}
+        names = [*SUMMARISED, *(name for name in rows[0] if is_of_a_reward(name))]
+        return {name: fmean(row[name] for row in part) for name in names if name in rows[0]}
 
     return {
         "first": means(rows[:tenth]),
@@ -224,11 +271,13 @@ def prompts_to_show(models: Models, params: Params) -> list[tuple[Prompt, list[i
     return list(zip(records, encoded, strict=True))
 
 
-def samples(models: Models, shown: Sequence[tuple[Prompt, list[int]]], params: Params) -> list[dict[str, Any]]:
+def samples(
+    models: Models, functions: Sequence[Reward], shown: Sequence[tuple[Prompt, list[int]]], params: Params
+) -> list[dict[str, Any]]:
     """Answer the same few validation prompts before and after, with the same random numbers, to be read by people."""
     if not shown:
         return []
-    settings, tokenizer = params.ppo, models.tokenizer
+    settings, rewards, tokenizer = params.ppo, params.rewards.training, models.tokenizer
     records, prompts = [record for record, _ in shown], [prompt for _, prompt in shown]
 
     def answered(policy: nn.Module) -> tuple[list[str], list[float]]:
@@ -242,9 +291,11 @@ def samples(models: Models, shown: Sequence[tuple[Prompt, list[int]]], params: P
             max_concurrent_sequences=SAMPLES,
         )
         batch = collate([response.row for response in responses], unwrapped(policy).device)
+        of_functions = function_scores(functions, records, range(len(records)), responses, tokenizer)
         with torch.no_grad():
-            scores: list[float] = completion_scores(models.reward, batch).tolist()
-        return [decode(tokenizer, response.row.completion) for response in responses], scores
+            of_model = torch.zeros(0) if models.reward is None else completion_scores(models.reward, batch)
+        scores = weighted_sum(rewards, by_reward(rewards, of_model, of_functions))
+        return [decode(tokenizer, response.row.completion) for response in responses], scores.tolist()
 
     with reference_policy(models) as frozen:
         before, scores_before = answered(frozen)
@@ -255,7 +306,7 @@ def samples(models: Models, shown: Sequence[tuple[Prompt, list[int]]], params: P
 
 
 class NamedForMlflow:
-    """A run in MLflow that gets the curve's columns under the names of `MLFLOW_NAMES`."""
+    """A run in MLflow that gets the curve's columns under the names of `MLFLOW_NAMES`, or their own."""
 
     def __init__(self, run: tracking.Run) -> None:
         """Stand before a run."""
@@ -263,7 +314,7 @@ class NamedForMlflow:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Note the metrics of an iteration."""
-        self._run.log(step, {MLFLOW_NAMES[name]: value for name, value in metrics.items()})
+        self._run.log(step, {MLFLOW_NAMES.get(name, name): value for name, value in metrics.items()})
 
 
 class Clock:

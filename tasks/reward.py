@@ -4,7 +4,7 @@ The reward model: the SFT model with a scalar head, trained so that chosen answe
 learns from what it says.
 """
 
-from tasks.learning.training.reward_models import INPUTS, fit_reward_model
+from tasks.learning.training.reward_models import INPUTS, fit_reward_model, leave_untrained
 from tasks.registry.dvc_outputs.stages import stage_origin
 from tasks.registry.mlflow_runs import tracking
 from tasks.settings.params import Params
@@ -14,9 +14,14 @@ from tasks.stage import main
 def reward(params: Params) -> None:
     """Train the reward model on the preference pairs and put its scores on a standard scale.
 
+    Where PPO learns from functions only, nothing is trained.
+
     Raises:
         InputError: a split is empty, a row does not fit the model, or training no longer gives numbers.
     """
+    if not params.rewards.use_model:
+        leave_untrained("reward", tracking.run("reward", params, INPUTS))
+        return
     fit_reward_model(
         "reward",
         params,

@@ -20,20 +20,24 @@ REWARD = METRICS / "reward.json"
 def reward_check(params: Params) -> None:
     """Stop the pipeline where the policy would learn from a reward model that does not know the pairs.
 
-    DPO does not learn from it: its candidate is left to the gate, which asks the same of the reward model.
+    DPO does not learn from it: its candidate is left to the gate, which asks the same of the reward model. Functions
+    that PPO learns from have scored held-out prompts in reward_functions; they are named in what is written.
 
     Raises:
         InputError: the lower bound of the reward model's held-out accuracy is below the gate's threshold, or missing.
     """
     figures, threshold = read_json(REWARD), params.gate.min_reward_accuracy
-    low = figure(figures, "accuracy", "low")
-    if params.align.method == "ppo" and (low is None or low < threshold):
+    is_ppo, low = params.align.method == "ppo", figure(figures, "accuracy", "low")
+    learned_from = is_ppo and params.rewards.use_model
+    if learned_from and (low is None or low < threshold):
         cure = "give more or cleaner pairs, train it better (reward), or lower the threshold"
         raise InputError(
             f"PPO would learn from a reward model that fails its check: {described(figures)}; the lower bound of the "
             f"accuracy must reach {threshold:g} (gate.min_reward_accuracy): {cure}"
         )
-    write_json(METRICS / "reward_check.json", {"learned_from": params.align.method == "ppo"})
+    functions = [reward.name for reward in params.rewards.training if is_ppo and not reward.is_model]
+    checked = {"learned_from": learned_from} | ({"functions": functions} if functions else {})
+    write_json(METRICS / "reward_check.json", checked)
 
 
 def described(figures: Mapping[str, Any]) -> str:

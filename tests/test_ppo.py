@@ -16,6 +16,7 @@ from tasks.data.records import Prompt, read_prompts, write_records
 from tasks.learning.models.loading import load_policy, load_reward, new_reward_model, normalise_scores, save_model
 from tasks.learning.ppo.trainer import Learner
 from tasks.ppo import MLFLOW_NAMES, drawn, ppo
+from tasks.rewards.copies import TRAINING, write_copies
 
 SETTINGS = {
     "iterations": 4,
@@ -53,7 +54,8 @@ def curve():
 def test_files_columns_and_figures(ready, noted_run):
     ppo(ready)
     rows = curve()
-    assert list(rows[0]) == ["step", *MLFLOW_NAMES]
+    assert list(rows[0]) == ["step", *MLFLOW_NAMES, "reward/reward_model"]
+    assert all(row["reward/reward_model"] == row["reward"] for row in rows)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     # the first round learns nothing but the critic
     assert [rows[0]["kl"], rows[1]["kl"]] == pytest.approx([0, 0], abs=1e-6)
@@ -130,7 +132,8 @@ def test_estimators_without_a_critic(ready, make_params, noted_run, settings):
     ppo(make_params(ppo=SETTINGS | {"critic_warmup": 0} | settings))
     rows = curve()
     without = {"value_loss", "value_clip_fraction", "explained_variance", "grad_norm_critic"}
-    assert list(rows[0]) == ["step", *(name for name in MLFLOW_NAMES if name not in without)]
+    names = [name for name in MLFLOW_NAMES if name not in without]
+    assert list(rows[0]) == ["step", *names, "reward/reward_model"]
     assert rows[-1]["kl"] != 0
     first = written()
     ppo(make_params(ppo=SETTINGS | {"critic_warmup": 0} | settings))
@@ -161,8 +164,8 @@ def test_a_reward_model_that_gives_no_number_stops_at_once_and_leaves_earlier_ou
 def test_a_loss_that_turns_to_nan_keeps_the_last_good_checkpoint(ready, monkeypatch):
     judge = Learner.judge
 
-    def sick(self, rows, kl_coefficient):
-        rollouts = judge(self, rows, kl_coefficient)
+    def sick(self, *given):
+        rollouts = judge(self, *given)
         self.rounds = getattr(self, "rounds", 0) + 1
         return rollouts._replace(returns=rollouts.returns * float("nan")) if self.rounds == 4 else rollouts
 
@@ -195,3 +198,86 @@ def test_prompts_are_drawn_in_epochs():
     assert flat[:10] != flat[10:]
     assert drawn(10, 2, 4, seed=3) == rounds[1]
     assert sorted(drawn(3, 1, 6, seed=3)) == [0, 0, 1, 1, 2, 2]  # fewer prompts than a round takes
+
+
+RULES = """
+def brief(answers):
+    return [-float(len(answer)) for answer in answers]
+
+def keyed(answers, references):
+    return [
+        sum(1 if letter in known[0] else -1 for letter in answer) for answer, known in zip(answers, references)
+    ]
+
+def fails_on_long(answers):
+    return [1 / (len(answer) < 1) for answer in answers]
+"""
+
+
+@pytest.fixture
+def by_rules(ready, make_params):
+    """Settings that learn from functions of a file, copied as the stage reward_functions does."""
+    Path("mine.py").write_text(RULES)
+
+    def settings(*rewards, **ppo):
+        params = make_params(
+            ppo=SETTINGS | ppo, rewards={"code": "mine.py", "training": list(rewards), "ground_truth": []}
+        )
+        write_copies(TRAINING, params.rewards.training)
+        return params
+
+    return settings
+
+
+def rule(name, weight=1.0):
+    return {"name": name, "source": f"mine.py:{name}", "weight": weight}
+
+
+LEARNING = {
+    "iterations": 10, "rollouts": 24, "critic_warmup": 0, "learning_rate": 1e-2, "kl_coefficient": 0.0,
+    "kl_target": None, "missing_eos_penalty": 0.0, "score_clip": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("brief", {"estimator": "gae"}),
+        ("brief", {"estimator": "gae", "critic": "shared"}),
+        ("brief", {"estimator": "grpo", "responses_per_prompt": 4, "kl_estimator": "k3"}),
+        ("brief", {"estimator": "reinforce_plus_plus"}),
+        ("keyed", {"estimator": "rloo", "responses_per_prompt": 4}),
+    ],
+    ids=str,
+)
+def test_a_rule_of_a_users_file_raises_the_policys_score_by_it(by_rules, noted_run, name, options):
+    shutil.rmtree(MODELS / "reward")  # nobody needs it
+    ppo(by_rules(rule(name), **LEARNING, **options))
+    scores = [row[f"reward/{name}"] for row in curve()]
+    assert scores == [row["reward"] for row in curve()]
+    first, last = scores[:3], scores[-3:]
+    assert min(last) > max(first)
+    assert {f"reward/{name}", "objective/reward"} <= noted_run.rows[0][1].keys()
+    figures = read_json(Path("metrics/ppo.json"))
+    assert figures["last"][f"reward/{name}"] == figures["last"]["reward"] > figures["first"]["reward"]
+    shown = noted_run.tables["samples"]
+    assert [row["score_after"] for row in shown] == [-len(row["after"]) for row in shown] or name != "brief"
+
+
+def test_the_sum_is_weighted_and_clipped_as_one_and_each_reward_is_a_column(by_rules):
+    model = {"name": "reward_model", "source": "model", "weight": 0.5}
+    ppo(by_rules(rule("brief", -0.25), model, rule("keyed", 2.0)))
+    rows = curve()
+    assert list(rows[0])[-3:] == ["reward/brief", "reward/reward_model", "reward/keyed"]
+    for row in rows:
+        brief, of_model, keyed = (row[f"reward/{name}"] for name in ("brief", "reward_model", "keyed"))
+        assert row["reward"] == pytest.approx(-0.25 * brief + 0.5 * of_model + 2.0 * keyed, rel=1e-5)
+    first = written()
+    ppo(by_rules(rule("brief", -0.25), model, rule("keyed", 2.0)))
+    assert written() == first
+
+
+def test_a_function_that_fails_on_what_the_policy_says_names_the_prompt(by_rules):
+    with pytest.raises(InputError, match=r"^mine\.py:fails_on_long raised ZeroDivisionError: .* of prompt train\d+ \("):
+        ppo(by_rules(rule("fails_on_long")))
+    assert not Path("models/ppo").exists()

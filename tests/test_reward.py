@@ -15,6 +15,7 @@ from tasks.common.files import MODELS, VALIDATED, read_json
 from tasks.data.encoding.encoded import encoded_demonstrations, encoded_preferences
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import Message, Preference, Vote, write_records
+from tasks.held_out_reward import held_out_reward
 from tasks.learning.batches import collate, pair_batches, row_batches
 from tasks.learning.maths.calibration import ScoredPair, reward_figures
 from tasks.learning.models.loading import load_reward, new_reward_model, normalise_scores
@@ -180,3 +181,15 @@ def test_an_empty_split_says_the_cure(params: Params, split: str):
     write_records(VALIDATED, "preferences", records)
     with pytest.raises(InputError, match=rf"preferences.jsonl has no row in the {split} split: .*prepare.split"):
         reward(params)
+
+
+@pytest.mark.parametrize("stage", [reward, held_out_reward])
+def test_where_only_functions_are_learned_from_nothing_is_trained(stage, make_params: MakeParams, caplog):
+    write_records(VALIDATED, "preferences", [])  # nothing is missed
+    length = {"name": "brevity", "source": "infra/example/rewards.py:score", "weight": 1.0}
+    stage(make_params(rewards={"training": [length]}))
+    name = stage.__name__
+    assert f"{name}: No reward model was trained: rewards.training in params.yaml names functions only." in caplog.text
+    assert file_names(name) == ["NOTE.txt"]
+    assert read_json(Path(f"metrics/{name}.json")) == {"trained": False}
+    assert Path(f"curves/{name}.csv").read_text() == "step,loss\n"

@@ -79,5 +79,15 @@ def test_a_missing_figure_does_not_pass(make_params: MakeParams, figures: dict[s
         tried(make_params, figures)
 
 
+def test_without_a_reward_model_the_functions_are_named(make_params: MakeParams):
+    length = {"name": "brevity", "source": "infra/example/rewards.py:score", "weight": 1.0}
+    Path("metrics/reward.json").write_text('{"trained": false}')
+    reward_check(make_params(align={"method": "ppo"}, rewards={"training": [length]}))
+    assert json.loads(Path("metrics/reward_check.json").read_text()) == {
+        "learned_from": False,
+        "functions": ["brevity"],
+    }
+
+
 def test_dpo_does_not_learn_from_the_reward_model(make_params: MakeParams):
     assert tried(make_params, SOUND, method="dpo", threshold=0.71)

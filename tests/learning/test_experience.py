@@ -25,8 +25,21 @@ def models():
 
 def judged(models, rows=ROWS, groups=((1, 0), (2,)), **ppo):
     responses = [Response(row, torch.empty(0), torch.empty(0)) for row in rows]
-    settings = tiny_params(**ppo).ppo
-    return judge(models, responses, [EOS], settings, kl_coefficient=0.1, groups=groups, as_sampled=False)
+    return judged_responses(models, responses, groups, False, tiny_params(**ppo))
+
+
+def judged_responses(models, responses, groups, as_sampled, params):
+    return judge(
+        models,
+        responses,
+        [EOS],
+        params.ppo,
+        params.rewards.training,
+        of_functions={},
+        kl_coefficient=0.1,
+        groups=groups,
+        as_sampled=as_sampled,
+    )
 
 
 def shifted(batch, pads):
@@ -59,10 +72,8 @@ def test_what_the_policy_said_while_sampling_saves_its_pass_and_changes_nothing_
     responses = learner.sample([list(row.prompt) for row in ROWS], seed=3)
     passes = []
     hook = models.policy.register_forward_hook(lambda *_: passes.append(1))
-    settings = tiny_params().ppo
     said, again = (
-        judge(models, responses, [EOS], settings, kl_coefficient=0.1, groups=[[0, 1, 2]], as_sampled=as_sampled)
-        for as_sampled in (True, False)
+        judged_responses(models, responses, [[0, 1, 2]], as_sampled, tiny_params()) for as_sampled in (True, False)
     )
     hook.remove()
     assert len(passes) == 1

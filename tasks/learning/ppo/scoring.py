@@ -1,6 +1,6 @@
 """The rollout phase of PPO: what policy, reference, critic and reward model say of sampled responses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -31,8 +31,9 @@ from tasks.learning.ppo.advantages import (
     standardised_in_groups,
     whiten,
 )
+from tasks.learning.ppo.rewards import by_reward, weighted_sum
 from tasks.learning.sampling.sampler import Response
-from tasks.settings.params import Ppo
+from tasks.settings.params import Ppo, TrainingReward
 
 # Nats by which two fp32 passes over a token may differ: rounding is a hundred times smaller, another sum larger.
 LARGEST_SAMPLING_ERROR = 1e-4
@@ -45,7 +46,7 @@ class Models(NamedTuple):
     policy: nn.Module
     reference: PreTrainedModel | None  # None: the policy with its adapters switched off
     critic: nn.Module | None  # None: the estimator has none; a ValueHead: it reads the policy's last states
-    reward: PreTrainedModel
+    reward: PreTrainedModel | None  # None: PPO learns from functions alone
 
 
 class Readings(NamedTuple):
@@ -55,7 +56,7 @@ class Readings(NamedTuple):
     reference_log_probs: Tensor  # (B, L) under the reference, at the same temperature
     entropies: Tensor  # (B, L) nats, of the distribution each token was drawn from
     values: Tensor  # (B, L) the critic's V(prompt, tokens before t), in the column of token t
-    scores: Tensor  # (B,) of the reward model, on its normalised scale
+    scores: Tensor  # (B,) of the reward model, on its normalised scale; 0 without one
 
 
 class Rollouts(NamedTuple):
@@ -70,8 +71,9 @@ class Rollouts(NamedTuple):
     | values              | (B, L)      | critic before the update; 0 without one                             |
     | advantages          | (B, L)      | whitened over the round, or measured within groups                  |
     | returns             | (B, L)      | what a critic learns, not whitened                                  |
-    | scores              | (B,)        | normalised, as reported: before clip, penalty, KL and integration   |
+    | scores              | (B,)        | weighted sum of the rewards: before clip, penalty, KL and smoothing |
     | has_ended           | (B,) bool   | the response ended with a stop token                                |
+    | by_reward           | names: (B,) | scores of each reward, before its weight                            |
 
     Token fields are 0 outside the completion mask.
     """
@@ -85,6 +87,7 @@ class Rollouts(NamedTuple):
     returns: Tensor
     scores: Tensor
     has_ended: Tensor
+    by_reward: dict[str, Tensor]
 
     @property
     def mask(self) -> Tensor:
@@ -101,8 +104,13 @@ class Rollouts(NamedTuple):
         """Give some of the rows, without the columns that are padding in all of them."""
         index, batch = torch.tensor(rows, device=self.scores.device), self.batch.take(rows)
         width = batch.input_ids.shape[1]
-        fields = (field[index][:, :width] if field.ndim == 2 else field[index] for field in self[1:])
-        return Rollouts(batch, *fields)
+        taken = {
+            name: field[index][:, :width] if field.ndim == 2 else field[index]
+            for name, field in self._asdict().items()
+            if isinstance(field, Tensor)
+        }
+        by_reward = {name: scores[index] for name, scores in self.by_reward.items()}
+        return self._replace(batch=batch, by_reward=by_reward, **taken)
 
 
 def judge(
@@ -110,18 +118,22 @@ def judge(
     responses: Sequence[Response],
     stops: Sequence[int],
     settings: Ppo,
+    rewards: Sequence[TrainingReward],
     *,
+    of_functions: Mapping[str, Tensor],
     kl_coefficient: float,
     groups: Sequence[Sequence[int]],
     as_sampled: bool,
 ) -> Rollouts:
-    """Read responses with all four models and turn scores into advantages.
+    """Read responses with all models and turn the scores of all rewards into advantages.
 
     Args:
         models: all on one device.
         responses: what was sampled.
         stops: ids that end a response.
         settings: of PPO.
+        rewards: what is learned from.
+        of_functions: scores (B,) of those rewards that are functions, by name.
         kl_coefficient: weight of the KL penalty in this round.
         groups: the responses of each forward pass.
         as_sampled: take the policy's log-probabilities and entropies from the responses, not from another forward pass.
@@ -129,9 +141,11 @@ def judge(
     rows = [response.row for response in responses]
     batch = collate(rows, unwrapped(models.policy).device)
     readings = read_off(models, batch, settings.temperature, groups, responses if as_sampled else None)
+    scores = by_reward(rewards, readings.scores, of_functions)
+    readings = readings._replace(scores=weighted_sum(rewards, scores))
     has_ended = torch.tensor([row.completion[-1] in stops for row in rows], device=readings.scores.device)
-    rewards = token_rewards(readings, batch.completion_mask, has_ended, settings, kl_coefficient)
-    advantages, returns = advantages_of(rewards, readings.values, batch.completion_mask, settings)
+    of_tokens = token_rewards(readings, batch.completion_mask, has_ended, settings, kl_coefficient)
+    advantages, returns = advantages_of(of_tokens, readings.values, batch.completion_mask, settings)
     return Rollouts(
         batch=batch,
         log_probs=readings.log_probs,
@@ -142,6 +156,7 @@ def judge(
         returns=returns,
         scores=readings.scores,
         has_ended=has_ended,
+        by_reward=scores,
     )
 
 
@@ -232,7 +247,8 @@ def read_off(
             references[index, :width] = completion_log_probs(frozen, part, temperature)
         if models.critic is not None:
             values[index, :width] = critic_values(models, part, states)
-        scores[index] = completion_scores(models.reward, part)
+        if models.reward is not None:
+            scores[index] = completion_scores(models.reward, part)
     processes.add_up(references, values, scores, *(() if said is not None else (log_probs, entropies)))
     return Readings(log_probs, references, entropies, values, scores)
 

@@ -53,6 +53,7 @@ class Learner:
     def __init__(self, models: Models, params: Params) -> None:
         """Prepare to train; policy and critic have an optimiser each, AdamW with epsilon 1e-5."""
         self._models, self._settings, self._seed = models, params.ppo, params.seed
+        self._rewards = params.rewards.training
         self._runtime, self._budget = params.runtime, Budget(params.runtime.max_tokens_per_micro_batch)
         self._accelerator = make_accelerator(params)
         self._stops = stop_tokens(models.policy, models.tokenizer)
@@ -83,8 +84,13 @@ class Learner:
         )
         return answer_in_shares(ask, policy, prompts)
 
-    def judge(self, responses: Sequence[Response], kl_coefficient: float) -> Rollouts:
-        """Phase 2: log-probabilities, values, scores, rewards and advantages."""
+    def judge(
+        self, responses: Sequence[Response], kl_coefficient: float, of_functions: Mapping[str, Tensor] | None = None
+    ) -> Rollouts:
+        """Phase 2: log-probabilities, values, scores, rewards and advantages.
+
+        The rewards that are functions have scored the responses already: `of_functions`, (B,) each, by name.
+        """
         lengths = [response.row.length for response in responses]
         as_sampled = self._is_as_sampled(responses)
 
@@ -95,6 +101,8 @@ class Learner:
                     responses,
                     self._stops,
                     self._settings,
+                    self._rewards,
+                    of_functions=of_functions or {},
                     kl_coefficient=kl_coefficient,
                     groups=[each.items for each in passes if each.weight],
                     as_sampled=as_sampled,

@@ -1,5 +1,6 @@
 """Reward models: learned from pairs, measured on others, and put on a standard scale."""
 
+import logging
 import statistics
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -8,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tasks.common.files import MODELS, VALIDATED
+from tasks.common.files import CURVES, METRICS, MODELS, VALIDATED, replacing, write_csv, write_json
 from tasks.common.progress import along
 from tasks.data.encoding.encoded import EncodedRows, encoded_demonstrations, encoded_preferences
 from tasks.data.encoding.tokens import EncodedPair, load_tokenizer
 from tasks.data.records import Preference, Record, Split, read_records
 from tasks.data.splits import root_id
+from tasks.learning import processes
 from tasks.learning.batches import Batch, collate_pairs, micro_batches, pair_batches, row_batches
 from tasks.learning.maths.calibration import ScoredPair, accuracy_by, reward_figures
 from tasks.learning.maths.pairs import PairValues, reward_loss
@@ -36,6 +38,9 @@ from tasks.settings.params import Params, Reward
 SFT = MODELS / "sft"
 DEMONSTRATIONS, PREFERENCES = VALIDATED / "demonstrations.jsonl", VALIDATED / "preferences.jsonl"
 INPUTS = [PREFERENCES, DEMONSTRATIONS]
+# What lies in the place of a model that was not wanted, and says so.
+NOTE, NOTHING_TRAINED = "NOTE.txt", "No reward model was trained"
+logger = logging.getLogger(__name__)
 
 
 class Judged(NamedTuple):
@@ -106,6 +111,22 @@ def fit_reward_model(
         }
         publish(stage, model, tokenizer, metrics=metrics, curve=fit.curve, run=run)
     fit.finish()
+
+
+def leave_untrained(stage: str, tracked: AbstractContextManager[Run]) -> None:
+    """Write what a stage leaves where no reward model is wanted: a note in the model's place, no figures, no steps."""
+    note = f"{NOTHING_TRAINED}: rewards.training in params.yaml names functions only."
+    logger.warning("%s: %s", stage, note)
+    with tracked as run:
+        if not processes.is_first():
+            return
+        with replacing(MODELS / stage) as draft:
+            draft.mkdir()
+            (draft / NOTE).write_text(note + "\n", encoding="utf-8")
+        write_csv(CURVES / f"{stage}.csv", ("step", "loss"), [])
+        metrics = {"trained": False}
+        write_json(METRICS / f"{stage}.json", metrics)
+        run.summary(metrics)
 
 
 def train(fit: Fit, model: nn.Module, pairs: Sequence[EncodedPair], settings: Reward) -> None:

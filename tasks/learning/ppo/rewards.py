@@ -1,0 +1,91 @@
+"""The rewards of a round: what functions give its responses, and the weighted sum that PPO learns from."""
+
+from array import array
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from tasks.common.lazy import LazySequence
+from tasks.common.lines import Lines
+from tasks.data.encoding.tokens import decode
+from tasks.data.records import Prompt, Split
+from tasks.learning import processes
+from tasks.learning.sampling.sampler import Response
+from tasks.rewards.answered import Reward, answered
+from tasks.settings.params import TrainingReward
+
+OF_A_REWARD = "reward/"
+
+
+def prompts_on_disk(file: Path, split: Split) -> LazySequence[Prompt]:
+    """Give the prompts of a split in their order, each read when it is asked for: 16 bytes a row are held.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    rows = Lines(file)
+    numbers = array("q", (number for number, row in enumerate(rows) if row["split"] == split))
+    return LazySequence(len(numbers), lambda place: Prompt(**rows[numbers[place]]))
+
+
+def function_scores(
+    functions: Sequence[Reward],
+    prompts: Sequence[Prompt],
+    asked: Sequence[int],
+    responses: Sequence[Response],
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, Tensor]:
+    """Have functions score B responses; of several processes each scores a share.
+
+    Args:
+        functions: which may be none.
+        prompts: of which some were asked.
+        asked: the place among them of each response's prompt.
+        responses: to be scored.
+        tokenizer: that turns their tokens into text.
+
+    Returns:
+        Scores (B,) by the function's name.
+
+    Raises:
+        InputError: a function fails.
+    """
+    if not functions:
+        return {}
+    device = responses[0].log_probs.device
+    share = list(range(processes.number(), len(responses), processes.count()))
+    ids = [responses[place].row.completion for place in share]
+    given = answered([prompts[asked[place]] for place in share], [decode(tokenizer, each) for each in ids], ids)
+    scores = {}
+    for function in functions:
+        found = torch.zeros(len(responses), device=device)
+        found[share] = torch.tensor(function(given), device=device)
+        processes.add_up(found)
+        scores[function.name] = found
+    return scores
+
+
+def by_reward(
+    rewards: Sequence[TrainingReward], of_model: Tensor, of_functions: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Give the scores (B,) of every reward by its name, in the order of params.yaml."""
+    return {reward.name: of_model if reward.is_model else of_functions[reward.name] for reward in rewards}
+
+
+def weighted_sum(rewards: Sequence[TrainingReward], scores: Mapping[str, Tensor]) -> Tensor:
+    """Sum up the scores (B,) of all rewards, each times its weight."""
+    first, *others = (reward.weight * scores[reward.name] for reward in rewards)
+    return sum(others, start=first)
+
+
+def curve_name(reward: str) -> str:
+    """Name a reward's column of the curve, and its metric in MLflow."""
+    return OF_A_REWARD + reward
+
+
+def is_of_a_reward(column: str) -> bool:
+    """Whether a column of the curve is that of a single reward."""
+    return column.startswith(OF_A_REWARD)
