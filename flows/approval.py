@@ -27,7 +27,7 @@ class Form(RunInput):
 
 
 @flow(name=FLOW, flow_run_name="approve version {version}")
-def approval(version: int) -> champion.Verdict:
+def approval(version: int) -> champion.Promotion:
     """Wait for a person, and do what they say.
 
     Raises:
@@ -38,7 +38,7 @@ def approval(version: int) -> champion.Verdict:
     return act(load_params(), str(version), said.by, said.reason)
 
 
-def ask(held: champion.Verdict) -> None:
+def ask(held: champion.Promotion) -> None:
     """Start the flow that asks, once for a version and a champion; without a schedule there is nobody to run it."""
     if deployment.id:
         run_deployment(

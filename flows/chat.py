@@ -82,7 +82,7 @@ def version_folder(version: str, params: Params) -> Path:
     Raises:
         InputError: there is no such version or alias, or the cache lacks it or has it damaged.
     """
-    from tasks.registry.lineage.queries import why
+    from tasks.registry.lineage.explain import why
 
     md5: str = why(params, version)["policy"]["md5"]
     folder = STATE / "policies" / md5

@@ -119,18 +119,18 @@ def why(
 ) -> None:
     """Show the data, models, parameters and commit behind a policy."""
     from flows.display import show_tree
-    from tasks.registry.lineage import queries
+    from tasks.registry.lineage import explain
 
-    _report(queries.why(_params(), version), as_json, show_tree)
+    _report(explain.why(_params(), version), as_json, show_tree)
 
 
 @app.command(rich_help_panel=MODELS)
 def history(as_json: AsJson = False) -> None:
     """List all decisions with their reasons, the oldest first."""
     from flows.display import show_history
-    from tasks.registry.lineage import queries
+    from tasks.registry.lineage import explain
 
-    _report(queries.history(), as_json, show_history)
+    _report(explain.history(), as_json, show_history)
 
 
 @app.command(rich_help_panel=MODELS)
@@ -275,9 +275,9 @@ def schedule(
 def sync(as_json: AsJson = False) -> None:
     """Bring MLflow up to date, as after a plain dvc repro."""
     from flows.display import show_synced
-    from tasks.registry.lineage import queries
+    from tasks.registry.lineage import sync
 
-    synced = queries.sync(_params())
+    synced = sync.sync(_params())
     _report(dict(synced), as_json, show_synced)
     if synced["alarms"]:
         raise typer.Exit(1)
@@ -309,12 +309,12 @@ def import_sheets(
     """
     from flows.display import show_votes
     from flows.people import hear
-    from tasks.registry.promotion.human_evaluation import keep
+    from tasks.registry.promotion.human_evaluation import save_votes
 
     params, heard = _params(), hear(files)
     run_id = None
     try:
-        run_id = keep(params, *heard)
+        run_id = save_votes(params, *heard)
     finally:  # what people said is worth showing where MLflow is away
         _report({**heard.figures, "run_id": run_id}, as_json, show_votes)
 

@@ -35,16 +35,17 @@ def write_sheet(path: Path, prompts: int | None) -> Sheet:
         InputError: the file exists, there is no evaluation, or none of its prompts has two different answers.
     """
     found = evaluation()
-    pairs = annotation_sheets.pairs(found.rows, found.seed)
+    pairs = annotation_sheets.pairs(found.responses, found.seed)
     if not pairs:
-        raise InputError(f"both models gave the same answers to all {len(found.rows)} prompts: there is nothing to ask")
+        count = len(found.responses)
+        raise InputError(f"both models gave the same answers to all {count} prompts: there is nothing to annotate")
     shown = pairs[:prompts]
     annotation_sheets.write_sheet(path, shown)
     return Sheet(
         file=str(path),
         prompts=len(shown),
         different_answers=len(pairs),
-        same_answers=len(found.rows) - len(pairs),
+        same_answers=len(found.responses) - len(pairs),
     )
 
 
@@ -55,9 +56,9 @@ def hear(paths: Sequence[Path]) -> Heard:
         InputError: a sheet cannot be read or is of another evaluation, or there is no evaluation.
     """
     found = evaluation()
-    pairs = annotation_sheets.pairs(found.rows, found.seed)
+    pairs = annotation_sheets.pairs(found.responses, found.seed)
     votes = annotation_sheets.read_votes(paths, pairs)
     resampling = Resampling(found.bootstrap, found.confidence, found.seed)
-    conversations = {row["id"]: root_id(row["prompt"]) for row in found.rows}
-    figures = annotation_sheets.figures(votes, len(found.rows) - len(pairs), resampling, conversations)
+    conversations = {row["id"]: root_id(row["prompt"]) for row in found.responses}
+    figures = annotation_sheets.figures(votes, len(found.responses) - len(pairs), resampling, conversations)
     return Heard(found.key, figures, list(annotation_sheets.rows(votes)))

@@ -12,7 +12,7 @@ from flows.preflight import preflight
 from flows.reproduce import StageError, StageRun, reproduce
 from tasks.common.safe_text import clean_logs
 from tasks.registry.dvc_outputs.stages import plan
-from tasks.registry.lineage import queries
+from tasks.registry.lineage import sync
 from tasks.registry.lineage.report import write_report
 from tasks.registry.promotion import champion
 from tasks.registry.promotion.opponent import refresh_opponent
@@ -26,7 +26,7 @@ class Result(NamedTuple):
 
     stages: list[StageRun]
     registered: champion.Registered
-    verdict: champion.Verdict
+    verdict: champion.Promotion
     alarms: list[str]  # stages that gave other bytes than before on the same input
 
 
@@ -50,9 +50,9 @@ def name_opponent(params: Params) -> None:
 
 
 @task(name="lineage")
-def sync_lineage(params: Params) -> queries.Synced:
+def sync_lineage(params: Params) -> sync.Synced:
     """Link every stage's outputs with the MLflow run that made them."""
-    return queries.sync(params)
+    return sync.sync(params)
 
 
 @task(name="register")
@@ -65,12 +65,12 @@ def register(params: Params) -> champion.Registered:
 def report(params: Params) -> None:
     """Write the report, and link it from the page of the flow's run."""
     written = write_report(params)
-    said = f"Verdict, figures, lineage and cost: {written['path']}, in MLflow with run {written['run_id']}"
+    said = f"Promotion, figures, lineage and cost: {written['path']}, in MLflow with run {written['run_id']}"
     create_link_artifact(written["address"], link_text="report", key="report", description=said)
 
 
 @task(name="promote")
-def promote(params: Params) -> champion.Verdict:
+def promote(params: Params) -> champion.Promotion:
     """Make the candidate champion, if the gate says so, or have a person asked."""
     verdict = champion.promote(params)
     if verdict["held"]:

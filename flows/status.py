@@ -13,7 +13,7 @@ from tasks.registry.dvc_outputs.stages import lock_entry, plan
 from tasks.registry.mlflow_runs.store import main_checkout, open_store, tracking_uri
 from tasks.registry.promotion.champion import awaiting
 from tasks.registry.promotion.decisions import past_decisions
-from tasks.registry.promotion.versions import CHALLENGER, CHAMPION, holder
+from tasks.registry.promotion.versions import CHALLENGER, CHAMPION, find_by_alias
 from tasks.settings.params import Params
 from tasks.stage import last_failure
 
@@ -55,7 +55,7 @@ def registry(params: Params) -> dict[str, Any]:
         return versions
     try:
         store = open_store(params.registry.experiment)
-        holders = {alias: holder(store, params, alias) for alias in (CHAMPION, CHALLENGER)}
+        holders = {alias: find_by_alias(store, params, alias) for alias in (CHAMPION, CHALLENGER)}
         awaited = awaiting(holders[CHAMPION])
     except InputError as error:  # all the rest is still worth knowing
         return versions | {"error": str(error)}

@@ -115,9 +115,9 @@ def classify(error: BaseException) -> tuple[FailureKind, str]:
     system = _of_the_system(error)
     if system and (cure := CURES.get(system.errno or 0)):
         return "input", sentence(cure.format(system.filename or Path.cwd()))
-    from tasks.registry.mlflow_runs.store import fault_of
+    from tasks.registry.mlflow_runs.store import mlflow_fault
 
-    fault = fault_of(error)
+    fault = mlflow_fault(error)
     return ("transient", sentence(fault)) if fault else ("bug", sentence(f"{type(error).__name__}: {error}"))
 
 

@@ -17,7 +17,7 @@ from flows.locks import one_flow_at_a_time
 from flows.people import Heard
 from tasks.common.errors import InputError
 from tasks.common.progress import Running
-from tasks.registry.lineage import queries
+from tasks.registry.lineage import explain, sync
 from tasks.registry.lineage import report as reporting
 from tasks.registry.promotion import champion
 from tests.conftest import EXAMPLE
@@ -154,14 +154,14 @@ def test_run_while_another_runs(trueline) -> None:
 
 @pytest.mark.parametrize("command", [["why", "champion"], ["sync"], ["promote"], ["rollback", "--reason", "worse"]])
 def test_an_input_error_is_one_sentence(trueline, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
-    for module, name in ((queries, "why"), (queries, "sync"), (champion, "promote"), (champion, "rollback")):
+    for module, name in ((explain, "why"), (sync, "sync"), (champion, "promote"), (champion, "rollback")):
         monkeypatch.setattr(module, name, raising(InputError("MLflow is away: start it")))
 
     assert trueline(*command, "--json") == (2, "", "trueline: MLflow is away: start it\n")
 
 
 def test_no_permission_is_one_sentence(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queries, "history", raising(PermissionError(13, "denied", "decisions.jsonl")))
+    monkeypatch.setattr(explain, "history", raising(PermissionError(13, "denied", "decisions.jsonl")))
 
     code, _, err = trueline("history")
 
@@ -169,7 +169,7 @@ def test_no_permission_is_one_sentence(trueline, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queries, "history", raising(KeyError("a bug")))
+    monkeypatch.setattr(explain, "history", raising(KeyError("a bug")))
     monkeypatch.setattr(sys, "argv", ["trueline", "history"])
 
     with pytest.raises(KeyError):
@@ -189,9 +189,9 @@ def test_rollback_needs_a_reason(trueline) -> None:
 @pytest.mark.parametrize(
     ("command", "owner", "name", "content"),
     [
-        (["why", "3"], queries, "why", {"version": 3, "data": {"md5": "0af1.dir"}, "decisions": [{"id": "a"}]}),
-        (["history"], queries, "history", []),
-        (["sync"], queries, "sync", {"stages": [{"stage": "sft", "status": "ran", "run_id": "1"}], "alarms": []}),
+        (["why", "3"], explain, "why", {"version": 3, "data": {"md5": "0af1.dir"}, "decisions": [{"id": "a"}]}),
+        (["history"], explain, "history", []),
+        (["sync"], sync, "sync", {"stages": [{"stage": "sft", "status": "ran", "run_id": "1"}], "alarms": []}),
         (["report"], reporting, "write_report", {"path": "report.html", "address": "file:///r.html", "run_id": "1"}),
         (["promote"], champion, "promote", VERDICT),
         (["rollback", "--reason", "worse"], champion, "rollback", VERDICT),
@@ -292,7 +292,7 @@ def test_history_names_the_person_who_decided(trueline, monkeypatch: pytest.Monk
         common | {"action": "hold", "review": None, "reasons": ["All is well."]},
         common | {"action": "promote", "review": {"by": "Ada", "reason": "good"}, "reasons": ["good"]},
     ]
-    monkeypatch.setattr(queries, "history", returning(decisions))
+    monkeypatch.setattr(explain, "history", returning(decisions))
 
     _, held, approved = trueline("history")[1].splitlines()
 
@@ -437,7 +437,7 @@ def test_votes_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatch
         return "r1"
 
     monkeypatch.setattr("flows.people.hear", lambda paths: Heard("key", FIGURES, [{"files": len(paths)}]))
-    monkeypatch.setattr("tasks.registry.promotion.human_evaluation.keep", keep)
+    monkeypatch.setattr("tasks.registry.promotion.human_evaluation.save_votes", keep)
 
     assert trueline("label", "import", "a.csv", "b.csv")[1].splitlines() == [
         "win rate    0.640 [0.570, 0.710] over the opponent: inconclusive; 1,090 prompts would settle it",
@@ -455,7 +455,7 @@ def test_votes_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatch
 def test_votes_are_shown_where_mlflow_is_away(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.people.hear", returning(Heard("key", FIGURES, [])))
     monkeypatch.setattr(
-        "tasks.registry.promotion.human_evaluation.keep", raising(InputError("MLflow is away: start it"))
+        "tasks.registry.promotion.human_evaluation.save_votes", raising(InputError("MLflow is away: start it"))
     )
 
     code, out, err = trueline("votes", "a.csv", "--json")
@@ -466,7 +466,7 @@ def test_votes_are_shown_where_mlflow_is_away(trueline, monkeypatch: pytest.Monk
 
 
 def test_an_alarm_of_the_lineage_exits_with_1(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queries, "sync", returning({"stages": [], "alarms": ["sft is not deterministic"]}))
+    monkeypatch.setattr(sync, "sync", returning({"stages": [], "alarms": ["sft is not deterministic"]}))
 
     code, out, _ = trueline("sync")
 

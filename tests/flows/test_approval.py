@@ -7,9 +7,9 @@ import pytest
 from flows import approval as module
 from flows import pipeline
 from tasks.registry.promotion import champion
-from tasks.registry.promotion.champion import Verdict
+from tasks.registry.promotion.champion import Promotion
 
-HELD = Verdict(promoted=False, held=True, version=3, champion=2, reasons=[])
+HELD = Promotion(promoted=False, held=True, version=3, champion=2, reasons=[])
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_run_of_the_command_line_asks_there(asked: list[Any]) -> None:
 @pytest.mark.parametrize("held", [True, False])
 def test_the_flow_asks_where_a_version_is_held(monkeypatch: pytest.MonkeyPatch, held: bool) -> None:
     asked: list[Any] = []
-    verdict = Verdict(**{**HELD, "held": held})
+    verdict = Promotion(**{**HELD, "held": held})
     monkeypatch.setattr(champion, "promote", lambda _params: verdict)
     monkeypatch.setattr(pipeline, "ask", asked.append)
 

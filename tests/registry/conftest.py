@@ -11,7 +11,7 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from tasks.registry.lineage import queries
+from tasks.registry.lineage import sync
 from tasks.registry.mlflow_runs.store import open_store
 from tasks.registry.promotion import champion
 from tasks.registry.promotion.opponent import refresh_opponent
@@ -47,7 +47,7 @@ file = {"validate": "demonstrations.jsonl"}.get(name, "content.txt")
 
 def stage(_params=None):
     Path(folder).mkdir(parents=True, exist_ok=name == "reward_check")  # which has no folder that DVC would clear
-    settings = [line for line in Path("params.yaml").read_text().splitlines() if "clip: " in line]
+    settings = [line for line in Path("params.yaml").read_text().splitlines() if line.strip().startswith("clip: ")]
     Path(folder, file).write_text(f"{name} {figures.get('content', 0)} {settings}")
     if Path("given", name).is_dir():
         shutil.copytree(Path("given", name), folder, dirs_exist_ok=True)
@@ -234,7 +234,7 @@ def challenge(finished, empty_database, tmp_path_factory):
         patch.chdir(folder)
         champion.promote(load_params())
         run_again(content=2)
-        queries.sync(load_params())  # or every test would write the runs
+        sync.sync(load_params())  # or every test would write the runs
     return folder
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tasks.common.errors import InputError
-from tasks.registry.lineage import queries
+from tasks.registry.lineage import explain
 from tasks.registry.mlflow_runs.store import open_store
 from tasks.registry.promotion import champion
 from tasks.registry.promotion.decisions import past_decisions
-from tasks.registry.promotion.versions import as_holder, find
+from tasks.registry.promotion.versions import find, read_policy_version
 from tasks.settings.params import load_params
 from tests.registry.conftest import aliases, change_params, run_again
 from tests.registry.test_races import at_once
@@ -37,7 +37,7 @@ def test_what_awaits_approval_is_recorded_once_and_moves_nothing(params):
     assert champion.promote(params)["held"]
     assert actions() == [("promote", 1), ("hold", 2)]
     assert aliases()["trueline-policy"] == {"champion": 1, "challenger": 2}
-    assert champion.awaiting(as_holder(find(open_store("trueline"), params, "champion"))) == [2]
+    assert champion.awaiting(read_policy_version(find(open_store("trueline"), params, "champion"))) == [2]
 
 
 @pytest.mark.parametrize("name", ["2", "challenger"])
@@ -48,14 +48,14 @@ def test_an_approval_promotes_and_is_told_everywhere(params, name):
     }  # fmt: skip
     assert aliases()["trueline-policy"] == {"champion": 2, "previous": 1}
     review = {"by": "Ada", "reason": "I read fifty answers."}
-    assert [decision["review"] for decision in queries.history()] == [None, None, review]
-    told = queries.why(params, "champion")
+    assert [decision["review"] for decision in explain.history()] == [None, None, review]
+    told = explain.why(params, "champion")
     assert told["approval"] == review
     assert [decision["action"] for decision in told["decisions"]] == ["hold", "promote"]
     version = find(open_store("trueline"), params, "champion")
     assert "approved by Ada: I read fifty answers." in str(version.description)
     assert "Approved by Ada: I read fifty answers." in Path(told["card"].removeprefix("file://")).read_text()
-    assert champion.awaiting(as_holder(version)) == []
+    assert champion.awaiting(read_policy_version(version)) == []
 
 
 def test_an_approval_asks_nothing_of_the_working_folder(params):
@@ -68,17 +68,17 @@ def test_an_approval_of_what_was_compared_with_another_champion_is_stale(params)
     run_again(content=3)
     assert champion.promote(params)["version"] == 3
     champion.approve(params, "3", "Ada", "Good.")
-    sentence = "compared version 2 with champion version 1, but the champion is version 3 by now: run trueline run"
+    sentence = "compared version 2 with champion version 1, but the champion is now version 3: run trueline run"
     with pytest.raises(InputError, match=sentence):
         champion.approve(params, "2", "Ada", "Good too.")
     assert actions()[-1] == ("promote", 3)
-    assert champion.awaiting(as_holder(find(open_store("trueline"), params, "champion"))) == []
+    assert champion.awaiting(read_policy_version(find(open_store("trueline"), params, "champion"))) == []
 
 
 def test_two_approvals_at_once_give_one_champion_and_one_sentence(params):
     run_again(content=3)
     assert champion.promote(params)["version"] == 3
-    said = at_once(*(f"promotion.approve(load_params(), '{version}', 'Ada', 'Good.')" for version in (2, 3)))
+    said = at_once(*(f"champion.approve(load_params(), '{version}', 'Ada', 'Good.')" for version in (2, 3)))
     (sentence,) = [each for each in said if isinstance(each, str)]
     (verdict,) = [each for each in said if isinstance(each, dict)]
     assert verdict["promoted"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tasks.common.errors import InputError
-from tasks.registry.lineage import queries
+from tasks.registry.lineage import sync
 from tasks.registry.mlflow_runs import database
 from tasks.registry.mlflow_runs.store import open_store
 from tasks.settings.params import load_params
@@ -73,9 +73,7 @@ def test_what_holds_nothing_is_made_anew(tracked, caplog, left):
     if left == "nothing":
         FILE.unlink()
     assert open_store("trueline").client.search_registered_models() == []
-    said = (
-        "was never made to its end and holds nothing" if left == "half" else "mlflow.db-journal is left of a database"
-    )
+    said = "is incomplete and holds nothing" if left == "half" else "mlflow.db-journal is left of a database"
     assert said in caplog.text
     assert not list(tracked.glob(".mlflow.db.*"))
 
@@ -95,11 +93,11 @@ def half(content):
 def test_a_damaged_database_is_told_of_and_the_cure_brings_all_back(challenged, spoil, said):
     FILE.write_bytes(spoil(FILE.read_bytes()))
     damaged = FILE.read_bytes()
-    with pytest.raises(InputError, match=rf"mlflow\.db is no whole database of MLflow \(.*({said})") as seen:
+    with pytest.raises(InputError, match=rf"mlflow\.db is not an intact database of MLflow \(.*({said})") as seen:
         open_store("trueline")
     [cure] = re.findall(r"\((mv .*?)\)", str(seen.value))
     shell("sh", "-c", cure, cwd=challenged)
-    queries.sync(load_params())
+    sync.sync(load_params())
     assert aliases()["trueline-policy"]["champion"] == 1
     assert Path("mlflow.db.broken").read_bytes() == damaged
 
@@ -154,5 +152,5 @@ def test_a_folder_in_its_place_is_told_of(tracked):
     ],
 )
 def test_what_sqlite_says_becomes_a_sentence_with_its_cure(tmp_path, fault, said):
-    assert re.search(said, database.told(f"sqlite:///{tmp_path}/mlflow.db", fault) or "")
-    assert database.told("http://127.0.0.1:5000", fault) is None
+    assert re.search(said, database.sqlite_fault(f"sqlite:///{tmp_path}/mlflow.db", fault) or "")
+    assert database.sqlite_fault("http://127.0.0.1:5000", fault) is None

@@ -111,15 +111,15 @@ def test_a_reward_model_leaves_with_a_card_whose_code_gives_the_pipelines_score(
 
 @pytest.mark.parametrize("made", ["a full folder", "a file"])
 def test_a_place_in_use_is_refused_and_left_alone(promoted, tmp_path, made):
-    place = tmp_path / "out"
+    target = tmp_path / "out"
     if made == "a file":
-        place.write_text("mine")
+        target.write_text("mine")
     else:
-        place.mkdir()
-        (place / "mine").write_text("mine")
+        target.mkdir()
+        (target / "mine").write_text("mine")
     with pytest.raises(InputError, match="out is not an empty folder: name another, or empty it first"):
-        export(load_params(), "1", place)
-    assert (place if made == "a file" else place / "mine").read_text() == "mine"
+        export(load_params(), "1", target)
+    assert (target if made == "a file" else target / "mine").read_text() == "mine"
 
 
 def test_an_unknown_version_names_those_there_are(promoted, tmp_path):
@@ -148,7 +148,7 @@ def test_base_and_adapter_give_the_logits_of_the_merged_model(promoted, tmp_path
     base = AutoModelForCausalLM.from_pretrained(folder / "base")
     assert (logits(base, tokenizer) - expected()).abs().max() > 0.1  # or there would be nothing to add
     expected_logits, given = expected(), Path("given/sft/model.safetensors").read_bytes()
-    monkeypatch.chdir(folder)  # the base is named from there, not by a place on this machine
+    monkeypatch.chdir(folder)  # the base is named from there, not by a path on this machine
     for kind in (AutoPeftModelForCausalLM, AutoModelForCausalLM):
         found = logits(kind.from_pretrained("."), tokenizer)
         assert (found - expected_logits).abs().max() < 1e-5

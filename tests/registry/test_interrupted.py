@@ -9,8 +9,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from tasks.registry.dvc_outputs import stages
-from tasks.registry.lineage import queries
-from tasks.registry.mlflow_runs import lookup, tracking
+from tasks.registry.lineage import sync
+from tasks.registry.mlflow_runs import linked_runs, tracking
 from tasks.registry.mlflow_runs.store import open_store
 from tasks.registry.promotion import champion, decisions
 from tasks.registry.promotion.decisions import past_decisions
@@ -28,7 +28,7 @@ WRITES = (
     "delete_registered_model_alias",
     "set_registered_model_tag",
 )
-FINISHED = "by a command that did not come to its end, and is finished now."
+FINISHED = "by a command that was killed before it finished; it is finished now."
 
 
 def killing(patch, is_last):
@@ -73,11 +73,11 @@ def test_a_rollback_killed_after_its_line_and_asked_for_again_goes_back_once(cha
     told = writes(monkeypatch, lambda: champion.rollback(params, "it insults people"))
     number, lines = 1, len(actions())
     # By now its version has all tags, so the next rollback makes the same writes on the other one.
-    for place, write in enumerate(told):
+    for at, write in enumerate(told):
         if not any(each in write for each in ("alias trueline-policy", "set_registered", "delete_model_version")):
             continue
         count = iter(range(len(told)))
-        kill(monkeypatch, lambda: champion.rollback(params, "first"), lambda _, n=count, last=place: next(n) == last)
+        kill(monkeypatch, lambda: champion.rollback(params, "first"), lambda _, n=count, last=at: next(n) == last)
         verdict = champion.rollback(params, "asked again")
         number, lines = 3 - number, lines + 1
         assert (verdict["champion"], verdict["promoted"]) == (number, True)
@@ -91,7 +91,7 @@ def test_a_sync_between_the_two_makes_no_difference(challenged, monkeypatch):
     params = load_params()
     champion.promote(params)
     kill(monkeypatch, lambda: champion.rollback(params, "it insults people"), lambda write: " champion " in write)
-    queries.sync(params)
+    sync.sync(params)
     assert aliases()["trueline-policy"]["champion"] == 1
     champion.promote(params)  # as a scheduled run does; it is refused
     verdict = champion.rollback(params, "it insults people")
@@ -198,7 +198,7 @@ def test_a_new_database_whose_making_was_killed_while_it_counted_is_made_to_its_
     kill(
         monkeypatch, lambda: champion.register(params), lambda write: write == "delete_model_version trueline-policy 2"
     )
-    queries.sync(params)
+    sync.sync(params)
     assert aliases()["trueline-policy"] == {"champion": 4, "previous": 1}
 
 
@@ -218,11 +218,11 @@ def test_a_run_that_was_being_written_anew_is_ended_by_the_next_command(tracked,
         def die(*_):
             raise Killed
 
-        patch.setattr(lookup, "locked_json", die)
-        queries.sync(load_params())
+        patch.setattr(linked_runs, "locked_json", die)
+        sync.sync(load_params())
     assert [run.data.tags["stage"] for run in running()] == ["sft"]
     assert running()[0].data.tags["process"] == tracking.this_process()
-    queries.sync(load_params())
+    sync.sync(load_params())
     assert running() == []
     assert len(finished_runs(stages.lock_key("sft"))) == 1
 
@@ -245,10 +245,10 @@ def test_of_two_finished_runs_of_one_machine_one_is_kept(tracked, monkeypatch, h
     with tracking.run("sft", params):  # DVC was killed before it had taken what the first one wrote
         pass
     assert len(finished_runs(key)) == 2
-    linked = queries.sync(params)["stages"][0]
+    linked = sync.sync(params)["stages"][0]
     assert linked["run_id"] == first.id
     assert len(finished_runs(key)) == (1 if host == "here" else 2)
-    assert queries.sync(params)["stages"][0] == linked
+    assert sync.sync(params)["stages"][0] == linked
 
 
 def test_runs_that_contradict_one_another_are_both_kept(tracked):
@@ -257,5 +257,5 @@ def test_runs_that_contradict_one_another_are_both_kept(tracked):
         first.model(Path("models/sft"), "f" * 32 + ".dir")
     with tracking.run("sft", params) as second:
         second.model(Path("models/sft"))
-    assert queries.sync(params)["alarms"]
+    assert sync.sync(params)["alarms"]
     assert len(finished_runs(key)) == 2

@@ -9,7 +9,7 @@ import pytest
 
 from tasks.common.errors import InputError
 from tasks.registry.dvc_outputs import stages
-from tasks.registry.lineage import queries
+from tasks.registry.lineage import explain, sync
 from tasks.registry.mlflow_runs import tracking
 from tasks.registry.mlflow_runs.store import open_store
 from tasks.registry.promotion import champion
@@ -34,9 +34,9 @@ def statuses(synced):
 
 
 def test_runs_that_are_lost_are_written_anew_once(tracked, params):
-    first = queries.sync(params)
+    first = sync.sync(params)
     assert statuses(first) == [(stage, "restored") for stage in TRACKED]
-    assert queries.sync(params) == first
+    assert sync.sync(params) == first
     assert len(runs()) == len(TRACKED)
     aligned = next(run for run in runs() if run.data.tags["stage"] == "ppo")
     assert aligned.info.status == "FINISHED"
@@ -53,7 +53,7 @@ def test_runs_that_are_lost_are_written_anew_once(tracked, params):
 
 def test_what_is_written_anew_comes_from_the_lock_not_from_the_folder(tracked, params):
     Path("metrics/sft.json").write_text('{"loss": 99}')
-    queries.sync(params)
+    sync.sync(params)
     (found,) = [run for run in runs() if run.data.tags["stage"] == "sft"]
     assert found.data.metrics["final/loss"] == 0.5
 
@@ -61,7 +61,7 @@ def test_what_is_written_anew_comes_from_the_lock_not_from_the_folder(tracked, p
 def test_a_run_that_trained_is_found_and_completed(tracked, params):
     with tracking.run("sft", params) as run:
         run.log(0, {"loss": 2.0})
-    synced = queries.sync(params)
+    synced = sync.sync(params)
     assert synced["stages"][0] == {"stage": "sft", "status": "ran", "run_id": run.id, "alarm": None}
     tags = open_store("trueline").client.get_run(run.id).data.tags
     assert json.loads(tags["outputs"]) == stages.output_hashes("sft")
@@ -71,15 +71,15 @@ def test_a_run_that_trained_is_found_and_completed(tracked, params):
 def test_a_failed_run_is_no_lineage(tracked, params):
     with pytest.raises(ValueError, match="a bug"), tracking.run("sft", params):
         raise ValueError("a bug")
-    assert statuses(queries.sync(params))[0] == ("sft", "restored")
+    assert statuses(sync.sync(params))[0] == ("sft", "restored")
 
 
 def test_a_run_used_by_a_later_result_is_reused(tracked, params):
-    queries.sync(params)
+    sync.sync(params)
     settings = Path("params.yaml").read_text()
     Path("params.yaml").write_text(re.sub(r"\n  clip: .*", "\n  clip: 0.31", settings))
     repro()
-    second = queries.sync(params)
+    second = sync.sync(params)
     assert statuses(second) == [
         ("sft", "reused"),
         ("reward", "reused"),
@@ -87,10 +87,10 @@ def test_a_run_used_by_a_later_result_is_reused(tracked, params):
         ("align", "restored"),
         ("evaluate", "restored"),
     ]
-    assert queries.sync(params) == second
+    assert sync.sync(params) == second
     Path("params.yaml").write_text(settings)
     repro()  # everything comes from DVC's cache
-    assert statuses(queries.sync(params)) == [(stage, "restored") for stage in TRACKED]
+    assert statuses(sync.sync(params)) == [(stage, "restored") for stage in TRACKED]
 
 
 def test_other_bytes_under_the_same_key_are_an_alarm(tracked, params, caplog):
@@ -99,25 +99,25 @@ def test_other_bytes_under_the_same_key_are_an_alarm(tracked, params, caplog):
     lock = Path("dvc.lock").read_text()
     md5 = stages.output_hashes("sft")["models/sft"]
     Path("dvc.lock").write_text(lock.replace(md5, f"{'0' * 32}.dir"))
-    synced = queries.sync(params)
+    synced = sync.sync(params)
     (alarm,) = synced["alarms"]
     assert alarm.startswith(f"sft is not deterministic: run {run.id} ")
     assert "models/sft" in alarm
     assert alarm in caplog.text
-    assert queries.sync(params)["alarms"] == [alarm]
+    assert sync.sync(params)["alarms"] == [alarm]
     Path("dvc.lock").write_text(lock)
-    assert queries.sync(params)["alarms"] == []
+    assert sync.sync(params)["alarms"] == []
 
 
 def test_before_the_first_run_there_is_nothing_to_link(tracked, params):
     Path("dvc.lock").unlink()
-    assert queries.sync(params) == {"stages": [], "alarms": []}
+    assert sync.sync(params) == {"stages": [], "alarms": []}
 
 
 @pytest.mark.parametrize("name", ["champion", "1"])
 def test_why_names_everything_that_made_a_version(tracked, params, name):
     champion.promote(params)
-    told = queries.why(params, name)
+    told = explain.why(params, name)
     assert (told["version"], told["aliases"], told["method"]) == (1, ["champion"], "ppo")
     assert told["policy"] == {
         "name": "trueline-policy",
@@ -148,19 +148,19 @@ def test_why_names_everything_that_made_a_version(tracked, params, name):
 
 def test_why_still_knows_an_old_version_when_the_folder_has_moved_on(tracked, params):
     champion.promote(params)
-    told = queries.why(params, "champion")
+    told = explain.why(params, "champion")
     Path("figures.json").write_text(json.dumps({"content": 2}))
     repro()
-    assert queries.why(params, "1") == told
+    assert explain.why(params, "1") == told
 
 
 def test_why_says_which_versions_and_aliases_there_are(tracked, params):
     with pytest.raises(InputError, match="trueline-policy has no champion: nothing has been registered yet"):
-        queries.why(params, "champion")
+        explain.why(params, "champion")
     champion.register(params)
     for unknown in ("champion", "7", "no such"):
         with pytest.raises(InputError, match=rf"has no {unknown}: choose one .* 1 or of the aliases challenger \(1\)"):
-            queries.why(params, unknown)
+            explain.why(params, unknown)
 
 
 def test_a_new_database_gets_runs_versions_and_aliases_back(challenged, empty_database, monkeypatch):
@@ -170,18 +170,18 @@ def test_a_new_database_gets_runs_versions_and_aliases_back(challenged, empty_da
     assert champion.promote(params)["version"] == 3
     run_again(content=4, gate={"decision": "reject", "reasons": ["Too long."]})
     assert champion.promote(params)["version"] == 4
-    told = queries.why(params, "champion")
+    told = explain.why(params, "champion")
     assert (told["version"], told["champion_then"]["version"]) == (3, 1)
 
     shutil.copy(empty_database, "new.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{challenged / 'new.db'}")
-    assert statuses(queries.sync(params)) == [(stage, "restored") for stage in TRACKED]
-    again = queries.why(params, "champion")
+    assert statuses(sync.sync(params)) == [(stage, "restored") for stage in TRACKED]
+    again = explain.why(params, "champion")
     moved = ("runs", "card", "reward_card")
     assert {name: again[name] for name in again if name not in moved} == {
         name: told[name] for name in told if name not in moved
     }
     assert all(Path(again[card]).is_file() for card in ("card", "reward_card"))
-    assert queries.why(params, "previous")["version"] == 1
-    assert queries.why(params, "4")["gate"]["reasons"] == ["Too long."]
-    assert [decision["policy"]["version"] for decision in queries.history()] == [1, 3, 4]
+    assert explain.why(params, "previous")["version"] == 1
+    assert explain.why(params, "4")["gate"]["reasons"] == ["Too long."]
+    assert [decision["policy"]["version"] for decision in explain.history()] == [1, 3, 4]

@@ -1,4 +1,4 @@
-"""A policy's card says what the version's account says, in a form that the hub's own library reads."""
+"""A policy's card says what the version's record says, in a form that the hub's own library reads."""
 
 import copy
 import html
@@ -16,7 +16,7 @@ from markdown_it import MarkdownIt
 from tasks.common.escapes import visible
 from tasks.registry.export.policy_card import policy_card
 from tasks.registry.promotion import candidate
-from tasks.registry.promotion.candidate import account
+from tasks.registry.promotion.candidate import model_record
 from tasks.settings.params import load_params
 from tests.registry.conftest import change_params, repro, run_again
 
@@ -27,7 +27,7 @@ def interval(value, low, high):
     return {"value": value, "low": low, "high": high}
 
 
-ACCOUNT: dict[str, Any] = {
+RECORD: dict[str, Any] = {
     "policy": {"name": "our-policy", "path": "models/dpo", "md5": "aa.dir"},
     "method": "dpo",
     "reward": {"name": "our-reward", "md5": "bb.dir"},
@@ -88,8 +88,8 @@ ACCOUNT: dict[str, Any] = {
 }
 
 
-def write(known=ACCOUNT, **options):
-    return policy_card({"version": 4, "reward_version": 2, "md5": "aa.dir", "account": known}, **options)
+def write(known=RECORD, **options):
+    return policy_card({"version": 4, "reward_version": 2, "md5": "aa.dir", "record": known}, **options)
 
 
 def metadata(text) -> Any:
@@ -98,7 +98,7 @@ def metadata(text) -> Any:
 
 
 def other(**changes):
-    return {**copy.deepcopy(ACCOUNT), **changes}
+    return {**copy.deepcopy(RECORD), **changes}
 
 
 def test_the_metadata_are_those_of_the_hub():
@@ -117,13 +117,13 @@ def test_the_model_index_holds_every_figure_with_its_interval():
     assert found == {
         "Win rate over SFT": (0.81, {"low": 0.78, "high": 0.84, "confidence": 0.95}),
         "Reward minus that of SFT": (0.9, {"low": 0.8, "high": 1.0, "confidence": 0.95}),
-        "Known rule's score minus that of SFT": (0.12, {"low": 0.08, "high": 0.16, "confidence": 0.95}),
-        "Held-out judge's score minus that of SFT": (0.5, {"low": 0.4, "high": 0.6, "confidence": 0.95}),
+        "Ground-truth reward minus that of SFT": (0.12, {"low": 0.08, "high": 0.16, "confidence": 0.95}),
+        "Held-out reward minus that of SFT": (0.5, {"low": 0.4, "high": 0.6, "confidence": 0.95}),
         "Length in tokens minus that of SFT": (5.0, {"low": 4.0, "high": 6.0, "confidence": 0.95}),
         "Win rate over SFT at equal length": (0.75, {"low": 0.7, "high": 0.8, "confidence": 0.95}),
-        "Win rate over SFT, by the known rule": (0.7, {"low": 0.65, "high": 0.75, "confidence": 0.95}),
+        "Win rate over SFT, by the ground-truth reward": (0.7, {"low": 0.65, "high": 0.75, "confidence": 0.95}),
         "Win rate over champion version 3": (0.6, {"low": 0.55, "high": 0.65, "confidence": 0.95}),
-        "Win rate over champion version 3, by the held-out judge": (
+        "Win rate over champion version 3, by the held-out reward model": (
             0.55,
             {"low": 0.5, "high": 0.6, "confidence": 0.95},
         ),
@@ -134,7 +134,7 @@ def test_the_model_index_holds_every_figure_with_its_interval():
         "Ended by itself": (1.0, None),
         "ROUGE-1": (0.8, None),  # no BLEU: it could not be computed
         "ROUGE-L": (0.6, None),
-        "Held-out judge's score": (0.5, None),
+        "Held-out reward": (0.5, None),
         "Perplexity of the demonstrated answers": (1.4, None),
     }
     assert {(each.dataset_type, each.dataset_split) for each in results} == {(SOURCE, "test")}
@@ -153,7 +153,7 @@ def test_the_model_index_holds_every_figure_with_its_interval():
         "| Win rate over SFT | 0.810 | [0.780, 0.840] |",
         "| Reward | 0.900 | 0.000 | 0.400 |",
         "| BLEU | — | — | — |",
-        "| Held-out judge's score | 0.500 | 0.000 | — |",
+        "| Held-out reward | 0.500 | 0.000 | — |",
         "| Perplexity of the demonstrated answers | 1.400 | 1.300 | — |",
         "The opponent is champion version 3.",
         "Decision: **reject**.\n\n- It got longer.\n- Warning: The reward is being gamed.\n",
@@ -167,7 +167,7 @@ def test_the_model_index_holds_every_figure_with_its_interval():
         "| key of `align` | `5678` |",
     ],
 )
-def test_the_text_tells_what_the_account_tells(said):
+def test_the_text_shows_what_the_record_holds(said):
     assert said in write()
 
 
@@ -222,21 +222,21 @@ def test_what_intervals_are_over_is_said_where_prompts_are_turns():
     assert "paired bootstrap over the 40 conversations that the prompts are turns of, confidence" in write(known)
 
 
-def test_an_account_of_an_earlier_release_still_gets_a_card():
+def test_a_record_of_an_earlier_release_still_gets_a_card():
     known = other()
     del known["figures"], known["hub"]
     text = write(known)
-    assert "The account of this version holds no figures" in text
+    assert "The record of this version holds no figures" in text
     assert "model-index" not in metadata(text).to_dict()
 
 
-def test_what_an_earlier_account_says_of_the_known_rule_is_no_win_rate():
+def test_an_early_difference_of_the_ground_truth_is_no_win_rate():
     known = other()
     known["figures"]["evaluate"]["ground_truth"] = {
         "vs_sft": interval(0.12, 0.08, 0.16)
     }  # the difference had this place
-    assert "by the known rule" in write()
-    assert "by the known rule" not in write(known)
+    assert "by the ground-truth reward" in write()
+    assert "by the ground-truth reward" not in write(known)
 
 
 NAME = "x</h1><script>alert(1)</script>[a](javascript:b)|`c`**d**\x1b[31m\u202e\n---\n# e"
@@ -244,7 +244,7 @@ SHOWN = "x</h1><script>alert(1)</script>[a](javascript:b)|`c`**d**\\x1b[31m\\u20
 
 
 def hostile(known):
-    """The account with a name that would act wherever a card tells a text."""
+    """The record with a name that would act wherever a card tells a text."""
     evaluation = known["figures"]["evaluate"] | {
         "llm_judge": {"model": NAME, "vs_opponent": interval(0.58, 0.52, 0.64)}
     }
@@ -264,7 +264,7 @@ def hostile(known):
 
 @pytest.mark.parametrize("options", [{}, {"as_adapter": True}])
 def test_a_name_is_shown_and_does_nothing(options):
-    text = write(hostile(copy.deepcopy(ACCOUNT)), **options)
+    text = write(hostile(copy.deepcopy(RECORD)), **options)
     assert visible(text) == text
     assert metadata(text).to_dict()["model-index"][0]["name"] == f"{NAME} version 4"  # the whole front is one block
     page = MarkdownIt("commonmark").enable("table").render(text.split("\n---\n", 1)[1])
@@ -277,11 +277,11 @@ def test_a_name_is_shown_and_does_nothing(options):
     assert html.unescape(page).count(SHOWN) >= 10
 
 
-def test_the_same_account_gives_the_same_bytes():
+def test_the_same_record_gives_the_same_bytes():
     assert write(other()) == write(other())
 
 
-def test_the_account_names_the_repository_behind_a_pointer_that_was_read(tracked):
+def test_the_record_names_the_repository_behind_a_pointer_that_was_read(tracked):
     pointer = Path("base.yaml")
     pointer.write_text(f"hub: org/model\nrevision: {'a' * 40}\n")
     change_params(base={"source": "base.yaml"})
@@ -289,22 +289,22 @@ def test_the_account_names_the_repository_behind_a_pointer_that_was_read(tracked
     pipeline["stages"]["base"]["deps"].append("base.yaml")
     Path("dvc.yaml").write_text(yaml.safe_dump(pipeline))
     repro("base")
-    assert account(load_params())["hub"] == {"base.yaml": {"hub": "org/model", "revision": "a" * 40}}
+    assert model_record(load_params())["hub"] == {"base.yaml": {"hub": "org/model", "revision": "a" * 40}}
     pointer.write_text(f"hub: org/other\nrevision: {'b' * 40}\n")
-    assert account(load_params())["hub"] == {}  # nobody has read that one
+    assert model_record(load_params())["hub"] == {}  # nobody has read that one
 
 
-def test_an_account_has_no_entries_by_annotator_and_by_category(tracked):
+def test_a_record_has_no_entries_by_annotator_and_by_category(tracked):
     accuracy = {"value": 0.8, "low": 0.7, "high": 0.9, "pairs": 9}
     run_again(
         reward={"accuracy": accuracy, "accuracy_by_annotator": {"ada": accuracy}},
         evaluate={"win_rate": {}, "categories": {"law": {"prompts": 9}}},
     )
-    told = account(load_params())["figures"]
+    told = model_record(load_params())["figures"]
     assert (told["reward"], told["evaluate"]) == ({"accuracy": accuracy}, {"win_rate": {}})
 
 
-def test_the_account_names_the_repositories_that_prepare_has_read(tracked, monkeypatch):
+def test_the_record_names_the_repositories_that_prepare_has_read(tracked, monkeypatch):
     read = {
         "pairs/a.yaml": {"rows": 9, "sha256": "01", "hub": "org/pairs", "revision": "c" * 40},
         "pairs/b.jsonl": {"rows": 9, "sha256": "02"},
@@ -320,7 +320,7 @@ def test_the_account_names_the_repositories_that_prepare_has_read(tracked, monke
             for kind, name in kinds.items()
         }
     )
-    assert account(load_params())["hub"] == {
+    assert model_record(load_params())["hub"] == {
         "pairs/a.yaml": {"hub": "org/pairs", "revision": "c" * 40},
         "p.yaml": {"hub": "org/asked", "revision": "d" * 40},
     }

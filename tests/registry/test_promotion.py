@@ -10,15 +10,15 @@ from flows.chat import version_folder
 from flows.display import next_commands
 from tasks.common.errors import InputError
 from tasks.registry.dvc_outputs import stages
-from tasks.registry.lineage.queries import history, why
+from tasks.registry.lineage.explain import history, why
 from tasks.registry.mlflow_runs.store import open_store
-from tasks.registry.promotion import champion, versions
+from tasks.registry.promotion import apply_decisions, champion
 from tasks.registry.promotion.decisions import past_decisions
 from tasks.registry.promotion.opponent import refresh_opponent
 from tasks.settings.params import parse_params
 from tests.registry.conftest import ROOT, aliases, change_figures, repro, run_again
 
-RECORD = Path("decisions.jsonl")
+DECISION_LOG = Path("decisions.jsonl")
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_registering_twice_gives_the_same_versions(tracked, params):
     version = open_store("trueline").client.get_model_version("trueline-policy", "1")
     assert version.tags["md5"] == stages.output_hash("align", Path("models/ppo"))
     assert version.tags["reward_md5"] == stages.output_hash("reward", Path("models/reward"))
-    assert not RECORD.exists()
+    assert not DECISION_LOG.exists()
 
 
 def test_a_promotion_moves_the_aliases_and_is_recorded(promoted, params):
@@ -125,7 +125,7 @@ def test_a_gate_that_compared_with_another_opponent_is_stale(promoted, params):
     change_figures(content=2)
     repro()  # without looking whom to compare with
     with pytest.raises(
-        InputError, match="compared version 2 with SFT, but the champion is version 1 by now: run trueline run"
+        InputError, match="compared version 2 with SFT, but the champion is now version 1: run trueline run"
     ):
         champion.promote(params)
     assert len(past_decisions()) == 1
@@ -181,7 +181,7 @@ def test_a_rollback_needs_a_reason_and_a_previous_champion(promoted, params):
 
 
 def test_a_record_behind_the_registry_is_refused(promoted_twice, params):
-    RECORD.write_text(RECORD.read_text().splitlines(keepends=True)[0])
+    DECISION_LOG.write_text(DECISION_LOG.read_text().splitlines(keepends=True)[0])
     for change in (lambda: champion.promote(params), lambda: champion.rollback(params, "why not")):
         with pytest.raises(
             InputError, match=r"decisions\.jsonl lacks decision \w+, which the registry has carried out"
@@ -190,7 +190,7 @@ def test_a_record_behind_the_registry_is_refused(promoted_twice, params):
 
 
 def test_a_damaged_record_is_named_with_its_row(promoted, params):
-    with RECORD.open("a") as file:
+    with DECISION_LOG.open("a") as file:
         file.write('{"id": "cut o\n')
     with pytest.raises(InputError, match=r"decisions\.jsonl row 2 is damaged: restore the file from git"):
         history()
@@ -198,21 +198,21 @@ def test_a_damaged_record_is_named_with_its_row(promoted, params):
 
 @pytest.mark.parametrize("torn", [b'{"id": "cut o', '{"id": "ü'.encode()[:-1], b"{"])
 def test_a_line_that_a_kill_cut_off_decided_nothing_and_goes_with_the_next(torn, promoted_twice, params, caplog):
-    whole = RECORD.read_bytes()
-    RECORD.write_bytes(whole + torn)
+    whole = DECISION_LOG.read_bytes()
+    DECISION_LOG.write_bytes(whole + torn)
     assert len(history()) == 2
-    assert "decisions.jsonl row 3 was not written to its end: it decided nothing" in caplog.text
+    assert "decisions.jsonl row 3 is incomplete: it decided nothing" in caplog.text
     champion.rollback(params, "it insults people")
-    assert RECORD.read_bytes().startswith(whole + b'{"id": ')
-    assert [row["action"] for row in map(json.loads, RECORD.read_text().splitlines())][2:] == ["rollback"]
+    assert DECISION_LOG.read_bytes().startswith(whole + b'{"id": ')
+    assert [row["action"] for row in map(json.loads, DECISION_LOG.read_text().splitlines())][2:] == ["rollback"]
 
 
 def test_a_whole_line_that_lost_its_end_still_counts(promoted_twice, params):
-    whole = RECORD.read_bytes()
-    RECORD.write_bytes(whole.removesuffix(b"\n"))
+    whole = DECISION_LOG.read_bytes()
+    DECISION_LOG.write_bytes(whole.removesuffix(b"\n"))
     assert len(history()) == 2
     champion.rollback(params, "it insults people")
-    assert RECORD.read_bytes().startswith(whole)
+    assert DECISION_LOG.read_bytes().startswith(whole)
     assert len(history()) == 3
 
 
@@ -249,7 +249,7 @@ def test_a_lost_registry_comes_back_from_the_record(promoted_twice, params):
     store = open_store("trueline")
     for name in ("trueline-policy", "trueline-reward"):
         store.client.delete_registered_model(name)
-    versions.settle(store, params)
+    apply_decisions.apply_pending(store, params)
     assert aliases()["trueline-policy"] == {"champion": 2, "previous": 1}
 
 
@@ -264,7 +264,8 @@ def test_a_model_that_came_back_and_was_overtaken_may_be_promoted_again(promoted
 
 def test_a_record_of_changes_of_champion_alone_is_still_read(promoted, params):
     (decision,) = past_decisions()
-    old = {name: value for name, value in decision.items() if name not in ("policy", "review")}
-    RECORD.write_text(json.dumps(old | {"champion": decision["policy"]}) + "\n")
+    stored = json.loads(DECISION_LOG.read_text())
+    old = {name: value for name, value in stored.items() if name not in ("policy", "review")}
+    DECISION_LOG.write_text(json.dumps(old | {"champion": stored["policy"]}) + "\n")
     assert past_decisions() == [decision]
     assert champion.promote(params)["reasons"] == ["Version 1 is the champion already."]

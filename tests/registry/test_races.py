@@ -10,13 +10,13 @@ from mlflow import MlflowClient
 
 from tasks.common.errors import InputError
 from tasks.registry.mlflow_runs.store import open_store
-from tasks.registry.promotion import champion, decisions, versions
+from tasks.registry.promotion import apply_decisions, champion, decisions
 from tasks.registry.promotion.decisions import past_decisions
-from tasks.registry.promotion.versions import CHAMPION, holder
+from tasks.registry.promotion.versions import CHAMPION, find_by_alias
 from tasks.settings.params import load_params
 from tests.registry.conftest import aliases
 
-RECORD = Path("decisions.jsonl")
+DECISION_LOG = Path("decisions.jsonl")
 # Every write of a promotion in the order in which they happen, as the client's method, what it is given, and who is
 # champion where the process dies just before it. `decide` is the line in the record.
 STEPS = [
@@ -27,7 +27,7 @@ STEPS = [
     ("set_registered_model_alias", "trueline-policy challenger", 1),
     ("decide", "", 1),
     ("update_model_version", "trueline-policy 2", 1),
-    ("set_model_version_tag", "trueline-policy 2 account", 1),
+    ("set_model_version_tag", "trueline-policy 2 record", 1),
     ("set_model_version_tag", "trueline-policy 2 decision", 1),
     ("set_registered_model_alias", "trueline-reward previous", 1),
     ("set_registered_model_alias", "trueline-policy previous", 1),
@@ -42,7 +42,7 @@ import json, sys
 import mlflow
 from tasks.common.errors import InputError
 from tasks.settings.params import load_params
-from tasks.registry import promotion
+from tasks.registry.promotion import champion
 print("ready", flush=True)
 sys.stdin.readline()
 try:
@@ -63,7 +63,7 @@ def watch(patch, before):
         write = getattr(MlflowClient, name)
 
         def written(client, *arguments, **options):
-            if arguments[0] != "trueline-policy-turns":  # see test_turns.py
+            if arguments[0] != "trueline-policy-turns":  # see test_server_lock.py
                 before(name, " ".join(map(str, arguments)))
             return write(client, *arguments, **options)
 
@@ -80,7 +80,7 @@ def watch(patch, before):
 
 
 def serving():
-    found = holder(open_store("trueline"), load_params(), CHAMPION)
+    found = find_by_alias(open_store("trueline"), load_params(), CHAMPION)
     return found and found["version"]
 
 
@@ -114,7 +114,7 @@ def test_the_steps_are_all_there_are(challenged, monkeypatch):
     left = iter(seen)
     assert all(any(name == step and said.startswith(given) for name, said in left) for step, given in known)
     others = {name for name, said in seen if not any(name == step and said.startswith(given) for step, given in known)}
-    assert others == {"set_model_version_tag"}  # between `account` and `decision`
+    assert others == {"set_model_version_tag"}  # between `record` and `decision`
     assert {name for name, _ in seen} == {step for step, _, _ in STEPS}
 
 
@@ -134,7 +134,7 @@ def at_once(*calls):
 
 
 def test_two_promotions_at_once_give_one_champion_and_one_refusal(challenged):
-    said = at_once("promotion.promote(load_params())", "promotion.promote(load_params())")
+    said = at_once("champion.promote(load_params())", "champion.promote(load_params())")
     assert sorted(verdict["promoted"] for verdict in said) == [False, True]
     refused = next(verdict for verdict in said if not verdict["promoted"])
     assert refused["reasons"] == ["Version 2 is the champion already."]
@@ -147,13 +147,13 @@ def test_a_champion_that_another_checkout_made_meanwhile_stays(challenged, monke
         store.client.set_registered_model_alias("trueline-policy", "champion", "1")
         store.client.set_registered_model_tag("trueline-policy", "decision", "made elsewhere")
 
-    before = RECORD.read_text()
+    before = DECISION_LOG.read_text()
     with monkeypatch.context() as patch:
-        patch.setattr(versions, "_furnish", furnished)
+        patch.setattr(apply_decisions, "write_models", furnished)
         with pytest.raises(InputError, match=r"lacks decision made elsewhere, .* take the line of decision \w+ out"):
             champion.promote(load_params())
     assert serving() == 1
     with pytest.raises(InputError, match=r"lacks decision made elsewhere, which the registry has carried out: pull it"):
         champion.promote(load_params())
     assert serving() == 1
-    assert len(RECORD.read_text().splitlines()) == len(before.splitlines()) + 1  # the line to take out
+    assert len(DECISION_LOG.read_text().splitlines()) == len(before.splitlines()) + 1  # the line to take out

@@ -8,18 +8,18 @@ import pytest
 
 from tasks.common.errors import InputError
 from tasks.registry.dvc_outputs import stages
-from tasks.registry.lineage.report import MARK, REPORT, address, energy, write_report
+from tasks.registry.lineage.report import MARKER, REPORT, address, energy, write_report
 from tasks.registry.mlflow_runs import tracking
-from tasks.registry.mlflow_runs.lookup import link_runs
-from tasks.registry.mlflow_runs.resource_usage import Cost, costs
+from tasks.registry.mlflow_runs.linked_runs import link_runs
+from tasks.registry.mlflow_runs.resource_usage import ResourceUsage, resource_usages
 from tasks.registry.mlflow_runs.store import Store, open_store
 from tasks.registry.promotion import champion, human_evaluation
 from tasks.settings.params import load_params
 from tests.evaluation.test_report import WellFormed, page, response
 from tests.registry.conftest import change_params, repro, run_again
-from tests.registry.test_people import FIGURES, VOTES
+from tests.registry.test_human_evaluation import FIGURES, VOTES
 
-COST = Cost("sft", "ran", "1", 0, 9.0, 100.0, "cpu", "AMD EPYC, 2 logical cores", 500.0, None, None, None)
+USAGE = ResourceUsage("sft", "ran", "1", 0, 9.0, 100.0, "cpu", "AMD EPYC, 2 logical cores", 500.0, None, None, None)
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +57,11 @@ def rows_of(html):
 def test_the_gates_page_gets_lineage_and_cost_and_stays_as_it_is(params):
     written = write_report(params)
     html = REPORT.read_text(encoding="utf-8")
-    before, after = Path("reports/gate/report.html").read_text(encoding="utf-8").split(MARK)
+    before, after = Path("reports/gate/report.html").read_text(encoding="utf-8").split(MARKER)
     assert html.startswith(before)
     assert html.endswith(after)
     assert "<h2>Lineage</h2>" in html
-    assert "<h2>Cost</h2>" in html
+    assert "<h2>ResourceUsage</h2>" in html
     parser = WellFormed()
     parser.feed(html)
     assert parser.open == []
@@ -121,16 +121,16 @@ def test_a_run_tells_what_it_took_and_what_was_cut_off_before(params):
     with tracking.run("sft", params) as run:
         run.summary({"tokens": 1234})
     store = open_store("trueline")
-    sft, *others = costs(store, link_runs(store))
+    sft, *others = resource_usages(store, link_runs(store))
     assert (sft.stage, sft.status, sft.run_id, sft.unfinished, sft.tokens) == ("sft", "ran", run.id, 1, 1234.0)
     info = store.client.get_run(run.id).info
     assert sft.seconds == (info.end_time - info.start_time) / 1000
     assert sft.memory is not None
     assert sft.memory > 10
-    assert [(cost.stage, cost.status) for cost in others] == [
+    assert [(usage.stage, usage.status) for usage in others] == [
         (stage, "restored") for stage in ("reward", "held_out_reward", "ppo", "evaluate")
     ]
-    assert all((cost.seconds, cost.memory, cost.unfinished) == (None, None, 0) for cost in others)
+    assert all((usage.seconds, usage.memory, usage.unfinished) == (None, None, 0) for usage in others)
 
 
 def test_what_was_reused_is_no_cost_of_this_result(params):
@@ -157,7 +157,7 @@ def test_what_was_reused_is_no_cost_of_this_result(params):
     ],
 )
 def test_energy_is_told_or_said_to_be_unknown(changes, words):
-    assert energy(COST._replace(**changes)) == words
+    assert energy(USAGE._replace(**changes)) == words
 
 
 def test_a_server_shows_it_at_its_own_address():
@@ -168,7 +168,7 @@ def test_a_server_shows_it_at_its_own_address():
 def test_what_people_said_is_on_the_page_once_they_were_asked(params):
     write_report(params)
     assert "By people" not in REPORT.read_text(encoding="utf-8")
-    human_evaluation.keep(params, str(stages.lock_key("evaluate")), FIGURES, VOTES)
+    human_evaluation.save_votes(params, str(stages.lock_key("evaluate")), FIGURES, VOTES)
     write_report(params)
     html = REPORT.read_text(encoding="utf-8")
     assert "<h2>By people</h2>" in html
@@ -188,7 +188,7 @@ def test_a_pipeline_that_has_not_run_is_named_with_the_cure(params):
 def test_a_page_without_the_mark_is_named_with_the_cure(params):
     give_page("<html>of an earlier release</html>")
     with pytest.raises(
-        InputError, match=r"reports/gate/report.html has no place .*: run dvc repro --force --single-item gate"
+        InputError, match=r"reports/gate/report.html has no marker .*: run dvc repro --force --single-item gate"
     ):
         write_report(params)
     assert not REPORT.exists()

@@ -1,4 +1,4 @@
-"""A reward model's card says what the account says of it, to the hub's own library too, and names no people."""
+"""A reward model's card says what the record says of it, to the hub's own library too, and names no people."""
 
 import copy
 from typing import Any
@@ -8,7 +8,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from tasks.learning.maths import calibration
 from tasks.registry.export.reward_card import CONFIDENCE, reward_card
-from tests.registry.test_policy_card import ACCOUNT, SOURCE, interval, metadata
+from tests.registry.test_policy_card import RECORD, SOURCE, interval, metadata
 
 REWARD: dict[str, Any] = {
     "pairs": 4002,
@@ -31,7 +31,7 @@ BEST_OF = [{"n": 2, "kl": 0.193, "reward": interval(0.56, 0.53, 0.59), "held_out
 
 
 def known(**changes):
-    found = copy.deepcopy(ACCOUNT)
+    found = copy.deepcopy(RECORD)
     found["figures"]["reward"] = REWARD
     found["figures"]["evaluate"]["best_of_sft"] = BEST_OF
     found["params"] |= {"reward": {"epochs": 2, "learning_rate": 0.001}, "lora": {"rank": 0}}
@@ -39,8 +39,8 @@ def known(**changes):
     return {**found, **changes}
 
 
-def write(account):
-    return reward_card({"version": 4, "reward_version": 2, "md5": "aa.dir", "account": account})
+def write(record):
+    return reward_card({"version": 4, "reward_version": 2, "md5": "aa.dir", "record": record})
 
 
 def test_the_metadata_are_those_of_the_hub():
@@ -70,7 +70,7 @@ def test_the_intervals_have_the_confidence_that_is_told():
     "said",
     [
         "# our-reward version 2",
-        "account of policy version 4, with which this version was registered; `trueline why 4` shows",
+        "record of policy version 4, with which this version was registered; `trueline why 4` shows",
         "| this reward model | `bb.dir` |",
         "| SFT model | `cc.dir` |",
         "| base model | `dd.dir` | `infra/example/orders.py` |",
@@ -91,7 +91,7 @@ def test_the_intervals_have_the_confidence_that_is_told():
         "| key of `reward` | `2345` |",
     ],
 )
-def test_the_text_tells_what_the_account_tells(said):
+def test_the_text_shows_what_the_record_holds(said):
     assert said in write(known())
 
 
@@ -101,7 +101,7 @@ def test_it_tells_nothing_of_people_nor_of_the_policy():
 
 
 def test_only_data_that_made_it_are_named():
-    account = known(
+    record = known(
         params={
             "prepare": {
                 "demonstrations": {"source": SOURCE},
@@ -114,42 +114,42 @@ def test_only_data_that_made_it_are_named():
             "p.yaml": {"hub": "org/asked", "revision": "c" * 40},
         },
     )
-    account["data"]["prepare"]["preferences"] = {"rows_read": 9, "sources": {"pairs/a.yaml": {"rows": 9}}}
-    read = metadata(write(account))
+    record["data"]["prepare"]["preferences"] = {"rows_read": 9, "sources": {"pairs/a.yaml": {"rows": 9}}}
+    read = metadata(write(record))
     assert (read.datasets, read.license) == (["org/pairs"], None)
-    assert "org/asked" not in write(account)
+    assert "org/asked" not in write(record)
     # Others' prompts are none of its terms.
-    account["params"]["prepare"]["preferences"]["source"] = SOURCE
-    account["data"]["prepare"]["preferences"] = account["data"]["prepare"]["demonstrations"]
-    assert metadata(write(account)).license == "apache-2.0"
+    record["params"]["prepare"]["preferences"]["source"] = SOURCE
+    record["data"]["prepare"]["preferences"] = record["data"]["prepare"]["demonstrations"]
+    assert metadata(write(record)).license == "apache-2.0"
 
 
 def test_pairs_that_share_prompts_are_told_with_what_they_tell():
-    account = known()
-    assert "In brackets: Wilson's interval, confidence 0.95.\n" in write(account)
-    account["figures"]["reward"]["accuracy"]["effective_pairs"] = 244.3
-    assert "confidence 0.95, of the 244 pairs that would tell as much if no two shared a prompt." in write(account)
+    record = known()
+    assert "In brackets: Wilson's interval, confidence 0.95.\n" in write(record)
+    record["figures"]["reward"]["accuracy"]["effective_pairs"] = 244.3
+    assert "confidence 0.95, of the 244 pairs that would tell as much if no two shared a prompt." in write(record)
 
 
-def test_an_account_of_an_earlier_release_still_gets_a_card():
-    account = known(params={})
-    del account["figures"], account["hub"]
-    text = write(account)
-    assert "The account holds no figures of the reward model." in text
+def test_a_record_of_an_earlier_release_still_gets_a_card():
+    record = known(params={})
+    del record["figures"], record["hub"]
+    text = write(record)
+    assert "The record holds no figures of the reward model." in text
     assert "Trained on not recorded pairs" in text
     assert "model-index" not in metadata(text).to_dict()
 
 
 def test_figures_of_an_earlier_release_are_told_as_far_as_they_go():
-    account = known()
-    account["figures"] = {"reward": {"accuracy": {"value": 0.85, "pairs": 482}}}
-    account["figures"]["evaluate"] = {"best_of_sft": [{"n": 2, "kl": 0.193, "reward": 0.5}]}
-    text = write(account)
+    record = known()
+    record["figures"] = {"reward": {"accuracy": {"value": 0.85, "pairs": 482}}}
+    record["figures"]["evaluate"] = {"best_of_sft": [{"n": 2, "kl": 0.193, "reward": 0.5}]}
+    text = write(record)
     assert "| Accuracy | 0.850 | — | 482 |" in text
     assert "| Expected calibration error | — | — | 482 |" in text
     assert "| 2 | 0.193 | — | — | — |" in text
     assert "correlate" not in text
 
 
-def test_the_same_account_gives_the_same_bytes():
+def test_the_same_record_gives_the_same_bytes():
     assert write(known()) == write(known())

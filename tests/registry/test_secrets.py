@@ -140,11 +140,11 @@ def test_two_users_are_not_mixed_up(monkeypatch) -> None:
 def test_user_and_password_reach_mlflow(monkeypatch) -> None:
     from mlflow.utils.credentials import read_mlflow_creds
 
-    from tasks.registry.mlflow_runs.store import _take_credentials_apart
+    from tasks.registry.mlflow_runs.store import _separate_credentials
 
     for variable in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.setenv(variable, "")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me%40home:hush%2F@hush@host:5000/a")
-    _take_credentials_apart()
+    _separate_credentials()
     assert read_mlflow_creds() == ("me@home", "hush/@hush")
     assert os.environ["MLFLOW_TRACKING_URI"] == "https://host:5000/a"

@@ -9,7 +9,7 @@ import pytest
 from tasks.common.errors import InputError
 from tasks.data.records import TAGS
 from tasks.registry.dvc_outputs.stages import stages_after
-from tasks.registry.lineage import queries, trace
+from tasks.registry.lineage import explain, trace
 from tasks.registry.promotion import champion
 from tasks.settings.params import load_params
 from tests.registry.conftest import change_figures, repro, run_again
@@ -101,7 +101,7 @@ def test_versions_promoted_or_not_are_told_apart(traced):
         "reward_version": 1,
         "promoted": True,
         "method": "ppo",
-        "data": queries.why(traced, "1")["data"]["md5"],
+        "data": explain.why(traced, "1")["data"]["md5"],
         "policy": True,
         "reward": True,
         "stages": ["sft"],
@@ -133,10 +133,10 @@ def test_split_and_kind_say_what_learned_from_a_row(traced, row, policy, reward,
 
 
 def test_dpo_learns_from_the_pairs_itself_and_from_no_prompt():
-    account = {"data": {"md5": "x.dir"}, "method": "dpo"}
+    record = {"data": {"md5": "x.dir"}, "method": "dpo"}
     for kind, policy, stages in (("preferences", True, ["reward", "dpo"]), ("prompts", False, [])):
         found = trace.Found({kind: {"train": 1}}, 0, None)
-        told = trace._traced({"version": 1, "reward_version": 1, "md5": "y", "account": account}, False, found)
+        told = trace._traced({"version": 1, "reward_version": 1, "md5": "y", "record": record}, False, found)
         assert (told["policy"], told["stages"]) == (policy, stages)
 
 
@@ -219,8 +219,8 @@ def test_who_is_named_nowhere_is_told_apart_from_a_no(traced):
     ],
 )
 def test_rows_without_annotator_leave_no_sure_no(method, kept, unattributed, policy, reward, count):
-    account, found = {"data": {"md5": "x.dir"}, "method": method}, trace.Found(kept, 0, unattributed)
-    told = trace._traced({"version": 1, "reward_version": 1, "md5": "y", "account": account}, False, found)
+    record, found = {"data": {"md5": "x.dir"}, "method": method}, trace.Found(kept, 0, unattributed)
+    told = trace._traced({"version": 1, "reward_version": 1, "md5": "y", "record": record}, False, found)
     assert (told["policy"], told["reward"], told["unattributed"]) == (policy, reward, count)
 
 
@@ -231,7 +231,7 @@ def test_what_no_data_hold_is_told_apart_from_a_no(traced):
 
 
 def test_data_that_are_gone_are_no_no(lossy):
-    md5 = queries.why(lossy, "1")["data"]["md5"]
+    md5 = explain.why(lossy, "1")["data"]["md5"]
     Path(".dvc/cache/files/md5", md5[:2], md5[2:]).unlink()
     first, second = versions_of(lossy, "row", "a")
     assert (first["policy"], first["reward"], first["rows"], first["quarantined"]) == (None, None, None, None)

@@ -21,8 +21,8 @@ from mlflow.exceptions import MlflowException
 
 from tasks.common.errors import InputError
 from tasks.registry.dvc_outputs import stages
-from tasks.registry.lineage import queries
-from tasks.registry.mlflow_runs import outbox, tracking
+from tasks.registry.lineage import sync
+from tasks.registry.mlflow_runs import send_queue, tracking
 from tasks.registry.mlflow_runs.store import open_store, tracking_uri
 from tasks.registry.mlflow_runs.system_metrics import hardware
 from tasks.registry.promotion import champion
@@ -339,7 +339,7 @@ def server(tmp_path, monkeypatch):
 @pytest.mark.timeout(600)  # it starts twice, and on a busy machine takes a minute each time
 def test_a_real_server_that_is_stopped_and_started_again_gets_all_metrics(server, params, monkeypatch, caplog):
     start, stop, pause = server
-    monkeypatch.setattr(outbox, "SEND_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(send_queue, "SEND_EVERY_SECONDS", 0.0)
     start()
     with tracking.run("sft", params) as run:
         run.log(1, {"loss": 1.0})
@@ -350,7 +350,7 @@ def test_a_real_server_that_is_stopped_and_started_again_gets_all_metrics(server
         assert time.monotonic() - began < 5  # nobody waits for a request
         eventually(lambda: "MLflow does not answer" in caplog.text)
         start()
-        monkeypatch.setattr(outbox, "RETRY_AFTER_SECONDS", 0.0)
+        monkeypatch.setattr(send_queue, "RETRY_AFTER_SECONDS", 0.0)
         run.log(400, {"loss": 1 / 400})
     history = run._store.client.get_metric_history(run.id, "loss")
     assert [(value.step, value.value) for value in history] == [(step, 1 / step) for step in range(1, 401)]
@@ -367,6 +367,6 @@ def test_a_real_server_that_is_stopped_and_started_again_gets_all_metrics(server
         assert stage.wait() == 143
         assert time.monotonic() - began < 12
     pause(signal.SIGCONT)
-    queries.sync(params)
+    sync.sync(params)
     (killed,) = run._store.client.search_runs([run._store.experiment_id], "attributes.status = 'KILLED'")
     assert killed.data.metrics["loss"] == 999

@@ -1,7 +1,7 @@
-"""What alignment with adapters added to the SFT model, taken out of the merged weights again as a LoRA adapter.
+"""Extracting a LoRA adapter from the weights of a model that was aligned with adapters.
 
-Trainers merge their adapters when they save (docs/decisions/0006-adapters-are-merged.md). The difference of the two
-models has the adapter's rank, so its singular vectors are an adapter that gives it back.
+Trainers merge their adapters when they save (docs/decisions/0006-adapters-are-merged.md). The difference between the
+aligned model and the SFT model has the adapter's rank, so its singular vectors give the adapter back.
 """
 
 import warnings
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from tasks.common.errors import InputError
 from tasks.data.base_model.mismatches import load_with_misfits, refuse_misfits
 
-# Rounding when the adapter was merged, and again when it is taken out, in units of the largest weight's last place.
+# Rounding errors of merging and extracting, in units in the last place of the largest weight.
 ROUNDING = 8
 OVERSAMPLING, POWER_ITERATIONS = 8, 4
 
@@ -33,13 +33,13 @@ def write_adapter(merged: Path, base: Path, folder: Path, *, rank: int, alpha: f
     Args:
         merged: folder of the aligned model.
         base: folder of the model it was aligned from.
-        folder: where to.
-        rank: the rank that the adapters were trained with, at least 1.
-        alpha: their scale times their rank.
+        folder: the output folder.
+        rank: rank of the trained adapters, at least 1.
+        alpha: scale of the adapters times their rank.
         targets: the layers that had one, as in params.yaml.
 
     Raises:
-        InputError: the models differ in more than such an adapter can say.
+        InputError: the models differ by more than an adapter of this rank can represent.
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
@@ -47,7 +47,7 @@ def write_adapter(merged: Path, base: Path, folder: Path, *, rank: int, alpha: f
     scale: Any = alpha  # peft annotates an int and only divides by the rank
     config = LoraConfig(task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=scale, target_modules=targets)
     with warnings.catch_warnings():
-        # GPT-2 stores its weights transposed; peft sets that right by itself and says so.
+        # GPT-2 stores its weights transposed; peft handles that and warns.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
         adapted = get_peft_model(_load(base), config)
     weights = dict(aligned.named_parameters())
@@ -60,16 +60,16 @@ def write_adapter(merged: Path, base: Path, folder: Path, *, rank: int, alpha: f
             raise _too_different(same, rank)
     found: Any = adapted.peft_config["default"]
     found.base_model_name_or_path = None
-    found.target_modules = sorted(found.target_modules)  # peft keeps a set, whose order changes from run to run
+    found.target_modules = sorted(found.target_modules)  # peft has a set, whose order changes from run to run
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
 
 
 def factors(difference: Tensor, rank: int) -> Factors:
-    """Split a matrix into two by its largest singular values.
+    """Factor a matrix by its largest singular values.
 
     Args:
         difference: (rows, columns).
-        rank: how many singular values are kept; what is beyond the matrix's own is zero.
+        rank: number of singular values; those beyond the matrix's own rank are zero.
 
     Source: Halko et al. 2011, "Finding structure with randomness", algorithm 5.1 with power iterations.
     """
@@ -78,22 +78,22 @@ def factors(difference: Tensor, rank: int) -> Factors:
         torch.manual_seed(0)  # the same models give the same bytes
         size = min(rank + OVERSAMPLING, rows, columns)
         left, values, right = torch.svd_lowrank(difference, q=size, niter=POWER_ITERATIONS)
-    kept = min(rank, size)
-    roots = values[:kept].sqrt()
+    count = min(rank, size)
+    roots = values[:count].sqrt()
     a, b = difference.new_zeros(rank, columns), difference.new_zeros(rows, rank)
-    a[:kept], b[:, :kept] = roots[:, None] * right[:, :kept].T, left[:, :kept] * roots
+    a[:count], b[:, :count] = roots[:, None] * right[:, :count].T, left[:, :count] * roots
     return Factors(a, b)
 
 
 def _set_factors(layer: Any, aligned: Tensor) -> None:  # noqa: ANN401 (peft has no types)
-    """Have an adapted layer give what the aligned one gives."""
+    """Set the adapter of a layer so that the layer computes what the aligned one computes."""
     weight = layer.get_base_layer().weight
     difference = (aligned.double() - weight.double()).detach()
     difference = difference.T if layer.fan_in_fan_out else difference
     rank, scaling = layer.r["default"], layer.scaling["default"]
     found = factors(difference, rank)
-    left_out = (difference - found.b @ found.a).abs().max().item()
-    if left_out > ROUNDING * torch.finfo(weight.dtype).eps * max(weight.abs().max().item(), aligned.abs().max().item()):
+    error = (difference - found.b @ found.a).abs().max().item()
+    if error > ROUNDING * torch.finfo(weight.dtype).eps * max(weight.abs().max().item(), aligned.abs().max().item()):
         raise _too_different("a layer with an adapter", rank)
     with torch.no_grad():
         layer.lora_A["default"].weight.copy_(found.a)
@@ -102,7 +102,7 @@ def _set_factors(layer: Any, aligned: Tensor) -> None:  # noqa: ANN401 (peft has
 
 def _too_different(what: str, rank: int) -> InputError:
     return InputError(
-        f"{what} differs from the SFT model in more than an adapter of rank {rank} can hold: "
+        f"{what} differs from the SFT model by more than an adapter of rank {rank} can represent: "
         "export the whole model, without --adapter"
     )
 

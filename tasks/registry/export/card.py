@@ -1,4 +1,4 @@
-"""What the model cards of policies and reward models share: the format of the Hugging Face hub, and the account."""
+"""Model cards in the format of the Hugging Face hub, written from a model record."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,85 +11,84 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from tasks.common.escapes import Written, code, into_markdown, markdown, one_line, visible
 from tasks.common.rounding import number
 from tasks.data.records import Kind
-from tasks.registry.lineage.portable_names import without_places
+from tasks.registry.lineage.redaction import redact_record
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
 
-class Absent(ChainableUndefined):
-    """What an account does not hold: the card says so. A promotion must not fail for want of a figure to show."""
+class NotRecorded(ChainableUndefined):
+    """A value that the record lacks: the card says so. A missing figure must not make a promotion fail."""
 
     def __str__(self) -> str:
-        """Stand in the text for the value."""
+        """Return the text in place of the value."""
         return "not recorded"
 
 
 class Figure(NamedTuple):
-    """A figure for the hub's model index."""
+    """A figure in the hub's model index."""
 
-    kind: str  # its type on the hub
+    kind: str  # metric type on the hub
     name: str
     value: float
     arguments: Mapping[str, float | None] = {}  # such as the ends of its interval
 
 
 class Subject(NamedTuple):
-    """What a card is of."""
+    """The model that a card describes."""
 
     name: str  # of the registered model
     version: int
-    template: str  # its file
-    task: str  # of the hub, where it is called pipeline_tag
+    template: str  # file name
+    task: str  # pipeline_tag on the hub
     library: str
     tags: Sequence[str]
-    kinds: Sequence[Kind]  # of data that made it; the test split of the last one has tested it
+    kinds: Sequence[Kind]  # of its training data; the test split of the last one was used to evaluate it
     tested_on: str  # such as "478 prompts of the test split"
 
 
-def write_card(subject: Subject, account: Mapping[str, Any], figures: Sequence[Figure], **facts: object) -> str:
-    """Write a card; the same account gives the same bytes.
+def write_card(subject: Subject, record: Mapping[str, Any], figures: Sequence[Figure], **facts: object) -> str:
+    """Write a card; the same record gives the same bytes.
 
     Args:
-        subject: what it is of.
-        account: all that is known of it (see candidate.py). What one of an earlier release lacks is said to be not
-            recorded.
+        subject: the model.
+        record: its model record (see candidate.py). The card says which values a record of an earlier release lacks.
         figures: for the model index.
-        facts: what else the template asks for.
+        facts: other variables of the template.
 
     Returns:
         Markdown with the metadata as YAML in front.
     """
     from huggingface_hub import ModelCard
 
-    account = without_places(account)  # it may be of an earlier release
+    record = redact_record(record)  # one of an earlier release may name paths
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=False,  # that is for HTML
+        autoescape=False,  # it escapes HTML only
         finalize=into_markdown,  # names and reasons come from data
-        undefined=Absent,
+        undefined=NotRecorded,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     environment.filters |= {"figure": _figure, "code": code, "quoted": _quoted, "on_hub": _on_hub, "written": Written}
     text = environment.get_template(subject.template).render(
-        metadata=_metadata(subject, account, figures).to_yaml(),
+        metadata=_metadata(subject, record, figures).to_yaml(),
         name=subject.name,
         version=subject.version,
-        account=account,
-        license=_license(account, subject.kinds),
-        base=figures_of(account, "base"),
-        data=_data_rows(account, subject.kinds),
-        hub=account.get("hub", {}),
+        record=record,
+        license=_license(record, subject.kinds),
+        base=figures_of(record, "base"),
+        data=_data_rows(record, subject.kinds),
+        hub=record.get("hub", {}),
         **facts,
     )
-    return visible(str(ModelCard(text)))  # it reads the metadata, and raises where that is no YAML
+    return visible(str(ModelCard(text)))  # raises if the metadata are not YAML
 
 
-def figures_of(account: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
-    """Give a stage's metrics; accounts of earlier releases hold none."""
-    found: Mapping[str, Any] = account.get("figures", {}).get(stage, {})
+def figures_of(record: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
+    """Return a stage's metrics; records of earlier releases have none."""
+    found: Mapping[str, Any] = record.get("figures", {}).get(stage, {})
     return found
 
 
@@ -98,39 +97,39 @@ def _figure(value: object, digits: int = 3) -> Written:
 
 
 def _quoted(text: str) -> Written:
-    """Write a text as one of Python's."""
+    """Write a text as a string literal."""
     return Written(json.dumps(one_line(text)))
 
 
 def _on_hub(name: str, kind: str = "") -> Written:
-    """Link a repository on the hub."""
+    """Link to a repository on the hub."""
     address = quote(f"{kind}{name}")
     return Written(f"[{markdown(name)}](https://huggingface.co/{address})")
 
 
-def _metadata(subject: Subject, account: Mapping[str, Any], figures: Sequence[Figure]) -> "ModelCardData":
+def _metadata(subject: Subject, record: Mapping[str, Any], figures: Sequence[Figure]) -> "ModelCardData":
     from huggingface_hub import ModelCardData
 
-    hub, prepared = account.get("hub", {}), account["data"]["prepare"]
-    names = set(_sources(account, subject.kinds).values())
+    hub, prepared = record.get("hub", {}), record["data"]["prepare"]
+    names = set(_sources(record, subject.kinds).values())
     names |= {name for kind in subject.kinds for name in prepared.get(kind, {}).get("sources", {})}
     return ModelCardData(
-        base_model=hub.get(account["base"]["source"], {}).get("hub"),
+        base_model=hub.get(record["base"]["source"], {}).get("hub"),
         datasets=sorted({hub[name]["hub"] for name in names & hub.keys()}) or None,
-        eval_results=_eval_results(subject, account, figures) or None,
+        eval_results=_eval_results(subject, record, figures) or None,
         library_name=subject.library,
-        license=_license(account, subject.kinds),
+        license=_license(record, subject.kinds),
         model_name=f"{subject.name} version {subject.version}",
         pipeline_tag=subject.task,
         tags=list(subject.tags),
     )
 
 
-def _eval_results(subject: Subject, account: Mapping[str, Any], figures: Sequence[Figure]) -> "list[EvalResult]":
+def _eval_results(subject: Subject, record: Mapping[str, Any], figures: Sequence[Figure]) -> "list[EvalResult]":
     from huggingface_hub import EvalResult
 
-    source = _sources(account, subject.kinds).get(subject.kinds[-1], "custom")
-    pointer = account.get("hub", {}).get(source, {})
+    source = _sources(record, subject.kinds).get(subject.kinds[-1], "custom")
+    pointer = record.get("hub", {}).get(source, {})
     return [
         EvalResult(
             task_type=subject.task,
@@ -147,9 +146,9 @@ def _eval_results(subject: Subject, account: Mapping[str, Any], figures: Sequenc
     ]
 
 
-def _data_rows(account: Mapping[str, Any], kinds: Sequence[Kind]) -> list[dict[str, Any]]:
-    """A row a kind of data: its source, how many rows were kept, why the others were not."""
-    sources, read, checked = _sources(account, kinds), account["data"]["prepare"], account["data"]["validate"]
+def _data_rows(record: Mapping[str, Any], kinds: Sequence[Kind]) -> list[dict[str, Any]]:
+    """Return one row per kind of data: its source, and how many rows were read, kept and quarantined, with reasons."""
+    sources, read, checked = _sources(record, kinds), record["data"]["prepare"], record["data"]["validate"]
     return [
         {
             **checked[kind],
@@ -162,15 +161,15 @@ def _data_rows(account: Mapping[str, Any], kinds: Sequence[Kind]) -> list[dict[s
     ]
 
 
-def _sources(account: Mapping[str, Any], kinds: Sequence[Kind]) -> dict[Kind, str]:
-    prepare = account["params"].get("prepare", {})
+def _sources(record: Mapping[str, Any], kinds: Sequence[Kind]) -> dict[Kind, str]:
+    prepare = record["params"].get("prepare", {})
     return {kind: prepare[kind]["source"] for kind in kinds if kind in prepare}
 
 
-def _license(account: Mapping[str, Any], kinds: Sequence[Kind]) -> str | None:
-    """Give the licence that the sources of the base model and of each kind of data state, where it is one."""
-    prepared = account["data"]["prepare"]
-    stated = {figures_of(account, "base").get("license")}
+def _license(record: Mapping[str, Any], kinds: Sequence[Kind]) -> str | None:
+    """Return the licence that the sources of the base model and of each kind of data state, if it is one."""
+    prepared = record["data"]["prepare"]
+    stated = {figures_of(record, "base").get("license")}
     for kind in kinds:
         sources = [each for each in prepared.get(kind, {}).get("sources", {}).values() if not each.get("excluded")]
         stated |= {each.get("license") for each in sources or [{}]}

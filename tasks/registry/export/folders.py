@@ -1,4 +1,4 @@
-"""Writing a version or its reward model as a folder that others load as it is: whole weights, or an adapter on SFT."""
+"""Exporting a version or its reward model as a folder: full weights, or a LoRA adapter on the SFT model."""
 
 import shutil
 import tempfile
@@ -12,46 +12,46 @@ from tasks.registry.export.mlflow_model import CARD
 from tasks.registry.export.policy_card import policy_card
 from tasks.registry.export.reward_card import reward_card
 from tasks.registry.mlflow_runs.store import open_store
-from tasks.registry.promotion.decisions import Holder
-from tasks.registry.promotion.versions import as_holder, find, registered_with
+from tasks.registry.promotion.decisions import PolicyVersion
+from tasks.registry.promotion.versions import find, read_policy_version, registered_with
 from tasks.settings.params import Params
 
-BASE = "base"  # beside an adapter: what it stands on
-# Others own the folder from now on: a link could be written through into DVC's cache.
+BASE = "base"  # folder of an adapter's base model, beside the adapter
+# No hard or symbolic links: writing into the exported folder would change DVC's cache.
 LINKS = ("reflink", "copy")
 
 
 class Exported(TypedDict):
-    """What was written."""
+    """What was exported."""
 
     model: str
     version: int
-    md5: str  # of the model in DVC
+    md5: str  # DVC's hash of the model
     folder: str
     files: list[str]  # relative to the folder
 
 
 def export(params: Params, version_or_alias: str, folder: Path, *, as_adapter: bool = False) -> Exported:
-    """Write a version's model and its card, from DVC's cache by hash, whole or not at all.
+    """Write a version's model and its card, from DVC's cache, completely or not at all.
 
     Args:
         params: all settings.
         version_or_alias: such as 3 or champion.
-        folder: where to; it must not exist, or be empty.
-        as_adapter: write the alignment as a LoRA adapter, with the SFT model it stands on in `base/`.
+        folder: the output folder; it must not exist, or be empty.
+        as_adapter: write the alignment as a LoRA adapter, with the SFT model in `base/`.
 
     Raises:
-        InputError: there is no such version, the folder is in use, DVC's cache lacks the weights, or the version was
+        InputError: there is no such version, the folder is not empty, DVC's cache lacks the weights, or the version was
             not trained with adapters.
     """
-    place = _free(folder)
-    policy = as_holder(find(open_store(params.registry.experiment), params, version_or_alias))
+    target = _check_empty(folder)
+    policy = read_policy_version(find(open_store(params.registry.experiment), params, version_or_alias))
     lora = _lora(policy) if as_adapter else None
-    with replacing(place) as draft:
+    with replacing(target) as draft:
         if lora:
             _write_adapter(policy, lora, draft)
         else:
-            _bring_back(policy["md5"], draft, f"version {policy['version']}")
+            _restore(policy["md5"], draft, f"version {policy['version']}")
         (draft / CARD).write_text(policy_card(policy, as_adapter=as_adapter), encoding="utf-8")
     return _exported(params.registry.policy, policy["version"], policy["md5"], folder)
 
@@ -60,22 +60,22 @@ def export_reward(params: Params, version_or_alias: str, folder: Path) -> Export
     """Write the reward model of a policy version and its card, as `export` does the policy.
 
     Raises:
-        InputError: there is no such version, the folder is in use, or DVC's cache lacks the weights.
+        InputError: there is no such version, the folder is not empty, or DVC's cache lacks the weights.
     """
-    place, store = _free(folder), open_store(params.registry.experiment)
-    policy = registered_with(store, params, as_holder(find(store, params, version_or_alias)))
-    version, md5 = policy["reward_version"], policy["account"]["reward"]["md5"]
-    with replacing(place) as draft:
-        _bring_back(md5, draft, f"reward model version {version}")
+    target, store = _check_empty(folder), open_store(params.registry.experiment)
+    policy = registered_with(store, params, read_policy_version(find(store, params, version_or_alias)))
+    version, md5 = policy["reward_version"], policy["record"]["reward"]["md5"]
+    with replacing(target) as draft:
+        _restore(md5, draft, f"reward model version {version}")
         (draft / CARD).write_text(reward_card(policy), encoding="utf-8")
-    return _exported(policy["account"]["reward"]["name"], version, md5, folder)
+    return _exported(policy["record"]["reward"]["name"], version, md5, folder)
 
 
-def _free(folder: Path) -> Path:
-    place = folder.resolve()
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+def _check_empty(folder: Path) -> Path:
+    target = folder.resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{folder} is not an empty folder: name another, or empty it first")
-    return place
+    return target
 
 
 def _exported(model: str, version: int, md5: str, folder: Path) -> Exported:
@@ -83,13 +83,13 @@ def _exported(model: str, version: int, md5: str, folder: Path) -> Exported:
     return Exported(model=model, version=version, md5=md5, folder=str(folder), files=files)
 
 
-def _write_adapter(policy: Holder, lora: dict[str, Any], draft: Path) -> None:
+def _write_adapter(policy: PolicyVersion, lora: dict[str, Any], draft: Path) -> None:
     from tasks.registry.export.adapter import write_adapter
 
     with tempfile.TemporaryDirectory(dir=draft.parent) as folder:
         merged = Path(folder, "merged")
-        _bring_back(policy["md5"], merged, f"version {policy['version']}")
-        _bring_back(policy["account"]["sft"]["md5"], draft / BASE, f"the SFT model of version {policy['version']}")
+        _restore(policy["md5"], merged, f"version {policy['version']}")
+        _restore(policy["record"]["sft"]["md5"], draft / BASE, f"the SFT model of version {policy['version']}")
         write_adapter(merged, draft / BASE, draft, rank=lora["rank"], alpha=lora["alpha"], targets=lora["targets"])
         is_model = shutil.ignore_patterns("*.safetensors*", "config.json", "generation_config.json")
         shutil.copytree(merged, draft, ignore=is_model, dirs_exist_ok=True)  # the tokenizer and its chat template
@@ -97,15 +97,15 @@ def _write_adapter(policy: Holder, lora: dict[str, Any], draft: Path) -> None:
     write_json(described, read_json(described) | {"base_model_name_or_path": BASE})
 
 
-def _bring_back(md5: str, folder: Path, what: str) -> None:
+def _restore(md5: str, folder: Path, what: str) -> None:
     try:
         materialise(md5, folder, LINKS, what=what)
     except NotCachedError as error:
         raise NotCachedError(f"DVC's cache lacks the weights of {what} ({md5})", error.cure) from None
 
 
-def _lora(policy: Holder) -> dict[str, Any]:
-    lora: dict[str, Any] = policy["account"]["params"].get("lora", {"rank": 0})
+def _lora(policy: PolicyVersion) -> dict[str, Any]:
+    lora: dict[str, Any] = policy["record"]["params"].get("lora", {"rank": 0})
     if lora["rank"] == 0:
         raise InputError(
             f"version {policy['version']} was trained without adapters (lora.rank 0): export it without --adapter"

@@ -1,8 +1,8 @@
-"""What MLflow holds of a version besides its tags: the model card, and a model that its own loaders load.
+"""A version's MLflow model and model card.
 
-The logged model of a run only names folder and hash. A version's becomes an MLflow model with the flavours
-`transformers` and `python_function`. Where MLflow's artifacts lie on this machine, its weights are links to DVC's
-cache and cost nothing; a server gets a copy, and only of what becomes champion.
+The logged model of a run only names folder and hash. That of a version becomes an MLflow model with the flavours
+`transformers` and `python_function`. If MLflow's artifacts are on this machine, its weights are links to DVC's cache
+and take no space. A server gets a copy, and only of champions.
 """
 
 import logging
@@ -22,11 +22,11 @@ from tasks.registry.export import trueline_model
 from tasks.registry.export.policy_card import policy_card
 from tasks.registry.export.reward_card import reward_card
 from tasks.registry.mlflow_runs.store import Store, main_checkout
-from tasks.registry.promotion.decisions import Holder
+from tasks.registry.promotion.decisions import PolicyVersion
 
 CARD = "README.md"
 IS_EXTERNAL = "mlflow.model.isExternal"  # MLflow's tag of a model that it cannot load
-# Where weights are linked, a later `dvc gc` takes nothing away: a hard link is the file itself.
+# A later `dvc gc` removes no linked weights: a hard link is the file itself.
 LINKS = ("reflink", "hardlink", "copy")
 REQUIRED = ("torch", "transformers", "safetensors", "jinja2")
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class Flavour(NamedTuple):
-    """How transformers takes a model: its task, and the classes of the pipeline and the model."""
+    """How transformers loads a model: its task, and the classes of the pipeline and the model."""
 
     task: str
     pipeline: str
@@ -42,41 +42,41 @@ class Flavour(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A version of a registered model, and what MLflow is to hold of it."""
+    """A version of a registered model, and what is written to MLflow for it."""
 
     name: str
     version: int
-    md5: str  # of the model in DVC
+    md5: str  # DVC's hash of the model
     card: str
     flavour: Flavour
     settings: Mapping[str, Any]  # of `predict`
 
 
-def policy_entry(name: str, policy: Holder) -> Entry:
-    """Describe a policy version."""
-    # The classes that choose by config.json: for one it does not know, MLflow would trust code in the folder.
+def policy_entry(name: str, policy: PolicyVersion) -> Entry:
+    """Return the entry of a policy version."""
+    # The auto classes read config.json. For a class that MLflow does not know it would trust code in the folder.
     flavour = Flavour("text-generation", "TextGenerationPipeline", "AutoModelForCausalLM")
-    settings = _generation(policy["account"]["params"])
+    settings = _generation(policy["record"]["params"])
     return Entry(name, policy["version"], policy["md5"], policy_card(policy), flavour, settings)
 
 
-def reward_entry(name: str, policy: Holder) -> Entry:
-    """Describe the reward model version that a policy version was registered with."""
+def reward_entry(name: str, policy: PolicyVersion) -> Entry:
+    """Return the entry of the reward model version that a policy version was registered with."""
     flavour = Flavour("text-classification", "TextClassificationPipeline", "AutoModelForSequenceClassification")
-    md5 = policy["account"]["reward"]["md5"]
+    md5 = policy["record"]["reward"]["md5"]
     return Entry(name, policy["reward_version"], md5, reward_card(policy), flavour, {})
 
 
-def furnish(store: Store, entry: Entry, *, upload: bool) -> None:
-    """Let MLflow load a version, and write its model card beside it; doing it twice is doing it once.
+def write_mlflow_model(store: Store, entry: Entry, *, upload: bool) -> None:
+    """Write the MLflow model of a version, and its model card beside it; repeatable without harm.
 
-    A version whose weights DVC's cache lacks stays as it is, with a warning: the registry must come back on a machine
-    that has only the record.
+    If DVC's cache lacks the weights, the version stays as it is, with a warning: the registry can be rebuilt on a
+    machine that has only the decision log.
 
     Args:
         store: the registry.
         entry: the version.
-        upload: whether to copy the weights where they cannot be linked.
+        upload: whether to copy the weights if they cannot be linked.
     """
     model_id = str(store.client.get_model_version(entry.name, str(entry.version)).tags["model_id"])
     _make_loadable(store, entry, model_id, upload=upload)
@@ -87,32 +87,32 @@ def furnish(store: Store, entry: Entry, *, upload: bool) -> None:
 
 
 def check_weights(store: Store, entry: Entry) -> None:
-    """Hash the weights that a version is served with, before anything calls it champion; damaged ones are written anew.
+    """Hash the weights that a version is served with, before it becomes champion; damaged weights are written again.
 
-    On a server they were hashed when they were uploaded, and whoever loads them hashes them; here DVC's cache is asked.
-    What neither has cannot be wrong: the registry must come back on a machine that has only the record.
+    Weights on a server were hashed at upload, and are hashed when they are loaded; here DVC's cache is checked. Missing
+    weights are no error: the registry can be rebuilt on a machine that has only the decision log.
 
     Raises:
-        DamagedError: they are not those that were judged, and DVC's cache lacks these or has them damaged.
+        DamagedError: they are not the evaluated weights, and DVC's cache lacks those or has them damaged.
     """
     model_id = str(store.client.get_model_version(entry.name, str(entry.version)).tags["model_id"])
-    place = _local(store.client.get_logged_model(model_id).artifact_location)
-    if place is None or not (place / "model").exists():
+    folder = _local(store.client.get_logged_model(model_id).artifact_location)
+    if folder is None or not (folder / "model").exists():
         with suppress(NotCachedError):
             check_cached(entry.md5, f"{entry.name} version {entry.version}")
         return
     try:
-        check_folder(place / "model", entry.md5)
+        check_folder(folder / "model", entry.md5)
     except DamagedError as error:
         logger.warning("%s: it is written again", error)
-        shutil.rmtree(place)
-        furnish(store, entry, upload=False)
-        if not (place / "model").exists():
+        shutil.rmtree(folder)
+        write_mlflow_model(store, entry, upload=False)
+        if not (folder / "model").exists():
             raise
 
 
-def card_place(store: Store, model_id: str) -> str:
-    """Tell where the model card of a logged model lies: from the checkout where it is in there, else its address."""
+def card_path(store: Store, model_id: str) -> str:
+    """Return the path of a logged model's card relative to the checkout, or its address if it is not in there."""
     location = str(store.client.get_logged_model(model_id).artifact_location)
     folder = _local(location)
     if folder and folder.is_relative_to(main_checkout()):
@@ -122,18 +122,18 @@ def card_place(store: Store, model_id: str) -> str:
 
 def _make_loadable(store: Store, entry: Entry, model_id: str, *, upload: bool) -> None:
     logged = store.client.get_logged_model(model_id)
-    place = _local(logged.artifact_location)
-    is_written = IS_EXTERNAL not in logged.tags and not (place and not (place / "MLmodel").exists())
-    if is_written or not (place or upload):
+    folder = _local(logged.artifact_location)
+    is_written = IS_EXTERNAL not in logged.tags and not (folder and not (folder / "MLmodel").exists())
+    if is_written or not (folder or upload):
         return
     try:
-        if place:
-            with replacing(place) as draft:
+        if folder:
+            with replacing(folder) as draft:
                 _write_model(draft, entry, model_id)
         else:
-            with tempfile.TemporaryDirectory() as folder:
-                _write_model(Path(folder, "model"), entry, model_id)
-                store.client.log_model_artifacts(model_id, str(Path(folder, "model")))
+            with tempfile.TemporaryDirectory() as temporary:
+                _write_model(Path(temporary, "model"), entry, model_id)
+                store.client.log_model_artifacts(model_id, str(Path(temporary, "model")))
     except NotCachedError as error:
         cure = f"{error.cure}, then trueline sync"
         logger.warning("MLflow cannot load %s version %s: DVC's cache lacks it: %s", entry.name, entry.version, cure)
@@ -143,9 +143,9 @@ def _make_loadable(store: Store, entry: Entry, model_id: str, *, upload: bool) -
 
 
 def _write_model(folder: Path, entry: Entry, model_id: str) -> None:
-    """Write an MLflow model; `mlflow.transformers` cannot do it without loading and copying the weights."""
+    """Write an MLflow model; `mlflow.transformers` would load and copy the weights."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Any type hint is inferred")  # MLflow, about a class of its own
+        warnings.filterwarnings("ignore", message=".*Any type hint is inferred")  # from MLflow, about its own class
         import mlflow.pyfunc
         from mlflow.models import Model
 
@@ -176,7 +176,7 @@ def _write_model(folder: Path, entry: Entry, model_id: str) -> None:
 
 
 def _generation(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Generate as the evaluation did."""
+    """Return the generation settings of the evaluation."""
     settings = params.get("evaluate")
     if settings is None:
         return {}
@@ -188,7 +188,7 @@ def _generation(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _local(location: str) -> Path | None:
-    """Give the folder behind an artifact location, where it is one of this machine."""
+    """Return the folder of an artifact location on this machine; None for a remote one."""
     from mlflow.utils.file_utils import local_file_uri_to_path
     from mlflow.utils.uri import is_local_uri
 

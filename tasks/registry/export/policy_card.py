@@ -1,4 +1,4 @@
-"""A policy version's model card, written from its account and nothing else."""
+"""A policy version's model card, written from its model record alone."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from tasks.common.rounding import digits_of
 from tasks.data.records import Kind
 from tasks.registry.export.card import Figure, Subject, figures_of, write_card
-from tasks.registry.promotion.decisions import Holder
+from tasks.registry.promotion.decisions import PolicyVersion
 
 METHODS = {"ppo": "PPO", "dpo": "DPO"}
 KINDS: tuple[Kind, ...] = ("demonstrations", "preferences", "prompts")
@@ -14,8 +14,8 @@ MODELS = ("candidate", "sft", "opponent")
 # Figures of each model on the test prompts: key in metrics/evaluate.json, type on the hub, name.
 MODEL_FIGURES = (
     ("reward", "reward", "Reward"),
-    ("held_out", "held_out_score", "Held-out judge's score"),
-    ("ground_truth", "ground_truth_score", "Known rule's score"),
+    ("held_out", "held_out_score", "Held-out reward"),
+    ("ground_truth", "ground_truth_score", "Ground-truth reward"),
     ("length", "length", "Length, tokens"),
     ("eos_rate", "eos_rate", "Ended by itself"),
     ("repetition", "repetition", "Repeated 4-grams"),
@@ -33,21 +33,25 @@ MODEL_FIGURES = (
 # Differences by prompt from another model: key in metrics/evaluate.json, type on the hub, name.
 DIFFERENCES = (
     ("reward", "reward_difference", "Reward minus that of"),
-    ("held_out", "held_out_difference", "Held-out judge's score minus that of"),
-    ("ground_truth", "ground_truth_difference", "Known rule's score minus that of"),
+    ("held_out", "held_out_difference", "Held-out reward minus that of"),
+    ("ground_truth", "ground_truth_difference", "Ground-truth reward minus that of"),
     ("length", "length_difference", "Length in tokens minus that of"),
     ("eos_rate", "eos_rate_difference", "Share ended by itself minus that of"),
     ("repetition", "repetition_difference", "Repeated 4-grams minus those of"),
     ("rouge_l", "rouge_l_difference", "ROUGE-L minus that of"),
 )
-# Who else than the reward model said which answer is better: key in metrics/evaluate.json, words.
-JUDGES = (("held_out", "the held-out judge"), ("references", "the references"), ("ground_truth", "the known rule"))
+# Other sources of win rates than the reward model: key in metrics/evaluate.json, name.
+OTHER_SOURCES = (
+    ("held_out", "the held-out reward model"),
+    ("references", "the references"),
+    ("ground_truth", "the ground-truth reward"),
+)
 
 
 class Comparison(NamedTuple):
-    """A figure of the policy beside another model's, with the interval that the evaluation gave it."""
+    """A comparison of the policy with another model, with the evaluation's interval."""
 
-    kind: str  # its type on the hub
+    kind: str  # metric type on the hub
     name: str
     value: float
     low: float
@@ -55,24 +59,24 @@ class Comparison(NamedTuple):
 
     @property
     def digits(self) -> int:
-        """How many are shown."""
+        """Return the number of digits to show."""
         return digits_of(self.kind.removesuffix("_difference"))
 
 
-def policy_card(policy: Holder, *, as_adapter: bool = False) -> str:
+def policy_card(policy: PolicyVersion, *, as_adapter: bool = False) -> str:
     """Write the card of a policy version.
 
     Args:
-        policy: the version with its account.
-        as_adapter: whether the card lies beside an adapter on the SFT model, in place of the whole weights.
+        policy: the version with its model record.
+        as_adapter: whether the card is for an adapter on the SFT model, and not for the full weights.
 
     Returns:
         Markdown with the metadata as YAML in front.
     """
-    account = policy["account"]
-    evaluation, method = figures_of(account, "evaluate"), account["method"]
+    record = policy["record"]
+    evaluation, method = figures_of(record, "evaluate"), record["method"]
     subject = Subject(
-        name=account["policy"]["name"],
+        name=record["policy"]["name"],
         version=policy["version"],
         template="policy_card.md.j2",
         task="text-generation",
@@ -83,28 +87,28 @@ def policy_card(policy: Holder, *, as_adapter: bool = False) -> str:
     )
     return write_card(
         subject,
-        account,
-        _index(account),
+        record,
+        _index(record),
         reward_version=policy["reward_version"],
         as_adapter=as_adapter,
         method=METHODS.get(method, method),
         evaluation=evaluation,
-        comparisons=_comparisons(account),
+        comparisons=_comparisons(record),
         model_figures=[
             (name, digits_of(key), *(_model_figure(evaluation, key, model) for model in MODELS))
             for key, _, name in MODEL_FIGURES
         ],
-        accuracy=figures_of(account, "reward").get("accuracy", {}),
+        accuracy=figures_of(record, "reward").get("accuracy", {}),
     )
 
 
-def _index(account: Mapping[str, Any]) -> list[Figure]:
-    """The figures of the whole test split for the hub's model index, intervals as arguments of the figure."""
-    evaluation = figures_of(account, "evaluate")
+def _index(record: Mapping[str, Any]) -> list[Figure]:
+    """Return the figures of the whole test split for the hub's model index, with intervals as arguments."""
+    evaluation = figures_of(record, "evaluate")
     confidence, kl = evaluation.get("confidence"), evaluation.get("kl")
     figures = [
         Figure(each.kind, each.name, each.value, {"low": each.low, "high": each.high, "confidence": confidence})
-        for each in _comparisons(account)
+        for each in _comparisons(record)
     ]
     if kl and kl.get("mean") is not None:
         name = "KL(policy || SFT), nats an answer"
@@ -114,30 +118,33 @@ def _index(account: Mapping[str, Any]) -> list[Figure]:
 
 
 def _model_figure(evaluation: Mapping[str, Any], key: str, model: str) -> float | None:
-    """A model's own figure, or what stands for it under the figure's name: of the judges and the perplexity."""
+    """Return a model's figure, stored under the model or, for other rewards and the perplexity, under the figure."""
     own: Mapping[str, Any] = evaluation.get(model) or {}
     of_all: Mapping[str, Any] = evaluation.get(key) or {}
     value: float | None = own.get(key, of_all.get(model))
     return value
 
 
-def _comparisons(account: Mapping[str, Any]) -> list[Comparison]:
-    """Win rates, and differences by prompt: over SFT, and over the champion of the time where there was one."""
-    evaluation = figures_of(account, "evaluate")
-    rivals = {"vs_sft": "SFT"}
-    if account["opponent"]["name"] == "champion":
-        rivals["vs_opponent"] = f"champion version {account['opponent']['version']}"
-    llm_judge, opponent = evaluation.get("llm_judge", {}), rivals.get("vs_opponent", "SFT")
+def _comparisons(record: Mapping[str, Any]) -> list[Comparison]:
+    """Return win rates and differences by prompt, against SFT and against the champion if there was one."""
+    evaluation = figures_of(record, "evaluate")
+    opponents = {"vs_sft": "SFT"}
+    if record["opponent"]["name"] == "champion":
+        opponents["vs_opponent"] = f"champion version {record['opponent']['version']}"
+    llm_judge, opponent = evaluation.get("llm_judge", {}), opponents.get("vs_opponent", "SFT")
     found: list[tuple[str, str, Mapping[str, Any] | None]] = []
-    for key, rival in rivals.items():
+    for key, against in opponents.items():
         controlled = evaluation.get("length_controlled_win_rate", {}).get(key)
         difference = evaluation.get("difference", {}).get(key, {})
-        wins = f"Win rate over {rival}"
+        wins = f"Win rate over {against}"
         found += [
             ("win_rate", wins, evaluation.get("win_rate", {}).get(key)),
             ("length_controlled_win_rate", f"{wins} at equal length", controlled),
-            *(("win_rate", f"{wins}, by {words}", _win_rate(evaluation, judge, key)) for judge, words in JUDGES),
-            *((kind, f"{words} {rival}", difference.get(figure)) for figure, kind, words in DIFFERENCES),
+            *(
+                ("win_rate", f"{wins}, by {words}", _win_rate(evaluation, source, key))
+                for source, words in OTHER_SOURCES
+            ),
+            *((kind, f"{words} {against}", difference.get(figure)) for figure, kind, words in DIFFERENCES),
         ]
     found.append(("win_rate", f"Win rate over {opponent}, by {llm_judge.get('model')}", llm_judge.get("vs_opponent")))
     return [
@@ -147,7 +154,7 @@ def _comparisons(account: Mapping[str, Any]) -> list[Comparison]:
     ]
 
 
-def _win_rate(evaluation: Mapping[str, Any], judge: str, rival: str) -> Mapping[str, Any] | None:
-    """By someone who judged; None in accounts that hold a difference of the known rule's score in its place."""
-    found: Mapping[str, Any] | None = (evaluation.get(judge) or {}).get(rival)
+def _win_rate(evaluation: Mapping[str, Any], source: str, opponent: str) -> Mapping[str, Any] | None:
+    """Return the win rate by another source; None in early records, which have a difference in its place."""
+    found: Mapping[str, Any] | None = (evaluation.get(source) or {}).get(opponent)
     return found if found and "wins" in found else None

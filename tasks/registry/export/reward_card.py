@@ -1,18 +1,18 @@
-"""A reward model version's card, from the account of the policy version that it was registered with."""
+"""A reward model version's card, from the model record of the policy version it was registered with."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from tasks.data.records import Kind
 from tasks.registry.export.card import Figure, Subject, figures_of, write_card
-from tasks.registry.promotion.decisions import Holder
+from tasks.registry.promotion.decisions import PolicyVersion
 from tasks.settings.fingerprint import flatten
 
 KINDS: tuple[Kind, ...] = ("demonstrations", "preferences")
-STAGES = ("prepare", "validate", "base", "sft", "reward")  # whose keys tell how it was made
-# Of the intervals in metrics/reward.json, which do not tell it: that of tasks/learning/maths/calibration.py.
+STAGES = ("prepare", "validate", "base", "sft", "reward")  # the stages that made it
+# Of the intervals in metrics/reward.json, as set in tasks/learning/maths/calibration.py.
 CONFIDENCE = 0.95
-# Accuracy in parts of the pairs: key in `accuracy_by_length` of metrics/reward.json, name.
+# Accuracy on parts of the pairs: key in `accuracy_by_length` of metrics/reward.json, name.
 LENGTHS = (
     ("chosen_longer", "Accuracy where the preferred answer is longer"),
     ("same_length", "Accuracy where both are equally long"),
@@ -26,22 +26,22 @@ FIGURES = (
 )
 
 
-def reward_card(policy: Holder) -> str:
+def reward_card(policy: PolicyVersion) -> str:
     """Write the card of the reward model version that a policy version was registered with.
 
-    People who annotated are not named, though an account may tell of them: a card is to be published.
+    Annotators are not named, even if the record names them: cards are published.
 
     Args:
-        policy: the policy version with its account.
+        policy: the policy version with its model record.
 
     Returns:
         Markdown with the metadata as YAML in front.
     """
-    account = policy["account"]
-    reward, evaluation = figures_of(account, "reward"), figures_of(account, "evaluate")
+    record = policy["record"]
+    reward, evaluation = figures_of(record, "reward"), figures_of(record, "evaluate")
     accuracies, others = _accuracies(reward), flatten(reward)
     subject = Subject(
-        name=account["reward"]["name"],
+        name=record["reward"]["name"],
         version=policy["reward_version"],
         template="reward_card.md.j2",
         task="text-classification",
@@ -54,7 +54,7 @@ def reward_card(policy: Holder) -> str:
     index += [Figure(kind, name, others[path]) for path, kind, name in FIGURES if others.get(path) is not None]
     return write_card(
         subject,
-        account,
+        record,
         index,
         policy_version=policy["version"],
         reward=reward,
@@ -62,7 +62,7 @@ def reward_card(policy: Holder) -> str:
         accuracies=accuracies,
         others={name: others.get(path) for path, _, name in FIGURES},
         confidence=CONFIDENCE,
-        settings=flatten({name: account["params"].get(name, {}) for name in ("reward", "lora")}),
+        settings=flatten({name: record["params"].get(name, {}) for name in ("reward", "lora")}),
         best_of=evaluation.get("best_of_sft"),
         prompts=evaluation.get("prompts"),
         stages=STAGES,
@@ -70,7 +70,7 @@ def reward_card(policy: Holder) -> str:
 
 
 def _accuracies(reward: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Accuracy as a whole, by source and by length, under the name of each; only where there were pairs."""
+    """Return the accuracy in all, by source and by length, under the name of each; only where there were pairs."""
     by_source, by_length = reward.get("accuracy_by_source", {}), reward.get("accuracy_by_length", {})
     found = {
         "Accuracy": reward.get("accuracy", {}),
@@ -81,6 +81,6 @@ def _accuracies(reward: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def _interval(accuracy: Mapping[str, Any]) -> dict[str, float]:
-    """Some earlier figures, and those by length, have none."""
+    """Return the interval; some earlier figures, and those by length, have none."""
     ends = {end: accuracy[end] for end in ("low", "high") if end in accuracy}
     return {**ends, "confidence": CONFIDENCE} if ends else {}

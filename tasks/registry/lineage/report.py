@@ -1,7 +1,7 @@
-"""The report of a run: the gate's page, and in it people's word, lineage and cost, which no output of DVC's may hold.
+"""The report of a run: the gate's page with human evaluation, lineage and resource usage added.
 
-The gate's page follows from files alone. Votes, seconds, machines, version numbers and the ids of runs do not, so they
-come in here, where the gate has left a mark for them.
+The gate's page is an output of DVC and follows from files alone. Votes, seconds, machines, version numbers and run ids
+do not, so they are inserted here, at a marker in the gate's page.
 """
 
 import tempfile
@@ -18,58 +18,59 @@ from tasks.common.rounding import chance, number
 from tasks.common.safe_text import without_secrets
 from tasks.registry.dvc_outputs.cache import materialise
 from tasks.registry.dvc_outputs.stages import output_hash
-from tasks.registry.mlflow_runs.lookup import link_runs, trained_account
-from tasks.registry.mlflow_runs.resource_usage import Cost, costs
+from tasks.registry.mlflow_runs.linked_runs import link_runs, trained_record
+from tasks.registry.mlflow_runs.resource_usage import ResourceUsage, resource_usages
 from tasks.registry.mlflow_runs.store import Store, open_store
-from tasks.registry.promotion.decisions import one_at_a_time
-from tasks.registry.promotion.human_evaluation import kept
-from tasks.registry.promotion.versions import as_holder, find, find_version, settle
+from tasks.registry.promotion.apply_decisions import apply_pending
+from tasks.registry.promotion.decisions import checkout_lock
+from tasks.registry.promotion.human_evaluation import saved_figures
+from tasks.registry.promotion.versions import find, find_version, read_policy_version
 from tasks.settings.fingerprint import flatten
 from tasks.settings.params import Params
 
 REPORT = STATE / "report.html"
 GATE = REPORTS / "gate"
 TEMPLATE = "lineage.html.j2"
-MARK = "<!-- lineage and cost -->"  # escaped text cannot hold it
+MARKER = "<!-- lineage and cost -->"  # escaped text cannot contain it
 
 
 class Written(TypedDict):
-    """Where a report can be seen."""
+    """Where a report is."""
 
     path: str
-    address: str  # on the tracking server, where there is one; else of the file
-    run_id: str  # of the evaluation, which keeps it as an artifact
+    address: str  # on the tracking server, if there is one; else the path of the file
+    run_id: str  # of the evaluation, which has it as an artifact
 
 
 class Setting(NamedTuple):
-    """A parameter as text, and the opponent's where there is one with another."""
+    """A setting as text, and the opponent's value if it differs."""
 
     name: str
     value: str
-    before: str | None
+    opponent: str | None
 
 
 def write_report(params: Params) -> Written:
-    """Write .trueline/report.html of the result in dvc.lock, and keep it in MLflow with the run of its evaluation.
+    """Write .trueline/report.html of the result in dvc.lock, and log it in MLflow with the run of its evaluation.
 
     Raises:
-        InputError: the pipeline has not run to its end, its results do not belong together, DVC's cache lacks the
-            gate's page, the record is behind the registry, or MLflow is away.
+        InputError: the pipeline has not finished, its results do not belong together, DVC's cache lacks the gate's
+            page, the decision log is behind the registry, or MLflow cannot be reached.
     """
-    with one_at_a_time():
+    with checkout_lock():
         store = open_store(params.registry.experiment)
-        settle(store, params)
-        spent = costs(store, link_runs(store))
-        before = _gates_page()
-        run_id = next(cost.run_id for cost in spent if cost.stage == "evaluate")
-        page = _with_sections(before, _render(store, params, spent, kept(store, run_id)))
+        apply_pending(store, params)
+        usages = resource_usages(store, link_runs(store))
+        gate_page = _gate_page()
+        run_id = next(usage.run_id for usage in usages if usage.stage == "evaluate")
+        page = _with_sections(gate_page, _render(store, params, usages, saved_figures(store, run_id)))
         with replacing(REPORT) as draft:
             draft.write_text(page, encoding="utf-8")
         store.client.log_artifact(run_id, str(REPORT))
     return Written(path=REPORT.as_posix(), address=address(store, run_id), run_id=run_id)
 
 
-def _gates_page() -> str:
+def _gate_page() -> str:
     md5 = output_hash("gate", GATE)
     if md5 is None:
         raise InputError(f"dvc.lock has no {GATE}: run dvc repro or trueline run")
@@ -79,19 +80,21 @@ def _gates_page() -> str:
 
 
 def _with_sections(page: str, sections: str) -> str:
-    if MARK not in page:
+    if MARKER not in page:
         raise InputError(
-            f"{GATE / REPORT.name} has no place for lineage and cost: run dvc repro --force --single-item gate"
+            f"{GATE / REPORT.name} has no marker for lineage and cost: run dvc repro --force --single-item gate"
         )
-    return page.replace(MARK, sections)
+    return page.replace(MARKER, sections)
 
 
-def _render(store: Store, params: Params, spent: Sequence[Cost], people: Mapping[str, Any] | None) -> str:
-    account, names = trained_account(store, params), params.registry
-    policy = find_version(store, names.policy, account["policy"]["md5"])
-    reward = find_version(store, names.reward, account["reward"]["md5"])
-    rival = account["opponent"]["version"]
-    before = as_holder(find(store, params, str(rival)))["account"]["params"] if rival else {}
+def _render(store: Store, params: Params, usages: Sequence[ResourceUsage], people: Mapping[str, Any] | None) -> str:
+    record, names = trained_record(store, params), params.registry
+    policy = find_version(store, names.policy, record["policy"]["md5"])
+    reward = find_version(store, names.reward, record["reward"]["md5"])
+    opponent_version = record["opponent"]["version"]
+    opponent_settings = {}
+    if opponent_version:
+        opponent_settings = read_policy_version(find(store, params, str(opponent_version)))["record"]["params"]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -101,50 +104,50 @@ def _render(store: Store, params: Params, spent: Sequence[Cost], people: Mapping
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "chance": chance, "energy": energy}
-    settings = _settings(account["params"], before)
+    settings = _settings(record["params"], opponent_settings)
     return environment.get_template(TEMPLATE).render(
-        account=account,
+        record=record,
         people=people,
         policy=f"{names.policy} version {policy.version}" if policy else "not registered yet",
         reward=f"{names.reward} version {reward.version}" if reward else "not registered yet",
-        base=_named(account["base"]["source"], account),
-        sources=_sources(account),
-        rival=rival,
+        base=_named(record["base"]["source"], record),
+        sources=_sources(record),
+        opponent_version=opponent_version,
         settings=settings,
-        changed=[setting for setting in settings if setting.before is not None],
-        costs=spent,
-        total=sum(cost.seconds or 0 for cost in spent),
-        spent_now=sum(cost.seconds or 0 for cost in spent if cost.status == "ran"),
+        changed=[setting for setting in settings if setting.opponent is not None],
+        usages=usages,
+        total=sum(usage.seconds or 0 for usage in usages),
+        for_this_result=sum(usage.seconds or 0 for usage in usages if usage.status == "ran"),
     )
 
 
-def _sources(account: Mapping[str, Any]) -> str:
-    """Name what the data were read from."""
-    kinds = account["params"].get("prepare", {}).values()
+def _sources(record: Mapping[str, Any]) -> str:
+    """Name the sources of the data."""
+    kinds = record["params"].get("prepare", {}).values()
     found = {kind["source"] for kind in kinds if isinstance(kind, Mapping) and "source" in kind}
-    pointers = account["hub"].keys() - {account["base"]["source"]}  # which may lie in a source that is a folder
-    return ", ".join(_named(source, account) for source in sorted(found | pointers))
+    pointers = record["hub"].keys() - {record["base"]["source"]}  # a pointer may lie in a folder that is a source
+    return ", ".join(_named(source, record) for source in sorted(found | pointers))
 
 
-def _named(source: str, account: Mapping[str, Any]) -> str:
-    """Name a source, with repository and revision where it points to a hub."""
-    pointer = account["hub"].get(source)
+def _named(source: str, record: Mapping[str, Any]) -> str:
+    """Name a source, with repository and revision if it is on a hub."""
+    pointer = record["hub"].get(source)
     return f"{source} ({pointer['hub']} at {pointer['revision']})" if pointer else source
 
 
-def _settings(params: Mapping[str, Any], before: Mapping[str, Any]) -> list[Setting]:
-    ours, theirs = flatten(params), flatten(before)
+def _settings(params: Mapping[str, Any], opponent: Mapping[str, Any]) -> list[Setting]:
+    ours, theirs = flatten(params), flatten(opponent)
     return [
         Setting(name, str(value), str(theirs[name]) if theirs.get(name, value) != value else None)
         for name, value in sorted(ours.items())
     ]
 
 
-def energy(cost: Cost) -> str:
-    """Tell what was counted and what could not be; a run that was not watched says neither."""
-    if cost.memory is None:
+def energy(usage: ResourceUsage) -> str:
+    """Describe the energy that was measured and what could not be measured."""
+    if usage.memory is None:
         return "not measured"
-    parts = {"processor": cost.processor_energy} | ({"GPU": cost.gpu_energy} if cost.device == "cuda" else {})
+    parts = {"processor": usage.processor_energy} | ({"GPU": usage.gpu_energy} if usage.device == "cuda" else {})
     if all(joules is None for joules in parts.values()):
         return "not readable on its machine"
     return "; ".join(
@@ -153,8 +156,8 @@ def energy(cost: Cost) -> str:
 
 
 def address(store: Store, run_id: str) -> str:
-    """Tell where people see the report: on the tracking server's page of the run, or else the file itself."""
+    """Return where people see the report: on the run's page on the tracking server, or else the file itself."""
     if store.uri.startswith("http"):
         server = without_secrets(store.uri).rstrip("/")
         return f"{server}/#/experiments/{store.experiment_id}/runs/{run_id}/artifacts/{REPORT.name}"
-    return REPORT.as_posix()  # from the checkout: a page of Prefect's links to it, too
+    return REPORT.as_posix()  # relative to the checkout: a page of Prefect links to it, too

@@ -1,6 +1,6 @@
 """The reverse question: which versions were trained on this row, or on what came from this source or annotator?
 
-A version's account names its data by hash, so the answer comes from what the version was trained on, not from what lies
+A version's record names its data by hash, so the answer comes from what the version was trained on, not from what lies
 in the working folder. Where DVC's cache has lost those data, or rows name no annotator, it is not known.
 """
 
@@ -17,8 +17,8 @@ from tasks.data.records import TAGS, TYPES, Kind
 from tasks.registry.dvc_outputs.cache import NotCachedError, materialise
 from tasks.registry.dvc_outputs.stages import stages_after
 from tasks.registry.mlflow_runs.store import open_store
-from tasks.registry.promotion.decisions import MOVES, Holder, past_decisions
-from tasks.registry.promotion.versions import every_holder
+from tasks.registry.promotion.decisions import MOVES, PolicyVersion, past_decisions
+from tasks.registry.promotion.versions import all_policy_versions
 from tasks.settings.params import Params
 
 # Which stages learn from the rows of a kind and split. The other rows are only measured on, but for one use: the
@@ -91,12 +91,12 @@ def trace(params: Params, what: What, name: str) -> Trace:
     asked, name = name, SPELLINGS[what](name)
     if not name:
         raise InputError(f"{asked!r} names nothing: name one {what}")
-    holders = every_holder(open_store(params.registry.experiment), params)
+    holders = all_policy_versions(open_store(params.registry.experiment), params)
     if not holders:
         raise InputError(f"{params.registry.policy} has no version yet, so none was trained on it: run trueline run")
     promoted = {decision["policy"]["md5"] for decision in past_decisions() if decision["action"] in MOVES}
-    found = {md5: _look(md5, what, name) for md5 in dict.fromkeys(each["account"]["data"]["md5"] for each in holders)}
-    versions = [_traced(each, each["md5"] in promoted, found[each["account"]["data"]["md5"]]) for each in holders]
+    found = {md5: _look(md5, what, name) for md5 in dict.fromkeys(each["record"]["data"]["md5"] for each in holders)}
+    versions = [_traced(each, each["md5"] in promoted, found[each["record"]["data"]["md5"]]) for each in holders]
     in_any = any(each is not None and (each.kept or each.quarantined) for each in found.values())
     return Trace(what=what, name=name, versions=versions, in_any=in_any)
 
@@ -155,17 +155,17 @@ def _has(row: Mapping[str, Any], field: str, name: str | None) -> bool:
     return value == name or (field == "source" and stands_for(str(name), str(value)))
 
 
-def _traced(holder: Holder, promoted: bool, found: Found | None) -> Traced:
-    account: dict[str, Any] = holder["account"]
-    method = account["method"]
+def _traced(policy: PolicyVersion, promoted: bool, found: Found | None) -> Traced:
+    record: dict[str, Any] = policy["record"]
+    method = record["method"]
     learned = _learners(found.kept) if found else set()
     unattributed = found.unattributed if found else None
     return Traced(
-        version=holder["version"],
-        reward_version=holder["reward_version"],
+        version=policy["version"],
+        reward_version=policy["reward_version"],
         promoted=promoted,
         method=method,
-        data=account["data"]["md5"],
+        data=record["data"]["md5"],
         policy=_trained(BEHIND_POLICY[method], found),
         reward=_trained(BEHIND_REWARD, found),
         stages=[stage for stage in (*BEHIND_REWARD, "held_out_reward", method) if stage in learned],

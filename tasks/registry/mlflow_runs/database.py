@@ -1,7 +1,7 @@
-"""The SQLite file behind MLflow: made elsewhere and named when it is whole, and told of where it is not.
+"""The SQLite file behind MLflow: created under another name and renamed when complete; faults are reported with a cure.
 
-MLflow makes a database in place, in dozens of steps: a process that is killed meanwhile, or two that begin at once,
-leave one that no later step can mend. It also adds missing tables to an older database unasked, without a copy.
+MLflow creates a database in place, in dozens of steps. A process that is killed in between, or two that start at once,
+leave a database that no later step can repair. MLflow also adds missing tables to an older database without a copy.
 """
 
 import logging
@@ -19,22 +19,22 @@ from tasks.common.errors import InputError
 from tasks.common.files import STATE
 
 COMPANIONS = ("-journal", "-wal", "-shm")  # what SQLite writes beside a database
-SECONDS_TO_WAIT = 20.0  # for whoever writes, as MLflow waits
-# The two tables that everything else in MLflow hangs on; a database that was made whole has one experiment at least.
+SECONDS_TO_WAIT = 20.0  # for another writer, as in MLflow
+# The tables that all others of MLflow refer to; a complete database has at least one experiment.
 ROOTS = ("experiments", "registered_models")
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def ready(uri: str, checkout: Path) -> Iterator[None]:
-    """Have one process at a time open a SQLite database of MLflow, whole and of this MLflow's schema; made if absent.
+def prepared(uri: str, checkout: Path) -> Iterator[None]:
+    """Check a SQLite database of MLflow, or create it, and let one process at a time open it.
 
     Args:
-        uri: of the database; one that is no SQLite file is its server's to make.
-        checkout: the folder whose own database is locked in `.trueline`; another's lock lies beside it.
+        uri: address of the database; one that is not a SQLite file is left to its server.
+        checkout: the folder whose own database has its lock in `.trueline`; another has it beside the file.
 
     Raises:
-        InputError: the file is damaged, locked, of another schema, or cannot be made.
+        InputError: the file is damaged, locked, has another schema, or cannot be created.
     """
     file = _file(uri)
     if file is None:
@@ -44,23 +44,23 @@ def ready(uri: str, checkout: Path) -> Iterator[None]:
         lock = checkout / STATE / "mlflow.lock" if file.parent == checkout else file.with_name(f".{file.name}.lock")
         lock.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
-            _make_ready(file, uri)
+            _prepare(file, uri)
             yield
     except sqlite3.OperationalError as error:
-        raise InputError(_surroundings(file, str(error))) from error
+        raise InputError(_access_fault(file, str(error))) from error
 
 
-def told(uri: str, fault: str) -> str | None:
-    """Say what is wrong with a SQLite database, and the cure, from what SQLite says; None for other databases."""
+def sqlite_fault(uri: str, fault: str) -> str | None:
+    """Return the message for a fault of a SQLite database, with its cure; None for other databases."""
     file = _file(uri)
-    return _surroundings(file, fault) if file else None
+    return _access_fault(file, fault) if file else None
 
 
 def structural_fault(file: Path) -> str | None:
-    """Say what makes a file no whole SQLite database; None where it is one.
+    """Return why a file is not an intact SQLite database; None if it is one.
 
     Raises:
-        OperationalError: SQLite cannot look, for a lock or the disk.
+        OperationalError: SQLite cannot read it, because of a lock or the disk.
     """
     try:
         with closing(sqlite3.connect(file, timeout=SECONDS_TO_WAIT)) as database:
@@ -78,27 +78,27 @@ def _file(uri: str) -> Path | None:
 
     try:
         url = make_url(uri)
-    except (ArgumentError, ValueError):  # a port that is no number
+    except (ArgumentError, ValueError):  # a port that is not a number
         return None
     is_file = url.drivername.startswith("sqlite") and url.database not in (None, "", ":memory:")
     return Path(str(url.database)).absolute() if is_file else None
 
 
-def _make_ready(file: Path, uri: str) -> None:
+def _prepare(file: Path, uri: str) -> None:
     if not file.exists() or file.stat().st_size == 0:
         _make(file)
         return
     if not file.is_file():
-        raise InputError(f"{file} is no file, so it can be no database: move it away and run again")
-    revision, is_empty = _look(file)
+        raise InputError(f"{file} is not a file, so it cannot be a database: move it away and run again")
+    revision, is_empty = _inspect(file)
     if revision == _newest():
         return
     if is_empty:
-        logger.warning("%s was never made to its end and holds nothing: it is made anew", file)
+        logger.warning("%s is incomplete and empty: it is created again", file)
         _make(file)
     elif revision is not None and _is_known(revision):
         raise InputError(
-            f"{file} has the schema of an older MLflow ({revision}): stop what uses it, keep a copy "
+            f"{file} has the schema of an older MLflow ({revision}): stop what uses it, make a copy "
             f"(cp {_quoted(file)} {_quoted(file, revision)}) and run mlflow db upgrade {shlex.quote(uri)}"
         )
     else:
@@ -108,8 +108,8 @@ def _make_ready(file: Path, uri: str) -> None:
         )
 
 
-def _look(file: Path) -> tuple[str | None, bool]:
-    """Give the revision of a database's schema, and whether it holds nothing.
+def _inspect(file: Path) -> tuple[str | None, bool]:
+    """Return the revision of a database's schema, and whether the database is empty.
 
     Raises:
         InputError: it is damaged.
@@ -125,16 +125,16 @@ def _look(file: Path) -> tuple[str | None, bool]:
                 database.execute("SELECT version_num FROM alembic_version") if "alembic_version" in tables else ()
             )
             revision = next((str(number) for [number] in revisions), None)
-            holds = any(database.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone() for name in tables & {*ROOTS})
-            return revision, not holds
-    except sqlite3.OperationalError:  # of the disk or of a lock, not of the content
+            has_rows = any(database.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone() for name in tables & {*ROOTS})
+            return revision, not has_rows
+    except sqlite3.OperationalError:  # of the disk or a lock, not of the content
         raise
     except sqlite3.DatabaseError as error:
         raise InputError(_damaged(file, str(error))) from error
 
 
 def _make(file: Path) -> None:
-    """Make a database under another name, and give it its own when it is whole."""
+    """Create a database under another name, and rename it when it is complete."""
     from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine_with_retry
     from sqlalchemy.exc import DBAPIError
 
@@ -146,14 +146,14 @@ def _make(file: Path) -> None:
         try:
             _initialize_tables(engine)
         except DBAPIError as error:
-            raise InputError(_surroundings(file, str(error.orig))) from error
+            raise InputError(_access_fault(file, str(error.orig))) from error
         finally:
             engine.dispose()
-        for ending in COMPANIONS:  # of a database that is gone: SQLite would play them into the new one
+        for ending in COMPANIONS:  # of a deleted database: SQLite would apply them to the new one
             companion = file.with_name(file.name + ending)
             if companion.exists():
                 companion.replace(companion.with_name(f"{companion.name}.old"))
-                logger.warning("%s is left of a database that is gone, and is now %s.old", companion, companion.name)
+                logger.warning("%s is left of a deleted database, and is now %s.old", companion, companion.name)
         draft.replace(file)
 
 
@@ -178,8 +178,8 @@ def _is_known(revision: str) -> bool:
 def _damaged(file: Path, fault: str) -> str:
     aside = f"mv {_quoted(file)} {_quoted(file, 'broken')}"
     return (
-        f"{file} is no whole database of MLflow ({fault}): keep it aside ({aside}) and run trueline sync, which brings "
-        "versions, aliases and the runs of dvc.lock back from the record"
+        f"{file} is not an intact database of MLflow ({fault}): move it away ({aside}) and run trueline sync, which "
+        "restores versions and aliases from the decision log, and the runs of dvc.lock from files"
     )
 
 
@@ -187,15 +187,13 @@ def _quoted(file: Path, ending: str = "") -> str:
     return shlex.quote(f"{file}.{ending}" if ending else str(file))
 
 
-def _surroundings(file: Path, fault: str) -> str:
+def _access_fault(file: Path, fault: str) -> str:
     if "locked" in fault or "busy" in fault:
-        return (
-            f"{file} is locked by another process: wait for it, or end it (fuser {_quoted(file)} tells), and run again"
-        )
+        return f"{file} is locked by another process: wait for it or end it (see fuser {_quoted(file)}), then run again"
     if "is full" in fault:
         return f"no space left on the disk of {file}: free some and run again"
     if "readonly" in fault or "unable to open" in fault:
         return f"no permission for {file} or its folder: grant it or run as its owner"
     if "malformed" in fault or "not a database" in fault:
         return _damaged(file, fault)
-    return f"{file} cannot be used ({fault}): mend it, or name another database in MLFLOW_TRACKING_URI"
+    return f"{file} cannot be used ({fault}): repair it, or name another database in MLFLOW_TRACKING_URI"

@@ -1,16 +1,16 @@
-"""Where code comes from: git commit, uncommitted changes, locked libraries."""
+"""The provenance of the code: git commit, uncommitted changes, locked libraries."""
 
 import hashlib
 import subprocess
 from pathlib import Path
 
 LOCKED_LIBRARIES = Path("requirements.lock")
-# Tracked files that a run itself rewrites: they do not make the code another one.
+# Tracked files that a run itself rewrites: a change in them is no change of the code.
 WRITTEN_BY_RUNS = ("dvc.lock", "opponent.json", "decisions.jsonl")
 
 
 def code_tags() -> dict[str, str]:
-    """Describe the code in the working folder as tags: git_commit, git_dirty, lock_file; leave out what is unknown."""
+    """Return tags of the code in the working folder: git_commit, git_dirty, lock_file; unknown ones are left out."""
     tags = {}
     if commit := _git("rev-parse", "HEAD"):
         changes = _git("status", "--porcelain", "--", ".", *(f":(exclude){name}" for name in WRITTEN_BY_RUNS))

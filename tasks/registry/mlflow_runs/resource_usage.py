@@ -1,42 +1,42 @@
-"""What the outputs of each tracked stage cost, as the run in MLflow that made them tells."""
+"""The resource usage of each tracked stage: time, tokens, memory and energy of the MLflow run that made its outputs."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from tasks.registry.mlflow_runs.lookup import Linked
+from tasks.registry.mlflow_runs.linked_runs import LinkedRun
 from tasks.registry.mlflow_runs.store import Store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 
-class Cost(NamedTuple):
-    """What the run behind a stage's outputs took; None is what it does not tell."""
+class ResourceUsage(NamedTuple):
+    """The resource usage of the run behind a stage's outputs; None is what was not recorded."""
 
     stage: str  # as its module is called: ppo, not align
     status: str  # ran, reused (for this result, by an earlier one), restored (written from files: nothing was measured)
     run_id: str
-    unfinished: int  # runs on the same input that were ended before it; what they took is not counted
+    unfinished: int  # earlier runs on the same input that failed or were killed; their usage is not counted
     seconds: float | None
-    tokens: float | None  # of the answers that were learned from, once; with PPO of those that were sampled
+    tokens: float | None  # of the answers in the training rows, counted once; with PPO of the sampled answers
     device: str | None
     hardware: str | None
-    memory: float | None  # at most, in megabytes, of its process
-    gpu_memory: float | None  # at most, in megabytes, of its process
+    memory: float | None  # peak of the process, megabytes
+    gpu_memory: float | None  # peak of the process, megabytes
     processor_energy: float | None  # joules
     gpu_energy: float | None  # joules
 
 
-def costs(store: Store, linked: Sequence[Linked]) -> list[Cost]:
-    """Ask MLflow what the stages of a result took, in their order."""
-    return [_cost(store, stage) for stage in linked]
+def resource_usages(store: Store, linked: Sequence[LinkedRun]) -> list[ResourceUsage]:
+    """Read the resource usage of a result's stages from MLflow, in the order of the stages."""
+    return [_usage(store, stage) for stage in linked]
 
 
-def _cost(store: Store, linked: Linked) -> Cost:
+def _usage(store: Store, linked: LinkedRun) -> ResourceUsage:
     run = store.client.get_run(linked.run_id)
     tags, figures = run.data.tags, run.data.metrics
     was_restored = tags.get("status") == "restored"
-    return Cost(
+    return ResourceUsage(
         stage=tags["stage"],
         status="restored" if was_restored else linked.status,
         run_id=linked.run_id,

@@ -1,7 +1,7 @@
-"""Opening MLflow: which store, made ready once, silent, and one clear sentence where it cannot be reached.
+"""Connecting to MLflow, without its output, and with one clear message where it cannot be reached.
 
-The client is always given its address: MLflow's global one lives in the environment and would leak from one
-checkout into another.
+The client always gets its address: MLflow's global setting is in the environment, and would leak from one checkout into
+another.
 """
 
 import logging
@@ -17,13 +17,13 @@ from urllib.parse import unquote
 
 from tasks.common.errors import InputError
 from tasks.common.safe_text import without_secrets
-from tasks.registry.mlflow_runs.database import ready, told
+from tasks.registry.mlflow_runs.database import prepared, sqlite_fault
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-# MLflow's own defaults send usage data, draw bars and wait for a dead server for about five minutes.
+# By default MLflow sends usage data, draws progress bars and waits about five minutes for a dead server.
 DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -33,16 +33,15 @@ DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
 PASSWORD_IN_ADDRESS = re.compile(r"(https?://)([^:/@]+):(.+)@([^@]+)")
-ANSWER_SECONDS = 30.0  # for a server to open, all requests together
+ANSWER_SECONDS = 30.0  # for all requests of a call together
 DRIVERS = {"psycopg2": "psycopg2-binary", "psycopg": "'psycopg[binary]'", "MySQLdb": "mysqlclient"}
-PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+TRANSIENT = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 
-
-Given = TypeVar("Given")
+Answer = TypeVar("Answer")
 
 
 class Store(NamedTuple):
-    """An MLflow store that answers, and the experiment in it."""
+    """A connection to an MLflow store, and the experiment in it."""
 
     client: "MlflowClient"
     uri: str
@@ -50,30 +49,30 @@ class Store(NamedTuple):
 
 
 def main_checkout() -> Path:
-    """Give the checkout that holds the database: DVC_ROOT names it in a copy made by `dvc exp run --temp`."""
+    """Return the checkout that holds the database: DVC_ROOT names it in a copy made by `dvc exp run --temp`."""
     return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
 
 
 def tracking_uri() -> str:
-    """Give MLFLOW_TRACKING_URI, or else the address of mlflow.db in the checkout."""
+    """Return MLFLOW_TRACKING_URI, or else the address of mlflow.db in the checkout."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{main_checkout() / 'mlflow.db'}"
 
 
 def open_store(experiment: str) -> Store:
-    """Connect to MLflow and find the experiment, or make it.
+    """Connect to MLflow, and find or create the experiment.
 
     Raises:
         InputError: the store cannot be reached or used, or the experiment has been deleted.
     """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    _take_credentials_apart()
+    _separate_credentials()
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it tells of a fault by a traceback
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs every fault with a traceback
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it tells of every retry
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it logs every retry
     uri = tracking_uri()
     registry = os.environ.get("MLFLOW_REGISTRY_URI") or uri
 
@@ -81,49 +80,49 @@ def open_store(experiment: str) -> Store:
         with ExitStack() as opening:
             opening.enter_context(_reachable(uri))
             for database in {uri: None, registry: None}:
-                opening.enter_context(ready(database, main_checkout()))
+                opening.enter_context(prepared(database, main_checkout()))
             client = MlflowClient(uri, registry)
             return Store(client, uri, _experiment_id(client, experiment))
 
-    return in_time(uri, opened)
+    return with_timeout(uri, opened)
 
 
 def is_local(uri: str) -> bool:
-    """Tell a database in a file, which may be busy but does not hang, from a server."""
+    """Return whether the store is a database file, which may be busy but does not hang, and not a server."""
     return uri.startswith("sqlite:")
 
 
-def in_time(uri: str, call: Callable[[], Given]) -> Given:
-    """Give what calls to MLflow give; a server that takes longer than ANSWER_SECONDS for them is said to hang.
+def with_timeout(uri: str, call: Callable[[], Answer]) -> Answer:
+    """Return the result of calls to MLflow.
 
     Raises:
-        InputError: it does; a thread of its own goes on waiting for it, and ends with the process.
+        InputError: the server takes longer than ANSWER_SECONDS; a thread goes on waiting and ends with the process.
     """
     if is_local(uri):
         return call()
-    answer: SimpleQueue[tuple[Given | None, BaseException | None]] = SimpleQueue()
+    answers: SimpleQueue[tuple[Answer | None, BaseException | None]] = SimpleQueue()
 
     def ask() -> None:
         try:
-            answer.put((call(), None))
+            answers.put((call(), None))
         except BaseException as error:
-            answer.put((None, error))
+            answers.put((None, error))
 
     threading.Thread(target=ask, daemon=True).start()
     try:
-        given, error = answer.get(timeout=ANSWER_SECONDS)
+        answer, error = answers.get(timeout=ANSWER_SECONDS)
     except Empty:
         raise InputError(
-            f"MLflow at {without_secrets(uri)} has not answered for {ANSWER_SECONDS:.0f} seconds: see whether it "
-            "hangs and start it anew, or unset MLFLOW_TRACKING_URI to use mlflow.db in this folder"
+            f"MLflow at {without_secrets(uri)} has not answered for {ANSWER_SECONDS:.0f} seconds: restart it if "
+            "it hangs, or unset MLFLOW_TRACKING_URI to use mlflow.db in this folder"
         ) from None
     if error:
         raise error
-    return cast("Given", given)
+    return cast("Answer", answer)
 
 
-def _take_credentials_apart() -> None:
-    """Give MLflow user and password apart from its address, which it quotes in messages, links and tags."""
+def _separate_credentials() -> None:
+    """Pass user and password to MLflow in variables of their own: it quotes its address in messages, links and tags."""
     found = set()
     for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         address = os.environ.get(variable, "")
@@ -132,29 +131,29 @@ def _take_credentials_apart() -> None:
             os.environ[variable] = scheme + server
             found.add((unquote(user), unquote(password)))
     if len(found) > 1:
-        raise InputError("MLFLOW_TRACKING_URI and MLFLOW_REGISTRY_URI name two users: have one user in both")
+        raise InputError("MLFLOW_TRACKING_URI and MLFLOW_REGISTRY_URI name two users: use one user in both")
     for user, password in found:
         os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = user, password
 
 
-def is_passing(error: "MlflowException") -> bool:
-    """Tell a fault of the connection or a busy database from a request that is wrong."""
-    return error.error_code in PASSING
+def is_transient(error: "MlflowException") -> bool:
+    """Return whether an error comes from the connection or a busy database, and not from a wrong request."""
+    return error.error_code in TRANSIENT
 
 
-def fault_of(error: BaseException) -> str | None:
-    """Say that MLflow failed in the middle of something, where it did so for a reason that may pass."""
-    library = type(error).__module__.partition(".")[0]  # without loading it
+def mlflow_fault(error: BaseException) -> str | None:
+    """Return the message for an error of MLflow that may not occur again; None for any other error."""
+    library = type(error).__module__.partition(".")[0]  # without importing it
     if library not in ("mlflow", "requests"):
         return None
     from mlflow.exceptions import MlflowException
 
-    if isinstance(error, MlflowException) and not is_passing(error):
+    if isinstance(error, MlflowException) and not is_transient(error):
         return None
     uri, reason = tracking_uri(), _reason(error)
-    return told(uri, reason) or (
-        f"MLflow at {without_secrets(uri)} failed halfway ({reason}): mend that and ask again, what has been "
-        "recorded is finished then"
+    return sqlite_fault(uri, reason) or (
+        f"MLflow at {without_secrets(uri)} failed halfway ({reason}): fix that and run the command again, which then "
+        "finishes what has been decided"
     )
 
 
@@ -173,12 +172,12 @@ def _reachable(uri: str) -> Iterator[None]:
         package = DRIVERS.get(str(error.name), error.name)
         raise InputError(
             f"MLflow at {without_secrets(uri)} needs {error.name}, which is not installed: "
-            f".venv/bin/pip install {package}, or mend MLFLOW_TRACKING_URI"
+            f".venv/bin/pip install {package}, or fix MLFLOW_TRACKING_URI"
         ) from error
     except (MlflowException, SQLAlchemyError, ValueError) as error:
         raise InputError(
-            told(uri, _reason(error))
-            or f"MLflow at {without_secrets(uri)} cannot be used ({_reason(error)}): start it, mend "
+            sqlite_fault(uri, _reason(error))
+            or f"MLflow at {without_secrets(uri)} cannot be used ({_reason(error)}): start it, fix "
             "MLFLOW_TRACKING_URI, or unset it to use mlflow.db in this folder"
         ) from error
 
@@ -203,5 +202,5 @@ def _experiment_id(client: "MlflowClient", name: str) -> str:
 
 
 def _artifact_location() -> str | None:
-    """Keep artifacts beside the checkout's own database, not in the working folder; others know their own place."""
+    """Return the folder of artifacts beside the checkout's own database; a server chooses its own."""
     return None if os.environ.get("MLFLOW_TRACKING_URI") else (main_checkout() / "mlruns").as_uri()

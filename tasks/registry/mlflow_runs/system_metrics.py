@@ -1,8 +1,8 @@
-"""What a run takes of its machine besides time, read where the system tells it and left out where it does not.
+"""System metrics of a run: peak memory and energy, where the system offers them.
 
-Energy is counted by the hardware: processors by Linux's powercap interface (Intel and AMD; most systems let only root
-read it), NVIDIA GPUs by NVML, where the package nvidia-ml-py is installed. What else runs on the same processor or GPU
-is counted too.
+The hardware counts energy: of processors by Linux's powercap interface (Intel and AMD; on most systems only root may
+read it), of NVIDIA GPUs by NVML, if the package nvidia-ml-py is installed. Other programs on the same processor or GPU
+are counted too.
 """
 
 import math
@@ -23,25 +23,25 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 POWERCAP, PROCESSORS = Path("/sys/class/powercap"), Path("/proc/cpuinfo")
 COUNTED = ("package", "dram")  # a package counts its cores and its own GPU, but not the memory beside it
-MOST_WATTS = 1000.0  # that one counter may see
+MAX_WATTS = 1000.0  # of one counter
 
 
 class Monitor(SystemMetricsMonitor):
-    """MLflow's monitor of the system; but what it sees goes where all metrics go, and it asks no server anything."""
+    """MLflow's system monitor, which logs like all other metrics here and sends no request of its own."""
 
     def __init__(self, uri: str, run_id: str, log: Callable[[int, Mapping[str, float]], None]) -> None:
-        """Begin.
+        """Set up the monitor.
 
         Args:
-            uri: of the server.
-            run_id: whose metrics they are.
+            uri: address of the server.
+            run_id: the run.
             log: takes a step and its metrics.
         """
         super().__init__(run_id, tracking_uri=uri)  # type: ignore[no-untyped-call]
         self.mlflow_logger = _Logger(log)  # type: ignore[assignment]
 
     def monitor(self) -> None:
-        """Look at the system until told to end."""
+        """Collect metrics until the monitor is shut down."""
         while True:
             for _ in range(self.samples_before_logging):
                 self.collect_metrics()  # type: ignore[no-untyped-call]
@@ -51,7 +51,7 @@ class Monitor(SystemMetricsMonitor):
 
 
 class _Logger:
-    """Stands for MLflow's own, which sends by itself."""
+    """Takes the place of MLflow's logger, which sends requests."""
 
     data = ()
     total_training_time = total_log_batch_time = 0.0
@@ -63,40 +63,40 @@ class _Logger:
         self._log(step, metrics)
 
     def flush(self) -> None:
-        """They are sent with all others."""
+        """Do nothing: the metrics are sent with all others."""
 
 
-class Counter:
-    """Joules since it was made, by a counter of the hardware's; not a number from the first time it cannot be read."""
+class EnergyCounter:
+    """Joules since creation, by a counter of the hardware; NaN once a reading fails."""
 
     def __init__(self, read: Callable[[], float], size: float = math.inf) -> None:
-        """Begin.
+        """Take the first reading.
 
         Args:
-            read: gives the hardware's count in joules, nan where it cannot.
-            size: the joules at which the hardware's count starts over.
+            read: returns the hardware's count in joules, NaN if it cannot be read.
+            size: the joules at which the hardware's count wraps around.
         """
         self.joules = 0.0
         self._read, self._size = read, size
         self._count, self._time = read(), time.monotonic()
 
-    def look(self) -> None:
-        """Add what the hardware has counted since the last look, unless it may have started over more than once."""
+    def update(self) -> None:
+        """Add what the hardware has counted since the last reading; NaN if it may have wrapped around twice."""
         count, now = self._read(), time.monotonic()
-        is_certain = (now - self._time) * MOST_WATTS < self._size
+        is_certain = (now - self._time) * MAX_WATTS < self._size
         self.joules += (count - self._count) % self._size if is_certain else math.nan
         self._count, self._time = count, now
 
 
-class Meter(BaseMetricsMonitor):
-    """A monitor for MLflow's system metrics: energy since it was made and peak memory, both of this machine.
+class EnergyAndMemory(BaseMetricsMonitor):
+    """A monitor for MLflow's system metrics: energy since creation, and peak memory.
 
-    Figures, each where it can be read: processor_energy_joules, gpu_energy_joules, peak_memory_megabytes (of this
+    Metrics, each if it can be read: processor_energy_joules, gpu_energy_joules, peak_memory_megabytes (of this
     process), gpu_peak_memory_megabytes (of this process on its GPU).
     """
 
     def __init__(self, device: str) -> None:
-        """Begin to count; `device` is what the run computes on."""
+        """Start counting; `device` is what the run computes on."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._on_gpu = device == "cuda"
         self._counters = {
@@ -105,13 +105,13 @@ class Meter(BaseMetricsMonitor):
         }
 
     def collect_metrics(self) -> None:
-        """Look at all counters: often enough that none starts over unseen."""
+        """Update all counters, often enough to see every wrap-around."""
         for counters in self._counters.values():
             for counter in counters:
-                counter.look()
+                counter.update()
 
     def aggregate_metrics(self) -> dict[str, float]:
-        """Give the figures until the last look."""
+        """Return the metrics as of the last update."""
         known = {name: sum(each.joules for each in counters) for name, counters in self._counters.items() if counters}
         figures = {name: joules for name, joules in known.items() if math.isfinite(joules)}
         figures["peak_memory_megabytes"] = _peak_memory() / 1e6
@@ -120,16 +120,16 @@ class Meter(BaseMetricsMonitor):
         return figures
 
 
-def processor_counters(folder: Path = POWERCAP) -> Iterator[Counter]:
-    """Find the energy counters of processors and their memory; one that may not be read counts nan."""
-    for zone in sorted(folder.glob("intel-rapl:*")):  # AMD's too go by this name
+def processor_counters(folder: Path = POWERCAP) -> Iterator[EnergyCounter]:
+    """Find the energy counters of processors and their memory; one that may not be read counts NaN."""
+    for zone in sorted(folder.glob("intel-rapl:*")):  # AMD's have this name too
         if (zone / "name").read_text().startswith(COUNTED):
             size = float((zone / "max_energy_range_uj").read_text()) / 1e6
-            yield Counter(partial(_joules, zone / "energy_uj"), size)
+            yield EnergyCounter(partial(_joules, zone / "energy_uj"), size)
 
 
 def hardware(device: str) -> str:
-    """Name the processor, or the GPU where one computes."""
+    """Return the name of the processor, or of the GPU if the run uses one."""
     if device == "cuda":
         name = str(sys.modules["torch"].cuda.get_device_name())
         processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -146,8 +146,8 @@ def _joules(path: Path) -> float:
         return math.nan
 
 
-def _gpu_counters() -> Iterator[Counter]:
-    """Find the energy counters of the GPUs that the processes of this machine compute on."""
+def _gpu_counters() -> Iterator[EnergyCounter]:
+    """Find the energy counters of the GPUs that this machine's processes use."""
     try:
         import pynvml
     except ImportError:
@@ -160,13 +160,13 @@ def _gpu_counters() -> Iterator[Counter]:
             return math.nan
 
     cuda = sys.modules["torch"].cuda
-    with suppress(pynvml.NVMLError):  # no driver that it knows, or a part of a GPU
+    with suppress(pynvml.NVMLError):  # no driver, or a partition of a GPU
         pynvml.nvmlInit()
-        for place in range(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))):
-            handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{cuda.get_device_properties(place).uuid}")
-            yield Counter(partial(joules, handle))
+        for local_rank in range(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))):
+            handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{cuda.get_device_properties(local_rank).uuid}")
+            yield EnergyCounter(partial(joules, handle))
 
 
 def _peak_memory() -> int:
-    """Bytes that this process has held at most; Linux tells kilobytes, macOS bytes."""
+    """Return this process's peak memory in bytes; Linux reports kilobytes, macOS bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -5,7 +5,7 @@
         run.model(MODELS / "sft")
         run.summary(metrics)
 
-Tracking observes: nothing here changes a DVC output, and a server that hangs or goes away during training costs a
+Tracking only observes: nothing here changes a DVC output, and a server that hangs or fails during training causes a
 warning.
 """
 
@@ -24,42 +24,42 @@ from typing import Any
 
 from tasks.common.files import VALIDATED
 from tasks.registry.dvc_outputs.stages import Ingredients, current_hash, current_ingredients
-from tasks.registry.lineage.portable_names import in_outputs, this_machine
-from tasks.registry.mlflow_runs.outbox import VALUES_PER_REQUEST, Message, Outbox, Status, keep
+from tasks.registry.lineage.redaction import machine_id, redact
 from tasks.registry.mlflow_runs.provenance import code_tags
-from tasks.registry.mlflow_runs.store import Store, in_time, is_local, open_store
+from tasks.registry.mlflow_runs.send_queue import VALUES_PER_REQUEST, Message, SendQueue, Status, save_unsent
+from tasks.registry.mlflow_runs.store import Store, is_local, open_store, with_timeout
 from tasks.settings.fingerprint import flatten
 from tasks.settings.params import Params
 
 PARAMETERS_PER_REQUEST, PARAMETER_LENGTH = 100, 6000  # MLflow's limits
-UNNAMEABLE, NAME_LENGTH = re.compile(r"[^\w.\- ]"), 250  # what MLflow refuses in the name of a metric, and its limit
+REFUSED_CHARACTERS, NAME_LENGTH = re.compile(r"[^\w.\- ]"), 250  # of metric names, by MLflow
 SECONDS_TO_RESTORE = 3600.0
-# How long the end of a stage waits for a server that takes nothing; a database in the checkout is slow, but there.
+# How long the end of a stage waits for a server that takes nothing; a database in the checkout may be slow.
 PATIENCE_SECONDS, PATIENCE_WITH_A_FILE = 10.0, 60.0
-SECONDS_TO_STOP = 4.0  # for an interrupted stage altogether
+SECONDS_TO_STOP = 4.0  # for an interrupted stage, in all
 
 logger = logging.getLogger(__name__)
 
 
 class Run:
-    """A run in MLflow that is open for writing; what is told of it is sent by another thread."""
+    """An open run in MLflow; another thread sends what is logged."""
 
     def __init__(self, store: Store, run_id: str, stage: str, key: str | None) -> None:
         self.id = run_id
         self._store, self._stage, self._key = store, stage, key
-        self._outbox = Outbox(store, run_id, stage)
+        self._queue = SendQueue(store, run_id, stage)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Note the metrics of a step; they are sent together with others, every two seconds or 200 rows."""
+        """Log the metrics of a step; they are sent in batches, every two seconds or 200 rows."""
         now = int(time.time() * 1000)
         values = [[name, float(value), now, step] for name, value in metrics.items()]
         for first in range(0, len(values), VALUES_PER_REQUEST):
-            self._outbox.put(Message("metrics", values[first : first + VALUES_PER_REQUEST]))
+            self._queue.put(Message("metrics", values[first : first + VALUES_PER_REQUEST]))
 
     def summary(self, metrics: Mapping[str, Any]) -> None:
-        """Note a stage's final figures: every number in a nested mapping, as `final/outer.inner`.
+        """Log a stage's final metrics: every number in a nested mapping, as `final/outer.inner`.
 
-        What MLflow takes for no part of a name, such as the slash in a category of prompts or in a source, becomes `_`.
+        Characters that MLflow refuses, such as the slash in a category of prompts or a source, become `_`.
         """
         named: dict[str, float] = {}
         for path, value in flatten(metrics).items():
@@ -68,94 +68,94 @@ class Run:
         self.log(0, named)
 
     def model(self, folder: Path, md5: str | None = None) -> None:
-        """Note the model in `folder` as this run's, by reference: the weights stay where DVC keeps them.
+        """Log the model in `folder` as this run's, by reference: the weights stay in DVC.
 
         Args:
             folder: the model's folder, an output of the stage.
-            md5: its DVC hash where it is known; else it is computed, outside a DVC repository left out.
+            md5: its DVC hash if known; else it is computed, or left out outside a DVC repository.
         """
         md5 = md5 or current_hash(self._stage, folder)
-        self._outbox.put(Message("model", {"folder": folder.as_posix(), "md5": md5, "key": self._key}))
+        self._queue.put(Message("model", {"folder": folder.as_posix(), "md5": md5, "key": self._key}))
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keep rows to read in MLflow, such as samples; all have the fields of the first."""
+        """Log rows as a table, such as samples; all have the fields of the first."""
         columns = {field: [row[field] for row in rows] for field in (rows[0] if rows else {})}
-        self._outbox.put(Message("table", {"name": name, "columns": columns}))
+        self._queue.put(Message("table", {"name": name, "columns": columns}))
 
     def inputs(self, paths: Sequence[Path]) -> None:
-        """Note files that the stage reads, as data sets with their content hash."""
+        """Log files that the stage reads, as data sets with their content hash."""
         found = []
         for path in paths:
             with path.open("rb") as file:
-                md5 = hashlib.file_digest(file, "md5").hexdigest()  # what DVC calls the file
+                md5 = hashlib.file_digest(file, "md5").hexdigest()  # DVC's hash of the file
             source = json.dumps({"uri": path.as_posix()})
             found.append({"name": path.name, "digest": md5, "source_type": "local", "source": source})
         if found:
-            self._outbox.put(Message("inputs", found))
+            self._queue.put(Message("inputs", found))
 
     def close(self, status: Status) -> None:
-        """Send what is waiting and end the run; what a server does not take in time is kept in a file.
+        """Send what is waiting and end the run; what the server does not take in time is saved in a file.
 
         Raises:
-            MlflowException: something told was wrong; the run has failed then.
+            MlflowException: MLflow refused a message; the run has failed then.
         """
         patience, began = PATIENCE_WITH_A_FILE if is_local(self._store.uri) else PATIENCE_SECONDS, time.monotonic()
-        most = min(SECONDS_TO_STOP, patience) if status == "KILLED" else None
-        if self._outbox.flush(patience, most):
-            self._end("FAILED" if self._outbox.fault else status)
-            self._outbox.flush(patience, most and most - (time.monotonic() - began))
+        longest = min(SECONDS_TO_STOP, patience) if status == "KILLED" else None
+        if self._queue.flush(patience, longest):
+            self._end("FAILED" if self._queue.fault else status)
+            self._queue.flush(patience, longest and longest - (time.monotonic() - began))
         else:
             self._end(status)
-        if left := self._outbox.take_back():
-            keep(self._store, self.id, left)
+        if left := self._queue.drain():
+            save_unsent(self._store, self.id, left)
             logger.warning(
-                "MLflow did not get all of the run of %s: run trueline sync when it is back, which sends the rest",
+                "MLflow did not receive the whole run of %s: run trueline sync when it is back, to send the rest",
                 self._stage,
             )
-        if self._outbox.fault and status == "FINISHED":
-            raise self._outbox.fault
+        if self._queue.fault and status == "FINISHED":
+            raise self._queue.fault
 
     def _end(self, status: Status) -> None:
-        self._outbox.put(Message("end", {"status": status, "end_time": int(time.time() * 1000)}))
+        self._queue.put(Message("end", {"status": status, "end_time": int(time.time() * 1000)}))
 
 
-class Restored(Run):
-    """A run that is written anew from files: it is sent when it is closed, and whatever fails is raised."""
+class RestoredRun(Run):
+    """A run that is restored from files: it is sent when it is closed, and every failure is raised."""
 
     def __init__(self, store: Store, run_id: str, stage: str, key: str | None) -> None:
         super().__init__(store, run_id, stage, key)
-        self._outbox = Outbox(store, run_id, stage, by_thread=False)
+        self._queue = SendQueue(store, run_id, stage, by_thread=False)
 
     def close(self, status: Status) -> None:
         """Send everything and end the run.
 
         Raises:
-            MlflowException: MLflow is away.
+            MlflowException: MLflow cannot be reached.
         """
         self._end(status)
-        self._outbox.send_all()
+        self._queue.send_all()
 
 
-class Unnoted(Run):
-    """Stands for a run that another process notes."""
+class UntrackedRun(Run):
+    """Takes the place of a run that another process logs."""
 
     def __init__(self) -> None:
-        """Have nothing to note it in."""
+        """Connect to nothing."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Leave it to the other."""
+        """Do nothing."""
 
     def summary(self, metrics: Mapping[str, Any]) -> None:
-        """Leave it to the other."""
+        """Do nothing."""
 
     def model(self, folder: Path, md5: str | None = None) -> None:
-        """Leave it to the other."""
+        """Do nothing."""
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Leave it to the other."""
+        """Do nothing."""
 
     def inputs(self, paths: Sequence[Path]) -> None:
-        """Leave it to the other."""
+        """Do nothing."""
 
 
 @contextmanager
@@ -165,20 +165,20 @@ def run(stage: str, params: Params, inputs: Sequence[Path] = ()) -> Iterator[Run
     The run ends as FINISHED, as FAILED on an error, as KILLED on SIGTERM or Ctrl-C.
 
     Args:
-        stage: the stage as its module is called (`dpo` and `ppo`, not `align`).
-        params: all settings; those that dvc.yaml names for the stage are noted.
-        inputs: files the stage reads, noted as data sets with their content hash.
+        stage: the name of the stage's module (`dpo` or `ppo`, not `align`).
+        params: all settings; those that dvc.yaml names for the stage are logged.
+        inputs: files the stage reads, logged as data sets with their content hash.
 
     Raises:
         InputError: MLflow cannot be reached.
     """
-    if os.environ.get("RANK", "0") != "0":  # of several processes that train together the first one tells
-        yield Unnoted()
+    if os.environ.get("RANK", "0") != "0":  # of several training processes only rank 0 logs
+        yield UntrackedRun()
         return
     store = open_store(params.registry.experiment)
     ingredients = current_ingredients(stage)
     device = _device(params)
-    tracked = in_time(store.uri, lambda: _begin(store, stage, params, ingredients, device))
+    tracked = with_timeout(store.uri, lambda: _begin(store, stage, params, ingredients, device))
     status: Status = "FAILED"
     try:
         tracked.inputs(inputs)
@@ -204,22 +204,22 @@ def _begin(store: Store, stage: str, params: Params, ingredients: Ingredients | 
     return start(store, stage, key, settings, tags)
 
 
-def restored(store: Store, stage: str, ingredients: Ingredients) -> Restored:
-    """Open a run that is written anew from what DVC holds."""
+def restored_run(store: Store, stage: str, ingredients: Ingredients) -> RestoredRun:
+    """Open a run to restore from what DVC has."""
     key, tags = ingredients.key(), {"status": "restored", "process": this_process()}
     run_id = _create(store, stage, key, ingredients.params, tags | code_tags() | data_tag(ingredients))
-    return Restored(store, run_id, stage, key)
+    return RestoredRun(store, run_id, stage, key)
 
 
 def start(store: Store, stage: str, key: str | None, settings: Mapping[str, Any], tags: Mapping[str, str]) -> Run:
-    """Open a run in MLflow and note its parameters.
+    """Open a run in MLflow and log its parameters.
 
     Args:
-        store: where.
+        store: the MLflow store.
         stage: the stage, which also names the run.
-        key: its content key, where there is one.
-        settings: nested parameters, noted as `section.name`.
-        tags: what else is known of it.
+        key: its content key, if there is one.
+        settings: nested parameters, logged as `section.name`.
+        tags: further tags.
     """
     return Run(store, _create(store, stage, key, settings, tags), stage, key)
 
@@ -229,44 +229,44 @@ def _create(store: Store, stage: str, key: str | None, settings: Mapping[str, An
 
     identity = {"stage": stage} | ({"key": key} if key else {})
     created = store.client.create_run(store.experiment_id, run_name=stage, tags={**tags, **identity})
-    values = [Param(name, _text(value)[:PARAMETER_LENGTH]) for name, value in flatten(in_outputs(settings)).items()]
+    values = [Param(name, _text(value)[:PARAMETER_LENGTH]) for name, value in flatten(redact(settings)).items()]
     for first in range(0, len(values), PARAMETERS_PER_REQUEST):
         store.client.log_batch(created.info.run_id, params=values[first : first + PARAMETERS_PER_REQUEST])
     return str(created.info.run_id)
 
 
 def end_abandoned(store: Store, key: str) -> None:
-    """End as KILLED the runs with this key whose process is gone: SIGKILL leaves them RUNNING.
+    """End as KILLED the runs with this key whose process has ended: SIGKILL leaves them RUNNING.
 
-    Of a process on another machine nobody here knows. But to write a run anew takes seconds: one that took an hour was
-    given up, in a container perhaps that has another name by now.
+    Processes on other machines cannot be checked. But restoring a run takes seconds: after an hour it was abandoned,
+    perhaps in a container that has another host name now.
     """
     query = f"tags.key = '{key}' and attributes.status = 'RUNNING'"
     for found in store.client.search_runs([store.experiment_id], query):
         began = found.info.start_time / 1000
         process = found.data.tags.get("process", "")
-        was_given_up = process == this_process() or time.time() - began > SECONDS_TO_RESTORE
-        if _is_gone(process, began) or (found.data.tags.get("status") == "restored" and was_given_up):
+        was_abandoned = process == this_process() or time.time() - began > SECONDS_TO_RESTORE
+        if _has_ended(process, began) or (found.data.tags.get("status") == "restored" and was_abandoned):
             store.client.set_terminated(found.info.run_id, "KILLED")
 
 
 def data_tag(ingredients: Ingredients | None) -> dict[str, str]:
-    """Give the hash of the checked data as a tag, where the stage reads them."""
+    """Return the hash of the validated data as a tag, if the stage reads them."""
     data = ingredients.dependencies.get(VALIDATED.as_posix()) if ingredients else None
     return {"data": data} if data else {}
 
 
 def this_process() -> str:
-    """Name this process among those of all machines, as long as it lives."""
-    return f"{this_machine()}:{os.getpid()}"
+    """Return a name for this process, unique among all machines while it runs."""
+    return f"{machine_id()}:{os.getpid()}"
 
 
-def _is_gone(process: str, began: float) -> bool:
-    """Tell of a process of this machine whether it has ended since; its number may be another's by now."""
+def _has_ended(process: str, began: float) -> bool:
+    """Return whether a process of this machine has ended since; its number may have been reused."""
     import psutil
 
     host, _, number = process.rpartition(":")
-    if host not in (this_machine(), platform.node()) or not number.isdecimal():
+    if host not in (machine_id(), platform.node()) or not number.isdecimal():
         return False
     try:
         return psutil.Process(int(number)).create_time() > began + 1
@@ -276,10 +276,10 @@ def _is_gone(process: str, began: float) -> bool:
 
 @contextmanager
 def _system_metrics(store: Store, tracked: Run, device: str) -> Iterator[None]:
-    from tasks.registry.mlflow_runs.system_metrics import Meter, Monitor
+    from tasks.registry.mlflow_runs.system_metrics import EnergyAndMemory, Monitor
 
     monitor: Any = Monitor(store.uri, tracked.id, tracked.log)
-    monitor.monitors.append(Meter(device))
+    monitor.monitors.append(EnergyAndMemory(device))
     monitor.start()
     try:
         yield
@@ -291,7 +291,7 @@ def _system_metrics(store: Store, tracked: Run, device: str) -> Iterator[None]:
 
 
 def _sections(stage: str, params: Params) -> dict[str, Any]:
-    """Choose a stage's settings where there is no dvc.yaml to name them."""
+    """Choose a stage's settings without a dvc.yaml that names them."""
     names = ("seed", "runtime", "lora", stage)
     return {name: value for name, value in params.model_dump(by_alias=True).items() if name in names}
 
@@ -301,8 +301,8 @@ def _text(value: object) -> str:
 
 
 def _metric_name(path: str, taken: Container[str]) -> str:
-    """Name a final figure as MLflow allows it; where that is too long or another's name, a hash tells it apart."""
-    name = f"final/{UNNAMEABLE.sub('_', path)}"
+    """Return a metric name that MLflow accepts; a hash makes it unique if it is too long or taken."""
+    name = f"final/{REFUSED_CHARACTERS.sub('_', path)}"
     if len(name) <= NAME_LENGTH and name not in taken:
         return name
     mark = hashlib.sha256(path.encode()).hexdigest()[:8]
@@ -310,7 +310,7 @@ def _metric_name(path: str, taken: Container[str]) -> str:
 
 
 def _device(params: Params) -> str:
-    torch = sys.modules.get("torch")  # stages that compute have loaded it; no other should pay for it
+    torch = sys.modules.get("torch")  # stages that compute have imported it; importing it here would be slow
     if params.runtime.device != "auto" or torch is None:
         return params.runtime.device
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""The model that dvc.lock describes, with everything that must be known of it: its account."""
+"""The candidate: the policy in dvc.lock, and its model record."""
 
 import hashlib
 import tempfile
@@ -19,7 +19,7 @@ from tasks.registry.dvc_outputs.stages import (
     output_hashes,
     plan,
 )
-from tasks.registry.lineage.portable_names import without_places
+from tasks.registry.lineage.redaction import redact_record
 from tasks.registry.mlflow_runs.provenance import code_tags
 from tasks.settings.params import Params, Source
 
@@ -28,21 +28,21 @@ SFT_OPPONENT: dict[str, Any] = {"name": "sft", "version": None, "policy": None}
 
 
 def aligned_folder() -> Path | None:
-    """Give the folder of the aligned policy in dvc.lock, such as models/ppo; None where there is none yet."""
+    """Return the folder of the aligned policy in dvc.lock, such as models/ppo; None before the first alignment."""
     folders = [Path(path) for path in output_hashes("align") if Path(path).is_relative_to(MODELS)]
     return folders[0] if folders else None
 
 
-def account(params: Params) -> dict[str, Any]:
-    """Tell all there is to know of the candidate, as plain data that outlives the working folder.
+def model_record(params: Params) -> dict[str, Any]:
+    """Return the candidate's model record: everything known about it, as plain data that outlives the working folder.
 
     Raises:
-        InputError: the pipeline has not run to its end, or its results do not belong together.
+        InputError: the pipeline has not finished, or its results do not belong together.
     """
     stages = plan()
-    check_one_piece(stages)
+    check_consistent(stages)
     folder, prepared = aligned_folder(), locked_json("prepare", METRICS / "prepare.json")
-    assert folder is not None  # the lock is whole
+    assert folder is not None  # dvc.lock is complete
     known = {
         "policy": {"name": params.registry.policy, "path": folder.as_posix(), "md5": output_hash("align", folder)},
         "method": folder.name,
@@ -55,26 +55,26 @@ def account(params: Params) -> dict[str, Any]:
             "validate": locked_json("validate", METRICS / "validate.json"),
         },
         "hub": _hub_sources(params, prepared),
-        # Without entries by annotator and by category: MLflow takes 100,000 characters, and what is recorded stays.
+        # Without entries by annotator and by category: a tag in MLflow has at most 100,000 characters.
         "figures": {
             "base": locked_json("base", METRICS / "base.json"),
             "reward": _without(locked_json("reward", METRICS / "reward.json"), "accuracy_by_annotator"),
             "evaluate": _without(locked_json("evaluate", METRICS / "evaluate.json"), "categories"),
         },
         "gate": locked_json("gate", METRICS / "gate.json"),
-        "opponent": compared_with(),
+        "opponent": gate_opponent(),
         "params": _params(stages),
         "keys": {stage: lock_key(stage) for stage in stages},
         **code_tags(),
     }
-    return without_places(known)
+    return redact_record(known)
 
 
-def check_one_piece(stages: list[str]) -> None:
-    """Make sure that each of the stages, in running order, ran on what the stages before it wrote.
+def check_consistent(stages: list[str]) -> None:
+    """Check that each stage, in running order, ran on the outputs of the stages before it.
 
     Raises:
-        InputError: a stage has never run, or ran on something else.
+        InputError: a stage has never run, or ran on other inputs.
     """
     written: dict[str, str] = {}
     for stage in stages:
@@ -87,8 +87,8 @@ def check_one_piece(stages: list[str]) -> None:
         written |= output_hashes(stage)
 
 
-def compared_with() -> dict[str, Any]:
-    """Read the opponent that the gate compared the candidate with.
+def gate_opponent() -> dict[str, Any]:
+    """Return the opponent that the gate compared the candidate with.
 
     Raises:
         InputError: opponent.json has changed since then.
@@ -102,7 +102,7 @@ def compared_with() -> dict[str, Any]:
 
 
 def locked_json(stage: str, path: Path) -> dict[str, Any]:
-    """Read a stage's JSON output as dvc.lock has it, whatever has happened to the file since.
+    """Read a stage's JSON output as in dvc.lock, even if the file has changed since.
 
     Raises:
         InputError: the stage has never run, or neither the working folder nor DVC's cache has that content.
@@ -118,7 +118,7 @@ def locked_json(stage: str, path: Path) -> dict[str, Any]:
 
 
 def _hub_sources(params: Params, prepared: Mapping[str, Any]) -> dict[str, Any]:
-    """Name the hub repository behind each source that points to one, as it was when it was read."""
+    """Return the hub repository and revision behind each source that names one, as of the time it was read."""
     found: dict[str, Any] = {}
     ingredients, pointer = locked_ingredients("base"), Path(params.base.source)
     is_pointer = pointer.suffix in (".yaml", ".yml") and pointer.is_file()
@@ -127,7 +127,7 @@ def _hub_sources(params: Params, prepared: Mapping[str, Any]) -> dict[str, Any]:
     for kind in TYPES:
         source: Source = getattr(params.prepare, kind)
         own_name = name_in_outputs(source.source)
-        for name, read in prepared.get(kind, {}).get("sources", {}).items():  # which earlier releases did not tell
+        for name, read in prepared.get(kind, {}).get("sources", {}).items():  # earlier releases had none
             if "hub" in read:
                 found[source.source if name == own_name else name] = read
     return {source: {name: known[name] for name in ("hub", "revision")} for source, known in sorted(found.items())}

@@ -1,4 +1,4 @@
-"""Changing the champion: only through the gate, or back; every decision is recorded before anything moves."""
+"""Changing the champion: through the gate or by rollback. Every decision is logged before an alias moves."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,35 +8,34 @@ from typing import Any, TypedDict
 from tasks.common.errors import InputError
 from tasks.common.files import METRICS
 from tasks.data.names import shown_name
-from tasks.registry.mlflow_runs.lookup import link_runs, trained_account
+from tasks.registry.mlflow_runs.linked_runs import link_runs, trained_record
 from tasks.registry.mlflow_runs.store import Store, open_store
-from tasks.registry.promotion.candidate import compared_with, locked_json
+from tasks.registry.promotion.apply_decisions import apply_decision, apply_pending
+from tasks.registry.promotion.candidate import gate_opponent, locked_json
 from tasks.registry.promotion.decisions import (
     MOVES,
     Action,
     Decision,
-    Holder,
+    PolicyVersion,
     Review,
+    checkout_lock,
     decide,
     decisions_on,
-    finish,
-    one_at_a_time,
+    mark_reported,
     past_decisions,
-    place,
-    unfinished,
+    unreported_decision,
+    version_id,
 )
-from tasks.registry.promotion.server_lock import Turn, take_turn
+from tasks.registry.promotion.mlflow_models import check_weights
+from tasks.registry.promotion.registration import ensure_versions
+from tasks.registry.promotion.server_lock import ServerLock, lock_server
 from tasks.registry.promotion.versions import (
     CHALLENGER,
     CHAMPION,
     PREVIOUS,
-    as_holder,
-    carry_out,
-    check_weights,
-    ensure_versions,
     find,
-    holder,
-    settle,
+    find_by_alias,
+    read_policy_version,
 )
 from tasks.settings.params import Params
 
@@ -53,78 +52,78 @@ class Registered(TypedDict):
 
 @dataclass
 class Session:
-    """The registry, in step with the record, for as long as it is ours alone."""
+    """The registry while this process has locked it, with every logged decision applied."""
 
     store: Store
-    turn: Turn
-    pending: Decision | None  # what an earlier command recorded, and did not come to its end with
-    is_answered: bool = False  # whoever asked will be told of the last decision
+    lock: ServerLock
+    pending: Decision | None  # logged by an earlier command that was killed before it finished
+    is_reported: bool = False  # the caller gets the result of the last decision
 
-    def asked_before(self, action: Action, md5: str | None = None) -> Decision | None:
-        """Give the pending decision where it is the one that is asked for, on a version where one is named."""
+    def repeated(self, action: Action, md5: str | None = None) -> Decision | None:
+        """Return the pending decision if the command repeats it; `md5` names a version."""
         pending = self.pending
-        is_it = pending and pending["action"] == action and md5 in (None, pending["policy"]["md5"])
-        return pending if is_it else None
+        is_same = pending and pending["action"] == action and md5 in (None, pending["policy"]["md5"])
+        return pending if is_same else None
 
 
-class Verdict(TypedDict):
-    """What came of a wish to promote."""
+class Promotion(TypedDict):
+    """The result of promote, approve, reject or rollback."""
 
     promoted: bool
-    held: bool  # it awaits approval
+    held: bool  # the version awaits approval
     version: int
-    champion: int | None  # the version that is champion now
+    champion: int | None  # the champion's version after the command
     reasons: list[str]
 
 
 def register(params: Params) -> Registered:
     """Make the candidate in dvc.lock a version of the policy, and its reward model one of the reward model.
 
-    The same content gives the same versions again. The policy becomes `challenger` unless it is champion already.
+    The same content gives the same versions again. The policy becomes `challenger` unless it is the champion.
 
     Raises:
-        InputError: the pipeline has not run to its end, its results do not belong together, or MLflow is away.
+        InputError: the pipeline has not run to its end, its results do not belong together, or MLflow cannot be
+            reached.
     """
     with _session(params) as session:
         return _describe(params, _register(session.store, params))
 
 
-def promote(params: Params) -> Verdict:
-    """Make the candidate in dvc.lock champion, if the gate says so; with registry.approval, hold it for a person.
+def promote(params: Params) -> Promotion:
+    """Make the candidate in dvc.lock champion if the gate allows it; with registry.approval, hold it for a person.
 
     Returns:
-        What came of it. It is refused, with reasons, where the gate did not say promote, where the candidate is
-        champion already, where it was champion and has been taken back (only `rollback` puts it back), or where a
-        person has rejected it.
+        The result. The candidate is refused, with reasons, if the gate did not decide `promote`, if it is the champion,
+        if it was rolled back (only `rollback` puts it back), or if a person rejected it.
 
     Raises:
         InputError: the gate compared with another opponent than today's champion, the pipeline's results do not
-            belong together, the record is behind the registry, or MLflow is away.
+            belong together, the decision log is behind the registry, or MLflow cannot be reached.
     """
     with _session(params) as session:
         store = session.store
-        champion, candidate = holder(store, params, CHAMPION), _register(store, params)
+        champion, candidate = find_by_alias(store, params, CHAMPION), _register(store, params)
         if champion and champion["version"] == candidate["version"]:
-            if before := session.asked_before("promote", candidate["md5"]):
-                return _finished(session, before, champion)
-            return _verdict(candidate, champion, [f"Version {candidate['version']} is the champion already."])
+            if before := session.repeated("promote", candidate["md5"]):
+                return _decided_before(session, before, champion)
+            return _promotion(candidate, champion, [f"Version {candidate['version']} is the champion already."])
         gate = locked_json("gate", METRICS / "gate.json")
         refusal = _refusal(gate, candidate)
-        session.turn.check()
+        session.lock.check()
         if refusal:
             _decide_once("refuse", candidate, champion, refusal, gate)
-            return _verdict(candidate, champion, refusal)
-        _check_opponent(candidate, champion, compared_with())
+            return _promotion(candidate, champion, refusal)
+        _check_opponent(candidate, champion, gate_opponent())
         if params.registry.approval:
             _decide_once("hold", candidate, champion, gate["reasons"], gate)
-            return _verdict(candidate, champion, gate["reasons"], held=True)
+            return _promotion(candidate, champion, gate["reasons"], held=True)
         check_weights(store, params, candidate)
-        session.turn.check()  # again: to hash takes time
+        session.lock.check()  # again: hashing takes time
         return _move(session, params, decide("promote", candidate, champion, gate["reasons"], gate))
 
 
-def approve(params: Params, version_or_alias: str, by: str, reason: str) -> Verdict:
-    """Make a version that awaits approval champion, on a person's word.
+def approve(params: Params, version_or_alias: str, by: str, reason: str) -> Promotion:
+    """Make a version that awaits approval champion, because a person approves it.
 
     Args:
         params: all settings.
@@ -133,25 +132,26 @@ def approve(params: Params, version_or_alias: str, by: str, reason: str) -> Verd
         reason: why.
 
     Raises:
-        InputError: there is no such version or it does not await approval, name or reason is missing, the champion
-            is no longer the one that the gate compared with, the record is behind the registry, or MLflow is away.
+        InputError: there is no such version or it does not await approval, name or reason is missing, the champion is
+            no longer the one that the gate compared with, the decision log is behind the registry, or MLflow cannot be
+            reached.
     """
     review = _review(by, reason)
     with _session(params) as session:
-        policy, champion = _found(session, params, version_or_alias), holder(session.store, params, CHAMPION)
-        if before := session.asked_before("promote", policy["md5"]):
-            return _finished(session, before, champion)
+        policy, champion = _found(session, params, version_or_alias), find_by_alias(session.store, params, CHAMPION)
+        if before := session.repeated("promote", policy["md5"]):
+            return _decided_before(session, before, champion)
         held = _held(policy)
         policy, gate = held["policy"], held["gate"]
-        _check_opponent(policy, champion, policy["account"]["opponent"])
+        _check_opponent(policy, champion, policy["record"]["opponent"])
         check_weights(session.store, params, policy)
-        policy["account"]["approval"] = review
-        session.turn.check()
+        policy["record"]["approval"] = review
+        session.lock.check()
         return _move(session, params, decide("promote", policy, champion, [review["reason"]], gate, review=review))
 
 
-def reject(params: Params, version_or_alias: str, by: str, reason: str) -> Verdict:
-    """Refuse a version that awaits approval, on a person's word: no later run promotes it or offers it again.
+def reject(params: Params, version_or_alias: str, by: str, reason: str) -> Promotion:
+    """Refuse a version that awaits approval, because a person rejects it: no later run promotes it or holds it again.
 
     Args:
         params: all settings.
@@ -160,97 +160,97 @@ def reject(params: Params, version_or_alias: str, by: str, reason: str) -> Verdi
         reason: why.
 
     Raises:
-        InputError: there is no such version or it does not await approval, name or reason is missing, the record is
-            behind the registry, or MLflow is away.
+        InputError: there is no such version or it does not await approval, name or reason is missing, the decision
+            log is behind the registry, or MLflow cannot be reached.
     """
     review = _review(by, reason)
     with _session(params) as session:
-        policy, champion = _found(session, params, version_or_alias), holder(session.store, params, CHAMPION)
-        before = session.asked_before("refuse", policy["md5"])
+        policy, champion = _found(session, params, version_or_alias), find_by_alias(session.store, params, CHAMPION)
+        before = session.repeated("refuse", policy["md5"])
         if before and before["review"]:
-            return _finished(session, before, champion)
+            return _decided_before(session, before, champion)
         held = _held(policy)
-        session.turn.check()
+        session.lock.check()
         decide("refuse", held["policy"], champion, [review["reason"]], held["gate"], review=review)
-        session.is_answered = True
-        return _verdict(held["policy"], champion, [f"Rejected by {review['by']}: {review['reason']}"])
+        session.is_reported = True
+        return _promotion(held["policy"], champion, [f"Rejected by {review['by']}: {review['reason']}"])
 
 
-def rollback(params: Params, reason: str) -> Verdict:
+def rollback(params: Params, reason: str) -> Promotion:
     """Make the previous champion champion again, and the champion the previous one.
 
     Raises:
-        InputError: no reason is given, there is no previous champion, the record is behind the registry, or MLflow
-            is away.
+        InputError: no reason is given, there is no previous champion, the decision log is behind the registry, or
+            MLflow cannot be reached.
     """
     reason = _text(reason)
     if not reason:
         raise InputError("a rollback needs a reason that others can read later: give one with --reason")
     with _session(params) as session:
-        champion, previous = (holder(session.store, params, alias) for alias in (CHAMPION, PREVIOUS))
-        if before := session.asked_before("rollback"):  # to go back now would be to go back to what was wrong
-            return _finished(session, before, champion)
+        champion, previous = (find_by_alias(session.store, params, alias) for alias in (CHAMPION, PREVIOUS))
+        if before := session.repeated("rollback"):  # a second one would bring the bad champion back
+            return _decided_before(session, before, champion)
         if champion is None or previous is None:
             raise InputError("there is no previous champion to go back to: nothing has been promoted twice yet")
         check_weights(session.store, params, previous)
-        gate = previous["account"]["gate"]
-        session.turn.check()
+        gate = previous["record"]["gate"]
+        session.lock.check()
         return _move(session, params, decide("rollback", previous, champion, [reason], gate))
 
 
-def awaiting(champion: Holder | None) -> list[int]:
-    """List the versions that await approval: those that were compared with today's champion.
+def awaiting(champion: PolicyVersion | None) -> list[int]:
+    """List the versions that await approval and were compared with the present champion.
 
     Raises:
-        InputError: a row of the record is damaged.
+        InputError: a row of the decision log is damaged.
     """
     newest = {decision["policy"]["version"]: decision for decision in past_decisions()}
-    today = champion and place(champion)
+    today = champion and version_id(champion)
     return sorted(version for version, last in newest.items() if last["action"] == "hold" and last["previous"] == today)
 
 
 @contextmanager
 def _session(params: Params) -> Iterator[Session]:
-    """Open the registry for one process at a time, in step with every decision on record."""
-    with one_at_a_time():
+    """Lock the registry, and apply every logged decision to it."""
+    with checkout_lock():
         store = open_store(params.registry.experiment)
-        with take_turn(store, params.registry.policy) as turn:
-            before = unfinished()
-            session = Session(store, turn, settle(store, params, turn) or before)
+        with lock_server(store, params.registry.policy) as lock:
+            before = unreported_decision()
+            session = Session(store, lock, apply_pending(store, params, lock) or before)
             yield session
-        if session.is_answered:
-            finish()
+        if session.is_reported:
+            mark_reported()
 
 
-def _move(session: Session, params: Params, decision: Decision) -> Verdict:
-    """Have the registry follow a recorded change of champion."""
-    carry_out(session.store, params, decision, session.turn)
-    session.is_answered = True
-    return _verdict(decision["policy"], decision["policy"], decision["reasons"], promoted=True)
+def _move(session: Session, params: Params, decision: Decision) -> Promotion:
+    """Apply a logged change of champion to the registry."""
+    apply_decision(session.store, params, decision, session.lock)
+    session.is_reported = True
+    return _promotion(decision["policy"], decision["policy"], decision["reasons"], promoted=True)
 
 
-def _finished(session: Session, decision: Decision, champion: Holder | None) -> Verdict:
-    """Say that what is asked for had been decided before, by a command that did not come to its end."""
-    session.is_answered = True
+def _decided_before(session: Session, decision: Decision, champion: PolicyVersion | None) -> Promotion:
+    """Report a decision that an earlier command made before it was killed."""
+    session.is_reported = True
     is_move = decision["action"] in MOVES
-    told = f"This was decided on {decision['time']} by a command that did not come to its end, and is finished now."
+    earlier = f"Decided on {decision['time']} by a command that was killed before it finished; it is finished now."
     again = ["To swap the two again, roll back once more."] if decision["action"] == "rollback" else []
-    return _verdict(decision["policy"], champion, [*decision["reasons"], told, *again], promoted=is_move)
+    return _promotion(decision["policy"], champion, [*decision["reasons"], earlier, *again], promoted=is_move)
 
 
 def _decide_once(
-    action: Action, candidate: Holder, champion: Holder | None, reasons: list[str], gate: dict[str, Any]
+    action: Action, candidate: PolicyVersion, champion: PolicyVersion | None, reasons: list[str], gate: dict[str, Any]
 ) -> None:
-    """Record what moves nothing, unless it is what was last decided on the candidate, on the same grounds."""
-    said = decisions_on(candidate["md5"])
-    grounds = (action, champion and place(champion), gate)
-    if not said or (said[-1]["action"], said[-1]["previous"], said[-1]["gate"]) != grounds:
+    """Log a decision that moves no alias, unless the last one on the candidate is the same, for the same reasons."""
+    past = decisions_on(candidate["md5"])
+    new = (action, champion and version_id(champion), gate)
+    if not past or (past[-1]["action"], past[-1]["previous"], past[-1]["gate"]) != new:
         decide(action, candidate, champion, reasons, gate)
 
 
-def _register(store: Store, params: Params) -> Holder:
+def _register(store: Store, params: Params) -> PolicyVersion:
     link_runs(store)
-    known, champion = trained_account(store, params), holder(store, params, CHAMPION)
+    known, champion = trained_record(store, params), find_by_alias(store, params, CHAMPION)
     known["champion_then"] = champion and {"version": champion["version"], "md5": champion["md5"]}
     candidate = ensure_versions(store, params, known)
     if champion is None or champion["version"] != candidate["version"]:
@@ -260,85 +260,90 @@ def _register(store: Store, params: Params) -> Holder:
     return candidate
 
 
-def _refusal(gate: dict[str, Any], candidate: Holder) -> list[str]:
+def _refusal(gate: dict[str, Any], candidate: PolicyVersion) -> list[str]:
     if gate.get("decision") != "promote":
         return [f"The gate says {gate.get('decision', 'nothing')}.", *gate.get("reasons", [])]
     decisions = past_decisions()
     last_move = next((decision for decision in reversed(decisions) if decision["action"] in MOVES), None)
     for decision in reversed(decisions):
-        is_own, previous, said = decision["policy"]["md5"] == candidate["md5"], decision["previous"], decision["review"]
+        is_own, previous = decision["policy"]["md5"] == candidate["md5"], decision["previous"]
         if is_own and decision["action"] in MOVES:
             return []
-        told = f"on {decision['time']}: {' '.join(decision['reasons'])}"
-        if is_own and said:
-            return [f"Version {candidate['version']} was rejected by {said['by']} {told}"]
+        when_and_why = f"on {decision['time']}: {' '.join(decision['reasons'])}"
+        if is_own and (review := decision["review"]):
+            return [f"Version {candidate['version']} was rejected by {review['by']} {when_and_why}"]
         if decision["action"] == "rollback" and previous and previous["md5"] == candidate["md5"]:
             cure = ["To put it back, roll back once more."] if decision is last_move else []
-            return [f"Version {candidate['version']} was taken back by {decision['who']} {told}", *cure]
+            return [f"Version {candidate['version']} was rolled back by {decision['who']} {when_and_why}", *cure]
     return []
 
 
-def _found(session: Session, params: Params, version_or_alias: str) -> Holder:
-    return as_holder(find(session.store, params, version_or_alias))
+def _found(session: Session, params: Params, version_or_alias: str) -> PolicyVersion:
+    return read_policy_version(find(session.store, params, version_or_alias))
 
 
-def _held(policy: Holder) -> Decision:
-    """Find the decision to hold a version; whoever rejected it since may think otherwise."""
-    said = [
+def _held(policy: PolicyVersion) -> Decision:
+    """Find the decision to hold a version. A rejection since then does not count: people may change their mind."""
+    past = [
         decision for decision in decisions_on(policy["md5"]) if decision["action"] in MOVES or not decision["review"]
     ]
-    if not said or said[-1]["action"] != "hold":
-        last = f"{said[-1]['action']} ({' '.join(said[-1]['reasons'])})" if said else "none"
+    if not past or past[-1]["action"] != "hold":
+        last = f"{past[-1]['action']} ({' '.join(past[-1]['reasons'])})" if past else "none"
         raise InputError(
             f"version {policy['version']} does not await approval, the last decision on it is {last}: "
             "trueline history lists them all"
         )
-    return said[-1]
+    return past[-1]
 
 
 def _review(by: str, reason: str) -> Review:
     by, reason = shown_name(_text(by)), _text(reason)
     if not by or not reason:
-        raise InputError("whoever approves or rejects must be known later, and why: give --by and --reason")
+        raise InputError("an approval or rejection needs a name and a reason: give --by and --reason")
     return Review(by=by, reason=reason)
 
 
-def _text(said: str) -> str:
-    """Give what a person typed, as the record can hold it.
+def _text(typed: str) -> str:
+    """Return what a person typed, as the decision log can hold it.
 
     Raises:
         InputError: the terminal sent bytes that are not UTF-8.
     """
     try:
-        said.encode()
+        typed.encode()
     except UnicodeEncodeError:
-        raise InputError(f"{said!a} is not UTF-8, as the record must be: type it again") from None
-    return said.strip()
+        raise InputError(f"{typed!a} is not UTF-8, as the decision log must be: type it again") from None
+    return typed.strip()
 
 
-def _check_opponent(candidate: Holder, champion: Holder | None, opponent: dict[str, Any]) -> None:
+def _check_opponent(candidate: PolicyVersion, champion: PolicyVersion | None, opponent: dict[str, Any]) -> None:
     today = (champion["version"], champion["md5"]) if champion else (None, None)
     if (opponent["version"], opponent["policy"]) != today:
         name = f"champion version {opponent['version']}" if opponent["version"] else "SFT"
         now = f"version {champion['version']}" if champion else "none"
         raise InputError(
-            f"the gate compared version {candidate['version']} with {name}, but the champion is {now} by now: "
+            f"the gate compared version {candidate['version']} with {name}, but the champion is now {now}: "
             "run trueline run"
         )
 
 
-def _describe(params: Params, candidate: Holder) -> Registered:
+def _describe(params: Params, candidate: PolicyVersion) -> Registered:
     return Registered(
         policy=params.registry.policy,
         version=candidate["version"],
         reward=params.registry.reward,
         reward_version=candidate["reward_version"],
-        gate=candidate["account"]["gate"].get("decision", "unknown"),
+        gate=candidate["record"]["gate"].get("decision", "unknown"),
     )
 
 
-def _verdict(
-    candidate: Holder, champion: Holder | None, reasons: list[str], *, promoted: bool = False, held: bool = False
-) -> Verdict:
+def _promotion(
+    candidate: PolicyVersion,
+    champion: PolicyVersion | None,
+    reasons: list[str],
+    *,
+    promoted: bool = False,
+    held: bool = False,
+) -> Promotion:
     number = champion["version"] if champion else None
-    return Verdict(promoted=promoted, held=held, version=candidate["version"], champion=number, reasons=reasons)
+    return Promotion(promoted=promoted, held=held, version=candidate["version"], champion=number, reasons=reasons)

@@ -1,7 +1,7 @@
-"""The append-only record of every decision on a version: decisions.jsonl, kept in git.
+"""Every decision on a version, in the append-only decision log (decisions.jsonl, kept in git).
 
-The record comes first and the registry follows it: a line is on the disk before an alias moves. So the registry can
-be rebuilt from the record, and a crash between the two is mended by carrying the last line out again.
+The log comes first and the registry follows: a line is on the disk before an alias moves. So the registry can be
+rebuilt from the log, and after a crash between the two the last line is applied again.
 """
 
 import getpass
@@ -18,29 +18,29 @@ from filelock import FileLock
 from tasks.common.files import STATE
 from tasks.registry.mlflow_runs.provenance import code_tags
 from tasks.registry.mlflow_runs.store import main_checkout
-from tasks.registry.promotion.decision_file import DECISIONS, append_row, read_rows
+from tasks.registry.promotion.decision_log import DECISIONS, append_row, read_rows
 
-# hold: good enough, but a person must approve. refuse: by the gate, or by a person.
+# hold: the gate passed and a person must approve. refuse: by the gate, or by a person.
 Action = Literal["promote", "rollback", "hold", "refuse"]
 MOVES: tuple[Action, ...] = ("promote", "rollback")  # they change the champion
 
 
-class Place(TypedDict):
-    """A policy version, its content hash, and the reward model version it was made with."""
+class VersionId(TypedDict):
+    """A policy version, its content hash, and the version of the reward model it was made with."""
 
     version: int
     reward_version: int
     md5: str
 
 
-class Holder(Place):
-    """A policy version with everything known of it (see candidate.py)."""
+class PolicyVersion(VersionId):
+    """A policy version with its model record (see candidate.py)."""
 
-    account: dict[str, Any]
+    record: dict[str, Any]
 
 
 class Review(TypedDict):
-    """What a person said of a version that awaited approval."""
+    """A person's decision on a version that awaited approval."""
 
     by: str
     reason: str
@@ -51,71 +51,71 @@ class Decision(TypedDict):
 
     id: str
     time: str  # UTC
-    who: str  # account of the system
+    who: str  # name of the system's user
     action: Action
-    policy: Holder  # what was decided on
-    previous: Place | None  # the champion until then: after `hold` and `refuse` it still is
+    policy: PolicyVersion  # the version decided on
+    previous: VersionId | None  # the champion before the decision; after `hold` and `refuse` it still is
     reasons: list[str]
-    gate: dict[str, Any]  # the figures it rests on
+    gate: dict[str, Any]  # the gate's checks and figures
     review: Review | None  # where a person approved or rejected
     git_commit: str | None
 
 
-def place(holder: Place) -> Place:
-    """Leave out the account."""
-    return Place(version=holder["version"], reward_version=holder["reward_version"], md5=holder["md5"])
+def version_id(policy: VersionId) -> VersionId:
+    """Return the version without its model record."""
+    return VersionId(version=policy["version"], reward_version=policy["reward_version"], md5=policy["md5"])
 
 
 def decide(
     action: Action,
-    policy: Holder,
-    previous: Holder | None,
+    policy: PolicyVersion,
+    previous: PolicyVersion | None,
     reasons: list[str],
     gate: dict[str, Any],
     *,
     review: Review | None = None,
 ) -> Decision:
-    """Append a decision to the record; when this returns it is on the disk.
+    """Append a decision to the log; when this returns it is on the disk.
 
     Raises:
-        InputError: the record is damaged, or cannot be written.
+        InputError: the log is damaged, or cannot be written.
     """
-    past_decisions()  # a line is never added to a damaged record
+    past_decisions()  # a line is never added to a damaged log
     decision = Decision(
         id=uuid.uuid4().hex[:12],
         time=datetime.now(UTC).isoformat(timespec="seconds"),
-        who=who(),
+        who=system_user(),
         action=action,
         policy=policy,
-        previous=previous and place(previous),
+        previous=previous and version_id(previous),
         reasons=reasons,
         gate=gate,
         review=review,
         git_commit=code_tags().get("git_commit"),
     )
-    if _asked_for(decision):
-        _unfinished().write_text(decision["id"])  # before the line: from then on it may be asked for again
+    if _needs_report(decision):
+        _unreported_file().write_text(decision["id"])  # before the line: a kill in between must not hide it
     append_row(_path(), decision)
     return decision
 
 
-def finish() -> None:
-    """Note that whoever asked for the last change of champion, or gave their word, is about to be told of it."""
-    _unfinished().unlink(missing_ok=True)
+def mark_reported() -> None:
+    """Note that the result of the last decision is about to be reported to its caller."""
+    _unreported_file().unlink(missing_ok=True)
 
 
-def unfinished() -> Decision | None:
-    """Give the last change of champion or word of a person, where its command was killed before its end."""
-    last = [decision for decision in past_decisions() if _asked_for(decision)][-1:]
-    was_cut_off = last and _unfinished().exists() and _unfinished().read_bytes() == last[0]["id"].encode()
-    return last[0] if was_cut_off else None
+def unreported_decision() -> Decision | None:
+    """Return the last promotion, rollback or review if its command was killed before it reported the result."""
+    last = [decision for decision in past_decisions() if _needs_report(decision)][-1:]
+    was_killed = last and _unreported_file().exists() and _unreported_file().read_bytes() == last[0]["id"].encode()
+    return last[0] if was_killed else None
 
 
 def past_decisions() -> list[Decision]:
-    """Read every decision ever made, oldest first.
+    """Read every decision, oldest first.
 
     Raises:
-        InputError: the record cannot be read, or a row is no decision.
+        InputError: the log cannot be read, or a row is not a decision.
     """
     return cast("list[Decision]", read_rows(_path()))
 
@@ -124,27 +124,35 @@ def decisions_on(md5: str) -> list[Decision]:
     """Read the decisions on the version with this content, oldest first.
 
     Raises:
-        InputError: the record cannot be read, or a row is no decision.
+        InputError: the log cannot be read, or a row is not a decision.
     """
     return [decision for decision in past_decisions() if decision["policy"]["md5"] == md5]
 
 
 @contextmanager
-def one_at_a_time() -> Iterator[None]:
-    """Let one process of this checkout at a time look at the registry and change it.
+def checkout_lock() -> Iterator[None]:
+    """Let one process of this checkout at a time read and change the registry.
 
     Raises:
-        InputError: the record cannot be read, or a row is no decision.
+        InputError: the log cannot be read, or a row is not a decision.
     """
     folder = main_checkout() / STATE
     folder.mkdir(exist_ok=True)
     with FileLock(folder / "registry.lock"):
-        past_decisions()  # who is champion is what the record says: damaged, it stops everybody here
+        past_decisions()  # the log says who is champion: while it is damaged, no command may act
         yield
 
 
-def _asked_for(decision: Decision) -> bool:
-    """Tell what would be done a second time if it were asked for again; the gate's word is recorded once anyhow."""
+def system_user() -> str:
+    """Return the name of the system's user."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        return f"user {os.getuid()}"
+
+
+def _needs_report(decision: Decision) -> bool:
+    """Return whether the command would act a second time if it were repeated; the gate's refusals are logged once."""
     return decision["action"] in MOVES or decision["review"] is not None
 
 
@@ -152,13 +160,5 @@ def _path() -> Path:
     return main_checkout() / DECISIONS
 
 
-def _unfinished() -> Path:
+def _unreported_file() -> Path:
     return main_checkout() / STATE / "deciding"
-
-
-def who() -> str:
-    """Name the account of the system that runs this."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container whose user has no name
-        return f"user {os.getuid()}"

@@ -1,4 +1,4 @@
-"""The evaluation that people are asked about, as dvc.lock has it, and what they said, kept with its run in MLflow."""
+"""The evaluation that people annotate, as in dvc.lock, and their votes, saved with its run in MLflow."""
 
 import math
 import tempfile
@@ -11,9 +11,9 @@ from tasks.common.errors import InputError
 from tasks.common.files import REPORTS, read_json, read_jsonl, write_csv, write_json
 from tasks.registry.dvc_outputs.cache import materialise
 from tasks.registry.dvc_outputs.stages import lock_key, locked_ingredients, output_hash
-from tasks.registry.mlflow_runs.lookup import link_runs
+from tasks.registry.mlflow_runs.linked_runs import link_runs
 from tasks.registry.mlflow_runs.store import Store, open_store
-from tasks.registry.promotion.decisions import one_at_a_time
+from tasks.registry.promotion.decisions import checkout_lock
 from tasks.settings.fingerprint import flatten
 from tasks.settings.params import Params
 
@@ -22,51 +22,51 @@ FOLDER, VOTES, FIGURES = "people", "votes.csv", "figures.json"
 
 
 class Evaluation(NamedTuple):
-    """What evaluate gave, and the settings it ran with: those of today may be others."""
+    """The outputs of evaluate, and the settings it ran with, which may differ from those in params.yaml."""
 
-    key: str  # of its content
-    rows: list[dict[str, Any]]  # of responses.jsonl
+    key: str  # hash of its inputs
+    responses: list[dict[str, Any]]  # of responses.jsonl
     seed: int
     bootstrap: int
     confidence: float
 
 
 def evaluation() -> Evaluation:
-    """Read the evaluation in dvc.lock from DVC's cache, whatever has happened to the working folder since.
+    """Read the evaluation in dvc.lock from DVC's cache, even if the working folder has changed since.
 
     Raises:
-        InputError: evaluate has never run, or DVC's cache lacks what it wrote.
+        InputError: evaluate has never run, or DVC's cache lacks its outputs.
     """
     ingredients, md5 = locked_ingredients("evaluate"), output_hash("evaluate", EVALUATION)
     if ingredients is None or md5 is None:
         raise InputError(f"dvc.lock has no {EVALUATION}: run dvc repro or trueline run")
     with tempfile.TemporaryDirectory() as folder:
         materialise(md5, Path(folder, "evaluate"))
-        rows = list(read_jsonl(Path(folder, "evaluate/responses.jsonl")))
+        responses = list(read_jsonl(Path(folder, "evaluate/responses.jsonl")))
     seed, settings = (ingredients.params["params.yaml"][name] for name in ("seed", "evaluate"))
-    return Evaluation(ingredients.key(), rows, seed, settings["bootstrap"], settings["confidence"])
+    return Evaluation(ingredients.key(), responses, seed, settings["bootstrap"], settings["confidence"])
 
 
-def keep(params: Params, key: str, figures: Mapping[str, Any], votes: Sequence[Mapping[str, Any]]) -> str:
-    """Note what people said with the run of the evaluation in dvc.lock, in place of what they said before.
+def save_votes(params: Params, key: str, figures: Mapping[str, Any], votes: Sequence[Mapping[str, Any]]) -> str:
+    """Save votes and figures with the MLflow run of the evaluation in dvc.lock, in place of earlier ones.
 
     Args:
         params: all settings.
-        key: of the evaluation that they were asked about.
-        figures: nested; its numbers become metrics `people/outer.inner`, without a value NaN.
+        key: hash of the inputs of the evaluation that was annotated.
+        figures: nested; the numbers become metrics `people/outer.inner`, None becomes NaN.
         votes: at least one; all have the fields of the first.
 
     Returns:
         The run's id.
 
     Raises:
-        InputError: MLflow is away, another evaluation has come into dvc.lock, or the run must be written anew and DVC's
+        InputError: MLflow cannot be reached, dvc.lock has another evaluation, or the run must be restored and DVC's
             cache lacks its metrics.
     """
-    with one_at_a_time(), tempfile.TemporaryDirectory() as folder:
+    with checkout_lock(), tempfile.TemporaryDirectory() as folder:
         store = open_store(params.registry.experiment)
         if lock_key("evaluate") != key:
-            raise InputError("dvc.lock has another evaluation by now: bring back the one that people were asked about")
+            raise InputError("dvc.lock has another evaluation than the sheets: restore the dvc.lock of the sheets")
         run_id = next(linked.run_id for linked in link_runs(store) if linked.stage == "evaluate")
         write_csv(Path(folder, VOTES), list(votes[0]), votes)
         write_json(Path(folder, FIGURES), figures)
@@ -75,8 +75,8 @@ def keep(params: Params, key: str, figures: Mapping[str, Any], votes: Sequence[M
     return run_id
 
 
-def kept(store: Store, run_id: str) -> dict[str, Any] | None:
-    """Give the figures that `keep` noted with a run; None where nobody was asked."""
+def saved_figures(store: Store, run_id: str) -> dict[str, Any] | None:
+    """Return the figures that `save_votes` saved with a run; None if there are none."""
     if not store.client.list_artifacts(run_id, FOLDER):
         return None
     with tempfile.TemporaryDirectory() as folder:

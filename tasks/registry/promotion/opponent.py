@@ -1,30 +1,30 @@
-"""Naming the champion in opponent.json, for evaluate and gate to compare the candidate with."""
+"""Writing the champion into opponent.json, for evaluate and gate to compare the candidate with."""
 
 from tasks.common.files import read_json, write_json
 from tasks.registry.dvc_outputs.stages import changed_stages, output_hash, plan
 from tasks.registry.mlflow_runs.store import open_store
+from tasks.registry.promotion.apply_decisions import apply_pending
 from tasks.registry.promotion.candidate import OPPONENT_FILE, SFT_OPPONENT, aligned_folder
-from tasks.registry.promotion.decisions import Holder, one_at_a_time
-from tasks.registry.promotion.versions import CHAMPION, holder, settle
+from tasks.registry.promotion.decisions import PolicyVersion, checkout_lock
+from tasks.registry.promotion.versions import CHAMPION, find_by_alias
 from tasks.settings.params import Params
 
 
 def refresh_opponent(params: Params) -> bool:
-    """Write the registry's champion into opponent.json before a run; SFT where there is no champion.
+    """Write the registry's champion into opponent.json before a run; SFT if there is no champion.
 
-    The file is left alone where the run's candidate would be the champion itself, so that nothing runs after a
-    promotion.
+    The file stays as it is if the run's candidate would be the champion itself: nothing runs after a promotion.
 
     Returns:
         Whether the file has changed.
 
     Raises:
-        InputError: MLflow is away, or the record is behind the registry.
+        InputError: MLflow cannot be reached, or the decision log is behind the registry.
     """
-    with one_at_a_time():
+    with checkout_lock():
         store = open_store(params.registry.experiment)
-        settle(store, params)
-        champion = holder(store, params, CHAMPION)
+        apply_pending(store, params)
+        champion = find_by_alias(store, params, CHAMPION)
     wanted = SFT_OPPONENT
     if champion:
         wanted = {"name": "champion", "version": champion["version"], "policy": champion["md5"]}
@@ -34,7 +34,7 @@ def refresh_opponent(params: Params) -> bool:
     return True
 
 
-def _is_candidate(champion: Holder) -> bool:
+def _is_candidate(champion: PolicyVersion) -> bool:
     folder = aligned_folder()
     if folder is None or output_hash("align", folder) != champion["md5"]:
         return False

@@ -1,10 +1,10 @@
-"""One turn at a time at the registry, of all checkouts that share a server.
+"""A lock on the registry that all checkouts with the same MLflow server share.
 
-MLflow's aliases have no compare-and-swap. What its registry gives out once is the number of a version: whoever wants a
-turn makes a version of the model `<policy>-turns`, a ticket. The lowest ticket has the turn; its owner renews it, and
-deletes it in the end. A ticket that was not renewed for EXPIRY_SECONDS of the server's clock is deleted by the next in
-line. No number is used twice, so that deletes no other's; and an owner whose ticket is gone, or who has stood still for
-STANDSTILL_SECONDS, changes nothing any more.
+MLflow's aliases have no compare-and-swap, but its registry gives out each version number once. A process that wants the
+lock creates a version of the registered model `<policy>-turns`: its ticket. The lowest ticket has the lock. Its owner
+renews it and deletes it in the end. The next in line deletes a ticket that was not renewed for EXPIRY_SECONDS of the
+server's clock. Numbers are never reused, so this deletes no other ticket. An owner whose ticket is gone, or who has
+been suspended for SUSPENDED_SECONDS, changes nothing any more.
 """
 
 import json
@@ -21,46 +21,47 @@ from typing import TYPE_CHECKING
 
 from tasks.common.errors import InputError
 from tasks.common.files import STATE, write_json
-from tasks.registry.mlflow_runs.store import Store, is_passing, main_checkout
-from tasks.registry.promotion.decisions import who
+from tasks.registry.mlflow_runs.store import Store, is_transient, main_checkout
+from tasks.registry.promotion.decisions import system_user
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-RENEWAL_SECONDS, STANDSTILL_SECONDS, EXPIRY_SECONDS = 20.0, 60.0, 120.0
-WAIT_SECONDS, LOOK_SECONDS = 150.0, 0.5  # for the tickets before ours: longer than a dead one lasts
-BUSY_SECONDS = 10.0  # for a database that many write to at once
-NOWHERE = "trueline:/turn"  # MLflow wants to know where the files of a version lie; a ticket has none
+RENEWAL_SECONDS, SUSPENDED_SECONDS, EXPIRY_SECONDS = 20.0, 60.0, 120.0
+WAIT_SECONDS, POLL_SECONDS = 150.0, 0.5  # for the tickets before ours: longer than an abandoned one lasts
+BUSY_SECONDS = 10.0  # for a database that many processes write to
+TICKET_MODEL_SUFFIX = "-turns"  # the same in every release: it keeps an older one out, too
+NO_SOURCE = "trueline:/turn"  # MLflow asks for the source of a version; a ticket has none
 
 logger = logging.getLogger(__name__)
 
 
-class Turn:
-    """A ticket at the registry, and whether it still counts."""
+class ServerLock:
+    """A ticket for the registry, and whether it is still valid."""
 
     def __init__(self, store: Store, ticket: "ModelVersion") -> None:
-        self.ticket = ticket  # as it was when last renewed
+        self.ticket = ticket  # as of the last renewal
         self._store, self._renewed = store, time.monotonic()
-        self._ended = threading.Event()
+        self._released = threading.Event()
 
     def check(self) -> None:
-        """Renew the ticket; to be called just before a change.
+        """Renew the ticket; call it just before a change.
 
         Raises:
-            InputError: this process has stood still, and another may have taken it for dead.
+            InputError: this process was suspended, and another may have taken the lock.
         """
         if not self.renew():
             raise InputError(
-                "this command stood still for so long that another may have had its turn at the registry since: "
-                "look at trueline history and trueline status, and ask again"
+                "this command was suspended for so long that another may have changed the registry since: "
+                "look at trueline history and trueline status, and run it again"
             )
 
     def renew(self) -> bool:
-        """Have the server note that the owner lives, unless it is too late for that."""
+        """Renew the ticket on the server; return False if it has expired."""
         from mlflow.exceptions import MlflowException
 
         asked = time.monotonic()
-        if asked - self._renewed > STANDSTILL_SECONDS:
+        if asked - self._renewed > SUSPENDED_SECONDS:
             return False
         try:
             name, number = self.ticket.name, self.ticket.version
@@ -72,72 +73,72 @@ class Turn:
         self._renewed = asked
         return True
 
-    def keep(self) -> None:
-        """Renew it for as long as it lasts: to upload a model takes minutes."""
-        while not self._ended.wait(RENEWAL_SECONDS):
-            with suppress(Exception):  # `check` tells
+    def renew_until_release(self) -> None:
+        """Renew the ticket every few seconds: uploading a model takes minutes."""
+        while not self._released.wait(RENEWAL_SECONDS):
+            with suppress(Exception):  # `check` raises
                 self.renew()
 
-    def end(self) -> None:
-        """Give the ticket back; where the server is away, it expires."""
-        self._ended.set()
+    def release(self) -> None:
+        """Delete the ticket; if the server cannot be reached, the ticket expires."""
+        self._released.set()
         with suppress(Exception):
             _delete(self._store, self.ticket)
 
 
 @contextmanager
-def take_turn(store: Store, policy: str) -> Iterator[Turn]:
-    """Have a turn at the registry for a block; to be asked for by one process of a checkout at a time.
+def lock_server(store: Store, policy: str) -> Iterator[ServerLock]:
+    """Hold the lock for a block; only one process of a checkout may ask at a time.
 
     Raises:
-        InputError: another checkout is having its turn for minutes, or MLflow is away.
+        InputError: another checkout keeps the lock for minutes, or MLflow cannot be reached.
     """
-    turn = Turn(store, _new_ticket(store, f"{policy}-turns"))
+    lock = ServerLock(store, _new_ticket(store, f"{policy}{TICKET_MODEL_SUFFIX}"))
     try:
-        _wait(store, turn)
-        threading.Thread(target=turn.keep, daemon=True).start()
-        yield turn
+        _wait(store, lock)
+        threading.Thread(target=lock.renew_until_release, daemon=True).start()
+        yield lock
     finally:
-        turn.end()
+        lock.release()
 
 
 def _new_ticket(store: Store, name: str) -> "ModelVersion":
     from mlflow.exceptions import MlflowException
 
-    tags = {"checkout": _checkout(), "who": f"{who()} (process {os.getpid()})"}
+    tags = {"checkout": _checkout(), "who": f"{system_user()} (process {os.getpid()})"}
     began = time.monotonic()
     while True:
         try:
-            return store.client.create_model_version(name, NOWHERE, tags=tags)
+            return store.client.create_model_version(name, NO_SOURCE, tags=tags)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 ensure_model(store, name)
-            elif not is_passing(error) or time.monotonic() - began > BUSY_SECONDS:
+            elif not is_transient(error) or time.monotonic() - began > BUSY_SECONDS:
                 raise
             else:
-                time.sleep(LOOK_SECONDS)
+                time.sleep(POLL_SECONDS)
 
 
-def _wait(store: Store, turn: Turn) -> None:
-    """Wait until no lower ticket is left; delete those of the dead."""
-    began, told = time.monotonic(), False
-    while before := _before(store, turn.ticket):
+def _wait(store: Store, lock: ServerLock) -> None:
+    """Wait until no lower ticket is left; delete abandoned ones."""
+    began, is_logged = time.monotonic(), False
+    while before := _before(store, lock.ticket):
         first = before[0]
-        said, since = first.tags.get("who", "somebody"), _clock(first.creation_timestamp)
-        silent = (_updated(turn.ticket) - _updated(first)) / 1000
-        if first.tags.get("checkout") == _checkout() or silent > EXPIRY_SECONDS:
+        owner, since = first.tags.get("who", "somebody"), _clock(first.creation_timestamp)
+        silent_seconds = (_updated(lock.ticket) - _updated(first)) / 1000
+        if first.tags.get("checkout") == _checkout() or silent_seconds > EXPIRY_SECONDS:
             _delete(store, first)
             continue
         if time.monotonic() - began > WAIT_SECONDS:
             raise InputError(
-                f"{said} has been changing the registry since {since}, and its process lives: ask again when that is "
-                "done, or end it"
+                f"{owner} has been changing the registry since {since}, and the process is alive: run this again when "
+                "it has finished, or end it"
             )
-        if not told:
-            logger.warning("waiting for %s, who is changing the registry since %s", said, since)
-            told = True
-        time.sleep(LOOK_SECONDS)
-        turn.check()  # for the server's clock, too
+        if not is_logged:
+            logger.warning("waiting for %s, who has been changing the registry since %s", owner, since)
+            is_logged = True
+        time.sleep(POLL_SECONDS)
+        lock.check()  # also updates our time by the server's clock
 
 
 def _before(store: Store, ticket: "ModelVersion") -> "list[ModelVersion]":
@@ -152,12 +153,12 @@ def _delete(store: Store, ticket: "ModelVersion") -> None:
     try:
         store.client.delete_model_version(ticket.name, ticket.version)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # its owner, or another in line, was faster
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # its owner, or another process in line, was faster
             raise
 
 
 def ensure_model(store: Store, name: str) -> None:
-    """Make a registered model where there is none of that name."""
+    """Create a registered model if there is none of that name."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -168,7 +169,7 @@ def ensure_model(store: Store, name: str) -> None:
 
 
 def _checkout() -> str:
-    """Name this checkout as no other is named: a copy of it, or one at the same place elsewhere, draws another name."""
+    """Return a name that no other checkout has: a copy, or one at the same path on another machine, gets its own."""
     path = main_checkout() / STATE / "checkout.json"
     place = f"{platform.node()}:{main_checkout()}"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -179,7 +180,7 @@ def _checkout() -> str:
 
 
 def _updated(ticket: "ModelVersion") -> int:
-    """Milliseconds, by the server's clock."""
+    """Return the time of the last renewal in milliseconds, by the server's clock."""
     return ticket.last_updated_timestamp or ticket.creation_timestamp
 
 

@@ -13,18 +13,18 @@ from flows.preflight import preflight
 from flows.status import registry
 from tasks.common.errors import InputError
 from tasks.registry.export import folders
-from tasks.registry.lineage import queries, trace
+from tasks.registry.lineage import explain, sync, trace
 from tasks.registry.lineage.report import write_report
-from tasks.registry.promotion import champion, decision_file
+from tasks.registry.promotion import champion, decision_log
 from tasks.registry.promotion.decisions import past_decisions
-from tasks.registry.promotion.human_evaluation import keep
+from tasks.registry.promotion.human_evaluation import save_votes
 from tasks.registry.promotion.opponent import refresh_opponent
 from tasks.settings.params import load_params
 from tests.registry.conftest import aliases
 
-RECORD = Path("decisions.jsonl")
+DECISION_LOG = Path("decisions.jsonl")
 HASH, OTHER = "0" * 32 + ".dir", "1" * 32 + ".dir"
-ACCOUNT = {
+RECORD = {
     "policy": {"name": "p", "path": "models/ppo", "md5": HASH},
     "method": "ppo",
     "reward": {"md5": HASH},
@@ -38,7 +38,7 @@ ROW: dict[str, Any] = {
     "time": "2026-01-01T00:00:00+00:00",
     "who": "ada",
     "action": "promote",
-    "policy": {"version": 1, "reward_version": 1, "md5": HASH, "account": ACCOUNT},
+    "policy": {"version": 1, "reward_version": 1, "md5": HASH, "account": RECORD},
     "previous": None,
     "reasons": [],
     "gate": {},
@@ -49,6 +49,12 @@ ROW: dict[str, Any] = {
 
 def changed(**fields):
     return json.dumps(ROW | fields).encode()
+
+
+def loaded(row):
+    """A stored row as it is read: the model record, stored as `account`, is called `record`."""
+    policy = {name: value for name, value in row["policy"].items() if name != "account"}
+    return row | {"policy": policy | {"record": row["policy"]["account"]}}
 
 
 def without(name):
@@ -76,8 +82,8 @@ DAMAGED = {
     "version 10^12": changed(policy=ROW["policy"] | {"version": 10**12}),
     "a truth for a version": changed(policy=ROW["policy"] | {"version": True}),
     "no hash": changed(policy=ROW["policy"] | {"md5": "x' or name = 'y"}),
-    "another content's account": changed(policy=ROW["policy"] | {"md5": OTHER}),
-    "no account": changed(policy={"version": 1, "reward_version": 1, "md5": HASH}),
+    "another content's record": changed(policy=ROW["policy"] | {"md5": OTHER}),
+    "no record": changed(policy={"version": 1, "reward_version": 1, "md5": HASH}),
     "a previous that is a number": changed(previous=1),
     "half a review": changed(review={"by": "Ada"}),
 }
@@ -92,49 +98,54 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("line", DAMAGED.values(), ids=DAMAGED)
 def test_a_row_that_is_no_decision_is_named_and_kept(folder, line):
     content = changed(id="first") + b"\n" + line + b"\n" + changed(id="last") + b"\n"
-    RECORD.write_bytes(content)
+    DECISION_LOG.write_bytes(content)
     with pytest.raises(InputError, match=r"^decisions\.jsonl row 2 is damaged: restore .* or delete that row \(.+\)$"):
         past_decisions()
-    assert RECORD.read_bytes() == content
+    assert DECISION_LOG.read_bytes() == content
 
 
 def test_a_line_longer_than_any_decision_is_not_read_to_its_end(folder, monkeypatch):
-    monkeypatch.setattr(decision_file, "LONGEST_ROW", 10_000)
-    RECORD.write_bytes(changed() + b"\n" + b"x" * 100_000)
+    monkeypatch.setattr(decision_log, "LONGEST_ROW", 10_000)
+    DECISION_LOG.write_bytes(changed() + b"\n" + b"x" * 100_000)
     with pytest.raises(InputError, match="row 2 is damaged"):
         past_decisions()
 
 
 def test_two_rows_of_one_id_are_both_named(folder):
-    RECORD.write_bytes(changed() + b"\n" + changed(id="other") + b"\n" + changed(action="refuse") + b"\n")
+    DECISION_LOG.write_bytes(changed() + b"\n" + changed(id="other") + b"\n" + changed(action="refuse") + b"\n")
     with pytest.raises(InputError, match=r"decisions\.jsonl rows 1 and 3 have the same id 0123456789ab: delete one"):
         past_decisions()
 
 
 @pytest.mark.parametrize("last", [b"[1, 2]", b"a note", b'{"id": "1"}'], ids=["a list", "a note", "another object"])
 def test_a_last_line_without_end_goes_only_where_a_kill_left_it(folder, last):
-    RECORD.write_bytes(changed() + b"\n" + last)
+    DECISION_LOG.write_bytes(changed() + b"\n" + last)
     with pytest.raises(InputError, match="row 2 is damaged"):
         past_decisions()
 
 
 def test_what_a_row_holds_besides_is_kept(folder):
     row = json.loads(changed(note="of a later release"))
-    RECORD.write_text(json.dumps(row) + "\n")
-    assert past_decisions() == [row]
+    DECISION_LOG.write_text(json.dumps(row) + "\n")
+    assert past_decisions() == [loaded(row)]
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "dangling"])
 def test_a_record_that_is_no_file_is_said(folder, kind):
-    {"folder": RECORD.mkdir, "pipe": lambda: os.mkfifo(RECORD), "dangling": lambda: RECORD.symlink_to("gone")}[kind]()
-    with pytest.raises(InputError, match=r"decisions\.jsonl is (no file|a link to nothing): .*git"):
+    make = {
+        "folder": DECISION_LOG.mkdir,
+        "pipe": lambda: os.mkfifo(DECISION_LOG),
+        "dangling": lambda: DECISION_LOG.symlink_to("gone"),
+    }
+    make[kind]()
+    with pytest.raises(InputError, match=r"decisions\.jsonl is (not a file|a link to nothing): .*git"):
         past_decisions()
 
 
 def test_every_command_names_the_row_and_none_acts(challenged, tmp_path):
     params, before = load_params(), (aliases(), Path("opponent.json").read_bytes())
-    content = RECORD.read_bytes() + b"[1, 2]\n"
-    RECORD.write_bytes(content)
+    content = DECISION_LOG.read_bytes() + b"[1, 2]\n"
+    DECISION_LOG.write_bytes(content)
     commands = {
         "run": preflight,
         "run without the flow": lambda: refresh_opponent(params),
@@ -143,13 +154,13 @@ def test_every_command_names_the_row_and_none_acts(challenged, tmp_path):
         "approve": lambda: champion.approve(params, "2", "Ada", "Good."),
         "reject": lambda: champion.reject(params, "2", "Ada", "Bad."),
         "rollback": lambda: champion.rollback(params, "it insults people"),
-        "why, chat": lambda: queries.why(params, "champion"),
-        "history": queries.history,
+        "why, chat": lambda: explain.why(params, "champion"),
+        "history": explain.history,
         "trace": lambda: trace.trace(params, "source", "rows.jsonl"),
         "export": lambda: folders.export(params, "champion", tmp_path / "exported"),
-        "sync": lambda: queries.sync(params),
+        "sync": lambda: sync.sync(params),
         "report": lambda: write_report(params),
-        "votes": lambda: keep(params, "key", {}, []),
+        "votes": lambda: save_votes(params, "key", {}, []),
     }
     for name, command in commands.items():
         with pytest.raises(InputError, match=r"decisions\.jsonl row 2 is damaged: restore the file from git"):
@@ -158,14 +169,14 @@ def test_every_command_names_the_row_and_none_acts(challenged, tmp_path):
     (finding,) = check_record()
     assert (finding.level, finding.found) == ("fail", "decisions.jsonl row 2 is damaged")
     assert finding.cure.startswith("restore the file from git, or delete that row")
-    assert RECORD.read_bytes() == content
-    RECORD.write_bytes(content.removesuffix(b"[1, 2]\n"))  # the cure
+    assert DECISION_LOG.read_bytes() == content
+    DECISION_LOG.write_bytes(content.removesuffix(b"[1, 2]\n"))  # the cure
     assert (aliases(), Path("opponent.json").read_bytes()) == before
 
 
 @pytest.mark.parametrize("before", [b"", changed() + b"\n", changed(), changed() + b'\n{"id": "cut o'])
 def test_on_a_full_disk_nothing_of_a_line_stays(folder, monkeypatch, before):
-    RECORD.write_bytes(before)
+    DECISION_LOG.write_bytes(before)
     write, room = os.write, [100]
 
     def as_far_as_there_is_room(number, content):
@@ -180,13 +191,13 @@ def test_on_a_full_disk_nothing_of_a_line_stays(folder, monkeypatch, before):
         with pytest.raises(
             InputError, match=r"could not be written \(No space left on device\), so nothing was decided"
         ):
-            decision_file.append_row(RECORD, ROW | {"id": "new"})
-    assert RECORD.read_bytes() == before.removesuffix(b'{"id": "cut o')
-    decision_file.append_row(RECORD, ROW | {"id": "new"})
+            decision_log.append_row(DECISION_LOG, loaded(ROW | {"id": "new"}))
+    assert DECISION_LOG.read_bytes() == before.removesuffix(b'{"id": "cut o')
+    decision_log.append_row(DECISION_LOG, loaded(ROW | {"id": "new"}))
     assert [row["id"] for row in past_decisions()] == [*(["0123456789ab"] if before else []), "new"]
 
 
 def test_a_line_that_could_not_be_read_again_is_not_written(folder):
     with pytest.raises(ValueError, match="version"):
-        decision_file.append_row(RECORD, ROW | {"policy": ROW["policy"] | {"version": 0}})
-    assert not RECORD.exists()
+        decision_log.append_row(DECISION_LOG, loaded(ROW | {"policy": ROW["policy"] | {"version": 0}}))
+    assert not DECISION_LOG.exists()

@@ -1,4 +1,4 @@
-"""What an earlier release wrote is still read: decisions, versions, model cards and weights (written_before/)."""
+"""What an earlier release wrote is still read: decisions, versions, model cards and weights (earlier_release/)."""
 
 import json
 import shutil
@@ -11,13 +11,13 @@ import pytest
 from tasks.common.files import read_jsonl
 from tasks.registry.dvc_outputs.cache import materialise
 from tasks.registry.export.folders import export, export_reward
-from tasks.registry.lineage import queries, trace
-from tasks.registry.lineage.report import MARK, write_report
+from tasks.registry.lineage import explain, sync, trace
+from tasks.registry.lineage.report import MARKER, write_report
 from tasks.registry.promotion import champion
 from tasks.settings.params import load_params
 from tests.registry.conftest import FIGURES, aliases, run_again, shell, write_pipeline
 
-ARCHIVE = Path(__file__).with_name("written_before") / "checkout.tar.xz"
+ARCHIVE = Path(__file__).with_name("earlier_release") / "checkout.tar.xz"
 DECISIONS = [
     ("promote", 1, None),
     ("hold", 2, None),
@@ -60,7 +60,7 @@ def params(empty_database, tmp_path, monkeypatch):
 
 
 def test_every_decision_is_listed(params):
-    found = queries.history()
+    found = explain.history()
     given = [(each["action"], each["policy"]["version"], each["review"] and each["review"]["by"]) for each in found]
     assert given == DECISIONS
     assert aliases() == {"trueline-policy": {"champion": 1, "previous": 2, "challenger": 3}, "trueline-reward": {
@@ -70,7 +70,7 @@ def test_every_decision_is_listed(params):
 
 @pytest.mark.parametrize("name", ["champion", "previous", "3"])
 def test_a_version_explains_itself_in_the_words_of_today(params, name):
-    known = queries.why(params, name)
+    known = explain.why(params, name)
     assert set(known["runs"]) == {"sft", "reward", "held_out_reward", "align", "evaluate"}
     assert None not in known["runs"].values()
     assert {"held_out", "ground_truth"} < set(known["figures"]["evaluate"])
@@ -80,7 +80,7 @@ def test_a_version_explains_itself_in_the_words_of_today(params, name):
 
 
 def test_a_row_is_traced_to_every_version(params, tmp_path):
-    materialise(queries.why(params, "1")["data"]["md5"], tmp_path / "data")
+    materialise(explain.why(params, "1")["data"]["md5"], tmp_path / "data")
     rows = list(read_jsonl(tmp_path / "data/preferences.jsonl"))
     learned, held_out = (next(row["id"] for row in rows if row["split"] == split) for split in ("train", "validation"))
     found = trace.trace(params, "row", learned)["versions"]
@@ -97,11 +97,11 @@ def test_models_are_exported_with_cards_that_have_every_figure(params, tmp_path)
     assert policy["version"] == 1
     for exported in (policy, reward):
         assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= set(exported["files"])
-    evaluation = queries.why(params, "1")["figures"]["evaluate"]
+    evaluation = explain.why(params, "1")["figures"]["evaluate"]
     rows = [line for line in (tmp_path / "policy/README.md").read_text().splitlines() if line.startswith("| Win rate")]
     for figure in ("held_out", "ground_truth"):
         assert evaluation[figure]["vs_sft"]["value"] is not None
-        name = {"held_out": "held-out", "ground_truth": "known rule"}[figure]
+        name = {"held_out": "held-out", "ground_truth": "ground-truth"}[figure]
         assert f"{evaluation[figure]['vs_sft']['value']:.3f}" in next(row for row in rows if name in row)
     best_of = [line for line in (tmp_path / "reward/README.md").read_text().splitlines() if line.startswith("| 8 |")]
     assert best_of
@@ -117,7 +117,7 @@ def test_a_rollback_brings_an_earlier_release_s_version_back(params):
 
 def test_a_candidate_of_today_beats_a_champion_of_an_earlier_release(params):
     Path("given/gate").mkdir(parents=True)
-    Path("given/gate/report.html").write_text(f"<p>{MARK}</p>")
+    Path("given/gate/report.html").write_text(f"<p>{MARKER}</p>")
     run_again(content=2)
     assert json.loads(Path("opponent.json").read_text())["version"] == 1
     assert champion.promote(params)["champion"] == 4
@@ -129,6 +129,6 @@ def test_a_candidate_of_today_beats_a_champion_of_an_earlier_release(params):
 def test_the_registry_comes_back_from_an_earlier_release_s_decisions(params, empty_database):
     shutil.copy(empty_database, "mlflow.db")
     shutil.rmtree("mlruns")
-    queries.sync(params)
+    sync.sync(params)
     assert aliases()["trueline-policy"] == {"champion": 1, "previous": 2}
-    assert Path(queries.why(params, "champion")["card"]).is_file()
+    assert Path(explain.why(params, "champion")["card"]).is_file()

@@ -1,4 +1,4 @@
-"""Finding the MLflow run of each stage in dvc.lock, by content key, or writing it anew from the files."""
+"""Linking each stage in dvc.lock with its MLflow run, found by content key or restored from files."""
 
 import csv
 import hashlib
@@ -12,9 +12,9 @@ from tasks.common.files import CURVES, METRICS, MODELS
 from tasks.registry.dvc_outputs.cache import materialise
 from tasks.registry.dvc_outputs.stages import Ingredients, lock_key, locked_ingredients, output_hashes, plan
 from tasks.registry.mlflow_runs import tracking
-from tasks.registry.mlflow_runs.outbox import log_model, send_kept
+from tasks.registry.mlflow_runs.send_queue import log_model, send_saved
 from tasks.registry.mlflow_runs.store import Store
-from tasks.registry.promotion.candidate import account, locked_json
+from tasks.registry.promotion.candidate import locked_json, model_record
 from tasks.settings.params import Params
 
 if TYPE_CHECKING:
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
 
 TRACKED = ("sft", "reward", "held_out_reward", "align", "evaluate")
 TRAINED_WITH = ("git_commit", "git_dirty", "lock_file", "seed", "device")
-PIPELINES_KEPT = 200  # a tag of MLflow holds 8000 characters
+MAX_PIPELINES = 200  # a tag of MLflow has at most 8000 characters
 
 logger = logging.getLogger(__name__)
 
 
-class Linked(NamedTuple):
+class LinkedRun(NamedTuple):
     """The run behind a stage's outputs in dvc.lock."""
 
     stage: str
-    status: str  # ran, reused (by another pipeline result before this one), restored (from files)
+    status: str  # ran, reused (made for an earlier pipeline result), restored (from files)
     run_id: str
-    alarm: str | None  # same key, other bytes: the stage is not deterministic
+    alarm: str | None  # same key, other outputs: the stage is not deterministic
 
 
-def link_runs(store: Store) -> list[Linked]:
-    """Find or write the run of every tracked stage in dvc.lock, and note there what it gave; repeatable without harm.
+def link_runs(store: Store) -> list[LinkedRun]:
+    """Find or restore the run of every tracked stage in dvc.lock, and tag its outputs; repeatable without harm.
 
     Raises:
-        InputError: a run must be written anew and DVC's cache lacks its metrics or curve.
+        InputError: a run must be restored and DVC's cache lacks its metrics or curve.
     """
-    send_kept(store)
+    send_saved(store)
     pipeline = _pipeline()
     linked = []
     for stage in TRACKED:
@@ -53,18 +53,18 @@ def link_runs(store: Store) -> list[Linked]:
 
 
 def find_run(store: Store, key: str) -> "Run | None":
-    """Find the finished run with a content key: the one that a result rests on already, or else the first."""
+    """Find the finished run with a content key: the one that a result uses already, or else the first."""
     found = _finished(store, key)
     return found[0] if found else None
 
 
-def trained_account(store: Store, params: Params) -> dict[str, Any]:
-    """Give the candidate's account, with the code and the device that the run of its training names.
+def trained_record(store: Store, params: Params) -> dict[str, Any]:
+    """Return the candidate's model record, with code and device of the run that trained it.
 
     Raises:
-        InputError: the pipeline has not run to its end, or its results do not belong together.
+        InputError: the pipeline has not finished, or its results do not belong together.
     """
-    known = account(params)
+    known = model_record(params)
     run = find_run(store, known["keys"]["align"])
     return known | {name: value for name, value in (run.data.tags if run else {}).items() if name in TRAINED_WITH}
 
@@ -76,12 +76,12 @@ def _finished(store: Store, key: str) -> "list[Run]":
 
 
 def _pipeline() -> str:
-    """Name the result in dvc.lock as a whole, by the keys of all its stages."""
+    """Return a name for the result in dvc.lock, from the keys of all its stages."""
     keys = json.dumps({stage: lock_key(stage) for stage in plan()})
     return hashlib.sha256(keys.encode()).hexdigest()[:16]
 
 
-def _link(store: Store, stage: str, ingredients: Ingredients, pipeline: str) -> Linked:
+def _link(store: Store, stage: str, ingredients: Ingredients, pipeline: str) -> LinkedRun:
     key, outputs = ingredients.key(), output_hashes(stage)
     tracking.end_abandoned(store, key)
     runs = _finished(store, key)
@@ -94,20 +94,20 @@ def _link(store: Store, stage: str, ingredients: Ingredients, pipeline: str) -> 
     for folder in _models(outputs) if "model_id" not in run.data.tags else ():
         model_id = log_model(store, folder, outputs[folder.as_posix()], key, run_id)
         store.client.set_tag(run_id, "model_id", model_id)
-    return Linked(stage, _status(store, run, pipeline), run_id, alarm)
+    return LinkedRun(stage, _status(store, run, pipeline), run_id, alarm)
 
 
-def _drop_repeated(store: Store, kept: "Run", others: "list[Run]") -> None:
-    """Delete what a stage left that was killed after its run had ended, and before DVC had taken its outputs.
+def _drop_repeated(store: Store, first: "Run", others: "list[Run]") -> None:
+    """Delete a repeated run: its stage was killed after the run had ended and before DVC had taken the outputs.
 
-    It ran again and wrote the same bytes. MLflow keeps what is deleted (`mlflow runs restore`). A run of another
-    machine is somebody's own, and stays.
+    The stage ran again and wrote the same bytes. MLflow keeps deleted runs (`mlflow runs restore`). A run of another
+    machine stays.
     """
     for run in others:
-        host, its_host = (each.data.tags.get("process", "").rpartition(":")[0] for each in (kept, run))
-        same = run.data.tags.get("status") == kept.data.tags.get("status")  # one that ran tells more than one restored
+        host, its_host = (each.data.tags.get("process", "").rpartition(":")[0] for each in (first, run))
+        same = run.data.tags.get("status") == first.data.tags.get("status")  # one that ran has more than a restored one
         if same and host and host == its_host:
-            store.client.set_tag(run.info.run_id, "repeats", kept.info.run_id)
+            store.client.set_tag(run.info.run_id, "repeats", first.info.run_id)
             store.client.delete_run(run.info.run_id)
 
 
@@ -126,18 +126,18 @@ def _alarm(stage: str, runs: "list[Run]", outputs: dict[str, str]) -> str | None
 
 
 def _status(store: Store, run: "Run", pipeline: str) -> str:
-    """Tell the pipeline result that a run was made for from those that reused it, which its tag lists in order."""
+    """Return the status of a run for a pipeline result; its tag lists the results that use it, the first made it."""
     used_by: list[str] = json.loads(run.data.tags.get("used_by", "[]"))
     if pipeline not in used_by:
         used_by.append(pipeline)
-        store.client.set_tag(run.info.run_id, "used_by", json.dumps(used_by[:PIPELINES_KEPT]))
+        store.client.set_tag(run.info.run_id, "used_by", json.dumps(used_by[:MAX_PIPELINES]))
     return "reused" if used_by[0] != pipeline else run.data.tags.get("status", "ran")
 
 
 def _restore(store: Store, stage: str, ingredients: Ingredients, outputs: dict[str, str]) -> str:
-    """Write a run from what DVC holds: metrics, curve, model."""
+    """Restore a run from what DVC has: metrics, curve, model."""
     name = next((folder.name for folder in _models(outputs)), stage)
-    run = tracking.restored(store, name, ingredients)
+    run = tracking.restored_run(store, name, ingredients)
     for path in map(Path, outputs):
         if path.is_relative_to(CURVES):
             for row in _curve(outputs[path.as_posix()]):

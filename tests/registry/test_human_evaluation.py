@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tasks.common.errors import InputError
-from tasks.registry.mlflow_runs.lookup import link_runs
+from tasks.registry.mlflow_runs.linked_runs import link_runs
 from tasks.registry.mlflow_runs.store import open_store
 from tasks.registry.promotion import champion
-from tasks.registry.promotion.human_evaluation import evaluation, keep, kept
+from tasks.registry.promotion.human_evaluation import evaluation, save_votes, saved_figures
 from tasks.settings.params import load_params
 from tests.registry.conftest import add_params, change_params, repro
 
@@ -69,7 +69,7 @@ def test_the_evaluation_is_that_of_the_lock_whatever_has_changed_since(params):
     Path("params.yaml").write_text(Path("params.yaml").read_text().replace("seed: 7", "seed: 8"))
     assert load_params().seed == 8
     found = evaluation()
-    assert found.rows == ROWS
+    assert found.responses == ROWS
     assert found[2:] == (params.seed, params.evaluate.bootstrap, params.evaluate.confidence)
 
 
@@ -77,7 +77,7 @@ def test_a_new_champion_leaves_the_evaluation_as_it_is(params):
     before = evaluation()
     assert champion.promote(params)["promoted"]
     assert evaluation() == before
-    run_id = keep(params, evaluation().key, FIGURES, VOTES)
+    run_id = save_votes(params, evaluation().key, FIGURES, VOTES)
     assert run_id == run_of_the_evaluation()[1]
 
 
@@ -85,17 +85,17 @@ def test_an_earlier_lock_brings_its_evaluation_back(params):
     lock = Path("dvc.lock").read_bytes()
     Path("given/evaluate/responses.jsonl").write_text('{"id": "new"}\n')
     repro("evaluate", force=True, single_item=True)
-    assert evaluation().rows == [{"id": "new"}]
+    assert evaluation().responses == [{"id": "new"}]
     Path("dvc.lock").write_bytes(lock)
-    assert evaluation().rows == ROWS
+    assert evaluation().responses == ROWS
 
 
 def test_votes_are_not_kept_with_another_evaluation_than_people_were_asked_about(params):
     asked = evaluation().key
     change_params(evaluate={"bootstrap": 777})
     repro("evaluate", force=True, single_item=True)
-    with pytest.raises(InputError, match=r"dvc\.lock has another evaluation by now: bring back the one"):
-        keep(params, asked, FIGURES, VOTES)
+    with pytest.raises(InputError, match=r"dvc\.lock has another evaluation than the sheets: restore"):
+        save_votes(params, asked, FIGURES, VOTES)
 
 
 def test_without_an_evaluation_the_cure_is_named(params):
@@ -111,10 +111,10 @@ def test_an_evaluation_that_the_cache_lacks_is_named_with_the_cure(params):
 
 
 def test_the_run_keeps_figures_and_votes(params):
-    run_id = keep(params, evaluation().key, FIGURES, VOTES)
+    run_id = save_votes(params, evaluation().key, FIGURES, VOTES)
     store, expected = run_of_the_evaluation()
     assert run_id == expected
-    assert kept(store, run_id) == FIGURES
+    assert saved_figures(store, run_id) == FIGURES
     metrics = store.client.get_run(run_id).data.metrics
     noted = {name.removeprefix("people/"): value for name, value in metrics.items() if name.startswith("people/")}
     numbers = {name: value for name, value in FIGURES.items() if not isinstance(value, dict)}
@@ -125,11 +125,11 @@ def test_the_run_keeps_figures_and_votes(params):
 
 
 def test_a_second_reading_takes_the_place_of_the_first(params):
-    keep(params, evaluation().key, FIGURES, VOTES)
+    save_votes(params, evaluation().key, FIGURES, VOTES)
     fewer = FIGURES | {"votes": 1, "annotators": {"ben": 1}, "alpha": None, "kappa": None}
-    run_id = keep(params, evaluation().key, fewer, VOTES[1:])
+    run_id = save_votes(params, evaluation().key, fewer, VOTES[1:])
     store = open_store("trueline")
-    assert kept(store, run_id) == fewer
+    assert saved_figures(store, run_id) == fewer
     assert [artifact.path for artifact in store.client.list_artifacts(run_id, "people")] == [
         "people/figures.json",
         "people/votes.csv",
@@ -141,11 +141,11 @@ def test_a_second_reading_takes_the_place_of_the_first(params):
 
 
 def test_a_run_that_nobody_was_asked_about_has_no_figures(params):
-    assert kept(*run_of_the_evaluation()) is None
+    assert saved_figures(*run_of_the_evaluation()) is None
 
 
 def test_a_server_that_is_away_is_named(params, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(InputError, match=r"MLflow at http://127\.0\.0\.1:1 cannot be used"):
-        keep(params, evaluation().key, FIGURES, VOTES)
+        save_votes(params, evaluation().key, FIGURES, VOTES)

@@ -1,4 +1,4 @@
-"""One turn at the registry at a time, of all checkouts that share a server: the other is told who has it."""
+"""One lock at the registry at a time, of all checkouts that share a server: the other is told system_user has it."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import pytest
 
 from tasks.common.errors import InputError
 from tasks.registry.mlflow_runs.store import open_store
-from tasks.registry.promotion import champion, server_lock, versions
+from tasks.registry.promotion import apply_decisions, champion, server_lock, versions
 from tasks.registry.promotion.decisions import past_decisions
 from tasks.settings.params import load_params
 from tests.registry.conftest import aliases
@@ -23,8 +23,8 @@ import json, sys
 import mlflow
 from tasks.common.errors import InputError
 from tasks.settings.params import load_params
-from tasks.registry import promotion, turns
-turns.LOOK_SECONDS = 0.05
+from tasks.registry import promotion, locks
+locks.POLL_SECONDS = 0.05
 print("ready", flush=True)
 for reason in sys.stdin:
     try:
@@ -42,21 +42,21 @@ def tickets():
 def taken_elsewhere(store):
     """A ticket of another checkout."""
     server_lock.ensure_model(store, TURNS)
-    tags = {"checkout": "another", "who": "ada (process 1 on a machine)"}
-    return store.client.create_model_version(TURNS, server_lock.NOWHERE, tags=tags)
+    tags = {"checkout": "another", "system_user": "ada (process 1 on a machine)"}
+    return store.client.create_model_version(TURNS, server_lock.NO_SOURCE, tags=tags)
 
 
 def test_a_turn_leaves_no_ticket(tracked):
     store = open_store("trueline")
-    with server_lock.take_turn(store, "trueline-policy") as turn:
-        assert [ticket.version for ticket in tickets()] == [turn.ticket.version]
-        turn.check()
+    with server_lock.lock_server(store, "trueline-policy") as lock:
+        assert [ticket.version for ticket in tickets()] == [lock.ticket.version]
+        lock.check()
     assert tickets() == []
 
 
 def test_who_comes_second_is_told_who_has_the_turn(tracked, monkeypatch):
     monkeypatch.setattr(server_lock, "WAIT_SECONDS", 0.1)
-    monkeypatch.setattr(server_lock, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(server_lock, "POLL_SECONDS", 0.01)
     taken_elsewhere(open_store("trueline"))
     with pytest.raises(InputError, match=r"ada \(process 1 on a machine\) has been changing the registry since 2"):
         champion.promote(load_params())
@@ -66,7 +66,7 @@ def test_who_comes_second_is_told_who_has_the_turn(tracked, monkeypatch):
 
 def test_a_ticket_that_nobody_renews_expires_by_the_servers_clock(tracked, monkeypatch):
     monkeypatch.setattr(server_lock, "EXPIRY_SECONDS", 0.2)
-    monkeypatch.setattr(server_lock, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(server_lock, "POLL_SECONDS", 0.05)
     taken_elsewhere(open_store("trueline"))
     assert champion.promote(load_params())["promoted"]
     assert tickets() == []
@@ -76,7 +76,7 @@ def test_what_a_kill_left_of_this_checkouts_own_turn_holds_nobody_up(tracked, mo
     monkeypatch.setattr(server_lock, "WAIT_SECONDS", 0.0)
     store = open_store("trueline")
     server_lock.ensure_model(store, TURNS)
-    store.client.create_model_version(TURNS, server_lock.NOWHERE, tags={"checkout": server_lock._checkout()})
+    store.client.create_model_version(TURNS, server_lock.NO_SOURCE, tags={"checkout": server_lock._checkout()})
     assert champion.promote(load_params())["promoted"]
     assert tickets() == []
 
@@ -91,31 +91,32 @@ def test_a_copy_of_a_checkout_is_another_one(tracked, tmp_path, monkeypatch):
 
 def test_a_turn_is_renewed_while_it_lasts(tracked, monkeypatch):
     monkeypatch.setattr(server_lock, "RENEWAL_SECONDS", 0.05)
-    with server_lock.take_turn(open_store("trueline"), "trueline-policy"):
+    with server_lock.lock_server(open_store("trueline"), "trueline-policy"):
         (before,) = tickets()
         deadline = time.monotonic() + 30
         while tickets()[0].last_updated_timestamp == before.last_updated_timestamp:
             assert time.monotonic() < deadline
 
 
-@pytest.mark.parametrize("fate", ["taken for dead", "stood still"])
+@pytest.mark.parametrize("fate", ["taken for dead", "was suspended"])
 def test_whoever_has_lost_the_turn_moves_no_alias(challenged, monkeypatch, fate):
     def furnished(store, *_, **__):
         if fate == "taken for dead":
             server_lock._delete(store, *tickets())
         else:
-            monkeypatch.setattr(server_lock, "STANDSTILL_SECONDS", -1.0)
+            monkeypatch.setattr(server_lock, "SUSPENDED_SECONDS", -1.0)
 
     params = load_params()
     champion.register(params)
     before = aliases()
     with monkeypatch.context() as patch:
-        patch.setattr(versions, "_furnish", furnished)
-        patch.setattr(champion, "_register", lambda store, _: versions.as_holder(versions.find(store, params, "2")))
-        with pytest.raises(InputError, match="this command stood still for so long"):
+        patch.setattr(apply_decisions, "write_models", furnished)
+        second = versions.read_policy_version(versions.find(open_store("trueline"), params, "2"))
+        patch.setattr(champion, "_register", lambda *_: second)
+        with pytest.raises(InputError, match="this command was suspended for so long"):
             champion.promote(params)
     assert aliases() == before
-    monkeypatch.setattr(server_lock, "STANDSTILL_SECONDS", 60.0)
+    monkeypatch.setattr(server_lock, "SUSPENDED_SECONDS", 60.0)
     assert champion.promote(params)["champion"] == 2  # the record says so, and nobody has decided otherwise
 
 

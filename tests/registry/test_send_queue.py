@@ -10,9 +10,9 @@ import pytest
 
 from tasks.common.errors import InputError
 from tasks.registry.dvc_outputs import stages
-from tasks.registry.lineage import queries
-from tasks.registry.mlflow_runs import outbox, store, tracking
-from tasks.registry.mlflow_runs.outbox import Message
+from tasks.registry.lineage import sync
+from tasks.registry.mlflow_runs import send_queue, store, tracking
+from tasks.registry.mlflow_runs.send_queue import Message
 from tasks.registry.mlflow_runs.store import open_store
 from tasks.settings.params import load_params
 from tests.registry.test_tracking import only_run
@@ -34,8 +34,8 @@ def hanging(monkeypatch):
 @pytest.fixture
 def stuck(tracked, monkeypatch):
     """A way to have what is sent to MLflow stand still, and to let it go on."""
-    opened, deliver = threading.Event(), outbox.deliver
-    monkeypatch.setattr(outbox, "deliver", lambda *told: opened.wait(60) and deliver(*told))
+    opened, send_message = threading.Event(), send_queue.send_message
+    monkeypatch.setattr(send_queue, "send_message", lambda *told: opened.wait(60) and send_message(*told))
     monkeypatch.setattr(tracking, "PATIENCE_WITH_A_FILE", 0.2)
     yield opened.set
     opened.set()
@@ -45,10 +45,12 @@ def kept():
     return list(Path(".trueline/unsent").glob("*"))
 
 
-@pytest.mark.parametrize("command", [lambda params: tracking.run("sft", params).__enter__(), queries.sync])
+@pytest.mark.parametrize("command", [lambda params: tracking.run("sft", params).__enter__(), sync.sync])
 def test_a_server_that_hangs_from_the_start_is_said_in_time(tracked, hanging, command):
     params, began = load_params(), time.monotonic()
-    with pytest.raises(InputError, match=r"^MLflow at http://127\.0\.0\.1:\d+ has not answered for 0 seconds: see whe"):
+    with pytest.raises(
+        InputError, match=r"^MLflow at http://127\.0\.0\.1:\d+ has not answered for 0 seconds: restart it"
+    ):
         command(params)
     assert time.monotonic() - began < 10
 
@@ -67,12 +69,12 @@ def test_what_a_hanging_server_did_not_take_is_sent_by_the_next_command(stuck, c
     except SystemExit:
         pass
     assert time.monotonic() - began < 10
-    assert "run trueline sync when it is back, which sends the rest" in caplog.text
+    assert "run trueline sync when it is back, to send the rest" in caplog.text
     assert only_run().info.status == "RUNNING"
     assert [path.stem for path in kept()] == [run.id]
 
     stuck()
-    linked = queries.sync(params)["stages"][0]
+    linked = sync.sync(params)["stages"][0]
     assert kept() == []
     client = open_store("trueline").client
     found, md5 = client.get_run(run.id), stages.output_hash("sft", Path("models/sft"))
@@ -96,10 +98,10 @@ def test_what_was_sent_in_part_is_not_sent_twice(tracked):
         Message("end", {"status": "FINISHED", "end_time": 5000}),
     ]
     for message in told:
-        outbox.deliver(opened, run.id, message)
+        send_queue.send_message(opened, run.id, message)
     before = opened.client.get_run(run.id).to_dictionary()
-    outbox.keep(opened, run.id, told)
-    outbox.send_kept(opened)
+    send_queue.save_unsent(opened, run.id, told)
+    send_queue.send_saved(opened)
     assert opened.client.get_run(run.id).to_dictionary()["data"]["tags"] == before["data"]["tags"]
     assert len(opened.client.get_metric_history(run.id, "loss")) == 2
     assert len(opened.client.search_logged_models([opened.experiment_id])) == 1
@@ -109,15 +111,15 @@ def test_what_was_sent_in_part_is_not_sent_twice(tracked):
 def test_what_another_server_did_not_take_waits_for_that(tracked):
     opened = open_store("trueline")
     elsewhere = opened._replace(uri="http://elsewhere")
-    outbox.keep(elsewhere, "0" * 32, [Message("end", {"status": "KILLED", "end_time": 1})])
-    outbox.send_kept(opened)
+    send_queue.save_unsent(elsewhere, "0" * 32, [Message("end", {"status": "KILLED", "end_time": 1})])
+    send_queue.send_saved(opened)
     assert len(kept()) == 1
 
 
 def test_what_was_for_a_run_that_is_gone_is_dropped(tracked, caplog):
     opened = open_store("trueline")
-    outbox.keep(opened, "0" * 32, [Message("end", {"status": "KILLED", "end_time": 1})])
-    outbox.send_kept(opened)
+    send_queue.save_unsent(opened, "0" * 32, [Message("end", {"status": "KILLED", "end_time": 1})])
+    send_queue.send_saved(opened)
     assert kept() == []
     assert "is dropped" in caplog.text
 
@@ -125,10 +127,10 @@ def test_what_was_for_a_run_that_is_gone_is_dropped(tracked, caplog):
 @pytest.mark.parametrize("damage", [lambda text: text[:-9], lambda text: "", lambda text: text.replace("kind", "kjnd")])
 def test_a_kept_file_that_is_damaged_is_told_of_and_set_aside(tracked, caplog, damage):
     opened = open_store("trueline")
-    outbox.keep(opened, "0" * 32, [Message("end", {"status": "KILLED", "end_time": 1})])
+    send_queue.save_unsent(opened, "0" * 32, [Message("end", {"status": "KILLED", "end_time": 1})])
     [path] = kept()
     path.write_text(damage(path.read_text()))
-    outbox.send_kept(opened)
+    send_queue.send_saved(opened)
     assert [path.suffix for path in kept()] == [".damaged"]
     assert "is damaged and not sent: see" in caplog.text
 

@@ -1,6 +1,7 @@
-"""The file decisions.jsonl: a row that is no decision is named, never acted on and never lost; a line is added whole.
+"""Reading and appending the file decisions.jsonl.
 
-What is checked is what commands act on. What a row holds besides, of a later release perhaps, is kept and left alone.
+A row that is not a decision stops every command with the row's number, and stays in the file. A line is written whole
+or not at all. Only fields that commands act on are checked; others, perhaps of a later release, are kept as they are.
 """
 
 import json
@@ -18,14 +19,14 @@ from tasks.common.errors import InputError
 from tasks.registry.promotion.earlier_releases import with_todays_names
 
 DECISIONS = "decisions.jsonl"
-LONGEST_ROW = 16 * 2**20  # bytes; the account of a version has at most 100,000 characters
-BEGINNING = b'{"id": "'  # of every line that was ever written; its end is what a kill cuts off
+LONGEST_ROW = 16 * 2**20  # bytes; a model record has at most 100,000 characters
+LINE_START = b'{"id": "'  # of every line ever written; a kill cuts off its end
 CURE = "restore the file from git, or delete that row"
 logger = logging.getLogger(__name__)
 
 
 class _RowError(ValueError):
-    """What is wrong with a row."""
+    """Why a row is not a decision."""
 
 
 class _Part(BaseModel):
@@ -55,7 +56,7 @@ class _Opponent(_Part):
     policy: _Hash | None
 
 
-class _Account(_Part):
+class _ModelRecord(_Part):
     policy: _Model
     method: _Text
     reward: _Content
@@ -65,18 +66,18 @@ class _Account(_Part):
     keys: _Keys
 
 
-class _Place(_Content):
+class _VersionId(_Content):
     version: _Number
     reward_version: _Number
 
 
-class _Holder(_Place):
-    account: _Account
+class _PolicyVersion(_VersionId):
+    account: _ModelRecord
 
     @model_validator(mode="after")
-    def _is_of_one_content(self) -> Self:
+    def _has_one_content(self) -> Self:
         if self.account.policy.md5 != self.md5:
-            raise ValueError("its account is that of another content")
+            raise ValueError("its model record is that of another content")
         return self
 
 
@@ -86,12 +87,14 @@ class _Review(_Part):
 
 
 class _Row(_Part):
+    """A decision as it is stored: there the model record is called `account`."""
+
     id: _Text
     time: _Text
     who: str
     action: Literal["promote", "rollback", "hold", "refuse"]
-    policy: _Holder
-    previous: _Place | None
+    policy: _PolicyVersion
+    previous: _VersionId | None
     reasons: list[str]
     gate: dict[str, Any]
     review: _Review | None
@@ -100,16 +103,16 @@ class _Row(_Part):
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read every decision, oldest first; none where there is no file.
 
-    A last line that begins as decisions do and was not written to its end decided nothing, and is left out.
+    A last line that begins like a decision and is incomplete decided nothing, and is left out.
 
     Raises:
-        InputError: the file cannot be read, or a row is no decision.
+        InputError: the file cannot be read, or a row is not a decision.
     """
     rows: list[dict[str, Any]] = []
     places: dict[str, int] = {}
     for number, line in enumerate(_lines(path), start=1):
-        if _was_cut_off(line):
-            logger.warning("%s row %d was not written to its end: it decided nothing", DECISIONS, number)
+        if _is_cut_off(line):
+            logger.warning("%s row %d is incomplete: it decided nothing", DECISIONS, number)
             break
         row = _parse(number, line)
         if row["id"] in places:
@@ -121,53 +124,56 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a line; when this returns it is on the disk, and where it raises nothing of it is.
+    """Append a line; when this returns it is on the disk, and if it raises nothing of it is.
 
     Raises:
         InputError: the disk is full or may not be written to.
     """
-    _Row.model_validate(row)  # what could not be read again would stop every command
-    line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    stored = _rename_record(row, "record", "account")
+    _Row.model_validate(stored)  # a row that cannot be read again would stop every command
+    line = json.dumps(stored, ensure_ascii=False).encode() + b"\n"
     try:
         with path.open("ab", buffering=0) as file:
-            whole = _without_cut_off(path.read_bytes())
-            os.truncate(path, len(whole))
+            complete = _without_cut_off(path.read_bytes())
+            os.truncate(path, len(complete))
             try:
-                _write(file.fileno(), line if not whole or whole.endswith(b"\n") else b"\n" + line)
+                _write(file.fileno(), line if not complete or complete.endswith(b"\n") else b"\n" + line)
                 os.fsync(file.fileno())
             except OSError:
-                with suppress(OSError):  # what cannot be taken off now goes as after a kill
-                    os.truncate(path, len(whole))
+                with suppress(OSError):  # the next append removes what stays, as after a kill
+                    os.truncate(path, len(complete))
                 raise
     except OSError as error:
         raise InputError(
             f"{DECISIONS} could not be written ({error.strerror}), so nothing was decided: free space on its disk or "
-            "grant write permission, and ask again"
+            "grant write permission, and run the command again"
         ) from error
 
 
 def _lines(path: Path) -> Iterator[bytes]:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would be to wait for whoever writes into it
-            raise InputError(f"{DECISIONS} is no file: restore it from git")
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
+            raise InputError(f"{DECISIONS} is not a file: restore it from git")
         with path.open("rb") as file:
             while line := file.readline(LONGEST_ROW + 1):
                 yield line
                 if len(line) > LONGEST_ROW:
-                    return  # its row is refused
+                    return  # the row is refused
     except FileNotFoundError:
         if path.is_symlink():
-            raise InputError(f"{DECISIONS} is a link to nothing: mend it, or restore the file from git") from None
+            raise InputError(f"{DECISIONS} is a link to nothing: fix the link, or restore the file from git") from None
     except OSError as error:
-        raise InputError(f"{DECISIONS} cannot be read ({error.strerror}): grant permission or mend the disk") from error
+        cure = "grant permission, or repair the disk"
+        raise InputError(f"{DECISIONS} cannot be read ({error.strerror}): {cure}") from error
 
 
-def _was_cut_off(line: bytes) -> bool:
-    """Tell a line whose writer was killed, before anything moved, from one that somebody has changed."""
+def _is_cut_off(line: bytes) -> bool:
+    """Return whether a line's writer was killed, before any alias moved; an edited line is not cut off."""
     if line.endswith(b"\n") or len(line) > LONGEST_ROW:
         return False
-    begins = line.startswith(BEGINNING[: len(line)]) or not line.strip(b"\0")  # some file systems keep only its length
-    return begins and not _is_json(line)
+    # Some file systems keep only the length of what a kill cut off.
+    is_start = line.startswith(LINE_START[: len(line)]) or not line.strip(b"\0")
+    return is_start and not _is_json(line)
 
 
 def _parse(number: int, line: bytes) -> dict[str, Any]:
@@ -176,20 +182,25 @@ def _parse(number: int, line: bytes) -> dict[str, Any]:
             raise _RowError(f"longer than {LONGEST_ROW >> 20} MiB")
         row = _as_json(line)
         if not isinstance(row, dict):
-            raise _RowError("no JSON object")
-        row = _of_today(row)
+            raise _RowError("not a JSON object")
+        row = _with_policy(row)
         _Row.model_validate(row)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise _no_decision(number, f"{place}: {first['msg']}" if place else first["msg"]) from None
+        raise _row_fault(number, f"{place}: {first['msg']}" if place else first["msg"]) from None
     except _RowError as error:
-        raise _no_decision(number, str(error)) from None
-    policy = row["policy"]
-    return {**row, "policy": {**policy, "account": with_todays_names(policy["account"])}}
+        raise _row_fault(number, str(error)) from None
+    row = _rename_record(row, "account", "record")
+    return {**row, "policy": {**row["policy"], "record": with_todays_names(row["policy"]["record"])}}
 
 
-def _no_decision(number: int, fault: str) -> InputError:
+def _rename_record(row: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
+    """Rename the field that holds the model record of a row."""
+    return {**row, "policy": {new if name == old else name: value for name, value in row["policy"].items()}}
+
+
+def _row_fault(number: int, fault: str) -> InputError:
     return InputError(f"{DECISIONS} row {number} is damaged: {CURE} ({fault})")
 
 
@@ -197,16 +208,16 @@ def _as_json(line: bytes) -> Any:  # noqa: ANN401 (whatever JSON holds)
     """Parse a line.
 
     Raises:
-        _RowError: it is not UTF-8 or not JSON, says a thing twice, or holds what UTF-8 cannot.
+        _RowError: it is not UTF-8, not JSON, has a key twice, or holds text that UTF-8 cannot encode.
     """
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError:
         raise _RowError("not UTF-8") from None
     if text.startswith(("<<<<<<<", "=======", ">>>>>>>", "|||||||")):
-        raise _RowError("a mark of git's: the conflict must be resolved, with the lines of both sides")
+        raise _RowError("a conflict marker of git: resolve the conflict and keep the lines of both sides")
     try:
-        row = json.loads(text, object_pairs_hook=_once)
+        row = json.loads(text, object_pairs_hook=_unique_keys)
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise _RowError("half a surrogate pair") from None
@@ -219,15 +230,15 @@ def _as_json(line: bytes) -> Any:  # noqa: ANN401 (whatever JSON holds)
     return row
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise _RowError("a key that stands twice")
+        raise _RowError("a key twice")
     return found
 
 
-def _of_today(row: dict[str, Any]) -> dict[str, Any]:
-    """Read a row of when only changes of champion were recorded."""
+def _with_policy(row: dict[str, Any]) -> dict[str, Any]:
+    """Read a row of a release that logged changes of champion alone, under the key `champion`."""
     if "champion" in row and "policy" not in row:
         row = {**row, "policy": row["champion"], "review": None}
         del row["champion"]
@@ -243,11 +254,11 @@ def _is_json(line: bytes) -> bool:
 
 
 def _without_cut_off(content: bytes) -> bytes:
-    """Leave out what a kill left of a last line."""
-    whole, newline, last = content.rpartition(b"\n")
-    return whole + newline if last and _was_cut_off(last) else content
+    """Leave out a last line that a kill cut off."""
+    complete, newline, last = content.rpartition(b"\n")
+    return complete + newline if last and _is_cut_off(last) else content
 
 
 def _write(number: int, content: bytes) -> None:
-    while content:  # the system may take a part, such as what still fits on the disk
+    while content:  # the system may write a part, such as what still fits on the disk
         content = content[os.write(number, content) :]

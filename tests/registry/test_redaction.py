@@ -10,13 +10,13 @@ import pytest
 
 from tasks.registry.export.folders import export, export_reward
 from tasks.registry.export.policy_card import policy_card
-from tasks.registry.lineage import queries
-from tasks.registry.lineage.portable_names import in_outputs, this_machine, without_places
+from tasks.registry.lineage import explain
+from tasks.registry.lineage.redaction import machine_id, redact, redact_record
 from tasks.registry.mlflow_runs import tracking
 from tasks.registry.promotion import champion
-from tasks.registry.promotion.candidate import account
+from tasks.registry.promotion.candidate import model_record
 from tasks.settings.params import load_params
-from tests.registry.test_policy_card import ACCOUNT
+from tests.registry.test_policy_card import RECORD
 
 
 @pytest.mark.parametrize(
@@ -32,29 +32,29 @@ from tests.registry.test_policy_card import ACCOUNT
     ],
 )
 def test_a_place_is_told_by_its_name(setting: Any, told: Any) -> None:
-    assert in_outputs(setting) == told
-    assert in_outputs(told) == told
+    assert redact(setting) == told
+    assert redact(told) == told
 
 
 def test_a_place_in_the_project_is_told_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert in_outputs(f"{tmp_path}/models/tiny") == "models/tiny"
+    assert redact(f"{tmp_path}/models/tiny") == "models/tiny"
 
 
-def test_an_account_of_an_earlier_release_tells_its_machine_no_longer() -> None:
+def test_paths_in_a_record_of_an_earlier_release_are_redacted() -> None:
     source, prepare = "/home/ann/base", {"preferences": {"source": "/home/ann/pairs.jsonl"}}
-    known = ACCOUNT | {"base": {"source": source, "md5": "dd.dir"}, "params": {"prepare": prepare}}
-    card = policy_card({"version": 4, "reward_version": 2, "md5": "aa.dir", "account": known})
+    known = RECORD | {"base": {"source": source, "md5": "dd.dir"}, "params": {"prepare": prepare}}
+    card = policy_card({"version": 4, "reward_version": 2, "md5": "aa.dir", "record": known})
     assert "/home" not in card
     assert "| base model | `dd.dir` | `base` |" in card
-    assert without_places(known)["params"] == {"prepare": {"preferences": {"source": "pairs.jsonl"}}}
+    assert redact_record(known)["params"] == {"prepare": {"preferences": {"source": "pairs.jsonl"}}}
     assert known["base"]["source"] == source  # what was recorded stays
 
 
-def test_the_account_of_a_candidate_names_no_machine(tracked: Path) -> None:
+def test_the_record_of_a_candidate_names_no_machine(tracked: Path) -> None:
     params = load_params()
     elsewhere = params.base.model_copy(update={"source": "/home/ann/models/tiny"})
-    told = account(params.model_copy(update={"base": elsewhere}))
+    told = model_record(params.model_copy(update={"base": elsewhere}))
     assert told["base"]["source"] == "tiny"
     assert str(tracked) not in json.dumps(told)
 
@@ -78,5 +78,5 @@ def test_nothing_that_leaves_names_this_machine(real: Path, tmp_path: Path, monk
         for table in ("tags", "params", "model_version_tags", "logged_model_tags", "input_tags", "datasets"):
             told = str(database.execute(f"SELECT * FROM {table}").fetchall()).encode()
             assert not any(name in told for name in names), table
-    assert not any(name in json.dumps(queries.why(params, "champion")).encode() for name in names)
-    assert this_machine() not in platform.node()
+    assert not any(name in json.dumps(explain.why(params, "champion")).encode() for name in names)
+    assert machine_id() not in platform.node()

@@ -1,6 +1,7 @@
-"""What a stage tells MLflow, sent in order by a thread of its own: a server that hangs never holds training up.
+"""The queue of messages to MLflow, sent in order by a thread of its own: a server that hangs never delays training.
 
-What the server has not taken when the stage ends is kept in a file, and sent by the next command that links runs.
+Messages that the server has not taken when the stage ends are saved in a file. The next command that links runs sends
+them.
 """
 
 import json
@@ -13,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from tasks.common.files import STATE, replacing
 from tasks.common.safe_text import without_secrets
-from tasks.registry.mlflow_runs.store import Store, is_passing, main_checkout
+from tasks.registry.mlflow_runs.store import Store, is_transient, main_checkout
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 SEND_EVERY_SECONDS, SEND_EVERY_ROWS = 2.0, 200
@@ -25,14 +26,14 @@ logger = logging.getLogger(__name__)
 
 
 class Message(NamedTuple):
-    """One thing told of a run, as plain data that a file can keep."""
+    """Something to log for a run, as plain data that can be saved in a file."""
 
     kind: Literal["metrics", "table", "model", "inputs", "end"]
     content: Any
 
 
-def deliver(store: Store, run_id: str, message: Message) -> None:
-    """Tell MLflow; telling it twice is telling it once."""
+def send_message(store: Store, run_id: str, message: Message) -> None:
+    """Send a message to MLflow; sending it twice has no further effect."""
     from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 
     client, content = store.client, message.content
@@ -43,17 +44,17 @@ def deliver(store: Store, run_id: str, message: Message) -> None:
         client.log_inputs(run_id, [DatasetInput(Dataset(**dataset), tags) for dataset in content])
     elif message.kind == "table":
         file = f"{content['name']}.json"
-        if not any(kept.path == file for kept in client.list_artifacts(run_id)):  # MLflow would add the rows again
+        if not any(stored.path == file for stored in client.list_artifacts(run_id)):  # MLflow would append
             client.log_table(run_id, content["columns"], file)
     elif message.kind == "model":
         if "model_id" not in client.get_run(run_id).data.tags:
-            _deliver_model(store, run_id, **content)
+            _send_model(store, run_id, **content)
     else:
         client.set_terminated(run_id, content["status"], content["end_time"])
 
 
 def log_model(store: Store, folder: Path, md5: str | None, key: str | None, run_id: str | None = None) -> str:
-    """Make a logged model that points at what DVC holds, as the output of a run where there is one; give its id."""
+    """Create a logged model that points at a model in DVC, as an output of a run if one is given; return its id."""
     from mlflow.entities import LoggedModelOutput
 
     known = {"mlflow.model.isExternal": "true", "path": folder.as_posix(), "key": key, "md5": md5}
@@ -65,30 +66,30 @@ def log_model(store: Store, folder: Path, md5: str | None, key: str | None, run_
     return str(model.model_id)
 
 
-class Outbox:
-    """Messages on a run that wait to be sent."""
+class SendQueue:
+    """Messages about a run that are waiting to be sent."""
 
     def __init__(self, store: Store, run_id: str, stage: str, *, by_thread: bool = True) -> None:
-        """Begin without any.
+        """Set up an empty queue.
 
         Args:
-            store: where to.
-            run_id: what they are about.
-            stage: whose run that is.
-            by_thread: whether they are sent by themselves; else `send_all` does.
+            store: where to send.
+            run_id: the run.
+            stage: the stage of the run.
+            by_thread: whether a thread sends; if not, `send_all` does.
         """
         self._by_thread = by_thread
-        self.fault: Exception | None = None  # a message that was wrong
-        self.is_away = False  # the server did not answer when last asked
+        self.fault: Exception | None = None  # of the first message that MLflow refused
+        self.is_unreachable = False  # the server did not answer the last request
         self._store, self._run_id, self._stage = store, run_id, stage
         self._waiting: deque[Message] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._last = time.monotonic()  # when something was last sent, or tried
+        self._last = time.monotonic()  # of the last attempt to send
         self._is_urgent = False
 
     def put(self, message: Message) -> None:
-        """Have a message sent after all before it; returns at once."""
+        """Add a message; returns at once."""
         with self._changed:
             self._waiting.append(message)
             if self._thread is None and self._by_thread:
@@ -96,8 +97,8 @@ class Outbox:
                 self._thread.start()
             self._changed.notify_all()
 
-    def flush(self, patience: float, most: float | None = None) -> bool:
-        """Wait until all is sent; no longer than `most` seconds, nor than `patience` since something went out."""
+    def flush(self, patience: float, longest: float | None = None) -> bool:
+        """Wait for an empty queue: at most `longest` seconds, and at most `patience` since the last message sent."""
         began = moved = time.monotonic()
         with self._changed:
             self._is_urgent, left = True, len(self._waiting)
@@ -106,21 +107,21 @@ class Outbox:
                 self._changed.wait(0.05)
                 now = time.monotonic()
                 moved, left = (now, len(self._waiting)) if len(self._waiting) < left else (moved, left)
-                if now - moved > patience or (most is not None and now - began > most):
+                if now - moved > patience or (longest is not None and now - began > longest):
                     break
             self._is_urgent = False
             return not self._waiting
 
     def send_all(self) -> None:
-        """Send everything by this thread.
+        """Send everything from this thread.
 
         Raises:
-            MlflowException: MLflow is away, or a message is wrong.
+            MlflowException: MLflow cannot be reached, or it refuses a message.
         """
         send(self._store, self._run_id, self._waiting)
 
-    def take_back(self) -> list[Message]:
-        """Give what has not been sent, and send it no more."""
+    def drain(self) -> list[Message]:
+        """Empty the queue and return the messages that were not sent."""
         with self._changed:
             left = list(self._waiting)
             self._waiting.clear()
@@ -131,16 +132,16 @@ class Outbox:
             with self._changed:
                 while not self._is_due():
                     self._changed.wait(0.1 if self._waiting else None)
-                message, number = next_message(self._waiting)
+                message, number = next_batch(self._waiting)
             self._send(message, number)
 
     def _is_due(self) -> bool:
         if not self._waiting:
             return False
-        if self._is_urgent and not self.is_away:
+        if self._is_urgent and not self.is_unreachable:
             return True
         waited = time.monotonic() - self._last
-        if self.is_away:
+        if self.is_unreachable:
             return waited >= (min(1.0, RETRY_AFTER_SECONDS) if self._is_urgent else RETRY_AFTER_SECONDS)
         has_other = any(message.kind != "metrics" for message in self._waiting)
         return has_other or len(self._waiting) >= SEND_EVERY_ROWS or waited >= SEND_EVERY_SECONDS
@@ -148,27 +149,27 @@ class Outbox:
     def _send(self, message: Message, number: int) -> None:
         from mlflow.exceptions import MlflowException
 
-        is_taken = True
+        is_done = True
         try:
-            deliver(self._store, self._run_id, message)
-            self.is_away = False
+            send_message(self._store, self._run_id, message)
+            self.is_unreachable = False
         except Exception as error:
-            # What is no answer of MLflow's is the connection, or the disk that a server in this folder writes to.
-            is_taken = not (is_passing(error) if isinstance(error, MlflowException) else isinstance(error, OSError))
-            if is_taken:
+            # Without an answer of MLflow it is the connection, or the disk that a server in this folder writes to.
+            is_done = not (is_transient(error) if isinstance(error, MlflowException) else isinstance(error, OSError))
+            if is_done:
                 self.fault = self.fault or error
-            elif not self.is_away:
-                logger.warning("MLflow does not answer; %s goes on, its metrics wait", self._stage)
-            self.is_away = not is_taken
+            elif not self.is_unreachable:
+                logger.warning("MLflow does not answer; %s continues, and its metrics are sent later", self._stage)
+            self.is_unreachable = not is_done
         with self._changed:
             self._last = time.monotonic()
-            for _ in range(min(number, len(self._waiting)) if is_taken else 0):  # none where they were taken back
+            for _ in range(min(number, len(self._waiting)) if is_done else 0):  # none if the queue was drained
                 self._waiting.popleft()
             self._changed.notify_all()
 
 
-def next_message(waiting: deque[Message]) -> tuple[Message, int]:
-    """Give the first message, or as many of metrics in one as MLflow takes at once, and how many these are."""
+def next_batch(waiting: deque[Message]) -> tuple[Message, int]:
+    """Return the first message, with as many messages of metrics merged as MLflow takes at once, and their number."""
     first, number = waiting[0], 0
     values: list[Any] = []
     if first.kind != "metrics":
@@ -182,31 +183,31 @@ def next_message(waiting: deque[Message]) -> tuple[Message, int]:
 
 
 def send(store: Store, run_id: str, waiting: deque[Message]) -> None:
-    """Send messages in order, and take off each that is sent.
+    """Send messages in order, and remove each one sent.
 
     Raises:
-        MlflowException: MLflow is away, or a message is wrong.
+        MlflowException: MLflow cannot be reached, or it refuses a message.
     """
     while waiting:
-        message, number = next_message(waiting)
-        deliver(store, run_id, message)
+        message, number = next_batch(waiting)
+        send_message(store, run_id, message)
         for _ in range(number):
             waiting.popleft()
 
 
-def keep(store: Store, run_id: str, messages: list[Message]) -> None:
-    """Keep in a file what was not sent."""
+def save_unsent(store: Store, run_id: str, messages: list[Message]) -> None:
+    """Save messages that were not sent in a file."""
     path = main_checkout() / UNSENT / f"{run_id}.jsonl"
     rows = [{"server": without_secrets(store.uri)}, *(message._asdict() for message in messages)]
     try:
         with replacing(path) as draft:
             draft.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    except OSError as error:  # of a finished run metrics and curve are in DVC's outputs, too
-        logger.warning("what MLflow did not get of run %s is lost: %s (%s)", run_id, path, error.strerror)
+    except OSError as error:  # metrics and curve of a finished run are in DVC's outputs, too
+        logger.warning("unsent messages of run %s to MLflow are lost: %s (%s)", run_id, path, error.strerror)
 
 
-def send_kept(store: Store) -> None:
-    """Send what earlier stages could not, to the server that it was for."""
+def send_saved(store: Store) -> None:
+    """Send the messages that earlier stages saved, each to the server it was meant for."""
     from mlflow.exceptions import MlflowException
 
     for path in sorted((main_checkout() / UNSENT).glob("*.jsonl")):
@@ -215,20 +216,20 @@ def send_kept(store: Store) -> None:
             server, waiting = first["server"], deque(Message(**row) for row in rows)
         except (ValueError, KeyError, TypeError):
             aside = path.rename(path.with_suffix(".damaged"))
-            logger.warning("what was kept for MLflow of run %s is damaged and not sent: see %s", path.stem, aside)
+            logger.warning("the saved messages of run %s to MLflow are damaged and not sent: see %s", path.stem, aside)
             continue
         if server != without_secrets(store.uri):
             continue
         try:
             send(store, path.stem, waiting)
         except MlflowException as error:
-            if is_passing(error):
+            if is_transient(error):
                 raise
-            logger.warning("MLflow does not take what was kept of run %s (%s): it is dropped", path.stem, error)
+            logger.warning("MLflow refuses the saved messages of run %s (%s): they are dropped", path.stem, error)
         path.unlink()
 
 
-def _deliver_model(store: Store, run_id: str, folder: str, md5: str | None, key: str | None) -> None:
+def _send_model(store: Store, run_id: str, folder: str, md5: str | None, key: str | None) -> None:
     model_id = log_model(store, Path(folder), md5, key, run_id)
     store.client.set_tag(run_id, "model_id", model_id)
     if md5:

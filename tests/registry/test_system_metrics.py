@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tasks.registry.mlflow_runs import system_metrics
-from tasks.registry.mlflow_runs.system_metrics import Counter, Meter, hardware, processor_counters
+from tasks.registry.mlflow_runs.system_metrics import EnergyAndMemory, EnergyCounter, hardware, processor_counters
 
 
 def zone(folder, place, name, joules, size=1000.0):
@@ -31,22 +31,22 @@ def clock(monkeypatch):
 
 def test_a_counter_counts_from_where_it_began_and_over_its_end(clock):
     counts = iter([900.0, 950.0, 20.0])
-    counter = Counter(lambda: next(counts), size=1000.0)
-    counter.look()
+    counter = EnergyCounter(lambda: next(counts), size=1000.0)
+    counter.update()
     assert counter.joules == 50.0
-    counter.look()
+    counter.update()
     assert counter.joules == 120.0  # 950 to 1000, and 0 to 20
 
 
 def test_a_counter_that_may_have_gone_round_twice_tells_nothing(clock):
-    counter = Counter(lambda: 5.0, size=1000.0)
+    counter = EnergyCounter(lambda: 5.0, size=1000.0)
     clock.seconds = 0.9  # 900 joules at most
-    counter.look()
+    counter.update()
     assert counter.joules == 0.0
     clock.seconds += 1.1
-    counter.look()
+    counter.update()
     clock.seconds += 0.1
-    counter.look()
+    counter.update()
     assert math.isnan(counter.joules)
 
 
@@ -54,7 +54,7 @@ def test_packages_and_their_memory_are_counted_once(tmp_path, monkeypatch, clock
     for place, name in (("0", "package-0"), ("0:0", "core"), ("0:1", "dram"), ("1", "package-1"), ("2", "psys")):
         zone(tmp_path, place, name, 100.0)
     monkeypatch.setattr(system_metrics, "processor_counters", lambda: processor_counters(tmp_path))
-    meter = Meter("cpu")
+    meter = EnergyAndMemory("cpu")
     for place, name, joules in (("0", "package-0", 130.0), ("0:0", "core", 900.0), ("0:1", "dram", 107.0)):
         zone(tmp_path, place, name, joules)
     meter.collect_metrics()
@@ -68,7 +68,7 @@ def test_a_counter_that_may_not_be_read_is_left_out(tmp_path, monkeypatch):
     zone(tmp_path, "0", "package-0", 100.0)
     (tmp_path / "intel-rapl:0/energy_uj").unlink()  # root reads whatever permissions forbid
     monkeypatch.setattr(system_metrics, "processor_counters", lambda: processor_counters(tmp_path))
-    meter = Meter("cpu")
+    meter = EnergyAndMemory("cpu")
     meter.collect_metrics()
     assert set(meter.aggregate_metrics()) == {"peak_memory_megabytes"}
 
@@ -76,7 +76,7 @@ def test_a_counter_that_may_not_be_read_is_left_out(tmp_path, monkeypatch):
 def test_where_nothing_counts_energy_there_is_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(system_metrics, "processor_counters", lambda: processor_counters(tmp_path / "none"))
     held = psutil.Process().memory_info().rss / 1e6
-    figures = Meter("cpu").aggregate_metrics()
+    figures = EnergyAndMemory("cpu").aggregate_metrics()
     assert set(figures) == {"peak_memory_megabytes"}
     assert held * 0.99 <= figures["peak_memory_megabytes"] < 1e6  # the kernel counts pages now and then
 
@@ -116,7 +116,7 @@ def test_the_gpus_that_compute_are_counted(monkeypatch, processes, joules):
     gpus = Gpus(u0=1000, u1=2000)
     on_gpus(monkeypatch, gpus)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-    meter = Meter("cuda")
+    meter = EnergyAndMemory("cuda")
     gpus.energy = {"u0": 4000, "u1": 6000}  # 3 joules more, and 4
     meter.collect_metrics()
     figures = meter.aggregate_metrics()
@@ -128,7 +128,7 @@ def test_the_gpus_that_compute_are_counted(monkeypatch, processes, joules):
 def test_a_gpu_that_nobody_asks_for_its_energy_has_none(monkeypatch, nvml):
     on_gpus(monkeypatch, Gpus())
     monkeypatch.setitem(sys.modules, "pynvml", nvml)  # None: an import fails
-    assert "gpu_energy_joules" not in Meter("cuda").aggregate_metrics()
+    assert "gpu_energy_joules" not in EnergyAndMemory("cuda").aggregate_metrics()
 
 
 def test_the_hardware_has_a_name(tmp_path, monkeypatch):

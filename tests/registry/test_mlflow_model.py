@@ -24,7 +24,7 @@ from tasks.registry.dvc_outputs import stages
 from tasks.registry.export import mlflow_model
 from tasks.registry.export.folders import export_reward
 from tasks.registry.export.trueline_model import HASHES, _load_pyfunc, answered, check_files, conversations, token_ids
-from tasks.registry.lineage import queries
+from tasks.registry.lineage import explain, sync
 from tasks.registry.mlflow_runs.store import open_store
 from tasks.registry.promotion import champion
 from tasks.settings.params import load_params
@@ -157,18 +157,18 @@ def test_the_weights_lie_on_the_disk_once(real_models, monkeypatch):
 
 def test_the_card_lies_beside_the_model_and_why_points_there(real_models, monkeypatch):
     monkeypatch.chdir(real_models)
-    place = queries.why(load_params(), "champion")["card"]
-    text = Path(place).read_text(encoding="utf-8")
+    card = explain.why(load_params(), "champion")["card"]
+    text = Path(card).read_text(encoding="utf-8")
     data: Any = ModelCard(text).data
     [win_rate] = [each for each in data.eval_results if each.metric_type == "win_rate"]
     assert (win_rate.metric_value, win_rate.metric_args["low"]) == (0.8, 0.75)
-    assert queries.why(load_params(), "champion")["policy"]["md5"] in text
+    assert explain.why(load_params(), "champion")["policy"]["md5"] in text
 
 
 def test_the_card_of_the_reward_model_lies_beside_it_and_why_points_there(real_models, monkeypatch):
     monkeypatch.chdir(real_models)
-    place = queries.why(load_params(), "champion")["reward_card"]
-    data: Any = ModelCard(Path(place).read_text(encoding="utf-8")).data
+    card = explain.why(load_params(), "champion")["reward_card"]
+    data: Any = ModelCard(Path(card).read_text(encoding="utf-8")).data
     assert data.pipeline_tag == "text-classification"
     assert [each.metric_value for each in data.eval_results] == [0.8]
 
@@ -182,14 +182,14 @@ def test_a_reward_model_is_told_of_by_the_version_it_was_registered_with(tracked
     registered = champion.register(load_params())
     assert (registered["version"], registered["reward_version"]) == (2, 1)
     assert card.read_text() == first
-    assert "account of policy version 1," in first
+    assert "record of policy version 1," in first
 
 
 def test_a_reward_model_registered_under_another_name_is_left_alone(tracked):
     champion.promote(load_params())
     change_params(registry={"reward": "renamed"})
-    queries.sync(load_params())
-    assert queries.why(load_params(), "champion")["reward_card"] is None
+    sync.sync(load_params())
+    assert explain.why(load_params(), "champion")["reward_card"] is None
 
 
 def test_a_reward_model_under_a_new_name_is_not_taken_for_one_of_the_same_number(tracked, tmp_path):
@@ -198,7 +198,7 @@ def test_a_reward_model_under_a_new_name_is_not_taken_for_one_of_the_same_number
     run_again(content=1)
     registered = champion.register(load_params())
     assert (registered["version"], registered["reward_version"]) == (2, 1)
-    assert "account of policy version 2," in (artifacts("renamed") / "README.md").read_text()
+    assert "record of policy version 2," in (artifacts("renamed") / "README.md").read_text()
     export_reward(load_params(), "2", tmp_path / "out")
     assert (tmp_path / "out/content.txt").read_text() == Path("models/reward/content.txt").read_text()
 
@@ -230,7 +230,7 @@ def test_weights_that_are_away_do_not_stop_the_registry_and_come_with_the_next_s
     assert "MLflow cannot load trueline-policy version 1: DVC's cache lacks it: run dvc fetch" in caplog.text
     assert [path.name for path in artifacts().iterdir()] == ["README.md"]
     Path("away").rename(cached)
-    queries.sync(load_params())
+    sync.sync(load_params())
     assert (artifacts() / "model/content.txt").exists()
 
 
@@ -247,7 +247,7 @@ def test_pyfunc_loads_no_file_that_was_not_registered_and_the_cure_writes_it_aga
         _load_pyfunc(str(folder))
     assert f"delete {folder} and run trueline sync" in str(seen.value)
     shutil.rmtree(folder)
-    queries.sync(load_params())
+    sync.sync(load_params())
     assert file.read_bytes() == expected
     check_files(model, recorded)
     for strange in (model / "added.txt", file):
