@@ -193,7 +193,7 @@ def test_sources_on_the_hub_are_named_there():
     known = other(
         base={"source": "base.yaml", "md5": "dd.dir"},
         params={"prepare": {"demonstrations": {"source": "d.yaml"}, "prompts": {"source": "p.yaml"}}},
-        figures=ACCOUNT["figures"] | {"base": {}},
+        figures=RECORD["figures"] | {"base": {}},
         hub={
             "base.yaml": {"hub": "org/model", "revision": "a" * 40},
             "d.yaml": {"hub": "org/chats", "revision": "b" * 40},
