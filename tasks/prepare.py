@@ -24,6 +24,7 @@ from tasks.data.names import stands_for
 from tasks.data.records import TAGS, TYPES, Kind, Record, Split, write_records
 from tasks.data.shapes.columns import Tally
 from tasks.data.shapes.convert import ShapedRow, shape_rows
+from tasks.data.shapes.statements import Left
 from tasks.data.shapes.votes import gathered, ids_of, share_of
 from tasks.data.sources.python_source import python_rows
 from tasks.data.sources.raw_rows import BadRows, RawRow
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 HASH_BYTES = 16
 LEFT_OUT = "left_out.jsonl"  # the places of rows that say themselves that they are not to be used, or are ties
-TIE = "tie"
+TIE, DIFFERENT_COLUMNS = "tie", "different_columns"
 Item = TypeVar("Item")
 
 
@@ -99,7 +100,7 @@ def _prepare_kind(
     rows = tqdm(_rows(kind, files, settings, params.seed, tally), desc=f"prepare {kind}", unit=" rows", disable=None)
     aside: Counter[str] = Counter()  # rows by the reason to leave them out
     shaped = _set_aside(_counted(rows, read, lambda row: row.source), kind, excluded, aside, left_out)
-    left = _decided(_left(shaped, kind, excluded, counts), counts, aside, left_out)
+    left = _decided(_left(shaped, kind, excluded, counts), kind, counts, aside, left_out)
     kept = left if source.limit is None else choose(left, source.limit)
     records = _records(_counted(kept, counts, lambda _: "rows_kept"), kind, settings.split)
     write_records(folder, kind, _counted(records, counts, lambda record: record.split))
@@ -145,11 +146,15 @@ def _set_aside(
         if shaped.left is None:
             yield shaped
             continue
-        counts[shaped.left.reason] += 1
-        place = {"file": f"{kind}.jsonl", "source": shaped.source, "row": shaped.row}
-        file.write(json.dumps(place | shaped.left._asdict(), ensure_ascii=False) + "\n")
+        _leave_out(shaped, shaped.left, kind, counts, file)
         for each in (each for entry in shaped.entries for each in _exclusions(shaped, entry, kind, excluded)):
             excluded[each] += 1  # it was met, though it is left out already
+
+
+def _leave_out(shaped: ShapedRow, why: Left, kind: Kind, counts: Counter[str], file: IO[str]) -> None:
+    counts[why.reason] += 1
+    place = {"file": f"{kind}.jsonl", "source": shaped.source, "row": shaped.row}
+    file.write(json.dumps(place | why._asdict(), ensure_ascii=False) + "\n")
 
 
 def _tell(kind: Kind, source: Source, tally: Tally, aside: Counter[str]) -> None:
@@ -187,20 +192,41 @@ def _place(shaped: ShapedRow) -> tuple[str, int]:
 
 
 def distinct_prompts(rows: Iterable[ShapedRow]) -> Iterator[ShapedRow]:
-    """Give each prompt once, as it first appears, with the distinct references of all its rows."""
+    """Give each prompt once, as it first appears, with the distinct references and the extra columns of all its rows.
+
+    Where two rows differ in an extra column, such as the answer key, nobody knows which is right: such a prompt is
+    given once a row, each to be left out.
+    """
     for group in alike(_prompts_by_key(rows)):
-        first = next(group)
-        references = dict.fromkeys(text for each in chain([first], group) for text in each["references"])
-        entry = {"prompt": first["prompt"], "references": list(references)}
-        yield ShapedRow(first["source"], first["row"], [entry], first["tag"])
+        yield from _merged_prompt(group)
+
+
+def _merged_prompt(group: Iterator[Mapping[str, Any]]) -> Iterator[ShapedRow]:
+    first = next(group)
+    references, columns, rows, differing = dict[str, None](), dict[str, Any](), dict[tuple[str, int], None](), set()
+    for each in chain([first], group):
+        references |= dict.fromkeys(each["references"])
+        rows[each["source"], each["row"]] = None
+        for name, value in each["columns"].items():
+            # Python takes 1, 1.0 and True for equal.
+            if content_id(columns.setdefault(name, value)) != content_id(value):
+                differing.add(name)
+    entry = {"prompt": first["prompt"], "references": list(references)}
+    merged = ShapedRow(first["source"], first["row"], [entry], first["tag"], columns=columns)
+    if not differing:
+        yield merged
+        return
+    said = f"rows of one prompt differ in {', '.join(sorted(differing))}"
+    for source, row in rows:
+        yield merged._replace(source=source, row=row, left=Left(DIFFERENT_COLUMNS, said))
 
 
 def _prompts_by_key(rows: Iterable[ShapedRow]) -> Iterator[tuple[bytes, dict[str, Any]]]:
     for shaped in rows:
-        origin = {"source": shaped.source, "row": shaped.row, "tag": shaped.tag}
+        place = {"source": shaped.source, "row": shaped.row, "tag": shaped.tag, "columns": shaped.columns}
         for entry in shaped.entries:
             key = hashlib.blake2b(json.dumps(entry["prompt"]).encode(), digest_size=HASH_BYTES).digest()
-            yield key, {**origin, **entry}
+            yield key, {**place, **entry}
 
 
 def _left(
@@ -251,10 +277,16 @@ def _exclusions(
 
 
 def _decided(
-    rows: Iterable[ShapedRow], counts: Counter[str], aside: Counter[str], left_out: IO[str]
+    rows: Iterable[ShapedRow], kind: Kind, counts: Counter[str], aside: Counter[str], left_out: IO[str]
 ) -> Iterator[ShapedRow]:
-    """Leave out the pairs of which neither answer was preferred, write down which, and count the votes on others."""
+    """Leave out what its rows together do not decide: a pair without a preferred answer, a prompt's extra columns.
+
+    Which, is written down; the votes on other pairs are counted.
+    """
     for shaped in rows:
+        if shaped.left:
+            _leave_out(shaped, shaped.left, kind, aside, left_out)
+            continue
         votes = shaped.votes or []
         if shaped.tied:
             aside[TIE] += len(votes) or 1
@@ -288,8 +320,9 @@ def _raw_rows(kind: Kind, file: Source, settings: Prepare, seed: int, bad: BadRo
 def _records(rows: Iterable[ShapedRow], kind: Kind, shares: Shares) -> Iterator[Record]:
     for shaped in rows:
         voted = {"share": share_of(shaped.votes), "votes": shaped.votes} if shaped.votes else {}
+        extra = {"columns": shaped.columns} if shaped.columns else {}
         for entry in shaped.entries:
-            split, fields = split_of(entry["prompt"], shares), entry | {TAGS[kind]: shaped.tag} | voted
+            split, fields = split_of(entry["prompt"], shares), entry | {TAGS[kind]: shaped.tag} | voted | extra
             yield TYPES[kind](id=content_id([kind, entry]), split=split, source=shaped.source, row=shaped.row, **fields)
 
 

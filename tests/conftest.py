@@ -166,6 +166,12 @@ def write_workspace_records() -> None:
     write_records(VALIDATED, "prompts", [Prompt(*s, [_words(s[3], 3)]) for s in shared])
 
 
+def rows_from(kind: str, source: str, **options: Any) -> dict[str, Any]:
+    """The settings of a kind of rows: all of a source, by its own columns."""
+    settings: dict[str, Any] = {"source": source, "columns": {}, "ignore": [], "limit": None, "options": options}
+    return settings | ({"extra_columns": {}} if kind == "prompts" else {})
+
+
 def records_of(folder: Path, kind: Kind, split: Split | None = None) -> list[Any]:
     """The records of one kind, of one split or of all."""
     return list(read_records(folder, kind, split))

@@ -20,7 +20,7 @@ from tasks.learning.batches import collate_pairs, pair_batches, training_batches
 from tasks.learning.processes import passes
 from tasks.prepare import prepare
 from tasks.settings.params import Params
-from tests.conftest import MakeParams
+from tests.conftest import MakeParams, rows_from
 from tests.tiny import tiny_tokenizer
 
 ANSWERS = {"demonstrations": ("response",), "preferences": ("chosen", "rejected"), "prompts": ()}
@@ -38,10 +38,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: MakeP
     monkeypatch.setattr(look, "ROWS_AT_ONCE", 10)
     monkeypatch.setattr(contamination, "_TEXTS_AT_ONCE", 10)
     monkeypatch.setattr(contamination, "_WORDS_REMEMBERED", 10)
-    sources: dict[str, Any] = {
-        kind: {"source": f"{kind}.jsonl", "columns": {}, "ignore": [], "limit": None, "options": {}} for kind in ANSWERS
-    }
-    settings = make_params(prepare=sources)
+    settings = make_params(prepare={kind: rows_from(kind, f"{kind}.jsonl") for kind in ANSWERS})
     Path(settings.prepare.exclude).touch()
     return settings
 

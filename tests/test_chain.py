@@ -3,7 +3,6 @@
 import hashlib
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,7 +19,7 @@ from tasks.reward import reward
 from tasks.reward_check import reward_check
 from tasks.sft import sft
 from tasks.validate import validate
-from tests.conftest import EXAMPLE, ROOT
+from tests.conftest import EXAMPLE, ROOT, rows_from
 
 ALIGNERS = {"dpo": dpo, "ppo": ppo}
 STAGES = ("prepare", "base", "validate", "sft", "reward", "held_out_reward", "reward_check", "dpo", "evaluate", "gate")
@@ -35,18 +34,12 @@ def chain(make_params, noted_run, tmp_path, monkeypatch):
     for name in ("opponent.json", "exclude.txt"):
         shutil.copy(ROOT / name, name)
 
-    rows: dict[str, Any] = {
-        "source": EXAMPLE,
-        "columns": {},
-        "ignore": [],
-        "limit": None,
-        "options": {"rows": 60, "faulty": 0.5, "label_noise": 0.0},
-    }
-
     def settings(method):
         return make_params(
             prepare={
-                **{str(kind): rows for kind in TYPES},
+                **{
+                    str(kind): rows_from(kind, EXAMPLE, rows=60, faulty=0.5, label_noise=0.0) for kind in TYPES
+                },
                 "split": {"validation": 0.2, "test": 0.2},
             },
             # Sixty prompts of the example share their wording; a miniature is not about contamination.

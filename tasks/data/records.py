@@ -69,6 +69,8 @@ class Prompt(NamedTuple):
     prompt: list[Message]
     references: list[str]
     category: str | None = None  # what kind of prompt it is, where the source says so; no part of the content
+    # Extra columns of its row, for rewards (extra_columns.py); no part of the content.
+    columns: dict[str, Any] = {}  # noqa: RUF012 - nobody changes a record
 
 
 Record = Demonstration | Preference | Prompt
@@ -81,6 +83,8 @@ TYPES: dict[Kind, type[Demonstration] | type[Preference] | type[Prompt]] = {
 TAGS: dict[Kind, str] = {"demonstrations": "annotator", "preferences": "annotator", "prompts": "category"}
 # Fields of the pairs alone that several annotators have voted on.
 VOTED = ("share", "votes")
+# Fields that a row has only where they say something.
+OPTIONAL = (*VOTED, "columns")
 # The fields with answers to the prompt.
 ANSWERS: dict[Kind, tuple[str, ...]] = {
     "demonstrations": ("response",),
@@ -95,8 +99,8 @@ def write_records(folder: Path, kind: Kind, records: Iterable[Record]) -> None:
 
 
 def as_row(record: Record) -> dict[str, Any]:
-    """Give the fields of a record as its line has them: without those of a vote where there was none."""
-    return {name: value for name, value in record._asdict().items() if value is not None or name not in VOTED}
+    """Give the fields of a record as its line has them: without a vote or extra columns where there are none."""
+    return {name: value for name, value in record._asdict().items() if value not in (None, {}) or name not in OPTIONAL}
 
 
 def tidy(text: str) -> str:
@@ -114,7 +118,7 @@ def read_records(folder: Path, kind: Kind, split: Split | None = None) -> Iterat
         InputError: the file is missing, or a row is damaged.
     """
     path, fields = folder / f"{kind}.jsonl", set(TYPES[kind]._fields)
-    shapes = (fields, fields.difference(VOTED))
+    shapes = (fields, fields.difference(OPTIONAL))
     for number, row in enumerate(read_jsonl(path), start=1):
         if row.keys() not in shapes:
             raise damaged_row(path, number)

@@ -17,6 +17,15 @@ class Source(Section):
     options: Options  # for the function of a Python file
 
 
+ExtraName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]  # as Python can name it
+
+
+class PromptSource(Source):
+    """Where prompts come from, and which other columns rewards are given."""
+
+    extra_columns: dict[ExtraName, str]  # the column by the name that rewards know it by
+
+
 class Split(Section):
     """Shares of the prompts that are held out."""
 
@@ -35,7 +44,7 @@ class Prepare(Section):
 
     demonstrations: Source
     preferences: Source
-    prompts: Source
+    prompts: PromptSource
     exclude: str
     split: Split
 

@@ -10,7 +10,7 @@ from tasks.common.safe_text import quoted
 from tasks.common.yaml_files import read_yaml
 from tasks.settings.alignment import Align, Dpo, Ppo
 from tasks.settings.base import Base, Scratch
-from tasks.settings.data import Prepare, Source, Split, Validate
+from tasks.settings.data import Prepare, PromptSource, Source, Split, Validate
 from tasks.settings.evaluation import Evaluate, LlmJudge
 from tasks.settings.promotion import Gate, Registry
 from tasks.settings.rewards import NamedReward, Rewards, TrainingReward
@@ -35,6 +35,7 @@ __all__ = [
     "Params",
     "Ppo",
     "Prepare",
+    "PromptSource",
     "Registry",
     "Reward",
     "Rewards",

@@ -18,6 +18,7 @@ from tasks.registry.export.policy_card import policy_card
 from tasks.registry.promotion import candidate
 from tasks.registry.promotion.candidate import model_record
 from tasks.settings.params import load_params
+from tests.conftest import rows_from
 from tests.registry.conftest import change_params, repro, run_again
 
 SOURCE = "infra/example/orders.py"
@@ -314,12 +315,7 @@ def test_the_record_names_the_repositories_that_prepare_has_read(tracked, monkey
     monkeypatch.setattr(candidate, "locked_json", lambda stage, path: prepared if stage == "prepare" else {})
     elsewhere = Path("/elsewhere/p.yaml")  # outputs do not say where
     kinds = {"demonstrations": "d.jsonl", "preferences": "pairs", "prompts": str(elsewhere)}
-    change_params(
-        prepare={
-            kind: {"source": name, "columns": {}, "ignore": [], "limit": None, "options": {}}
-            for kind, name in kinds.items()
-        }
-    )
+    change_params(prepare={kind: rows_from(kind, name) for kind, name in kinds.items()})
     assert model_record(load_params())["hub"] == {
         "pairs/a.yaml": {"hub": "org/pairs", "revision": "c" * 40},
         "p.yaml": {"hub": "org/asked", "revision": "d" * 40},

@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, get_args
 
-from tasks.data.records import TAGS, TYPES, VOTED, Kind, Message, Split, Vote
+from tasks.data.extra_columns import columns_fault
+from tasks.data.records import OPTIONAL, TAGS, TYPES, VOTED, Kind, Message, Split, Vote
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 ROLES = ("system", "developer", "user", "assistant", "tool")
-_NO_TEXTS = ("id", "split", "source", "row", *TAGS.values(), *VOTED)  # no model reads them
+_NO_TEXTS = ("id", "split", "source", "row", *TAGS.values(), *OPTIONAL)  # no model reads them
 
 _OF_A_VOTE = set(Vote.__annotations__)
 
@@ -66,12 +67,12 @@ def _strings(value: object) -> Iterator[str]:
 
 def _fault(kind: Kind, record: Mapping[str, Any]) -> str | None:
     fields = TYPES[kind]._fields
-    if missing := [field for field in fields if field not in record and field not in VOTED]:
+    if missing := [field for field in fields if field not in record and field not in OPTIONAL]:
         return f"{missing[0]} is missing"
     if unknown := [field for field in record if field not in fields]:
         return f"{unknown[0]} is not a field of {kind}"
-    faults = (_field_fault(field, record[field]) for field in fields if field not in VOTED)
-    return next((fault for fault in faults if fault), None) or _vote_fault(record)
+    faults = (_field_fault(field, record[field]) for field in fields if field not in OPTIONAL)
+    return next((fault for fault in faults if fault), None) or _vote_fault(record) or _columns_fault(record)
 
 
 def _field_fault(field: str, value: object) -> str | None:
@@ -97,6 +98,14 @@ def _vote_fault(record: Mapping[str, Any]) -> str | None:
         return "share and votes are not a number and a list of votes"
     sound = all(isinstance(vote, dict) and set(vote) == _OF_A_VOTE for vote in votes)
     return None if sound else f"votes has one that is not {', '.join(Vote.__annotations__)}"
+
+
+def _columns_fault(record: Mapping[str, Any]) -> str | None:
+    columns = record.get("columns", {})
+    if not isinstance(columns, dict):
+        return "columns is not an object"
+    fault = columns_fault(columns)
+    return f"the extra column {fault}" if fault else None
 
 
 def _prompt_fault(prompt: object) -> str | None:

@@ -5,9 +5,10 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from tasks.common.errors import InputError
-from tasks.data.shapes.messages import is_nothing
+from tasks.data.extra_columns import columns_fault
+from tasks.data.shapes.messages import ShapeError, is_nothing
 from tasks.data.shapes.serialized import read_written, read_written_texts
-from tasks.settings.params import Source
+from tasks.settings.params import PromptSource, Source
 
 Fields = dict[str, Any]
 # Columns that may hold a conversation, perhaps written out as a text.
@@ -35,6 +36,24 @@ def rename(fields: Mapping[str, Any], columns: Mapping[str, str]) -> Fields:
     taken = set(columns.values())
     kept = {name: value for name, value in fields.items() if name not in taken}
     return kept | {ours: fields[theirs] for ours, theirs in columns.items() if theirs in fields}
+
+
+def extra_of(source: Source) -> Mapping[str, str]:
+    """Give the extra columns of a source of prompts, theirs by the names that rewards know; other kinds have none."""
+    return source.extra_columns if isinstance(source, PromptSource) else {}
+
+
+def extra_columns(fields: Mapping[str, Any], source: Source) -> Fields:
+    """Give a row's extra columns, those that say something.
+
+    Raises:
+        ShapeError: a value is no JSON, or all are too large.
+    """
+    named = {ours: fields.get(theirs) for ours, theirs in extra_of(source).items()}
+    found = {ours: value for ours, value in named.items() if not is_nothing(value)}
+    if fault := columns_fault(found):
+        raise ShapeError(f"the extra column {fault}")
+    return found
 
 
 def opened(fields: Mapping[str, Any], source: Source, tally: Tally) -> Fields:
@@ -65,7 +84,7 @@ def count_unused(fields: Mapping[str, Any], read: Collection[str], source: Sourc
         source: whose column map has their names.
         tally: what to count in.
     """
-    known = {source.columns.get(name, name) for name in read} | set(source.ignore)
+    known = {source.columns.get(name, name) for name in read} | {*source.ignore, *extra_of(source).values()}
     for name, value in fields.items():
         if name not in known and not is_nothing(value):
             short = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…"
@@ -79,9 +98,10 @@ def check_ignored(source: Source, setting: str) -> None:
     Raises:
         InputError: the column map names it too.
     """
-    both = sorted(set(source.ignore) & set(source.columns.values()))
-    if both:
-        raise InputError(f"{setting} in params.yaml names {both[0]!r} under ignore and under columns: remove one")
+    for key, columns in {"columns": source.columns, "extra_columns": extra_of(source)}.items():
+        both = sorted(set(source.ignore) & set(columns.values()))
+        if both:
+            raise InputError(f"{setting} in params.yaml names {both[0]!r} under ignore and under {key}: remove one")
 
 
 def _without(value: object, names: Iterable[str], met: set[str]) -> object:

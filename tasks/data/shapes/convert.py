@@ -10,7 +10,16 @@ from typing import Any, NamedTuple
 from tasks.common.errors import InputError, quoted
 from tasks.data.names import WHOLE_NUMBER, as_name
 from tasks.data.records import TAGS, Kind, Message, Vote
-from tasks.data.shapes.columns import Fields, Tally, check_ignored, count_unused, opened, rename
+from tasks.data.shapes.columns import (
+    Fields,
+    Tally,
+    check_ignored,
+    count_unused,
+    extra_columns,
+    extra_of,
+    opened,
+    rename,
+)
 from tasks.data.shapes.conversations import Turn, answered_turns, as_answer, as_pair, as_prompt, with_system
 from tasks.data.shapes.labels import LABEL_COLUMNS, compared
 from tasks.data.shapes.messages import (
@@ -51,6 +60,7 @@ class ShapedRow(NamedTuple):
     tied: bool = False  # the annotator preferred neither answer; chosen and rejected stand as the row has the two
     left: Left | None = None  # why it is left out, by what it says about itself
     votes: list[Vote] | None = None  # of the rows that it stands for (votes.py)
+    columns: Fields = {}  # noqa: RUF012 - extra ones, of all its entries; nobody changes a row
 
 
 def shape_rows(
@@ -92,12 +102,16 @@ def _shaped(fields: Fields, shape: Shape, kind: Kind, source: Source, tally: Tal
     named = _of_shape(whole, shape, source.columns)
     entries = shape.read(named)
     tied = True in {entry.pop("tied", False) for entry in entries}
-    left = reason_to_leave_out(whole, kind)
-    if kind == "prompts" and is_bad(whole):  # it is no reference, but the prompt is one all the same
+    # A column that rewards are given, and that no field of ours is read from, says nothing about the row.
+    extra = {*extra_of(source).values()}.difference(source.columns.values())
+    statements = {name: value for name, value in whole.items() if name not in extra}
+    left = reason_to_leave_out(statements, kind)
+    if kind == "prompts" and is_bad(statements):  # it is no reference, but the prompt is one all the same
         entries = [entry | {"references": []} for entry in entries]
-    read = {*shape.required, *shape.optional, *(name for name in whole if is_read(name, kind))}
+    read = {*shape.required, *shape.optional, *(name for name in statements if is_read(name, kind))}
     count_unused(fields, read, source, tally)
-    return ShapedRow("", 0, entries, _tag(named[TAGS[kind]], TAGS[kind]), tied, left)
+    tag, columns = _tag(named[TAGS[kind]], TAGS[kind]), extra_columns(fields, source)
+    return ShapedRow("", 0, entries, tag, tied, left, columns=columns)
 
 
 def recognise(fields: Mapping[str, Any], kind: Kind, source: Source) -> Shape:
@@ -125,16 +139,18 @@ def _check_map(fields: Mapping[str, Any], kind: Kind, source: Source) -> None:
     check_ignored(source, f"prepare.{kind}")
     known = list(dict.fromkeys(name for shape in SHAPES[kind] for name in (*shape.required, *shape.optional)))
     known += STATEMENTS
-    for ours, theirs in source.columns.items():
+    for ours in source.columns:
         if ours not in known:
             raise InputError(
                 f"{setting} in params.yaml maps {quoted(ours)}, but {kind} only have {_listed(known)}: mend it"
             )
-        if theirs not in fields:
-            raise InputError(
-                f"{setting} in params.yaml maps {ours} to {theirs!r}, but the columns of {source.source} are "
-                f"{listed(fields) or '(none)'}: name one of them"
-            )
+    for key, columns in {"columns": source.columns, "extra_columns": extra_of(source)}.items():
+        for ours, theirs in columns.items():
+            if theirs not in fields:
+                raise InputError(
+                    f"prepare.{kind}.{key} in params.yaml maps {ours} to {theirs!r}, but the columns of "
+                    f"{source.source} are {listed(fields) or '(none)'}: name one of them"
+                )
 
 
 def _better_columns(shape: Shape, kind: Kind, source: Source) -> list[set[str]]:
