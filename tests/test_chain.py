@@ -20,6 +20,7 @@ from tasks.reward_check import reward_check
 from tasks.sft import sft
 from tasks.validate import validate
 from tests.conftest import EXAMPLE, ROOT, rows_from
+from tests.settings_read import check_settings_read, recorded
 
 ALIGNERS = {"dpo": dpo, "ppo": ppo}
 STAGES = ("prepare", "base", "validate", "sft", "reward", "held_out_reward", "reward_check", "dpo", "evaluate", "gate")
@@ -67,7 +68,9 @@ def run(params):
         evaluate,
         gate,
     ):
-        stage(params)
+        with recorded(params) as read:
+            stage(params)
+        check_settings_read(read, stage.__name__, params.align.method)
 
 
 def outputs():

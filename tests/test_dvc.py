@@ -16,8 +16,6 @@ import pytest
 import yaml
 
 from tasks.evaluation.gate.plots import FRONTIER_COLUMNS, Reliability
-from tasks.settings.fingerprint import CHANGE_NO_RESULT
-from tasks.settings.params import Runtime
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("dpo", "ppo")
@@ -141,14 +139,6 @@ def test_no_shell_stands_between_dvc_and_a_stage(stage: str) -> None:
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 
     assert pipeline["stages"][stage]["cmd"].startswith("exec ")
-
-
-@pytest.mark.parametrize("stage", ["sft", "reward", "held_out_reward", "align", "evaluate"])
-def test_what_computes_follows_the_settings_of_the_arithmetic_and_not_those_of_the_saving(stage: str) -> None:
-    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
-    [listed] = [names["params.yaml"] for names in pipeline["stages"][stage]["params"] if isinstance(names, dict)]
-
-    assert set(listed) == {f"runtime.{name}" for name in Runtime.model_fields.keys() - CHANGE_NO_RESULT}
 
 
 def test_every_plot_can_be_drawn_and_compared(tmp_path: Path) -> None:
