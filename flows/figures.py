@@ -1,10 +1,12 @@
 """The one figure of each stage that tells most, read from its metrics."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from tasks.common.files import METRICS, read_json
 from tasks.common.rounding import number
+from tasks.methods import METHODS, Figure
 from tasks.settings.params import load_params
 
 Metrics = Mapping[str, Any]
@@ -44,13 +46,18 @@ def _reward(metrics: Metrics) -> str:
     return f"held-out accuracy {_with_interval(accuracy)}"
 
 
-def _dpo(metrics: Metrics) -> str:
-    after = metrics["validation"]["after"]
-    return f"held-out loss {number(after['loss'])}, pairs ordered right {number(after['accuracy'])}"
+def _told(metrics: Metrics, figures: Iterable[Figure]) -> str:
+    return ", ".join(
+        f"{figure.name} " + " → ".join(_at(metrics, key) for key in (figure.before, figure.key) if key)
+        for figure in figures
+    )
 
 
-def _ppo(metrics: Metrics) -> str:
-    return f"reward {number(metrics['first']['reward'])} → {number(metrics['last']['reward'])}"
+def _at(metrics: Metrics, key: str) -> str:
+    found: Any = metrics
+    for part in key.split("."):
+        found = found[part]
+    return number(found)
 
 
 def _evaluate(metrics: Metrics) -> str:
@@ -77,8 +84,7 @@ TELLING: dict[str, Callable[[Metrics], str]] = {
     "sft": _sft,
     "reward": _reward,
     "held_out_reward": _reward,
-    "dpo": _dpo,
-    "ppo": _ppo,
+    **{name: partial(_told, figures=method.figures) for name, method in METHODS.items()},
     "evaluate": _evaluate,
     "gate": _gate,
 }

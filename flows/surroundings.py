@@ -129,10 +129,17 @@ def _needs(params: Params, known: Places) -> Iterator[Need]:
     yield Need("the checkout", Path.cwd(), new * weights + ROOM_BESIDE_MODELS, "move the checkout")
     yield Need("DVC's cache", known.cache, len(models) * weights, "name another (dvc cache dir --local FOLDER)")
     if {*pending} & {*TRAINERS} and params.runtime.checkpoint_every and not params.lora.rank:
-        learns_twice = "align" in pending and params.align.method == "ppo" and params.ppo.critic == "separate"
-        checkpoint = WITH_OPTIMISER * weights * (2 if learns_twice else 1)
+        checkpoint = WITH_OPTIMISER * weights * (_models_that_learn(params) if "align" in pending else 1)
         kept = params.runtime.max_checkpoints + 1  # the newest is whole before the oldest goes
         yield Need("the folder of checkpoints", STATE.absolute(), kept * checkpoint, "lower runtime.max_checkpoints")
+
+
+def _models_that_learn(params: Params) -> int:
+    match params.align.method:
+        case "dpo":
+            return 1
+        case "ppo":
+            return 2 if params.ppo.critic == "separate" else 1
 
 
 def _weights(params: Params) -> int:

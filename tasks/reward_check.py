@@ -11,6 +11,7 @@ from tasks.common.errors import InputError
 from tasks.common.files import METRICS, read_json, write_json
 from tasks.common.rounding import number
 from tasks.evaluation.gate.checks import figure, lookup, shared_pairs
+from tasks.methods import METHODS
 from tasks.settings.params import Params
 from tasks.stage import main
 
@@ -20,22 +21,24 @@ REWARD = METRICS / "reward.json"
 def reward_check(params: Params) -> None:
     """Stop the pipeline where the policy would learn from a reward model that does not know the pairs.
 
-    DPO does not learn from it: its candidate is left to the gate, which asks the same of the reward model. Functions
-    that PPO learns from have scored held-out prompts in reward_functions; they are named in what is written.
+    The candidate of a method that does not learn from it is left to the gate, which asks the same of the reward model.
+    Functions that the policy learns from have scored held-out prompts in reward_functions; they are named in what is
+    written.
 
     Raises:
         InputError: the lower bound of the reward model's held-out accuracy is below the gate's threshold, or missing.
     """
     figures, threshold = read_json(REWARD), params.gate.min_reward_accuracy
-    is_ppo, low = params.align.method == "ppo", figure(figures, "accuracy", "low")
-    learned_from = is_ppo and params.rewards.use_model
+    low, method = figure(figures, "accuracy", "low"), METHODS[params.align.method]
+    learns_from_rewards = "rewards" in method.learns_from
+    learned_from = learns_from_rewards and params.rewards.use_model
     if learned_from and (low is None or low < threshold):
         cure = "give more or cleaner pairs, train it better (reward), or lower the threshold"
         raise InputError(
-            f"PPO would learn from a reward model that fails its check: {described(figures)}; the lower bound of the "
-            f"accuracy must reach {threshold:g} (gate.min_reward_accuracy): {cure}"
+            f"{method.title} would learn from a reward model that fails its check: {described(figures)}; the "
+            f"lower bound of the accuracy must reach {threshold:g} (gate.min_reward_accuracy): {cure}"
         )
-    functions = [reward.name for reward in params.rewards.training if is_ppo and not reward.is_model]
+    functions = [reward.name for reward in params.rewards.training if learns_from_rewards and not reward.is_model]
     checked = {"learned_from": learned_from} | ({"functions": functions} if functions else {})
     write_json(METRICS / "reward_check.json", checked)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,10 @@ import pytest
 from tasks.base import base
 from tasks.common.files import read_json, read_jsonl
 from tasks.data.records import TYPES
-from tasks.dpo import dpo
 from tasks.evaluate import evaluate
 from tasks.gate import gate
 from tasks.held_out_reward import held_out_reward
-from tasks.ppo import ppo
+from tasks.methods import METHODS
 from tasks.prepare import prepare
 from tasks.reward import reward
 from tasks.reward_check import reward_check
@@ -22,7 +22,7 @@ from tasks.validate import validate
 from tests.conftest import EXAMPLE, ROOT, rows_from
 from tests.settings_read import check_settings_read, recorded
 
-ALIGNERS = {"dpo": dpo, "ppo": ppo}
+ALIGNERS = {name: getattr(import_module(f"tasks.{name}"), name) for name in METHODS}
 STAGES = ("prepare", "base", "validate", "sft", "reward", "held_out_reward", "reward_check", "dpo", "evaluate", "gate")
 
 

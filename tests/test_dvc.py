@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from tasks.evaluation.gate.plots import FRONTIER_COLUMNS, Reliability
+from tasks.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
-METHODS = ("dpo", "ppo")
 STAGES = (
     "prepare",
     "base",

@@ -86,7 +86,7 @@ def with_line(chance: random.Random) -> bytes:
                 lines[one], lines[other] = lines[other], lines[one]
             case 3:
                 lines[one] = " " * chance.randint(1, 4) + lines[one]
-            case 4:
+            case _:
                 lines[one] = lines[one].lstrip()
     return encoded("\n".join(lines))
 
@@ -119,7 +119,7 @@ def with_structure(chance: random.Random) -> bytes:
                 place[name] = value
             case 1:
                 del place[name]
-            case 2:
+            case _:
                 place[chance.choice(["a", "", "seed", "sft", "a b"])] = value
         if not settings:
             break

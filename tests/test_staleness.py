@@ -11,10 +11,10 @@ import pytest
 from dvc.repo import Repo
 
 from flows.settings import configure
+from tasks.methods import METHODS
 from tests.conftest import ROOT
 
 Apply = Callable[[], None]
-METHODS = ("ppo", "dpo")
 
 
 class Edit(NamedTuple):

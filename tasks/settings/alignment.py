@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from tasks.settings.choices import Critic, Engine, Estimator, KLEstimator, MethodName, PreferenceLoss, Schedule
+from tasks.methods import MethodName
+from tasks.settings.choices import Critic, Engine, Estimator, KLEstimator, PreferenceLoss, Schedule
 from tasks.settings.section import Count, Held, NotNegative, Positive, Section, Share
 from tasks.settings.training import Training
 
@@ -15,7 +16,14 @@ class Align(Section):
     method: MethodName
 
 
-class Dpo(Training):
+class MethodSettings(Section):
+    """What the settings of every method hold."""
+
+    evaluation_points: Held
+    max_new_tokens: Count
+
+
+class Dpo(Training, MethodSettings):
     """Direct preference optimisation."""
 
     loss: PreferenceLoss
@@ -23,8 +31,6 @@ class Dpo(Training):
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
     nll_weight: NotNegative
     simpo_gamma: float
-    evaluation_points: Held
-    max_new_tokens: Count
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "Dpo":
@@ -33,7 +39,7 @@ class Dpo(Training):
         return self
 
 
-class Ppo(Section):
+class Ppo(MethodSettings):
     """Proximal policy optimisation."""
 
     estimator: Estimator
@@ -44,7 +50,6 @@ class Ppo(Section):
     responses_per_prompt: Held
     epochs: Count
     num_minibatches: Count
-    max_new_tokens: Count
     temperature: Positive
     learning_rate: Positive
     critic_learning_rate: Positive
@@ -67,7 +72,6 @@ class Ppo(Section):
     whiten_rewards: bool
     reward_smoothing: Annotated[float, Field(gt=0, le=1)]
     max_update_kl: Positive | None
-    evaluation_points: Held
 
     @property
     def _is_grouped(self) -> bool:
@@ -108,3 +112,10 @@ class Ppo(Section):
         if self.estimator == "grpo" and self.kl_estimator == "k1":
             raise ValueError("k1 has no gradient in the loss, where grpo has its KL: set kl_estimator to k2 or k3")
         return self
+
+
+class Methods(Section):
+    """A section for each method; the one that `align.method` names is used."""
+
+    dpo: Dpo
+    ppo: Ppo

@@ -5,7 +5,6 @@ from typing import Literal
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
 Schedule = Literal["linear", "cosine", "constant"]
-MethodName = Literal["dpo", "ppo"]
 PreferenceLoss = Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm", "simpo"]
 Estimator = Literal["gae", "rloo", "grpo", "reinforce_plus_plus"]
 Critic = Literal["separate", "shared"]

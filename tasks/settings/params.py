@@ -8,14 +8,13 @@ from pydantic import Field, ValidationError, model_validator
 from tasks.common.errors import InputError
 from tasks.common.safe_text import quoted
 from tasks.common.yaml_files import read_yaml
-from tasks.settings.alignment import Align, Dpo, Ppo
+from tasks.settings.alignment import Align, Dpo, Methods, MethodSettings, Ppo
 from tasks.settings.base import Base, Scratch
 from tasks.settings.data import Prepare, PromptSource, Source, Split, Validate
 from tasks.settings.evaluation import Evaluate, LlmJudge
 from tasks.settings.promotion import Gate, Registry
 from tasks.settings.rewards import NamedReward, Rewards, TrainingReward
 from tasks.settings.runtime import Lora, Runtime
-from tasks.settings.section import Section
 from tasks.settings.training import Reward, Sft, Training
 
 __all__ = [
@@ -31,6 +30,8 @@ __all__ = [
     "Gate",
     "LlmJudge",
     "Lora",
+    "MethodSettings",
+    "Methods",
     "NamedReward",
     "Params",
     "Ppo",
@@ -85,7 +86,7 @@ MOVED = {
 EXAMPLE = "infra/example/orders.py"
 
 
-class Params(Section):
+class Params(Methods):
     """All settings of the pipeline."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)]
@@ -98,8 +99,6 @@ class Params(Section):
     reward: Reward
     held_out_reward: Reward
     align: Align
-    dpo: Dpo
-    ppo: Ppo
     rewards: Rewards
     evaluate: Evaluate
     gate: Gate
@@ -108,7 +107,7 @@ class Params(Section):
     @model_validator(mode="after")
     def _prompts_leave_room_for_the_answers(self) -> "Params":
         room = self.validate_.max_new_tokens
-        asked = {name: getattr(self, name).max_new_tokens for name in ("dpo", "ppo", "evaluate")}
+        asked = {name: getattr(self, name).max_new_tokens for name in (*Methods.model_fields, "evaluate")}
         for name, longest in asked.items():
             if longest > room:
                 raise ValueError(

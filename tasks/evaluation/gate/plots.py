@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.evaluation.gate.checks import figure, lookup
+from tasks.methods import METHODS, Panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 CurveRows = Sequence[Mapping[str, float]]
-# What a panel shows of each trainer's curve: the column, and its name.
+# What is shown of each trainer's curve.
 PANELS = {
-    "sft": [("loss", "SFT: loss")],
-    "reward": [("loss", "reward model: loss")],
-    "dpo": [("loss", "DPO: loss"), ("reward", "DPO: reward margin")],
-    "ppo": [("reward", "PPO: reward"), ("kl", "PPO: KL, nats an answer")],
+    "sft": (Panel("loss", "SFT: loss"),),
+    "reward": (Panel("loss", "reward model: loss"),),
+    **{name: method.panels for name, method in METHODS.items()},
 }
 # Who judged, with a name, a line and the inside of its markers that tell them apart without colour.
 JUDGES = {

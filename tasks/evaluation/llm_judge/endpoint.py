@@ -163,6 +163,8 @@ class Endpoint:
                 return InputError(f"{self._url} {wanted}: set {KEY_VARIABLE} to one that may use {model}")
             case 404:
                 return InputError(f"{self._url} has no chat completions of {model}: mend url or model of {SETTING}")
+            case _:
+                pass
         detail = " ".join(answer.body[: 10 * LONGEST_DETAIL].decode(errors="replace").split())
         detail = (detail.replace(self._key, "…") if self._key else detail)[:LONGEST_DETAIL]
         return InputError(f"{self._url} refuses the request, status {answer.status} ({detail}): mend {SETTING}")

@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from tasks.common.errors import InputError
+from tasks.methods import METHODS
 from tasks.settings.fingerprint import Origin, flatten
 
 if TYPE_CHECKING:
@@ -26,14 +27,13 @@ if TYPE_CHECKING:
 
 LOCK_FILE = Path("dvc.lock")
 PIPELINE_FILE = "dvc.yaml"
-ALIGNERS = ("dpo", "ppo")  # both run as the stage `align`
 
 logger = logging.getLogger(__name__)
 
 
 def stage_name(stage: str) -> str:
-    """Give the name of the DVC stage that runs `stage`: `align` for dpo and ppo, else the same."""
-    return "align" if stage in ALIGNERS else stage
+    """Give the name of the DVC stage that runs `stage`: `align` for a method of alignment, else the same."""
+    return "align" if stage in METHODS else stage
 
 
 def in_repository() -> bool:

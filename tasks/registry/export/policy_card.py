@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 from tasks.common.rounding import digits_of
 from tasks.data.records import Kind
+from tasks.methods import METHODS
 from tasks.registry.export.card import Figure, Subject, figures_of, write_card
 from tasks.registry.promotion.decisions import PolicyVersion
 
-METHODS = {"ppo": "PPO", "dpo": "DPO"}
 KINDS: tuple[Kind, ...] = ("demonstrations", "preferences", "prompts")
 MODELS = ("candidate", "sft", "opponent")
 # Figures of each model on the test prompts: key in metrics/evaluate.json, type on the hub, name.
@@ -91,7 +91,7 @@ def policy_card(policy: PolicyVersion, *, as_adapter: bool = False) -> str:
         _index(record),
         reward_version=policy["reward_version"],
         as_adapter=as_adapter,
-        method=METHODS.get(method, method),
+        method=METHODS[method],
         evaluation=evaluation,
         comparisons=_comparisons(record),
         model_figures=[

@@ -16,6 +16,7 @@ from tasks.common.escapes import into_html
 from tasks.common.files import REPORTS, STATE, replacing
 from tasks.common.rounding import chance, number
 from tasks.common.safe_text import without_secrets
+from tasks.methods import METHODS
 from tasks.registry.dvc_outputs.cache import materialise
 from tasks.registry.dvc_outputs.stages import output_hash
 from tasks.registry.mlflow_runs.linked_runs import link_runs, trained_record
@@ -107,6 +108,7 @@ def _render(store: Store, params: Params, usages: Sequence[ResourceUsage], peopl
     settings = _settings(record["params"], opponent_settings)
     return environment.get_template(TEMPLATE).render(
         record=record,
+        method=METHODS[record["method"]],
         people=people,
         policy=f"{names.policy} version {policy.version}" if policy else "not registered yet",
         reward=f"{names.reward} version {reward.version}" if reward else "not registered yet",

@@ -14,6 +14,7 @@ from tasks.common.files import STATE, read_jsonl, workplace
 from tasks.data.exclusions import SPELLINGS, What, add_exclusion
 from tasks.data.names import as_name, stands_for
 from tasks.data.records import TAGS, TYPES, Kind
+from tasks.methods import METHODS, stages_behind
 from tasks.registry.dvc_outputs.cache import NotCachedError, materialise
 from tasks.registry.dvc_outputs.stages import stages_after
 from tasks.registry.mlflow_runs.store import open_store
@@ -25,13 +26,15 @@ from tasks.settings.params import Params
 # demonstrations held out for validation set the scale of the reward model's and the judge's scores.
 LEARN = {
     ("demonstrations", "train"): ("sft",),
-    ("preferences", "train"): ("reward", "dpo"),
+    ("preferences", "train"): (
+        "reward",
+        *(name for name, each in METHODS.items() if "preferences" in each.learns_from),
+    ),
     ("preferences", "validation"): ("held_out_reward",),
-    ("prompts", "train"): ("ppo",),
+    ("prompts", "train"): tuple(name for name, each in METHODS.items() if "prompts" in each.learns_from),
 }
 # Which of these stages are behind a model. The judge is behind none: it only has a veto at the gate.
 BEHIND_REWARD = ("sft", "reward")
-BEHIND_POLICY = {"dpo": ("sft", "dpo"), "ppo": ("sft", "reward", "ppo")}
 LINKS = ("reflink", "symlink", "hardlink", "copy")  # only to be read, and deleted at once
 Rows = dict[str, dict[str, int]]  # how many, by kind and split
 
@@ -166,7 +169,7 @@ def _traced(policy: PolicyVersion, promoted: bool, found: Found | None) -> Trace
         promoted=promoted,
         method=method,
         data=record["data"]["md5"],
-        policy=_trained(BEHIND_POLICY[method], found),
+        policy=_trained(stages_behind(method), found),
         reward=_trained(BEHIND_REWARD, found),
         stages=[stage for stage in (*BEHIND_REWARD, "held_out_reward", method) if stage in learned],
         rows=found and found.kept,
