@@ -139,7 +139,7 @@ def test_a_file_that_holds_no_settings(tmp_path, monkeypatch, content, sentence)
         ),
         ({"sft": 3}, "sft is 3, but input should be a valid dictionary or instance of Sft: change it"),
         (
-            {"sft__epochs": 0, "ppo__clip": -1.0},
+            {"sft__epochs": 0, "gate__max_kl": -1.0},
             "sft.epochs is 0, but input should be greater than or equal to 1: change it (and 1 more)",
         ),
     ],
