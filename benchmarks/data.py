@@ -126,13 +126,13 @@ def pack() -> None:
     from tasks.data.encoding.encoded import encoded_preferences
     from tasks.data.encoding.tokens import load_tokenizer
     from tasks.learning.batches import collate_pairs, training_batches
-    from tasks.learning.processes import passes
+    from tasks.learning.processes import micro_batches_of_rank
 
     pairs = encoded_preferences(VALIDATED, "train", load_tokenizer(MODELS / "base"), LONGEST)
     lengths = (2 * pairs.lengths).tolist()
     tokens = 0
     for _, items in training_batches(len(pairs), BATCH_SIZE, 1, SEED):
-        for group in passes(items, lengths, TOKENS):
+        for group in micro_batches_of_rank(items, lengths, TOKENS):
             tokens += collate_pairs([pairs[item] for item in group.items]).packing.input_ids.numel()
     print(json.dumps({"pairs": len(pairs), "tokens": tokens}), file=sys.stderr)
 

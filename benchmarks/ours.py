@@ -12,17 +12,17 @@ from tasks import dpo, sft
 from tasks.data.encoding.tokens import EncodedPair, load_tokenizer
 from tasks.learning.dpo.reference_cache import all_logps
 from tasks.learning.models.loading import ValueHead, load_policy, load_reward, new_reward_model, save_model, set_up
-from tasks.learning.ppo.scoring import Models
-from tasks.learning.ppo.trainer import Learner
+from tasks.learning.ppo.scoring import PPOModels
+from tasks.learning.ppo.trainer import PPOTrainer
 from tasks.learning.sampling.sampler import generate
 from tasks.learning.training import reward_models
-from tasks.learning.training.supervised import Fit
+from tasks.learning.training.supervised import SupervisedTrainer
 from tasks.settings.fingerprint import Origin
 from tasks.settings.params import PARAMS_FILE, Params, Training, load_params
 
 UNSAVED = Origin({}, {})  # checkpoints are off
 EPSILON = 1e-8  # TRL's
-# The same for all who learn from sampled answers; 1e-5 is the learner's own epsilon.
+# The same for all who learn from sampled answers; 1e-5 is the trainer's own epsilon.
 ONLINE_RATE, ONLINE_EPSILON, KL = 1e-5, 1e-5, 0.05
 # PPO without what only some write: clipped scores, penalties, schedules.
 PLAIN = {
@@ -93,7 +93,7 @@ def supervised(job: Job, clock: Clock) -> None:
     policy = load_policy(job.folder, params, trainable=True)
     rows = Texts(SIZES[job.size], seed=1).rows(job.rows)
     lengths = [row.length for row in rows]
-    sft.train(fitting(job, clock, policy, lengths), policy, rows)
+    sft.sft_training_loop(fitting(job, clock, policy, lengths), policy, rows)
 
 
 def preferences(job: Job, clock: Clock) -> None:
@@ -101,7 +101,7 @@ def preferences(job: Job, clock: Clock) -> None:
     params = prepared(job)
     model = load_reward(job.reward_folder, params, trainable=True)
     pairs = pairs_of(job)
-    reward_models.train(fitting(job, clock, model, lengths_of(pairs)), model, pairs, params.reward)
+    reward_models.reward_training_loop(fitting(job, clock, model, lengths_of(pairs)), model, pairs, params.reward)
 
 
 def direct(job: Job, clock: Clock) -> None:
@@ -112,7 +112,7 @@ def direct(job: Job, clock: Clock) -> None:
     fit = fitting(job, clock, policy, lengths_of(pairs))
     with clock.before_the_steps():
         reference = all_logps(policy, pairs, list(fit.first_epoch()), fit.autocast, title="reference")
-    dpo.train(fit, policy, pairs, reference, params.dpo)
+    dpo.dpo_training_loop(fit, policy, pairs, reference, params.dpo)
 
 
 def pairs_of(job: Job) -> list[EncodedPair]:
@@ -125,11 +125,13 @@ def lengths_of(pairs: list[EncodedPair]) -> list[int]:
     return [2 * pair.length for pair in pairs]
 
 
-def fitting(job: Job, clock: Clock, model: PreTrainedModel, lengths: list[int]) -> Fit:
+def fitting(job: Job, clock: Clock, model: PreTrainedModel, lengths: list[int]) -> SupervisedTrainer:
     """A run of a trainer, timed by the clock, with TRL's optimiser."""
     params = settings_for(job)
     settings: Training = getattr(params, job.kind)
-    return Fit(job.kind, UNSAVED, model, lengths, params=params, settings=settings, run=clock, epsilon=EPSILON)
+    return SupervisedTrainer(
+        job.kind, UNSAVED, model, lengths, params=params, settings=settings, run=clock, epsilon=EPSILON
+    )
 
 
 def answers(job: Job, clock: Clock) -> None:
@@ -155,22 +157,22 @@ def online(job: Job, clock: Clock, critic: Literal["separate", "shared"] = "sepa
     params = prepared(job)
     params = params.model_copy(update={"ppo": params.ppo.model_copy(update={"critic": critic})})
     models = load_models(job, params)
-    learner = Learner(models, params)
+    trainer = PPOTrainer(models, params)
     for step, asked in enumerate(rounds_of_prompts(job), start=1):
-        rollouts = learner.judge(learner.sample(asked, seed=step), KL)
-        learner.update(rollouts, step, kept="nothing is kept")
+        rollouts = trainer.score(trainer.sample(asked, seed=step), KL)
+        trainer.update(rollouts, step, last_checkpoint="nothing is saved")
         log_ratios = rollouts.log_probs - rollouts.reference_log_probs
         clock.mark(**described(rollouts.scores, log_ratios, rollouts.entropies, rollouts.mask))
 
 
-def load_models(job: Job, params: Params) -> Models:
+def load_models(job: Job, params: Params) -> PPOModels:
     """Load the models of a round, as the stage does: the critic begins as the reward model, or is a new layer."""
     policy = load_policy(job.folder, params, trainable=True)
     critic: nn.Module | None = None
     if job.kind == "ppo":
         is_shared = params.ppo.critic == "shared"
         critic = ValueHead(policy) if is_shared else load_reward(job.reward_folder, params, trainable=True)
-    return Models(
+    return PPOModels(
         tokenizer=load_tokenizer(job.folder),
         policy=policy,
         reference=load_policy(job.folder, params, trainable=False),

@@ -20,7 +20,7 @@ from tasks.data.encoding.tokens import Encoded, load_tokenizer
 from tasks.learning.batches import epoch_order
 from tasks.learning.ppo.advantages import estimate_advantages, kl_estimates, shaped_rewards, whiten
 from tasks.learning.ppo.policy_gradient import policy_loss, value_loss
-from tasks.learning.ppo.scoring import Models
+from tasks.learning.ppo.scoring import PPOModels
 from tasks.learning.sampling.sampler import stop_tokens
 from tasks.learning.seeds import seed_for
 from tasks.settings.params import Ppo
@@ -54,7 +54,7 @@ class Experience(NamedTuple):
 class PlainPPO:
     """The four models, and the three phases of a round."""
 
-    def __init__(self, models: Models, settings: Ppo, precision: str) -> None:
+    def __init__(self, models: PPOModels, settings: Ppo, precision: str) -> None:
         self._models, self._settings, self._precision = models, settings, precision
         self._size = settings.rollouts // settings.num_minibatches  # answers in a forward pass
         assert models.reference is not None and models.critic is not None
@@ -71,7 +71,7 @@ class PlainPPO:
         return generated(self._models.policy, self._models.tokenizer, prompts, self._settings.max_new_tokens, seed)
 
     @torch.no_grad()
-    def judge(self, padded: Padded) -> Experience:
+    def score(self, padded: Padded) -> Experience:
         """Phase 2: log-probabilities, values, scores, advantages."""
         parts = []
         for rows in torch.split(torch.arange(len(padded.mask)), self._size):
@@ -203,7 +203,7 @@ def answers(job: Job, clock: Clock) -> None:
 def online(job: Job, clock: Clock) -> None:
     """Rounds of PPO."""
     causal, scalar = AutoModelForCausalLM, AutoModelForSequenceClassification
-    models = Models(
+    models = PPOModels(
         tokenizer=load_tokenizer(job.folder),
         policy=load(causal, job.folder),
         reference=load(causal, job.folder),
@@ -213,7 +213,7 @@ def online(job: Job, clock: Clock) -> None:
     ppo = PlainPPO(models, settings_for(job).ppo, job.precision)
     for step, asked in enumerate(rounds_of_prompts(job), start=1):
         batch = padded(ppo.sample(asked, seed=step), device())
-        found = ppo.judge(batch)
+        found = ppo.score(batch)
         list(ppo.steps(batch, found, step))
         clock.mark(**described(found.scores, found.log_probs - found.reference_log_probs, found.entropies, batch.mask))
 

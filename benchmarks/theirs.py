@@ -57,7 +57,7 @@ def text(ids: list[int]) -> str:
 
 
 class Timer(TrainerCallback):
-    """Marks the end of every step with the loss that the trainer computed."""
+    """EvaluationPoints the end of every step with the loss that the trainer computed."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -69,7 +69,7 @@ class Timer(TrainerCallback):
 
 
 class RoundTimer(TrainerCallback):
-    """Marks the end of every round with what the trainer says of its answers."""
+    """EvaluationPoints the end of every round with what the trainer says of its answers."""
 
     def __init__(self, clock: Clock, answers: int) -> None:
         self._clock, self._answers = clock, answers

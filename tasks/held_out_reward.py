@@ -6,7 +6,7 @@ a better answer (Gao et al. 2023, "Scaling laws for reward model overoptimizatio
 """
 
 from tasks.learning.seeds import seed_for
-from tasks.learning.training.reward_models import INPUTS, fit_reward_model, leave_untrained
+from tasks.learning.training.reward_models import INPUTS, leave_untrained, train_reward_model
 from tasks.registry.dvc_outputs.stages import stage_origin
 from tasks.registry.mlflow_runs import tracking
 from tasks.settings.params import Params
@@ -25,7 +25,7 @@ def held_out_reward(params: Params) -> None:
         leave_untrained("held_out_reward", tracking.run("held_out_reward", params, INPUTS))
         return
     other = params.model_copy(update={"seed": seed_for(params.seed, "judge", 0) % 2**31})
-    fit_reward_model(
+    train_reward_model(
         "held_out_reward",
         other,
         params.held_out_reward,

@@ -1,6 +1,6 @@
 """Reads data/validate, models/sft and the rewards, writes models/ppo, its metrics, curve and answers along the way.
 
-Proximal policy optimisation of the SFT model against the rewards: the reward model, functions, or both. Each round
+Proximal policy optimisation of the SFT model against the rewards: the reward model, functions, or both. Each iteration
 samples responses, scores them and learns from them; docs/ppo.md numbers the steps and says what was left out and why.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,8 +18,7 @@ from tasks.common.files import MODELS, VALIDATED
 from tasks.data.encoding.encoded import EncodedRows, encoded_prompts
 from tasks.data.encoding.tokens import decode, encode_prompts, load_tokenizer
 from tasks.data.records import Prompt, Split, read_prompts
-from tasks.learning import processes
-from tasks.learning.batches import collate, epoch_order
+from tasks.learning.batches import collate, epoch_order, require_rows
 from tasks.learning.models.forward import unwrapped
 from tasks.learning.models.loading import (
     ValueHead,
@@ -41,16 +40,15 @@ from tasks.learning.ppo.rewards import (
     prompts_on_disk,
     weighted_sum,
 )
-from tasks.learning.ppo.scoring import Models, Rollouts, reference_policy
-from tasks.learning.ppo.trainer import Learner
+from tasks.learning.ppo.scoring import PPOModels, Rollouts, reference_policy
+from tasks.learning.ppo.trainer import PPOTrainer
 from tasks.learning.sampling.sampler import generate
 from tasks.learning.seeds import seed_for
-from tasks.learning.sharding import assembled
-from tasks.learning.training.checkpoints import Checkpoints, CurveRow, Progress
-from tasks.learning.training.curves import Curve, publish
-from tasks.learning.training.evaluation_points import Marks
-from tasks.learning.training.optimisation import check_finite
-from tasks.learning.training.supervised import require_rows
+from tasks.learning.sharding import full_model
+from tasks.learning.training.checkpoints import Checkpoints, CurveRow
+from tasks.learning.training.curves import publish
+from tasks.learning.training.evaluation_points import EvaluationPoints
+from tasks.learning.training.loop import TrainingLoop
 from tasks.registry.dvc_outputs.stages import stage_origin
 from tasks.registry.mlflow_runs import tracking
 from tasks.rewards.answered import Reward
@@ -61,7 +59,7 @@ from tasks.stage import main
 
 SFT, REWARD, PROMPTS = MODELS / "sft", MODELS / "reward", VALIDATED / "prompts.jsonl"
 SAMPLES = 8
-# The curve's columns in their order, and what MLflow calls them: grouped as dashboards for PPO group them.
+# The curve's columns in their order, and their names in MLflow, in the groups that PPO's users know.
 MLFLOW_NAMES = {
     "reward": "objective/reward",
     "rlhf_reward": "objective/rlhf_reward",
@@ -97,6 +95,13 @@ SUMMARISED = (
 )
 
 
+class TrainingPrompts(NamedTuple):
+    """The prompts that answers are sampled to."""
+
+    encoded: Sequence[list[int]]
+    records: Sequence[Prompt]  # the same prompts, for reward functions
+
+
 def ppo(params: Params) -> None:
     """Align the SFT model with the rewards by proximal policy optimisation.
 
@@ -111,47 +116,56 @@ def ppo(params: Params) -> None:
     prompts, records = prompts_of("train", models, params), prompts_on_disk(PROMPTS, "train")
     shown = prompts_to_show(models, params)
     held_out = require_rows(read_prompts(VALIDATED, "validation"), PROMPTS, "validation")
-    marks = Marks(models.policy, models.tokenizer, held_out, settings, params)
-    learner = Learner(models, params)
+    evaluation_points = EvaluationPoints(models.policy, models.tokenizer, held_out, settings, params)
+    trainer = PPOTrainer(models, params)
     origin = stage_origin("ppo") or content_origin("ppo", params, inputs_of(params))
-    checkpoints = Checkpoints("ppo", origin, params.runtime, learner.models_that_learn, learner.optimisers)
-    with tracking.run("ppo", params, inputs=[PROMPTS]) as run, checkpoints:
-        done = checkpoints.restore()
-        curve = Curve("ppo", settings.iterations, NamedForMlflow(run), done.rows)
-        marks.restore(done.extra)
-        kl_coefficient = done.extra.get("kl_coefficient", settings.kl_coefficient)
-        for iteration in range(done.step + 1, settings.iterations + 1):
-            marks.visit(iteration - 1, settings.iterations)
-            clock = Clock()
-            chosen = drawn(len(prompts), iteration, settings.rollouts // settings.responses_per_prompt, params.seed)
-            chosen = [index for index in chosen for _ in range(settings.responses_per_prompt)]
-            with clock("generate"):
-                seed = seed_for(params.seed, "sampling", iteration)
-                responses = learner.sample([prompts[index] for index in chosen], seed)
-            with clock("score"):
-                of_functions = function_scores(functions, records, chosen, responses, models.tokenizer)
-                rollouts = learner.judge(responses, kl_coefficient, of_functions)
-            figures = objective(rollouts, kl_coefficient, has_critic=models.critic is not None)
-            check_finite(iteration, {"mean score": figures["reward"], "mean KL": figures["kl"]}, checkpoints.kept)
-            with clock("update"):
-                figures |= learner.update(rollouts, iteration, checkpoints.kept, kl_coefficient)
-            if settings.kl_target is not None:
-                kl_coefficient = adapted_kl_coefficient(
-                    kl_coefficient, figures["kl"], settings.kl_target, settings.kl_horizon, settings.rollouts
-                )
-            names = (*MLFLOW_NAMES, *map(curve_name, rollouts.by_reward))
-            curve.add(iteration, {name: figures[name] for name in names if name in figures}, "reward", "kl")
-            run.log(iteration, clock.tokens_per_second(int(rollouts.mask.sum())))
-            progress = Progress(iteration, curve.rows, {"kl_coefficient": kl_coefficient, **marks.extra})
-            checkpoints.save(progress, final=iteration == settings.iterations)
-        marks.visit(settings.iterations, settings.iterations)
-        models = models._replace(policy=assembled(models.policy))
-        run.table("samples", samples(models, functions, shown, params))
-        metrics = summary(curve.rows, settings.rollouts)
-        marks.write("ppo")
-        publish("ppo", models.policy, models.tokenizer, metrics=metrics, curve=curve, run=run)
-    if processes.is_first():
-        checkpoints.finish()
+    checkpoints = Checkpoints("ppo", origin, params.runtime, trainer.trainable_models, trainer.optimisers)
+    with tracking.run("ppo", params, inputs=[PROMPTS]) as run:
+        loop = TrainingLoop("ppo", settings.iterations, checkpoints, NamedForMlflow(run), evaluation_points)
+        with loop:
+            ppo_training_loop(loop, trainer, TrainingPrompts(prompts, records), functions, params=params, run=run)
+            models = models._replace(policy=full_model(models.policy))
+            run.table("samples", samples(models, functions, shown, params))
+            metrics = summary(loop.curve.rows, settings.rollouts)
+            evaluation_points.write("ppo")
+            publish("ppo", models.policy, models.tokenizer, metrics=metrics, curve=loop.curve, run=run)
+    loop.finish()
+
+
+def ppo_training_loop(
+    loop: TrainingLoop,
+    trainer: PPOTrainer,
+    prompts: TrainingPrompts,
+    functions: Sequence[Reward],
+    *,
+    params: Params,
+    run: tracking.Run,
+) -> None:
+    """Sample, score and learn in every iteration; `run` gets the speed of each phase."""
+    settings = params.ppo
+    per_iteration = settings.rollouts // settings.responses_per_prompt
+    for iteration in loop.steps():
+        kl_coefficient = loop.state.get("kl_coefficient", settings.kl_coefficient)
+        clock = Clock()
+        drawn = drawn_prompts(len(prompts.encoded), iteration, per_iteration, params.seed)
+        drawn = [index for index in drawn for _ in range(settings.responses_per_prompt)]
+        with clock("generate"):
+            seed = seed_for(params.seed, "sampling", iteration)
+            responses = trainer.sample([prompts.encoded[index] for index in drawn], seed)
+        with clock("score"):
+            of_functions = function_scores(functions, prompts.records, drawn, responses, trainer.tokenizer)
+            rollouts = trainer.score(responses, kl_coefficient, of_functions)
+        metrics = objective(rollouts, kl_coefficient, has_critic=trainer.has_critic)
+        loop.check(iteration, {"mean score": metrics["reward"], "mean KL": metrics["kl"]})
+        with clock("update"):
+            metrics |= trainer.update(rollouts, iteration, loop.last_checkpoint, kl_coefficient)
+        if settings.kl_target is not None:
+            loop.state["kl_coefficient"] = adapted_kl_coefficient(
+                kl_coefficient, metrics["kl"], settings.kl_target, settings.kl_horizon, settings.rollouts
+            )
+        names = (*MLFLOW_NAMES, *map(curve_name, rollouts.by_reward))
+        loop.record(iteration, {name: metrics[name] for name in names if name in metrics}, "reward", "kl")
+        run.log(iteration, clock.tokens_per_second(int(rollouts.mask.sum())))
 
 
 def inputs_of(params: Params) -> list[Path]:
@@ -161,10 +175,10 @@ def inputs_of(params: Params) -> list[Path]:
     return [PROMPTS, SFT, *([REWARD] if rewards.use_model else []), *functions]
 
 
-def load_models(params: Params) -> Models:
-    """Load the models, of which the reward model may not be needed."""
+def load_models(params: Params) -> PPOModels:
+    """Load the models; the reward model only if it is a reward."""
     policy = with_adapters(load_policy(SFT, params, trainable=True), params.lora)
-    return Models(
+    return PPOModels(
         tokenizer=load_tokenizer(SFT),
         policy=policy,
         reference=None if params.lora.rank else load_policy(SFT, params, trainable=False),
@@ -174,10 +188,10 @@ def load_models(params: Params) -> Models:
 
 
 def load_critic(policy: nn.Module, params: Params) -> nn.Module | None:
-    """Load the critic, where the estimator has one.
+    """Load the critic, if the estimator has one.
 
-    It is a layer on the policy's last states, or a copy of the reward model, head and scale included; without a reward
-    model it is the SFT model with a scalar head that gives 0 everywhere at first.
+    It is a value head on the policy's backbone, or a copy of the reward model with its scale; without a reward model it
+    is the SFT model with a new scalar head that gives 0 everywhere at first.
     """
     if params.ppo.critic == "shared":
         return ValueHead(policy)
@@ -190,7 +204,7 @@ def load_critic(policy: nn.Module, params: Params) -> nn.Module | None:
     return with_adapters(critic, params.lora)
 
 
-def prompts_of(split: Split, models: Models, params: Params) -> EncodedRows[list[int]]:
+def prompts_of(split: Split, models: PPOModels, params: Params) -> EncodedRows[list[int]]:
     """Give the encoded prompts of a split.
 
     Raises:
@@ -200,32 +214,32 @@ def prompts_of(split: Split, models: Models, params: Params) -> EncodedRows[list
     return require_rows(encoded_prompts(VALIDATED, split, models.tokenizer, context, new_tokens), PROMPTS, split)
 
 
-def drawn(count: int, iteration: int, rollouts: int, seed: int) -> list[int]:
-    """Choose the prompts of a round: its stretch of one endless row of shuffled epochs.
+def drawn_prompts(count: int, iteration: int, per_iteration: int, seed: int) -> list[int]:
+    """Choose the prompts of an iteration: the next ones of an endless sequence of shuffled epochs.
 
     Args:
-        count: prompts there are.
-        iteration: the round, from 1.
-        rollouts: prompts in each round.
+        count: number of prompts.
+        iteration: from 1.
+        per_iteration: prompts in each iteration.
         seed: of the shuffling.
 
     Returns:
-        Indices; all prompts are met equally often, whatever the round's size.
+        Indices; all prompts are drawn equally often, whatever the number of an iteration.
     """
-    places = range((iteration - 1) * rollouts, iteration * rollouts)
-    orders = {epoch: epoch_order(count, epoch, seed) for epoch in {place // count for place in places}}
-    return [orders[place // count][place % count] for place in places]
+    positions = range((iteration - 1) * per_iteration, iteration * per_iteration)
+    orders = {epoch: epoch_order(count, epoch, seed) for epoch in {position // count for position in positions}}
+    return [orders[position // count][position % count] for position in positions]
 
 
 def objective(rollouts: Rollouts, kl_coefficient: float, *, has_critic: bool) -> dict[str, float]:
-    """Describe a round before it is learned from: score, KL, responses, and how well a critic foresaw the returns.
+    """Metrics of an iteration before the update: scores, KL, responses, and how well the critic predicted the returns.
 
     The KL is the k1 estimate whichever estimator is in the reward, so that curves can be compared; it may be a little
     below 0 by chance.
     """
     mask, log_ratios = rollouts.mask, rollouts.log_probs - rollouts.reference_log_probs
     kl = log_ratios.sum(dim=1)
-    figures = {
+    metrics = {
         "reward": rollouts.scores.mean(),
         "rlhf_reward": (rollouts.scores - kl_coefficient * kl).mean(),
         "kl": kl.mean(),
@@ -235,14 +249,14 @@ def objective(rollouts: Rollouts, kl_coefficient: float, *, has_critic: bool) ->
         "response_length": mask.sum(dim=1).float().mean(),
         "entropy": masked_mean(rollouts.entropies, mask),
     }
-    figures |= {curve_name(name): scores.mean() for name, scores in rollouts.by_reward.items()}
+    metrics |= {curve_name(name): scores.mean() for name, scores in rollouts.by_reward.items()}
     if has_critic:
-        figures["explained_variance"] = explained_variance(rollouts.returns, rollouts.values, mask)
-    return {**{name: value.item() for name, value in figures.items()}, "kl_coefficient": kl_coefficient}
+        metrics["explained_variance"] = explained_variance(rollouts.returns, rollouts.values, mask)
+    return {**{name: value.item() for name, value in metrics.items()}, "kl_coefficient": kl_coefficient}
 
 
 def summary(rows: Sequence[CurveRow], rollouts: int) -> dict[str, Any]:
-    """Condense the curve: means over its first and its last tenth, and what was consumed."""
+    """Condense the curve: means over its first and its last tenth, and what was used."""
     tenth = max(1, len(rows) // 10)
 
     def means(part: Sequence[CurveRow]) -> dict[str, float]:
@@ -258,8 +272,8 @@ def summary(rows: Sequence[CurveRow], rollouts: int) -> dict[str, Any]:
     }
 
 
-def prompts_to_show(models: Models, params: Params) -> list[tuple[Prompt, list[int]]]:
-    """Choose and encode the validation prompts of `samples`: before training, so that none can stop it at its end.
+def prompts_to_show(models: PPOModels, params: Params) -> list[tuple[Prompt, list[int]]]:
+    """Choose and encode the validation prompts of `samples`: before training, so that no prompt can fail after it.
 
     Raises:
         InputError: a prompt leaves no room for an answer.
@@ -272,9 +286,9 @@ def prompts_to_show(models: Models, params: Params) -> list[tuple[Prompt, list[i
 
 
 def samples(
-    models: Models, functions: Sequence[Reward], shown: Sequence[tuple[Prompt, list[int]]], params: Params
+    models: PPOModels, functions: Sequence[Reward], shown: Sequence[tuple[Prompt, list[int]]], params: Params
 ) -> list[dict[str, Any]]:
-    """Answer the same few validation prompts before and after, with the same random numbers, to be read by people."""
+    """Answer a few validation prompts before and after training, with the same random numbers, for people to read."""
     if not shown:
         return []
     settings, rewards, tokenizer = params.ppo, params.rewards.training, models.tokenizer
@@ -309,19 +323,19 @@ class NamedForMlflow:
     """A run in MLflow that gets the curve's columns under the names of `MLFLOW_NAMES`, or their own."""
 
     def __init__(self, run: tracking.Run) -> None:
-        """Stand before a run."""
+        """Wrap a run."""
         self._run = run
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Note the metrics of an iteration."""
+        """Log the metrics of an iteration."""
         self._run.log(step, {MLFLOW_NAMES.get(name, name): value for name, value in metrics.items()})
 
 
 class Clock:
-    """Seconds that the phases of one round took."""
+    """Seconds of each phase of an iteration."""
 
     def __init__(self) -> None:
-        """Begin at nothing."""
+        """Start without phases."""
         self._seconds: dict[str, float] = {}
 
     @contextmanager
@@ -332,7 +346,7 @@ class Clock:
         self._seconds[phase] = time.perf_counter() - start
 
     def tokens_per_second(self, tokens: int) -> dict[str, float]:
-        """Give the speed of each phase in response tokens a second. For MLflow only: no output may hold a time."""
+        """Give the speed of each phase in response tokens per second. For MLflow only: no output may hold a time."""
         return {f"speed/{phase}_tokens_per_second": tokens / seconds for phase, seconds in self._seconds.items()}
 
 

@@ -4,7 +4,7 @@ The reward model: the SFT model with a scalar head, trained so that chosen answe
 learns from what it says.
 """
 
-from tasks.learning.training.reward_models import INPUTS, fit_reward_model, leave_untrained
+from tasks.learning.training.reward_models import INPUTS, leave_untrained, train_reward_model
 from tasks.registry.dvc_outputs.stages import stage_origin
 from tasks.registry.mlflow_runs import tracking
 from tasks.settings.params import Params
@@ -22,7 +22,7 @@ def reward(params: Params) -> None:
     if not params.rewards.use_model:
         leave_untrained("reward", tracking.run("reward", params, INPUTS))
         return
-    fit_reward_model(
+    train_reward_model(
         "reward",
         params,
         params.reward,

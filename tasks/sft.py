@@ -1,6 +1,6 @@
 """Reads data/validate and models/base, writes models/sft, metrics/sft.json and curves/sft.csv.
 
-Supervised fine-tuning: the likelihood of the demonstrated answers is raised; their prompts are only read.
+Supervised fine-tuning maximises the likelihood of the demonstrated answers, given their prompts.
 """
 
 import math
@@ -15,14 +15,14 @@ from tasks.common.progress import along
 from tasks.data.encoding.encoded import EncodedRows, encoded_demonstrations
 from tasks.data.encoding.tokens import Encoded, load_tokenizer
 from tasks.data.records import Split
-from tasks.learning.batches import Batch, collate, row_batches
+from tasks.learning.batches import Batch, collate, require_rows, row_batches
 from tasks.learning.maths.losses import sft_loss
 from tasks.learning.models.forward import unwrapped
 from tasks.learning.models.loading import context_length, load_policy, merged, set_up, with_adapters
-from tasks.learning.models.outputs import completion_log_probs, token_statistics
-from tasks.learning.sharding import assembled
+from tasks.learning.models.outputs import completion_log_probs, token_outputs
+from tasks.learning.sharding import full_model
 from tasks.learning.training.curves import publish
-from tasks.learning.training.supervised import Fit, require_rows
+from tasks.learning.training.supervised import SupervisedTrainer
 from tasks.registry.dvc_outputs.stages import stage_origin
 from tasks.registry.mlflow_runs import tracking
 from tasks.settings.fingerprint import content_origin
@@ -34,11 +34,11 @@ DEMONSTRATIONS = VALIDATED / "demonstrations.jsonl"
 
 
 class Likelihood(NamedTuple):
-    """How well a policy foretells answers, token by token."""
+    """How well a policy predicts answers, per token."""
 
     loss: float  # mean negative log-likelihood, nats a token
     perplexity: float  # exp(loss)
-    accuracy: float  # share of tokens that were the likeliest
+    accuracy: float  # share of tokens that had the highest probability
 
 
 def sft(params: Params) -> None:
@@ -59,34 +59,34 @@ def sft(params: Params) -> None:
     held_out = row_batches(validation, params.runtime.max_tokens_per_micro_batch, device)
     origin = stage_origin("sft") or content_origin("sft", params, [DEMONSTRATIONS, BASE])
     with tracking.run("sft", params, inputs=[DEMONSTRATIONS]) as run:
-        fit = Fit(
+        trainer = SupervisedTrainer(
             "sft", origin, policy, rows.lengths.tolist(), params=params, settings=params.sft, run=run, epsilon=1e-8
         )
         before = likelihood(policy, held_out, "sft: held-out rows before")
-        train(fit, policy, rows)
-        policy = merged(assembled(policy))
+        sft_training_loop(trainer, policy, rows)
+        policy = merged(full_model(policy))
         after = likelihood(policy, held_out, "sft: held-out rows after")
-        fit.check({"held-out loss": after.loss})
+        trainer.check({"held-out loss": after.loss})
         metrics = {
             "rows": len(rows),
             "tokens": int(rows.counts[:, 1].sum()),
-            **fit.summary(),
+            **trainer.summary(),
             "validation": {"rows": len(validation), "before": before._asdict(), "after": after._asdict()},
         }
-        publish("sft", policy, tokenizer, metrics=metrics, curve=fit.curve, run=run)
-    fit.finish()
+        publish("sft", policy, tokenizer, metrics=metrics, curve=trainer.curve, run=run)
+    trainer.finish()
 
 
-def train(fit: Fit, policy: nn.Module, rows: Sequence[Encoded]) -> None:
+def sft_training_loop(trainer: SupervisedTrainer, policy: nn.Module, rows: Sequence[Encoded]) -> None:
     """Minimise the negative log-likelihood of the completions, averaged over the tokens of a step."""
-    for step, items, groups in fit.steps():
-        with fit.attempt(step):
-            token_count = sum(len(rows[item].completion) for item in items)
-            for indices in groups:
-                batch = collate([rows[index] for index in indices], unwrapped(policy).device)
-                with fit.autocast():
+    for step in trainer.steps():
+        token_count = sum(len(rows[item].completion) for item in step.items)
+        with step.attempt():
+            for micro_batch in step.micro_batches:
+                batch = collate([rows[index] for index in micro_batch.items], unwrapped(policy).device)
+                with trainer.autocast():
                     log_probs = completion_log_probs(policy, batch)
-                fit.backward({"loss": sft_loss(log_probs, batch.completion_mask, token_count)})
+                step.backward(micro_batch, {"loss": sft_loss(log_probs, batch.completion_mask, token_count)})
 
 
 @torch.no_grad()
@@ -94,7 +94,7 @@ def likelihood(policy: nn.Module, batches: Sequence[Batch], title: str) -> Likel
     """Measure a policy on answers it was not trained on, in fp32; `title` names the progress bar."""
     nats, hits, count = 0.0, 0, 0
     for batch in along(batches, title, "batch"):
-        tokens = token_statistics(policy, batch)
+        tokens = token_outputs(policy, batch)
         nats -= tokens.log_probs.sum().item()
         hits += int(tokens.are_likeliest.sum())
         count += int(batch.completion_mask.sum())

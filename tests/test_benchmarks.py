@@ -22,7 +22,7 @@ from benchmarks.rounds import KINDS, OURS, answer, counted_items, interleaved, n
 from benchmarks.scaling import scaling
 from benchmarks.workloads import SIZES, Size, Texts, forward_operations, make_model
 from tasks.learning.models.forward import pack_if_exact
-from tasks.learning.ppo.trainer import Learner
+from tasks.learning.ppo.trainer import PPOTrainer
 from tests.tiny import tiny_models, tiny_policy, tiny_tokenizer
 
 TINY_PROMPTS = [[4], [5, 6, 7, 8, 9, 10, 11], [12, 3], [7, 7, 7], [15, 3], [4, 5, 6, 3], [9, 3], [8, 13, 14]]
@@ -122,17 +122,17 @@ def test_plain_ppo_learns_from_the_same_answers_what_ours_learns():
     for model in models[1:]:
         assert isinstance(model, PreTrainedModel)
         pack_if_exact(model)
-    learner, theirs = Learner(models, settings), PlainPPO(tiny_models(), settings.ppo, "fp32")
-    answered = learner.sample(TINY_PROMPTS, seed=1)
+    trainer, theirs = PPOTrainer(models, settings), PlainPPO(tiny_models(), settings.ppo, "fp32")
+    answered = trainer.sample(TINY_PROMPTS, seed=1)
     assert len({len(response.row.completion) for response in answered}) > 2
     batch = padded([response.row for response in answered], torch.device("cpu"))
-    rollouts, found = learner.judge(answered, KL), theirs.judge(batch)
+    rollouts, found = trainer.score(answered, KL), theirs.score(batch)
     assert found.scores.tolist() == pytest.approx(rollouts.scores.tolist(), abs=1e-5)
     for field in ("log_probs", "entropies", "values", "advantages", "returns"):
         flat = getattr(found, field)[batch.mask].tolist()
         assert flat == pytest.approx(getattr(rollouts, field)[rollouts.mask].tolist(), abs=1e-5)
     steps, their_steps = (
-        list(learner.steps(rollouts, 1, "")),
+        list(trainer.steps(rollouts, 1, "")),
         list(theirs.steps(batch, found, 1)),
     )
     assert len(steps) == len(their_steps) == 8

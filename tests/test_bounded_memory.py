@@ -17,7 +17,7 @@ from tasks.data.encoding import tokens
 from tasks.data.encoding.encoded import ENCODED, encoded_preferences
 from tasks.data.records import TYPES
 from tasks.learning.batches import collate_pairs, pair_batches, training_batches
-from tasks.learning.processes import passes
+from tasks.learning.processes import micro_batches_of_rank
 from tasks.prepare import prepare
 from tasks.settings.params import Params
 from tests.conftest import MakeParams, rows_from
@@ -88,7 +88,7 @@ def test_training_holds_no_ids(settings: Params):
         pairs = encoded_preferences(PREPARED, "train", tokenizer, None)
         lengths = (2 * pairs.lengths).tolist()
         for _, items in training_batches(len(pairs), 4, 1, seed=7):
-            for group in passes(items, lengths, 200):
+            for group in micro_batches_of_rank(items, lengths, 200):
                 collate_pairs([pairs[item] for item in group.items])
         held_out: Any = pair_batches(pairs, 200, "cpu")  # type: ignore[arg-type]
         assert sum(len(batch.rows) for batch in held_out) == 2 * len(pairs)

@@ -13,7 +13,7 @@ from tasks.data.answers import read_answers
 from tasks.data.encoding.encoded import encoded_preferences
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import write_records
-from tasks.dpo import Figures, check_first_rewards, dpo
+from tasks.dpo import PairMetrics, check_first_rewards, dpo
 from tasks.learning.dpo.preference_losses import PreferenceLoss
 from tasks.settings.params import Params
 from tests.conftest import MakeParams, NotedRun, file_names, moved_weights, records_of
@@ -36,7 +36,7 @@ def test_the_stage_writes_what_it_says(params: Params, noted_run: NotedRun):
     assert (metrics["pairs"], metrics["steps"], metrics["validation"]["pairs"]) == (10, 6, 4)
     learned = encoded_preferences(VALIDATED, "train", load_tokenizer(MODELS / "sft"), None)
     assert metrics["tokens"] == sum(len(pair.chosen.completion) + len(pair.rejected.completion) for pair in learned)
-    assert list(metrics["validation"]["before"]) == list(metrics["validation"]["after"]) == list(Figures._fields)
+    assert list(metrics["validation"]["before"]) == list(metrics["validation"]["after"]) == list(PairMetrics._fields)
     assert list(read_curve("dpo")[0]) == COLUMNS
     # eight marks of six steps are all of them, and the beginning; four validation prompts at each
     answers = read_answers("dpo")
@@ -108,7 +108,7 @@ def test_adapters_are_merged_into_full_weights(make_params: MakeParams):
 
 
 def test_another_reference_than_the_policy_is_noticed(params: Params, make_params: MakeParams):
-    figures = Figures(*torch.full((len(Figures._fields),), 0.01))
+    figures = PairMetrics(*torch.full((len(PairMetrics._fields),), 0.01))
     with pytest.raises(AssertionError, match="policy and reference differ"):
         check_first_rewards(figures, params.dpo)
     check_first_rewards(figures, make_params(dpo={"loss": "simpo"}).dpo)

@@ -20,7 +20,7 @@ from tasks.evaluate import Spoken, choose_prompts, evaluate
 from tasks.evaluation.llm_judge.endpoint import KEY_VARIABLE
 from tasks.gate import gate
 from tasks.learning.models.loading import load_policy, new_reward_model, save_model
-from tasks.learning.training.evaluation_points import Marks
+from tasks.learning.training.evaluation_points import EvaluationPoints
 from tasks.registry.mlflow_runs import tracking
 from tasks.settings.params import LlmJudge, load_params
 from tests.chat_server import chat_server, prefers
@@ -61,7 +61,7 @@ def changed(params, **settings):
 
 @pytest.fixture(scope="module")
 def made(params, tmp_path_factory):
-    """Models of random weights: a reward model, an SFT model, and a policy a little way off it."""
+    """PPOModels of random weights: a reward model, an SFT model, and a policy a little way off it."""
     models = tmp_path_factory.mktemp("made") / "models"
     make_scratch(ROOT / EXAMPLE, params.base.scratch, 7, models / "sft")
     tokenizer = load_tokenizer(models / "sft")
@@ -82,8 +82,8 @@ def write_marks(params):
     answers = []
     for step, name in ((0, "sft"), (9, "ppo")):
         policy = load_policy(Path("models") / name, params, trainable=False)
-        marks = Marks(policy, load_tokenizer(Path("models/sft")), asked, params.ppo, params)
-        marks.visit(step, 9)
+        marks = EvaluationPoints(policy, load_tokenizer(Path("models/sft")), asked, params.ppo, params)
+        marks.at_step(step, 9)
         answers += marks.answers
     write_answers("ppo", answers)
 

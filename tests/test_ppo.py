@@ -14,8 +14,8 @@ from tasks.data.answers import read_answers
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import Prompt, read_prompts, write_records
 from tasks.learning.models.loading import load_policy, load_reward, new_reward_model, normalise_scores, save_model
-from tasks.learning.ppo.trainer import Learner
-from tasks.ppo import MLFLOW_NAMES, drawn, ppo
+from tasks.learning.ppo.trainer import PPOTrainer
+from tasks.ppo import MLFLOW_NAMES, drawn_prompts, ppo
 from tasks.rewards.copies import TRAINING, write_copies
 
 SETTINGS = {
@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(ready, make_params, m
     params = make_params(ppo=SETTINGS | options, runtime={"checkpoint_every": 1}, lora={"rank": rank})
     ppo(params)
     expected = written()
-    learn, rounds = Learner.update, []
+    learn, rounds = PPOTrainer.update, []
 
     def killed(self, rollouts, iteration, *rest):
         if iteration == 3:
@@ -110,10 +110,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(ready, make_params, m
         rounds.append(iteration)
         return learn(self, rollouts, iteration, *rest)
 
-    monkeypatch.setattr(Learner, "update", killed)
+    monkeypatch.setattr(PPOTrainer, "update", killed)
     with pytest.raises(KeyboardInterrupt):
         ppo(params)
-    monkeypatch.setattr(Learner, "update", noted)
+    monkeypatch.setattr(PPOTrainer, "update", noted)
     ppo(params)
     assert rounds == [3, 4]
     assert written() == expected
@@ -162,16 +162,16 @@ def test_a_reward_model_that_gives_no_number_stops_at_once_and_leaves_earlier_ou
 
 
 def test_a_loss_that_turns_to_nan_keeps_the_last_good_checkpoint(ready, monkeypatch):
-    judge = Learner.judge
+    score = PPOTrainer.score
 
     def sick(self, *given):
-        rollouts = judge(self, *given)
+        rollouts = score(self, *given)
         self.rounds = getattr(self, "rounds", 0) + 1
         return rollouts._replace(returns=rollouts.returns * float("nan")) if self.rounds == 4 else rollouts
 
-    monkeypatch.setattr(Learner, "judge", sick)
+    monkeypatch.setattr(PPOTrainer, "score", sick)
     with pytest.raises(
-        InputError, match=r"step 4: .* is nan; the last good checkpoint, of step 2, is kept in .*step-00000002.pt"
+        InputError, match=r"step 4: .* is nan; the last good checkpoint, of step 2, lies in .*step-00000002.pt"
     ):
         ppo(ready)
     assert list(Path(".trueline/checkpoints/ppo").rglob("*.pt"))
@@ -192,12 +192,12 @@ def test_a_prompt_that_leaves_no_room_is_named(ready):
 
 
 def test_prompts_are_drawn_in_epochs():
-    rounds = [drawn(10, iteration, 4, seed=3) for iteration in range(1, 6)]
+    rounds = [drawn_prompts(10, iteration, 4, seed=3) for iteration in range(1, 6)]
     flat = [index for indices in rounds for index in indices]
     assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
     assert flat[:10] != flat[10:]
-    assert drawn(10, 2, 4, seed=3) == rounds[1]
-    assert sorted(drawn(3, 1, 6, seed=3)) == [0, 0, 1, 1, 2, 2]  # fewer prompts than a round takes
+    assert drawn_prompts(10, 2, 4, seed=3) == rounds[1]
+    assert sorted(drawn_prompts(3, 1, 6, seed=3)) == [0, 0, 1, 1, 2, 2]  # fewer prompts than a round takes
 
 
 RULES = """

@@ -17,10 +17,10 @@ from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import Message, Preference, Vote, write_records
 from tasks.held_out_reward import held_out_reward
 from tasks.learning.batches import collate, pair_batches, row_batches
-from tasks.learning.maths.calibration import ScoredPair, reward_figures
+from tasks.learning.maths.calibration import ScoredPair, reward_metrics
 from tasks.learning.models.loading import load_reward, new_reward_model, normalise_scores
 from tasks.learning.models.outputs import completion_scores
-from tasks.learning.training.reward_models import accuracies, held_out_loss, judgements, scored_pairs
+from tasks.learning.training.reward_models import accuracies, held_out_loss, pair_sources, scored_pairs
 from tasks.reward import reward
 from tasks.settings.params import Params
 from tests.conftest import MODEL_FILES, MakeParams, NotedRun, file_names, moved_weights, records_of
@@ -61,7 +61,7 @@ def test_the_figures_are_those_of_the_written_model_on_the_test_split(params: Pa
     splits = {}
     for split in ("validation", "test"):
         splits[split] = encoded_preferences(VALIDATED, split, tokenizer, None)
-    figures = reward_figures(
+    figures = reward_metrics(
         scored_pairs(model, splits["test"], params.runtime.max_tokens_per_micro_batch, "test pairs")
     )
     written = {name: metrics[name] for name in figures}
@@ -134,7 +134,7 @@ def test_an_annotator_is_measured_on_own_votes():
         "preferences",
         [pair, pair._replace(annotator="bob", share=None, votes=None, prompt=[asked, said, asked])],
     )
-    judged = judgements("test")
+    judged = pair_sources("test")
     assert [each.choices for each in judged] == [[("ada", True), ("bob", False)], [("bob", True)]]
     assert judged[0].conversation == judged[1].conversation
     found = accuracies([ScoredPair(1.0, 0.0, 1, 1), ScoredPair(1.0, 0.0, 1, 1)], judged)["accuracy_by_annotator"]

@@ -256,9 +256,9 @@ def test_an_interruption_that_a_library_swallows_ends_the_process_all_the_same()
 
 def test_what_an_interruption_tells_is_said(capsys):
     error = KeyboardInterrupt()
-    error.add_note("the last good checkpoint, of step 7, is kept in x.pt")
+    error.add_note("the last good checkpoint, of step 7, lies in x.pt")
     assert exit_code(failing(error)) == 130
-    said = "sft: interrupted; the last good checkpoint, of step 7, is kept in x.pt; run again to go on\n"
+    said = "sft: interrupted; the last good checkpoint, of step 7, lies in x.pt; run again to go on\n"
     assert capsys.readouterr().err == said
 
 

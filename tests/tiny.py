@@ -10,7 +10,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from tasks.learning.models.loading import ValueHead
-from tasks.learning.ppo.scoring import Models
+from tasks.learning.ppo.scoring import PPOModels
 from tasks.settings.params import PARAMS_FILE, Params, parse_params
 
 Critic = Literal["separate", "shared"]
@@ -62,10 +62,10 @@ def tiny_reward(seed: int = 1) -> Any:
     return LlamaForSequenceClassification(_config(num_labels=1)).eval()
 
 
-def tiny_models(critic: Critic = "separate") -> Models:
+def tiny_models(critic: Critic = "separate") -> PPOModels:
     """Policy and reference alike, critic and reward model alike unless the critic is a new head, as PPO begins."""
     policy = tiny_policy()
-    return Models(
+    return PPOModels(
         tokenizer=tiny_tokenizer(),
         policy=policy,
         reference=tiny_policy().requires_grad_(False),

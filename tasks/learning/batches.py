@@ -2,14 +2,30 @@
 
 import math
 import random
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence, Sized
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from tasks.common.errors import InputError
 from tasks.common.lazy import LazySequence
 from tasks.data.encoding.tokens import Encoded, EncodedPair
+
+Rows = TypeVar("Rows", bound=Sized)
+
+
+def require_rows(rows: Rows, file: Path, split: str) -> Rows:
+    """Give the rows back.
+
+    Raises:
+        InputError: there are none.
+    """
+    if not rows:
+        cure = "give more rows, or raise its share in params.yaml, prepare.split"
+        raise InputError(f"{file} has no row in the {split} split: {cure}")
+    return rows
 
 
 class Trees:

@@ -31,9 +31,9 @@ _plain: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 def shard(model: nn.Module) -> None:
     """Cut a model's weights into shards, in place, if that was asked for.
 
-    Gradients are summed over the processes, as `processes.add_gradients` does it for whole models.
+    Gradients are summed over the processes, as `processes.all_reduce_gradients` does it for whole models.
     """
-    if not processes.are_sharding():
+    if not processes.uses_fsdp():
         return
     inner = unwrapped(model)
     if inner.get_output_embeddings() is not None:  # type: ignore[no-untyped-call]
@@ -51,7 +51,7 @@ def _fully_shard(model: nn.Module) -> None:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     inner = unwrapped(model)
-    mesh = init_device_mesh(inner.device.type, (processes.count(),))
+    mesh = init_device_mesh(inner.device.type, (processes.world_size(),))
     for layer in inner.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             fully_shard(layer, mesh=mesh, reshard_after_forward=True)
@@ -65,7 +65,7 @@ def _fully_shard(model: nn.Module) -> None:
 
 
 @contextmanager
-def together(*models: nn.Module | None) -> Iterator[None]:
+def unsharded(*models: nn.Module | None) -> Iterator[None]:
     """Put the shards of some models together for a block, in which processes need not keep step; no gradients there."""
     present = [model for model in models if model is not None]
     parts = [part for model in present for part in _parts(model)]
@@ -80,7 +80,7 @@ def together(*models: nn.Module | None) -> Iterator[None]:
             part.set_reshard_after_forward(isinstance(part, GradientCheckpointingLayer), recurse=False)
 
 
-def assembled(model: nn.Module) -> nn.Module:
+def full_model(model: nn.Module) -> nn.Module:
     """Give a model as it was before it was sharded, with the weights of now; one that was not is given back.
 
     All processes get one, so each needs room for the whole model, but for no gradient or optimiser state.
@@ -90,43 +90,43 @@ def assembled(model: nn.Module) -> nn.Module:
     for part in _parts(model):
         part.reshard()
     plain = _plain.pop(model)
-    plain.load_state_dict(whole(dict(model.named_parameters())), strict=False, assign=True)
+    plain.load_state_dict(full_tensors(dict(model.named_parameters())), strict=False, assign=True)
     unwrapped(plain).tie_weights()
     return plain
 
 
-def whole(state: Mapping[str, Any]) -> dict[str, Any]:
+def full_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
     """Put the sharded tensors of a state dict together; all processes take part, and each gets them."""
-    if not processes.are_sharding():
+    if not processes.uses_fsdp():
         return dict(state)
-    found: dict[str, Any] = tree_map_only(Tensor, _whole, dict(state))
+    found: dict[str, Any] = tree_map_only(Tensor, _full_tensor, dict(state))
     return found
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def _full_tensor(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
-def set_to(weight: Tensor, values: Tensor) -> None:
+def set_full_value(weight: Tensor, values: Tensor) -> None:
     """Give a weight, sharded or not, the values of a whole tensor; all processes take part."""
-    weight.copy_(cut_like(values, weight))
+    weight.copy_(shard_like(values, weight))
 
 
-def is_cut(weight: Tensor) -> bool:
+def is_sharded(weight: Tensor) -> bool:
     """Whether this process holds a shard of a weight only."""
-    if not processes.are_sharding():
+    if not processes.uses_fsdp():
         return False
     from torch.distributed.tensor import DTensor
 
     return isinstance(weight, DTensor)
 
 
-def cut_like(tensor: Tensor, weight: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, weight: Tensor) -> Tensor:
     """Give this process's shard of a whole tensor, cut as a weight is; of a weight that is not cut, all of it."""
-    if not is_cut(weight):
+    if not is_sharded(weight):
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor
 

@@ -9,14 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from tasks.learning.training.supervised import Fit
+from tasks.learning.processes import MicroBatch
+from tasks.learning.training.supervised import TrainingStep
 from tasks.registry.mlflow_runs import tracking
 from tasks.sft import sft
 from tasks.stage import main
 from tests.conftest import NotedRun
 
 WAIT, PID = Path("wait"), Path("pid")
-backward = Fit.backward
+backward = TrainingStep.backward
 
 
 @contextmanager
@@ -24,14 +25,14 @@ def unnoted(*_: Any, **__: Any) -> Any:
     yield NotedRun()
 
 
-def wait_in_backward(self: Fit, parts: Mapping[str, Tensor]) -> None:
-    if WAIT.exists() and int(WAIT.read_text()) == len(self.curve.rows) + 1:
+def wait_in_backward(self: TrainingStep, micro_batch: MicroBatch, losses: Mapping[str, Tensor]) -> None:
+    if WAIT.exists() and int(WAIT.read_text()) == self.number:
         PID.write_text(str(os.getpid()))
         time.sleep(60)
-    backward(self, parts)
+    backward(self, micro_batch, losses)
 
 
 if __name__ == "__main__":
     tracking.run = unnoted
-    Fit.backward = wait_in_backward  # type: ignore[method-assign]
+    TrainingStep.backward = wait_in_backward  # type: ignore[method-assign]
     main(sft)

@@ -22,7 +22,7 @@ import yaml
 from accelerate import Accelerator
 
 from tasks import dpo, ppo, reward, sft, stage
-from tasks.learning.ppo.trainer import Learner
+from tasks.learning.ppo.trainer import PPOTrainer
 from tasks.learning.training import curves
 from tasks.learning.training.checkpoints import Checkpoints
 from tasks.registry.mlflow_runs import tracking
@@ -30,7 +30,7 @@ from tasks.settings.params import PARAMS_FILE, Params
 from tests.conftest import NotedRun
 
 POINTS: dict[str, tuple[Any, str]] = {
-    "sampling": (Learner, "sample"),
+    "sampling": (PPOTrainer, "sample"),
     "backward": (Accelerator, "backward"),
     "moved": (torch.optim.AdamW, "step"),  # the weights have moved, and nobody has noted it
     "half saved": (torch, "save"),

@@ -9,11 +9,11 @@ from tasks.learning.ppo.advantages import (
     adapted_kl_coefficient,
     estimate_advantages,
     explained_variance,
-    integrated_rewards,
     kl_estimates,
     leave_one_out,
     rewards_to_go,
     shaped_rewards,
+    smoothed_rewards,
     standardised_in_groups,
     whiten,
 )
@@ -67,8 +67,8 @@ def test_score_lies_on_the_last_token_of_a_row_that_fills_its_columns():
 def test_integration_by_hand():
     rewards = torch.tensor([[NAN, 4.0, 0.0, 8.0, NAN], [NAN, NAN, 1.0, 1.0, NAN]])
     # a = .5: 2; 2 + .5 (0 - 2) = 1; 1 + .5 (8 - 1) = 4.5; second: .5; .5 + .5 (1 - .5) = .75
-    assert integrated_rewards(rewards, MASK, 0.5).tolist() == [[0, 2, 1, 4.5, 0], [0, 0, 0.5, 0.75, 0]]
-    unchanged = integrated_rewards(rewards, MASK, 1.0)
+    assert smoothed_rewards(rewards, MASK, 0.5).tolist() == [[0, 2, 1, 4.5, 0], [0, 0, 0.5, 0.75, 0]]
+    unchanged = smoothed_rewards(rewards, MASK, 1.0)
     assert unchanged.tolist() == [[0, 4, 0, 8, 0], [0, 0, 1, 1, 0]]
 
 

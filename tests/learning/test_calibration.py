@@ -12,7 +12,7 @@ from tasks.learning.maths.calibration import (
     correlation,
     effective_count,
     histogram,
-    reward_figures,
+    reward_metrics,
     wilson_interval,
 )
 
@@ -43,13 +43,13 @@ def test_wilson_stays_inside_at_the_ends():
 
 def test_accuracy_counts_ties_half():
     # (1 + 0 + 1/2 + 1) / 4 = 0.625
-    accuracy = reward_figures(PAIRS)["accuracy"]
+    accuracy = reward_metrics(PAIRS)["accuracy"]
     assert (accuracy["value"], accuracy["pairs"], accuracy["ties"]) == (0.625, 4, 1)
     assert (accuracy["low"], accuracy["high"]) == wilson_interval(2.5, 4)
 
 
 def test_margins_and_scores():
-    figures = reward_figures(PAIRS)
+    figures = reward_metrics(PAIRS)
     # margins 2, -1, 0, 1: mean 0.5, variance (2.25 + 2.25 + 0.25 + 0.25) / 4 = 1.25
     assert (figures["margin"]["mean"], figures["margin"]["std"]) == (0.5, pytest.approx(1.25**0.5))
     # scores 2 0 0 1 1 1 1 0: mean 6/8
@@ -60,7 +60,7 @@ def test_margins_are_counted_in_bins_of_one_width():
     # from -2 to 2 four bins, -2 -1 0 1: -2 lies on the first edge, -0.5 in the second bin, 0 on the third edge,
     # 1 on the fourth, and 2, on the last, in the last bin
     assert histogram([-2.0, -0.5, 0.0, 1.0, 2.0], bins=4) == {"largest": 2.0, "histogram": [1, 1, 1, 2]}
-    counts = reward_figures(PAIRS)["margin"]["histogram"]  # 2 -1 0 1 in bins of 0.2: numbers 19, 5, 10 and 15 from 0
+    counts = reward_metrics(PAIRS)["margin"]["histogram"]  # 2 -1 0 1 in bins of 0.2: numbers 19, 5, 10 and 15 from 0
     assert {place: count for place, count in enumerate(counts) if count} == {5: 1, 10: 1, 15: 1, 19: 1}
     assert len(counts) == 20
 
@@ -82,7 +82,7 @@ def test_a_sure_and_right_model_is_calibrated():
 
 
 def test_accuracy_by_length_and_confidence():
-    figures = reward_figures(PAIRS)
+    figures = reward_metrics(PAIRS)
     assert figures["accuracy_by_length"] == {
         "chosen_longer": {"value": 0.5, "pairs": 2},
         "same_length": {"value": 0.5, "pairs": 1},
@@ -111,7 +111,7 @@ def test_accuracy_by_name_is_that_of_each_groups_pairs():
 
 
 def test_one_name_for_all_gives_the_accuracy_of_all():
-    whole = reward_figures(PAIRS)["accuracy"]
+    whole = reward_metrics(PAIRS)["accuracy"]
     assert accuracy_by({"x": PAIRS}) == {"x": {name: whole[name] for name in ("value", "pairs", "low", "high")}}
 
 
@@ -175,7 +175,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(accuracy, likeness, pr
 
 
 def test_differences_that_are_all_alike_are_all_small():
-    figures = reward_figures([ScoredPair(1.0, 0.0, 3, 3)] * 3)["accuracy_by_length_difference"]
+    figures = reward_metrics([ScoredPair(1.0, 0.0, 3, 3)] * 3)["accuracy_by_length_difference"]
     assert [group["pairs"] for group in figures.values()] == [3, 0, 0]
 
 
@@ -187,7 +187,7 @@ def test_correlation_by_hand():
 
 
 def test_longer_answers_with_higher_scores_correlate():
-    assert reward_figures([ScoredPair(2.0, 1.0, 20, 10)])["length_correlation"] == pytest.approx(1.0)
+    assert reward_metrics([ScoredPair(2.0, 1.0, 20, 10)])["length_correlation"] == pytest.approx(1.0)
 
 
 def test_no_correlation_where_nothing_varies():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tasks.learning.training.checkpoints import Checkpoints, Progress
-from tasks.learning.training.interrupts import put_off
+from tasks.learning.training.interrupts import delayed_interrupts
 from tasks.learning.training.optimisation import adamw
 from tasks.settings.fingerprint import Origin
 from tests.conftest import SMALL, MakeParams
@@ -82,7 +82,7 @@ def test_one_of_another_origin_is_refused_with_the_reason(make_params: MakeParam
     for ours, theirs in zip(other.weights(), before, strict=True):
         assert ours.equal(theirs)
     reason = "sft.learning_rate was 0.004 and is 0.002; data/validate has changed"
-    assert caplog.messages == [f"{file(4)} is not taken up: {reason}; training begins anew"]
+    assert caplog.messages == [f"{file(4)} is not used: {reason}; training starts from the beginning"]
     # Whoever takes the change back goes on; the first checkpoint of the new training takes the place of the old ones.
     assert Trained(make_params).checkpoints.restore().step == 4
     other.save(2)
@@ -104,9 +104,9 @@ def test_saved_at_multiples_and_at_the_end(make_params: MakeParams):
     trained = Trained(make_params)
     trained.save(1)
     assert not FOLDER.exists()
-    assert trained.checkpoints.kept == "no checkpoint had been saved yet"
+    assert trained.checkpoints.last_saved == "no checkpoint had been saved yet"
     trained.save(2)
-    assert trained.checkpoints.kept == f"the last good checkpoint, of step 2, is kept in {file(2)}"
+    assert trained.checkpoints.last_saved == f"the last good checkpoint, of step 2, lies in {file(2)}"
     trained.checkpoints.save(Progress(3), final=True)
     assert Trained(make_params).checkpoints.restore().step == 3
 
@@ -169,8 +169,8 @@ def test_one_with_a_flipped_bit_falls_back_to_the_one_before(
     file(4).write_bytes(whole)
     again = Trained(make_params)
     assert again.checkpoints.restore().step == 2
-    assert caplog.messages == [f"{file(4)} is damaged (its seal does not fit) and is passed over"]
-    assert again.checkpoints.kept.endswith(f"of step 2, is kept in {file(2)}")
+    assert caplog.messages == [f"{file(4)} is damaged (its checksum does not match) and is skipped"]
+    assert again.checkpoints.last_saved.endswith(f"of step 2, lies in {file(2)}")
     again.save(4)
     assert Trained(make_params).checkpoints.restore().step == 4
 
@@ -210,7 +210,7 @@ def test_where_all_are_damaged_training_begins_anew_and_says_so(
     torch.save({"step": 4}, file(4))
     again = Trained(make_params)
     assert again.checkpoints.restore() == Progress(0, (), {})
-    assert caplog.messages[-1] == f"none of 2 checkpoints in {FOLDER} is whole; training begins anew"
+    assert caplog.messages[-1] == f"all 2 checkpoints in {FOLDER} are damaged; training starts from the beginning"
     again.save(2)
     assert list(FOLDER.iterdir()) == [file(2)]
 
@@ -223,7 +223,7 @@ def test_an_interruption_saves_the_last_step_and_says_so(make_params: MakeParams
     with pytest.raises(interruption) as seen, trained.checkpoints:
         trained.models["policy"](torch.ones(1, 3)).sum().backward()  # in the middle of the next step
         raise interruption
-    assert seen.value.__notes__ == [f"the last good checkpoint, of step 7, is kept in {file(7)}"]
+    assert seen.value.__notes__ == [f"the last good checkpoint, of step 7, lies in {file(7)}"]
     again = Trained(make_params, seed=1)
     assert again.checkpoints.restore().step == 7
     for ours, theirs in zip(again.weights()[:2], trained.weights()[:2], strict=True):
@@ -236,7 +236,7 @@ def test_weights_that_have_moved_since_the_last_step_are_not_saved(make_params: 
     trained.step()
     with pytest.raises(KeyboardInterrupt) as seen, trained.checkpoints:
         raise KeyboardInterrupt
-    assert seen.value.__notes__ == [f"the last good checkpoint, of step 2, is kept in {file(2)}"]
+    assert seen.value.__notes__ == [f"the last good checkpoint, of step 2, lies in {file(2)}"]
     assert list(FOLDER.iterdir()) == [file(2)]
 
 
@@ -262,7 +262,7 @@ def test_signals_wait_for_the_end_of_the_block():
     done = []
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
-        with pytest.raises(KeyboardInterrupt), put_off():
+        with pytest.raises(KeyboardInterrupt), delayed_interrupts():
             signal.raise_signal(signal.SIGINT)
             done.append("the rest of the block")
         assert done == ["the rest of the block"]

@@ -9,7 +9,7 @@ from tasks.learning.batches import collate
 from tasks.learning.models.forward import pack_if_exact, recompute_layers
 from tasks.learning.models.loading import with_adapters
 from tasks.learning.models.outputs import completion_log_probs
-from tasks.learning.ppo.trainer import Learner
+from tasks.learning.ppo.trainer import PPOTrainer
 from tasks.learning.sampling.engines import engine_of
 from tests.families import FAMILIES, causal
 from tests.tiny import EOS, tiny_models, tiny_params, tiny_policy, tiny_tokenizer
@@ -163,10 +163,10 @@ def test_a_failure_inside_continuous_batching_is_told_with_its_cure():
 def test_the_training_pass_says_what_continuous_batching_does_not(caplog):
     models = tiny_models()
     pack_if_exact(models.policy)  # type: ignore[arg-type]
-    learner = Learner(models, tiny_params(engine="continuous"))
-    sampled = learner.sample(PROMPTS, seed=1)
+    trainer = PPOTrainer(models, tiny_params(engine="continuous"))
+    sampled = trainer.sample(PROMPTS, seed=1)
     assert all(response.entropies is None for response in sampled)
-    rollouts = learner.judge(sampled, 0.05)
+    rollouts = trainer.score(sampled, 0.05)
     assert rollouts.entropies[rollouts.mask].min() > 0
     said = torch.cat([response.log_probs for response in sampled])
     torch.testing.assert_close(rollouts.log_probs[rollouts.mask], said, atol=1e-5, rtol=1e-5)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from tasks.data.encoding.tokens import Encoded
-from tasks.dpo import Count, figures_of
+from tasks.dpo import StepCounts, pair_metrics
 from tasks.learning.batches import Batch, collate
 from tasks.learning.dpo.preference_losses import PreferenceLoss
 from tasks.learning.dpo.reference_cache import pair_logps
@@ -146,6 +146,6 @@ def test_dpo(tiny_model: Path, tmp_path: Path, make_params: MakeParams, loss: Pr
         with torch.no_grad():
             held_to = pair_logps(reference, batch)
         tokens = PairValues(*batch.completion_mask.sum(dim=1).chunk(2))
-        return figures_of(pair_logps(model, batch), held_to, tokens, Count(4, chosen_tokens), settings).loss
+        return pair_metrics(pair_logps(model, batch), held_to, tokens, StepCounts(4, chosen_tokens), settings).loss
 
     same_loss_and_gradient(ours, theirs, lambda: causal(tiny_model, 0))

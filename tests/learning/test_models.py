@@ -86,9 +86,9 @@ def test_adapters_start_at_the_reference_and_are_merged_when_saved(family: str, 
     policy, batch = causal(FAMILIES[family]), collate(ROWS)
     before = completion_log_probs(policy, batch).detach()
     adapted = with_adapters(policy, LORA)
-    learning = {name for name, weight in adapted.named_parameters() if weight.requires_grad}
-    assert learning
-    assert all("lora_" in name for name in learning)
+    trainable = {name for name, weight in adapted.named_parameters() if weight.requires_grad}
+    assert trainable
+    assert all("lora_" in name for name in trainable)
     assert completion_log_probs(adapted, batch).equal(before)
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
@@ -105,8 +105,8 @@ def test_adapters_start_at_the_reference_and_are_merged_when_saved(family: str, 
 
 def test_the_head_learns_beside_adapters(tiny_model: Path, params: Params, tmp_path: Path):
     model = with_adapters(new_reward_model(tiny_model, params), LORA)
-    learning = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    assert any("score" in name for name in learning)
+    trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert any("score" in name for name in trainable)
     batch = collate(ROWS)
     completion_scores(model, batch).sum().backward()
     score_head(model).get_parameter("modules_to_save.default.weight").data += 1.0

@@ -10,7 +10,7 @@ from tasks.common.errors import InputError
 from tasks.learning.training.optimisation import adamw, check_finite, learning_rate, make_accelerator, update
 from tests.conftest import MakeParams
 
-KEPT = "the last good checkpoint, of step 4, is kept in .trueline"
+KEPT = "the last good checkpoint, of step 4, lies in .trueline"
 
 
 def rates(schedule, steps=4, warmup_ratio=0.0):
@@ -51,7 +51,7 @@ def step(model: nn.Linear, make_params: MakeParams, loss: float = 1.0, weight_de
         loss=loss,
         learning_rate=0.1,
         max_grad_norm=1.0,
-        kept=KEPT,
+        last_checkpoint=KEPT,
     )
 
 
@@ -62,7 +62,7 @@ def test_a_step_that_memory_does_not_suffice_for_is_not_tried_again(
         raise MemoryError
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step_in_part)
-    with pytest.raises(InputError, match="in the optimiser's step 5; the last good checkpoint"):
+    with pytest.raises(InputError, match="in optimiser step 5; the last good checkpoint"):
         step(model_with_gradient(1.0), make_params)
 
 
@@ -99,5 +99,5 @@ def test_nothing_that_is_no_number_reaches_the_weights(make_params: MakeParams, 
 
 def test_finite_figures_pass_and_the_first_broken_one_is_named():
     check_finite(1, {"loss": 1.0, "gradient norm": 0.0}, KEPT)
-    with pytest.raises(InputError, match=r"step 3: the value loss is nan; .*step 4, is kept in .trueline; lower"):
+    with pytest.raises(InputError, match=r"step 3: the value loss is nan; .*step 4, lies in .trueline; lower"):
         check_finite(3, {"loss": 1.0, "value loss": math.nan}, KEPT)

@@ -21,7 +21,7 @@ def loss_of_one_token(ratio, advantage, dual_clip=None):
 
 
 @pytest.mark.parametrize(
-    ("ratio", "advantage", "dual_clip", "loss", "is_cut"),
+    ("ratio", "advantage", "dual_clip", "loss", "is_sharded"),
     [
         (1.1, 2.0, None, -2.2, False),  # inside the clip: -2 * 1.1
         (1.5, 2.0, None, -2.4, True),  # good token, already likelier: -2 * 1.2
@@ -33,10 +33,10 @@ def loss_of_one_token(ratio, advantage, dual_clip=None):
         (5.0, 2.0, 3.0, -2.4, True),  # the dual clip leaves good tokens alone
     ],
 )
-def test_policy_loss_by_hand(ratio, advantage, dual_clip, loss, is_cut):
+def test_policy_loss_by_hand(ratio, advantage, dual_clip, loss, is_sharded):
     found = loss_of_one_token(ratio, advantage, dual_clip)
     assert found.loss.item() == pytest.approx(loss, abs=1e-5)
-    assert found.clip_fraction.item() == float(is_cut)
+    assert found.clip_fraction.item() == float(is_sharded)
     assert found.ratio_mean.item() == pytest.approx(ratio, abs=1e-5)
     assert found.squared_change.item() == pytest.approx((ratio - 1) ** 2, abs=1e-4)
     # k3 between old and new: ratio - 1 - log ratio

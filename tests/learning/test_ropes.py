@@ -17,7 +17,7 @@ from tasks.learning.batches import collate
 from tasks.learning.models import forward
 from tasks.learning.models.forward import is_packed, pack_if_exact
 from tasks.learning.models.loading import context_length, load_policy
-from tasks.learning.models.outputs import token_statistics
+from tasks.learning.models.outputs import token_outputs
 from tasks.learning.sampling.sampler import Response, generate
 from tasks.settings.params import Params
 from tests.families import SHAPE
@@ -69,7 +69,7 @@ def read_as(config: PreTrainedConfig, *, packs: bool) -> Any:
 
 
 def log_probs(policy: Any, rows: list[Encoded], row: int) -> torch.Tensor:
-    return token_statistics(policy, collate(rows)).log_probs[row][collate(rows).completion_mask[row]]
+    return token_outputs(policy, collate(rows)).log_probs[row][collate(rows).completion_mask[row]]
 
 
 def answers(policy: Any, prompts: list[list[int]], **options: Any) -> list[Response]:

@@ -29,7 +29,7 @@ from tasks.learning.batches import Batch, collate_pairs
 from tasks.learning.maths.pairs import PairValues
 from tasks.learning.models.forward import unwrapped
 from tasks.learning.models.outputs import completion_log_probs
-from tasks.learning.sharding import together
+from tasks.learning.sharding import unsharded
 
 FOLDER = STATE / "references"
 KEPT = 8  # entries of two numbers a pair; a run has two, of its training and of its held-out pairs
@@ -64,17 +64,17 @@ def all_logps(
     """
     device = unwrapped(policy).device
     chosen, rejected = torch.zeros(len(pairs), device=device), torch.zeros(len(pairs), device=device)
-    with Bar(title, len(pairs), "pair") as bar, together(policy):
+    with Bar(title, len(pairs), "pair") as bar, unsharded(policy):
         for indices in groups:
             with autocast():
                 logps = pair_logps(policy, collate_pairs([pairs[index] for index in indices], device))
             chosen[indices], rejected[indices] = logps
             bar.update(len(indices))
-    processes.add_up(chosen, rejected)
+    processes.all_reduce(chosen, rejected)
     return PairValues(chosen, rejected)
 
 
-class References:
+class ReferenceCache:
     """What the model of a folder says of pairs."""
 
     def __init__(self, folder: Path, *, are_compiled: bool = False) -> None:
@@ -98,13 +98,13 @@ class References:
         """
         device = unwrapped(policy).device
         digests = processes.gathered([_digest(pairs, groups)])
-        key = self._key(device, digests, autocast) if processes.is_first() else ""
+        key = self._key(device, digests, autocast) if processes.is_main() else ""
         file = FOLDER / f"{key}.safetensors"
-        found = processes.gathered(_read(file, key) if processes.is_first() else [])
+        found = processes.gathered(_read(file, key) if processes.is_main() else [])
         if found:
             return PairValues(*(values.to(device) for values in found[0]))
         values = all_logps(policy, pairs, groups, autocast, title="dpo: reference")
-        if processes.is_first():
+        if processes.is_main():
             _write(file, key, values)
         return values
 
@@ -147,10 +147,10 @@ def _read(file: Path, key: str) -> list[PairValues]:
     try:
         with safe_open(file, "pt") as entry:
             values = PairValues(*(entry.get_tensor(name) for name in PairValues._fields))
-            is_whole = entry.metadata() == {"seal": _seal(key, values)}
+            is_intact = entry.metadata() == {"seal": _seal(key, values)}
     except Exception:  # a damaged archive raises whatever its first broken byte leads to
-        is_whole = False
-    if not is_whole:
+        is_intact = False
+    if not is_intact:
         logger.warning("%s is damaged: computed again", file)
         return []
     file.touch()  # the entries that go are those not used for longest

@@ -51,7 +51,7 @@ def wilson_interval(successes: float, count: float, confidence: float = CONFIDEN
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def reward_figures(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
+def reward_metrics(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     """Accuracy, margins, calibration and length bias of a reward model on held-out pairs."""
     margins = [pair.margin for pair in pairs]
     scores = [score for pair in pairs for score in (pair.chosen_score, pair.rejected_score)]

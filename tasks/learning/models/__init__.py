@@ -1,1 +1,1 @@
-"""Models: loading, forward passes, and their outputs."""
+"""PPOModels: loading, forward passes, and their outputs."""

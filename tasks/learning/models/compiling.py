@@ -35,7 +35,7 @@ def _obstacle(device: torch.device, *, has_layers: bool) -> str | None:
     """Say why layers cannot be compiled."""
     if not has_layers:
         return "this family's layers are not told apart from the rest of the model"
-    if processes.are_sharding():
+    if processes.uses_fsdp():
         return "layers whose weights lie in shards are not compiled"
     if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         return "torch needs a C++ compiler, and there is neither g++ nor what CXX names"

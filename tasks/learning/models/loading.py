@@ -1,4 +1,4 @@
-"""Models of any family: loading, adapters, saving, and the scalar head.
+"""PPOModels of any family: loading, adapters, saving, and the scalar head.
 
 Every model stays in evaluation mode, in training too: dropout off, so that the policy, its reference and the sampled
 log-probabilities agree (Huang et al. 2024, "The N+ implementation details of RLHF with PPO").
@@ -48,7 +48,7 @@ def set_up(params: Params) -> torch.device:
     random.seed(params.seed)
     torch.manual_seed(params.seed)
     device = device_of(params)
-    processes.join(device)
+    processes.initialise(device)
     return device
 
 
@@ -198,7 +198,7 @@ class ValueHead(nn.Linear):
     """
 
     def __init__(self, policy: nn.Module) -> None:
-        """Fit the width and the device of a policy."""
+        """SupervisedTrainer the width and the device of a policy."""
         inner = unwrapped(policy)
         super().__init__(inner.config.get_text_config().hidden_size, 1, device=inner.device)
         nn.init.zeros_(self.weight)

@@ -16,7 +16,7 @@ from tasks.learning.models.loading import score_head
 LARGEST_LOGITS = 2**26
 
 
-class TokenStatistics(NamedTuple):
+class TokenOutputs(NamedTuple):
     """What a policy says of every token of a completion; 0 or False outside the completion."""
 
     log_probs: Tensor  # (B, L) fp32: log p(token t | tokens before t)
@@ -40,9 +40,9 @@ def completion_log_probs(
     return spread(log_probs, batch.completion_mask)
 
 
-def token_statistics(
+def token_outputs(
     policy: nn.Module, batch: Batch, temperature: float = 1.0, states: Tensor | None = None
-) -> TokenStatistics:
+) -> TokenOutputs:
     """Log-probability and entropy of every completion token, and whether it was the likeliest.
 
     From the last hidden `states` (N, d) that foretell them, where those are at hand.
@@ -57,7 +57,7 @@ def token_statistics(
         return token_log_probs(scaled, tokens), entropies, are_likeliest
 
     found = _over_vocabulary(policy, batch, read, states)
-    return TokenStatistics(*(spread(each, batch.completion_mask) for each in found))
+    return TokenOutputs(*(spread(each, batch.completion_mask) for each in found))
 
 
 def at_temperature(logits: Tensor, temperature: float) -> Tensor:

@@ -62,7 +62,7 @@ def shaped_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coefficient: flo
     return rewards + torch.where(_last_token(mask), scores[:, None], 0.0)
 
 
-def integrated_rewards(rewards: Tensor, mask: Tensor, alpha: float) -> Tensor:
+def smoothed_rewards(rewards: Tensor, mask: Tensor, alpha: float) -> Tensor:
     """Smooth a sparse reward over a response: s_0 = a r_0, s_t = s_(t-1) + a (r_t - s_(t-1)); a = 1 changes nothing.
 
     Args:

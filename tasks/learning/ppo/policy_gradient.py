@@ -57,11 +57,11 @@ def policy_loss(
     ratio = log_ratio.exp()
     unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1.0 - clip, 1.0 + clip)
     losses = torch.maximum(unclipped, clipped)
-    is_cut = clipped > unclipped
+    is_sharded = clipped > unclipped
     if dual_clip is not None:
         bound = -advantages * dual_clip
         is_bounded = (advantages < 0) & (losses > bound)
-        losses, is_cut = torch.where(is_bounded, bound, losses), is_cut | is_bounded
+        losses, is_sharded = torch.where(is_bounded, bound, losses), is_sharded | is_bounded
 
     def share(values: Tensor) -> Tensor:
         return torch.where(mask, values, 0.0).sum() / token_count
@@ -69,7 +69,7 @@ def policy_loss(
     loss = share(losses)
     with torch.no_grad():
         approx_kl = share(ratio - 1.0 - log_ratio)
-        return PolicyLoss(loss, approx_kl, share(is_cut.float()), share(ratio), share((ratio - 1.0).square()))
+        return PolicyLoss(loss, approx_kl, share(is_sharded.float()), share(ratio), share((ratio - 1.0).square()))
 
 
 def value_loss(

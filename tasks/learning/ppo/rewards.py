@@ -1,4 +1,4 @@
-"""The rewards of a round: what functions give its responses, and the weighted sum that PPO learns from."""
+"""The rewards of an iteration: what functions give its responses, and the weighted sum that PPO learns from."""
 
 from array import array
 from collections.abc import Mapping, Sequence
@@ -56,14 +56,14 @@ def function_scores(
     if not functions:
         return {}
     device = responses[0].log_probs.device
-    share = list(range(processes.number(), len(responses), processes.count()))
+    share = list(range(processes.rank(), len(responses), processes.world_size()))
     ids = [responses[place].row.completion for place in share]
     given = answered([prompts[asked[place]] for place in share], [decode(tokenizer, each) for each in ids], ids)
     scores = {}
     for function in functions:
         found = torch.zeros(len(responses), device=device)
         found[share] = torch.tensor(function(given), device=device)
-        processes.add_up(found)
+        processes.all_reduce(found)
         scores[function.name] = found
     return scores
 

@@ -1,4 +1,4 @@
-"""The rollout phase of PPO: what policy, reference, critic and reward model say of sampled responses."""
+"""Scoring rollouts: the outputs of policy, reference, critic and reward model, and advantages from them."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,16 +18,16 @@ from tasks.learning.models.outputs import (
     completion_scores,
     completion_values,
     spread,
-    token_statistics,
+    token_outputs,
 )
 from tasks.learning.ppo.advantages import (
     Advantages,
     estimate_advantages,
-    integrated_rewards,
     kl_estimates,
     leave_one_out,
     rewards_to_go,
     shaped_rewards,
+    smoothed_rewards,
     standardised_in_groups,
     whiten,
 )
@@ -39,18 +39,18 @@ from tasks.settings.params import Ppo, TrainingReward
 LARGEST_SAMPLING_ERROR = 1e-4
 
 
-class Models(NamedTuple):
+class PPOModels(NamedTuple):
     """The four models of PPO, and the tokenizer they share."""
 
     tokenizer: PreTrainedTokenizerBase
     policy: nn.Module
     reference: PreTrainedModel | None  # None: the policy with its adapters switched off
-    critic: nn.Module | None  # None: the estimator has none; a ValueHead: it reads the policy's last states
+    critic: nn.Module | None  # None: the estimator has none; a ValueHead: it shares the policy's backbone
     reward: PreTrainedModel | None  # None: PPO learns from functions alone
 
 
-class Readings(NamedTuple):
-    """What the models say of B responses in L columns; token fields are 0 outside the response."""
+class ModelOutputs(NamedTuple):
+    """Outputs of the models for B responses in L columns; token fields are 0 outside the response."""
 
     log_probs: Tensor  # (B, L) under the policy that sampled, at the sampling temperature
     reference_log_probs: Tensor  # (B, L) under the reference, at the same temperature
@@ -60,7 +60,7 @@ class Readings(NamedTuple):
 
 
 class Rollouts(NamedTuple):
-    """One round's experience: B responses, each behind its prompt, in L columns padded on the right.
+    """The rollouts of one iteration: B responses, each behind its prompt, in L columns padded on the right.
 
     | field               | shape       | what                                                               |
     |---------------------|-------------|--------------------------------------------------------------------|
@@ -69,8 +69,8 @@ class Rollouts(NamedTuple):
     | reference_log_probs | (B, L)      | under the reference, at the same temperature                        |
     | entropies           | (B, L)      | nats, of the distribution each token was drawn from                 |
     | values              | (B, L)      | critic before the update; 0 without one                             |
-    | advantages          | (B, L)      | whitened over the round, or measured within groups                  |
-    | returns             | (B, L)      | what a critic learns, not whitened                                  |
+    | advantages          | (B, L)      | whitened over the rollouts, or computed within groups               |
+    | returns             | (B, L)      | targets of the critic, not whitened                                 |
     | scores              | (B,)        | weighted sum of the rewards: before clip, penalty, KL and smoothing |
     | has_ended           | (B,) bool   | the response ended with a stop token                                |
     | by_reward           | names: (B,) | scores of each reward, before its weight                            |
@@ -113,8 +113,8 @@ class Rollouts(NamedTuple):
         return self._replace(batch=batch, by_reward=by_reward, **taken)
 
 
-def judge(
-    models: Models,
+def score_rollouts(
+    models: PPOModels,
     responses: Sequence[Response],
     stops: Sequence[int],
     settings: Ppo,
@@ -125,46 +125,48 @@ def judge(
     groups: Sequence[Sequence[int]],
     as_sampled: bool,
 ) -> Rollouts:
-    """Read responses with all models and turn the scores of all rewards into advantages.
+    """Compute the outputs of all models for responses, and advantages from the scores of all rewards.
 
     Args:
         models: all on one device.
-        responses: what was sampled.
+        responses: sampled from the policy.
         stops: ids that end a response.
         settings: of PPO.
         rewards: what is learned from.
         of_functions: scores (B,) of those rewards that are functions, by name.
-        kl_coefficient: weight of the KL penalty in this round.
-        groups: the responses of each forward pass.
-        as_sampled: take the policy's log-probabilities and entropies from the responses, not from another forward pass.
+        kl_coefficient: weight of the KL penalty in this iteration.
+        groups: indices of the responses of each micro-batch of this rank.
+        as_sampled: take the policy's log-probabilities and entropies from the responses, not from a forward pass.
     """
     rows = [response.row for response in responses]
     batch = collate(rows, unwrapped(models.policy).device)
-    readings = read_off(models, batch, settings.temperature, groups, responses if as_sampled else None)
-    scores = by_reward(rewards, readings.scores, of_functions)
-    readings = readings._replace(scores=weighted_sum(rewards, scores))
-    has_ended = torch.tensor([row.completion[-1] in stops for row in rows], device=readings.scores.device)
-    of_tokens = token_rewards(readings, batch.completion_mask, has_ended, settings, kl_coefficient)
-    advantages, returns = advantages_of(of_tokens, readings.values, batch.completion_mask, settings)
+    outputs = model_outputs(models, batch, settings.temperature, groups, responses if as_sampled else None)
+    scores = by_reward(rewards, outputs.scores, of_functions)
+    outputs = outputs._replace(scores=weighted_sum(rewards, scores))
+    has_ended = torch.tensor([row.completion[-1] in stops for row in rows], device=outputs.scores.device)
+    of_tokens = token_rewards(outputs, batch.completion_mask, has_ended, settings, kl_coefficient)
+    advantages, returns = advantages_of(of_tokens, outputs.values, batch.completion_mask, settings)
     return Rollouts(
         batch=batch,
-        log_probs=readings.log_probs,
-        reference_log_probs=readings.reference_log_probs,
-        entropies=readings.entropies,
-        values=readings.values,
+        log_probs=outputs.log_probs,
+        reference_log_probs=outputs.reference_log_probs,
+        entropies=outputs.entropies,
+        values=outputs.values,
         advantages=advantages,
         returns=returns,
-        scores=readings.scores,
+        scores=outputs.scores,
         has_ended=has_ended,
         by_reward=scores,
     )
 
 
-def token_rewards(readings: Readings, mask: Tensor, has_ended: Tensor, settings: Ppo, kl_coefficient: float) -> Tensor:
-    """Clip and penalise the scores, add the KL penalty, then integrate and whiten where the settings say so.
+def token_rewards(
+    outputs: ModelOutputs, mask: Tensor, has_ended: Tensor, settings: Ppo, kl_coefficient: float
+) -> Tensor:
+    """Clip and penalise the scores, add the KL penalty, then smooth and whiten if the settings say so.
 
     Args:
-        readings: of B responses.
+        outputs: of B responses.
         mask: (B, L) bool, the response's tokens.
         has_ended: (B,) bool.
         settings: of PPO.
@@ -173,15 +175,15 @@ def token_rewards(readings: Readings, mask: Tensor, has_ended: Tensor, settings:
     Returns:
         (B, L) rewards.
     """
-    scores = readings.scores
+    scores = outputs.scores
     if settings.score_clip is not None:
         scores = scores.clamp(-settings.score_clip, settings.score_clip)
     scores = scores - settings.missing_eos_penalty * ~has_ended
-    kl = kl_estimates(readings.log_probs, readings.reference_log_probs, mask, settings.kl_estimator)
+    kl = kl_estimates(outputs.log_probs, outputs.reference_log_probs, mask, settings.kl_estimator)
     in_reward = 0.0 if settings.estimator == "grpo" else kl_coefficient  # grpo has it in the loss
     rewards = shaped_rewards(scores, kl, mask, in_reward)
     if settings.reward_smoothing < 1:
-        rewards = integrated_rewards(rewards, mask, settings.reward_smoothing)
+        rewards = smoothed_rewards(rewards, mask, settings.reward_smoothing)
     return whiten(rewards, mask, keep_mean=True) if settings.whiten_rewards else rewards
 
 
@@ -212,60 +214,69 @@ def advantages_of(rewards: Tensor, values: Tensor, mask: Tensor, settings: Ppo) 
 
 
 @torch.no_grad()
-def sampled_as_trained(policy: nn.Module, responses: Sequence[Response], temperature: float) -> bool:
-    """Say whether what the policy said of its tokens while sampling is what its training pass says of them."""
+def sampler_matches_training(policy: nn.Module, responses: Sequence[Response], temperature: float) -> bool:
+    """Whether the log-probabilities of the sampler are those of the policy's training pass."""
     batch = collate([response.row for response in responses], unwrapped(policy).device)
-    trained = completion_log_probs(policy, batch, temperature)[batch.completion_mask]
-    said = torch.cat([response.log_probs for response in responses])
-    return bool((trained - said).abs().max() <= LARGEST_SAMPLING_ERROR)
+    expected = completion_log_probs(policy, batch, temperature)[batch.completion_mask]
+    sampled = torch.cat([response.log_probs for response in responses])
+    return bool((expected - sampled).abs().max() <= LARGEST_SAMPLING_ERROR)
 
 
 @torch.no_grad()
-def read_off(
-    models: Models, batch: Batch, temperature: float, groups: Sequence[Sequence[int]], said: Sequence[Response] | None
-) -> Readings:
-    """Run the models over a batch, this process over `groups` of its rows, by the same forward passes that train.
+def model_outputs(
+    models: PPOModels,
+    batch: Batch,
+    temperature: float,
+    groups: Sequence[Sequence[int]],
+    sampled: Sequence[Response] | None,
+) -> ModelOutputs:
+    """Run the models over the rows of a batch, with the forward passes of training; all ranks take part.
 
-    What the policy `said` of its tokens when it sampled them saves its own pass.
+    Args:
+        models: all on one device.
+        batch: B rows in L columns.
+        temperature: of sampling.
+        groups: row indices of each micro-batch of this rank.
+        sampled: the responses, if their log-probabilities and entropies are to be used; None: compute them.
     """
     shape = batch.input_ids.shape
     log_probs, references, entropies, values = (torch.zeros(shape, device=batch.input_ids.device) for _ in range(4))
     scores = torch.zeros(shape[0], device=batch.input_ids.device)
-    if said is not None:
-        log_probs = spread(torch.cat([each.log_probs for each in said]), batch.completion_mask)
-        told = [each.entropies for each in said if each.entropies is not None]
-        entropies = spread(torch.cat(told), batch.completion_mask)
+    if sampled is not None:
+        log_probs = spread(torch.cat([each.log_probs for each in sampled]), batch.completion_mask)
+        known = [each.entropies for each in sampled if each.entropies is not None]
+        entropies = spread(torch.cat(known), batch.completion_mask)
     for rows in groups:
         index = torch.tensor(rows, device=batch.input_ids.device)
         part = batch.take(rows)
         width = part.input_ids.shape[1]
-        states = trunk_states(models, part)
-        if said is None:
-            statistics = token_statistics(models.policy, part, temperature, states)
-            log_probs[index, :width], entropies[index, :width] = statistics.log_probs, statistics.entropies
+        states = shared_states(models, part)
+        if sampled is None:
+            tokens = token_outputs(models.policy, part, temperature, states)
+            log_probs[index, :width], entropies[index, :width] = tokens.log_probs, tokens.entropies
         with reference_policy(models) as frozen:
             references[index, :width] = completion_log_probs(frozen, part, temperature)
         if models.critic is not None:
             values[index, :width] = critic_values(models, part, states)
         if models.reward is not None:
             scores[index] = completion_scores(models.reward, part)
-    processes.add_up(references, values, scores, *(() if said is not None else (log_probs, entropies)))
-    return Readings(log_probs, references, entropies, values, scores)
+    processes.all_reduce(references, values, scores, *(() if sampled is not None else (log_probs, entropies)))
+    return ModelOutputs(log_probs, references, entropies, values, scores)
 
 
-def trunk_states(models: Models, batch: Batch) -> Tensor | None:
-    """The policy's last states (N, d) before the N completion tokens where the critic reads them too, else None."""
+def shared_states(models: PPOModels, batch: Batch) -> Tensor | None:
+    """The backbone's last states (N, d) before the N completion tokens if policy and critic share it, else None."""
     return last_states(models.policy, batch, predicting(batch)) if isinstance(models.critic, ValueHead) else None
 
 
-def critic_values(models: Models, batch: Batch, states: Tensor | None) -> Tensor:
-    """Values (B, L) the critic gives the completions: from the trunk's `states` (N, d), or by a pass of its own."""
+def critic_values(models: PPOModels, batch: Batch, states: Tensor | None) -> Tensor:
+    """Values (B, L) of the completions' tokens: from the shared `states` (N, d), else by its own forward pass."""
     assert models.critic is not None
     if states is None:
         return completion_values(models.critic, batch)
     return spread(models.critic(states), batch.completion_mask)
 
 
-def reference_policy(models: Models) -> AbstractContextManager[nn.Module]:
+def reference_policy(models: PPOModels) -> AbstractContextManager[nn.Module]:
     """Give the SFT model inside a block: the frozen copy, or the policy without its adapters."""
     return reference(models.policy) if models.reference is None else nullcontext(models.reference)

@@ -1,4 +1,4 @@
-"""The update phase of PPO: clipped steps of the policy and of the critic, several passes over one round's rollouts."""
+"""PPO's trainer: it samples rollouts, scores them, and updates policy and critic in several epochs over them."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,69 +8,94 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from tasks.learning import processes
 from tasks.learning.batches import epoch_order
 from tasks.learning.models.loading import ValueHead
-from tasks.learning.models.outputs import completion_log_probs, token_statistics
+from tasks.learning.models.outputs import completion_log_probs, token_outputs
 from tasks.learning.ppo.advantages import kl_estimates
 from tasks.learning.ppo.policy_gradient import policy_loss, value_loss
-from tasks.learning.ppo.scoring import Models, Rollouts, critic_values, judge, sampled_as_trained, trunk_states
-from tasks.learning.processes import Pass
+from tasks.learning.ppo.scoring import (
+    PPOModels,
+    Rollouts,
+    critic_values,
+    sampler_matches_training,
+    score_rollouts,
+    shared_states,
+)
+from tasks.learning.processes import MicroBatch
 from tasks.learning.sampling.engines import answer_in_shares, engine_of
 from tasks.learning.sampling.sampler import Response, stop_tokens
 from tasks.learning.seeds import seed_for
-from tasks.learning.sharding import shard, together
-from tasks.learning.training.micro_batches import Budget
-from tasks.learning.training.optimisation import adamw, check_finite, learning_rate, make_accelerator, update
+from tasks.learning.sharding import shard, unsharded
+from tasks.learning.training.micro_batches import MicroBatchLimit
+from tasks.learning.training.optimisation import (
+    LossSums,
+    adamw,
+    check_finite,
+    learning_rate,
+    make_accelerator,
+    update,
+)
 from tasks.settings.params import Params
 
 logger = logging.getLogger(__name__)
 
-TRIED_OUT = 8  # responses on which the sampler's log-probabilities are compared with the training pass
-# What the policy's losses are called in the curve, in the order of PolicyLoss.
-POLICY_FIGURES = ("policy_loss", "approx_kl", "clip_fraction", "ratio_mean", "squared_change")
-# The same while the policy stands still: every ratio is 1, and the whitened advantages have mean 0.
-UNMOVED_POLICY = {**dict.fromkeys(POLICY_FIGURES, 0.0), "ratio_mean": 1.0, "grad_norm_policy": 0.0}
+NUM_PROBES = 8  # responses on which the sampler's log-probabilities are compared with the training pass
+# Names of the policy's losses in the curve, in the order of PolicyLoss.
+POLICY_METRICS = ("policy_loss", "approx_kl", "clip_fraction", "ratio_mean", "squared_change")
+# The same while the policy is frozen: every ratio is 1, and the whitened advantages have mean 0.
+FROZEN_POLICY_METRICS = {**dict.fromkeys(POLICY_METRICS, 0.0), "ratio_mean": 1.0, "grad_norm_policy": 0.0}
 
 
-class Step(NamedTuple):
-    """What a step of the policy and one of the critic share."""
+class Minibatch(NamedTuple):
+    """One optimiser step's share of the rollouts."""
 
+    rows: list[int]  # indices of its rollouts
     iteration: int
-    token_count: int  # response tokens of the minibatch
-    kept: str  # which checkpoint there is
-    kl_coefficient: float  # of grpo, which has its KL in the loss
+    token_count: int  # response tokens over all ranks: what losses are divided by
+    kl_coefficient: float  # for grpo, which has its KL penalty in the loss
+    last_checkpoint: str  # which checkpoint is saved, as a clause for messages
 
 
-# From a part of a minibatch to "loss", whose gradient is followed, and the step's figures.
-Losses = Callable[[Rollouts, Step], dict[str, Tensor]]
+# From a micro-batch to "loss", whose gradient is taken, and the metrics of the step.
+Losses = Callable[[Rollouts, Minibatch], dict[str, Tensor]]
 
 
-class Learner:
-    """The policy and the critic with their optimisers, and the three phases of a round."""
+class PPOTrainer:
+    """Policy and critic with their optimisers, and the three phases of an iteration: sample, score, update."""
 
-    def __init__(self, models: Models, params: Params) -> None:
+    def __init__(self, models: PPOModels, params: Params) -> None:
         """Prepare to train; policy and critic have an optimiser each, AdamW with epsilon 1e-5."""
         self._models, self._settings, self._seed = models, params.ppo, params.seed
         self._rewards = params.rewards.training
-        self._runtime, self._budget = params.runtime, Budget(params.runtime.max_tokens_per_micro_batch)
+        self._runtime, self._limit = params.runtime, MicroBatchLimit(params.runtime.max_tokens_per_micro_batch)
         self._accelerator = make_accelerator(params)
         self._stops = stop_tokens(models.policy, models.tokenizer)
-        self.models_that_learn = {"policy": models.policy}
+        self.trainable_models = {"policy": models.policy}
         if models.critic is not None:
-            self.models_that_learn["critic"] = models.critic
-        for model in self.models_that_learn.values():
-            if not isinstance(model, ValueHead):  # which is small, and whole in every process
+            self.trainable_models["critic"] = models.critic
+        for model in self.trainable_models.values():
+            if not isinstance(model, ValueHead):  # which is small: every rank has all of it
                 shard(model)
         self._engine = engine_of(params.ppo.engine)
-        self._as_sampled: bool | None = None  # None: not tried out yet
+        self._as_sampled: bool | None = None  # whether the sampler's log-probabilities are used; None: not known yet
         self.optimisers: dict[str, torch.optim.Optimizer] = {
-            name: adamw(model) for name, model in self.models_that_learn.items()
+            name: adamw(model) for name, model in self.trainable_models.items()
         }
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of all models."""
+        return self._models.tokenizer
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether the estimator needs a critic."""
+        return self._models.critic is not None
+
     def sample(self, prompts: Sequence[list[int]], seed: int) -> list[Response]:
-        """Phase 1: answer the prompts with the policy as it is."""
+        """Phase 1: sample a response to each prompt from the current policy."""
         policy, settings = self._models.policy, self._settings
         ask = partial(
             self._engine,
@@ -84,19 +109,19 @@ class Learner:
         )
         return answer_in_shares(ask, policy, prompts)
 
-    def judge(
+    def score(
         self, responses: Sequence[Response], kl_coefficient: float, of_functions: Mapping[str, Tensor] | None = None
     ) -> Rollouts:
-        """Phase 2: log-probabilities, values, scores, rewards and advantages.
+        """Phase 2: log-probabilities, values, scores, rewards and advantages of the responses.
 
         The rewards that are functions have scored the responses already: `of_functions`, (B,) each, by name.
         """
         lengths = [response.row.length for response in responses]
-        as_sampled = self._is_as_sampled(responses)
+        as_sampled = self._use_sampled(responses)
 
-        def judged(passes: Sequence[Pass]) -> Rollouts:
-            with self._accelerator.autocast(), together(self._models.policy, self._models.critic):
-                return judge(
+        def scored(micro_batches: Sequence[MicroBatch]) -> Rollouts:
+            with self._accelerator.autocast(), unsharded(self._models.policy, self._models.critic):
+                return score_rollouts(
                     self._models,
                     responses,
                     self._stops,
@@ -104,79 +129,91 @@ class Learner:
                     self._rewards,
                     of_functions=of_functions or {},
                     kl_coefficient=kl_coefficient,
-                    groups=[each.items for each in passes if each.weight],
+                    groups=[each.items for each in micro_batches if each.weight],
                     as_sampled=as_sampled,
                 )
 
-        return self._budget.spend(range(len(lengths)), lengths, judged)
+        return self._limit.run(range(len(lengths)), lengths, scored)
 
-    def update(self, rollouts: Rollouts, iteration: int, kept: str, kl_coefficient: float = 0.0) -> dict[str, float]:
-        """Phase 3: learn from a round, several times over; returns the means over its optimiser steps.
+    def update(
+        self, rollouts: Rollouts, iteration: int, last_checkpoint: str, kl_coefficient: float = 0.0
+    ) -> dict[str, float]:
+        """Phase 3: take the optimiser steps of an iteration; returns the means of their metrics.
 
-        Only grpo has its KL penalty, of weight `kl_coefficient`, in the loss; the other estimators' rewards hold it.
+        Only grpo has its KL penalty, of weight `kl_coefficient`, in the loss; the others have it in the reward.
 
         Raises:
-            InputError: a loss or a gradient norm is not finite; `kept` says which checkpoint there is.
+            InputError: a loss or a gradient norm is not finite; `last_checkpoint` says which checkpoint is saved.
         """
         rate = self._rate(iteration, self._settings.learning_rate)
-        return {**averages(list(self.steps(rollouts, iteration, kept, kl_coefficient))), "learning_rate": rate}
+        return {
+            **averages(list(self.steps(rollouts, iteration, last_checkpoint, kl_coefficient))),
+            "learning_rate": rate,
+        }
 
     def steps(
-        self, rollouts: Rollouts, iteration: int, kept: str, kl_coefficient: float = 0.0
+        self, rollouts: Rollouts, iteration: int, last_checkpoint: str, kl_coefficient: float = 0.0
     ) -> Iterator[dict[str, float]]:
-        """Take the optimiser steps of a round one by one, and give the figures of each."""
+        """Take the optimiser steps of an iteration one by one, and yield the metrics of each."""
         settings, lengths = self._settings, rollouts.lengths
         seed = seed_for(self._seed, "minibatches", iteration)
         for epoch in range(settings.epochs):
             order = epoch_order(len(lengths), epoch, seed)
-            change = []
-            for minibatch in torch.tensor(order).tensor_split(settings.num_minibatches):
-                rows: list[int] = minibatch.tolist()
-                step = Step(iteration, int(rollouts.mask[minibatch].sum()), kept, kl_coefficient)
-                figures = dict(UNMOVED_POLICY)  # until it moves
-                for names, losses in self._objectives(step):
-                    figures |= self._budget.spend(rows, lengths, partial(self._descend, rollouts, step, names, losses))
-                change.append(figures["approx_kl"])
-                yield figures
-            if settings.max_update_kl is not None and fmean(change) > settings.max_update_kl:
+            approx_kls = []
+            for part in torch.tensor(order).tensor_split(settings.num_minibatches):
+                minibatch = Minibatch(
+                    part.tolist(), iteration, int(rollouts.mask[part].sum()), kl_coefficient, last_checkpoint
+                )
+                metrics = dict(FROZEN_POLICY_METRICS)  # replaced where the policy is trained
+                for names, losses in self._objectives(iteration):
+                    step = partial(self._step, rollouts, minibatch, names, losses)
+                    metrics |= self._limit.run(minibatch.rows, lengths, step)
+                approx_kls.append(metrics["approx_kl"])
+                yield metrics
+            if settings.max_update_kl is not None and fmean(approx_kls) > settings.max_update_kl:
                 return
 
-    def _objectives(self, step: Step) -> Iterator[tuple[list[str], Losses]]:
-        """Give what learns in a step: networks, and the losses whose gradient moves them."""
-        critic, is_warming_up = self._models.critic, step.iteration <= self._settings.critic_warmup
+    def _objectives(self, iteration: int) -> Iterator[tuple[list[str], Losses]]:
+        """Yield the models that a step trains together, and their losses."""
+        critic, is_warming_up = self._models.critic, iteration <= self._settings.critic_warmup
         if isinstance(critic, ValueHead):
-            yield (["critic"], self._head_losses) if is_warming_up else (["policy", "critic"], self._trunk_losses)
+            if is_warming_up:
+                yield ["critic"], self._value_head_losses
+            else:
+                yield ["policy", "critic"], self._shared_losses
             return
         if not is_warming_up:
             yield ["policy"], self._policy_losses
         if critic is not None:
             yield ["critic"], self._value_losses
 
-    def _descend(
-        self, rollouts: Rollouts, step: Step, names: Sequence[str], losses: Losses, passes: Sequence[Pass]
+    def _step(
+        self,
+        rollouts: Rollouts,
+        minibatch: Minibatch,
+        names: Sequence[str],
+        losses: Losses,
+        micro_batches: Sequence[MicroBatch],
     ) -> dict[str, float]:
-        """Take one optimiser step of some networks down the gradient of a loss; returns its figures."""
-        parts = [(rollouts.take(each.items), each.weight) for each in passes]
+        """Take one optimiser step of the named models with the gradient of a loss; returns its metrics."""
+        parts = [(rollouts.take(each.items), each.weight) for each in micro_batches]
         for name in names:
             self.optimisers[name].zero_grad()  # an attempt that ran out of memory left a part of a gradient
-        sums: dict[str, float] = {}
+        sums = LossSums(self._accelerator)
         for part, weight in parts:
-            found = losses(part, step)
-            self._accelerator.backward(weight * found["loss"])
-            for name, value in found.items():
-                sums[name] = sums.get(name, 0.0) + weight * value.item()
-        sums = processes.summed(sums)
-        loss = sums.pop("loss")
-        check_finite(step.iteration, {f"loss of the {names[0]}": loss}, step.kept)
-        return {f"grad_norm_{name}": self._move(name, step, loss) for name in names} | sums
+            sums.backward(losses(part, minibatch), weight)
+        metrics = sums.over_ranks()
+        loss = metrics.pop("loss")
+        check_finite(minibatch.iteration, {f"loss of the {names[0]}": loss}, minibatch.last_checkpoint)
+        return {f"grad_norm_{name}": self._update(name, minibatch, loss) for name in names} | metrics
 
-    def _policy_losses(self, part: Rollouts, step: Step, states: Tensor | None = None) -> dict[str, Tensor]:
+    def _policy_losses(self, part: Rollouts, minibatch: Minibatch, states: Tensor | None = None) -> dict[str, Tensor]:
         settings, policy = self._settings, self._models.policy
         bonus: Tensor | float
         with self._accelerator.autocast():
             if settings.entropy_bonus:
-                log_probs, entropies, _ = token_statistics(policy, part.batch, settings.temperature, states)
-                bonus = settings.entropy_bonus * entropies.sum() / step.token_count
+                log_probs, entropies, _ = token_outputs(policy, part.batch, settings.temperature, states)
+                bonus = settings.entropy_bonus * entropies.sum() / minibatch.token_count
             else:
                 log_probs, bonus = completion_log_probs(policy, part.batch, settings.temperature, states), 0.0
         found = policy_loss(
@@ -184,17 +221,17 @@ class Learner:
             part.log_probs,
             part.advantages,
             part.mask,
-            token_count=step.token_count,
+            token_count=minibatch.token_count,
             clip=settings.clip,
             dual_clip=settings.dual_clip,
         )
         loss = found.loss - bonus
         if settings.estimator == "grpo":
             kl = kl_estimates(log_probs, part.reference_log_probs, part.mask, settings.kl_estimator)
-            loss = loss + step.kl_coefficient * kl.sum() / step.token_count
-        return {"loss": loss, **dict(zip(POLICY_FIGURES, found, strict=True))}
+            loss = loss + minibatch.kl_coefficient * kl.sum() / minibatch.token_count
+        return {"loss": loss, **dict(zip(POLICY_METRICS, found, strict=True))}
 
-    def _value_losses(self, part: Rollouts, step: Step, states: Tensor | None = None) -> dict[str, Tensor]:
+    def _value_losses(self, part: Rollouts, minibatch: Minibatch, states: Tensor | None = None) -> dict[str, Tensor]:
         with self._accelerator.autocast():
             values = critic_values(self._models, part.batch, states)
         found = value_loss(
@@ -202,50 +239,51 @@ class Learner:
             part.values,
             part.returns,
             part.mask,
-            token_count=step.token_count,
+            token_count=minibatch.token_count,
             clip=self._settings.value_clip,
         )
         return {"loss": found.loss, "value_loss": found.loss, "value_clip_fraction": found.clip_fraction}
 
-    def _trunk_losses(self, part: Rollouts, step: Step) -> dict[str, Tensor]:
-        """The losses of policy and value head, of one pass through the trunk and with one gradient."""
+    def _shared_losses(self, part: Rollouts, minibatch: Minibatch) -> dict[str, Tensor]:
+        """The losses of policy and value head, from one forward pass through the shared backbone."""
         with self._accelerator.autocast():
-            states = trunk_states(self._models, part.batch)
-        policy, value = self._policy_losses(part, step, states), self._value_losses(part, step, states)
+            states = shared_states(self._models, part.batch)
+        policy, value = self._policy_losses(part, minibatch, states), self._value_losses(part, minibatch, states)
         return {**value, **policy, "loss": policy["loss"] + self._settings.value_weight * value["loss"]}
 
-    def _head_losses(self, part: Rollouts, step: Step) -> dict[str, Tensor]:
-        """The loss of the value head alone, as large as it is beside the policy's: the trunk stands still."""
+    def _value_head_losses(self, part: Rollouts, minibatch: Minibatch) -> dict[str, Tensor]:
+        """The loss of the value head alone, weighted as beside the policy's loss; the shared backbone is frozen."""
         with torch.no_grad(), self._accelerator.autocast():
-            states = trunk_states(self._models, part.batch)
-        value = self._value_losses(part, step, states)
+            states = shared_states(self._models, part.batch)
+        value = self._value_losses(part, minibatch, states)
         return {**value, "loss": self._settings.value_weight * value["loss"]}
 
-    def _is_as_sampled(self, responses: Sequence[Response]) -> bool:
+    def _use_sampled(self, responses: Sequence[Response]) -> bool:
+        """Whether the sampler's log-probabilities and entropies are as good as those of a forward pass."""
         if self._as_sampled is None:
-            few = responses[:TRIED_OUT]
-            with together(self._models.policy):
-                agrees = sampled_as_trained(self._models.policy, few, self._settings.temperature)
-            if not agrees:
-                logger.warning("the sampler's log-probabilities are not those of the training pass: computed anew")
-            says_all = all(response.entropies is not None for response in few)
+            probes = responses[:NUM_PROBES]
+            with unsharded(self._models.policy):
+                matches = sampler_matches_training(self._models.policy, probes, self._settings.temperature)
+            if not matches:
+                logger.warning("the sampler's log-probabilities differ from those of the training pass: recomputed")
+            has_entropies = all(response.entropies is not None for response in probes)
             # The ratio of a first step is 1 only if both its sides were computed in the same precision.
-            self._as_sampled = agrees and says_all and self._runtime.precision == "fp32"
+            self._as_sampled = matches and has_entropies and self._runtime.precision == "fp32"
         return self._as_sampled
 
-    def _move(self, name: str, step: Step, loss: float) -> float:
-        """One optimiser step; returns the norm of the gradient before clipping."""
+    def _update(self, name: str, minibatch: Minibatch, loss: float) -> float:
+        """Take an optimiser step of one model; returns the norm of the gradient before clipping."""
         settings = self._settings
         peak_rate = settings.critic_learning_rate if name == "critic" else settings.learning_rate
         return update(
             self._accelerator,
-            self.models_that_learn[name],
+            self.trainable_models[name],
             self.optimisers[name],
-            step=step.iteration,
+            step=minibatch.iteration,
             loss=loss,
-            learning_rate=self._rate(step.iteration, peak_rate),
+            learning_rate=self._rate(minibatch.iteration, peak_rate),
             max_grad_norm=settings.max_grad_norm,
-            kept=step.kept,
+            last_checkpoint=minibatch.last_checkpoint,
         )
 
     def _rate(self, iteration: int, peak: float) -> float:
@@ -253,7 +291,7 @@ class Learner:
 
 
 def averages(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Average the figures of optimiser steps, and turn the mean square of (ratio - 1) into the ratio's variance."""
+    """Average the metrics of optimiser steps, and turn the mean square of (ratio - 1) into the ratio's variance."""
     means = {name: fmean(step[name] for step in steps) for name in steps[0]}
     spread = means.pop("squared_change") - (means["ratio_mean"] - 1.0) ** 2
     return {**means, "ratio_var": max(spread, 0.0)}

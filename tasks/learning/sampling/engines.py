@@ -11,7 +11,7 @@ from tasks.learning import processes
 from tasks.learning.models.forward import unwrapped
 from tasks.learning.sampling import continuous_batching, sampler
 from tasks.learning.sampling.sampler import Response
-from tasks.learning.sharding import together
+from tasks.learning.sharding import unsharded
 
 
 class Engine(Protocol):
@@ -59,7 +59,7 @@ def answer_in_shares(
         prompts: all that are asked.
     """
     mine = sorted(processes.share(range(len(prompts)), [len(prompt) for prompt in prompts]))
-    with together(policy):
+    with unsharded(policy):
         responses = ask(numbers=mine)
     numbered = processes.gathered(list(zip(mine, responses, strict=True)), unwrapped(policy).device)
     return [response for _, response in sorted(numbered, key=itemgetter(0))]

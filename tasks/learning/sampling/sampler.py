@@ -33,7 +33,7 @@ class Response(NamedTuple):
     entropies: Tensor | None  # (n,) fp32, nats, of the distribution the token was drawn from, where the engine says
 
 
-class Drawn(NamedTuple):
+class SampledTokens(NamedTuple):
     """The next token of R responses."""
 
     tokens: Tensor  # (R,) long
@@ -230,7 +230,7 @@ def _answer_padded(
         attention_mask = torch.cat([attention_mask, torch.ones_like(input_ids, dtype=torch.bool)], dim=1)
 
 
-def sample(logits: Tensor, noise: Tensor, temperature: float) -> Drawn:
+def sample(logits: Tensor, noise: Tensor, temperature: float) -> SampledTokens:
     """Draw a token from each of R distributions.
 
     Args:
@@ -243,7 +243,7 @@ def sample(logits: Tensor, noise: Tensor, temperature: float) -> Drawn:
     """
     if temperature == 0:
         certain = logits.new_zeros(len(logits), dtype=torch.float32)
-        return Drawn(logits.argmax(dim=-1), certain, certain)
+        return SampledTokens(logits.argmax(dim=-1), certain, certain)
     log_distribution = (logits.float() / temperature).log_softmax(dim=-1)
     distribution = log_distribution.exp()
     cumulative = (distribution.double() * RESOLUTION).long().cumsum(dim=-1)
@@ -251,7 +251,7 @@ def sample(logits: Tensor, noise: Tensor, temperature: float) -> Drawn:
     tokens = torch.searchsorted(cumulative, place, right=True)[:, 0]
     tokens = tokens.clamp(max=logits.shape[-1] - 1)  # NaN has no distribution: it must show where it is measured
     log_probs = log_distribution.gather(1, tokens[:, None])[:, 0]
-    return Drawn(tokens, log_probs, torch.special.entr(distribution).sum(dim=-1))
+    return SampledTokens(tokens, log_probs, torch.special.entr(distribution).sum(dim=-1))
 
 
 def _padded_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """The last checkpoints of a stage, so that a killed run goes on where it was and ends with the same bytes.
 
-They lie outside DVC's outputs, and each holds what it follows from: one of other settings, data or models, or of what
-DVC knows to be other code, is never taken up. Each ends with a seal, by which a damaged one is known. No random state
-is stored, since everything random is a pure function of the seed and the step.
+They lie outside DVC's outputs. Each holds the fingerprint of what it follows from: training never resumes from one of
+other settings, data, models or code. Each ends with a checksum, to detect damage. No random state is saved: what is
+random is a pure function of the seed and the step.
 """
 
 import logging
@@ -21,8 +21,8 @@ from tasks.common.files import STATE, replacing
 from tasks.common.full_disk import writing
 from tasks.common.progress import request_grace
 from tasks.learning import processes
-from tasks.learning.sharding import cut_like, set_to, whole
-from tasks.learning.training.sealed_files import Sealing, is_whole
+from tasks.learning.sharding import full_tensors, set_full_value, shard_like
+from tasks.learning.training.checksums import ChecksumWriter, is_intact
 from tasks.settings.fingerprint import Origin
 from tasks.settings.params import Runtime
 
@@ -40,7 +40,7 @@ class Progress(NamedTuple):
 
 
 class Checkpoints:
-    """Saving and restoring the weights that learn and their optimisers, by name.
+    """Saving and restoring trainable weights and their optimisers, by name.
 
         with checkpoints:
             progress = checkpoints.restore()
@@ -58,54 +58,54 @@ class Checkpoints:
         models: Mapping[str, nn.Module],
         optimisers: Mapping[str, torch.optim.Optimizer],
     ) -> None:
-        """Name what is saved under a stage, and what it follows from; the settings say how often, and how many stay."""
+        """Save under a stage's name and a fingerprint; the settings say how often, and how many checkpoints stay."""
         self._folder, self._origin = STATE / "checkpoints" / stage, origin
-        self._every, self._count = runtime.checkpoint_every, runtime.max_checkpoints
-        self._models, self._optimisers = models, optimisers
-        self._now: Progress | None = None  # what the weights are the result of; None once they have moved on
-        self._kept: list[Path] = []  # of this origin, the newest last
+        self._every, self._max = runtime.checkpoint_every, runtime.max_checkpoints
+        self._models, self._optimizers = models, optimisers
+        self._now: Progress | None = None  # the step that left the weights as they are; None once they have changed
+        self._saved: list[Path] = []  # of this fingerprint, the newest last
         for optimiser in optimisers.values():
-            optimiser.register_step_pre_hook(self._move_on)
+            optimiser.register_step_pre_hook(self._outdate)
 
     def __enter__(self) -> Self:
         """Begin training."""
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: TracebackType | None) -> None:
-        """Save the last step where training is interrupted, and have the interruption tell what is kept.
+        """Save the last step if training is interrupted, and note in the exception what is saved.
 
-        Several processes would have to save together, which those that are being ended cannot.
+        Several processes would have to save at the same time, which those that are being ended cannot.
         """
         if not isinstance(error, KeyboardInterrupt | SystemExit):
             return
-        if self._every and self._now and processes.count() == 1 and self._file(self._now.step) not in self._kept:
-            signal.alarm(0)  # of whoever interrupted: a large checkpoint may take longer than winding up does
+        if self._every and self._now and processes.world_size() == 1 and self._file(self._now.step) not in self._saved:
+            signal.alarm(0)  # of the process that interrupted: a large checkpoint may take longer than it waits
             request_grace(SECONDS_TO_SAVE)
             self._write(self._now)
-        error.add_note(self.kept)
+        error.add_note(self.last_saved)
 
     def restore(self) -> Progress:
-        """Bring models and optimisers to where the last checkpoint was; without one, leave them as they are.
+        """Load the last checkpoint into models and optimisers; without one, leave them as they are.
 
-        One that is damaged, or that follows from something else, is passed over, and a warning says why.
+        One that is damaged or has another fingerprint is skipped, and a warning says why.
         """
         found = sorted(self._folder.glob("step-*.pt"))
-        unfit = [f"none of {len(found)} checkpoints in {self._folder} is whole"] if found else []
+        unfit = [f"all {len(found)} checkpoints in {self._folder} are damaged"] if found else []
         while found:
             state = _read(found[-1])
             if state:
                 difference = self._origin.differences(Origin(*state["origin"]))
                 if not difference:
-                    self._kept = found
-                    return self._take_up(state)
-                unfit.append(f"{found[-1]} is not taken up: {difference}")
+                    self._saved = found
+                    return self._load(state)
+                unfit.append(f"{found[-1]} is not used: {difference}")
             found.pop()
         if unfit:
-            _warn("%s; training begins anew", unfit[:2][-1])  # the newest that is whole, where one is
+            _warn("%s; training starts from the beginning", unfit[:2][-1])  # the newest that is intact, if one is
         return Progress()
 
     def save(self, progress: Progress, *, final: bool = False) -> None:
-        """Note that a step is done, and save it if it is one of every so many, or the final one."""
+        """Remember that a step is done, and save it if a checkpoint is due or it is the final one."""
         self._now = progress
         if self._every and (final or progress.step % self._every == 0):
             self._write(progress)
@@ -115,17 +115,17 @@ class Checkpoints:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
-    def kept(self) -> str:
-        """Say which checkpoint is kept, and where."""
-        if not self._kept:
+    def last_saved(self) -> str:
+        """Say which checkpoint is the last good one, and where it lies."""
+        if not self._saved:
             return "no checkpoint had been saved yet"
-        step = int(self._kept[-1].stem.removeprefix("step-"))
-        return f"the last good checkpoint, of step {step}, is kept in {self._kept[-1]}"
+        step = int(self._saved[-1].stem.removeprefix("step-"))
+        return f"the last good checkpoint, of step {step}, lies in {self._saved[-1]}"
 
-    def _take_up(self, state: Mapping[str, Any]) -> Progress:
+    def _load(self, state: Mapping[str, Any]) -> Progress:
         for name, model in self._models.items():
             _load_trainable(model, state["models"][name])
-        for name, optimiser in self._optimisers.items():
+        for name, optimiser in self._optimizers.items():
             _load_optimiser(optimiser, state["optimisers"][name])
         self._now = Progress(state["step"], state["rows"], state["extra"])
         return self._now
@@ -138,37 +138,37 @@ class Checkpoints:
             "rows": [dict(row) for row in progress.rows],
             "extra": dict(progress.extra),
             "models": {name: _weights(model) for name, model in self._models.items()},
-            "optimisers": {name: whole(optimiser.state_dict()) for name, optimiser in self._optimisers.items()},
+            "optimisers": {name: full_tensors(optimiser.state_dict()) for name, optimiser in self._optimizers.items()},
         }
-        if processes.is_first():
+        if processes.is_main():
             with replacing(file) as draft, writing(file), draft.open("wb") as opened:
-                sealing = Sealing(opened, _name(file))
-                torch.save(state, cast("IO[bytes]", sealing))
-                sealing.seal()
-        self._kept = [*(each for each in self._kept if each != file), file][-self._count :]
-        if processes.is_first():
+                checksummed = ChecksumWriter(opened, _name(file))
+                torch.save(state, cast("IO[bytes]", checksummed))
+                checksummed.end()
+        self._saved = [*(each for each in self._saved if each != file), file][-self._max :]
+        if processes.is_main():
             self._drop_others()
 
     def _file(self, step: int) -> Path:
         return self._folder / f"step-{step:08}.pt"
 
     def _drop_others(self) -> None:
-        """Drop older checkpoints, those of another origin and what killed runs left half written."""
-        for found in set(self._folder.iterdir()) - set(self._kept):
+        """Delete older checkpoints, those of another fingerprint and what killed runs left half written."""
+        for found in set(self._folder.iterdir()) - set(self._saved):
             if found.is_dir():
                 shutil.rmtree(found)
             else:
                 found.unlink()
 
-    def _move_on(self, *_: object) -> None:
-        """Note that an optimiser is about to move the weights."""
+    def _outdate(self, *_: object) -> None:
+        """Remember that an optimiser is about to change the weights."""
         self._now = None
 
 
 def _read(file: Path) -> dict[str, Any] | None:
     """Give what a checkpoint holds, or None, with a warning, where it is damaged."""
-    if not is_whole(file, _name(file)):
-        _warn("%s is damaged (its seal does not fit) and is passed over", file)
+    if not is_intact(file, _name(file)):
+        _warn("%s is damaged (its checksum does not match) and is skipped", file)
         return None
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
@@ -178,23 +178,23 @@ def _read(file: Path) -> dict[str, Any] | None:
     except Exception as error:  # a damaged archive raises whatever its first broken byte leads to
         if is_out_of_memory(error):
             raise
-        _warn("%s is damaged (%s) and is passed over", file, type(error).__name__)
+        _warn("%s is damaged (%s) and is skipped", file, type(error).__name__)
         return None
     return state
 
 
 def _name(file: Path) -> str:
-    """Stage and step: another's checkpoint in its place is not it."""
+    """Stage and step, so that another checkpoint under this name is not taken for it."""
     return f"{file.parent.name}/{file.name}"
 
 
-def _warn(message: str, *words: object) -> None:
-    if processes.is_first():
-        logger.warning(message, *words)
+def _warn(message: str, *arguments: object) -> None:
+    if processes.is_main():
+        logger.warning(message, *arguments)
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: weight.detach() for name, weight in whole(_trainable(model)).items()}
+    return {name: weight.detach() for name, weight in full_tensors(_trainable(model)).items()}
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -203,7 +203,7 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def _load_trainable(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
     for name, weight in _trainable(model).items():
-        set_to(weight, saved[name])
+        set_full_value(weight, saved[name])
 
 
 def _load_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
@@ -211,4 +211,4 @@ def _load_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> 
     for weight, moments in optimiser.state.items():
         for name, moment in moments.items():
             if moment.shape == weight.shape:  # not the count of steps
-                moments[name] = cut_like(moment, weight)
+                moments[name] = shard_like(moment, weight)

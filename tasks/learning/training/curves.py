@@ -1,4 +1,4 @@
-"""What a trainer says of its steps: a row a step to MLflow, to a progress bar and, at the end, to a file."""
+"""The curve of a training: a row per step to MLflow, to a progress bar and, at the end, to a file."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,17 +18,17 @@ class Log(Protocol):
     """Where the metrics of steps go besides the curve's file."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Note the metrics of a step."""
+        """Log the metrics of a step."""
 
 
 class Run(Log, Protocol):
-    """Where all figures of a trainer go besides its files; a run in MLflow is one."""
+    """Where all metrics of a trainer go besides its files; a run in MLflow is one."""
 
     def summary(self, metrics: Mapping[str, Any]) -> None:
-        """Note the final figures."""
+        """Log the final metrics."""
 
     def model(self, folder: Path) -> None:
-        """Note the model that was written."""
+        """Log the model that was written."""
 
 
 class Curve:
@@ -67,11 +67,11 @@ def publish(
     curve: Curve,
     run: Run,
 ) -> None:
-    """Write what a trainer leaves: models/<stage>, curves/<stage>.csv and metrics/<stage>.json; and tell the run.
+    """Write models/<stage>, curves/<stage>.csv and metrics/<stage>.json, and log them to the run.
 
-    Of several processes that trained together the first does it.
+    Only the main process does.
     """
-    if not processes.is_first():
+    if not processes.is_main():
         return
     save_model(model, tokenizer, MODELS / stage)
     curve.write(CURVES / f"{stage}.csv")

@@ -1,7 +1,7 @@
-"""Marks along a policy's training: at each it answers the same prompts, so that `evaluate` can judge how it changed.
+"""Evaluation points along training: the policy answers the same prompts at each; `evaluate` scores the answers.
 
-Answers are kept, not weights. Nothing is judged here: a policy must not know the held-out judge. Nor is KL measured:
-log-probabilities under the policy of a mark are gone with it and so are kept, those under SFT can be had at any time.
+Answers are saved, not weights. They are not scored here: the policy must not learn of the held-out reward model. Their
+log-probabilities under the policy of that step are saved with them; those under SFT can be computed at any time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,14 +21,14 @@ from tasks.learning.sampling.sampler import generate
 from tasks.learning.training.optimisation import check_finite
 from tasks.settings.params import Dpo, Params, Ppo
 
-PROMPTS = 128  # at most: with as many, a judge's win rate of .37 or .63 is told from a half
+PROMPTS = 128  # at most: enough to tell a win rate of .37 or .63 from a half
 
 
-class Marks:
-    """The marks of one run of training, and what was answered at each.
+class EvaluationPoints:
+    """The evaluation points of one training, and the answers at each; a callback of the training loop.
 
-    A mark is visited when the step behind it is to begin. So the checkpoint of its own step need not hold its answers:
-    a run that goes on from there answers first, with the same weights.
+    The answers of a step are sampled before the next one begins, so the checkpoint of that step does not hold them: a
+    run that resumes from it samples them first, from the same weights.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class Marks:
         """Choose and encode the prompts: the first by id, a content hash, so that the choice is stable.
 
         Args:
-            policy: it is asked as it is at each mark.
+            policy: answers with its current weights.
             tokenizer: its tokenizer.
             prompts: of which `PROMPTS` are answered.
-            settings: of the method: how many marks, the longest answer, and PPO's temperature.
+            settings: of the method: number of evaluation points, longest answer, PPO's temperature.
             params: seed and runtime.
 
         Raises:
@@ -54,52 +54,51 @@ class Marks:
         chosen = sorted(prompts, key=lambda prompt: prompt.id)[:PROMPTS]
         self._policy, self._tokenizer, self._settings = policy, tokenizer, settings
         self._ids = [prompt.id for prompt in chosen]
-        self._asked = encode_prompts(tokenizer, chosen, context_length(policy), settings.max_new_tokens)
+        self._prompts = encode_prompts(tokenizer, chosen, context_length(policy), settings.max_new_tokens)
         self._seed, self._max_concurrent = params.seed, params.runtime.max_concurrent_sequences
         self._temperature = settings.temperature if isinstance(settings, Ppo) else 1.0
         self.answers: list[Answer] = []
 
-    def restore(self, extra: Mapping[str, Any]) -> None:
-        """Take back the answers that a checkpoint holds, where it holds some."""
-        self.answers = [Answer(**row) for row in extra.get("answers", ())]
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back the answers of a checkpoint, if it holds some."""
+        self.answers = [Answer(**row) for row in state.get("answers", ())]
 
     @property
-    def extra(self) -> dict[str, list[dict[str, Any]]]:
-        """What a checkpoint is to hold of the marks."""
+    def state(self) -> dict[str, list[dict[str, Any]]]:
+        """What a checkpoint saves: the answers so far."""
         return {"answers": [each._asdict() for each in self.answers]}
 
-    def visit(self, step: int, steps: int) -> None:
-        """Answer after so many of all steps, if that is a mark and has not been answered; all processes take part.
+    def at_step(self, step: int, num_steps: int) -> None:
+        """Answer the prompts if `step` is an evaluation point without answers; all ranks take part.
 
         Raises:
             InputError: the policy no longer gives probabilities.
         """
-        if step not in places(steps, self._settings.evaluation_points) or any(
-            each.step == step for each in self.answers
-        ):
+        points = evaluation_steps(num_steps, self._settings.evaluation_points)
+        if step not in points or any(each.step == step for each in self.answers):
             return
-        ask = partial(
+        sample = partial(
             generate,
             self._policy,
             self._tokenizer,
-            self._asked,
+            self._prompts,
             max_new_tokens=self._settings.max_new_tokens,
             temperature=self._temperature,
             seed=self._seed,
             max_concurrent_sequences=self._max_concurrent,
         )
-        responses = answer_in_shares(ask, self._policy, self._asked)
-        for prompt_id, said in zip(self._ids, responses, strict=True):
-            logp: float = said.log_probs.double().sum().item()
+        responses = answer_in_shares(sample, self._policy, self._prompts)
+        for prompt_id, response in zip(self._ids, responses, strict=True):
+            logp: float = response.log_probs.double().sum().item()
             check_finite(step, {"log-probability of an answer": logp}, "the policy has diverged")
-            self.answers.append(Answer(step, prompt_id, said.row.completion, logp, self._temperature))
+            self.answers.append(Answer(step, prompt_id, response.row.completion, logp, self._temperature))
 
     def write(self, stage: str) -> None:
-        """Write the answers; of several processes the first does it."""
-        if processes.is_first():
+        """Write the answers; only the main process does."""
+        if processes.is_main():
             write_answers(stage, self.answers)
 
 
-def places(steps: int, marks: int) -> set[int]:
-    """After which steps the marks lie: evenly, behind one at the beginning, the last at the end."""
-    return {round(steps * part / marks) for part in range(marks + 1)}
+def evaluation_steps(num_steps: int, num_points: int) -> set[int]:
+    """After which steps the evaluation points lie: evenly spaced, one before the first step, one after the last."""
+    return {round(num_steps * part / num_points) for part in range(num_points + 1)}

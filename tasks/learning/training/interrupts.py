@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM put off while weights move."""
+"""Ctrl-C and SIGTERM delayed while weights change."""
 
 import signal
 import threading
@@ -10,19 +10,19 @@ from tasks.learning import processes
 
 
 @contextmanager
-def put_off() -> Iterator[None]:
+def delayed_interrupts() -> Iterator[None]:
     """Keep a step whole: Ctrl-C and SIGTERM take effect at the end of the block, but a second Ctrl-C at once."""
-    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
         yield
         return
     came: list[int] = []
 
-    def note(number: int, _frame: FrameType | None) -> None:
+    def remember(number: int, _frame: FrameType | None) -> None:
         came.append(number)
-        if number == signal.SIGINT and processes.count() == 1:  # a launcher sends a second one by itself
+        if number == signal.SIGINT and processes.world_size() == 1:  # a launcher sends a second one by itself
             signal.signal(number, signal.SIG_DFL)
 
-    earlier = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    earlier = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Out of memory: a step is tried again with fewer tokens in a pass, which changes the result by rounding only."""
+"""Out of memory: a step is tried again with smaller micro-batches, which changes the result by rounding only."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -6,49 +6,57 @@ from typing import TypeVar
 
 from tasks.common.errors import InputError, is_out_of_memory
 from tasks.learning import processes
-from tasks.learning.processes import Pass
+from tasks.learning.processes import MicroBatch
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 
-class Budget:
-    """The tokens of one forward and backward pass: those of the settings, halved whenever memory does not suffice."""
+class MicroBatchLimit:
+    """Most tokens in a micro-batch: at first that of the settings, halved whenever memory does not suffice."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
 
-    def halve(self, passes: Sequence[Pass]) -> None:
-        """Make the next attempt a smaller one than that of the `passes` that failed.
+    def halve(self, failed: Sequence[MicroBatch]) -> None:
+        """Lower the limit for the next attempt; `failed` are the micro-batches of the one that ran out of memory.
 
         Raises:
-            InputError: every pass held one item only, or other processes wait for this one within the pass.
+            InputError: each held one item only, or other ranks wait for this one inside a forward pass (FSDP).
         """
-        if processes.are_sharding():
+        if processes.uses_fsdp():
             raise InputError(
-                "out of memory on one of several processes that share weights: lower runtime.max_tokens_per_micro_batch"
+                "out of memory on one of several processes that shard the weights: "
+                "lower runtime.max_tokens_per_micro_batch"
             )
-        if max(len(each.items) for each in passes) == 1:
+        if max(len(each.items) for each in failed) == 1:
             cure = "lower validate.max_tokens, train adapters (lora.rank), or take a smaller base model"
-            raise InputError(f"out of memory with a single row in a pass: {cure}")
+            raise InputError(f"out of memory with a single row in a micro-batch: {cure}")
         self.tokens //= 2
         logger.warning(
-            "out of memory: going on with %d tokens in a micro-batch (runtime.max_tokens_per_micro_batch)", self.tokens
+            "out of memory: continuing with %d tokens in a micro-batch (runtime.max_tokens_per_micro_batch)",
+            self.tokens,
         )
 
-    def spend(self, items: Sequence[int], lengths: Sequence[int], work: Callable[[Sequence[Pass]], Result]) -> Result:
-        """Do this process's share of some work in passes, again from its beginning where memory does not suffice.
+    def split(self, items: Sequence[int], lengths: Sequence[int]) -> list[MicroBatch]:
+        """Split this rank's share of some items, of which `lengths` gives the tokens, into micro-batches."""
+        return processes.micro_batches_of_rank(items, lengths, self.tokens)
+
+    def run(
+        self, items: Sequence[int], lengths: Sequence[int], work: Callable[[Sequence[MicroBatch]], Result]
+    ) -> Result:
+        """Do this rank's share of some work, again from its beginning where memory does not suffice.
 
         Args:
-            items: what all processes work on.
+            items: of all ranks.
             lengths: tokens of each item there is.
-            work: called with the passes; what it leaves behind when it fails must not matter.
+            work: called with the micro-batches; a failed call must leave nothing behind that matters.
         """
         while True:
-            passes = processes.passes(items, lengths, self.tokens)
+            micro_batches = self.split(items, lengths)
             try:
-                return work(passes)
+                return work(micro_batches)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-            self.halve(passes)
+            self.halve(micro_batches)

@@ -1,16 +1,16 @@
-"""One step of optimisation: learning rate, clipped gradient, and a halt before a NaN can reach the weights."""
+"""One optimiser step: summed losses, learning rate, clipped gradient, and a stop before a NaN reaches the weights."""
 
 import math
 from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from tasks.common.errors import InputError, is_out_of_memory
 from tasks.learning import processes
 from tasks.learning.models.loading import device_of
-from tasks.learning.sharding import is_cut, whole
+from tasks.learning.sharding import full_tensors, is_sharded
 from tasks.settings.choices import Schedule
 from tasks.settings.params import Params
 
@@ -22,7 +22,7 @@ def make_accelerator(params: Params) -> Accelerator:
 
 
 def adamw(model: nn.Module, *, weight_decay: float = 0.0, epsilon: float = 1e-5) -> torch.optim.Optimizer:
-    """AdamW with betas 0.9 and 0.999 over the weights that learn; vectors (biases, norms) do not decay.
+    """AdamW with betas 0.9 and 0.999 over the trainable weights; vectors (biases, norms) do not decay.
 
     Source: Loshchilov and Hutter 2019; the epsilon of 1e-5 is that of Huang et al. 2024 for RLHF.
     """
@@ -53,21 +53,40 @@ def learning_rate(step: int, steps: int, peak: float, schedule: Schedule, warmup
             return peak
 
 
-def check_finite(step: int, figures: Mapping[str, float], kept: str) -> None:
-    """Stop training where a loss or a gradient norm is no longer a number.
+class LossSums:
+    """The gradient and the metrics of a step, summed over its micro-batches."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        """Begin at zero; the gradients of the weights must be zero too."""
+        self._accelerator = accelerator
+        self._sums: dict[str, float] = {}
+
+    def backward(self, losses: Mapping[str, Tensor], weight: float) -> None:
+        """Add the gradient of losses["loss"] and the values of all entries, times the micro-batch's weight."""
+        self._accelerator.backward(weight * losses["loss"])
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + weight * value.item()
+
+    def over_ranks(self) -> dict[str, float]:
+        """Give the metrics, summed over all ranks too."""
+        return processes.summed(self._sums)
+
+
+def check_finite(step: int, metrics: Mapping[str, float], last_checkpoint: str) -> None:
+    """Stop training where a loss or a gradient norm is not finite.
 
     Args:
-        step: the step, counted from 1.
-        figures: what is looked at, by name.
-        kept: which checkpoint is kept and where, as a clause.
+        step: from 1.
+        metrics: what is checked, by name.
+        last_checkpoint: which checkpoint is saved and where, as a clause.
 
     Raises:
-        InputError: naming the step, the first figure that is NaN or infinite, the checkpoint and the cure.
+        InputError: naming the step, the first metric that is NaN or infinite, the checkpoint and the cure.
     """
-    for name, value in figures.items():
+    for name, value in metrics.items():
         if not math.isfinite(value):
             cure = "lower the learning rate or max_grad_norm in params.yaml, or look for broken rows"
-            raise InputError(f"training stopped at step {step}: the {name} is {value}; {kept}; {cure}")
+            raise InputError(f"training stopped at step {step}: the {name} is {value}; {last_checkpoint}; {cure}")
 
 
 def update(
@@ -79,20 +98,20 @@ def update(
     loss: float,
     learning_rate: float,
     max_grad_norm: float,
-    kept: str,
+    last_checkpoint: str,
 ) -> float:
     """Clip the accumulated gradient, check it, take one step with it and clear it; returns its norm before clipping.
 
     Raises:
         InputError: loss or gradient norm is not finite; the weights have not been touched. Or memory does not suffice
-            for the step, which cannot be tried again: a part of it may be taken, and other processes are past it.
+            for the step, which cannot be tried again: a part of it may be taken, and other ranks are past it.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    processes.add_gradients(
-        weight for weight in weights if not is_cut(weight)
+    processes.all_reduce_gradients(
+        weight for weight in weights if not is_sharded(weight)
     )  # shards were summed in the backward pass
-    norm = float(whole({"norm": accelerator.clip_grad_norm_(weights, max_grad_norm)})["norm"])
-    check_finite(step, {"loss": loss, "gradient norm": norm}, kept)
+    norm = float(full_tensors({"norm": accelerator.clip_grad_norm_(weights, max_grad_norm)})["norm"])
+    check_finite(step, {"loss": loss, "gradient norm": norm}, last_checkpoint)
     for group in optimiser.param_groups:
         group["lr"] = learning_rate
     try:
@@ -100,7 +119,7 @@ def update(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        cure = "train adapters (lora.rank), or share its state out (infra/accelerate/fsdp.yaml)"
-        raise InputError(f"out of memory in the optimiser's step {step}; {kept}; {cure}") from error
+        cure = "train adapters (lora.rank), or shard its state (infra/accelerate/fsdp.yaml)"
+        raise InputError(f"out of memory in optimiser step {step}; {last_checkpoint}; {cure}") from error
     optimiser.zero_grad()
     return norm

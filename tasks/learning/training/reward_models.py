@@ -16,8 +16,8 @@ from tasks.data.encoding.tokens import EncodedPair, load_tokenizer
 from tasks.data.records import Preference, Record, Split, read_records
 from tasks.data.splits import root_id
 from tasks.learning import processes
-from tasks.learning.batches import Batch, collate_pairs, micro_batches, pair_batches, row_batches
-from tasks.learning.maths.calibration import ScoredPair, accuracy_by, reward_figures
+from tasks.learning.batches import Batch, collate_pairs, micro_batches, pair_batches, require_rows, row_batches
+from tasks.learning.maths.calibration import ScoredPair, accuracy_by, reward_metrics
 from tasks.learning.maths.pairs import PairValues, reward_loss
 from tasks.learning.models.forward import unwrapped
 from tasks.learning.models.loading import (
@@ -29,9 +29,9 @@ from tasks.learning.models.loading import (
     with_adapters,
 )
 from tasks.learning.models.outputs import completion_scores
-from tasks.learning.sharding import assembled
+from tasks.learning.sharding import full_model
 from tasks.learning.training.curves import Run, publish
-from tasks.learning.training.supervised import Fit, require_rows
+from tasks.learning.training.supervised import SupervisedTrainer
 from tasks.settings.fingerprint import Origin, content_origin
 from tasks.settings.params import Params, Reward
 
@@ -43,15 +43,15 @@ NOTE, NOTHING_TRAINED = "NOTE.txt", "No reward model was trained"
 logger = logging.getLogger(__name__)
 
 
-class Judged(NamedTuple):
-    """Where a pair comes from: what the model knows of some it may not know of others."""
+class PairSource(NamedTuple):
+    """Where a pair comes from: a model may be good on the pairs of one source or annotator and not on others."""
 
     conversation: str  # whose pairs are not independent
     source: str
     choices: list[tuple[str, bool]]  # who chose, and whether it was the answer that the record has as chosen
 
 
-def fit_reward_model(
+def train_reward_model(
     stage: str,
     params: Params,
     settings: Reward,
@@ -85,40 +85,40 @@ def fit_reward_model(
 
     pairs = pairs_of(learned_from)
     held_out, test = pair_batches(pairs_of(watched), tokens, device), pairs_of("test")
-    judged = judgements("test")
+    sources = pair_sources("test")
     demonstrations = encoded_demonstrations(VALIDATED, "validation", tokenizer, context)
     answers = require_rows(demonstrations, DEMONSTRATIONS, "validation")
     origin = origin or content_origin(stage, params, [*INPUTS, SFT])
     with tracked as run:
         lengths = (2 * pairs.lengths).tolist()
-        fit = Fit(stage, origin, model, lengths, params=params, settings=settings, run=run)
+        trainer = SupervisedTrainer(stage, origin, model, lengths, params=params, settings=settings, run=run)
         before = held_out_loss(model, held_out, settings, f"{stage}: held-out pairs before")
-        train(fit, model, pairs, settings)
-        model = merged(assembled(model))
+        reward_training_loop(trainer, model, pairs, settings)
+        model = merged(full_model(model))
         after = held_out_loss(model, held_out, settings, f"{stage}: held-out pairs after")
         raw = scored_pairs(model, test, tokens, f"{stage}: test pairs")  # raw scores: their margins are the log-odds
-        scored = [pair._replace(prompt=each.conversation) for pair, each in zip(raw, judged, strict=True)]
-        fit.check({"held-out loss": after, "held-out margin": statistics.fmean(pair.margin for pair in scored)})
+        scored = [pair._replace(prompt=each.conversation) for pair, each in zip(raw, sources, strict=True)]
+        trainer.check({"held-out loss": after, "held-out margin": statistics.fmean(pair.margin for pair in scored)})
         normalisation = standardise(model, row_batches(answers, tokens, device))
         metrics = {
             "pairs": len(pairs),
             "tokens": int(pairs.counts[:, 1:].sum()),
-            **fit.summary(),
+            **trainer.summary(),
             watched: {"loss": {"before": before, "after": after}},
-            **reward_figures(scored),
-            **accuracies(scored, judged),
+            **reward_metrics(scored),
+            **accuracies(scored, sources),
             "normalisation": normalisation,
         }
-        publish(stage, model, tokenizer, metrics=metrics, curve=fit.curve, run=run)
-    fit.finish()
+        publish(stage, model, tokenizer, metrics=metrics, curve=trainer.curve, run=run)
+    trainer.finish()
 
 
 def leave_untrained(stage: str, tracked: AbstractContextManager[Run]) -> None:
-    """Write what a stage leaves where no reward model is wanted: a note in the model's place, no figures, no steps."""
+    """Write what a stage leaves if no reward model is needed: a note instead of the model, no metrics, no steps."""
     note = f"{NOTHING_TRAINED}: rewards.training in params.yaml names functions only."
     logger.warning("%s: %s", stage, note)
     with tracked as run:
-        if not processes.is_first():
+        if not processes.is_main():
             return
         with replacing(MODELS / stage) as draft:
             draft.mkdir()
@@ -129,22 +129,23 @@ def leave_untrained(stage: str, tracked: AbstractContextManager[Run]) -> None:
         run.summary(metrics)
 
 
-def train(fit: Fit, model: nn.Module, pairs: Sequence[EncodedPair], settings: Reward) -> None:
+def reward_training_loop(
+    trainer: SupervisedTrainer, model: nn.Module, pairs: Sequence[EncodedPair], settings: Reward
+) -> None:
     """Minimise the Bradley-Terry loss, averaged over the pairs of a step."""
-    for step, items, groups in fit.steps():
-        pair_count = len(items)
-        with fit.attempt(step):
-            for indices in groups:
-                batch = collate_pairs([pairs[index] for index in indices], unwrapped(model).device)
-                with fit.autocast():
+    for step in trainer.steps():
+        pair_count = len(step.items)
+        with step.attempt():
+            for micro_batch in step.micro_batches:
+                batch = collate_pairs([pairs[index] for index in micro_batch.items], unwrapped(model).device)
+                with trainer.autocast():
                     scores = pair_scores(model, batch)
-                fit.backward(
-                    {
-                        "loss": loss_of(scores, pair_count, settings),
-                        "accuracy": (scores.margins > 0).sum() / pair_count,
-                        "margin": scores.margins.sum() / pair_count,
-                    }
-                )
+                losses = {
+                    "loss": loss_of(scores, pair_count, settings),
+                    "accuracy": (scores.margins > 0).sum() / pair_count,
+                    "margin": scores.margins.sum() / pair_count,
+                }
+                step.backward(micro_batch, losses)
 
 
 def pair_scores(model: nn.Module, batch: Batch) -> PairValues:
@@ -176,13 +177,13 @@ def held_out_loss(model: nn.Module, batches: Sequence[Batch], settings: Reward, 
 
 @torch.no_grad()
 def scored_pairs(model: nn.Module, pairs: EncodedRows[EncodedPair], tokens: int, title: str) -> list[ScoredPair]:
-    """Score every pair, in fp32 and in passes of at most `tokens` tokens; the scores are in the order of the pairs.
+    """Score every pair in fp32, in micro-batches of at most `tokens` tokens; the result has the order of the pairs.
 
     `title` names the progress bar.
     """
     scored: dict[int, ScoredPair] = {}
-    passes = list(micro_batches(range(len(pairs)), (2 * pairs.lengths).tolist(), tokens))
-    for indices in along(passes, title, "batch"):
+    groups = list(micro_batches(range(len(pairs)), (2 * pairs.lengths).tolist(), tokens))
+    for indices in along(groups, title, "batch"):
         batch = collate_pairs([pairs[index] for index in indices], unwrapped(model).device)
         lengths = batch.completion_mask.sum(dim=1).chunk(2)
         columns = [values.tolist() for values in (*pair_scores(model, batch), *lengths)]
@@ -190,12 +191,12 @@ def scored_pairs(model: nn.Module, pairs: EncodedRows[EncodedPair], tokens: int,
     return [scored[index] for index in range(len(pairs))]
 
 
-def judgements(split: Split) -> list[Judged]:
+def pair_sources(split: Split) -> list[PairSource]:
     """Say of every pair of a split where it comes from and who chose which answer, in the order of the pairs."""
-    return [_judged(record) for record in read_records(VALIDATED, "preferences", split)]
+    return [_pair_source(record) for record in read_records(VALIDATED, "preferences", split)]
 
 
-def _judged(record: Record) -> Judged:
+def _pair_source(record: Record) -> PairSource:
     assert isinstance(record, Preference)
     alone = [] if record.annotator is None else [(record.annotator, True)]
     voted = [
@@ -203,16 +204,16 @@ def _judged(record: Record) -> Judged:
         for vote in record.votes or []
         if vote["counted"] and vote["choice"] != "tie"
     ]
-    return Judged(root_id(record.prompt), record.source, alone + voted)
+    return PairSource(root_id(record.prompt), record.source, alone + voted)
 
 
-def accuracies(scored: Sequence[ScoredPair], judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
+def accuracies(scored: Sequence[ScoredPair], sources: Sequence[PairSource]) -> dict[str, dict[str, Any]]:
     """Accuracy by source, and by annotator on that annotator's own votes, whatever most others chose."""
     by_source: dict[str, list[ScoredPair]] = {}
     by_annotator: dict[str, list[ScoredPair]] = {}
-    for pair, origin in zip(scored, judged, strict=True):
-        by_source.setdefault(origin.source, []).append(pair)
-        for annotator, agrees in origin.choices:
+    for pair, source in zip(scored, sources, strict=True):
+        by_source.setdefault(source.source, []).append(pair)
+        for annotator, agrees in source.choices:
             by_annotator.setdefault(annotator, []).append(pair if agrees else pair.swapped)
     return {"accuracy_by_source": accuracy_by(by_source), "accuracy_by_annotator": accuracy_by(by_annotator)}
 

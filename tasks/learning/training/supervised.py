@@ -1,64 +1,35 @@
-"""What sft, reward and dpo share around their losses: rows, their order, the update, the curve, the checkpoints."""
+"""The training loop of sft, the reward models and dpo: they supply the losses, it does the rest."""
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from tasks.common.errors import InputError, is_out_of_memory
-from tasks.learning import processes
+from tasks.common.errors import is_out_of_memory
 from tasks.learning.batches import steps_in, training_batches
-from tasks.learning.processes import Pass
+from tasks.learning.processes import MicroBatch
 from tasks.learning.sharding import shard
-from tasks.learning.training.checkpoints import Checkpoints, Progress
+from tasks.learning.training.checkpoints import Checkpoints
 from tasks.learning.training.curves import Curve, Run
-from tasks.learning.training.interrupts import put_off
-from tasks.learning.training.micro_batches import Budget
-from tasks.learning.training.optimisation import adamw, check_finite, learning_rate, make_accelerator, update
+from tasks.learning.training.interrupts import delayed_interrupts
+from tasks.learning.training.loop import StepCallback, TrainingLoop
+from tasks.learning.training.micro_batches import MicroBatchLimit
+from tasks.learning.training.optimisation import LossSums, adamw, learning_rate, make_accelerator, update
 from tasks.settings.fingerprint import Origin
 from tasks.settings.params import Params, Training
 
-Rows = TypeVar("Rows", bound=Sized)
 
+class SupervisedTrainer:
+    """Trains a model on rows or pairs in shuffled epochs, from the last checkpoint on.
 
-def require_rows(rows: Rows, file: Path, split: str) -> Rows:
-    """Give the rows back.
+        for step in trainer.steps():
+            with step.attempt():
+                for micro_batch in step.micro_batches:
+                    with trainer.autocast():
+                        loss = loss_of(micro_batch.items) / len(step.items)
+                    step.backward(micro_batch, {"loss": loss})
 
-    Raises:
-        InputError: there are none.
-    """
-    if not rows:
-        cure = "give more rows, or raise its share in params.yaml, prepare.split"
-        raise InputError(f"{file} has no row in the {split} split: {cure}")
-    return rows
-
-
-class Visitor(Protocol):
-    """Looks at the model between steps, and has something to carry in the checkpoints."""
-
-    @property
-    def extra(self) -> Mapping[str, Any]:
-        """What a checkpoint is to hold of it."""
-
-    def restore(self, extra: Mapping[str, Any]) -> None:
-        """Take that back."""
-
-    def visit(self, step: int, steps: int) -> None:
-        """Look at the model after so many of all steps."""
-
-
-class Fit:
-    """One run of a supervised trainer: its steps, from where a checkpoint stopped, and what is done at each.
-
-        for step, items, groups in fit.steps():
-            with fit.attempt(step):
-                for indices in groups:
-                    fit.backward({"loss": loss_of(indices)})
-
-    `items` are those of the whole step, whose count losses are divided by; `groups` those that this process works on.
-    It knows nothing of losses and calls nothing back. A step that runs out of memory comes again, in smaller groups.
+    The loop yields; the caller computes losses. Between steps the callback is called, if there is one.
     """
 
     def __init__(
@@ -72,132 +43,162 @@ class Fit:
         settings: Training,
         run: Run,
         epsilon: float = 1e-5,
-        visitor: Visitor | None = None,
+        callback: StepCallback | None = None,
     ) -> None:
         """Prepare to train.
 
         Args:
             stage: names checkpoints and progress bar.
-            origin: what the stage's result follows from.
-            model: its trainable weights are optimised; sharded, where that was asked for.
+            origin: fingerprint of what the stage's result follows from.
+            model: its trainable weights are optimised; sharded under FSDP.
             lengths: tokens of each item of the training data: a row, or a pair of rows, each as long as the longer.
             params: seed and runtime.
             settings: epochs, batch size, learning rate and so on.
             run: where the curve goes besides its file.
             epsilon: AdamW's.
-            visitor: comes before every step and after the last.
+            callback: called before every step and after the last.
         """
         shard(model)
-        self._stage, self._model, self._lengths, self._settings, self._run = stage, model, lengths, settings, run
-        self._seed, self._visitor = params.seed, visitor
-        self._budget = Budget(params.runtime.max_tokens_per_micro_batch)
+        self._model, self._lengths, self._settings, self._seed = model, lengths, settings, params.seed
+        self._limit = MicroBatchLimit(params.runtime.max_tokens_per_micro_batch)
         self._accelerator = make_accelerator(params)
         self._optimiser = adamw(model, weight_decay=settings.weight_decay, epsilon=epsilon)
-        self._checkpoints = Checkpoints(stage, origin, params.runtime, {"model": model}, {"model": self._optimiser})
-        self._count = steps_in(len(lengths), settings.batch_size, settings.epochs)
-        self._sums: dict[str, float] = {}
+        checkpoints = Checkpoints(stage, origin, params.runtime, {"model": model}, {"model": self._optimiser})
+        num_steps = steps_in(len(lengths), settings.batch_size, settings.epochs)
+        self._loop = TrainingLoop(stage, num_steps, checkpoints, run, callback)
 
     def first_epoch(self) -> Iterator[list[int]]:
-        """Give every item of this process's share once, in the very groups of the first epoch."""
+        """Yield every item of this rank's share once, in the micro-batches of the first epoch."""
         for _, indices in training_batches(len(self._lengths), self._settings.batch_size, 1, self._seed):
-            yield from (each.items for each in self._passes_of(indices) if each.weight)
+            yield from (each.items for each in self._limit.split(indices, self._lengths) if each.weight)
 
-    def steps(self) -> Iterator[tuple[int, list[int], list[list[int]]]]:
-        """Take up training from the last checkpoint, or begin: give each step's number, its items and the groups."""
-        with self._checkpoints:
-            done = self._checkpoints.restore()
-            self.curve = Curve(self._stage, self._count, self._run, done.rows)
-            if self._visitor:
-                self._visitor.restore(done.extra)
-            settings = self._settings
-            for step, indices in training_batches(
-                len(self._lengths), settings.batch_size, settings.epochs, self._seed, done.step
-            ):
-                self._visit(step - 1)
-                self._is_done = False
-                while not self._is_done:
-                    self._sums, self._passes = {}, self._passes_of(indices)
-                    self._weights = iter([each.weight for each in self._passes])
-                    yield step, indices, [each.items for each in self._passes]
-            self._visit(self._count)
+    def steps(self) -> Iterator["TrainingStep"]:
+        """Resume from the last checkpoint, or begin, and yield the steps to come.
 
-    @contextmanager
-    def attempt(self, step: int) -> Iterator[None]:
-        """Take the step for which the block computes the gradients, then note its metrics and save if it is time to.
-
-        Where the block runs out of memory nothing is taken, and `steps` gives the same items in smaller groups. Where
-        it is interrupted the step before is saved.
+        A step that ran out of memory is yielded again, in smaller micro-batches.
 
         Raises:
-            InputError: the loss or its gradient is not finite (the weights and the last checkpoint are untouched), or
-                memory does not suffice for a single item.
+            RuntimeError: a step was not attempted.
         """
-        with self._checkpoints:
-            try:
-                yield
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._optimiser.zero_grad()
-                self._budget.halve(self._passes)
-            else:
-                with put_off():
-                    self._update(step)
-                self._is_done = True
+        settings, batches = self._settings, None
+        with self._loop:
+            for number in self._loop.steps():
+                if batches is None:
+                    batches = training_batches(
+                        len(self._lengths), settings.batch_size, settings.epochs, self._seed, done=number - 1
+                    )
+                _, items = next(batches)
+                is_taken = False
+                while not is_taken:
+                    step = TrainingStep(self, number, items, self._limit.split(items, self._lengths))
+                    yield step
+                    if not step.was_attempted:
+                        raise RuntimeError(f"step {number} was not attempted")
+                    is_taken = step.is_taken
 
     def autocast(self) -> AbstractContextManager[None]:
         """Run the model's matrix products in the precision of the settings."""
         context: AbstractContextManager[None] = self._accelerator.autocast()
         return context
 
-    def backward(self, parts: Mapping[str, Tensor]) -> None:
-        """Add the gradient of parts["loss"] to the step's, and every part to the step's metric of that name.
-
-        To be called once for each of the step's groups, in their order.
-        """
-        weight = next(self._weights)
-        self._accelerator.backward(weight * parts["loss"])
-        for name, part in parts.items():
-            self._sums[name] = self._sums.get(name, 0.0) + weight * part.item()
-
-    def _passes_of(self, indices: Sequence[int]) -> list[Pass]:
-        return processes.passes(indices, self._lengths, self._budget.tokens)
-
-    def _update(self, step: int) -> None:
-        settings = self._settings
-        rate = learning_rate(step, self._count, settings.learning_rate, settings.schedule, settings.warmup_ratio)
-        sums = processes.summed(self._sums)
-        norm = update(
-            self._accelerator,
-            self._model,
-            self._optimiser,
-            step=step,
-            loss=sums["loss"],
-            learning_rate=rate,
-            max_grad_norm=settings.max_grad_norm,
-            kept=self._checkpoints.kept,
-        )
-        self.curve.add(step, {**sums, "grad_norm": norm, "learning_rate": rate}, "loss")
-        extra = self._visitor.extra if self._visitor else {}
-        self._checkpoints.save(Progress(step, self.curve.rows, extra), final=step == self._count)
-
-    def _visit(self, step: int) -> None:
-        if self._visitor:
-            self._visitor.visit(step, self._count)
-
-    def check(self, figures: Mapping[str, float]) -> None:
-        """Stop where what was measured after the last step is no number: no later loss would tell.
+    def check(self, metrics: Mapping[str, float]) -> None:
+        """Stop where what was measured after the last step is not finite: no later loss would show it.
 
         Raises:
-            InputError: naming the first such figure.
+            InputError: naming the first such metric.
         """
-        check_finite(self._count, figures, self._checkpoints.kept)
+        self._loop.check(self._loop.num_steps, metrics)
+
+    @property
+    def curve(self) -> Curve:
+        """The metrics of every step so far."""
+        return self._loop.curve
 
     def summary(self) -> dict[str, float]:
-        """Give the figures every trainer reports: steps, and the loss of the last one."""
+        """Give the metrics every trainer reports: steps, and the loss of the last one."""
         return {"steps": len(self.curve.rows), "training_loss": self.curve.rows[-1]["loss"]}
 
     def finish(self) -> None:
-        """Forget the checkpoints: what the stage writes is written."""
-        if processes.is_first():
-            self._checkpoints.finish()
+        """Delete the checkpoints, once the outputs of the stage are written."""
+        self._loop.finish()
+
+
+class TrainingStep:
+    """One optimiser step: the items it learns from, and the micro-batches of this rank."""
+
+    def __init__(
+        self, trainer: SupervisedTrainer, number: int, items: Sequence[int], micro_batches: Sequence[MicroBatch]
+    ) -> None:
+        """Describe a step.
+
+        Args:
+            trainer: whose step it is.
+            number: from 1.
+            items: indices of all ranks' items, by whose count losses are divided.
+            micro_batches: this rank's share of them.
+        """
+        self.number, self.items, self.micro_batches = number, items, micro_batches
+        self.was_attempted = self.is_taken = False
+        self._trainer, self._pending = trainer, list(micro_batches)
+        self._sums = LossSums(trainer._accelerator)
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Compute the gradients in the block; then the optimiser steps, metrics are logged and a checkpoint is saved.
+
+        If the block runs out of memory, no step is taken, and the trainer yields the items again in smaller
+        micro-batches. If it is interrupted, the step before is saved.
+
+        Raises:
+            InputError: the loss or its gradient is not finite (the weights and the last checkpoint are untouched), or
+                memory does not suffice for a single item.
+            RuntimeError: the block left out a micro-batch.
+        """
+        self.was_attempted, trainer = True, self._trainer
+        with trainer._loop:
+            try:
+                yield
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                trainer._optimiser.zero_grad()
+                trainer._limit.halve(self.micro_batches)
+                return
+            if self._pending:
+                raise RuntimeError(f"step {self.number}: {len(self._pending)} micro-batches had no backward pass")
+            with delayed_interrupts():
+                self._take()
+            self.is_taken = True
+
+    def backward(self, micro_batch: MicroBatch, losses: Mapping[str, Tensor]) -> None:
+        """Add the gradient of losses["loss"] to the step's, and every entry to the step's metric of that name.
+
+        Args:
+            micro_batch: the losses are of its items; each takes one backward pass.
+            losses: scalars, divided by the counts of the whole step.
+
+        Raises:
+            RuntimeError: the micro-batch is none of this step, or had its backward pass.
+        """
+        if micro_batch not in self._pending:
+            raise RuntimeError(f"step {self.number}: a micro-batch had two backward passes, or is of another step")
+        self._pending.remove(micro_batch)
+        self._sums.backward(losses, micro_batch.weight)
+
+    def _take(self) -> None:
+        trainer, settings, loop = self._trainer, self._trainer._settings, self._trainer._loop
+        rate = learning_rate(
+            self.number, loop.num_steps, settings.learning_rate, settings.schedule, settings.warmup_ratio
+        )
+        metrics = self._sums.over_ranks()
+        norm = update(
+            trainer._accelerator,
+            trainer._model,
+            trainer._optimiser,
+            step=self.number,
+            loss=metrics["loss"],
+            learning_rate=rate,
+            max_grad_norm=settings.max_grad_norm,
+            last_checkpoint=loop.last_checkpoint,
+        )
+        loop.record(self.number, {**metrics, "grad_norm": norm, "learning_rate": rate}, "loss")

@@ -1,6 +1,7 @@
-"""Trains in one process of several: started by test_ranks.py through accelerate, in a folder that holds what is read.
+"""Trains in one process of several: test_distributed.py starts it through accelerate, in a folder with its inputs.
 
-`python -m tests.learning.together settings.yaml sft reward dpo ppo`; the curves of each lie in `together/<trainer>/`.
+`python -m tests.learning.distributed_run settings.yaml sft reward dpo ppo`.
+The curves of each stage lie in `together/<stage>/`.
 `sft@3` ends with the checkpoint of step 3.
 """
 
@@ -52,7 +53,7 @@ def main(settings: str, *stages: str) -> None:
         with suppress(EnoughError):
             getattr(importlib.import_module(f"tasks.{stage}"), stage)(params)
         distributed.barrier()
-        if processes.is_first() and not last:
+        if processes.is_main() and not last:
             shutil.copytree("curves", f"together/{stage}", dirs_exist_ok=True)
     distributed.destroy_process_group()
 

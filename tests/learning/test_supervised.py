@@ -71,7 +71,7 @@ def test_a_checkpoint_of_other_settings_is_not_taken_up(
     checkpoint = f".trueline/checkpoints/{stage}/step-00000004.pt"
     rate = make_params().model_dump()[stage]["learning_rate"]
     differences = f"{stage}.epochs was 2 and is 1; {stage}.learning_rate was {rate} and is 0.005"
-    assert caplog.messages == [f"{checkpoint} is not taken up: {differences}; training begins anew"]
+    assert caplog.messages == [f"{checkpoint} is not used: {differences}; training starts from the beginning"]
 
 
 def test_a_nan_stops_at_its_step_and_keeps_checkpoint_and_outputs(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.learning.training import sealed_files
-from tasks.learning.training.sealed_files import Sealing, is_whole
+from tasks.learning.training import checksums
+from tasks.learning.training.checksums import ChecksumWriter, is_intact
 
 CONTENT = bytes(range(256)) * 2
 
@@ -14,34 +14,34 @@ CONTENT = bytes(range(256)) * 2
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "step-1"
     with path.open("wb") as opened:
-        sealing = Sealing(opened, "sft/step-1")
+        sealing = ChecksumWriter(opened, "sft/step-1")
         for start in range(0, len(CONTENT), 100):
             sealing.write(CONTENT[start : start + 100])
         sealing.flush()
-        sealing.seal()
+        sealing.end()
     return path
 
 
 @pytest.mark.parametrize("chunk", [1 << 20, 64, 63])
 def test_a_whole_file_is_known_by_its_name(file: Path, monkeypatch: pytest.MonkeyPatch, chunk: int):
-    monkeypatch.setattr(sealed_files, "CHUNK", chunk)
+    monkeypatch.setattr(checksums, "CHUNK", chunk)
     assert file.read_bytes().startswith(CONTENT)
-    assert is_whole(file, "sft/step-1")
-    assert not is_whole(file, "sft/step-2")
-    assert not is_whole(file, "dpo/step-1")
+    assert is_intact(file, "sft/step-1")
+    assert not is_intact(file, "sft/step-2")
+    assert not is_intact(file, "dpo/step-1")
 
 
 def test_every_flipped_bit_is_seen(file: Path):
     whole = file.read_bytes()
     for place in range(len(whole)):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
-        assert not is_whole(file, "sft/step-1"), place
+        assert not is_intact(file, "sft/step-1"), place
 
 
 def test_every_cut_and_addition_is_seen(file: Path):
     whole = file.read_bytes()
     for length in range(len(whole)):
         file.write_bytes(whole[:length])
-        assert not is_whole(file, "sft/step-1"), length
+        assert not is_intact(file, "sft/step-1"), length
     file.write_bytes(whole + b"0")
-    assert not is_whole(file, "sft/step-1")
+    assert not is_intact(file, "sft/step-1")

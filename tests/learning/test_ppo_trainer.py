@@ -8,7 +8,7 @@ import torch
 from tasks.common.errors import InputError
 from tasks.learning.models.outputs import completion_log_probs
 from tasks.learning.ppo import scoring
-from tasks.learning.ppo.trainer import Learner, averages
+from tasks.learning.ppo.trainer import PPOTrainer, averages
 from tasks.learning.seeds import seed_for
 from tests.tiny import tiny_models, tiny_params
 
@@ -16,8 +16,8 @@ PROMPTS = [[4, 3], [5, 6, 3], [7, 3], [8, 9, 10, 3], [11, 3], [12, 3]]
 
 
 def a_round(models, iteration=1, **ppo):
-    learner = Learner(models, tiny_params(**ppo))
-    return learner, learner.judge(learner.sample(PROMPTS, seed=1), kl_coefficient=0.05)
+    trainer = PPOTrainer(models, tiny_params(**ppo))
+    return trainer, trainer.score(trainer.sample(PROMPTS, seed=1), kl_coefficient=0.05)
 
 
 def weights(model):
@@ -29,8 +29,8 @@ def have_moved(before, model):
 
 
 def test_first_step_starts_from_the_policy_that_sampled():
-    learner, rollouts = a_round(tiny_models(), num_minibatches=1, epochs=2)
-    first, second = learner.steps(rollouts, 1, "kept")
+    trainer, rollouts = a_round(tiny_models(), num_minibatches=1, epochs=2)
+    first, second = trainer.steps(rollouts, 1, "kept")
     assert first["ratio_mean"] == pytest.approx(1, abs=1e-6)
     assert first["squared_change"] == pytest.approx(0, abs=1e-10)
     assert first["approx_kl"] == pytest.approx(0, abs=1e-6)
@@ -42,8 +42,8 @@ def test_first_step_starts_from_the_policy_that_sampled():
 
 
 def test_loss_of_a_minibatch_is_minus_the_mean_of_its_advantages_as_whitened_over_the_round():
-    learner, rollouts = a_round(tiny_models(), num_minibatches=2, epochs=1)
-    first = next(learner.steps(rollouts, 1, "kept"))
+    trainer, rollouts = a_round(tiny_models(), num_minibatches=2, epochs=1)
+    first = next(trainer.steps(rollouts, 1, "kept"))
     # Both minibatches have their own mean, and together, weighted by tokens, they have mean 0: not whitened anew.
     assert abs(first["policy_loss"]) > 1e-3
 
@@ -51,8 +51,8 @@ def test_loss_of_a_minibatch_is_minus_the_mean_of_its_advantages_as_whitened_ove
 def test_every_weight_of_policy_and_critic_moves_and_none_of_the_others():
     models = tiny_models()
     old = {name: weights(getattr(models, name)) for name in ("policy", "critic", "reference", "reward")}
-    learner, rollouts = a_round(models)
-    learner.update(rollouts, 1, "kept")
+    trainer, rollouts = a_round(models)
+    trainer.update(rollouts, 1, "kept")
     assert all(have_moved(old["policy"], models.policy))
     assert all(have_moved(old["critic"], models.critic))
     assert not any(have_moved(old["reference"], models.reference))
@@ -63,11 +63,11 @@ def test_every_weight_of_policy_and_critic_moves_and_none_of_the_others():
 def test_micro_batches_change_nothing_but_rounding(tokens):
     def trained(tokens):
         models = tiny_models()
-        learner = Learner(
+        trainer = PPOTrainer(
             models, tiny_params(runtime={"max_tokens_per_micro_batch": tokens}, num_minibatches=2, entropy_bonus=0.01)
         )
-        rollouts = learner.judge(learner.sample(PROMPTS, seed=1), 0.05)
-        return learner.update(rollouts, 1, "kept"), weights(models.policy) + weights(models.critic)
+        rollouts = trainer.score(trainer.sample(PROMPTS, seed=1), 0.05)
+        return trainer.update(rollouts, 1, "kept"), weights(models.policy) + weights(models.critic)
 
     (figures, moved), (expected_figures, expected) = trained(tokens), trained(1000)
     assert figures == pytest.approx(expected_figures, abs=1e-4)
@@ -78,19 +78,19 @@ def test_micro_batches_change_nothing_but_rounding(tokens):
 def test_the_policy_stands_still_while_the_critic_warms_up():
     models = tiny_models()
     policy, critic = weights(models.policy), weights(models.critic)
-    learner, rollouts = a_round(models, critic_warmup=1)
-    figures = learner.update(rollouts, 1, "kept")
+    trainer, rollouts = a_round(models, critic_warmup=1)
+    figures = trainer.update(rollouts, 1, "kept")
     assert not any(have_moved(policy, models.policy))
     assert any(have_moved(critic, models.critic))
     assert (figures["ratio_mean"], figures["ratio_var"], figures["grad_norm_policy"]) == (1, 0, 0)
-    learner.update(rollouts, 2, "kept")
+    trainer.update(rollouts, 2, "kept")
     assert any(have_moved(policy, models.policy))
 
 
 def test_remaining_epochs_are_dropped_where_the_policy_has_moved_too_far():
     def steps(limit):
-        learner, rollouts = a_round(tiny_models(), epochs=4, num_minibatches=2, learning_rate=3e-2, max_update_kl=limit)
-        return len(list(learner.steps(rollouts, 1, "kept")))
+        trainer, rollouts = a_round(tiny_models(), epochs=4, num_minibatches=2, learning_rate=3e-2, max_update_kl=limit)
+        return len(list(trainer.steps(rollouts, 1, "kept")))
 
     assert steps(None) == 8
     assert steps(1e-6) == 2
@@ -98,10 +98,10 @@ def test_remaining_epochs_are_dropped_where_the_policy_has_moved_too_far():
 
 def test_the_entropy_bonus_raises_entropy():
     def entropy_after(bonus):
-        learner, rollouts = a_round(tiny_models(), entropy_bonus=bonus, epochs=4, learning_rate=1e-2)
+        trainer, rollouts = a_round(tiny_models(), entropy_bonus=bonus, epochs=4, learning_rate=1e-2)
         rollouts = rollouts._replace(advantages=torch.zeros_like(rollouts.advantages))
-        learner.update(rollouts, 1, "kept")
-        after = learner.judge(learner.sample(PROMPTS, seed=1), 0.05)
+        trainer.update(rollouts, 1, "kept")
+        after = trainer.score(trainer.sample(PROMPTS, seed=1), 0.05)
         return after.entropies[after.mask].mean().item()
 
     assert entropy_after(0.1) > entropy_after(0.0) + 0.01
@@ -110,11 +110,11 @@ def test_the_entropy_bonus_raises_entropy():
 @pytest.mark.parametrize(("field", "name"), [("advantages", "policy"), ("returns", "critic")])
 def test_a_loss_that_is_not_a_number_stops_before_the_optimiser_steps(field, name):
     models = tiny_models()
-    learner, rollouts = a_round(models)
+    trainer, rollouts = a_round(models)
     before = weights(getattr(models, name))
     broken = rollouts._replace(**{field: getattr(rollouts, field) * float("nan")})
     with pytest.raises(InputError, match=rf"step 1: the loss of the {name} is nan; the last good one"):
-        learner.update(broken, 1, "the last good one")
+        trainer.update(broken, 1, "the last good one")
     assert not any(have_moved(before, getattr(models, name)))
 
 
@@ -148,12 +148,12 @@ def trained_on_a_known_reward(monkeypatch, kl_coefficient, rounds=24, **ppo):
         **ppo,
     )
     models = tiny_models(params.ppo.critic)
-    learner = Learner(models if params.ppo.estimator == "gae" else models._replace(critic=None), params)
+    trainer = PPOTrainer(models if params.ppo.estimator == "gae" else models._replace(critic=None), params)
     scores, kls = [], []
     for iteration in range(1, rounds + 1):
-        answered = learner.sample([prompt for prompt in PROMPTS for _ in range(8)], seed_for(0, "sampling", iteration))
-        rollouts = learner.judge(answered, kl_coefficient)
-        learner.update(rollouts, iteration, "kept", kl_coefficient)
+        answered = trainer.sample([prompt for prompt in PROMPTS for _ in range(8)], seed_for(0, "sampling", iteration))
+        rollouts = trainer.score(answered, kl_coefficient)
+        trainer.update(rollouts, iteration, "kept", kl_coefficient)
         scores.append(rollouts.scores.mean().item())
         kls.append((rollouts.log_probs - rollouts.reference_log_probs).sum(dim=1).mean().item())
     return scores, kls
@@ -189,10 +189,10 @@ def test_every_estimator_finds_a_known_reward_and_is_held_by_the_kl(monkeypatch,
 
 def test_without_a_critic_only_the_policy_learns():
     models = tiny_models()._replace(critic=None)
-    learner = Learner(models, tiny_params(estimator="rloo", responses_per_prompt=2))
-    assert list(learner.optimisers) == ["policy"]
-    rollouts = learner.judge(learner.sample([prompt for prompt in PROMPTS[:3] for _ in range(2)], seed=1), 0.05)
-    figures = learner.update(rollouts, 1, "kept")
+    trainer = PPOTrainer(models, tiny_params(estimator="rloo", responses_per_prompt=2))
+    assert list(trainer.optimisers) == ["policy"]
+    rollouts = trainer.score(trainer.sample([prompt for prompt in PROMPTS[:3] for _ in range(2)], seed=1), 0.05)
+    figures = trainer.update(rollouts, 1, "kept")
     assert not [name for name in figures if "value" in name or "critic" in name]
 
 
@@ -210,24 +210,24 @@ def test_the_gradient_of_grpo_holds_that_of_its_kl():
         "num_minibatches": 1,
         "epochs": 1,
     }
-    learner = Learner(models, tiny_params(**settings))
-    rollouts = learner.judge(learner.sample([prompt for prompt in PROMPTS[:3] for _ in range(2)], seed=1), 0.3)
+    trainer = PPOTrainer(models, tiny_params(**settings))
+    rollouts = trainer.score(trainer.sample([prompt for prompt in PROMPTS[:3] for _ in range(2)], seed=1), 0.3)
     rollouts = rollouts._replace(advantages=torch.zeros_like(rollouts.advantages))
     log_probs = completion_log_probs(models.policy, rollouts.batch)
     distance = (log_probs - rollouts.reference_log_probs)[rollouts.mask]
     expected = 0.3 * (distance.detach() * distance).sum() / len(distance)
     norm = torch.stack([part.norm() for part in torch.autograd.grad(expected, list(models.policy.parameters()))]).norm()
-    [figures] = learner.steps(rollouts, 1, "kept", 0.3)
+    [figures] = trainer.steps(rollouts, 1, "kept", 0.3)
     assert figures["grad_norm_policy"] == pytest.approx(norm.item(), rel=1e-4)
 
 
 def test_a_sampler_that_does_not_say_what_training_says_is_not_trusted(caplog):
-    learner = Learner(tiny_models(), tiny_params())
-    responses = learner.sample(PROMPTS, seed=1)
+    trainer = PPOTrainer(tiny_models(), tiny_params())
+    responses = trainer.sample(PROMPTS, seed=1)
     off = [response._replace(log_probs=response.log_probs - 0.01) for response in responses]
     assert torch.equal(
-        learner.judge(off, 0.05).log_probs, Learner(tiny_models(), tiny_params()).judge(off, 0.05).log_probs
+        trainer.score(off, 0.05).log_probs, PPOTrainer(tiny_models(), tiny_params()).score(off, 0.05).log_probs
     )
-    assert caplog.messages == ["the sampler's log-probabilities are not those of the training pass: computed anew"] * 2
-    trained = learner.judge(responses, 0.05)
-    torch.testing.assert_close(trained.log_probs, learner.judge(off, 0.05).log_probs, atol=0, rtol=0)
+    assert caplog.messages == ["the sampler's log-probabilities differ from those of the training pass: recomputed"] * 2
+    trained = trainer.score(responses, 0.05)
+    torch.testing.assert_close(trained.log_probs, trainer.score(off, 0.05).log_probs, atol=0, rtol=0)

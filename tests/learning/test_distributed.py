@@ -20,12 +20,12 @@ from tasks.data.encoding.tokens import load_tokenizer
 from tasks.dpo import dpo
 from tasks.learning import processes
 from tasks.learning.models.loading import new_reward_model, save_model
-from tasks.learning.training.supervised import Fit
+from tasks.learning.training.supervised import TrainingStep
 from tasks.ppo import ppo
 from tasks.reward import reward
 from tasks.sft import sft
 from tests.conftest import ROOT, MakeParams, NotedRun
-from tests.learning.together import EnoughError, stop_after
+from tests.learning.distributed_run import EnoughError, stop_after
 
 STAGES = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}
 PPO = {"iterations": 3, "rollouts": 7, "num_minibatches": 2, "max_new_tokens": 8, "critic_warmup": 1}
@@ -67,7 +67,7 @@ def launch(config: str, *stages: str) -> None:
         "--config_file",
         f"{ROOT}/infra/accelerate/{config}.yaml",
     ]
-    command += ["-m", "tests.learning.together", "settings.yaml", *stages]
+    command += ["-m", "tests.learning.distributed_run", "settings.yaml", *stages]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
@@ -115,13 +115,13 @@ def test_a_checkpoint_of_shards_is_taken_up_by_one_process_and_the_other_way_rou
 
     launch(config, "sft@2")
     taken: list[int] = []
-    take = Fit._update
+    take = TrainingStep._take
 
-    def take_and_note(self: Fit, step: int) -> None:
-        taken.append(step)
-        take(self, step)
+    def take_and_record(self: TrainingStep) -> None:
+        taken.append(self.number)
+        take(self)
 
-    monkeypatch.setattr(Fit, "_update", take_and_note)
+    monkeypatch.setattr(TrainingStep, "_take", take_and_record)
     sft(params)
     assert taken == [3, 4, 5, 6]
     for (_, one), (_, other) in zip(noted_run.rows, expected, strict=True):
@@ -136,7 +136,7 @@ def test_a_checkpoint_of_shards_is_taken_up_by_one_process_and_the_other_way_rou
 
 
 def test_alone_there_is_nothing_to_add_up(monkeypatch: pytest.MonkeyPatch):
-    assert (processes.count(), processes.number(), processes.is_first()) == (1, 0, True)
+    assert (processes.world_size(), processes.rank(), processes.is_main()) == (1, 0, True)
     assert processes.share([2, 0, 1], [5, 3, 9]) == [1, 0, 2]  # by length
     assert processes.gathered([1, 2]) == [1, 2]
     assert processes.summed({"loss": 2.0}) == {"loss": 2.0}

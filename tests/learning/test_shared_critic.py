@@ -15,26 +15,26 @@ from tasks.learning.models.forward import (
     unwrapped,
 )
 from tasks.learning.models.loading import ValueHead
-from tasks.learning.models.outputs import spread, token_statistics
-from tasks.learning.ppo import trainer
+from tasks.learning.models.outputs import spread, token_outputs
+from tasks.learning.ppo import trainer as trainer_module
 from tasks.learning.ppo.policy_gradient import policy_loss, value_loss
-from tasks.learning.ppo.scoring import Models, Rollouts
-from tasks.learning.ppo.trainer import Learner
-from tests.learning.test_learner import PROMPTS, have_moved, trained_on_a_known_reward, weights
+from tasks.learning.ppo.scoring import PPOModels, Rollouts
+from tasks.learning.ppo.trainer import PPOTrainer
+from tests.learning.test_ppo_trainer import PROMPTS, have_moved, trained_on_a_known_reward, weights
 from tests.tiny import tiny_models, tiny_params
 
 
-def a_round(models: Models, **ppo: Any) -> tuple[Learner, Rollouts]:
-    learning = Learner(models, tiny_params(critic="shared", **ppo))
-    return learning, learning.judge(learning.sample(PROMPTS, seed=1), kl_coefficient=0.05)
+def a_round(models: PPOModels, **ppo: Any) -> tuple[PPOTrainer, Rollouts]:
+    trainer = PPOTrainer(models, tiny_params(critic="shared", **ppo))
+    return trainer, trainer.score(trainer.sample(PROMPTS, seed=1), kl_coefficient=0.05)
 
 
-def value_head(models: Models) -> ValueHead:
+def value_head(models: PPOModels) -> ValueHead:
     assert isinstance(models.critic, ValueHead)
     return models.critic
 
 
-def models_that_have_learned() -> Models:
+def models_that_have_learned() -> PPOModels:
     """With a head that is no longer 0, so that its gradient reaches the trunk."""
     models = tiny_models("shared")
     torch.manual_seed(2)
@@ -57,7 +57,7 @@ def test_the_gradient_is_the_weighted_sum_of_two_separate_ones(
         unwrapped(models.policy).gradient_checkpointing_enable({"use_reentrant": False})
         recompute_layers(models.policy)
     settings: dict[str, Any] = {"entropy_bonus": 0.01, "value_weight": 0.3, "num_minibatches": 1, "epochs": 1}
-    learning, rollouts = a_round(models, runtime={"max_tokens_per_micro_batch": tokens}, **settings)
+    trainer, rollouts = a_round(models, runtime={"max_tokens_per_micro_batch": tokens}, **settings)
     # as in a later step of a round: both have moved since
     rollouts = rollouts._replace(
         log_probs=rollouts.log_probs - 0.1 * rollouts.mask, values=rollouts.values - 0.1 * rollouts.mask
@@ -67,13 +67,13 @@ def test_the_gradient_is_the_weighted_sum_of_two_separate_ones(
         found.extend(gradients(network))
         return 0.0
 
-    monkeypatch.setattr(trainer, "update", take_down)
-    [figures] = learning.steps(rollouts, 1, "kept")
+    monkeypatch.setattr(trainer_module, "update", take_down)
+    [figures] = trainer.steps(rollouts, 1, "kept")
 
     networks, count = (models.policy, value_head(models)), int(rollouts.mask.sum())
     for network in networks:
         network.zero_grad()
-    log_probs, entropies, _ = token_statistics(models.policy, rollouts.batch)
+    log_probs, entropies, _ = token_outputs(models.policy, rollouts.batch)
     policy = policy_loss(log_probs, rollouts.log_probs, rollouts.advantages, rollouts.mask, token_count=count, clip=0.2)
     (policy.loss - 0.01 * entropies.sum() / count).backward()
     states = last_states(models.policy, rollouts.batch, predicting(rollouts.batch))
@@ -90,22 +90,22 @@ def test_the_gradient_is_the_weighted_sum_of_two_separate_ones(
 def test_one_pass_serves_policy_and_critic():
     models, passes = tiny_models("shared"), []
     plain_head(models.policy)  # tries out, once, whether the head alone makes the logits
-    learning = Learner(
+    trainer = PPOTrainer(
         models, tiny_params(critic="shared", num_minibatches=1, epochs=1, runtime={"max_tokens_per_micro_batch": 1000})
     )
-    answered = learning.sample(PROMPTS, seed=1)
-    learning.judge(answered, 0.05)  # the first tries the sampler out
+    answered = trainer.sample(PROMPTS, seed=1)
+    trainer.score(answered, 0.05)  # the first tries the sampler out
     unwrapped(models.policy).base_model.register_forward_hook(lambda *_: passes.append(1))
-    rollouts = learning.judge(answered, 0.05)
+    rollouts = trainer.score(answered, 0.05)
     assert len(passes) == 1
-    list(learning.steps(rollouts, 1, "kept"))
+    list(trainer.steps(rollouts, 1, "kept"))
     assert len(passes) == 2
 
 
 def test_first_step_starts_from_the_policy_that_sampled_and_from_a_critic_that_foretells_nothing():
-    learning, rollouts = a_round(tiny_models("shared"), num_minibatches=1, epochs=1)
+    trainer, rollouts = a_round(tiny_models("shared"), num_minibatches=1, epochs=1)
     assert rollouts.values.abs().max() == 0
-    [first] = learning.steps(rollouts, 1, "kept")
+    [first] = trainer.steps(rollouts, 1, "kept")
     assert first["ratio_mean"] == pytest.approx(1, abs=1e-6)
     assert first["squared_change"] == pytest.approx(0, abs=1e-10)
     assert first["clip_fraction"] == first["value_clip_fraction"] == 0
@@ -126,12 +126,12 @@ def test_values_are_read_from_the_states_before_their_tokens():
 def test_the_trunk_stands_still_while_the_head_warms_up():
     models = models_that_have_learned()
     policy, head = weights(models.policy), weights(value_head(models))
-    learning, rollouts = a_round(models, critic_warmup=1)
-    figures = learning.update(rollouts, 1, "kept")
+    trainer, rollouts = a_round(models, critic_warmup=1)
+    figures = trainer.update(rollouts, 1, "kept")
     assert not any(have_moved(policy, models.policy))
     assert all(have_moved(head, value_head(models)))
     assert (figures["ratio_mean"], figures["ratio_var"], figures["grad_norm_policy"]) == (1, 0, 0)
-    learning.update(rollouts, 2, "kept")
+    trainer.update(rollouts, 2, "kept")
     assert all(have_moved(policy, models.policy))
 
 
@@ -139,8 +139,8 @@ def test_the_head_learns_as_much_beside_the_policy_as_alone():
     """Else AdamW would take the weight of the value loss for a change of the landscape when the warm-up ends."""
 
     def norm(warmup: int) -> float:
-        learning, rollouts = a_round(models_that_have_learned(), num_minibatches=1, epochs=1, critic_warmup=warmup)
-        [figures] = learning.steps(rollouts, 1, "kept")
+        trainer, rollouts = a_round(models_that_have_learned(), num_minibatches=1, epochs=1, critic_warmup=warmup)
+        [figures] = trainer.steps(rollouts, 1, "kept")
         return figures["grad_norm_critic"]
 
     assert norm(1) == pytest.approx(norm(0), rel=1e-5)
@@ -148,9 +148,9 @@ def test_the_head_learns_as_much_beside_the_policy_as_alone():
 
 def test_the_value_loss_pulls_at_the_trunk_by_its_weight():
     def moved(weight: float) -> float:
-        learning, rollouts = a_round(models_that_have_learned(), num_minibatches=1, epochs=1, value_weight=weight)
+        trainer, rollouts = a_round(models_that_have_learned(), num_minibatches=1, epochs=1, value_weight=weight)
         rollouts = rollouts._replace(advantages=torch.zeros_like(rollouts.advantages))
-        [figures] = learning.steps(rollouts, 1, "kept")
+        [figures] = trainer.steps(rollouts, 1, "kept")
         return figures["grad_norm_policy"]
 
     assert moved(0.4) == pytest.approx(4 * moved(0.1), rel=1e-4)

@@ -10,12 +10,12 @@ from tasks.common.files import MODELS
 from tasks.data.encoding.tokens import Encoded, EncodedPair
 from tasks.dpo import dpo
 from tasks.learning.dpo import reference_cache
-from tasks.learning.dpo.reference_cache import FOLDER, KEPT, References
+from tasks.learning.dpo.reference_cache import FOLDER, KEPT, ReferenceCache
 from tasks.learning.maths.pairs import PairValues
 from tasks.learning.models.loading import load_policy, set_up
 from tasks.settings.params import Params
 from tests.conftest import MakeParams, NotedRun, output_hashes
-from tests.learning.test_fitting import Killed, killed_after
+from tests.learning.test_supervised import Killed, killed_after
 from tests.test_sft import read_curve
 
 pytestmark = pytest.mark.usefixtures("workspace")
@@ -51,7 +51,7 @@ def policy(params: Params) -> nn.Module:
 def ask(
     policy: nn.Module, pairs: Sequence[EncodedPair] = PAIRS, groups: Sequence[Sequence[int]] = GROUPS
 ) -> list[torch.Tensor]:
-    return list(References(MODELS / "sft").logps(policy, pairs, groups))
+    return list(ReferenceCache(MODELS / "sft").logps(policy, pairs, groups))
 
 
 def test_they_are_the_sums_over_the_answers_tokens(policy: nn.Module):
@@ -88,11 +88,11 @@ def test_everything_that_the_bits_follow_from_is_in_the_key(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", "another")
         ask(policy)
-    References(MODELS / "sft").logps(policy, PAIRS, GROUPS, lambda: torch.autocast("cpu", torch.bfloat16))
+    ReferenceCache(MODELS / "sft").logps(policy, PAIRS, GROUPS, lambda: torch.autocast("cpu", torch.bfloat16))
     assert len(computed) == 9
 
-    References(MODELS / "sft", are_compiled=True).logps(policy, PAIRS, GROUPS)
-    References(MODELS / "base").logps(policy, PAIRS, GROUPS)  # another name counts as another model
+    ReferenceCache(MODELS / "sft", are_compiled=True).logps(policy, PAIRS, GROUPS)
+    ReferenceCache(MODELS / "base").logps(policy, PAIRS, GROUPS)  # another name counts as another model
     weights = MODELS / "sft/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     ask(policy)

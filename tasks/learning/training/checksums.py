@@ -1,7 +1,7 @@
-"""Files that end with a seal, a hash over their name and content: a changed, cut or swapped one is known by it.
+"""Files that end with a checksum, a hash over their name and content, which reveals changed, cut or swapped ones.
 
-The formats of torch would not tell: a flipped bit of a weight is another weight. SHA-256 costs half a second a gigabyte
-where the processor has instructions for it (blake2b .8, md5 1.3), beside 2.2 seconds of `torch.save`.
+The formats of torch would not: a flipped bit of a weight is another weight. SHA-256 takes half a second per gigabyte
+where the processor has instructions for it (blake2b .8, md5 1.3); `torch.save` takes 2.2 seconds.
 """
 
 import hashlib
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 HASH = "sha256"
-LENGTH = 64  # hexadecimal digits, in which no reader of an archive finds the mark of its end
+LENGTH = 64  # hexadecimal digits, in which no archive reader finds its end-of-archive record
 CHUNK = 1 << 20
 
 
-class Sealing:
+class ChecksumWriter:
     """A file opened for writing, whose content is hashed on its way; nothing is read again."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
-        """Begin a file that is to be known under a name."""
+        """Begin a file of a name."""
         self._file, self._digest = file, _begun(name)
 
     def write(self, content: bytes) -> int:
@@ -26,16 +26,16 @@ class Sealing:
         return self._file.write(content)
 
     def flush(self) -> None:
-        """Hand on what is buffered."""
+        """Flush the buffer."""
         self._file.flush()
 
-    def seal(self) -> None:
-        """End the file."""
+    def end(self) -> None:
+        """Write the checksum."""
         self._file.write(self._digest.hexdigest().encode())
 
 
-def is_whole(file: Path, name: str) -> bool:
-    """Tell whether a file ends with the seal over all before it, under its name."""
+def is_intact(file: Path, name: str) -> bool:
+    """Whether a file ends with the checksum of its name and of all before it."""
     digest, rest = _begun(name), file.stat().st_size - LENGTH
     with file.open("rb") as opened:
         while rest > 0:

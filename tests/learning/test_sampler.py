@@ -6,7 +6,7 @@ import torch
 from tasks.common.errors import InputError
 from tasks.learning.batches import collate
 from tasks.learning.models.forward import pack_if_exact, recompute_layers
-from tasks.learning.models.outputs import token_statistics
+from tasks.learning.models.outputs import token_outputs
 from tasks.learning.sampling.sampler import generate, sample, stop_tokens
 from tests.families import FAMILIES, causal
 from tests.tiny import EOS, tiny_policy, tiny_tokenizer
@@ -124,7 +124,7 @@ def test_log_probs_and_entropies_are_those_of_the_training_forward(policy):
     )
     batch = collate([response.row for response in responses])
     with torch.no_grad():
-        expected = token_statistics(policy, batch, temperature=0.7)
+        expected = token_outputs(policy, batch, temperature=0.7)
     for place, response in enumerate(responses):
         mask = batch.completion_mask[place]
         torch.testing.assert_close(response.log_probs, expected.log_probs[place][mask], atol=2e-6, rtol=1e-5)

@@ -6,8 +6,8 @@ import torch
 from tasks.data.encoding.tokens import Encoded
 from tasks.learning.batches import collate
 from tasks.learning.models.outputs import completion_log_probs, completion_scores, completion_values
-from tasks.learning.ppo.scoring import Readings, judge, read_off, token_rewards
-from tasks.learning.ppo.trainer import Learner
+from tasks.learning.ppo.scoring import ModelOutputs, model_outputs, score_rollouts, token_rewards
+from tasks.learning.ppo.trainer import PPOTrainer
 from tasks.learning.sampling.sampler import Response
 from tests.tiny import EOS, PAD, tiny_models, tiny_params
 
@@ -25,11 +25,11 @@ def models():
 
 def judged(models, rows=ROWS, groups=((1, 0), (2,)), **ppo):
     responses = [Response(row, torch.empty(0), torch.empty(0)) for row in rows]
-    return judged_responses(models, responses, groups, False, tiny_params(**ppo))
+    return scored_responses(models, responses, groups, False, tiny_params(**ppo))
 
 
-def judged_responses(models, responses, groups, as_sampled, params):
-    return judge(
+def scored_responses(models, responses, groups, as_sampled, params):
+    return score_rollouts(
         models,
         responses,
         [EOS],
@@ -68,12 +68,12 @@ def test_micro_batches_change_nothing_but_rounding(models):
 
 
 def test_what_the_policy_said_while_sampling_saves_its_pass_and_changes_nothing_but_rounding(models):
-    learner = Learner(models, tiny_params())
-    responses = learner.sample([list(row.prompt) for row in ROWS], seed=3)
+    trainer = PPOTrainer(models, tiny_params())
+    responses = trainer.sample([list(row.prompt) for row in ROWS], seed=3)
     passes = []
     hook = models.policy.register_forward_hook(lambda *_: passes.append(1))
     said, again = (
-        judged_responses(models, responses, [[0, 1, 2]], as_sampled, tiny_params()) for as_sampled in (True, False)
+        scored_responses(models, responses, [[0, 1, 2]], as_sampled, tiny_params()) for as_sampled in (True, False)
     )
     hook.remove()
     assert len(passes) == 1
@@ -85,7 +85,7 @@ def test_what_the_policy_said_while_sampling_saves_its_pass_and_changes_nothing_
 def test_policy_equal_to_reference_has_no_kl_and_rewards_sum_to_the_penalised_score(models):
     rollouts = judged(models, missing_eos_penalty=1.0, score_clip=None)
     assert torch.equal(rollouts.log_probs, rollouts.reference_log_probs)
-    readings = read_off(models, rollouts.batch, 1.0, [[1, 0], [2]], None)
+    readings = model_outputs(models, rollouts.batch, 1.0, [[1, 0], [2]], None)
     settings = tiny_params(missing_eos_penalty=1.0, score_clip=None).ppo
     rewards = token_rewards(readings, rollouts.mask, rollouts.has_ended, settings, 0.1)
     assert rollouts.has_ended.tolist() == [True, False, True]
@@ -113,7 +113,7 @@ def test_advantages_are_white_over_the_round(models):
 def rewards_of(score, has_ended=True, **ppo):
     """Two tokens without KL."""
     nothing = torch.zeros(1, 2)
-    readings = Readings(nothing, nothing, nothing, nothing, torch.tensor([score]))
+    readings = ModelOutputs(nothing, nothing, nothing, nothing, torch.tensor([score]))
     mask = torch.ones(1, 2, dtype=torch.bool)
     return token_rewards(readings, mask, torch.tensor([has_ended]), tiny_params(**ppo).ppo, 0.1)[0].tolist()
 

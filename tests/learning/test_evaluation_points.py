@@ -1,4 +1,4 @@
-"""Marks along a training: where they lie, what is kept of them, and that a stop changes nothing."""
+"""EvaluationPoints along a training: where they lie, what is kept of them, and that a stop changes nothing."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from tasks.data.encoding.tokens import Encoded, encode_prompt
 from tasks.data.records import Message, Prompt
 from tasks.learning.batches import collate
 from tasks.learning.models.outputs import completion_log_probs
-from tasks.learning.training.evaluation_points import PROMPTS, Marks, places
+from tasks.learning.training.evaluation_points import PROMPTS, EvaluationPoints, evaluation_steps
 from tests.tiny import EOS, WORDS, tiny_params, tiny_policy, tiny_tokenizer
 
 PARAMS = tiny_params(evaluation_points=2, temperature=0.7)
@@ -28,8 +28,8 @@ def prompts(count: int) -> list[Prompt]:
     ]
 
 
-def marks(policy: torch.nn.Module, count: int = 5) -> Marks:
-    return Marks(policy, tiny_tokenizer(), prompts(count), PARAMS.ppo, PARAMS)
+def marks(policy: torch.nn.Module, count: int = 5) -> EvaluationPoints:
+    return EvaluationPoints(policy, tiny_tokenizer(), prompts(count), PARAMS.ppo, PARAMS)
 
 
 @pytest.mark.parametrize(
@@ -37,15 +37,15 @@ def marks(policy: torch.nn.Module, count: int = 5) -> Marks:
     [(50, 5, {0, 10, 20, 30, 40, 50}), (3, 8, {0, 1, 2, 3}), (7, 2, {0, 4, 7}), (9, 1, {0, 9})],
 )
 def test_marks_lie_evenly_from_beginning_to_end(steps: int, count: int, expected: set[int]):
-    assert places(steps, count) == expected
+    assert evaluation_steps(steps, count) == expected
 
 
 def test_answers_are_kept_with_what_the_policy_said_of_them():
     policy = tiny_policy()
     found = marks(policy)
     for step in range(7):
-        found.visit(step, 6)
-        found.visit(step, 6)  # a step that ran out of memory comes again
+        found.at_step(step, 6)
+        found.at_step(step, 6)  # a step that ran out of memory comes again
     assert [(answer.step, answer.id) for answer in found.answers] == [
         (step, f"{number:03}") for step in (0, 3, 6) for number in range(5)
     ]
@@ -65,12 +65,12 @@ def response_of(answer: Answer) -> Encoded:
 
 def test_a_checkpoint_brings_answers_back_that_its_policy_could_not_give_again():
     first = marks(tiny_policy(seed=0))
-    first.visit(0, 6)
+    first.at_step(0, 6)
     again = marks(tiny_policy(seed=3))
-    again.restore(first.extra)
-    again.visit(0, 6)
+    again.restore(first.state)
+    again.at_step(0, 6)
     assert again.answers == first.answers
-    again.visit(3, 6)
+    again.at_step(3, 6)
     assert [answer.tokens for answer in again.answers[5:]] != [answer.tokens for answer in first.answers]
     fresh = marks(tiny_policy())
     fresh.restore({})
@@ -79,5 +79,5 @@ def test_a_checkpoint_brings_answers_back_that_its_policy_could_not_give_again()
 
 def test_no_more_prompts_than_are_needed_the_first_by_id():
     found = marks(tiny_policy(), count=PROMPTS + 3)
-    found.visit(0, 6)
+    found.at_step(0, 6)
     assert [answer.id for answer in found.answers] == [f"{number:03}" for number in range(PROMPTS)]

@@ -22,7 +22,7 @@ from tasks.learning.models.outputs import (
     completion_scores,
     completion_values,
     token_log_probs,
-    token_statistics,
+    token_outputs,
 )
 from tests.families import FAMILIES, ROWS, causal, scoring
 
@@ -63,7 +63,7 @@ def test_log_probs_agree_with_a_naive_computation(config: PreTrainedConfig, pack
 
     with torch.no_grad():
         found = completion_log_probs(policy, batch, temperature=0.7)
-        statistics = token_statistics(policy, batch, temperature=0.7)
+        statistics = token_outputs(policy, batch, temperature=0.7)
         torch.testing.assert_close(found, by_row(ROWS, naive, found.shape[1]), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(statistics.log_probs, found, atol=1e-6, rtol=1e-6)
 
@@ -102,7 +102,7 @@ def test_scores_and_values_agree_with_a_naive_computation(config: PreTrainedConf
 
 def test_entropy_and_likeliest_by_enumeration():
     policy, batch = read_as(True, causal(FAMILIES["llama"])), collate(ROWS[:1])
-    found = token_statistics(policy, batch)
+    found = token_outputs(policy, batch)
     distribution = policy(input_ids=batch.input_ids).logits[0, 2:5].softmax(-1)
     entropies = -(distribution * distribution.log()).sum(-1)
     torch.testing.assert_close(found.entropies[0, 3:], entropies, atol=1e-6, rtol=1e-6)
@@ -162,13 +162,13 @@ def test_states_at_hand_change_nothing_nor_any_gradient(
     config: PreTrainedConfig, packs: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
 ):
     policy, batch, passes = read_as(packs, causal(config)), collate(ROWS), []
-    expected, statistics = completion_log_probs(policy, batch, 0.7), token_statistics(policy, batch, 0.7)
+    expected, statistics = completion_log_probs(policy, batch, 0.7), token_outputs(policy, batch, 0.7)
     expected_gradients = gradients(policy, expected.square().sum())
     monkeypatch.setattr(outputs, "LARGEST_LOGITS", at_once)
     states = last_states(policy, batch, predicting(batch))
     is_plain = plain_head(policy) is not None
     policy.base_model.register_forward_hook(lambda *_: passes.append(1))
-    found, again = completion_log_probs(policy, batch, 0.7, states), token_statistics(policy, batch, 0.7, states)
+    found, again = completion_log_probs(policy, batch, 0.7, states), token_outputs(policy, batch, 0.7, states)
     assert len(passes) == (0 if is_plain else 2)  # where the head is not all there is, they cannot save the pass
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
     for one, other in zip(again, statistics, strict=True):
@@ -185,10 +185,10 @@ def test_chunks_of_logits_change_nothing_nor_any_gradient(
     config: PreTrainedConfig, packs: bool, monkeypatch: pytest.MonkeyPatch
 ):
     policy, batch = read_as(packs, causal(config)), collate(ROWS)
-    whole, statistics = completion_log_probs(policy, batch, 0.7), token_statistics(policy, batch, 0.7)
+    whole, statistics = completion_log_probs(policy, batch, 0.7), token_outputs(policy, batch, 0.7)
     expected = gradients(policy, whole.square().sum())
     monkeypatch.setattr(outputs, "LARGEST_LOGITS", 3 * 40)  # three of the 19 tokens at once
-    chunked, again = completion_log_probs(policy, batch, 0.7), token_statistics(policy, batch, 0.7)
+    chunked, again = completion_log_probs(policy, batch, 0.7), token_outputs(policy, batch, 0.7)
     torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=1e-6)
     for one, other in zip(again, statistics, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)

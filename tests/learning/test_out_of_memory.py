@@ -7,12 +7,12 @@ import torch
 
 from tasks.common.errors import InputError, is_out_of_memory
 from tasks.learning.batches import Batch
-from tasks.learning.ppo import trainer
-from tasks.learning.ppo.trainer import Learner
-from tasks.learning.training.micro_batches import Budget
+from tasks.learning.ppo import trainer as trainer_module
+from tasks.learning.ppo.trainer import PPOTrainer
+from tasks.learning.training.micro_batches import MicroBatchLimit
 from tasks.sft import sft
 from tests.conftest import MakeParams, NotedRun
-from tests.learning.test_learner import PROMPTS, weights
+from tests.learning.test_ppo_trainer import PROMPTS, weights
 from tests.tiny import Critic, tiny_models, tiny_params
 
 STAGE = sys.modules["tasks.sft"]
@@ -59,7 +59,7 @@ def test_training_goes_on_in_smaller_passes(
         assert figures == pytest.approx(same, rel=1e-4)
     assert (
         caplog.messages[0]
-        == "out of memory: going on with 500 tokens in a micro-batch (runtime.max_tokens_per_micro_batch)"
+        == "out of memory: continuing with 500 tokens in a micro-batch (runtime.max_tokens_per_micro_batch)"
     )
     assert len(caplog.messages) >= 3  # down to 125 or less, and then no more
 
@@ -67,7 +67,9 @@ def test_training_goes_on_in_smaller_passes(
 @pytest.mark.usefixtures("workspace", "noted_run")
 def test_a_single_row_that_is_too_large_stops_with_the_cure(params, monkeypatch: pytest.MonkeyPatch):
     too_large_above(5, monkeypatch, STAGE, "completion_log_probs")
-    with pytest.raises(InputError, match=r"out of memory with a single row in a pass: lower validate\.max_tokens"):
+    with pytest.raises(
+        InputError, match=r"out of memory with a single row in a micro-batch: lower validate\.max_tokens"
+    ):
         sft(params)
 
 
@@ -78,14 +80,14 @@ def test_a_single_row_that_is_too_large_stops_with_the_cure(params, monkeypatch:
 def test_ppo_goes_on_in_smaller_passes(critic: Critic, name: str, monkeypatch: pytest.MonkeyPatch):
     def trained():
         models = tiny_models(critic)
-        learning = Learner(
+        trainer = PPOTrainer(
             models, tiny_params(runtime={"max_tokens_per_micro_batch": 1000}, num_minibatches=2, critic=critic)
         )
-        rollouts = learning.judge(learning.sample(PROMPTS, seed=1), 0.05)
-        return learning.update(rollouts, 1, "kept"), weights(models.policy) + weights(models.critic)
+        rollouts = trainer.score(trainer.sample(PROMPTS, seed=1), 0.05)
+        return trainer.update(rollouts, 1, "kept"), weights(models.policy) + weights(models.critic)
 
     expected_figures, expected = trained()
-    too_large_above(14, monkeypatch, trainer, name)
+    too_large_above(14, monkeypatch, trainer_module, name)
     figures, moved = trained()
     assert figures == pytest.approx(expected_figures, abs=1e-4)
     for one, other in zip(moved, expected, strict=True):
@@ -97,4 +99,4 @@ def test_another_error_is_not_taken_for_it():
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="mat1"):
-        Budget(100).spend([0], [10], work)
+        MicroBatchLimit(100).run([0], [10], work)
