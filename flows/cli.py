@@ -37,7 +37,7 @@ app.add_typer(label, name="label", rich_help_panel=PEOPLE)
 
 
 def main() -> None:
-    """Run a command; what a user must mend is one sentence and exit code 2, without a traceback."""
+    """Run a command; an error that the user can fix is one sentence and exit code 2, without a traceback."""
     clean_logs()
     try:
         app()
@@ -308,15 +308,15 @@ def import_sheets(
     They replace the votes that MLflow has for this evaluation.
     """
     from flows.display import show_votes
-    from flows.people import hear
+    from flows.people import read_sheets
     from tasks.registry.promotion.human_evaluation import save_votes
 
-    params, heard = _params(), hear(files)
+    params, imported = _params(), read_sheets(files)
     run_id = None
     try:
-        run_id = save_votes(params, *heard)
-    finally:  # what people said is worth showing where MLflow is away
-        _report({**heard.figures, "run_id": run_id}, as_json, show_votes)
+        run_id = save_votes(params, *imported)
+    finally:  # the figures are worth showing even where MLflow cannot be reached
+        _report({**imported.figures, "run_id": run_id}, as_json, show_votes)
 
 
 def _params() -> "Params":

@@ -86,7 +86,7 @@ def show_trace(traced: Mapping[str, Any]) -> None:
             _trained(each["policy"]),
             f"{each['reward_version']}: {_trained(each['reward'])}",
             ", ".join(each["stages"]),
-            _kept(each),
+            _rows_found(each),
         )
         for each in traced["versions"]
     ]
@@ -114,13 +114,13 @@ def _trained(answer: bool | None) -> str:
     return {True: "yes", False: "no", None: "unknown"}[answer]
 
 
-def _kept(version: Mapping[str, Any]) -> str:
+def _rows_found(version: Mapping[str, Any]) -> str:
     if version["rows"] is None:
         return "unknown"
-    kept = [f"{kind} {split} {n}" for kind, splits in version["rows"].items() for split, n in splits.items()]
+    rows = [f"{kind} {split} {n}" for kind, splits in version["rows"].items() for split, n in splits.items()]
     quarantined = [f"quarantine {version['quarantined']}"] if version["quarantined"] else []
     unattributed = [f"no annotator {version['unattributed']}"] if version["unattributed"] else []
-    return ", ".join([*kept, *quarantined, *unattributed]) or "none"
+    return ", ".join([*rows, *quarantined, *unattributed]) or "none"
 
 
 def show_exported(exported: Mapping[str, Any]) -> None:
@@ -183,7 +183,7 @@ def show_votes(votes: Mapping[str, Any]) -> None:
     _line(
         f"win rate    {number(won['value'])} [{number(won['low'])}, {number(won['high'])}] over the opponent: "
         f"{won['verdict']}"
-        f"{f'; {needed:,} prompts would settle it' if needed else ''}"
+        f"{f'; {needed:,} prompts would decide it' if needed else ''}"
     )
     prompts = f"{votes['prompts']:,}: {won['wins']:,} won, {won['losses']:,} lost"
     _line(f"prompts     {prompts}; sign test p {chance(won['sign_test'])}")
@@ -206,7 +206,7 @@ def show_changes(changes: Sequence[Mapping[str, Any]]) -> None:
     for change in changes:
         _line(f"{change['key']}: {_as_yaml(change['before'])} → {_as_yaml(change['after'])}")
     if not changes:
-        _line("params.yaml says so already.")
+        _line("params.yaml has these settings already.")
 
 
 def _as_yaml(value: object) -> str:

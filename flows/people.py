@@ -1,4 +1,4 @@
-"""Asking people: a sheet goes out, and filled sheets come back."""
+"""Asking people: annotation sheets are written, and read when they are filled in."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +20,8 @@ class Sheet(TypedDict):
     same_answers: int
 
 
-class Heard(NamedTuple):
-    """What filled sheets say."""
+class ImportedSheets(NamedTuple):
+    """What people answered on filled annotation sheets."""
 
     key: str  # of the evaluation that they are on
     figures: dict[str, Any]
@@ -29,7 +29,7 @@ class Heard(NamedTuple):
 
 
 def write_sheet(path: Path, prompts: int | None) -> Sheet:
-    """Write a sheet on the evaluation in dvc.lock, with all prompts or the first so many in random order.
+    """Write a sheet of the evaluation in dvc.lock, with all its prompts or `prompts` of them, in random order.
 
     Raises:
         InputError: the file exists, there is no evaluation, or none of its prompts has two different answers.
@@ -49,8 +49,8 @@ def write_sheet(path: Path, prompts: int | None) -> Sheet:
     )
 
 
-def hear(paths: Sequence[Path]) -> Heard:
-    """Read filled sheets on the evaluation in dvc.lock, and count.
+def read_sheets(paths: Sequence[Path]) -> ImportedSheets:
+    """Read filled annotation sheets of the evaluation in dvc.lock, and count the votes.
 
     Raises:
         InputError: a sheet cannot be read or is of another evaluation, or there is no evaluation.
@@ -61,4 +61,4 @@ def hear(paths: Sequence[Path]) -> Heard:
     resampling = Resampling(found.bootstrap, found.confidence, found.seed)
     conversations = {row["id"]: root_id(row["prompt"]) for row in found.responses}
     figures = annotation_sheets.figures(votes, len(found.responses) - len(pairs), resampling, conversations)
-    return Heard(found.key, figures, list(annotation_sheets.rows(votes)))
+    return ImportedSheets(found.key, figures, list(annotation_sheets.rows(votes)))

@@ -47,7 +47,25 @@ SMALL: dict[str, dict[str, Any]] = {
     "dpo": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "beta": 0.1, "nll_weight": 0.0},
 }
 
+SLOW = 2  # CPU seconds of a test, fixtures apart
+
 MakeParams = Callable[..., Params]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Measure the CPU time of a test and the processes that it waits for: the clock depends on what else runs."""
+    before = sum(os.times()[:4])
+    yield
+    item.user_properties.append(("cpu", sum(os.times()[:4]) - before))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Name the tests that make `make check` slow."""
+    for report in terminalreporter.stats.get("passed", []):
+        seconds = dict(report.user_properties).get("cpu", 0)
+        if seconds > SLOW and "slow" not in report.keywords:
+            terminalreporter.write_line(f"slow and not marked so: {report.nodeid} took {seconds:.1f} CPU seconds")
 
 
 class NotedRun:

@@ -14,7 +14,7 @@ from flows import cli
 from flows import status as status_module
 from flows.doctor import Finding
 from flows.locks import one_flow_at_a_time
-from flows.people import Heard
+from flows.people import ImportedSheets
 from tasks.common.errors import InputError
 from tasks.common.progress import Running
 from tasks.registry.lineage import explain, sync
@@ -436,11 +436,11 @@ def test_votes_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatch
         noted.append((figures, votes))
         return "r1"
 
-    monkeypatch.setattr("flows.people.hear", lambda paths: Heard("key", FIGURES, [{"files": len(paths)}]))
+    monkeypatch.setattr("flows.people.read_sheets", lambda paths: ImportedSheets("key", FIGURES, [{"files": len(paths)}]))
     monkeypatch.setattr("tasks.registry.promotion.human_evaluation.save_votes", keep)
 
     assert trueline("label", "import", "a.csv", "b.csv")[1].splitlines() == [
-        "win rate    0.640 [0.570, 0.710] over the opponent: inconclusive; 1,090 prompts would settle it",
+        "win rate    0.640 [0.570, 0.710] over the opponent: inconclusive; 1,090 prompts would decide it",
         "prompts     50: 29 won, 16 lost; sign test p 0.0725",
         "not asked   9 prompts with the same answer twice",
         "votes       80: ann 50, [ben] 30",
@@ -453,7 +453,7 @@ def test_votes_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatch
 
 
 def test_votes_are_shown_where_mlflow_is_away(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.people.hear", returning(Heard("key", FIGURES, [])))
+    monkeypatch.setattr("flows.people.read_sheets", returning(ImportedSheets("key", FIGURES, [])))
     monkeypatch.setattr(
         "tasks.registry.promotion.human_evaluation.save_votes", raising(InputError("MLflow is away: start it"))
     )
@@ -488,7 +488,7 @@ def test_doctor_exits_with_1_where_something_fails(
 
 def test_configure_says_what_changed(trueline) -> None:
     assert trueline("configure", "align.method=dpo")[1] == "align.method: ppo → dpo\n"
-    assert trueline("configure", "align.method=dpo")[1] == "params.yaml says so already.\n"
+    assert trueline("configure", "align.method=dpo")[1] == "params.yaml has these settings already.\n"
     both = trueline(
         "configure", "evaluate.llm_judge={url: http://a/v1, model: m, prompts: 9}", "registry.approval=true"
     )

@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from flows import people as module
-from flows.people import hear, write_sheet
+from flows.people import read_sheets, write_sheet
 from tasks.common.errors import InputError
 from tasks.registry.promotion.human_evaluation import Evaluation
 
@@ -46,12 +46,12 @@ def test_there_and_back(tmp_path):
         "different_answers": 10,
         "same_answers": 2,
     }
-    heard = hear([fill(path, "ann", "Good"), fill(path, "ben", "Good"), fill(path, "cleo", "Bad")])
-    won = heard.figures["vs_opponent"]
+    imported = read_sheets([fill(path, "ann", "Good"), fill(path, "ben", "Good"), fill(path, "cleo", "Bad")])
+    won = imported.figures["vs_opponent"]
     assert (won["value"], won["wins"], won["verdict"]) == (1, 10, "better")  # two of three
-    assert (heard.figures["prompts"], heard.figures["votes"], heard.figures["same_answers"]) == (10, 30, 2)
-    assert len(heard.votes) == 30
-    both = hear([tmp_path / "ann.csv", tmp_path / "ben.csv"]).figures
+    assert (imported.figures["prompts"], imported.figures["votes"], imported.figures["same_answers"]) == (10, 30, 2)
+    assert len(imported.votes) == 30
+    both = read_sheets([tmp_path / "ann.csv", tmp_path / "ben.csv"]).figures
     assert (both["alpha"], both["kappa"]) == (1, 1)  # on prompts with the candidate left and right, so by no one label
 
 
@@ -61,7 +61,7 @@ def test_fewer_prompts_are_the_first_of_all(tmp_path):
     every, few = ((tmp_path / name).read_bytes().splitlines() for name in ("all.csv", "few.csv"))
     assert few == every[:5]
     assert write_sheet(tmp_path / "more.csv", 99)["prompts"] == 10
-    assert hear([fill(tmp_path / "few.csv", "ann", "Good")]).figures["prompts"] == 4
+    assert read_sheets([fill(tmp_path / "few.csv", "ann", "Good")]).figures["prompts"] == 4
 
 
 def test_models_that_say_the_same_leave_nothing_to_ask(tmp_path, monkeypatch):
