@@ -40,6 +40,7 @@ def test_scores_are_given_answer_by_answer():
     assert REWARDS.score([prompt, prompt], [GOOD, "No."]) == [1.0, 0.0]
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_rows_and_another_gives_others():
     for stream in (ORDERS.demonstrations, ORDERS.preferences, ORDERS.prompts):
         assert list(stream(7, SETTINGS)) == list(stream(7, SETTINGS))

@@ -256,6 +256,7 @@ def test_generation_settings_that_are_none_are_refused(folder: Path, text: str):
     assert "generation_config.json" in refusal(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["num_hidden_layers", "num_labels"])
 def test_numbers_that_would_never_be_counted_up_to_are_bounded(folder: Path, key: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(architecture, "SECONDS", 3)

@@ -55,6 +55,7 @@ def give_up() -> None:
     raise ExceededError
 
 
+@pytest.mark.slow
 def test_work_may_use_torch_after_its_threads_have_been_used():
     code = """
 import torch
@@ -82,6 +83,7 @@ def test_work_that_waits_for_ever_ends(monkeypatch: pytest.MonkeyPatch):
         bounded(lambda: time.sleep(10**6), seconds=1, megabytes=50)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", [forever, grow, give_up, lambda: os.kill(os.getpid(), signal.SIGKILL)])
 def test_work_that_takes_too_much_or_dies_ends(work):
     start = time.process_time()

@@ -242,6 +242,7 @@ def test_contamination_is_what_its_definition_says(monkeypatch):
     assert find_contamination(questions, studies).keys() == expected.keys()
 
 
+@pytest.mark.slow
 def test_an_exception_inside_an_expectation_raises():
     from great_expectations import expectations as gxe
 

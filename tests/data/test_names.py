@@ -73,6 +73,7 @@ def test_a_name_that_nobody_sees_is_none():
     assert as_name("\u200b \u202e\ufeff\x00") == shown_name("\u3164\u2060") == ""
 
 
+@pytest.mark.slow
 def test_a_name_that_is_spelt_stays_as_it_is():
     points = [chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000]
     assert [each for each in points if as_name(as_name(f"{each}\u0301")) != as_name(f"{each}\u0301")] == []

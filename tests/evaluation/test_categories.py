@@ -134,6 +134,7 @@ def test_all_categories_are_compared_at_the_raised_confidence():
     assert [each["win_rate"]["vs_opponent"].verdict for each in found.values()] == ["worse", "inconclusive"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[40] * 6, [8] * 12, [3, 5, 8, 13, 21, 34, 55]], ids=["even", "small", "uneven"])
 def test_noise_alone_refuses_no_more_often_than_the_confidence_allows(sizes):
     # 1 - .95 of 200 are 10.

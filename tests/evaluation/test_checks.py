@@ -300,8 +300,8 @@ def test_the_known_rule_has_a_veto_where_there_is_one(high, outcome):
 
 
 @pytest.mark.parametrize("ground_truth", [None, 3, {}, {"vs_opponent": {"value": 0.5}}])
-def test_a_known_rule_that_says_nothing_does_not_pass(gold):
-    assert run(GOOD | {"ground_truth": gold})["known_rule"].verdict == "failed"
+def test_a_known_rule_that_says_nothing_does_not_pass(ground_truth):
+    assert run(GOOD | {"ground_truth": ground_truth})["known_rule"].verdict == "failed"
 
 
 LLM = {"model": "judge-7b", "without_verdict": 0, "vs_opponent": RATE}

@@ -85,6 +85,7 @@ def test_rows_hold_every_answer_with_its_scores():
 FLAT, RISING = [0.0] * 9, [0.25 * part for part in range(9)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("proxy", [FLAT, RISING], ids=["nothing changes", "the proxy rises and the judge stays"])
 def test_false_alarms_are_no_more_than_the_confidence_allows(proxy):
     # 8 comparisons at a time; 1 - .95 of 100 trainings are 5.

@@ -199,6 +199,7 @@ main(judging)
 """
 
 
+@pytest.mark.slow
 def test_whoever_is_interrupted_does_not_wait_for_a_reply():
     answer = threading.Event()
     Path("params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())

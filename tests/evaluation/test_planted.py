@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tasks.evaluation.compare import Resampling
 from tasks.evaluation.gate.checks import Evidence, decide, run_checks
@@ -15,6 +16,8 @@ from tasks.settings.params import load_params
 from tests.evaluation.test_checks import JUDGE, REWARD
 from tests.evaluation.test_frontier import along
 from tests.evaluation.test_summary import make_prompts
+
+pytestmark = pytest.mark.slow
 
 THRESHOLDS = load_params(Path(__file__).parents[2] / "params.yaml").gate
 PROMPTS = make_prompts(300, references=False)

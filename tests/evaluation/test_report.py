@@ -100,6 +100,7 @@ class WellFormed(HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.mark.slow
 def test_the_verdict_comes_first_with_its_reasons():
     text = text_of(page())
     assert text.index("✔ Promote") < text.index("its lower bound reaches 0.5") < text.index("What this does not show")
@@ -112,6 +113,7 @@ def test_the_verdict_reads_without_colour(low, word):
     assert word in page(EVALUATION | {"win_rate": {"vs_opponent": versus}})
 
 
+@pytest.mark.slow
 def test_what_intervals_are_over_is_said_where_prompts_are_turns():
     assert "interval over the 40 conversations that the prompts are turns of, conf" in text_of(
         page(EVALUATION | {"conversations": 40})
@@ -175,6 +177,7 @@ def test_samples_are_those_in_which_the_models_differ_most():
     assert shown == [12, 11, 10, 9, 8, 0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_the_judge_is_described():
     reward = REWARD | {
         "calibration_error": 0.05,
@@ -190,6 +193,7 @@ def test_the_judge_is_described():
     assert "Histogram" not in page()
 
 
+@pytest.mark.slow
 def test_the_judges_accuracy_is_told_by_source_and_annotator():
     sources = {
         "data/a.jsonl": {"value": 0.75, "low": 0.625, "high": 0.875, "pairs": 40},
@@ -203,6 +207,7 @@ def test_the_judges_accuracy_is_told_by_source_and_annotator():
     assert "Source Pairs" not in text
 
 
+@pytest.mark.slow
 def test_lengths_are_drawn_where_they_are_known():
     row = response("a", 2, 1, length=8)
     row["opponent"]["length"] = 5
@@ -295,6 +300,7 @@ def test_missing_figures_are_dashes(evaluation):
     assert "Reward higher — — — —" in text
 
 
+@pytest.mark.slow
 def test_the_same_facts_give_the_same_bytes():
     rows = [response("a", 2, 1), response("b", 1, 2)]
     assert page(responses=rows) == page(responses=rows)

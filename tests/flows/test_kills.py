@@ -53,6 +53,7 @@ def kept() -> list[str]:
     return sorted(path.name for path in Path(".trueline/checkpoints/sft").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 def test_dvc_and_flow_killed_then_run_again(training: None) -> None:
     kill_at(4, DVC)

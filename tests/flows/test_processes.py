@@ -92,6 +92,7 @@ with progress.Bar("sft", 2, "step"):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("longest", "asks", "deaf", "is_saved"),
     [

@@ -9,6 +9,8 @@ from flows.reproduce import StageError, reproduce
 from tasks.common.errors import InputError
 from tasks.registry.dvc_outputs.stages import plan
 
+pytestmark = pytest.mark.slow
+
 FAILS = """
 stages:
   sft:

@@ -43,6 +43,7 @@ with local_server():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_flow_runs_tries_again_and_links_its_report_on_a_server_of_its_own(tmp_path: Path) -> None:
     """All proxies are dead: nobody asks one for a server on this machine."""

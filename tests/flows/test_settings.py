@@ -130,6 +130,7 @@ TEXTS = st.text(CHARACTERS, max_size=20) | st.from_regex(
 NUMBERS = st.floats(min_value=1e-12, max_value=1e12) | st.integers(min_value=1, max_value=2**53)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(columns=st.dictionaries(TEXTS, TEXTS, max_size=3), number=NUMBERS, words=st.lists(TEXTS, max_size=3))
 def test_all_readers_read_alike_what_is_written(

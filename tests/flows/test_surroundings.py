@@ -59,6 +59,7 @@ def refused() -> str:
     return str(told.value)
 
 
+@pytest.mark.slow
 def test_all_is_well(checkout: Path) -> None:
     preflight.preflight()
     found = [*doctor.check_repositories(), *doctor.check_disk()]
@@ -175,6 +176,7 @@ def test_a_place_that_cannot_be_written(checkout: Path, unwritable: dict[Path, i
     assert str(told.value) == f"the checkout {checkout} {fault} move it"
 
 
+@pytest.mark.slow
 def test_every_place_is_tried(checkout: Path, tmp_path: Path, unwritable: dict[Path, int]) -> None:
     dvc("config", "--local", "core.site_cache_dir", str(tmp_path / "notes"))
     dvc("cache", "dir", "--local", str(tmp_path / "cache"))
@@ -239,6 +241,7 @@ def test_a_cache_on_a_disk_that_is_full_or_may_only_be_read(checkout: Path, smal
     assert "is on a disk that may only be read: mount it for writing, or name another (dvc cache" in refused()
 
 
+@pytest.mark.slow
 @needs_mount
 def test_a_cache_that_is_full_by_the_end_of_a_stage(checkout: Path, small_disk: Path) -> None:
     Path("dvc.yaml").write_text("stages: {large: {cmd: head -c 3000000 /dev/urandom > large, outs: [large]}}\n")
@@ -327,6 +330,7 @@ def test_where_nothing_is_to_do_no_room_is_needed(
     surroundings.check_room(large, stages.places())
 
 
+@pytest.mark.slow
 @needs_mount
 def test_a_disk_that_is_too_small_is_told_by_its_own_size(checkout: Path, large: Params, small_disk: Path) -> None:
     dvc("cache", "dir", "--local", str(small_disk))

@@ -64,6 +64,7 @@ def read(policy: Any, rows: list[Encoded]) -> list[Tensor]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 2])
 def test_rows_of_any_length_are_read_as_before_by_one_program(rank: int, tiny_model: Path, make_params: MakeParams):
     def policy(compiles: bool) -> Any:
@@ -82,6 +83,7 @@ def test_rows_of_any_length_are_read_as_before_by_one_program(rank: int, tiny_mo
     assert frames == [frames[0]] * len(BATCHES)
 
 
+@pytest.mark.slow
 def test_sampling_and_saving_do_not_see_it(tiny_model: Path, make_params: MakeParams, tmp_path: Path):
     params, tokenizer = make_params(runtime={"compile": True}), load_tokenizer(tiny_model)
     compiled = load_policy(tiny_model, params, trainable=True)
@@ -108,6 +110,7 @@ PPO = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "precision"), [(sft, "fp32"), (dpo, "bf16"), (ppo, "fp32")])
 @pytest.mark.usefixtures("workspace")
 def test_trainers_take_the_same_steps(

@@ -74,6 +74,7 @@ def launch(config: str, *stages: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["ddp", "fsdp"])
 def test_two_processes_train_as_one_does(config: str, alone: Curves):
     # The last first, so that each begins with what one process left; dpo twice, the second time with a kept reference.
@@ -84,6 +85,7 @@ def test_two_processes_train_as_one_does(config: str, alone: Curves):
             assert one == pytest.approx(other, rel=5e-4, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["ddp", "fsdp"])
 def test_two_processes_train_a_critic_on_the_trunk_as_one_does(
     config: str, workspace: Path, make_params: MakeParams, noted_run: NotedRun
@@ -98,6 +100,7 @@ def test_two_processes_train_a_critic_on_the_trunk_as_one_does(
         assert one == pytest.approx(other, rel=2e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["fsdp"])
 @pytest.mark.parametrize("lora", [0, 2])
 def test_a_checkpoint_of_shards_is_taken_up_by_one_process_and_the_other_way_round(

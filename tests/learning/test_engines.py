@@ -14,6 +14,8 @@ from tasks.learning.sampling.engines import engine_of
 from tests.families import FAMILIES, causal
 from tests.tiny import EOS, tiny_models, tiny_params, tiny_policy, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = tiny_tokenizer()
 PROMPTS = [[4], [5, 6, 7, 8, 9, 10, 11], [12, 3], [7, 7, 7], [15, 3], [4, 5, 6, 3], [9, 3]]
 EVERY = pytest.mark.parametrize("name", ["builtin", "continuous"])

@@ -58,6 +58,7 @@ def undisturbed(stage: str, params: Params) -> tuple[dict[str, str], str]:
     return left(stage)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "rank", "every", "blows"),
     [("sft", 0, 2, SUPERVISED), ("reward", 0, 2, SUPERVISED), ("dpo", 2, 2, SUPERVISED), ("ppo", 0, 1, ROUNDS)],

@@ -159,6 +159,7 @@ def trained_on_a_known_reward(monkeypatch, kl_coefficient, rounds=24, **ppo):
     return scores, kls
 
 
+@pytest.mark.slow
 def test_a_known_reward_is_found_at_the_price_of_kl_and_a_huge_coefficient_forbids_it(monkeypatch):
     scores, kls = trained_on_a_known_reward(monkeypatch, kl_coefficient=0.0)
     assert scores[-1] > scores[0] + 0.4
@@ -177,6 +178,7 @@ OTHER_ESTIMATORS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", list(OTHER_ESTIMATORS))
 def test_every_estimator_finds_a_known_reward_and_is_held_by_the_kl(monkeypatch, estimator):
     settings = OTHER_ESTIMATORS[estimator]

@@ -146,6 +146,7 @@ def test_the_entries_used_last_are_kept(policy: nn.Module, computed: list[str]):
     assert not (FOLDER / ".killed").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_dpo_ends_with_the_same_bytes_whether_it_computes_or_finds_them(
     precision: str, make_params: MakeParams, noted_run: NotedRun, computed: list[str]
@@ -173,6 +174,7 @@ def test_a_resumed_run_computes_nothing_twice(
     assert len(computed) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_new_adapters_add_exactly_nothing_to_the_reference(
     precision: str, make_params: MakeParams, noted_run: NotedRun, computed: list[str]

@@ -98,6 +98,7 @@ def test_sampling_settings_that_a_model_brings_are_left_out_of_account(policy):
     assert answers(stray) == answers(policy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
 def test_tokens_are_drawn_from_the_softmax_of_the_logits_over_the_temperature(policy, temperature):
     count = 4000

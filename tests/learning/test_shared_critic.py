@@ -156,6 +156,7 @@ def test_the_value_loss_pulls_at_the_trunk_by_its_weight():
     assert moved(0.4) == pytest.approx(4 * moved(0.1), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_known_reward_is_found(monkeypatch: pytest.MonkeyPatch):
     scores, kls = trained_on_a_known_reward(monkeypatch, kl_coefficient=0.0, critic="shared")
     assert scores[-1] > scores[0] + 0.4

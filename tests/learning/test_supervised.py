@@ -41,6 +41,7 @@ def killed_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Checkpoints, "save", dying_save)
 
 
+@pytest.mark.slow
 def test_a_second_run_gives_the_same_bytes(stage: str, params: Params, noted_run: NotedRun):
     STAGES[stage](params)
     first = output_hashes(stage)
@@ -48,6 +49,7 @@ def test_a_second_run_gives_the_same_bytes(stage: str, params: Params, noted_run
     assert output_hashes(stage) == first
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_weights(stage: str, make_params: MakeParams, noted_run: NotedRun):
     weights = []
     for seed in (7, 8):
@@ -56,6 +58,7 @@ def test_another_seed_gives_other_weights(stage: str, make_params: MakeParams, n
     assert weights[0] != weights[1]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_settings_is_not_taken_up(
     stage: str, make_params: MakeParams, noted_run: NotedRun, monkeypatch, caplog
 ):
@@ -74,6 +77,7 @@ def test_a_checkpoint_of_other_settings_is_not_taken_up(
     assert caplog.messages == [f"{checkpoint} is not used: {differences}; training starts from the beginning"]
 
 
+@pytest.mark.slow
 def test_a_nan_stops_at_its_step_and_keeps_checkpoint_and_outputs(
     stage: str, params: Params, noted_run: NotedRun, monkeypatch
 ):

@@ -33,6 +33,7 @@ def actions():
     return [(decision["action"], decision["policy"]["version"]) for decision in past_decisions()]
 
 
+@pytest.mark.slow
 def test_what_awaits_approval_is_recorded_once_and_moves_nothing(params):
     assert champion.promote(params)["held"]
     assert actions() == [("promote", 1), ("hold", 2)]
@@ -40,6 +41,7 @@ def test_what_awaits_approval_is_recorded_once_and_moves_nothing(params):
     assert champion.awaiting(read_policy_version(find(open_store("trueline"), params, "champion"))) == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["2", "challenger"])
 def test_an_approval_promotes_and_is_told_everywhere(params, name):
     verdict = champion.approve(params, name, " A\u200bda\u202e ", "I read fifty answers.")
@@ -58,6 +60,7 @@ def test_an_approval_promotes_and_is_told_everywhere(params, name):
     assert champion.awaiting(read_policy_version(version)) == []
 
 
+@pytest.mark.slow
 def test_an_approval_asks_nothing_of_the_working_folder(params):
     """A person may take days, and the next run has begun."""
     Path("dvc.lock").unlink()
