@@ -225,6 +225,7 @@ def test_status_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatc
         "registry": {"champion": None, "challenger": None, "awaiting": [], "error": None},
         "flow": None,
         "failure": {"stage": "sft", "kind": "input", "message": "mend it"},
+        "untrained": [],
     }
     assert not Path("mlflow.db").exists()  # looking makes nothing
 
@@ -436,7 +437,9 @@ def test_votes_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatch
         noted.append((figures, votes))
         return "r1"
 
-    monkeypatch.setattr("flows.people.read_sheets", lambda paths: ImportedSheets("key", FIGURES, [{"files": len(paths)}]))
+    monkeypatch.setattr(
+        "flows.people.read_sheets", lambda paths: ImportedSheets("key", FIGURES, [{"files": len(paths)}])
+    )
     monkeypatch.setattr("tasks.registry.promotion.human_evaluation.save_votes", keep)
 
     assert trueline("label", "import", "a.csv", "b.csv")[1].splitlines() == [

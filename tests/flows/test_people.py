@@ -64,9 +64,9 @@ def test_fewer_prompts_are_the_first_of_all(tmp_path):
     assert read_sheets([fill(tmp_path / "few.csv", "ann", "Good")]).figures["prompts"] == 4
 
 
-def test_models_that_say_the_same_leave_nothing_to_ask(tmp_path, monkeypatch):
+def test_models_that_say_the_same_leave_nothing_to_annotate(tmp_path, monkeypatch):
     rows = [response(number, same=True) for number in range(3)]
     monkeypatch.setattr(module, "evaluation", lambda: Evaluation("key", rows, 7, 500, 0.95))
-    with pytest.raises(InputError, match="the same answers to all 3 prompts: there is nothing to ask"):
+    with pytest.raises(InputError, match="the same answers to all 3 prompts: there is nothing to annotate"):
         write_sheet(tmp_path / "sheet.csv", None)
     assert not (tmp_path / "sheet.csv").exists()
