@@ -14,8 +14,8 @@ from tasks.learning.dpo.reference_cache import all_logps
 from tasks.learning.models.loading import ValueHead, load_policy, load_reward, new_reward_model, save_model, set_up
 from tasks.learning.ppo.scoring import PPOModels
 from tasks.learning.ppo.trainer import PPOTrainer
+from tasks.learning.reward_model.training import reward_training_loop
 from tasks.learning.sampling.sampler import generate
-from tasks.learning.training import reward_models
 from tasks.learning.training.supervised import SupervisedTrainer
 from tasks.settings.fingerprint import Origin
 from tasks.settings.params import PARAMS_FILE, Params, Training, load_params
@@ -101,7 +101,7 @@ def preferences(job: Job, clock: Clock) -> None:
     params = prepared(job)
     model = load_reward(job.reward_folder, params, trainable=True)
     pairs = pairs_of(job)
-    reward_models.reward_training_loop(fitting(job, clock, model, lengths_of(pairs)), model, pairs, params.reward)
+    reward_training_loop(fitting(job, clock, model, lengths_of(pairs)), model, pairs, params.reward)
 
 
 def direct(job: Job, clock: Clock) -> None:

@@ -17,12 +17,12 @@ from tasks.learning import processes
 from tasks.learning.batches import collate_pairs, micro_batches, require_rows
 from tasks.learning.dpo.preference_losses import implicit_rewards, preference_loss
 from tasks.learning.dpo.reference_cache import ReferenceCache, all_logps, pair_logps
+from tasks.learning.evaluation_points import EvaluationPoints
 from tasks.learning.maths.pairs import PairValues
 from tasks.learning.models.forward import unwrapped
 from tasks.learning.models.loading import context_length, load_policy, merged, set_up, with_adapters
 from tasks.learning.sharding import full_model
 from tasks.learning.training.curves import publish
-from tasks.learning.training.evaluation_points import EvaluationPoints
 from tasks.learning.training.supervised import SupervisedTrainer
 from tasks.registry.dvc_outputs.stages import stage_origin
 from tasks.registry.mlflow_runs import tracking
@@ -73,7 +73,7 @@ def dpo(params: Params) -> None:
 
     pairs, validation = pairs_of("train"), pairs_of("validation")
     prompts = require_rows(read_prompts(VALIDATED, "validation"), PROMPTS, "validation")
-    evaluation_points = EvaluationPoints(policy, tokenizer, prompts, settings, params)
+    evaluation_points = EvaluationPoints(policy, tokenizer, prompts, settings, params, temperature=1.0)
     origin = stage_origin("dpo") or content_origin("dpo", params, [PREFERENCES, PROMPTS, SFT])
     with tracking.run("dpo", params, inputs=[PREFERENCES]) as run:
         lengths, validation_lengths = ((2 * each.lengths).tolist() for each in (pairs, validation))

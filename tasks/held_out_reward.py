@@ -5,8 +5,8 @@ the reward model nor DPO learns from. What pleases the reward model and not this
 a better answer (Gao et al. 2023, "Scaling laws for reward model overoptimization").
 """
 
+from tasks.learning.reward_model.training import INPUTS, leave_untrained, train_reward_model
 from tasks.learning.seeds import seed_for
-from tasks.learning.training.reward_models import INPUTS, leave_untrained, train_reward_model
 from tasks.registry.dvc_outputs.stages import stage_origin
 from tasks.registry.mlflow_runs import tracking
 from tasks.settings.params import Params

@@ -19,6 +19,7 @@ from tasks.data.encoding.encoded import EncodedRows, encoded_prompts
 from tasks.data.encoding.tokens import decode, encode_prompts, load_tokenizer
 from tasks.data.records import Prompt, Split, read_prompts
 from tasks.learning.batches import collate, epoch_order, require_rows
+from tasks.learning.evaluation_points import EvaluationPoints
 from tasks.learning.models.forward import unwrapped
 from tasks.learning.models.loading import (
     ValueHead,
@@ -47,7 +48,6 @@ from tasks.learning.seeds import seed_for
 from tasks.learning.sharding import full_model
 from tasks.learning.training.checkpoints import Checkpoints, CurveRow
 from tasks.learning.training.curves import publish
-from tasks.learning.training.evaluation_points import EvaluationPoints
 from tasks.learning.training.loop import TrainingLoop
 from tasks.registry.dvc_outputs.stages import stage_origin
 from tasks.registry.mlflow_runs import tracking
@@ -116,7 +116,9 @@ def ppo(params: Params) -> None:
     prompts, records = prompts_of("train", models, params), prompts_on_disk(PROMPTS, "train")
     shown = prompts_to_show(models, params)
     held_out = require_rows(read_prompts(VALIDATED, "validation"), PROMPTS, "validation")
-    evaluation_points = EvaluationPoints(models.policy, models.tokenizer, held_out, settings, params)
+    evaluation_points = EvaluationPoints(
+        models.policy, models.tokenizer, held_out, settings, params, temperature=settings.temperature
+    )
     trainer = PPOTrainer(models, params)
     origin = stage_origin("ppo") or content_origin("ppo", params, inputs_of(params))
     checkpoints = Checkpoints("ppo", origin, params.runtime, trainer.trainable_models, trainer.optimisers)

@@ -4,7 +4,7 @@ The reward model: the SFT model with a scalar head, trained so that chosen answe
 learns from what it says.
 """
 
-from tasks.learning.training.reward_models import INPUTS, leave_untrained, train_reward_model
+from tasks.learning.reward_model.training import INPUTS, leave_untrained, train_reward_model
 from tasks.registry.dvc_outputs.stages import stage_origin
 from tasks.registry.mlflow_runs import tracking
 from tasks.settings.params import Params

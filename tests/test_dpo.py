@@ -14,7 +14,7 @@ from tasks.data.encoding.encoded import encoded_preferences
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import write_records
 from tasks.dpo import PairMetrics, check_first_rewards, dpo
-from tasks.learning.dpo.preference_losses import PreferenceLoss
+from tasks.settings.choices import PreferenceLoss
 from tasks.settings.params import Params
 from tests.conftest import MakeParams, NotedRun, file_names, moved_weights, records_of
 from tests.test_sft import read_curve

@@ -115,11 +115,9 @@ def wanted(graph: grimp.ImportGraph, stage: str) -> set[str]:
     """What dvc.yaml should list; for align what is named after the method by template, and all that either uses."""
     if stage != "align":
         return in_rooms(code_of(graph, stage))
-    return {
-        re.sub(rf"/{method}(?=/|\.py|$)", "/${align.method}", path)
-        for method in METHODS
-        for path in in_rooms(code_of(graph, method))
-    }
+    used_by_any = set[str]().union(*(code_of(graph, method) for method in METHODS))
+    named_after_one = rf"/({'|'.join(METHODS)})(?=/|\.py|$)"
+    return {re.sub(named_after_one, "/${align.method}", path) for path in in_rooms(used_by_any)}
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -19,8 +19,8 @@ from tasks.data.records import Demonstration, Message, Prompt, read_prompts, wri
 from tasks.evaluate import Spoken, choose_prompts, evaluate
 from tasks.evaluation.llm_judge.endpoint import KEY_VARIABLE
 from tasks.gate import gate
+from tasks.learning.evaluation_points import EvaluationPoints
 from tasks.learning.models.loading import load_policy, new_reward_model, save_model
-from tasks.learning.training.evaluation_points import EvaluationPoints
 from tasks.registry.mlflow_runs import tracking
 from tasks.settings.params import LlmJudge, load_params
 from tests.chat_server import chat_server, prefers
@@ -82,7 +82,7 @@ def write_marks(params):
     answers = []
     for step, name in ((0, "sft"), (9, "ppo")):
         policy = load_policy(Path("models") / name, params, trainable=False)
-        marks = EvaluationPoints(policy, load_tokenizer(Path("models/sft")), asked, params.ppo, params)
+        marks = EvaluationPoints(policy, load_tokenizer(Path("models/sft")), asked, params.ppo, params, temperature=1.0)
         marks.at_step(step, 9)
         answers += marks.answers
     write_answers("ppo", answers)

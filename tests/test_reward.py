@@ -17,10 +17,10 @@ from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import Message, Preference, Vote, write_records
 from tasks.held_out_reward import held_out_reward
 from tasks.learning.batches import collate, pair_batches, row_batches
-from tasks.learning.maths.calibration import ScoredPair, reward_metrics
 from tasks.learning.models.loading import load_reward, new_reward_model, normalise_scores
 from tasks.learning.models.outputs import completion_scores
-from tasks.learning.training.reward_models import accuracies, held_out_loss, pair_sources, scored_pairs
+from tasks.learning.reward_model.calibration import ScoredPair, reward_metrics
+from tasks.learning.reward_model.training import accuracies, held_out_loss, pair_sources, scored_pairs
 from tasks.reward import reward
 from tasks.settings.params import Params
 from tests.conftest import MODEL_FILES, MakeParams, NotedRun, file_names, moved_weights, records_of

@@ -37,8 +37,8 @@ def comment(path: str) -> Apply:
     mark = "{# A comment. #}\n" if path.endswith(".j2") else "# A comment.\n"
 
     def apply() -> None:
-        with Path(path).open("a", encoding="utf-8") as file:
-            file.write(mark)
+        text = Path(path).read_text(encoding="utf-8")
+        Path(path).write_text(text + mark, encoding="utf-8")
 
     return apply
 
@@ -92,7 +92,7 @@ EDITS = [
     ),
     Edit(
         "a comment in the shared training loop",
-        comment("tasks/learning/training/supervised.py"),
+        comment("tasks/learning/training/loop.py"),
         {"sft", "reward", "held_out_reward", "align"},
     ),
     Edit("how often trainers save", setting("runtime.checkpoint_every=7"), set()),

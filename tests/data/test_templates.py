@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tasks.common.errors import InputError
-from tasks.data.encoding.templates import FIRST_OF_JANUARY, FROZEN_CLOCK, TEMPLATES, choose_template, try_template
+from tasks.data.base_model.templates import FIRST_OF_JANUARY, FROZEN_CLOCK, TEMPLATES, choose_template, try_template
 from tasks.data.encoding.tokens import encode, encode_prompt
 from tests.conftest import CHATML, make_tokenizer
 
@@ -103,7 +103,7 @@ def test_a_file_that_is_no_template_is_refused(
     import os
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tasks.data.encoding.templates.FOLDER", tmp_path)
+    monkeypatch.setattr("tasks.data.base_model.templates.FOLDER", tmp_path)
     os.mkfifo("pipe")
     Path("large").write_bytes(b"x" * (2**20 + 1))
     Path("latin").write_bytes("Größe".encode("latin-1"))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tasks.common.errors import InputError
+from tasks.data.base_model.templates import FROZEN_CLOCK, TEMPLATES
 from tasks.data.base_model.tokenizers import settle_tokenizer, try_rows
-from tasks.data.encoding.templates import FROZEN_CLOCK, TEMPLATES
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.settings.params import load_params
 from tests.conftest import CHATML

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tasks.learning.maths.calibration import (
+from tasks.learning.reward_model.calibration import (
     ScoredPair,
     accuracy_by,
     calibration_error,

@@ -7,8 +7,8 @@ from tasks.data.answers import Answer
 from tasks.data.encoding.tokens import Encoded, encode_prompt
 from tasks.data.records import Message, Prompt
 from tasks.learning.batches import collate
+from tasks.learning.evaluation_points import PROMPTS, EvaluationPoints, evaluation_steps
 from tasks.learning.models.outputs import completion_log_probs
-from tasks.learning.training.evaluation_points import PROMPTS, EvaluationPoints, evaluation_steps
 from tests.tiny import EOS, WORDS, tiny_params, tiny_policy, tiny_tokenizer
 
 PARAMS = tiny_params(evaluation_points=2, temperature=0.7)
@@ -29,7 +29,9 @@ def prompts(count: int) -> list[Prompt]:
 
 
 def marks(policy: torch.nn.Module, count: int = 5) -> EvaluationPoints:
-    return EvaluationPoints(policy, tiny_tokenizer(), prompts(count), PARAMS.ppo, PARAMS)
+    return EvaluationPoints(
+        policy, tiny_tokenizer(), prompts(count), PARAMS.ppo, PARAMS, temperature=PARAMS.ppo.temperature
+    )
 
 
 @pytest.mark.parametrize(

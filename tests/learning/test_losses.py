@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from tasks.learning.dpo.preference_losses import PreferenceLoss, implicit_rewards, preference_loss
+from tasks.learning.dpo.preference_losses import implicit_rewards, preference_loss
 from tasks.learning.maths.losses import sft_loss
 from tasks.learning.maths.pairs import PairValues, reward_loss
+from tasks.settings.choices import PreferenceLoss
 
 LOSSES: list[PreferenceLoss] = ["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm", "simpo"]
 

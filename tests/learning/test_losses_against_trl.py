@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from tasks.data.encoding.tokens import Encoded
 from tasks.dpo import StepCounts, pair_metrics
 from tasks.learning.batches import Batch, collate
-from tasks.learning.dpo.preference_losses import PreferenceLoss
 from tasks.learning.dpo.reference_cache import pair_logps
 from tasks.learning.maths.losses import sft_loss
 from tasks.learning.maths.pairs import PairValues, reward_loss
 from tasks.learning.models.outputs import completion_log_probs, completion_scores
+from tasks.settings.choices import PreferenceLoss
 from tasks.settings.params import Dpo
 from tests.conftest import MakeParams
 

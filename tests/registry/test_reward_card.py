@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from tasks.learning.maths import calibration
+from tasks.learning.reward_model import calibration
 from tasks.registry.export.reward_card import CONFIDENCE, reward_card
 from tests.registry.test_policy_card import RECORD, SOURCE, interval, metadata
 

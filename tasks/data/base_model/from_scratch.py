@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from tasks.common.errors import InputError
 from tasks.common.python_files import errors_of, load_function
+from tasks.data.base_model.templates import TEMPLATES, TURN_END, TURN_START
 from tasks.data.base_model.tokenizers import PAD
-from tasks.data.encoding.templates import TEMPLATES, TURN_END, TURN_START
 from tasks.settings.params import Scratch
 
 if TYPE_CHECKING:  # transformers costs seconds to import: only the functions that need it pay

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tasks.common.errors import InputError
 from tasks.common.files import read_json, replacing
-from tasks.data.encoding.templates import TURN_END, TURN_START, choose_template, try_template
+from tasks.data.base_model.templates import TURN_END, TURN_START, choose_template, try_template
 from tasks.data.encoding.tokens import encode, load_tokenizer
 from tasks.settings.params import Base
 

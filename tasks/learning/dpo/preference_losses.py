@@ -3,14 +3,11 @@
 Each is a sum over pairs divided by a count that the caller gives, as in `maths.losses`.
 """
 
-from typing import Literal
-
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from tasks.learning.maths.pairs import PairValues, smoothed_log_loss
-
-PreferenceLoss = Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm", "simpo"]
+from tasks.settings.choices import PreferenceLoss
 
 
 def implicit_rewards(

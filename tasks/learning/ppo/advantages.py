@@ -5,12 +5,13 @@ contiguous run of columns a row, the response's tokens. What lies outside the ma
 and comes out as 0.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-KLEstimator = Literal["k1", "k2", "k3"]
+from tasks.settings.choices import KLEstimator
+
 # exp of a larger difference says nothing that training could use, and overflows.
 LARGEST_LOG_RATIO = 20.0
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import nn
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -12,6 +12,7 @@ from tasks.learning.models.forward import unwrapped
 from tasks.learning.sampling import continuous_batching, sampler
 from tasks.learning.sampling.sampler import Response
 from tasks.learning.sharding import unsharded
+from tasks.settings.choices import Engine as EngineName
 
 
 class Engine(Protocol):
@@ -37,7 +38,7 @@ class Engine(Protocol):
         """Answer some of the prompts, in their order."""
 
 
-def engine_of(name: Literal["builtin", "continuous"]) -> Engine:
+def engine_of(name: EngineName) -> Engine:
     """The engine that the setting ppo.engine names."""
     match name:
         case "builtin":

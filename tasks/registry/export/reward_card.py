@@ -10,7 +10,7 @@ from tasks.settings.fingerprint import flatten
 
 KINDS: tuple[Kind, ...] = ("demonstrations", "preferences")
 STAGES = ("prepare", "validate", "base", "sft", "reward")  # the stages that made it
-# Of the intervals in metrics/reward.json, as set in tasks/learning/maths/calibration.py.
+# Of the intervals in metrics/reward.json, as set in tasks/learning/reward_model/calibration.py.
 CONFIDENCE = 0.95
 # Accuracy on parts of the pairs: key in `accuracy_by_length` of metrics/reward.json, name.
 LENGTHS = (

@@ -17,7 +17,6 @@ from tasks.data.records import Preference, Record, Split, read_records
 from tasks.data.splits import root_id
 from tasks.learning import processes
 from tasks.learning.batches import Batch, collate_pairs, micro_batches, pair_batches, require_rows, row_batches
-from tasks.learning.maths.calibration import ScoredPair, accuracy_by, reward_metrics
 from tasks.learning.maths.pairs import PairValues, reward_loss
 from tasks.learning.models.forward import unwrapped
 from tasks.learning.models.loading import (
@@ -29,6 +28,7 @@ from tasks.learning.models.loading import (
     with_adapters,
 )
 from tasks.learning.models.outputs import completion_scores
+from tasks.learning.reward_model.calibration import ScoredPair, accuracy_by, reward_metrics
 from tasks.learning.sharding import full_model
 from tasks.learning.training.curves import Run, publish
 from tasks.learning.training.supervised import SupervisedTrainer

@@ -19,7 +19,7 @@ from tasks.learning.models.loading import context_length
 from tasks.learning.sampling.engines import answer_in_shares
 from tasks.learning.sampling.sampler import generate
 from tasks.learning.training.optimisation import check_finite
-from tasks.settings.params import Dpo, Params, Ppo
+from tasks.settings.params import MethodSettings, Params
 
 PROMPTS = 128  # at most: enough to tell a win rate of .37 or .63 from a half
 
@@ -36,8 +36,10 @@ class EvaluationPoints:
         policy: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],
-        settings: Dpo | Ppo,
+        settings: MethodSettings,
         params: Params,
+        *,
+        temperature: float,
     ) -> None:
         """Choose and encode the prompts: the first by id, a content hash, so that the choice is stable.
 
@@ -45,8 +47,9 @@ class EvaluationPoints:
             policy: answers with its current weights.
             tokenizer: its tokenizer.
             prompts: of which `PROMPTS` are answered.
-            settings: of the method: number of evaluation points, longest answer, PPO's temperature.
+            settings: of the method: number of evaluation points, longest answer.
             params: seed and runtime.
+            temperature: of the sampling.
 
         Raises:
             InputError: a prompt leaves no room for an answer.
@@ -56,7 +59,7 @@ class EvaluationPoints:
         self._ids = [prompt.id for prompt in chosen]
         self._prompts = encode_prompts(tokenizer, chosen, context_length(policy), settings.max_new_tokens)
         self._seed, self._max_concurrent = params.seed, params.runtime.max_concurrent_sequences
-        self._temperature = settings.temperature if isinstance(settings, Ppo) else 1.0
+        self._temperature = temperature
         self.answers: list[Answer] = []
 
     def restore(self, state: Mapping[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""Training a reward model, and measuring it on held-out pairs."""
