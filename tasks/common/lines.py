@@ -1,22 +1,22 @@
-"""Rows of a JSONL file by their number, for what is larger than memory."""
+"""Rows of JSON, one a line, by their number: for what is larger than memory."""
 
 import json
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate, groupby
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
 from tasks.common.files import STATE, parse_row, read_jsonl, require_file
-from tasks.common.lazy import LazySequence
+from tasks.common.lazy import LazySequence, stretches
 
 
 class Lines(LazySequence[dict[str, Any]]):
-    """The rows of a file that the pipeline wrote, each read when it is asked for: 8 bytes a row are held."""
+    """The rows of a file that the pipeline wrote, each read when it is asked for."""
 
     def __init__(self, path: Path) -> None:
         """Find out where the rows begin.
@@ -26,28 +26,25 @@ class Lines(LazySequence[dict[str, Any]]):
         """
         require_file(path)
         with path.open("rb") as file:
-            starts = array("q", accumulate(map(len, file), initial=0))
-
-        def row(number: int) -> dict[str, Any]:
-            with path.open("rb") as file:
-                file.seek(starts[number])
-                return parse_row(path, number + 1, file.readline())
-
-        super().__init__(len(starts) - 1, row)
+            rows = stretches(map(len, file), self._read, lambda number, line: parse_row(path, number + 1, line))
+        super().__init__(len(rows), rows.__getitem__)
         self.path = path
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return read_jsonl(self.path)
 
+    def _read(self, start: int, end: int) -> bytes:
+        with self.path.open("rb") as file:
+            return _between(file, start, end)
+
 
 class Spool:
-    """Rows put aside in a file without a name, to be read again by their number: 8 bytes a row are held."""
+    """Rows put aside in a file without a name, to be read again by their number."""
 
     def __enter__(self) -> Self:
-        STATE.mkdir(parents=True, exist_ok=True)  # not the system's place for such files, which may be in memory
+        STATE.mkdir(parents=True, exist_ok=True)  # not the system's folder for such files, which may be in memory
         self._file = tempfile.TemporaryFile(dir=STATE)
-        self._starts = array("q")
-        self._end = 0
+        self._sizes = array("q")
         return self
 
     def __exit__(
@@ -56,14 +53,17 @@ class Spool:
         self._file.close()
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Put a row aside, behind the others; all of them before the first is read."""
-        self._starts.append(self._end)
-        self._end += self._file.write(json.dumps(row).encode() + b"\n")
+        """Put a row aside, behind the others."""
+        self._sizes.append(self._file.write(json.dumps(row).encode()))
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        self._file.seek(self._starts[number])
-        row: dict[str, Any] = json.loads(self._file.readline())
-        return row
+    def rows(self) -> Sequence[dict[str, Any]]:
+        """Give the rows, once all are there."""
+        return stretches(self._sizes, lambda *ends: _between(self._file, *ends), lambda _, text: dict(json.loads(text)))
+
+
+def _between(file: BinaryIO, start: int, end: int) -> bytes:
+    file.seek(start)
+    return file.read(end - start)
 
 
 def alike(rows: Iterable[tuple[bytes, Mapping[str, Any]]]) -> Iterator[Iterator[dict[str, Any]]]:
@@ -81,6 +81,6 @@ def alike(rows: Iterable[tuple[bytes, Mapping[str, Any]]]) -> Iterator[Iterator[
             length = len(key)
             spool.add(row)
         _, first, inverse = np.unique(np.frombuffer(keys, f"S{length}"), return_index=True, return_inverse=True)
-        firsts = first[inverse]
-        for _, places in groupby(np.argsort(firsts, kind="stable").tolist(), key=firsts.__getitem__):
-            yield (spool[place] for place in places)
+        firsts, spooled = first[inverse], spool.rows()
+        for _, numbers in groupby(np.argsort(firsts, kind="stable").tolist(), key=firsts.__getitem__):
+            yield (spooled[number] for number in numbers)

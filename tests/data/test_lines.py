@@ -6,6 +6,7 @@ import pytest
 
 from tasks.common.errors import InputError
 from tasks.common.files import STATE, read_jsonl, write_jsonl
+from tasks.common.lazy import end_to_end, stretches
 from tasks.common.lines import Lines, Spool, alike
 
 ROWS = [{"text": "one"}, {"text": "zwölf\nlines"}, {"text": ""}]
@@ -34,8 +35,26 @@ def test_rows_put_aside_come_back_and_leave_no_file(tmp_path: Path, monkeypatch:
     with Spool() as spool:
         for row in ROWS:
             spool.add(row)
-        assert [spool[number] for number in (2, 0, 1)] == [ROWS[2], ROWS[0], ROWS[1]]
+        rows = spool.rows()
+        assert [rows[number] for number in (2, 0, 1)] == [ROWS[2], ROWS[0], ROWS[1]]
     assert list(STATE.iterdir()) == []
+
+
+@pytest.mark.parametrize("sizes", [[], [3], [0, 2, 0, 1, 0]])
+def test_stretches_are_what_lies_between_their_ends(sizes):
+    text = "abc"
+    cut = stretches(sizes, lambda start, end: text[start:end], lambda number, part: (number, part))
+    expected = [(0, "abc")] if len(sizes) == 1 else [(0, ""), (1, "ab"), (2, ""), (3, "c"), (4, "")][: len(sizes)]
+    assert list(cut) == expected
+    assert list(cut[-2:]) == expected[-2:]
+
+
+def test_sequences_end_to_end_are_one():
+    parts = [["a", "b"], [], ["c"], []]
+    joined = end_to_end(parts)
+    assert list(joined) == ["a", "b", "c"]
+    assert (joined[-1], list(joined[1:])) == ("c", ["b", "c"])
+    assert list(end_to_end([])) == []
 
 
 def test_rows_of_one_key_come_together_in_the_order_of_their_first(tmp_path, monkeypatch):

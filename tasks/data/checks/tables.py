@@ -4,7 +4,6 @@ A file is read twice: once for what stands in each row (look.py), and once for c
 known. Memory holds numbers and findings, never the texts of all rows.
 """
 
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from tasks.common.lazy import LazySequence
+from tasks.common.lazy import end_to_end
 from tasks.common.lines import Lines
 from tasks.data.checks.contamination import Question, Study, find_contamination
 from tasks.data.checks.look import Findings, Looked, look
@@ -48,7 +47,7 @@ def _beside(files: Sequence[Lines], looked: Sequence[Looked]) -> dict[str, Findi
     keys = Keys(*(np.concatenate(column) for column in zip(*(found.keys for found in looked), strict=True)))
     splits = np.concatenate([found.splits for found in looked])
     is_sound = np.concatenate([found.is_sound for found in looked])
-    records = _numbered(files)
+    records = end_to_end(files)
     test, training = np.flatnonzero(is_sound & (splits == TEST)), is_sound & (splits == TRAIN)
     given_away = find_contamination(
         (Question(number, _asked(records[number]["prompt"])) for number in test.tolist()), _studies(files, training)
@@ -64,16 +63,6 @@ def _beside(files: Sequence[Lines], looked: Sequence[Looked]) -> dict[str, Findi
         "held_out_at": {row: f"{place} ({SPLITS[splits[held_out[row]]]})" for row, place in places(held_out).items()},
         "gives_away": {row: place_of(records[question]) for row, question in given_away.items()},
     }
-
-
-def _numbered(files: Sequence[Lines]) -> LazySequence[dict[str, Any]]:
-    starts = list(accumulate(map(len, files), initial=0))
-
-    def record(number: int) -> dict[str, Any]:
-        file = bisect_right(starts, number) - 1
-        return files[file][number - starts[file]]
-
-    return LazySequence(starts[-1], record)
 
 
 def _studies(files: Sequence[Lines], is_training: npt.NDArray[np.bool_]) -> Iterator[Study]:

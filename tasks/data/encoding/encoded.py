@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from tasks.common.errors import InputError
 from tasks.common.files import STATE, hash_files, replacing, require_file
-from tasks.common.lazy import LazySequence
+from tasks.common.lazy import LazySequence, stretches
 from tasks.data.encoding.tokens import Encoded, EncodedPair, Parts, does_not_fit, encode_records
 from tasks.data.records import ANSWERS, Kind, Split, read_records
 
@@ -52,14 +52,12 @@ class EncodedRows(LazySequence[Row]):
         self.counts: npt.NDArray[np.int64] = np.load(folder / COUNTS)  # (N, 1 + answers) tokens
         file = folder / IDS
         ids = np.memmap(file, dtype, mode="r") if file.stat().st_size else np.empty(0, dtype)
-        ends = self.counts.cumsum().reshape(self.counts.shape)
-        starts = ends - self.counts
 
-        def row(number: int) -> Row:
-            places = zip(starts[number].tolist(), ends[number].tolist(), strict=True)
-            return make([ids[start:end].tolist() for start, end in places])
+        def row(number: int, of_row: npt.NDArray[np.unsignedinteger]) -> Row:
+            return make([part.tolist() for part in np.split(of_row, self.counts[number, :-1].cumsum())])
 
-        super().__init__(len(self.counts), row)
+        rows = stretches(self.counts.sum(axis=1), lambda start, end: ids[start:end], row)
+        super().__init__(len(rows), rows.__getitem__)
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
