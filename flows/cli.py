@@ -13,7 +13,7 @@ from tasks.common.escapes import safe_json, visible
 from tasks.common.safe_text import clean_logs, clean_traceback
 
 if TYPE_CHECKING:
-    from flows.pipeline import Result
+    from flows.walk import Result
     from tasks.data.exclusions import What
     from tasks.settings.params import Params
 
@@ -55,24 +55,20 @@ def main() -> None:
 @app.command(rich_help_panel=PIPELINE)
 def run(as_json: AsJson = False) -> None:
     """Run what has changed, and promote the model if the gate says so."""
+    from flows.display import show_result
     from flows.interrupts import interruption_told
     from flows.locks import refuse_a_second
     from flows.preflight import preflight
-    from flows.reproduce import StageError
-    from flows.server import local_server
+    from flows.server import named_server
+    from flows.walk import finish_unchanged
 
     refuse_a_second()
-    preflight()
-    with interruption_told(), local_server():
-        from flows.pipeline import pipeline
-
-        try:
-            result = pipeline()
-        except StageError as error:
-            print(f"trueline: {error}", file=sys.stderr)
-            raise typer.Exit(1) from None
-    from flows.display import show_result
-
+    with interruption_told():
+        if named_server():  # it keeps a record of every run
+            preflight()
+            result = _run_by_prefect()
+        else:
+            result = finish_unchanged() or _run_by_prefect()
     _report(_result_data(result), as_json, show_result)
 
 
@@ -317,6 +313,20 @@ def import_sheets(
         run_id = save_votes(params, *imported)
     finally:  # the figures are worth showing even where MLflow cannot be reached
         _report({**imported.figures, "run_id": run_id}, as_json, show_votes)
+
+
+def _run_by_prefect() -> "Result":
+    from flows.reproduce import StageError
+    from flows.server import local_server
+
+    with local_server():
+        from flows.pipeline import pipeline
+
+        try:
+            return pipeline()
+        except StageError as error:
+            print(f"trueline: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
 
 
 def _params() -> "Params":

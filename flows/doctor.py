@@ -19,7 +19,7 @@ from tasks.common.errors import InputError
 from tasks.common.files import STATE
 from tasks.common.safe_text import without_secrets
 from tasks.registry.dvc_outputs.cache import DAMAGED
-from tasks.registry.dvc_outputs.stages import places
+from tasks.registry.dvc_outputs.graph import graph_status, places
 from tasks.settings.params import load_params
 from tasks.stage import last_failure
 
@@ -84,10 +84,14 @@ def check_disk() -> Iterator[Finding]:
     folders = _outcome("folders", look_at_places, "real ones, and can be written")
     yield folders
     if folders.level == "ok":
-        yield _outcome("room", lambda: check_room(load_params(), places()), "enough for what a run will write")
+        yield _outcome(
+            "room",
+            lambda: check_room(load_params(), places(), graph_status().unfinished),
+            "enough for what a run will write",
+        )
 
 
-def _outcome(check: str, look: Callable[[], None], well: str) -> Finding:
+def _outcome(check: str, look: Callable[[], object], well: str) -> Finding:
     try:
         look()
     except InputError as error:

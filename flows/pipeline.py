@@ -1,17 +1,19 @@
 """The flow: name the opponent, walk DVC's plan, sync the lineage, register, report, promote if the gate says so."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from prefect import Task, flow, task
 from prefect.artifacts import create_link_artifact
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
 from flows.approval import ask
 from flows.locks import one_flow_at_a_time
 from flows.preflight import preflight
-from flows.reproduce import StageError, StageRun, reproduce
+from flows.reproduce import StageError, StageRun
+from flows.walk import Result, Walk
 from tasks.common.safe_text import clean_logs
-from tasks.registry.dvc_outputs.stages import plan
+from tasks.registry.dvc_outputs.graph import GraphStatus, graph_status
 from tasks.registry.lineage import sync
 from tasks.registry.lineage.report import write_report
 from tasks.registry.promotion import champion
@@ -19,15 +21,6 @@ from tasks.registry.promotion.opponent import refresh_opponent
 from tasks.settings.params import Params, load_params
 
 RETRY_DELAYS = [10.0, 60.0]  # seconds
-
-
-class Result(NamedTuple):
-    """What came of a flow."""
-
-    stages: list[StageRun]
-    registered: champion.Registered
-    verdict: champion.Promotion
-    alarms: list[str]  # stages that gave other bytes than before on the same input
 
 
 def is_passing(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -40,28 +33,37 @@ def _run_name() -> str:
     return f"align by {load_params().align.method}"
 
 
-run_stage = task(retries=len(RETRY_DELAYS), retry_delay_seconds=RETRY_DELAYS, retry_condition_fn=is_passing)(reproduce)
+# Prefect would make a cache key of the arguments, which nobody asks for.
+@task(
+    retries=len(RETRY_DELAYS),
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=is_passing,
+    cache_policy=NO_CACHE,
+)
+def run_stage(walk: Walk, stage: str) -> StageRun:
+    """Bring a stage up to date."""
+    return walk.bring_up_to_date(stage)
 
 
-@task(name="opponent")
-def name_opponent(params: Params) -> None:
-    """Write whom the candidate must beat into opponent.json."""
-    refresh_opponent(params)
+@task(name="opponent", cache_policy=NO_CACHE)
+def name_opponent(params: Params, graph: GraphStatus) -> GraphStatus:
+    """Write whom the candidate must beat into opponent.json; gives what DVC says of the stages then."""
+    return graph_status() if refresh_opponent(params, graph) else graph
 
 
-@task(name="lineage")
+@task(name="lineage", cache_policy=NO_CACHE)
 def sync_lineage(params: Params) -> sync.Synced:
     """Link every stage's outputs with the MLflow run that made them."""
     return sync.sync(params)
 
 
-@task(name="register")
+@task(name="register", cache_policy=NO_CACHE)
 def register(params: Params) -> champion.Registered:
     """Make the candidate a version in the registry."""
     return champion.register(params)
 
 
-@task(name="report")
+@task(name="report", cache_policy=NO_CACHE)
 def report(params: Params) -> None:
     """Write the report, and link it from the page of the flow's run."""
     written = write_report(params)
@@ -69,7 +71,7 @@ def report(params: Params) -> None:
     create_link_artifact(written["address"], link_text="report", key="report", description=said)
 
 
-@task(name="promote")
+@task(name="promote", cache_policy=NO_CACHE)
 def promote(params: Params) -> champion.Promotion:
     """Make the candidate champion, if the gate says so, or have a person asked."""
     verdict = champion.promote(params)
@@ -88,9 +90,9 @@ def pipeline() -> Result:
     """
     clean_logs()  # here too: a scheduled run is a process that Prefect starts
     with one_flow_at_a_time():
-        params = preflight()
-        name_opponent(params)
-        stages = [run_stage.with_options(name=stage)(stage) for stage in plan()]
+        params, graph = preflight()
+        walk = Walk(name_opponent(params, graph))
+        stages = [run_stage.with_options(name=stage)(walk, stage) for stage in walk.plan]
         synced = sync_lineage(params)
         registered = register(params)
         report(params)  # before a person is asked, who wants to read it

@@ -7,12 +7,13 @@ from tasks.common.errors import InputError
 from tasks.data.base_model.model_files import check_model_folder
 from tasks.data.records import TYPES
 from tasks.data.sources.source import check_file, files_of
+from tasks.registry.dvc_outputs.graph import GraphStatus
 from tasks.registry.promotion.decisions import past_decisions
 from tasks.settings.params import Params, load_params
 
 
-def preflight() -> Params:
-    """Check settings, sources and surroundings, and give the settings.
+def preflight() -> tuple[Params, GraphStatus]:
+    """Check settings, sources and surroundings; give the settings, and what DVC says of the stages.
 
     Raises:
         InputError: a setting is wrong, the record of decisions is damaged, a source does not exist or is none that DVC
@@ -27,8 +28,7 @@ def preflight() -> Params:
     for kind in TYPES:
         for file in files_of(getattr(params.prepare, kind)).values():
             check_file(Path(file.source))
-    check_surroundings(params)
-    return params
+    return params, check_surroundings(params)
 
 
 def sources(params: Params) -> dict[str, str]:

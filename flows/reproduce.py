@@ -52,7 +52,7 @@ class StageError(RuntimeError):
 
 
 def reproduce(stage: str) -> StageRun:
-    """Run a stage where it has changed, or take its outputs from the cache, hashed, as `dvc repro` would.
+    """Have `dvc repro` run a stage where it has changed, or take its outputs from the cache; those are hashed.
 
     Where the cache gives back what is not on record, and no place has it whole, the stage makes it again.
 

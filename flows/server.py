@@ -37,8 +37,7 @@ def local_server() -> Iterator[str]:
         InputError: the server does not start.
     """
     STATE.mkdir(exist_ok=True)  # Prefect makes its home there, but no folder above it
-    named = os.environ.get("PREFECT_API_URL")
-    if named:
+    if named := named_server():
         check_reachable(named)
         yield named
         return
@@ -59,6 +58,11 @@ def local_server() -> Iterator[str]:
         finally:
             del os.environ["PREFECT_API_URL"]
             end_group(process)
+
+
+def named_server() -> str | None:
+    """Give the address of the Prefect server that the environment names; None where it names none."""
+    return os.environ.get("PREFECT_API_URL") or None
 
 
 def is_healthy(url: str) -> bool:

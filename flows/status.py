@@ -1,15 +1,12 @@
 """Where the checkout stands: stages, what runs now, champion and challenger, who runs the flow, what failed last."""
 
-import json
-import subprocess
-import sys
 from typing import Any, Literal
 
 from flows import locks
-from flows.processes import child
 from tasks.common.errors import InputError
 from tasks.common.progress import running
-from tasks.registry.dvc_outputs.stages import lock_entry, plan
+from tasks.registry.dvc_outputs.graph import graph_status, plan
+from tasks.registry.dvc_outputs.stages import lock_entry
 from tasks.registry.mlflow_runs.store import main_checkout, open_store, tracking_uri
 from tasks.registry.promotion.champion import awaiting
 from tasks.registry.promotion.decisions import past_decisions
@@ -42,8 +39,7 @@ def status(params: Params) -> dict[str, Any]:
 
 def stage_states() -> dict[str, StageState]:
     """Tell of every stage, in the order of the plan, whether it is up to date."""
-    changes = _dvc_status()
-    return {stage: _state(stage, changes.get(stage, [])) for stage in plan()}
+    return {stage: _state(stage, changes) for stage, changes in graph_status().changes.items()}
 
 
 def registry(params: Params) -> dict[str, Any]:
@@ -70,18 +66,6 @@ def record_fault() -> str | None:
     except InputError as error:
         return str(error)
     return None
-
-
-def _dvc_status() -> dict[str, list[Any]]:
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "status", "--json"]
-    with child(command, stdout=subprocess.PIPE) as process:
-        said, _ = process.communicate()
-    if process.returncode != 0:
-        raise InputError(
-            "DVC cannot tell what has changed, the lines above say why: wait if a stage runs, else mend it"
-        )
-    changes: dict[str, list[Any]] = json.loads(said)
-    return changes
 
 
 def _state(stage: str, changes: list[Any]) -> StageState:

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,8 @@ from tasks.common.files import MODELS, STATE, read_json
 from tasks.common.output_folders import check_places, check_real, check_writable
 from tasks.common.python_files import is_python
 from tasks.data.base_model.model_files import weight_files
-from tasks.registry.dvc_outputs.stages import Places, needs_git, places, unfinished_stages
+from tasks.registry.dvc_outputs.graph import GraphStatus, Places, graph_status, places
+from tasks.registry.dvc_outputs.stages import needs_git
 from tasks.settings.params import Params
 from tasks.stage import classify
 
@@ -34,15 +35,17 @@ class Need(NamedTuple):
     cure: str  # beside freeing some
 
 
-def check_surroundings(params: Params) -> None:
-    """Look at what a run needs around it.
+def check_surroundings(params: Params) -> GraphStatus:
+    """Look at what a run needs around it, and give what DVC says of the stages.
 
     Raises:
         InputError: something lacks; the sentence has the cure.
     """
     check_git()
-    look_at_places()
-    check_room(params, places())
+    known = look_at_places()
+    graph = graph_status()
+    check_room(params, known, graph.unfinished)
+    return graph
 
 
 def check_git() -> None:
@@ -62,7 +65,7 @@ def check_git() -> None:
         )
 
 
-def look_at_places() -> None:
+def look_at_places() -> Places:
     """Make sure that every output lies in real folders, and that all that stages and DVC write to can be written.
 
     Raises:
@@ -87,15 +90,21 @@ def look_at_places() -> None:
     except FileNotFoundError as error:
         raise InputError(f"there is no folder for temporary files ({error.strerror}): name one in TMPDIR") from None
     check_writable("the folder of temporary files", temporary, "name another in TMPDIR")
+    return known
 
 
-def check_room(params: Params, known: Places) -> None:
+def check_room(params: Params, known: Places, pending: Sequence[str]) -> None:
     """Compare what a run will write with what is free.
+
+    Args:
+        params: all settings.
+        known: where DVC writes.
+        pending: the stages that the run has to do with.
 
     Raises:
         InputError: a disk has too little.
     """
-    needs = list(_needs(params, known))
+    needs = list(_needs(params, known, pending))
     wanted = Counter[int]()
     for need in needs:
         wanted[_device(need.folder)] += need.size
@@ -114,12 +123,11 @@ def free_bytes(folder: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def _needs(params: Params, known: Places) -> Iterator[Need]:
+def _needs(params: Params, known: Places, pending: Sequence[str]) -> Iterator[Need]:
     """Models of the stages that are to run, in the checkout and in the cache, and the checkpoints of one trainer.
 
     In the checkout a model takes the place of the one before, which DVC deletes first.
     """
-    pending = unfinished_stages()
     if not pending:
         return
     weights = _weights(params)

@@ -8,7 +8,9 @@ from flows import pipeline as module
 from flows.locks import one_flow_at_a_time
 from flows.pipeline import is_passing, pipeline
 from flows.reproduce import StageError, StageRun
+from flows.walk import Walk
 from tasks.common.errors import InputError
+from tasks.registry.dvc_outputs.graph import GraphStatus
 from tasks.stage import Failure, FailureKind
 
 
@@ -40,10 +42,10 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return called
 
     verdict = {"promoted": True, "held": False, "version": 1, "champion": 1, "reasons": []}
-    monkeypatch.setattr(module, "preflight", step("preflight"))
-    monkeypatch.setattr(module, "name_opponent", step("opponent"))
-    monkeypatch.setattr(module, "plan", lambda: ["prepare", "sft"])
-    monkeypatch.setattr(module, "run_stage", Plain(lambda stage: StageRun(stage, "ran", 1.0, ""), calls))
+    graph = GraphStatus({"prepare": [], "sft": []}, {"prepare": set(), "sft": {"prepare"}})
+    monkeypatch.setattr(module, "preflight", step("preflight", (None, graph)))
+    monkeypatch.setattr(module, "name_opponent", step("opponent", graph))
+    monkeypatch.setattr(module, "run_stage", Plain(lambda _walk, stage: StageRun(stage, "ran", 1.0, ""), calls))
     monkeypatch.setattr(module, "sync_lineage", step("lineage", {"stages": [], "alarms": ["sft differs"]}))
     monkeypatch.setattr(module, "register", step("register", {"version": 1}))
     monkeypatch.setattr(module, "report", step("report"))
@@ -61,7 +63,7 @@ def test_steps_come_in_order(calls: list[str]) -> None:
 
 
 def test_nothing_follows_a_failed_stage(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(stage: str) -> StageRun:
+    def fail(_walk: Walk, stage: str) -> StageRun:
         raise InputError(f"{stage}: mend it")
 
     monkeypatch.setattr(module, "run_stage", Plain(fail, calls))

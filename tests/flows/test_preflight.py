@@ -31,7 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_settings_come_back_where_all_is_well(folder: Path) -> None:
     (folder / "README.md").touch()  # which may be excluded: for prepare to judge
-    assert preflight().prepare.preferences.source == "pairs"
+    assert preflight()[0].prepare.preferences.source == "pairs"
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_a_group_that_ignores_sigterm_is_killed() -> None:
 # A stage within a call of torch: no signal is heard before it returns, and then the last step is saved.
 DEAF = """
 import os, pathlib, signal, sys, time
-from tasks import progress
+from tasks.common import progress
 
 def save(*_):
     if {asks}:

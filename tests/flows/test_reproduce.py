@@ -7,7 +7,7 @@ import pytest
 
 from flows.reproduce import StageError, reproduce
 from tasks.common.errors import InputError
-from tasks.registry.dvc_outputs.stages import plan
+from tasks.registry.dvc_outputs.graph import plan
 
 pytestmark = pytest.mark.slow
 

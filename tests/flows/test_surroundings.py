@@ -14,7 +14,7 @@ from flows import doctor, preflight, surroundings
 from flows.reproduce import reproduce
 from tasks.common import output_folders
 from tasks.common.errors import InputError
-from tasks.registry.dvc_outputs import stages
+from tasks.registry.dvc_outputs.graph import graph_status, places
 from tasks.settings.params import Params, load_params
 from tests.conftest import EXAMPLE
 from tests.flows.conftest import dvc
@@ -132,7 +132,7 @@ def test_the_cache_may_be_a_link_or_lie_elsewhere(checkout: Path, tmp_path: Path
     look()
     dvc("cache", "dir", "--local", str(tmp_path / "other"))  # as the sentences advise
     look()
-    assert stages.places().cache.is_relative_to(tmp_path / "other")
+    assert places().cache.is_relative_to(tmp_path / "other")
 
 
 def test_a_file_where_a_folder_is_needed(checkout: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_place_that_cannot_be_written(checkout: Path, unwritable: dict[Path, i
 def test_every_place_is_tried(checkout: Path, tmp_path: Path, unwritable: dict[Path, int]) -> None:
     dvc("config", "--local", "core.site_cache_dir", str(tmp_path / "notes"))
     dvc("cache", "dir", "--local", str(tmp_path / "cache"))
-    known = stages.places()
+    known = places()
     for folder in (tmp_path / "cache", tmp_path / "notes", checkout / "models", checkout / ".trueline"):
         folder.mkdir(exist_ok=True)
     temporary = Path(tempfile.gettempdir())
@@ -286,30 +286,26 @@ def aligned(method: str) -> object:
 def test_room_is_that_of_models_twice_and_of_checkpoints(
     checkout: Path, large: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        surroundings, "unfinished_stages", lambda: ["base", "sft", "reward", "held_out_reward", "align", "gate"]
-    )
-    known = stages.places()
+    known, pending = places(), ["base", "sft", "reward", "held_out_reward", "align", "gate"]
     # Five models of 8 GiB in the checkout and in the cache, and three checkpoints of weights and two moments of each:
     # 40 + 0.25 + 40 + 3 * 24 = 152.25 GiB, all on one disk.
     free = int(152.25 * GIGABYTE)
     monkeypatch.setattr(surroundings, "free_bytes", lambda _folder: free)
-    surroundings.check_room(large, known)
+    surroundings.check_room(large, known, pending)
     monkeypatch.setattr(surroundings, "free_bytes", lambda _folder: free - 1)
     said = f"^the disk of the checkout {checkout} has 152.2 GB free, and this run will write about 152.2 GB there: free"
     with pytest.raises(InputError, match=said):
-        surroundings.check_room(large, known)
+        surroundings.check_room(large, known, pending)
 
 
 def test_adapters_leave_small_checkpoints_and_ppo_two_learners(
     checkout: Path, large: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(surroundings, "unfinished_stages", lambda: ["align"])
     monkeypatch.setattr(surroundings, "free_bytes", lambda _folder: 0)
 
     def wanted(params: Params) -> str:
         with pytest.raises(InputError) as told:
-            surroundings.check_room(params, stages.places())
+            surroundings.check_room(params, places(), ["align"])
         return str(told.value).split("about ")[1].split(" there")[0]
 
     # A model in the checkout and in the cache, and 3 * 24 of checkpoints: 16.25 + 72; of PPO with a critic of its own,
@@ -325,9 +321,8 @@ def test_adapters_leave_small_checkpoints_and_ppo_two_learners(
 def test_where_nothing_is_to_do_no_room_is_needed(
     checkout: Path, large: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(surroundings, "unfinished_stages", list)
     monkeypatch.setattr(surroundings, "free_bytes", lambda _folder: 0)
-    surroundings.check_room(large, stages.places())
+    surroundings.check_room(large, places(), [])
 
 
 @pytest.mark.slow
@@ -337,6 +332,5 @@ def test_a_disk_that_is_too_small_is_told_by_its_own_size(checkout: Path, large:
     with pytest.raises(
         InputError, match=r"^the disk of DVC's cache /.* has 1\.0 MB free, and this run will write about 40"
     ):
-        surroundings.check_room(
-            large.model_copy(update={"lora": large.lora.model_copy(update={"rank": 8})}), stages.places()
-        )
+        adapters = large.model_copy(update={"lora": large.lora.model_copy(update={"rank": 8})})
+        surroundings.check_room(adapters, places(), graph_status().unfinished)

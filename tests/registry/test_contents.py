@@ -14,7 +14,7 @@ from flows.chat import stage_folder, version_folder
 from flows.doctor import check_leftovers
 from flows.reproduce import reproduce
 from tasks.common.errors import InputError
-from tasks.registry.dvc_outputs import stages
+from tasks.registry.dvc_outputs import graph, stages
 from tasks.registry.dvc_outputs.cache import DAMAGED, DamagedError, NotCachedError, materialise
 from tasks.registry.dvc_outputs.contents import check_inputs, restore_outputs
 from tasks.registry.export.folders import export
@@ -161,7 +161,7 @@ def test_a_damaged_object_is_taken_from_a_place_that_has_it_whole(repository, ca
         "1 objects of DVC's cache were not what they say"
     ]
     assert oct(damaged.stat().st_mode)[-3:] == "444"
-    assert stages.changed_stages(STAGES) == []
+    assert graph.graph_status().changed(STAGES) == []
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -192,16 +192,16 @@ def test_a_damaged_object_that_no_place_has_is_told_of_and_the_cure_makes_it_aga
 def test_a_file_that_a_stage_is_about_to_read_is_mended_though_dvc_sees_no_change(repository, caplog, path):
     file = Path(path)
     expected = file.read_bytes()
-    assert stages.changed_stages(STAGES) == []  # DVC gets to know all files here
+    assert graph.graph_status().changed(STAGES) == []  # DVC gets to know all files here
     flip(file)
     spoilt = file.read_bytes()
-    assert stages.changed_stages(STAGES) == []
+    assert graph.graph_status().changed(STAGES) == []
     check_inputs("ppo")
     assert [aside.read_bytes() for aside in DAMAGED.iterdir()] == [spoilt]
     told = path if path.startswith("metrics") else f"{file.name} of {file.parent}"
     assert caplog.messages == [f"{told} was damaged, and is as the record says again"]
     assert file.read_bytes() == expected
-    assert stages.changed_stages(STAGES) == []
+    assert graph.graph_status().changed(STAGES) == []
     check_inputs("ppo")
     assert len(caplog.messages) == 1
 
@@ -216,7 +216,7 @@ def test_a_stage_does_not_read_what_its_cache_object_spoilt_and_the_next_run_mak
         shutil.rmtree(SFT)
         dvc("checkout", "-q", "sft", cwd=repository)
     assert (SFT / "content.txt").read_bytes() != expected
-    assert stages.changed_stages(STAGES) == []
+    assert graph.graph_status().changed(STAGES) == []
     with pytest.raises(
         DamagedError, match=r"content\.txt of models/sft is damaged \(its md5 is .*\): run trueline run, which"
     ):
@@ -307,6 +307,6 @@ def test_nobody_talks_to_a_damaged_model(challenged, caplog):
     assert (version_folder("champion", load_params()) / "content.txt").read_bytes() == expected
     assert "it is taken from DVC's cache again" in caplog.text
     expected = (SFT / "content.txt").read_bytes()
-    assert stages.changed_stages(STAGES) == []
+    assert graph.graph_status().changed(STAGES) == []
     flip(SFT / "content.txt")
     assert (stage_folder("sft") / "content.txt").read_bytes() == expected

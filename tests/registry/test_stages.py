@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks.common.errors import InputError
-from tasks.registry.dvc_outputs import stages
+from tasks.registry.dvc_outputs import graph, stages
 from tests.registry.conftest import STAGES, change_params, dvc
 
 
@@ -83,14 +83,14 @@ def test_a_damaged_lock_is_named(repository):
 def test_the_plan_is_the_order_in_which_dvc_runs(repository):
     said = dvc("repro", "--dry", "--force", cwd=repository).stdout
     order = [line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")]
-    assert stages.plan() == order
+    assert graph.plan() == order
     assert set(order) == set(STAGES)
 
 
 def test_a_plan_outside_a_repository_says_where_to_go(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="not the root of a DVC repository"):
-        stages.plan()
+        graph.plan()
 
 
 def test_hashes_of_outputs_are_those_of_the_lock_and_of_the_files(repository):
@@ -108,30 +108,30 @@ def test_hashes_of_outputs_are_those_of_the_lock_and_of_the_files(repository):
 
 
 def test_changed_stages_are_those_that_dvc_calls_changed(repository):
-    assert stages.changed_stages(STAGES) == []
+    assert graph.graph_status().changed(STAGES) == []
     Path("models/reward/content.txt").write_text("other")
-    assert stages.changed_stages(STAGES) == ["reward", "align", "evaluate"]
+    assert graph.graph_status().changed(STAGES) == ["reward", "align", "evaluate"]
 
 
 def test_unfinished_stages_are_those_that_a_run_brings_up_to_date(repository):
-    assert stages.unfinished_stages() == []
+    assert graph.graph_status().unfinished == []
     shutil.rmtree("models/reward")
-    after = stages.unfinished_stages()
+    after = graph.graph_status().unfinished
     assert after[0] == "reward"
     assert {"reward", "align", "evaluate", "gate"} <= set(after)
     assert not {"prepare", "base", "validate", "sft"} & set(after)
     settings = Path("params.yaml").read_text()
     Path("params.yaml").write_text(re.sub(r"seed: \d+", "seed: 88", settings))
-    assert stages.unfinished_stages() == stages.plan()
+    assert graph.graph_status().unfinished == graph.plan()
 
 
 def test_the_cache_is_where_the_settings_of_dvc_say(repository, tmp_path):
-    assert stages.places().cache.is_relative_to(Path(".dvc/cache").absolute())
-    assert {Path("models/base"), Path("models/ppo"), Path("metrics/gate.json")} <= set(stages.places().outputs)
+    assert graph.places().cache.is_relative_to(Path(".dvc/cache").absolute())
+    assert {Path("models/base"), Path("models/ppo"), Path("metrics/gate.json")} <= set(graph.places().outputs)
     assert stages.needs_git()
     dvc("cache", "dir", "--local", str(tmp_path / "other"), cwd=repository)
     dvc("config", "--local", "core.no_scm", "true", cwd=repository)
-    assert stages.places().cache.is_relative_to(tmp_path / "other")
+    assert graph.places().cache.is_relative_to(tmp_path / "other")
     assert not stages.needs_git()
 
 

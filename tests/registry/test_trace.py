@@ -8,7 +8,7 @@ import pytest
 
 from tasks.common.errors import InputError
 from tasks.data.records import TAGS
-from tasks.registry.dvc_outputs.stages import stages_after
+from tasks.registry.dvc_outputs.graph import stages_after
 from tasks.registry.lineage import explain, trace
 from tasks.registry.promotion import champion
 from tasks.settings.params import load_params

@@ -1,6 +1,6 @@
-"""What DVC knows of the stages: keys, hashes and order.
+"""What DVC knows of a stage: key, hashes, entry in dvc.lock. Of all stages together graph.py tells.
 
-Only this module and contents.py touch DVC's internals; their tests hold them to what is used here.
+Only the modules of this package touch DVC's internals; their tests hold them to what is used here.
 Everything is resolved from the working folder, never from DVC_ROOT: inside `dvc exp run --temp` that names
 another checkout.
 """
@@ -141,94 +141,6 @@ def current_hash(stage: str, path: Path) -> str | None:
     return None
 
 
-def plan() -> list[str]:
-    """List the stages in the order in which `dvc repro` would run them all.
-
-    Raises:
-        InputError: the working folder is no DVC repository, or dvc.yaml is invalid.
-    """
-    from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
-
-    with repository() as repo:
-        stages = collect_stages(repo, [PIPELINE_FILE])
-        return [stage.name for stage in plan_repro(get_active_graph(repo.index.graph), stages)]
-
-
-def stages_after(name: str) -> list[str]:
-    """List a stage and all that depend on what it writes, in the order of `plan`.
-
-    Raises:
-        InputError: the working folder is no DVC repository, or dvc.yaml is invalid or has no such stage.
-    """
-    order = plan()
-    with repository() as repo:
-        waiting, found = [load_stage(repo, name)], set[str]()
-        while waiting:
-            stage = waiting.pop()
-            found.add(stage.name)
-            waiting += repo.index.graph.predecessors(stage)  # an edge leads from a stage to what it depends on
-    return [stage for stage in order if stage in found]
-
-
-def changed_stages(names: list[str]) -> list[str]:
-    """Name those of the stages that `dvc status` calls changed: command, dependencies, parameters or outputs.
-
-    A file that is not there, as in a fresh clone, is no change: made again, it will have the same bytes.
-
-    Raises:
-        InputError: the working folder is no DVC repository, dvc.yaml has no such stage, or DVC is at work.
-    """
-    with repository() as repo:
-        status = repo.status(targets=names)
-    return [name for name in names if any(map(_is_change, status.get(name, [])))]
-
-
-def unfinished_stages() -> list[str]:
-    """Name the stages that a run has to do with, in the order of `plan`.
-
-    They are those that changed or lack an output, and all that depend on what these write. What DVC's cache holds of
-    them is not looked at.
-
-    Raises:
-        InputError: the working folder is no DVC repository, dvc.yaml is invalid, or DVC is at work.
-    """
-    from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
-
-    with repository() as repo:
-        order = plan_repro(get_active_graph(repo.index.graph), collect_stages(repo, [PIPELINE_FILE]))
-        status, found = repo.status(targets=[stage.name for stage in order]), set[str]()
-        for stage in order:
-            leads_there = any(before.name in found for before in repo.index.graph.successors(stage))
-            if leads_there or status.get(stage.name):
-                found.add(stage.name)
-        return [stage.name for stage in order if stage.name in found]
-
-
-class Places(NamedTuple):
-    """Where DVC reads and writes, all absolute but the outputs."""
-
-    outputs: list[Path]  # of all stages, from the working folder
-    cache: Path  # wherever its settings say
-    own: Path  # what it notes down of this repository, outside it
-
-
-def places() -> Places:
-    """Tell where DVC puts outputs, contents and notes.
-
-    Raises:
-        InputError: the working folder is no DVC repository, or one that needs git and has none; dvc.yaml is invalid.
-    """
-    with repository() as repo:
-        outputs = [Path(output.def_path) for stage in repo.index.stages for output in stage.outs]
-        return Places(outputs, Path(repo.cache.local.path), Path(repo.site_cache_dir))
-
-
-def _is_change(entry: str | dict[str, dict[str, Any]]) -> bool:
-    if isinstance(entry, str):  # "changed command", "always changed"
-        return True
-    return any(state != "deleted" for paths in entry.values() for state in paths.values())
-
-
 @lru_cache(maxsize=1)  # YAML is slow, and a question to the registry reads the same text dozens of times
 def _parse_lock(text: str) -> dict[str, dict[str, Any]]:
     try:
@@ -242,8 +154,11 @@ def _parse_lock(text: str) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def repository() -> Iterator["Repo"]:
+def repository(*, wait: bool = False) -> Iterator["Repo"]:
     """Open the DVC repository in the working folder.
+
+    Args:
+        wait: whether to wait for another command of DVC's that holds its lock; else that is an error.
 
     Raises:
         InputError: there is none, or DVC fails, in its own words.
@@ -254,7 +169,7 @@ def repository() -> Iterator["Repo"]:
     if not in_repository():
         raise InputError(f"{Path.cwd()} is not the root of a DVC repository: run from the folder that holds .dvc")
     try:
-        with Repo(str(Path.cwd())) as repo:
+        with Repo(str(Path.cwd()), _wait_for_lock=wait) as repo:
             yield repo
     except DvcException as error:
         raise InputError(f"DVC in {Path.cwd()} says: {error}") from error

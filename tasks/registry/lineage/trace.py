@@ -16,7 +16,7 @@ from tasks.data.names import as_name, stands_for
 from tasks.data.records import TAGS, TYPES, Kind
 from tasks.methods import METHODS, stages_behind
 from tasks.registry.dvc_outputs.cache import NotCachedError, materialise
-from tasks.registry.dvc_outputs.stages import stages_after
+from tasks.registry.dvc_outputs.graph import stages_after
 from tasks.registry.mlflow_runs.store import open_store
 from tasks.registry.promotion.decisions import MOVES, PolicyVersion, past_decisions
 from tasks.registry.promotion.versions import all_policy_versions

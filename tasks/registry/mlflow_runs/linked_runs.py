@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.common.files import CURVES, METRICS, MODELS
 from tasks.registry.dvc_outputs.cache import materialise
-from tasks.registry.dvc_outputs.stages import Ingredients, lock_key, locked_ingredients, output_hashes, plan
+from tasks.registry.dvc_outputs.graph import plan
+from tasks.registry.dvc_outputs.stages import Ingredients, lock_key, locked_ingredients, output_hashes
 from tasks.registry.mlflow_runs import tracking
 from tasks.registry.mlflow_runs.send_queue import log_model, send_saved
 from tasks.registry.mlflow_runs.store import Store

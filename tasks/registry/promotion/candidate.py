@@ -12,12 +12,12 @@ from tasks.common.yaml_files import read_yaml
 from tasks.data.names import name_in_outputs
 from tasks.data.records import TYPES
 from tasks.registry.dvc_outputs.cache import materialise
+from tasks.registry.dvc_outputs.graph import plan
 from tasks.registry.dvc_outputs.stages import (
     lock_key,
     locked_ingredients,
     output_hash,
     output_hashes,
-    plan,
 )
 from tasks.registry.lineage.redaction import redact_record
 from tasks.registry.mlflow_runs.provenance import code_tags

@@ -1,7 +1,8 @@
 """Writing the champion into opponent.json, for evaluate and gate to compare the candidate with."""
 
 from tasks.common.files import read_json, write_json
-from tasks.registry.dvc_outputs.stages import changed_stages, output_hash, plan
+from tasks.registry.dvc_outputs.graph import GraphStatus, graph_status
+from tasks.registry.dvc_outputs.stages import output_hash
 from tasks.registry.mlflow_runs.store import open_store
 from tasks.registry.promotion.apply_decisions import apply_pending
 from tasks.registry.promotion.candidate import OPPONENT_FILE, SFT_OPPONENT, aligned_folder
@@ -10,10 +11,14 @@ from tasks.registry.promotion.versions import CHAMPION, find_by_alias
 from tasks.settings.params import Params
 
 
-def refresh_opponent(params: Params) -> bool:
+def refresh_opponent(params: Params, graph: GraphStatus | None = None) -> bool:
     """Write the registry's champion into opponent.json before a run; SFT if there is no champion.
 
     The file stays as it is if the run's candidate would be the champion itself: nothing runs after a promotion.
+
+    Args:
+        params: all settings.
+        graph: what DVC says of the stages, where that is known already.
 
     Returns:
         Whether the file has changed.
@@ -28,15 +33,16 @@ def refresh_opponent(params: Params) -> bool:
     wanted = SFT_OPPONENT
     if champion:
         wanted = {"name": "champion", "version": champion["version"], "policy": champion["md5"]}
-    if (OPPONENT_FILE.exists() and read_json(OPPONENT_FILE) == wanted) or (champion and _is_candidate(champion)):
+    if (OPPONENT_FILE.exists() and read_json(OPPONENT_FILE) == wanted) or (champion and _is_candidate(champion, graph)):
         return False
     write_json(OPPONENT_FILE, wanted)
     return True
 
 
-def _is_candidate(champion: PolicyVersion) -> bool:
+def _is_candidate(champion: PolicyVersion, graph: GraphStatus | None) -> bool:
     folder = aligned_folder()
     if folder is None or output_hash("align", folder) != champion["md5"]:
         return False
-    stages = plan()
-    return not changed_stages(stages[: stages.index("align") + 1])
+    graph = graph or graph_status()
+    stages = list(graph.changes)
+    return not graph.changed(stages[: stages.index("align") + 1])
