@@ -53,7 +53,10 @@ def main() -> None:
 
 
 @app.command(rich_help_panel=PIPELINE)
-def run(as_json: AsJson = False) -> None:
+def run(
+    pull: Annotated[bool, typer.Option("--pull", help="Fetch results that DVC's default remote has.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Run what has changed, and promote the model if the gate says so."""
     from flows.display import show_result
     from flows.interrupts import interruption_told
@@ -61,14 +64,17 @@ def run(as_json: AsJson = False) -> None:
     from flows.preflight import preflight
     from flows.server import named_server
     from flows.walk import finish_unchanged
+    from tasks.registry.dvc_outputs.remote import check_default_remote
 
     refuse_a_second()
+    if pull:
+        check_default_remote()
     with interruption_told():
         if named_server():  # it keeps a record of every run
             preflight()
-            result = _run_by_prefect()
+            result = _run_by_prefect(pull)
         else:
-            result = finish_unchanged() or _run_by_prefect()
+            result = finish_unchanged() or _run_by_prefect(pull)
     _report(_result_data(result), as_json, show_result)
 
 
@@ -315,7 +321,7 @@ def import_sheets(
         _report({**imported.figures, "run_id": run_id}, as_json, show_votes)
 
 
-def _run_by_prefect() -> "Result":
+def _run_by_prefect(pull: bool) -> "Result":
     from flows.reproduce import StageError
     from flows.server import local_server
 
@@ -323,7 +329,7 @@ def _run_by_prefect() -> "Result":
         from flows.pipeline import pipeline
 
         try:
-            return pipeline()
+            return pipeline(pull=pull)
         except StageError as error:
             print(f"trueline: {error}", file=sys.stderr)
             raise typer.Exit(1) from None

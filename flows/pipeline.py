@@ -11,7 +11,7 @@ from flows.approval import ask
 from flows.locks import one_flow_at_a_time
 from flows.preflight import preflight
 from flows.reproduce import StageError, StageRun
-from flows.walk import Result, Walk
+from flows.walk import Result, Walk, tell_what_can_be_fetched
 from tasks.common.safe_text import clean_logs
 from tasks.registry.dvc_outputs.graph import GraphStatus, graph_status
 from tasks.registry.lineage import sync
@@ -81,8 +81,11 @@ def promote(params: Params) -> champion.Promotion:
 
 
 @flow(name="trueline", flow_run_name=_run_name)
-def pipeline() -> Result:
+def pipeline(*, pull: bool = False) -> Result:
     """Take raw data to a promoted model.
+
+    Args:
+        pull: whether results that DVC's default remote has are fetched instead of being computed again.
 
     Raises:
         InputError: something must be mended, or another flow runs in this checkout.
@@ -91,7 +94,10 @@ def pipeline() -> Result:
     clean_logs()  # here too: a scheduled run is a process that Prefect starts
     with one_flow_at_a_time():
         params, graph = preflight()
-        walk = Walk(name_opponent(params, graph))
+        graph = name_opponent(params, graph)
+        if not pull:
+            tell_what_can_be_fetched(graph)
+        walk = Walk(graph, pull=pull)
         stages = [run_stage.with_options(name=stage)(walk, stage) for stage in walk.plan]
         synced = sync_lineage(params)
         registered = register(params)

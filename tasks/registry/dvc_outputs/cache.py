@@ -215,6 +215,9 @@ def _bring_back(repo: "Repo", oids: Sequence[str]) -> None:
             repo.cloud.pull([HashInfo("md5", oid) for oid in left])
         except (DvcException, OSError) as error:
             logger.warning("DVC's remote does not give it: %s", error)
+        for oid, whole in _look(repo, left).items():
+            if whole is False:  # the remote's is damaged too, and must not be what DVC restores next
+                _set_aside(repo, oid)
 
 
 def _take_from_working_folder(repo: "Repo", oid: str) -> bool:
