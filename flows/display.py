@@ -178,11 +178,11 @@ def show_sheet(sheet: Mapping[str, Any]) -> None:
 
 def show_votes(votes: Mapping[str, Any]) -> None:
     """Who wins, and how far those who judged agree."""
-    won, needed = votes["vs_opponent"], votes["vs_opponent"]["prompts_to_settle"]
+    won, needed = votes["vs_opponent"], votes["vs_opponent"]["prompts_needed"]
     by_name = ", ".join(f"{name} {count:,}" for name, count in votes["annotators"].items())
     _line(
         f"win rate    {number(won['value'])} [{number(won['low'])}, {number(won['high'])}] over the opponent: "
-        f"{won['verdict']}"
+        f"{won['conclusion']}"
         f"{f'; {needed:,} prompts would decide it' if needed else ''}"
     )
     prompts = f"{votes['prompts']:,}: {won['wins']:,} won, {won['losses']:,} lost"

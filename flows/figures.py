@@ -64,9 +64,11 @@ def _evaluate(metrics: Metrics) -> str:
     rate = metrics["win_rate"]["vs_sft"]
     if rate["value"] is None:
         return "no win rate"
-    said = f"win rate over SFT {_with_interval(rate)}"
-    gold = metrics.get("ground_truth")
-    return f"{said}, ground truth {number(gold['sft'])} → {number(gold['candidate'])}" if gold else said
+    ground_truth = (
+        f", {name} {number(scores['sft'])} → {number(scores['candidate'])}"
+        for name, scores in metrics["ground_truth"].items()
+    )
+    return f"win rate over SFT {_with_interval(rate)}{''.join(ground_truth)}"
 
 
 def _with_interval(figure: Metrics) -> str:

@@ -60,5 +60,5 @@ def read_sheets(paths: Sequence[Path]) -> ImportedSheets:
     votes = annotation_sheets.read_votes(paths, pairs)
     resampling = Resampling(found.bootstrap, found.confidence, found.seed)
     conversations = {row["id"]: root_id(row["prompt"]) for row in found.responses}
-    figures = annotation_sheets.figures(votes, len(found.responses) - len(pairs), resampling, conversations)
-    return ImportedSheets(found.key, figures, list(annotation_sheets.rows(votes)))
+    figures = annotation_sheets.summarise_votes(votes, len(found.responses) - len(pairs), resampling, conversations)
+    return ImportedSheets(found.key, figures, list(annotation_sheets.vote_rows(votes)))

@@ -4,33 +4,25 @@ A pure function of files: nothing is promoted here, and a rejection is a result,
 """
 
 import csv
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tasks.common.errors import InputError
-from tasks.common.files import (
-    CURVES,
-    METRICS,
-    REPORTS,
-    damaged_row,
-    read_json,
-    read_jsonl,
-    replacing,
-    write_csv,
-    write_json,
-)
-from tasks.evaluation.gate.checks import Evidence, decide, lookup, reasons, run_checks, warnings
-from tasks.evaluation.gate.plots import FRONTIER_COLUMNS, Reliability, frontier_points, reliability_points
-from tasks.evaluation.gate.report import Background, Judgement, render
+from tasks.common.files import CURVES, METRICS, REPORTS, read_json, replacing, write_csv
+from tasks.evaluation.gate.check import Evidence
+from tasks.evaluation.gate.checks import decide, left_out, reasons, run_checks, warnings
+from tasks.evaluation.gate.plots import CURVE_COLUMNS, Reliability, curve_points, reliability_points
+from tasks.evaluation.gate.report import Background, render
+from tasks.evaluation.gate.result import GATE, CheckFigures, GateResult, OpponentName
 from tasks.evaluation.opponent import OPPONENT_FILE, Opponent, read_opponent
+from tasks.evaluation.record import read_record, write_record
+from tasks.evaluation.reward_figures import HELD_OUT_REWARD, REWARD, read_reward_model
+from tasks.evaluation.schema import EVALUATION, Evaluation, read_responses
 from tasks.settings.params import Params
 from tasks.stage import main
 
-EVALUATION = METRICS / "evaluate.json"
-RESPONSES = REPORTS / "evaluate" / "responses.jsonl"
 REPORT = REPORTS / "gate" / "report.html"
-RELIABILITY, FRONTIER = REPORT.with_name("reliability.csv"), REPORT.with_name("frontier.csv")  # for dvc plots
+# For dvc plots:
+RELIABILITY, CURVE = REPORT.with_name("reliability.csv"), REPORT.with_name("over_optimisation.csv")
 
 
 def gate(params: Params) -> None:
@@ -39,27 +31,34 @@ def gate(params: Params) -> None:
     Raises:
         InputError: a file is missing or damaged, or the evaluation was made against another opponent.
     """
-    evaluation, opponent = read_json(EVALUATION), read_opponent()
+    evaluation, opponent = read_record(EVALUATION, Evaluation), read_opponent()
     _check_opponent(evaluation, opponent)
-    reward = read_json(METRICS / "reward.json")
-    curves = {stage: _read_curve(CURVES / f"{stage}.csv") for stage in ("sft", "reward", params.align.method)}
-    background = Background(reward, read_json(METRICS / "validate.json"), curves)
-    checks = run_checks(
-        Evidence(evaluation, reward, read_json(METRICS / "held_out_reward.json"), opponent), params.gate
+    reward = read_reward_model(REWARD)
+    trained = ["sft", *(["reward"] if reward else []), params.align.method]
+    curves = {stage: _read_curve(CURVES / f"{stage}.csv") for stage in trained}
+    evidence = Evidence(evaluation, reward, read_reward_model(HELD_OUT_REWARD), opponent)
+    checks = run_checks(evidence, params.gate)
+    result = GateResult(
+        decision=decide(checks),
+        opponent=OpponentName(**opponent._asdict()),
+        checks=[CheckFigures(**check._asdict()) for check in checks],
+        reasons=reasons(checks),
+        warnings=warnings(evaluation, params.gate),
+        left_out=left_out(evidence),
     )
-    judgement = Judgement(decide(checks), reasons(checks), warnings(evaluation, params.gate), checks, opponent)
-    page = render(judgement, evaluation, _read_responses(RESPONSES), background)
+    background = Background(reward, read_json(METRICS / "validate.json"), curves)
+    page = render(result, opponent, evaluation, list(read_responses()), background)
     with replacing(REPORT) as draft:
         draft.write_text(page, encoding="utf-8")
-    write_csv(RELIABILITY, Reliability._fields, (point._asdict() for point in reliability_points(reward)))
-    write_csv(FRONTIER, FRONTIER_COLUMNS, frontier_points(evaluation.get("frontier") or []))
-    write_json(METRICS / "gate.json", _as_json(judgement))
+    points = reliability_points(reward) if reward else []
+    write_csv(RELIABILITY, Reliability._fields, (point._asdict() for point in points))
+    write_csv(CURVE, (*CURVE_COLUMNS, *evaluation.ground_truth), curve_points(evaluation.over_optimisation))
+    write_record(GATE, result)
 
 
-def _check_opponent(evaluation: Mapping[str, Any], opponent: Opponent) -> None:
-    compared = tuple(lookup(evaluation, "opponent", key) for key in ("name", "version"))
-    if compared != (opponent.name, opponent.version):
-        raise InputError(f"{EVALUATION} does not compare with {opponent}, whom {OPPONENT_FILE} names: run dvc repro")
+def _check_opponent(evaluation: Evaluation, opponent: Opponent) -> None:
+    if (evaluation.opponent.name, evaluation.opponent.version) != (opponent.name, opponent.version):
+        raise InputError(f"{EVALUATION} does not compare with {opponent}, which {OPPONENT_FILE} names: run dvc repro")
 
 
 def _read_curve(path: Path) -> list[dict[str, float]]:
@@ -73,33 +72,6 @@ def _read_curve(path: Path) -> list[dict[str, float]]:
     if not rows:
         raise InputError(f"{path} is damaged: delete it and run dvc repro")
     return rows
-
-
-def _read_responses(path: Path) -> list[dict[str, Any]]:
-    rows = list(read_jsonl(path))
-    for number, row in enumerate(rows, start=1):
-        if not _is_whole(row):
-            raise damaged_row(path, number)
-    return rows
-
-
-def _is_whole(row: object) -> bool:
-    if not isinstance(row, Mapping) or not isinstance(row.get("references"), list):
-        return False
-    turns = row.get("prompt")
-    if not isinstance(turns, list) or not all(isinstance(lookup(turn, "content"), str) for turn in turns):
-        return False
-    return all(isinstance(lookup(row, model, "answer"), str) for model in ("candidate", "opponent"))
-
-
-def _as_json(judgement: Judgement) -> dict[str, Any]:
-    return {
-        "decision": judgement.decision,
-        "opponent": judgement.opponent._asdict(),
-        "checks": [check._asdict() for check in judgement.checks],
-        "reasons": judgement.reasons,
-        "warnings": judgement.warnings,
-    }
 
 
 if __name__ == "__main__":

@@ -90,9 +90,9 @@ def test_from_raw_data_to_a_decision_and_the_same_bytes_again(chain):
         "curves/held_out_reward.csv",
         "curves/dpo.csv",
         "reports/dpo/answers.jsonl",
-        "reports/evaluate/marks.jsonl",
+        "reports/evaluate/evaluation_points.jsonl",
         "reports/evaluate/responses.jsonl",
-        "reports/gate/frontier.csv",
+        "reports/gate/over_optimisation.csv",
         "reports/gate/reliability.csv",
         "reports/gate/report.html",
     }
@@ -113,7 +113,7 @@ def test_from_raw_data_to_a_decision_and_the_same_bytes_again(chain):
 def test_the_other_method_takes_the_place_of_dpo(chain):
     run(chain("ppo"))
     evaluation = read_json(Path("metrics/evaluate.json"))
-    assert set(evaluation["ground_truth"]) == {"candidate", "sft", "opponent", "vs_sft", "vs_opponent"}
+    assert set(evaluation["ground_truth"]["order_rule"]) == {"candidate", "sft", "opponent", "vs_sft", "vs_opponent"}
     assert TELLING["ppo"](read_json(Path("metrics/ppo.json"))).startswith("reward ")
     assert Path("models/ppo/model.safetensors").exists()
     assert not Path("models/dpo").exists()

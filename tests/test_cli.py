@@ -408,7 +408,7 @@ WON = {"value": 0.64, "low": 0.57, "high": 0.71, "ties": 0.1, "wins": 29, "losse
 FIGURES: dict[str, Any] = {
     "prompts": 50, "same_answers": 9, "votes": 80, "annotators": {"ann": 50, "[ben]": 30},
     "alpha": 0.5432, "kappa": None, "left_preferred": 0.512,
-    "vs_opponent": WON | {"verdict": "inconclusive", "prompts_to_settle": 1090}, "confidence": 0.95,
+    "vs_opponent": WON | {"conclusion": "inconclusive", "prompts_needed": 1090}, "confidence": 0.95,
 }  # fmt: skip
 
 

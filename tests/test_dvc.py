@@ -15,7 +15,7 @@ import grimp
 import pytest
 import yaml
 
-from tasks.evaluation.gate.plots import FRONTIER_COLUMNS, Reliability
+from tasks.evaluation.gate.plots import CURVE_COLUMNS, Reliability
 from tasks.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -145,7 +145,7 @@ def test_every_plot_can_be_drawn_and_compared(tmp_path: Path) -> None:
     pipeline = yaml.safe_load(text)
     drawn = [plot for stage in pipeline["stages"].values() for plot in stage.get("plots", [])] + pipeline["plots"]
     columns = {
-        "reports/gate/frontier.csv": FRONTIER_COLUMNS,
+        "reports/gate/over_optimisation.csv": CURVE_COLUMNS,
         "reports/gate/reliability.csv": Reliability._fields,
     }
     for path in (path for plot in drawn for path in plot):

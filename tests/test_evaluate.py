@@ -16,18 +16,22 @@ from tasks.data.answers import write_answers
 from tasks.data.base_model.from_scratch import make_scratch
 from tasks.data.encoding.tokens import Encoded, encode, encode_prompt, load_tokenizer
 from tasks.data.records import Demonstration, Message, Prompt, read_prompts, write_records
-from tasks.evaluate import Spoken, choose_prompts, evaluate
+from tasks.evaluate import evaluate
 from tasks.evaluation.llm_judge.endpoint import KEY_VARIABLE
+from tasks.evaluation.prompts import choose_prompts
 from tasks.gate import gate
+from tasks.learning.answering.sampled import Sampled, in_tokens_of
 from tasks.learning.evaluation_points import EvaluationPoints
 from tasks.learning.models.loading import load_policy, new_reward_model, save_model
 from tasks.registry.mlflow_runs import tracking
-from tasks.settings.params import LlmJudge, load_params
+from tasks.rewards.copies import GROUND_TRUTH, TRAINING, write_copies
+from tasks.settings.params import LlmJudge, Rewards, load_params
 from tests.chat_server import chat_server, prefers
 from tests.conftest import EXAMPLE, ROOT, records_of
+from tests.evaluation.evaluations import reward_model
 
 METRICS, RESPONSES = Path("metrics/evaluate.json"), Path("reports/evaluate/responses.jsonl")
-MARKS, LLM_JUDGE = Path("reports/evaluate/marks.jsonl"), Path("reports/evaluate/llm_judge.jsonl")
+POINTS, LLM_JUDGE = Path("reports/evaluate/evaluation_points.jsonl"), Path("reports/evaluate/llm_judge.jsonl")
 COUNT = 10
 
 
@@ -76,7 +80,7 @@ def made(params, tmp_path_factory):
     return models
 
 
-def write_marks(params):
+def write_points(params):
     """SFT and the candidate, at the beginning and at the end of a training of nine steps."""
     asked = [prompt for prompt in read_prompts(Path("data/validate")) if prompt.split == "validation"]
     answers = []
@@ -100,8 +104,8 @@ def evaluated(made, params, tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         recorded = set_out(made, params, tmp_path_factory.mktemp("evaluated"), monkeypatch)
         evaluate(params)
-        for judge in ("reward", "held_out_reward"):
-            Path(f"metrics/{judge}.json").write_text(json.dumps({"accuracy": {"low": 0.7}}))
+        for name in ("reward", "held_out_reward"):
+            Path(f"metrics/{name}.json").write_text(json.dumps(reward_model()))
         Path("metrics/validate.json").write_text("{}")
         Path("curves").mkdir()
         for trainer in ("sft", "reward", "ppo"):
@@ -114,7 +118,9 @@ def set_out(made, params, folder, monkeypatch):
     monkeypatch.chdir(folder)
     shutil.copytree(made, folder / "models")
     write_prompts(params)
-    write_marks(params)
+    write_points(params)
+    shutil.copytree(ROOT / "infra/example", folder / "infra/example")
+    write_rewards(params)
     write_opponent("sft", None, None)
     recorded = RecordingRun()
 
@@ -148,6 +154,16 @@ def write_prompts(params, source=EXAMPLE, references=True):
     write_records(Path("data/validate"), "demonstrations", answered)
 
 
+def write_rewards(params):
+    """What the stage reward_functions leaves."""
+    write_copies(TRAINING, params.rewards.training)
+    write_copies(GROUND_TRUTH, params.rewards.ground_truth)
+
+
+def rewarded(params, training, ground_truth, code="mine.py"):
+    return params.model_copy(update={"rewards": Rewards(code=code, training=training, ground_truth=ground_truth)})
+
+
 def write_opponent(name, version, policy):
     Path("opponent.json").write_text(json.dumps({"name": name, "version": version, "policy": policy}))
 
@@ -171,11 +187,12 @@ def test_every_model_answers_every_prompt_of_the_test_split(evaluated):
         assert all(1 <= length <= 12 for length in lengths)
         assert all(row[name]["ended"] or row[name]["length"] == 12 for row in rows)
         assert 0 <= found[name]["meteor"] <= 1
-    assert found["ground_truth"]["candidate"] == pytest.approx(
-        sum(row["candidate"]["ground_truth"] for row in rows) / COUNT
-    )
-    for judge, score in (("references", "rouge_l"), ("ground_truth",) * 2):
-        assert found[judge]["vs_sft"]["wins"] == sum(row["candidate"][score] > row["sft"][score] for row in rows)
+    rule = [row["candidate"]["ground_truth"]["order_rule"] for row in rows]
+    assert found["ground_truth"]["order_rule"]["candidate"] == pytest.approx(sum(rule) / COUNT)
+    won = sum(row["candidate"]["rouge_l"] > row["sft"]["rouge_l"] for row in rows)
+    assert found["references"]["vs_sft"]["wins"] == won
+    won = sum(ours > row["sft"]["ground_truth"]["order_rule"] for ours, row in zip(rule, rows, strict=True))
+    assert found["ground_truth"]["order_rule"]["vs_sft"]["wins"] == won
 
 
 def test_kl_is_the_mean_of_the_rows(evaluated):
@@ -239,7 +256,7 @@ def test_a_language_model_is_asked_where_one_is_set(run, params, monkeypatch, ca
 
 def test_a_language_model_that_refuses_ends_the_stage_before_its_work(run, params, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(stage, "_compare", None)
+    monkeypatch.setattr(stage, "_answers", None)
     with chat_server(prefers("e"), [401]) as server, pytest.raises(InputError, match=f"set {KEY_VARIABLE}"):
         evaluate(changed(params, llm_judge=LlmJudge(url=server.url, model="judge-7b", prompts=4)))
     assert not METRICS.exists()
@@ -258,10 +275,11 @@ def test_a_policy_equal_to_sft_is_no_different(run, params, temperature):
     found = figures()
     assert found["win_rate"]["vs_sft"]["value"] == 0.5
     assert found["win_rate"]["vs_sft"]["ties"] == 1
-    assert found["win_rate"]["vs_sft"]["verdict"] == "inconclusive"
+    assert found["win_rate"]["vs_sft"]["conclusion"] == "inconclusive"
     assert found["kl"] == {"mean": 0, "standard_error": 0}
-    assert found["difference"]["vs_sft"]["ground_truth"]["value"] == 0
-    assert all(found[judge]["vs_sft"]["ties"] == 1 for judge in ("held_out", "references", "ground_truth"))
+    assert found["difference"]["vs_sft"]["ground_truth"]["order_rule"]["value"] == 0
+    rates = [found["held_out"], found["references"], found["ground_truth"]["order_rule"]]
+    assert all(rate["vs_sft"]["ties"] == 1 for rate in rates)
     assert found["perplexity"]["candidate"] == found["perplexity"]["sft"] > 1
     # greedy answers are no sample of the policy: its KL comes from others, which are not in the rows
     assert ("kl" in responses()[0]["candidate"]) == (temperature > 0)
@@ -297,8 +315,8 @@ def test_a_champion_of_another_base_is_scored_in_the_reward_models_tokens(run, p
 def test_translated_answers_end_only_if_they_did(run, params):
     tokenizer = load_tokenizer(Path("models/sft"))
     prompts = choose_prompts(params)[:2]
-    spoken = Spoken([Encoded([1], [2])] * 2, ["We are sorry."] * 2, [True, False])
-    ended, cut = stage._translated(spoken, tokenizer, prompts).encoded
+    sampled = Sampled([Encoded([1], [2])] * 2, ["We are sorry."] * 2, [True, False])
+    ended, cut = in_tokens_of(tokenizer, sampled, prompts).encoded
     assert ended == encode(tokenizer, prompts[0].prompt, "We are sorry.")
     assert cut.prompt == encode_prompt(tokenizer, prompts[1].prompt)
     assert cut.completion == ended.completion[:-1]
@@ -309,8 +327,6 @@ def test_prompts_without_references_have_no_overlap(run, params):
     evaluate(params)
     assert figures()["candidate"]["bleu"] is None
     assert figures()["references"] is None
-    assert "ground_truth" not in figures()  # nobody knows the rule of other people's prompts
-    assert "ground_truth" not in responses()[0]["candidate"]
 
 
 def test_perplexity_is_that_of_the_answers_tokens(run, params):
@@ -331,25 +347,69 @@ def test_best_of_n_is_no_worse_the_more_there_are(evaluated):
     _, found, _, _ = evaluated
     yardstick = found["best_of_sft"]
     assert [each["n"] for each in yardstick] == [1, 2, 4, 8]
-    rewards = [each["reward"]["value"] for each in yardstick]
+    rewards = [each["scores"]["reward"]["value"] for each in yardstick]
     assert sorted(rewards) == rewards
-    assert all(0 <= each["ground_truth"]["value"] <= 1 for each in yardstick)
+    assert all(0 <= each["scores"]["order_rule"]["value"] <= 1 for each in yardstick)
     wins = [each["win_rate"]["reward"]["value"] for each in yardstick]
     assert sorted(wins) == wins
 
 
-def test_the_marks_of_training_are_judged_by_all(run, params):
+def test_the_evaluation_points_are_scored_by_every_reward(run, params):
     evaluate(params)
-    first, last = figures()["frontier"]
+    first, last = figures()["over_optimisation"]
     assert (first["step"], last["step"]) == (0, 9)
     assert first["kl"]["mean"] == pytest.approx(0, abs=1e-5)  # SFT itself, read by two forward passes
     assert last["kl"]["mean"] > 0.1
-    rows = [json.loads(line) for line in MARKS.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in POINTS.read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in rows] == [0, 0, 9, 9]
     assert rows[0]["id"] == rows[2]["id"]
-    for judge in ("reward", "held_out", "ground_truth"):
-        assert last[judge]["value"] == pytest.approx((rows[2][judge] + rows[3][judge]) / 2, abs=1e-5)
-        assert first["last_over_this"][judge]["value"] == last["win_rate"][judge]["value"]
+    for name in ("reward", "held_out", "order_rule"):
+        of_last = [row["scores"][name] for row in rows[2:]]
+        assert last["scores"][name]["value"] == pytest.approx(sum(of_last) / 2, abs=1e-5)
+        assert first["last_over_this"][name]["value"] == last["win_rate"][name]["value"]
+
+
+def test_code_alone_may_be_the_reward(run, params):
+    Path("mine.py").write_text(
+        "def many(answers):\n    return [float(len(answer)) for answer in answers]\n\n"
+        "def few(answers, columns, references):\n    return [-float(len(answer)) for answer in answers]\n"
+    )
+    training = [
+        {"name": "many", "source": "mine.py:many", "weight": 2.0},
+        {"name": "few", "source": "mine.py:few", "weight": 0.5},
+    ]
+    coded = rewarded(params, training, [{"name": "brevity", "source": "mine.py:few"}])
+    for name in ("reward", "held_out_reward"):
+        shutil.rmtree(f"models/{name}")
+    write_rewards(coded)
+    evaluate(coded)
+    found = figures()
+    assert found["held_out"] is None
+    assert set(found["training"]) == {"many", "few"}
+    for row in responses():
+        characters = len(row["candidate"]["answer"])
+        assert row["candidate"]["reward"] == 1.5 * characters  # 2 n - n / 2
+        assert row["candidate"]["training"] == {"many": characters, "few": -characters}
+        assert row["candidate"]["ground_truth"] == {"brevity": -characters}
+        assert "held_out" not in row["candidate"]
+    won = found["win_rate"]["vs_sft"]["value"]
+    assert found["ground_truth"]["brevity"]["vs_sft"]["value"] == pytest.approx(1 - won, abs=1e-6)
+    assert set(found["over_optimisation"][0]["last_over_this"]) == {"reward", "brevity"}
+
+
+def test_the_weighted_sum_is_what_chooses_and_wins(run, params):
+    Path("mine.py").write_text("def few(answers):\n    return [-float(len(answer)) for answer in answers]\n")
+    training = [
+        {"name": "reward_model", "source": "model", "weight": 1.0},
+        {"name": "few", "source": "mine.py:few", "weight": 1000.0},
+    ]
+    mixed = rewarded(params, training, [])
+    write_rewards(mixed)
+    evaluate(mixed)
+    for row in responses():
+        parts = row["sft"]["training"]
+        assert row["sft"]["reward"] == pytest.approx(parts["reward_model"] + 1000 * parts["few"], rel=1e-6)
+    assert figures()["ground_truth"] == {}
 
 
 def test_answers_to_unknown_prompts_are_named_with_their_cure(run, params):

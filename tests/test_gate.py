@@ -8,8 +8,8 @@ import pytest
 from tasks.common.errors import InputError
 from tasks.gate import gate
 from tasks.settings.params import load_params
-from tests.evaluation.test_checks import JUDGE, REWARD
-from tests.evaluation.test_report import EVALUATION, VALIDATION, response
+from tests.evaluation.evaluations import GOOD, HELD_OUT_MODEL, REWARD_MODEL, by_reward, changed, reward_model
+from tests.evaluation.test_report import VALIDATION, response
 
 ROOT = Path(__file__).parents[1]
 GATE, REPORT = Path("metrics/gate.json"), Path("reports/gate/report.html")
@@ -27,9 +27,9 @@ def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("metrics").mkdir()
     Path("reports/evaluate").mkdir(parents=True)
-    write("metrics/evaluate.json", EVALUATION | {"opponent": EVALUATION["opponent"] | {"name": "sft", "version": None}})
-    write("metrics/reward.json", REWARD)
-    write("metrics/held_out_reward.json", JUDGE)
+    write("metrics/evaluate.json", GOOD)
+    write("metrics/reward.json", REWARD_MODEL)
+    write("metrics/held_out_reward.json", HELD_OUT_MODEL)
     write("opponent.json", SFT)
     write("metrics/validate.json", VALIDATION)
     Path("curves").mkdir()
@@ -79,39 +79,77 @@ def test_a_rejection_is_a_result_and_no_error(files, params):
     edit("metrics/evaluate.json", kl={"mean": 1e6, "standard_error": 1.0})
     gate(params)
     assert decided()["decision"] == "reject"
-    assert decided()["reasons"] == [
-        "The policy is 1,000,000.000 nats an answer away from SFT: more than the 30 allowed."
-    ]
+    assert decided()["reasons"] == ["KL(policy || SFT), nats per answer 1,000,000.000 <= 30: failed."]
     assert "✘ Reject" in REPORT.read_text(encoding="utf-8")
 
 
-def test_a_missing_figure_is_rejected(files, params):
-    edit("metrics/evaluate.json", win_rate={})
+def test_a_figure_that_could_not_be_computed_is_a_rejection(files, params):
+    write("metrics/evaluate.json", changed(GOOD, "win_rate", "vs_opponent", "low", to=None))
     gate(params)
     assert decided()["decision"] == "reject"
     assert decided()["checks"][0]["figure"] is None
 
 
-def test_a_figure_that_is_not_a_number_is_rejected(files, params):
-    edit("metrics/evaluate.json", kl={"mean": float("nan")})
-    gate(params)
-    assert decided()["decision"] == "reject"
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("metrics/evaluate.json", {key: value for key, value in GOOD.items() if key != "kl"} | {"KL": GOOD["kl"]}),
+        ("metrics/evaluate.json", changed(GOOD, "kl", "mean", to=float("nan"))),
+        ("metrics/reward.json", {"accuracy": 0.9}),
+        ("metrics/held_out_reward.json", changed(HELD_OUT_MODEL, "accuracy", "low", to="0.6")),
+    ],
+)
+def test_a_file_of_another_layout_is_an_error_and_no_rejection(files, params, path, content):
+    write(path, content)
+    with pytest.raises(InputError, match=rf"{path} has not the layout of this version \(.*: run dvc repro"):
+        gate(params)
+    assert not GATE.exists()
 
 
 def test_doubt_is_inconclusive(files, params):
-    versus = EVALUATION["win_rate"]["vs_opponent"] | {"low": 0.45, "verdict": "inconclusive"}
-    edit("metrics/evaluate.json", win_rate={"vs_opponent": versus})
+    versus = GOOD["win_rate"]["vs_opponent"] | {"low": 0.45, "conclusion": "inconclusive"}
+    write("metrics/evaluate.json", changed(GOOD, "win_rate", "vs_opponent", to=versus))
     gate(params)
     assert decided()["decision"] == "inconclusive"
 
 
 def test_dvc_gets_the_points_of_its_plots(files, params):
-    edit("metrics/reward.json", accuracy_by_confidence={"0.5-0.6": {"value": 0.5, "pairs": 4}, "0.6-0.7": {}})
-    marks = [{"step": 40, "kl": {"mean": 1.5}, "win_rate": {"reward": {"value": 0.6}, "held_out": {"value": 0.55}}}]
-    edit("metrics/evaluate.json", frontier=marks)
+    spans = {"0.5-0.6": {"value": 0.5, "pairs": 4}, "0.6-0.7": {"value": None, "pairs": 0}}
+    write("metrics/reward.json", reward_model(accuracy_by_confidence=spans))
     gate(params)
     assert REPORT.with_name("reliability.csv").read_text() == "confidence,accuracy,pairs\n0.55,0.5,4.0\n"
-    assert REPORT.with_name("frontier.csv").read_text() == "step,kl,reward,held_out,ground_truth\n40.0,1.5,0.6,0.55,\n"
+    rows = "0,0.0,0.5,0.5\n40,1.5,0.6,0.6\n80,3.0,0.6,0.6\n"
+    assert REPORT.with_name("over_optimisation.csv").read_text() == "step,kl,reward,held_out\n" + rows
+
+
+def test_the_plot_has_a_column_for_every_ground_truth_reward(files, params):
+    content = changed(GOOD, "ground_truth", to={"order_rule": by_reward()})
+    for key in ("vs_sft", "vs_opponent"):
+        content["difference"][key]["ground_truth"] = {"order_rule": GOOD["difference"][key]["reward"]}
+    for point in content["over_optimisation"] + content["best_of_sft"]:
+        point["win_rate"] = point["scores"] = point["win_rate"] | {"order_rule": GOOD["difference"]["vs_sft"]["reward"]}
+        if point.get("last_over_this"):
+            point["last_over_this"] = point["last_over_this"] | {"order_rule": by_reward()["vs_sft"]}
+    write("metrics/evaluate.json", content)
+    gate(params)
+    first, second, *_ = REPORT.with_name("over_optimisation.csv").read_text().splitlines()
+    assert (first, second) == ("step,kl,reward,held_out,order_rule", "0,0.0,0.5,0.5,0.0")
+    assert "ground_truth.order_rule" in [check["name"] for check in decided()["checks"]]
+
+
+def test_without_reward_models_their_checks_are_left_out_and_named(files, params):
+    for path in ("metrics/reward.json", "metrics/held_out_reward.json"):
+        write(path, {"trained": False})
+    Path("curves/reward.csv").unlink()
+    content = changed(GOOD, "held_out", to=None)
+    for point in content["over_optimisation"] + content["best_of_sft"]:
+        point.update({key: {"reward": point[key]["reward"]} for key in ("scores", "win_rate")})
+    write("metrics/evaluate.json", content)
+    gate(params)
+    names = {check["name"] for check in decided()["checks"]}
+    assert not names & {"held_out_reward", "reward_accuracy", "held_out_accuracy", "over_optimisation"}
+    assert len(decided()["left_out"]) == 3
+    assert decided()["decision"] == "promote"
 
 
 def test_reruns_give_the_same_bytes(files, params):
@@ -119,7 +157,7 @@ def test_reruns_give_the_same_bytes(files, params):
     before = {path.name: path.read_bytes() for path in (GATE, *REPORT.parent.iterdir())}
     gate(params)
     assert {path.name: path.read_bytes() for path in (GATE, *REPORT.parent.iterdir())} == before
-    assert set(before) == {"gate.json", "report.html", "reliability.csv", "frontier.csv"}
+    assert set(before) == {"gate.json", "report.html", "reliability.csv", "over_optimisation.csv"}
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,9 @@ import pytest
 from tasks.common.errors import InputError
 from tasks.reward_check import reward_check
 from tests.conftest import MakeParams
+from tests.evaluation.evaluations import reward_model
 
-SOUND: dict[str, Any] = {
-    "accuracy": {"value": 0.8, "low": 0.7, "high": 0.9, "ties": 0, "pairs": 120},
-    "calibration_error": 0.05,
-    "length_correlation": None,
-}
+SOUND = reward_model(0.8, 0.7, 0.9)
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +34,7 @@ def test_below_the_threshold_the_pipeline_stops_with_the_figures(make_params: Ma
     assert str(caught.value).startswith(
         "PPO would learn from a reward model that fails its check: "
         "held-out accuracy 0.800 [0.700, 0.900] on 120 pairs, calibration error 0.050, "
-        "correlation with length unknown; "
+        "correlation with length —; "
         "the lower bound of the accuracy must reach 0.71 "
         "(gate.min_reward_accuracy): "
     )
@@ -45,11 +42,11 @@ def test_below_the_threshold_the_pipeline_stops_with_the_figures(make_params: Ma
 
 
 def test_pairs_that_share_prompts_are_told_apart_from_so_many_prompts(make_params: MakeParams):
-    shared = {"accuracy": {"value": 0.8, "low": 0.7, "high": 0.9, "pairs": 120, "effective_pairs": 60.4}}
+    shared = reward_model(accuracy=SOUND["accuracy"] | {"effective_pairs": 60.4})
     with pytest.raises(
-        InputError, match=r"\[0\.700, 0\.900\] on 120 pairs, which share prompts and tell as much as 60 that"
+        InputError, match=r"\[0\.700, 0\.900\] on 120 pairs; the 120 pairs share prompts and count as 60 indep"
     ):
-        tried(make_params, SOUND | shared, threshold=0.71)
+        tried(make_params, shared, threshold=0.71)
 
 
 def test_the_source_that_the_model_surely_knows_less_is_named(make_params: MakeParams):
@@ -73,10 +70,13 @@ def test_one_source_is_not_named(make_params: MakeParams):
     assert "source" not in str(caught.value)
 
 
-@pytest.mark.parametrize("figures", [{}, {"accuracy": None}, {"accuracy": {"low": float("nan")}}])
-def test_a_missing_figure_does_not_pass(make_params: MakeParams, figures: dict[str, Any]):
-    with pytest.raises(InputError, match=r"held-out accuracy unknown \[unknown, unknown\] on unknown pairs"):
-        tried(make_params, figures)
+def test_an_accuracy_that_could_not_be_computed_does_not_pass(make_params: MakeParams):
+    with pytest.raises(InputError, match=r"held-out accuracy 0\.800 \[—, 0\.900\] on 120 pairs"):
+        tried(make_params, reward_model(0.8, None, 0.9))
+
+
+def test_without_a_reward_model_nothing_is_checked(make_params: MakeParams):
+    assert json.loads(tried(make_params, {"trained": False})) == {"learned_from": False}
 
 
 def test_without_a_reward_model_the_functions_are_named(make_params: MakeParams):

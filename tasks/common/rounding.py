@@ -3,13 +3,6 @@
 from decimal import Decimal
 
 ABSENT = "—"
-# By the figure's key in metrics/evaluate.json; all others, shares among them, have three.
-DIGITS = {"length": 1, "bleu": 2, "chrf": 2}
-
-
-def digits_of(key: str) -> int:
-    """Say how many digits of a figure are shown."""
-    return DIGITS.get(key, 3)
 
 
 def number(value: float | None, digits: int = 3, sign: str = "-") -> str:

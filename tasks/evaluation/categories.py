@@ -1,20 +1,22 @@
-"""The candidate beside its opponent in each category of prompts, at a confidence that holds for all of them at once.
+"""The candidate and its opponent in each category of prompts, at a confidence that holds for all of them together.
 
-Whoever looks into many categories finds one in which chance alone looks like a loss. Each is therefore compared at a
-raised confidence, by Bonferroni's correction for those categories alone that have prompts enough for any verdict.
+Among many categories, one looks worse by chance. Each is therefore compared at a raised confidence, by Bonferroni's
+correction for those categories alone that have enough prompts for any conclusion.
 Source: Tarone 1990, "A modified Bonferroni method for discrete data".
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
 
 from tasks.data.records import Prompt
 from tasks.evaluation.compare import Resampling, bootstrap_interval
-from tasks.evaluation.measured import Models, model_figures, opinions
+from tasks.evaluation.measured import Measured, model_figures, win_rates
 
 
-def by_category(prompts: Sequence[Prompt], models: Models, resampling: Resampling) -> dict[str, dict[str, Any]]:
+def by_category(
+    prompts: Sequence[Prompt], models: Mapping[str, Measured], resampling: Resampling
+) -> dict[str, dict[str, Any]]:
     """Sum up each category, laid out as the whole evaluation is; nothing where no prompt has a category.
 
     Args:
@@ -40,13 +42,13 @@ def by_category(prompts: Sequence[Prompt], models: Models, resampling: Resamplin
 
 
 def confidence_of_each(sizes: Sequence[int], confidence: float) -> float:
-    """Give the confidence to compare each category with, for all verdicts together to have `confidence`.
+    """Give the confidence to compare each category with, for all conclusions together to have `confidence`.
 
-    It is 1 - (1 - confidence) / k, with the least k such that at most k categories can reach a verdict.
+    It is 1 - (1 - confidence) / k, with the least k such that at most k categories can reach a conclusion.
 
     Args:
         sizes: prompts of each category, or conversations.
-        confidence: the chance that no verdict is wrong where the models are equally good.
+        confidence: the chance that no conclusion is wrong where the models are equally good.
     """
     for k in count(1):
         of_each = 1 - (1 - confidence) / k
@@ -56,7 +58,7 @@ def confidence_of_each(sizes: Sequence[int], confidence: float) -> float:
 
 
 def fewest_prompts(confidence: float) -> int:
-    """Count the prompts that suffice for a verdict where one model loses all n: the sign test's p is then 2 / 2^n."""
+    """Count the prompts that suffice for a conclusion where one model loses all n: the sign test's p is 2 / 2^n."""
     return next(n for n in count(1) if 2 / 2**n < 1 - confidence)
 
 
@@ -65,13 +67,13 @@ def independent(prompts: int, resampling: Resampling) -> int:
     return len(set(resampling.conversations)) if resampling.conversations else prompts
 
 
-def _figures(prompts: Sequence[Prompt], models: Models, resampling: Resampling) -> dict[str, Any]:
-    ours, theirs = (models[name].answers.rewards for name in ("candidate", "opponent"))
+def _figures(prompts: Sequence[Prompt], models: Mapping[str, Measured], resampling: Resampling) -> dict[str, Any]:
+    ours, theirs = (models[name].scores.training for name in ("candidate", "opponent"))
     differences = [own - other for own, other in zip(ours, theirs, strict=True)]
     return {
         "prompts": len(prompts),
         "enough_prompts": independent(len(prompts), resampling) >= fewest_prompts(resampling.confidence),
         **{name: model_figures(prompts, model) for name, model in models.items()},
-        **opinions(models, {"vs_opponent": models["opponent"]}, resampling),
+        **win_rates(models, {"vs_opponent": models["opponent"]}, resampling),
         "difference": {"vs_opponent": {"reward": bootstrap_interval(differences, resampling)}},
     }

@@ -1,20 +1,20 @@
-"""Two models on the same prompts: who wins, by how much, and how sure that is.
+"""Two models on the same prompts: who wins, by how much, and with what uncertainty.
 
-Everything is paired: the two answers to a prompt stay together, so that what makes a prompt hard for both cancels.
-Prompts that are turns of one conversation stay together, too, because they are not independent: what is drawn, and
-counted by the sign test, is conversations, which are single prompts where no two share one.
+Everything is paired: the two answers to a prompt stay together, so that the difficulty of the prompt cancels.
+Prompts that are turns of one conversation are not independent, so they stay together too: the bootstrap draws, and the
+sign test counts, conversations. Where no two prompts share one, a conversation is a single prompt.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 
 from tasks.evaluation.power import prompts_needed
+from tasks.evaluation.schema import Conclusion
 
-Verdict = Literal["better", "worse", "inconclusive"]
 # Scores nearer than this are a tie: the same answer in another batch is padded, and so rounded, otherwise.
 TIE = 1e-3
 # Numbers the bootstrap draws at once: bounds its memory, never changes its result.
@@ -39,8 +39,8 @@ class WinRate(NamedTuple):
     wins: int
     losses: int
     sign_test: float  # two-sided p of the exact sign test, of conversations where prompts share some: ties are left out
-    verdict: Verdict
-    prompts_to_settle: int | None  # that would show it to differ from a half; None: settled, or a half
+    conclusion: Conclusion
+    prompts_needed: int | None  # to show that it differs from a half; None: it is shown already, or it is a half
 
 
 class Resampling(NamedTuple):
@@ -85,24 +85,24 @@ def bootstrap_interval(values: Sequence[float], resampling: Resampling) -> Inter
 def win_rate(ours: Sequence[float], theirs: Sequence[float], resampling: Resampling) -> WinRate:
     """Win rate by score, with a paired bootstrap interval and the exact sign test.
 
-    The verdict is better or worse only where the interval lies on one side of a half and the sign test agrees: the
-    bootstrap alone is too sure of itself on few prompts (one win of one gives the interval 1 to 1).
+    The conclusion is better or worse only where the interval lies on one side of a half and the sign test agrees: on
+    few prompts the bootstrap interval alone is too narrow (one win of one gives the interval 1 to 1).
 
     Args:
-        ours: n scores of the model that is judged, one a prompt.
+        ours: n scores of the model to assess, one a prompt.
         theirs: n scores of the other on the same prompts.
         resampling: count of resamples, confidence and seed.
     """
     won = outcomes(ours, theirs)
     interval = bootstrap_interval(won.tolist(), resampling)
     wins, losses = int((won == 1).sum()), int((won == 0).sum())
-    together = resampling.groups(len(won))
-    net = won - 0.5 if together is None else np.bincount(together, won - 0.5)
+    groups = resampling.groups(len(won))
+    net = won - 0.5 if groups is None else np.bincount(groups, won - 0.5)
     p = sign_test(int((net > 0).sum()), int((net < 0).sum()))
-    found = verdict(interval, 0.5, sure=p < 1 - resampling.confidence)
-    effect, deviation = interval.value - 0.5, _deviation(won, together)
-    needed = prompts_needed(effect, deviation, resampling.confidence) if found == "inconclusive" else None
-    return WinRate(*interval, float((won == 0.5).mean()), wins, losses, p, found, needed)
+    conclusion = concluded(interval, 0.5, is_significant=p < 1 - resampling.confidence)
+    effect, deviation = interval.value - 0.5, _deviation(won, groups)
+    needed = prompts_needed(effect, deviation, resampling.confidence) if conclusion == "inconclusive" else None
+    return WinRate(*interval, float((won == 0.5).mean()), wins, losses, p, conclusion, needed)
 
 
 def outcomes(ours: ArrayLike, theirs: ArrayLike) -> NDArray[np.float64]:
@@ -111,43 +111,43 @@ def outcomes(ours: ArrayLike, theirs: ArrayLike) -> NDArray[np.float64]:
     return np.where(np.abs(differences) <= TIE, 0.5, (differences > 0).astype(np.float64))
 
 
-def verdict(interval: Interval, null: float, sure: bool = True) -> Verdict:
-    """Better or worse where the interval excludes `null` and nothing else leaves a doubt."""
-    if sure and interval.low > null:
+def concluded(interval: Interval, null: float, is_significant: bool = True) -> Conclusion:
+    """Better or worse where the interval excludes `null` and the other test is significant too."""
+    if is_significant and interval.low > null:
         return "better"
-    if sure and interval.high < null:
+    if is_significant and interval.high < null:
         return "worse"
     return "inconclusive"
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided p of the exact sign test: how odd so uneven a count is of a fair coin; 1 where nobody won."""
+    """Two-sided p of the exact sign test: the chance that a fair coin is as uneven or more; 1 where nobody won."""
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def resampled_counts(count: int, resampling: Resampling) -> Iterator[NDArray[np.float64]]:
     """Draw resamples of `count` prompts, some at a time: how often each prompt is in each, (R, count)."""
-    together = resampling.groups(count)
-    for drawn in _draws(count if together is None else int(together.max()) + 1, resampling):
+    groups = resampling.groups(count)
+    for drawn in _draws(count if groups is None else int(groups.max()) + 1, resampling):
         counts = np.zeros(drawn.shape)
         np.add.at(counts, (np.arange(len(drawn))[:, None], drawn), 1)
-        yield counts if together is None else counts[:, together]
+        yield counts if groups is None else counts[:, groups]
 
 
 def _resampled_means(values: NDArray[np.float64], resampling: Resampling) -> NDArray[np.float64]:
-    together = resampling.groups(len(values))
-    if together is None:
+    groups = resampling.groups(len(values))
+    if groups is None:
         return np.concatenate([values[drawn].mean(axis=1) for drawn in _draws(len(values), resampling)])
-    sums, sizes = np.bincount(together, values), np.bincount(together)
+    sums, sizes = np.bincount(groups, values), np.bincount(groups)
     means = [sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1) for drawn in _draws(len(sums), resampling)]
     return np.concatenate(means)
 
 
-def _deviation(values: NDArray[np.float64], together: NDArray[np.int64] | None) -> float:
-    """Standard deviation that independent prompts would need for the mean to vary as it does."""
-    if together is None:
+def _deviation(values: NDArray[np.float64], groups: NDArray[np.int64] | None) -> float:
+    """Standard deviation of independent prompts whose mean would vary as much."""
+    if groups is None:
         return float(values.std())
-    return float(np.sqrt((np.bincount(together, values - values.mean()) ** 2).sum() / len(values)))
+    return float(np.sqrt((np.bincount(groups, values - values.mean()) ** 2).sum() / len(values)))
 
 
 def _draws(count: int, resampling: Resampling) -> Iterator[NDArray[np.int64]]:

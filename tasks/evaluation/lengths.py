@@ -1,4 +1,4 @@
-"""The win rate that is left if both models' answers are equally long: judges like length, and models learn it."""
+"""The win rate at equal length of the answers: reward models prefer long answers, and policies learn that."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from scipy.special import expit
 from tasks.evaluation.compare import Interval, Resampling, outcomes, resampled_counts
 
 # Standard deviations of Gaussian priors on the two log-odds. Without them prompts that are all won have no finite fit;
-# the first hardly holds back (a win rate of .99 is at 4.6), the second lets length explain what it can.
+# the first hardly shrinks (a win rate of .99 is at 4.6), the second lets length explain what it can.
 PRIORS = np.array([5.0, 5.0])
 NEWTON_STEPS = 25
 
@@ -28,7 +28,7 @@ def length_controlled_win_rate(
     on one set of prompts, without its term for each prompt's difficulty.
 
     Args:
-        ours: n scores of the model that is judged, one a prompt.
+        ours: n scores of the model to assess, one a prompt.
         theirs: n scores of the other on the same prompts.
         our_lengths: n lengths of the first model's answers.
         their_lengths: n lengths of the other's.

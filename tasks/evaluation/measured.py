@@ -1,7 +1,7 @@
 """A model's answers to the prompts of an evaluation, measured one by one and as a whole."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from tasks.data.records import Prompt
 from tasks.evaluation.compare import Resampling, win_rate
@@ -15,30 +15,22 @@ from tasks.evaluation.metrics import (
     mean,
     repetition,
 )
-from tasks.evaluation.over_optimisation import GOLD, HELD_OUT, PROXY, Scores
+from tasks.evaluation.scores import Scores
 
-Item = TypeVar("Item")
-Gold = Callable[[str, str], float]  # prompt text and answer to a score in [0, 1]
+ScoresOf = Callable[["Measured"], list[float]]
 
 
 class Measured(NamedTuple):
     """A model's answers and what is known of each: n long, in the order of the prompts."""
 
     answers: Answers
-    held_out: list[float]  # scores of the held-out judge
+    scores: Scores
     likenesses: list[Likeness | None]  # None: the prompt has no reference
     repetitions: list[float]
-    gold: list[float] | None  # None: no known rule
 
     @property
-    def scores(self) -> Scores:
-        """The scores of all who judged."""
-        known = {} if self.gold is None else {GOLD: self.gold}
-        return {PROXY: self.answers.rewards, HELD_OUT: self.held_out, **known}
-
-    @property
-    def nearness(self) -> list[float]:
-        """How near each answer is to its best reference, where the prompt has one.
+    def reference_scores(self) -> list[float]:
+        """ROUGE-L of each answer with its best reference, where the prompt has one.
 
         ROUGE-L, because it heeds the order of words, unlike ROUGE-1, asks for no run of them, unlike ROUGE-2, and needs
         no corpus that another machine may lack, unlike METEOR.
@@ -47,85 +39,66 @@ class Measured(NamedTuple):
 
     @property
     def referenced(self) -> list[int]:
-        """The places of the prompts that `nearness` is of."""
+        """The places of the prompts that have a reference."""
         return [place for place, likeness in enumerate(self.likenesses) if likeness]
-
-    @property
-    def ruled(self) -> list[float]:
-        """The known rule's scores; none where there is no rule."""
-        return self.gold or []
 
     def at(self, places: Sequence[int]) -> "Measured":
         """Keep some of the answers."""
-
-        def some(values: Sequence[Item]) -> list[Item]:
-            return [values[place] for place in places]
-
-        said = self.answers
+        answers = self.answers
         return Measured(
-            Answers(some(said.texts), some(said.lengths), some(said.ended), some(said.rewards)),
-            some(self.held_out),
-            some(self.likenesses),
-            some(self.repetitions),
-            None if self.gold is None else some(self.gold),
+            Answers(
+                [answers.texts[place] for place in places],
+                [answers.lengths[place] for place in places],
+                [answers.ended[place] for place in places],
+            ),
+            self.scores.at(places),
+            [self.likenesses[place] for place in places],
+            [self.repetitions[place] for place in places],
         )
 
 
-Models = Mapping[str, Measured]  # candidate, sft, opponent
-
-
-def measure(prompts: Sequence[Prompt], answers: Answers, held_out: list[float], gold: Gold | None) -> Measured:
-    """Measure every answer by itself.
-
-    Args:
-        prompts: n prompts.
-        answers: n answers, with the reward model's scores.
-        held_out: n scores of the held-out judge.
-        gold: the known rule, where the prompts have one.
-    """
+def measure(prompts: Sequence[Prompt], answers: Answers, scores: Scores) -> Measured:
+    """Measure each of n answers to n prompts, which have been scored."""
     return Measured(
         answers,
-        held_out,
+        scores,
         likenesses(answers.texts, [prompt.references for prompt in prompts]),
         [repetition(text) for text in answers.texts],
-        [gold(prompt_text(prompt), text) for prompt, text in zip(prompts, answers.texts, strict=True)]
-        if gold
-        else None,
     )
 
 
-def prompt_text(prompt: Prompt) -> str:
-    """The turn that is answered: the conversation's last."""
-    return prompt.prompt[-1]["content"]
-
-
-def opinions(models: Models, rivals: Mapping[str, Measured], resampling: Resampling) -> dict[str, Any]:
-    """Who wins, by the word of each who judged: the candidate's win rates over its rivals, and mean scores.
+def win_rates(models: Mapping[str, Measured], rivals: Mapping[str, Measured], resampling: Resampling) -> dict[str, Any]:
+    """Compare the candidate with its rivals: by each reward, and by the references.
 
     Args:
         models: candidate and others; mean scores are of each of them.
-        rivals: whom the candidate is compared with, by the key of the comparison.
+        rivals: what the candidate is compared with, by the key of the comparison.
         resampling: how intervals are drawn.
     """
     candidate = models["candidate"]
 
-    def rates(scores: Callable[[Measured], list[float]], draws: Resampling = resampling) -> dict[str, Any]:
+    def rates(scores: ScoresOf, draws: Resampling = resampling) -> dict[str, Any]:
         return {key: win_rate(scores(candidate), scores(rival), draws) for key, rival in rivals.items()}
 
-    def means(scores: Callable[[Measured], list[float]]) -> dict[str, Any]:
-        return {name: mean(scores(model)) for name, model in models.items()}
+    def by_reward(scores: ScoresOf) -> dict[str, Any]:
+        return {name: mean(scores(model)) for name, model in models.items()} | rates(scores)
 
     return {
-        "win_rate": rates(lambda model: model.answers.rewards),
-        "held_out": means(lambda model: model.held_out) | rates(lambda model: model.held_out),
-        "references": rates(lambda model: model.nearness, resampling.at(candidate.referenced))
-        if candidate.nearness
+        "win_rate": rates(lambda model: model.scores.training),
+        "training": {
+            name: by_reward(lambda model, name=name: model.scores.components[name])  # type: ignore[misc]
+            for name in candidate.scores.components
+        },
+        "held_out": by_reward(lambda model: model.scores.held_out or [])
+        if candidate.scores.held_out is not None
         else None,
-        **(
-            {"ground_truth": means(lambda model: model.ruled) | rates(lambda model: model.ruled)}
-            if candidate.ruled
-            else {}
-        ),
+        "ground_truth": {
+            name: by_reward(lambda model, name=name: model.scores.ground_truth[name])  # type: ignore[misc]
+            for name in candidate.scores.ground_truth
+        },
+        "references": rates(lambda model: model.reference_scores, resampling.at(candidate.referenced))
+        if candidate.referenced
+        else None,
     }
 
 
@@ -135,7 +108,7 @@ def model_figures(prompts: Sequence[Prompt], model: Measured) -> dict[str, float
     overlap = corpus_overlap(texts, [prompt.references for prompt in prompts])
     found = [likeness for likeness in model.likenesses if likeness]
     return {
-        "reward": mean(answers.rewards),
+        "reward": mean(model.scores.training),
         "length": mean(answers.lengths),
         "eos_rate": mean(answers.ended),
         "distinct_1": distinct(texts, 1),

@@ -23,12 +23,11 @@ REFUSAL = re.compile(
 
 
 class Answers(NamedTuple):
-    """What one model said to n prompts, in their order."""
+    """The answers of one model to n prompts, in their order."""
 
     texts: list[str]  # without special tokens
     lengths: list[int]  # tokens, the end of sequence included
     ended: list[bool]  # the model ended the answer itself, before the limit
-    rewards: list[float]  # the reward model's score
 
 
 class Likeness(NamedTuple):
@@ -97,7 +96,7 @@ def corpus_overlap(texts: Sequence[str], references: Sequence[Sequence[str]]) ->
 
 
 def meteor_variant() -> str:
-    """Say which matches METEOR makes on this machine: synonyms only where WordNet is installed."""
+    """Name the matches that METEOR makes on this machine: synonyms only where WordNet is installed."""
     return "exact+stem" if isinstance(_synonyms(), _NoSynonyms) else "exact+stem+synonym"
 
 
@@ -126,19 +125,19 @@ def mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
-def standard_error(values: Sequence[float], together: NDArray[np.int64] | None = None) -> float | None:
+def standard_error(values: Sequence[float], groups: NDArray[np.int64] | None = None) -> float | None:
     """Standard error of the mean; None of fewer than two values, or groups.
 
     Args:
         values: n.
-        together: (n,) the group of each, from 0, within which values are not independent; None where all are.
+        groups: (n,) the group of each, from 0, within which values are not independent; None where all are.
     """
-    if together is None:
+    if groups is None:
         return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
     figures = np.asarray(values, dtype=np.float64)
-    sums = np.bincount(together, figures - figures.mean())
-    groups = len(sums)
-    return float(np.sqrt(groups / (groups - 1) * (sums**2).sum()) / len(figures)) if groups > 1 else None
+    sums = np.bincount(groups, figures - figures.mean())
+    count = len(sums)
+    return float(np.sqrt(count / (count - 1) * (sums**2).sum()) / len(figures)) if count > 1 else None
 
 
 def _ngrams(tokens: list[str], n: int) -> list[tuple[str, ...]]:

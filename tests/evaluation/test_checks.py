@@ -1,49 +1,44 @@
 import copy
-from typing import Any
 
 import pytest
 
-from tasks.evaluation.gate.checks import Check, Evidence, decide, figure, reasons, run_checks, warnings
+from tasks.common.errors import InputError
+from tasks.evaluation.gate.check import Check
+from tasks.evaluation.gate.checks import decide, left_out, reasons, warnings
 from tasks.evaluation.opponent import Opponent
-from tasks.settings.params import Gate
-
-THRESHOLDS = Gate(
-    min_win_rate=0.5,
-    min_held_out_win_rate=0.5,
-    max_over_optimised_points=0,
-    max_category_regressions=0,
-    max_kl=10.0,
-    min_reward_accuracy=0.6,
-    min_held_out_accuracy=0.5,
-    min_length_ratio=0.5,
-    max_length_ratio=1.5,
-    min_eos_rate=0.9,
-    max_repetition=0.2,
-    max_refusals_gained=0.05,
-    max_perplexity_ratio=2.0,
+from tests.evaluation.evaluations import (
+    GOOD,
+    HELD_OUT_MODEL,
+    THRESHOLDS,
+    by_reward,
+    category,
+    changed,
+    checks,
+    difference,
+    evaluation,
+    evidence,
+    interval,
+    point,
+    rate,
+    reward_model,
 )
-RATE = {"value": 0.5, "low": 0.4, "high": 0.6, "verdict": "inconclusive"}
-GOOD: dict[str, Any] = {
-    "candidate": {"length": 12.0, "eos_rate": 0.95, "repetition": 0.01, "refusals": 0.02},
-    "opponent": {"length": 10.0, "refusals": 0.01},
-    "win_rate": {"vs_opponent": {"value": 0.7, "low": 0.6, "high": 0.8, "verdict": "better"}},
-    "length_controlled_win_rate": {"vs_opponent": {"value": 0.65, "low": 0.55, "high": 0.75}},
-    "held_out": {"vs_opponent": {"value": 0.55, "low": 0.45, "high": 0.65, "verdict": "inconclusive"}},
-    "frontier": [
-        {"step": 0, "last_over_this": {"reward": RATE | {"verdict": "better"}, "held_out": RATE}},
-        {"step": 40, "last_over_this": {"reward": RATE, "held_out": RATE | {"value": 0.4, "verdict": "worse"}}},
-        {"step": 80, "last_over_this": None},
-    ],
-    "categories": {
-        "law": {"enough_prompts": True, "win_rate": {"vs_opponent": RATE}},
-        "tax": {"enough_prompts": False, "win_rate": {"vs_opponent": RATE}},
-    },
-    "kl": {"mean": 4.0, "standard_error": 0.2},
-    "perplexity": {"candidate": 3.0, "sft": 2.0},
-}
-REWARD = {"accuracy": {"value": 0.75, "low": 0.7, "high": 0.8}}
-JUDGE = {"accuracy": {"value": 0.65, "low": 0.6, "high": 0.7}}
-SFT = Opponent("sft", None, None)
+
+NAMES = [
+    "win_rate",
+    "win_rate_at_equal_length",
+    "held_out_reward",
+    "over_optimisation",
+    "category_regressions",
+    "kl",
+    "reward_accuracy",
+    "held_out_accuracy",
+    "length_ratio",
+    "eos_rate",
+    "repetition",
+    "refusals",
+    "perplexity",
+]
+# Where the figures of a check are null if they could not be computed.
 PLACES: dict[str, list[tuple[str, ...]]] = {
     "win_rate": [("win_rate", "vs_opponent", key) for key in ("value", "low", "high")],
     "win_rate_at_equal_length": [
@@ -60,28 +55,45 @@ PLACES: dict[str, list[tuple[str, ...]]] = {
 CASES = [(name, path) for name, paths in PLACES.items() for path in paths]
 
 
-def changed(path, value, content=None):
-    evaluation = copy.deepcopy(GOOD if content is None else content)
-    inner = evaluation
-    for key in path[:-1]:
-        inner = inner[key]
-    inner[path[-1]] = value
-    return evaluation
+def decision(*arguments, **more):
+    return decide(list(checks(*arguments, **more).values()))
 
 
-def run(evaluation, reward=REWARD, judge=JUDGE, thresholds=THRESHOLDS):
-    return {check.name: check for check in run_checks(Evidence(evaluation, reward, judge, SFT), thresholds)}
+def allowing(**thresholds):
+    return THRESHOLDS.model_copy(update=thresholds)
 
 
-def decision(*args, **kwargs):
-    return decide(list(run(*args, **kwargs).values()))
+def test_all_good_is_promoted_with_every_line_as_a_reason():
+    found = checks()
+    assert list(found) == NAMES
+    assert {check.verdict for check in found.values()} == {"passed"}
+    assert decide(list(found.values())) == "promote"
+    assert reasons(list(found.values())) == [check.sentence for check in found.values()]
 
 
-def test_all_good_is_promoted_with_every_sentence_as_a_reason():
-    checks = list(run(GOOD).values())
-    assert [check.verdict for check in checks] == ["passed"] * 13
-    assert decide(checks) == "promote"
-    assert reasons(checks) == [check.sentence for check in checks]
+def test_every_line_has_the_figure_the_threshold_and_the_verdict():
+    assert {name: check.sentence for name, check in checks().items()} == {
+        "win_rate": "Win rate over SFT, lower bound 0.600 >= 0.5: passed. The win rate is 0.700 [0.600, 0.800].",
+        "win_rate_at_equal_length": "Win rate over SFT at equal length, lower bound 0.550 >= 0.5: passed. "
+        "The win rate at equal length is 0.650 [0.550, 0.750].",
+        "held_out_reward": "Win rate over SFT by the held-out reward model, upper bound 0.650 >= 0.5: passed. "
+        "The win rate is 0.550 [0.450, 0.650].",
+        "over_optimisation": "Over-optimised evaluation points 0 <= 0: passed. No over-optimisation: at none of 2 "
+        "evaluation points is the final policy significantly better by the training reward and significantly worse by "
+        "the held-out reward model. Over the policy at step 0, the final policy wins 0.500 [0.400, 0.600] by the "
+        "training reward and 0.500 [0.400, 0.600] by the held-out reward model.",
+        "category_regressions": "Categories worse than SFT 0 <= 0: passed. 1 of 2 have too few prompts for a "
+        "conclusion: tax.",
+        "kl": "KL(policy || SFT), nats per answer 4.000 <= 10: passed.",
+        "reward_accuracy": "Accuracy of the reward model on held-out pairs, lower bound 0.700 >= 0.6: passed.",
+        "held_out_accuracy": "Accuracy of the held-out reward model on held-out pairs, lower bound 0.600 >= 0.5: "
+        "passed.",
+        "length_ratio": "Length of the answers, relative to those of SFT 1.20 <= 1.5: passed. It is at least 0.5.",
+        "eos_rate": "Ended by EOS 0.950 >= 0.9: passed.",
+        "repetition": "Repeated 4-grams 0.010 <= 0.2: passed.",
+        "refusals": "Share of refusals minus that of SFT 0.010 <= 0.05: passed. The shares are 0.020 and 0.010.",
+        "perplexity": "Perplexity of the demonstrated answers, relative to SFT 1.50 <= 2: passed.",
+    }
 
 
 @pytest.mark.parametrize(
@@ -92,379 +104,377 @@ def test_all_good_is_promoted_with_every_sentence_as_a_reason():
         ("length_ratio", ("candidate", "length"), 15.0, 15.1),
         ("eos_rate", ("candidate", "eos_rate"), 0.9, 0.89),
         ("repetition", ("candidate", "repetition"), 0.2, 0.21),
-        ("refusals", ("candidate", "refusals"), 0.05, 0.07),
+        ("refusals", ("candidate", "refusals"), 0.0625 - 0.0125, 0.0725),
         ("perplexity", ("perplexity", "candidate"), 4.0, 4.1),
     ],
 )
 def test_a_threshold_may_be_reached_and_not_passed(name, path, at, beyond):
-    assert run(changed(path, at))[name].verdict == "passed"
-    check = run(changed(path, beyond))[name]
-    assert check.verdict == "failed"
-    assert decision(changed(path, beyond)) == "reject"
-    assert reasons(list(run(changed(path, beyond)).values())) == [check.sentence]
+    clear = {"eos_rate": interval(-0.2, -0.3, -0.1), "repetition": interval(0.2, 0.1, 0.3)}  # worse than the opponent
+    content = GOOD | {"difference": {"vs_sft": difference(), "vs_opponent": difference(**clear)}}
+    assert checks(changed(content, *path, to=at))[name].verdict == "passed"
+    found = checks(changed(content, *path, to=beyond))
+    assert found[name].verdict == "failed"
+    assert decide(list(found.values())) == "reject"
+    assert reasons(list(found.values())) == [found[name].sentence]
 
 
-def beside(name, ours, theirs, low, high):
-    """The evaluation of a candidate and an opponent who differ in one figure."""
-    evaluation = changed(("candidate", name), ours)
-    evaluation["opponent"][name] = theirs
-    evaluation["difference"] = {"vs_opponent": {name: {"value": round(ours - theirs, 3), "low": low, "high": high}}}
-    return evaluation
+def compared(name, ours, theirs, low, high):
+    """The evaluation of a candidate and an opponent that differ in one figure."""
+    content = changed(changed(GOOD, "candidate", name, to=ours), "opponent", name, to=theirs)
+    return changed(content, "difference", "vs_opponent", name, to=interval(round(ours - theirs, 3), low, high))
 
 
 @pytest.mark.parametrize(
-    ("name", "ours", "theirs", "low", "high", "said"),
+    ("name", "ours", "theirs", "low", "high", "sentence"),
     [
         (
             "eos_rate",
             *(0.175, 0.2, -0.06, 0.01),
-            "The share of answers that end by themselves is 0.175: less than the 0.9 demanded; that of SFT is 0.200, a "
-            "difference of -0.025 (interval -0.060 to +0.010): the limit, evaluate.max_new_tokens, cuts the answers of "
-            "both alike, so raise it.",
+            "Ended by EOS 0.175 >= 0.9, or not significantly worse than SFT: passed. SFT has 0.200; the difference is "
+            "-0.025 [-0.060, +0.010]. evaluate.max_new_tokens cuts the answers of both: raise it.",
         ),
         (
             "repetition",
             *(0.31, 0.3, -0.02, 0.04),
-            "The share of repeated 4-grams in an answer is 0.310: more than the 0.2 allowed; that of SFT is 0.300, a "
-            "difference of +0.010 (interval -0.020 to +0.040): the candidate has it from what it began as.",
+            "Repeated 4-grams 0.310 <= 0.2, or not significantly worse than SFT: passed. SFT has 0.300; the difference "
+            "is +0.010 [-0.020, +0.040].",
         ),
     ],
 )
-def test_what_the_opponent_does_alike_is_no_fault_of_the_candidate(name, ours, theirs, low, high, said):
-    evaluation = beside(name, ours, theirs, low, high)
-    check = run(evaluation)[name]
-    assert (check.verdict, check.figure, check.sentence) == ("passed", ours, said)
-    assert decision(evaluation) == "promote"
+def test_a_candidate_no_worse_than_the_opponent_passes(name, ours, theirs, low, high, sentence):
+    content = compared(name, ours, theirs, low, high)
+    check = checks(content)[name]
+    assert (check.verdict, check.figure, check.sentence) == ("passed", ours, sentence)
+    assert decision(content) == "promote"
 
 
 @pytest.mark.parametrize(
     ("name", "ours", "theirs", "low", "high"),
     [("eos_rate", 0.5, 0.8, -0.35, -0.25), ("repetition", 0.5, 0.1, 0.3, 0.5)],
 )
-def test_what_the_opponent_does_less_is_the_candidates_fault(name, ours, theirs, low, high):
-    check = run(beside(name, ours, theirs, low, high))[name]
+def test_a_candidate_worse_than_the_opponent_fails(name, ours, theirs, low, high):
+    check = checks(compared(name, ours, theirs, low, high))[name]
     assert check.verdict == "failed"
-    assert check.sentence.endswith("): the candidate is worse.")
+    assert check.sentence.endswith("]: significantly worse.")
 
 
 @pytest.mark.parametrize("gap", ["value", "low", "high"])
 @pytest.mark.parametrize(("name", "ours"), [("eos_rate", 0.5), ("repetition", 0.5)])
-def test_nobody_is_excused_by_a_comparison_that_was_not_made(name, ours, gap):
-    evaluation = beside(name, ours, ours, -0.1, 0.1)
-    del evaluation["difference"]["vs_opponent"][name][gap]
-    assert run(evaluation)[name].verdict == "failed"
-    assert run(changed(("candidate", name), ours))[name].verdict == "failed"
+def test_a_comparison_that_could_not_be_computed_excuses_nobody(name, ours, gap):
+    content = compared(name, ours, ours, -0.1, 0.1)
+    assert checks(content)[name].verdict == "passed"
+    assert checks(changed(content, "difference", "vs_opponent", name, gap, to=None))[name].verdict == "failed"
+    assert checks(changed(content, "opponent", name, to=None))[name].verdict == "failed"
 
 
-def test_where_both_are_cut_a_warning_says_what_was_judged():
-    [warning] = warnings(beside("eos_rate", 0.175, 0.2, -0.06, 0.01), THRESHOLDS)
-    assert warning.startswith("Of the answers of candidate and opponent 0.175 and 0.200 end by themselves")
-    assert warnings(beside("eos_rate", 0.175, 0.95, -0.9, -0.7), THRESHOLDS) == []
+def test_where_the_answers_of_both_are_cut_a_warning_says_so():
+    [warning] = warnings(evaluation(compared("eos_rate", 0.175, 0.2, -0.06, 0.01)), THRESHOLDS)
+    assert warning.startswith("Of the answers of candidate and opponent, 0.175 and 0.200 end by EOS; evaluate.max_new")
+    assert warnings(evaluation(compared("eos_rate", 0.175, 0.95, -0.9, -0.7)), THRESHOLDS) == []
 
 
-def test_lengths_that_the_limit_has_cut_are_told_as_such():
-    evaluation = changed(("candidate", "length"), 4.0, beside("eos_rate", 0.98, 0.2, 0.7, 0.8))
-    assert run(evaluation)["length_ratio"].sentence == (
-        "Answers have 0.40 times the length of those of SFT: less than the 0.5 demanded. Before "
-        "evaluate.max_new_tokens end 0.980 of the candidate's answers and 0.200 of those of SFT."
+def test_lengths_that_the_limit_has_cut_are_named():
+    content = changed(compared("eos_rate", 0.98, 0.2, 0.7, 0.8), "candidate", "length", to=4.0)
+    assert checks(content)["length_ratio"].sentence == (
+        "Length of the answers, relative to those of SFT 0.40 >= 0.5: failed. Of the candidate's answers 0.980 end "
+        "before evaluate.max_new_tokens, of those of SFT 0.200."
     )
 
 
 def test_answers_may_be_neither_much_longer_nor_much_shorter():
-    check = run(changed(("candidate", "length"), 5.0))["length_ratio"]
+    check = checks(changed(GOOD, "candidate", "length", to=5.0))["length_ratio"]
     assert (check.verdict, check.threshold) == ("passed", 1.5)
-    check = run(changed(("candidate", "length"), 4.9))["length_ratio"]
-    assert (check.verdict, check.figure, check.threshold) == ("failed", pytest.approx(0.49), 0.5)
-    assert check.sentence == "Answers have 0.49 times the length of those of SFT: less than the 0.5 demanded."
+    check = checks(changed(GOOD, "candidate", "length", to=4.9))["length_ratio"]
+    assert (check.verdict, check.threshold) == ("failed", 0.5)
+    assert check.figure == pytest.approx(0.49)
+    check = checks(changed(GOOD, "candidate", "length", to=16.0))["length_ratio"]
+    assert (check.verdict, check.figure, check.threshold) == ("failed", 1.6, 1.5)
 
 
-def test_a_judge_that_guesses_is_no_judge():
-    assert decision(GOOD, judge={"accuracy": {"value": 0.6, "low": 0.5}}) == "promote"
-    check = run(GOOD, judge={"accuracy": {"value": 0.55, "low": 0.49}})["held_out_accuracy"]
+def test_a_held_out_reward_model_no_better_than_chance_fails():
+    assert decision(held_out=reward_model(0.6, 0.5)) == "promote"
+    check = checks(held_out=reward_model(0.55, 0.49))["held_out_accuracy"]
     assert (check.verdict, check.figure) == ("failed", 0.49)
-    assert check.sentence.startswith("The lower bound of the held-out judge's accuracy is 0.490: less than")
-    assert decision(GOOD, judge={"accuracy": {"value": 0.55, "low": 0.49}}) == "reject"
-    shared = run(GOOD, judge={"accuracy": {"low": 0.6, "pairs": 646, "effective_pairs": 244.3}})["held_out_accuracy"]
-    assert "is 0.600 (646 pairs, which share prompts and tell as much as 244 that do not): at" in shared.sentence
-    hardly = run(GOOD, judge={"accuracy": {"low": 0.6, "pairs": 482, "effective_pairs": 480.8}})["held_out_accuracy"]
-    assert "accuracy is 0.600: at least" in hardly.sentence
-    assert run(GOOD, judge={})["held_out_accuracy"].sentence.endswith(
-        "(metrics/held_out_reward.json has no such finite figure), so it does not pass."
+    assert decision(held_out=reward_model(0.55, 0.49)) == "reject"
+
+
+def test_pairs_that_share_prompts_are_counted_as_fewer():
+    def sentence(pairs, effective_pairs):
+        accuracy = HELD_OUT_MODEL["accuracy"] | {"pairs": pairs, "effective_pairs": effective_pairs}
+        return checks(held_out=reward_model(accuracy=accuracy))["held_out_accuracy"].sentence
+
+    assert sentence(646, 244.3).endswith(
+        "0.600 >= 0.5: passed. The 646 pairs share prompts and count as 244 independent ones."
     )
+    assert sentence(482, 480.8).endswith("0.600 >= 0.5: passed.")
 
 
 def test_the_lower_bound_of_the_reward_models_accuracy_counts():
-    assert run(GOOD, {"accuracy": {"value": 0.7, "low": 0.6}})["reward_accuracy"].verdict == "passed"
-    assert decision(GOOD, {"accuracy": {"value": 0.7, "low": 0.59}}) == "reject"
+    assert checks(reward=reward_model(0.7, 0.6))["reward_accuracy"].verdict == "passed"
+    assert decision(reward=reward_model(0.7, 0.59)) == "reject"
+    check = checks(reward=reward_model(0.7, None))["reward_accuracy"]
+    assert (check.verdict, check.figure) == ("failed", None)
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict", "threshold", "outcome"),
+    ("low", "high", "conclusion", "threshold", "outcome"),
     [
         (0.51, 0.7, "better", 0.5, "passed"),
         (0.48, 0.6, "inconclusive", 0.5, "inconclusive"),
         (0.3, 0.49, "worse", 0.5, "failed"),
         (0.5, 0.5, "inconclusive", 0.5, "inconclusive"),  # the opponent itself
-        (1.0, 1.0, "inconclusive", 0.5, "inconclusive"),  # one prompt: the sign test is not convinced
+        (1.0, 1.0, "inconclusive", 0.5, "inconclusive"),  # one prompt: the sign test does not confirm it
         (0.55, 0.7, "better", 0.6, "inconclusive"),
         (0.46, 0.55, "inconclusive", 0.45, "passed"),  # not much worse is all that is asked
-        (0.5, 0.7, None, 0.5, "inconclusive"),
     ],
 )
-def test_win_rate(low, high, verdict, threshold, outcome):
-    versus = {"value": (low + high) / 2, "low": low, "high": high, "verdict": verdict}
-    thresholds = THRESHOLDS.model_copy(update={"min_win_rate": threshold})
-    check = run(changed(("win_rate", "vs_opponent"), versus), thresholds=thresholds)["win_rate"]
-    assert check.verdict == outcome
-    assert check.figure == low
+def test_win_rate(low, high, conclusion, threshold, outcome):
+    content = changed(GOOD, "win_rate", "vs_opponent", to=rate((low + high) / 2, low, high, conclusion=conclusion))
+    check = checks(content, thresholds=allowing(min_win_rate=threshold))["win_rate"]
+    assert (check.verdict, check.figure) == (outcome, low)
+    assert ("sign test" in check.sentence) == (outcome == "inconclusive" and low >= threshold)
 
 
 @pytest.mark.parametrize(
     ("low", "high", "outcome"), [(0.5, 0.6, "passed"), (0.4, 0.6, "inconclusive"), (0.3, 0.49, "failed")]
 )
 def test_a_gain_that_is_only_length_is_no_gain(low, high, outcome):
-    versus = {"value": (low + high) / 2, "low": low, "high": high}
-    evaluation = changed(("length_controlled_win_rate", "vs_opponent"), versus)
-    assert run(evaluation)["win_rate_at_equal_length"].verdict == outcome
+    versus = interval((low + high) / 2, low, high)
+    content = changed(GOOD, "length_controlled_win_rate", "vs_opponent", to=versus)
+    assert checks(content)["win_rate_at_equal_length"].verdict == outcome
 
 
-def test_the_policy_may_not_gain_by_the_proxy_what_it_loses_by_the_judge():
-    evaluation = copy.deepcopy(GOOD)
-    even, better = "0.500 (interval 0.400 to 0.600)", "0.700 (interval 0.400 to 0.600)"
-    assert run(evaluation)["over_optimisation"].sentence == (
-        f"Over those of step 0 the last answers win {even} by the reward model, {even} by the held-out judge: "
-        "against none of 2 marks have they surely gained by the one and lost by the other."
-    )
-    evaluation["frontier"][1]["last_over_this"]["reward"] = RATE | {"value": 0.7, "verdict": "better"}
-    check = run(evaluation)["over_optimisation"]
+def test_a_gain_by_the_training_reward_that_is_a_loss_by_the_held_out_one_fails():
+    better = rate(0.7, conclusion="better")
+    content = changed(GOOD, "over_optimisation", 1, "last_over_this", "reward", to=better)
+    check = checks(content)["over_optimisation"]
     assert (check.verdict, check.figure, check.threshold) == ("failed", 1, 0)
     assert check.sentence == (
-        f"Over those of step 40 the last answers win {better} by the reward model, 0.400 (interval 0.400 to 0.600) "
-        "by the held-out judge: training went on past the point where the reward model could be trusted."
+        "Over-optimised evaluation points 1 <= 0: failed. Over the policy at step 40, the final policy wins "
+        "0.700 [0.400, 0.600] by the training reward and 0.400 [0.400, 0.600] by the held-out reward model."
     )
-    assert decision(evaluation) == "reject"
+    assert decision(content) == "reject"
+    allowed = checks(content, thresholds=allowing(max_over_optimised_points=1))["over_optimisation"]
+    assert (allowed.verdict, allowed.figure, allowed.threshold) == ("passed", 1, 1)
 
 
-def test_marks_may_part_where_the_settings_allow_it():
-    evaluation = copy.deepcopy(GOOD)
-    evaluation["frontier"][1]["last_over_this"]["reward"] = RATE | {"verdict": "better"}
-    allowing = THRESHOLDS.model_copy(update={"max_over_optimised_points": 1})
-    check = run(evaluation, thresholds=allowing)["over_optimisation"]
-    assert (check.verdict, check.figure, check.threshold) == ("passed", 1, 1)
-    assert check.sentence.endswith("against 1 of 2 marks have they surely gained by the one and lost by the other.")
-
-
-def test_of_marks_that_part_the_one_that_lost_most_is_named():
-    parted = {"reward": RATE | {"verdict": "better"}, "held_out": RATE | {"verdict": "worse"}}
-    worst = {"reward": RATE | {"verdict": "better"}, "held_out": RATE | {"high": 0.3, "verdict": "worse"}}
-    marks = [
-        {"step": 0, "last_over_this": parted},
-        {"step": 5, "last_over_this": worst},
-        {"step": 9, "last_over_this": {"reward": RATE, "held_out": RATE | {"high": 0.1, "verdict": "worse"}}},
-        {"step": 12, "last_over_this": None},
+def test_of_over_optimised_points_the_one_that_lost_most_is_named():
+    better, worse = rate(conclusion="better"), rate(conclusion="worse")
+    points = [
+        point(0, 0.0, rate(), {"reward": better, "held_out": worse}),
+        point(5, 1.0, rate(), {"reward": better, "held_out": worse | {"high": 0.3}}),
+        point(9, 2.0, rate(), {"reward": rate(), "held_out": worse | {"high": 0.1}}),
+        point(12, 3.0, rate(), None),
     ]
-    check = run(GOOD | {"frontier": marks})["over_optimisation"]
+    for each in points:
+        each["scores"] = each["win_rate"] = {name: interval(0.5, 0.4, 0.6) for name in ("reward", "held_out")}
+    check = checks(GOOD | {"over_optimisation": points})["over_optimisation"]
     assert check.figure == 2
-    assert check.sentence.startswith("Over those of step 5 ")
+    assert "Over the policy at step 5, " in check.sentence
 
 
-@pytest.mark.parametrize(
-    "marks",
-    [
-        None,
-        3,
-        [],
-        GOOD["frontier"][2:],
-        [None, *GOOD["frontier"]],
-        [{"step": 0}, *GOOD["frontier"]],
-        [GOOD["frontier"][0] | {"step": None}, *GOOD["frontier"]],
-        [{"step": 0, "last_over_this": {"reward": RATE}}, *GOOD["frontier"]],
-        [{"step": 0, "last_over_this": {"reward": RATE, "held_out": RATE | {"high": float("nan")}}}, *GOOD["frontier"]],
-        [{"step": 0, "last_over_this": {"reward": RATE, "held_out": RATE | {"verdict": None}}}, *GOOD["frontier"]],
-    ],
-)
-def test_a_frontier_with_a_gap_does_not_pass(marks):
-    check = run(GOOD | {"frontier": marks})["over_optimisation"]
+def test_without_a_held_out_reward_model_the_ground_truth_shows_over_optimisation():
+    over = {"reward": rate(conclusion="better"), "politeness": rate(), "brevity": rate(0.3, conclusion="worse")}
+    content = GOOD | {"held_out": None, "ground_truth": {"politeness": by_reward(), "brevity": by_reward()}}
+    content["difference"] = {
+        key: difference(held_out=None, ground_truth=dict.fromkeys(("politeness", "brevity"), interval(0, -1, 1)))
+        for key in ("vs_sft", "vs_opponent")
+    }
+    content["over_optimisation"] = [
+        changed(GOOD["over_optimisation"][0], "last_over_this", to=over),
+        GOOD["over_optimisation"][2],
+    ]
+    found = checks(content, reward=None, held_out=None)
+    check = found["over_optimisation"]
+    assert (check.verdict, check.figure) == ("failed", 1)
+    assert check.sentence.endswith("and 0.300 [0.400, 0.600] by the ground-truth reward brevity.")
+    assert not {"held_out_reward", "reward_accuracy", "held_out_accuracy"} & set(found)
+    assert [line.split(" ", 1)[0] for line in left_out(evidence(content, None, None))] == [
+        "reward_accuracy",
+        "held_out_reward",
+    ]
+
+
+def test_what_no_reward_can_show_is_left_out_and_named():
+    content = GOOD | {"held_out": None}
+    assert "over_optimisation" not in checks(content, reward=None, held_out=None)
+    assert left_out(evidence(content, None, None))[-1] == (
+        "over_optimisation is left out: no reward is independent of the training reward."
+    )
+    assert left_out(evidence()) == []
+
+
+@pytest.mark.parametrize("key", ["value", "low", "high"])
+@pytest.mark.parametrize("name", ["reward", "held_out"])
+def test_an_over_optimisation_curve_with_a_gap_does_not_pass(key, name):
+    content = changed(GOOD, "over_optimisation", 0, "last_over_this", name, key, to=None)
+    check = checks(content)["over_optimisation"]
     assert (check.verdict, check.figure) == ("failed", None)
-    assert "could not be computed (metrics/evaluate.json" in check.sentence
+    assert check.sentence == "Over-optimised evaluation points could not be computed: failed."
+
+
+def test_an_empty_over_optimisation_curve_does_not_pass():
+    assert checks(GOOD | {"over_optimisation": []})["over_optimisation"].verdict == "failed"
 
 
 @pytest.mark.parametrize(("high", "outcome"), [(0.5, "promote"), (0.49, "reject")])
-def test_the_known_rule_has_a_veto_where_there_is_one(high, outcome):
-    evaluation = GOOD | {"ground_truth": {"vs_opponent": RATE | {"value": 0.45, "high": high}}}
-    assert decision(evaluation) == outcome
-    assert run(evaluation)["known_rule"].sentence.startswith(
-        "By the known rule the win rate is 0.450 (interval 0.400 to"
+def test_every_ground_truth_reward_has_a_veto(high, outcome):
+    content = GOOD | {
+        "ground_truth": {"brevity": by_reward(), "politeness": by_reward(vs_opponent=rate(0.45, high=high))}
+    }
+    assert decision(content) == outcome
+    check = checks(content)["ground_truth.politeness"]
+    assert check.sentence.startswith(
+        f"Win rate over SFT by the ground-truth reward politeness, upper bound {high:.3f} >= 0.5: "
     )
-    assert "known_rule" not in run(GOOD)
+    assert checks(content)["ground_truth.brevity"].verdict == "passed"
 
 
-@pytest.mark.parametrize("ground_truth", [None, 3, {}, {"vs_opponent": {"value": 0.5}}])
-def test_a_known_rule_that_says_nothing_does_not_pass(ground_truth):
-    assert run(GOOD | {"ground_truth": ground_truth})["known_rule"].verdict == "failed"
-
-
-LLM = {"model": "judge-7b", "without_verdict": 0, "vs_opponent": RATE}
+JUDGE = {
+    "model": "judge-7b",
+    "prompts": 120,
+    "same_answers": 0,
+    "without_verdict": 0,
+    "asked_again": 0,
+    "agreement": 0.75,
+    "first_preferred": 0.5,
+    "vs_opponent": rate(),
+}
 
 
 @pytest.mark.parametrize(
-    ("silent", "high", "verdict", "said"),
+    ("silent", "high", "verdict", "end"),
     [
-        (0, 0.6, "passed", "By judge-7b the win rate is 0.500 (interval 0.400 to 0.600): it does not contradict"),
-        (3, 0.5, "passed", "0.500) (3 prompts without a verdict aside): it does not"),
-        (0, 0.49, "failed", "0.490), all of it below 0.5: what pleases the reward model does not please it."),
+        (0, 0.6, "passed", "0.600 >= 0.5: passed. The win rate is 0.500 [0.400, 0.600]."),
+        (3, 0.5, "passed", "[0.400, 0.500]. 3 prompts have no verdict."),
+        (0, 0.49, "failed", "0.490 >= 0.5: failed. The win rate is 0.500 [0.400, 0.490]."),
     ],
 )
-def test_an_llm_judge_has_a_veto_where_one_is_set(silent, high, verdict, said):
-    told = LLM | {"without_verdict": silent, "vs_opponent": RATE | {"high": high}}
-    check = run(GOOD | {"llm_judge": told})["llm_judge"]
+def test_an_llm_judge_has_a_veto_where_one_is_set(silent, high, verdict, end):
+    content = GOOD | {"llm_judge": JUDGE | {"without_verdict": silent, "vs_opponent": rate(high=high)}}
+    check = checks(content)["llm_judge"]
     assert (check.verdict, check.figure, check.threshold) == (verdict, high, 0.5)
-    assert said in check.sentence
-    assert decision(GOOD | {"llm_judge": told}) == ("promote" if verdict == "passed" else "reject")
-    assert "llm_judge" not in run(GOOD)
+    assert check.sentence.startswith("Win rate over SFT by the LLM judge judge-7b, upper bound ")
+    assert check.sentence.endswith(end)
+    assert decision(content) == ("promote" if verdict == "passed" else "reject")
 
 
-@pytest.mark.parametrize(
-    "told", [None, 3, {}, LLM | {"vs_opponent": None}, LLM | {"without_verdict": None}, {"vs_opponent": RATE}]
-)
-def test_an_llm_judge_that_said_too_little_does_not_pass(told):
-    check = run(GOOD | {"llm_judge": told})["llm_judge"]
+def test_an_llm_judge_with_too_few_verdicts_does_not_pass():
+    check = checks(GOOD | {"llm_judge": JUDGE | {"vs_opponent": None}})["llm_judge"]
     assert (check.verdict, check.figure) == ("failed", None)
-    assert "could not be computed (metrics/evaluate.json" in check.sentence
-
-
-def of_category(enough=True, **rate):
-    return {"enough_prompts": enough, "win_rate": {"vs_opponent": RATE | rate}}
 
 
 def test_a_category_that_is_worse_is_one_too_many():
-    worse = of_category(value=0.2, low=0.1, high=0.3, verdict="worse")
-    evaluation = GOOD | {"categories": GOOD["categories"] | {"war": worse}}
-    check = run(evaluation)["category_regressions"]
+    worse = category(vs_opponent=rate(0.2, 0.1, 0.3, conclusion="worse"))
+    content = GOOD | {"categories": GOOD["categories"] | {"war": worse}}
+    check = checks(content)["category_regressions"]
     assert (check.verdict, check.figure, check.threshold) == ("failed", 1, 0)
     assert check.sentence == (
-        "In 1 of 3 categories of prompts the candidate is shown to be worse than SFT; war: 0.200 (interval 0.100 to "
-        "0.300). No verdict is possible on 1 with too few prompts: tax."
+        "Categories worse than SFT 1 <= 0: failed. Win rates there: war 0.200 [0.100, 0.300]. 1 of 3 have too few "
+        "prompts for a conclusion: tax."
     )
-    assert decision(evaluation) == "reject"
-    allowed = THRESHOLDS.model_copy(update={"max_category_regressions": 1})
-    assert decision(evaluation, thresholds=allowed) == "promote"
+    assert decision(content) == "reject"
+    assert decision(content, thresholds=allowing(max_category_regressions=1)) == "promote"
 
 
-def test_data_without_categories_pass():
-    check = run(GOOD | {"categories": {}})["category_regressions"]
+def test_prompts_without_categories_pass():
+    check = checks(GOOD | {"categories": {}})["category_regressions"]
     assert (check.verdict, check.figure) == ("passed", 0)
-    assert check.sentence == "The data name no category of prompts."
+    assert check.sentence.endswith(" The prompts have no categories.")
 
 
 def test_of_many_small_categories_some_are_named():
-    few = {f"kind {number}": of_category(enough=False) for number in range(10)}
-    sentence = run(GOOD | {"categories": few})["category_regressions"].sentence
-    assert sentence.endswith("on 10 with too few prompts: " + ", ".join(list(few)[:8]) + " and 2 more.")
+    few = {f"kind {number}": category(enough=False) for number in range(10)}
+    sentence = checks(GOOD | {"categories": few})["category_regressions"].sentence
+    assert sentence.endswith(
+        "10 of 10 have too few prompts for a conclusion: " + ", ".join(list(few)[:8]) + " and 2 more."
+    )
 
 
-@pytest.mark.parametrize(
-    "categories",
-    [
-        None,
-        3,
-        [of_category()],
-        {"law": None},
-        {"law": {"enough_prompts": True}},
-        {"law": of_category(enough=None)},
-        {"law": of_category(), "tax": of_category(high=float("nan"))},
-        {"law": of_category(verdict="fine")},
-    ],
-)
-def test_categories_with_a_gap_do_not_pass(categories):
-    check = run(GOOD | {"categories": categories})["category_regressions"]
+@pytest.mark.parametrize("key", ["value", "low", "high"])
+def test_categories_with_a_gap_do_not_pass(key):
+    content = changed(GOOD, "categories", "tax", "win_rate", "vs_opponent", key, to=None)
+    check = checks(content)["category_regressions"]
     assert (check.verdict, check.figure) == ("failed", None)
-    assert "could not be computed (metrics/evaluate.json" in check.sentence
 
 
 @pytest.mark.parametrize(
     ("threshold", "advice"),
     [
         # Of 100 prompts 45 won, 20 tied: variance .45 + .2 / 4 - .55^2 = .1975; 7.849 * .1975 / .05^2 = 620.1.
-        (0.5, " About 621 prompts like these would (power 80 %)."),
+        (0.5, " About 621 prompts like these would show it (power 80 %)."),
         # 7.849 * .1975 / .02^2 = 3875.4.
-        (0.53, " About 3,876 prompts like these would (power 80 %)."),
+        (0.53, " About 3,876 prompts like these would show it (power 80 %)."),
         # More such prompts would show the contrary.
         (0.55, ""),
         (0.6, ""),
     ],
 )
 def test_a_doubtful_win_says_how_many_prompts_would_show_that_it_exceeds_the_threshold(threshold, advice):
-    rate = {"value": 0.55, "low": 0.46, "high": 0.64, "ties": 0.2, "wins": 45, "losses": 35, "verdict": "inconclusive"}
-    doubtful = GOOD | {"win_rate": {"vs_opponent": rate}, "prompts": 100, "confidence": 0.95}
-    check = run(doubtful, thresholds=THRESHOLDS.model_copy(update={"min_win_rate": threshold}))["win_rate"]
+    doubtful = rate(0.55, 0.46, 0.64, wins=45, losses=35)
+    content = changed(GOOD, "win_rate", "vs_opponent", to=doubtful) | {"prompts": 100}
+    check = checks(content, thresholds=allowing(min_win_rate=threshold))["win_rate"]
     assert check.verdict == "inconclusive"
-    assert check.sentence.endswith(f"these prompts do not settle whether it exceeds {threshold:g}.{advice}")
+    assert check.sentence.endswith(f"The win rate is 0.550 [0.460, 0.640].{advice}")
     # Turns of conversations vary together: by the interval the variance is 100 (.09 / 1.960)^2 = .2109.
-    together = run(doubtful | {"conversations": 40}, thresholds=THRESHOLDS)["win_rate"]
-    assert "About 662 prompts like these would" in together.sentence  # 7.849 * .2109 / .05^2 = 662.0
+    clustered = checks(content | {"conversations": 40})["win_rate"]
+    assert "About 662 prompts like these would" in clustered.sentence  # 7.849 * .2109 / .05^2 = 662.0
 
 
 def test_a_doubtful_win_is_inconclusive_only_if_everything_else_passes():
-    doubtful = changed(("win_rate", "vs_opponent", "low"), 0.45)
+    doubtful = changed(GOOD, "win_rate", "vs_opponent", "low", to=0.45)
     assert decision(doubtful) == "inconclusive"
-    assert decision(changed(("kl", "mean"), 99.0, doubtful)) == "reject"
+    assert decision(changed(doubtful, "kl", "mean", to=99.0)) == "reject"
 
 
 @pytest.mark.parametrize(("name", "path"), CASES)
-@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "0.9", True, {}, "absent"])
-def test_a_figure_that_cannot_be_read_does_not_pass(name, path, value):
-    evaluation = changed(path, value)
+def test_a_figure_that_could_not_be_computed_does_not_pass(name, path):
+    content = changed(GOOD, *path, to=None)
+    check = checks(content)[name]
+    assert (check.verdict, check.figure) == ("failed", None)
+    assert check.sentence.endswith(" could not be computed: failed.")
+    assert decision(content) == "reject"
+
+
+@pytest.mark.parametrize(("name", "path"), CASES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "0.9", True, {}, "absent"])
+def test_a_figure_that_is_not_as_the_layout_says_is_an_error_and_no_rejection(name, path, value):
+    content = changed(GOOD, *path, to=value)
     if value == "absent":
-        inner = evaluation
+        inner = content
         for key in path[:-1]:
             inner = inner[key]
-        del inner[path[-1]]
-    check = run(evaluation)[name]
-    assert (check.verdict, check.figure) == ("failed", None)
-    assert "could not be computed (metrics/evaluate.json" in check.sentence
-    assert decision(evaluation) == "reject"
+        inner[f"{name} renamed"] = inner.pop(path[-1])
+    with pytest.raises(InputError, match=r"metrics/evaluate.json has not the layout of this version \(.*: run dvc"):
+        checks(content)
 
 
-@pytest.mark.parametrize("reward", [{}, {"accuracy": 0.9}, {"accuracy": {"low": float("nan")}}, {"accuracy": None}])
-def test_an_unknown_reward_accuracy_does_not_pass(reward):
-    assert run(GOOD, reward)["reward_accuracy"].sentence.endswith("so it does not pass.")
-    assert decision(GOOD, reward) == "reject"
+def test_an_opponent_without_words_has_no_ratio():
+    assert checks(changed(GOOD, "opponent", "length", to=0.0))["length_ratio"].verdict == "failed"
 
 
-def test_an_opponent_that_says_nothing_has_no_ratio():
-    assert run(changed(("opponent", "length"), 0.0))["length_ratio"].verdict == "failed"
-
-
-def test_nothing_at_all_is_rejected():
-    assert decision({}, {}) == "reject"
+def test_no_checks_promote_nothing():
     assert decide([]) == "reject"
 
 
-def test_sentences_name_the_opponent():
-    checks = run_checks(Evidence(GOOD, REWARD, JUDGE, Opponent("champion", 4, "ab.dir")), THRESHOLDS)
-    assert checks[0].sentence == (
-        "The win rate over champion version 4 is 0.700 (interval 0.600 to 0.800): its lower bound reaches 0.5."
-    )
+def test_lines_name_the_opponent():
+    found = checks(opponent=Opponent("champion", 4, "ab.dir"))
+    assert found["win_rate"].sentence.startswith("Win rate over champion version 4, lower bound 0.600 >= 0.5: passed.")
 
 
-def test_reward_up_and_gold_down_is_a_warning():
-    gamed = {
-        "difference": {
-            "vs_sft": {"reward": {"low": 0.2}, "ground_truth": {"high": -0.1}},
-            "vs_opponent": {"reward": {"low": -0.2}, "ground_truth": {"high": -0.1}},
-        },
+def test_reward_up_and_ground_truth_down_is_a_warning():
+    up, down = interval(0.3, 0.2, 0.4), interval(-0.2, -0.3, -0.1)
+    hacked = copy.deepcopy(GOOD)
+    hacked["ground_truth"] = {"politeness": by_reward()}
+    hacked["difference"] = {
+        "vs_sft": difference(reward=up, ground_truth={"politeness": down}),
+        "vs_opponent": difference(reward=down, ground_truth={"politeness": down}),
     }
-    assert warnings(gamed, THRESHOLDS) == [
-        "Against SFT the reward rose while the known rule's score fell: the reward is being gamed."
+    assert warnings(evaluation(hacked), THRESHOLDS) == [
+        "Reward hacking: over SFT the training reward rose by 0.300 [0.200, 0.400] while the ground-truth reward "
+        "politeness changed by -0.200 [-0.300, -0.100]."
     ]
-    assert warnings(GOOD, THRESHOLDS) == []
-
-
-def test_figure_looks_up_numbers_alone():
-    assert figure({"a": {"b": 2}}, "a", "b") == 2
-    assert figure({"a": [1]}, "a", "b") is None
-    assert figure({"a": 1}, "a", "b") is None
+    assert warnings(evaluation(), THRESHOLDS) == []
 
 
 def test_check_is_plain_data():

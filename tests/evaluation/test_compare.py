@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tasks.evaluation import compare
-from tasks.evaluation.compare import Interval, Resampling, bootstrap_interval, sign_test, verdict, win_rate
+from tasks.evaluation.compare import Interval, Resampling, bootstrap_interval, concluded, sign_test, win_rate
 
 RESAMPLING = Resampling(resamples=1000, confidence=0.95, seed=1)
 
@@ -54,14 +54,14 @@ def test_win_rate_by_hand():
     assert (found.value, found.ties, found.wins, found.losses) == (0.625, 0.25, 2, 1)
     # two-sided, 2 of 3: as even as three coins can be
     assert found.sign_test == 1
-    assert found.verdict == "inconclusive"
+    assert found.conclusion == "inconclusive"
 
 
 def test_a_model_against_itself_ties_everywhere():
     scores = np.random.default_rng(0).normal(size=50).tolist()
     found = win_rate(scores, scores, RESAMPLING)
     assert found[:4] == (0.5, 0.5, 0.5, 1)
-    assert found.verdict == "inconclusive"
+    assert found.conclusion == "inconclusive"
 
 
 def test_rounding_of_another_padding_is_a_tie():
@@ -74,7 +74,7 @@ def test_win_rates_of_two_models_add_up_to_one():
     there, back = win_rate(ours, theirs, RESAMPLING), win_rate(theirs, ours, RESAMPLING)
     assert there.value + back.value == pytest.approx(1)
     assert there.low + back.high == pytest.approx(1)
-    assert {there.verdict, back.verdict} == {"better", "worse"}
+    assert {there.conclusion, back.conclusion} == {"better", "worse"}
 
 
 @pytest.mark.parametrize(("prompts", "expected"), [(1, "inconclusive"), (5, "inconclusive"), (6, "better")])
@@ -82,26 +82,26 @@ def test_few_wins_do_not_convince_the_sign_test(prompts, expected):
     # All of n won: p = 2 / 2^n, below 0.05 from n = 6 on; the bootstrap alone would be sure at n = 1.
     found = win_rate([1.0] * prompts, [0.0] * prompts, RESAMPLING)
     assert (found.low, found.high) == (1, 1)
-    assert found.verdict == expected
+    assert found.conclusion == expected
 
 
 def test_noise_alone_is_inconclusive():
     generator = np.random.default_rng(21)
     pairs = generator.normal(size=(100, 2, 60))
-    verdicts = [win_rate(ours.tolist(), theirs.tolist(), RESAMPLING).verdict for ours, theirs in pairs]
+    verdicts = [win_rate(ours.tolist(), theirs.tolist(), RESAMPLING).conclusion for ours, theirs in pairs]
     assert verdicts.count("inconclusive") >= 90
 
 
 def test_verdict():
-    assert verdict(Interval(0.2, 0.1, 0.3), 0) == "better"
-    assert verdict(Interval(-0.2, -0.3, -0.1), 0) == "worse"
-    assert verdict(Interval(0.2, 0.0, 0.3), 0) == "inconclusive"
-    assert verdict(Interval(0.2, 0.1, 0.3), 0, sure=False) == "inconclusive"
+    assert concluded(Interval(0.2, 0.1, 0.3), 0) == "better"
+    assert concluded(Interval(-0.2, -0.3, -0.1), 0) == "worse"
+    assert concluded(Interval(0.2, 0.0, 0.3), 0) == "inconclusive"
+    assert concluded(Interval(0.2, 0.1, 0.3), 0, is_significant=False) == "inconclusive"
 
 
 def test_a_score_that_is_not_a_number_wins_nothing():
     found = win_rate([float("nan")] * 8, [0.0] * 8, RESAMPLING)
-    assert (found.value, found.losses, found.verdict) == (0, 8, "worse")
+    assert (found.value, found.losses, found.conclusion) == (0, 8, "worse")
 
 
 def in_twos(count):
@@ -122,7 +122,7 @@ def test_two_turns_that_fare_alike_tell_what_one_would():
     assert list(found) == pytest.approx(list(bootstrap_interval(values, RESAMPLING)))
     one, two = win_rate(values, [0.0] * 30, RESAMPLING), win_rate(twice, [0.0] * 60, in_twos(60))
     assert two[:4] == pytest.approx(one[:4])
-    assert (two.sign_test, two.verdict) == (one.sign_test, one.verdict)
+    assert (two.sign_test, two.conclusion) == (one.sign_test, one.conclusion)
     assert win_rate(twice, [0.0] * 60, RESAMPLING).sign_test < one.sign_test
 
 
@@ -132,11 +132,11 @@ def test_a_conversation_is_won_by_more_of_its_turns():
     assert (found.wins, found.losses, found.sign_test) == (4, 3, sign_test(2, 1))
 
 
-def test_prompts_to_settle_count_turns_as_what_they_tell():
+def test_prompts_needed_count_turns_as_what_they_tell():
     values = [1.0] * 12 + [-1.0] * 8
     alone, together = (win_rate(values, [0.0] * 20, draws) for draws in (RESAMPLING, in_twos(20)))
-    assert alone.prompts_to_settle is not None
-    assert together.prompts_to_settle == pytest.approx(2 * alone.prompts_to_settle, abs=1)
+    assert alone.prompts_needed is not None
+    assert together.prompts_needed == pytest.approx(2 * alone.prompts_needed, abs=1)
 
 
 def test_some_prompts_keep_their_conversations():

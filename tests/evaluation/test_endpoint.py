@@ -15,7 +15,7 @@ from tasks.stage import classify
 from tests.chat_server import chat_server
 
 KEY = "sk-very-secret"
-REQUEST = {"model": "held_out", "messages": [{"role": "user", "content": "Größer?"}], "temperature": 0}
+REQUEST = {"model": "judge", "messages": [{"role": "user", "content": "Größer?"}], "temperature": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +69,7 @@ def test_a_damaged_reply_is_asked_for_again(damage, caplog):
             "flipped": whole.replace("Größer?", "Größes?"),
             "cut": whole[:-10],
             "empty": "",
-            "without a seal": '{"model": "held_out", "reply": "Kleiner!"}',
+            "without a seal": '{"model": "judge", "reply": "Kleiner!"}',
             "another request's": other.read_text(),
         }
         kept.write_text(spoilt[damage])
@@ -172,7 +172,7 @@ def test_the_key_is_in_no_file():
         ask(server)
     files = [path for path in Path().rglob("*") if path.is_file()]
     [kept] = [json.loads(path.read_text()) for path in files]
-    assert (kept["model"], kept["reply"], sorted(kept)) == ("held_out", "yes", ["model", "reply", "seal"])
+    assert (kept["model"], kept["reply"], sorted(kept)) == ("judge", "yes", ["model", "reply", "seal"])
 
 
 def test_who_has_given_up_begins_no_request_nor_waits_for_one(monkeypatch):

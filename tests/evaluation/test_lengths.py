@@ -58,7 +58,7 @@ def test_answers_of_one_length_leave_the_win_rate_as_it_is():
 def test_wins_that_length_explains_are_no_gain():
     longer = np.random.default_rng(2).normal(30, 30, PROMPTS)
     plain, controlled = compared(1 / (1 + np.exp(-longer / 15)), longer)
-    assert plain.verdict == "better"
+    assert plain.conclusion == "better"
     assert controlled.low < 0.5 < controlled.high
 
 
@@ -67,13 +67,13 @@ def test_all_won_is_finite():
     assert 0.9 < controlled.low <= controlled.high < 1
 
 
-def test_so_many_prompts_do_settle_it():
+def test_so_many_prompts_show_it():
     # test_power.py has the 785 for a win rate of .55 without ties
     generator = np.random.default_rng(7)
     samples = generator.random((100, 785)) < 0.55
-    settled = [win_rate(row.astype(float).tolist(), [0.5] * 785, RESAMPLING).verdict == "better" for row in samples]
-    assert 70 <= sum(settled) <= 92
+    shown = [win_rate(row.astype(float).tolist(), [0.5] * 785, RESAMPLING).conclusion == "better" for row in samples]
+    assert 70 <= sum(shown) <= 92
 
 
-def test_a_half_is_never_settled():
-    assert win_rate([1, 0], [0, 1], RESAMPLING).prompts_to_settle is None
+def test_no_prompts_show_a_half_to_differ():
+    assert win_rate([1, 0], [0, 1], RESAMPLING).prompts_needed is None

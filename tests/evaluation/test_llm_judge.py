@@ -9,7 +9,14 @@ import pytest
 
 from tasks.common.errors import InputError
 from tasks.evaluation.compare import Resampling, win_rate
-from tasks.evaluation.llm_judge.comparisons import Comparison, Reading, ask, check, figures, rows
+from tasks.evaluation.llm_judge.comparisons import (
+    Comparison,
+    Judgement,
+    ask,
+    check,
+    comparison_rows,
+    summarise_comparisons,
+)
 from tasks.evaluation.llm_judge.endpoint import AT_ONCE
 from tasks.settings.params import LlmJudge
 from tests.chat_server import answers_in, chat_server, prefers
@@ -27,7 +34,7 @@ def _in_empty_folder(tmp_path, monkeypatch):
 
 
 def asked(server, ours, theirs):
-    settings = LlmJudge(url=server.url, model="held_out", prompts=None)
+    settings = LlmJudge(url=server.url, model="judge-7b", prompts=None)
     done: list[int] = []
     found = ask(settings, make_prompts(len(ours)), ours, theirs, done.append)
     assert sum(done) == len(ours)
@@ -40,7 +47,7 @@ def outcomes(say, ours, theirs):
 
 
 def comparison(first, second):
-    return Comparison("id", Reading(first, ["said"]), Reading(second, ["said"]))
+    return Comparison("id", Judgement(first, ["said"]), Judgement(second, ["said"]))
 
 
 def test_a_fair_judge_is_asked_in_both_orders():
@@ -50,7 +57,7 @@ def test_a_fair_judge_is_asked_in_both_orders():
     shown = {answers_in(request["messages"][0]["content"]) for request in server.requests}
     pairs = [("good one", "bad"), ("bad one", "good"), ("good too", "good")]
     assert shown == {*pairs, *(pair[::-1] for pair in pairs)}
-    assert all(request["temperature"] == 0 and request["model"] == "held_out" for request in server.requests)
+    assert all(request["temperature"] == 0 and request["model"] == "judge-7b" for request in server.requests)
     assert all("user: question" in request["messages"][0]["content"] for request in server.requests)
 
 
@@ -69,7 +76,7 @@ def test_a_judge_that_always_likes_one_place_has_only_ties(letter):
     with chat_server(lambda _: f"[[{letter}]]") as server:
         found = asked(server, ["x", "y"], ["a", "b"])
     assert [each.outcome for each in found] == [0.5, 0.5]
-    summed = figures(found, "held_out", RESAMPLING)
+    summed = summarise_comparisons(found, "judge-7b", RESAMPLING)
     assert summed["first_preferred"] == (letter == "A")
     assert summed["agreement"] == 0
 
@@ -106,14 +113,14 @@ def test_a_reply_without_verdict_is_asked_for_once_more():
 
     with chat_server(say) as server:
         [found] = asked(server, ["x"], ["y"])
-    assert found.candidate_first == Reading("A", ["Hard to tell.", "[[A]]"])
+    assert found.candidate_first == Judgement("A", ["Hard to tell.", "[[A]]"])
     assert len(server.requests) == 4
-    assert figures([found], "held_out", RESAMPLING)["asked_again"] == 2
+    assert summarise_comparisons([found], "judge-7b", RESAMPLING)["asked_again"] == 2
 
 
 def test_prompts_without_verdict_are_counted_and_have_no_part_in_the_win_rate():
     found = [comparison("A", "B"), comparison("A", "B"), comparison("B", "A"), comparison("A", None)]
-    summed = figures(found, "held_out", RESAMPLING)
+    summed = summarise_comparisons(found, "judge-7b", RESAMPLING)
     assert (summed["prompts"], summed["without_verdict"]) == (4, 1)
     assert summed["vs_opponent"] == win_rate([1, 1, 0], [0, 0, 1], RESAMPLING)
     # of seven letters four are A
@@ -124,16 +131,18 @@ def test_prompts_without_verdict_are_counted_and_have_no_part_in_the_win_rate():
 def test_prompts_with_a_verdict_keep_their_conversations():
     told, silent = comparison("A", "B"), comparison("A", None)
     draws = RESAMPLING._replace(conversations=("a", "a", "b"))
-    found = figures([told, silent, told], "held_out", draws)["vs_opponent"]
+    found = summarise_comparisons([told, silent, told], "judge-7b", draws)["vs_opponent"]
     assert found == win_rate([1.0, 1.0], [0.0, 0.0], RESAMPLING)
-    assert figures([told, told, silent], "held_out", draws)["vs_opponent"].sign_test == 1  # one conversation
+    assert (
+        summarise_comparisons([told, told, silent], "judge-7b", draws)["vs_opponent"].sign_test == 1
+    )  # one conversation
 
 
 def test_a_judge_that_says_too_little_has_no_win_rate():
     silent, told = comparison(None, None), comparison("A", "B")
-    assert figures([told, silent], "held_out", RESAMPLING)["vs_opponent"] is not None
-    assert figures([told, silent, silent], "held_out", RESAMPLING)["vs_opponent"] is None
-    assert figures([silent], "held_out", RESAMPLING)["agreement"] is None
+    assert summarise_comparisons([told, silent], "judge-7b", RESAMPLING)["vs_opponent"] is not None
+    assert summarise_comparisons([told, silent, silent], "judge-7b", RESAMPLING)["vs_opponent"] is None
+    assert summarise_comparisons([silent], "judge-7b", RESAMPLING)["agreement"] is None
 
 
 @pytest.mark.parametrize(
@@ -145,7 +154,7 @@ def test_a_preference_counts_where_it_survives_the_exchange(first, second, outco
 
 
 def test_rows_hold_what_was_said():
-    same, told = rows([Comparison("1", None, None), comparison("A", "tie")])
+    same, told = comparison_rows([Comparison("1", None, None), comparison("A", "tie")])
     assert same == {"id": "1", "candidate_first": None, "opponent_first": None, "outcome": 0.5}
     assert told["candidate_first"] == {"verdict": "A", "replies": ["said"]}
     assert told["outcome"] == 0.5
@@ -160,11 +169,11 @@ def test_answers_are_material_and_no_template():
 
 def test_a_judge_that_cannot_decide_an_easy_case_is_refused_at_once():
     with chat_server(lambda _: "Who knows?") as server:
-        settings = LlmJudge(url=server.url, model="held_out", prompts=None)
-        with pytest.raises(InputError, match="judge gives no verdict on two answers: name another model"):
+        settings = LlmJudge(url=server.url, model="judge-7b", prompts=None)
+        with pytest.raises(InputError, match="judge-7b gives no verdict on two answers: name another model"):
             check(settings)
     with chat_server(prefers("Four")) as server:
-        check(LlmJudge(url=server.url, model="held_out", prompts=None))
+        check(LlmJudge(url=server.url, model="judge-7b", prompts=None))
     assert len(server.requests) == 1
 
 
@@ -193,7 +202,7 @@ from tasks.stage import main
 from tests.evaluation.test_summary import make_prompts
 
 def judging(_params):
-    ask(LlmJudge(url=sys.argv[1], model="held_out", prompts=None), make_prompts(9), ["good"] * 9, ["bad"] * 9, print)
+    ask(LlmJudge(url=sys.argv[1], model="judge-7b", prompts=None), make_prompts(9), ["good"] * 9, ["bad"] * 9, print)
 
 main(judging)
 """

@@ -15,10 +15,10 @@ from tasks.evaluation.people.annotation_sheets import (
     COLUMNS,
     Choice,
     Vote,
-    figures,
     pairs,
     read_votes,
-    rows,
+    summarise_votes,
+    vote_rows,
     write_sheet,
 )
 
@@ -204,7 +204,7 @@ def test_white_space_apostrophes_and_empty_rows_do_no_harm(shown, filled, tmp_pa
     assert len(read_votes([path], shown)) == 10
 
 
-def test_rows_may_be_sorted_left_out_and_not_judged(shown, filled, tmp_path):
+def test_rows_may_be_sorted_left_out_and_not_rated(shown, filled, tmp_path):
     filled = [row | {"choice": "" if place == 3 else row["choice"]} for place, row in enumerate(filled[::-1][:6])]
     votes = read_votes([save(tmp_path / "ann.csv", filled)], shown)
     assert len(votes) == 5
@@ -227,8 +227,8 @@ def test_annotators_are_named_by_column_or_by_file(shown, filled, tmp_path):
             r"row 2: 0001-00000000 is not of the evaluation in dvc\.lock: bring back the dvc\.lock",
         ),
         ({"id": ""}, "row 2: no id is not of the evaluation"),
-        ({"choice": "lft"}, "row 2: the choice lft is none of left, right and same: mend or empty it"),
-        ({"annotator": ""}, "row 2 names no annotator, where other rows of the file do: write who has judged"),
+        ({"choice": "lft"}, "row 2: the choice lft is none of left, right and same: correct or empty it"),
+        ({"annotator": ""}, "row 2 names no annotator, where other rows of the file do: write who has rated it"),
         ({"left": "Another long answer that nobody gave"}, "row 2 has not the answers of its id: fill in the sheet"),
     ],
 )
@@ -269,15 +269,15 @@ def test_one_person_under_five_spellings_votes_once(shown, filled, tmp_path):
     ]
     assert {vote.annotator for vote in read_votes(paths, shown)} == {"ann"}
     again = save(tmp_path / "again.csv", [filled[0] | {"annotator": SPELLINGS[-1]}])
-    assert f"row 2: ann has judged this prompt in {paths[0]} row 2 already" in sentence([*paths, again], shown)
+    assert f"row 2: ann has already rated this prompt in {paths[0]} row 2" in sentence([*paths, again], shown)
     named = [save(tmp_path / f"{name}.csv", filled[:1]) for name in SPELLINGS[:2]]  # files without names are theirs
-    assert "ann has judged this prompt in" in sentence(named, shown)
+    assert "ann has already rated this prompt in" in sentence(named, shown)
 
 
 def test_nobody_judges_a_prompt_twice(shown, filled, tmp_path):
     one, two = (save(tmp_path / name, [row | {"annotator": "ann"} for row in filled]) for name in ("a.csv", "b.csv"))
     assert sentence([one, two], shown) == (
-        f"{two} row 2: ann has judged this prompt in {one} row 2 already: empty one choice"
+        f"{two} row 2: ann has already rated this prompt in {one} row 2: empty one choice"
     )
 
 
@@ -321,9 +321,9 @@ def votes_of(said):
 OWN = {f"{prompt:02}": f"{prompt}" for prompt in range(40)}  # each prompt is a conversation
 
 
-def test_figures_of_a_small_panel():
+def test_summary_of_a_small_panel():
     votes = votes_of({"ann": "lllrs-", "ben": "llrr--", "cleo": "lr--rr"})
-    found = figures(votes, 3, RESAMPLING, OWN)
+    found = summarise_votes(votes, 3, RESAMPLING, OWN)
     # points by prompt: (1+1+1)/3 won, (1+1+0)/3 won, (1+0)/2 a tie, (0+0)/2 lost, (.5+0)/2 lost, 0/1 lost
     expected = win_rate([1, 1, 0.5, 0, 0, 0], [0.5] * 6, RESAMPLING)
     assert expected.value == pytest.approx(2.5 / 6)
@@ -336,12 +336,12 @@ def test_figures_of_a_small_panel():
     assert found["kappa"] is None  # three people
     assert found["confidence"] == 0.95
     random.Random(3).shuffle(votes)
-    assert figures(votes, 3, RESAMPLING, OWN) == found
+    assert summarise_votes(votes, 3, RESAMPLING, OWN) == found
 
 
 def test_turns_of_a_conversation_do_not_pass_for_many():
     votes = votes_of({"ann": "l" * 12 + "r" * 4})
-    alone, together = (figures(votes, 0, RESAMPLING, names) for names in (OWN, {name: name[0] for name in OWN}))
+    alone, together = (summarise_votes(votes, 0, RESAMPLING, names) for names in (OWN, {name: name[0] for name in OWN}))
     assert alone["vs_opponent"]["value"] == together["vs_opponent"]["value"] == 0.75
     assert together["vs_opponent"]["sign_test"] == 1  # two conversations, one for each
 
@@ -349,10 +349,10 @@ def test_turns_of_a_conversation_do_not_pass_for_many():
 def test_many_items_of_one_person_do_not_pass_for_many_people():
     # ann and ben always say left, cleo and dan always right, but for six prompts on which all say left.
     said = {"ann": "l" * 36, "ben": "l" * 36, "cleo": "r" * 30 + "l" * 6, "dan": "r" * 30 + "l" * 6}
-    found = figures(votes_of(said), 0, RESAMPLING, OWN)["vs_opponent"]
+    found = summarise_votes(votes_of(said), 0, RESAMPLING, OWN)["vs_opponent"]
     by_prompt = win_rate([0.5] * 30 + [1.0] * 6, [0.5] * 36, RESAMPLING)
-    assert (found["value"], by_prompt.verdict) == (pytest.approx(by_prompt.value, abs=1e-6), "better")
-    assert (found["low"], found["high"], found["verdict"]) == (0.0, 1.0, "inconclusive")
+    assert (found["value"], by_prompt.conclusion) == (pytest.approx(by_prompt.value, abs=1e-6), "better")
+    assert (found["low"], found["high"], found["conclusion"]) == (0.0, 1.0, "inconclusive")
 
 
 def test_a_vote_counts_for_the_side_of_the_candidate():
@@ -368,11 +368,11 @@ def test_a_vote_counts_for_the_side_of_the_candidate():
 
 
 def test_one_person_alone_has_nobody_to_agree_with():
-    found = figures(votes_of({"ann": "lrs"}), 0, RESAMPLING, OWN)
+    found = summarise_votes(votes_of({"ann": "lrs"}), 0, RESAMPLING, OWN)
     assert (found["alpha"], found["kappa"]) == (None, None)
 
 
-def test_kept_rows_say_who_said_what():
-    assert list(rows([Vote("a1", "=ann", "left", "right")])) == [
+def test_vote_rows_hold_annotator_and_choice():
+    assert list(vote_rows([Vote("a1", "=ann", "left", "right")])) == [
         {"prompt": "a1", "annotator": "'=ann", "choice": "left", "candidate": "right"}
     ]

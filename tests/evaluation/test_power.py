@@ -23,4 +23,4 @@ def test_nothing_follows_from_no_effect_or_no_deviation(effect, deviation):
 
 def test_five_prompts_that_were_all_won_do_not_say_how_many_would_do():
     found = win_rate([1.0] * 5, [0.0] * 5, Resampling(100, 0.95, 1))
-    assert (found.verdict, found.prompts_to_settle) == ("inconclusive", None)
+    assert (found.conclusion, found.prompts_needed) == ("inconclusive", None)

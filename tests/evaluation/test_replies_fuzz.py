@@ -52,7 +52,7 @@ def test_any_reply_is_a_text_or_told(kind: str) -> None:
         for seed in range(SEEDS):
             chance = random.Random(f"{kind} {seed}")
             server.raw = list(REPLIES[kind](chance))
-            request = {"model": "held_out", "messages": [{"role": "user", "content": f"{kind} {seed}"}]}
+            request = {"model": "judge", "messages": [{"role": "user", "content": f"{kind} {seed}"}]}
             began = time.monotonic()
             try:
                 text = opened.reply(request)

@@ -1,4 +1,5 @@
 import json
+from typing import NamedTuple
 
 import pytest
 
@@ -7,7 +8,9 @@ from tasks.evaluation.best_of import BestOf
 from tasks.evaluation.compare import Resampling
 from tasks.evaluation.measured import measure
 from tasks.evaluation.metrics import Answers
-from tasks.evaluation.summary import rounded, rows, summarise
+from tasks.evaluation.scores import Scores
+from tasks.evaluation.summary import response_rows, rounded, summarise
+from tests.evaluation.evaluations import SFT
 
 RESAMPLING = Resampling(resamples=500, confidence=0.95, seed=1)
 WORDS = ["we are sorry", "a replacement is sent", "thank you for writing", "your order is on its way"]
@@ -27,48 +30,67 @@ def make_prompts(count, references=True):
     ]
 
 
+class Replies(NamedTuple):
+    """Answers with their training rewards."""
+
+    answers: Answers
+    rewards: list[float]
+
+
 def make_answers(count, reward=0.0, more="", ended=True):
     texts = [f"answer {number}: {WORDS[number % 4]}{more}" for number in range(count)]
     lengths = [len(text.split()) for text in texts]
-    return Answers(texts, lengths, [ended] * count, [reward + number / 10 for number in range(count)])
+    return Replies(Answers(texts, lengths, [ended] * count), [reward + number / 10 for number in range(count)])
 
 
-def spoken(more):
+def with_words(more):
     """An answer a prompt, with more words or without."""
     return answered(*(f"answer {number}{words}" for number, words in enumerate(more)))
 
 
 def answered(*texts):
-    """Answers that the reward model does not tell apart."""
-    return Answers(list(texts), [len(text.split()) for text in texts], [True] * len(texts), [0.0] * len(texts))
+    """Answers that have the same training reward."""
+    answers = Answers(list(texts), [len(text.split()) for text in texts], [True] * len(texts))
+    return Replies(answers, [0.0] * len(texts))
 
 
-def compare(candidate, sft, references=True, gold=None, kl=None, prompts=None):
-    prompts = prompts or make_prompts(len(sft.texts), references)
-    models = {
-        "opponent": measure(prompts, sft, sft.rewards, gold),
-        "candidate": measure(prompts, candidate, candidate.rewards, gold),
-    }
+def measured(prompts, replies, held_out=None, **ground_truth):
+    """The replies with their scores; by the held-out reward model they are those of the training reward by default."""
+    held_out = replies.rewards if held_out is None else held_out
+    return measure(
+        prompts, replies.answers, Scores(replies.rewards, {"reward_model": replies.rewards}, held_out, ground_truth)
+    )
+
+
+def compare(candidate, sft, references=True, rule=None, kl=None, prompts=None):
+    prompts = prompts or make_prompts(len(sft.rewards), references)
+
+    def scored(replies):
+        return measured(prompts, replies, **({"rule": list(map(rule, replies.answers.texts))} if rule else {}))
+
+    models = {"opponent": scored(sft), "candidate": scored(candidate)}
     models["sft"] = models["opponent"]
     return summarise(
         prompts,
         models,
         kl or [0.5] * len(prompts),
+        opponent=SFT,
         perplexity={"candidate": 2.0, "sft": None},
         best_of_sft=[BestOf(2, 0.2, {"reward": [1.0, 2.0]}, {"reward": [0.5, 1.0]})],
-        marks=[],
+        points=[],
         resampling=RESAMPLING,
-    )
+    ).as_json()
 
 
 def test_a_policy_equal_to_sft_neither_wins_nor_loses():
     found = compare(make_answers(12), make_answers(12))
     expected = {"value": 0.5, "low": 0.5, "high": 0.5, "ties": 1.0, "wins": 0, "losses": 0}
-    told = {"sign_test": 1.0, "verdict": "inconclusive", "prompts_to_settle": None}
-    assert found["win_rate"]["vs_sft"] == expected | told
+    undecided = {"sign_test": 1.0, "conclusion": "inconclusive", "prompts_needed": None}
+    assert found["win_rate"]["vs_sft"] == expected | undecided
     assert found["length_controlled_win_rate"]["vs_sft"] == {"value": 0.5, "low": 0.5, "high": 0.5}
     assert found["difference"]["vs_sft"]["reward"] == {"value": 0, "low": 0, "high": 0}
-    assert found["candidate"] == found["sft"] == found["opponent"]
+    assert found["candidate"] == found["sft"]
+    assert found["opponent"] == {"name": "sft", "version": None} | found["sft"]
 
 
 def test_turns_of_a_conversation_are_drawn_together():
@@ -76,8 +98,8 @@ def test_turns_of_a_conversation_are_drawn_together():
     prompts[3] = prompts[3]._replace(references=[])  # what is measured against references has fewer prompts
     ours, theirs = make_answers(12, reward=0.1, more=" today"), make_answers(12)
     models = {
-        "opponent": measure(prompts, theirs, theirs.rewards, None),
-        "candidate": measure(prompts, ours, [1.0] * 12, None),
+        "opponent": measured(prompts, theirs),
+        "candidate": measured(prompts, ours, [1.0] * 12),
     }
     best = [BestOf(2, 0.2, {"reward": theirs.rewards}, {"reward": [0.5] * 12})]
 
@@ -85,7 +107,10 @@ def test_turns_of_a_conversation_are_drawn_together():
         draws = RESAMPLING._replace(conversations=conversations or None)
         models["sft"] = models["opponent"]
         kl = [float(n % 5) for n in range(12)]
-        return summarise(prompts, models, kl, perplexity={}, best_of_sft=best, marks=[], resampling=draws)
+        perplexity = {"candidate": None, "sft": None}
+        return summarise(
+            prompts, models, kl, opponent=SFT, perplexity=perplexity, best_of_sft=best, points=[], resampling=draws
+        ).as_json()
 
     alone, together = summed(), summed(*"aabbccddeeff")
     assert (alone.get("conversations"), together["conversations"]) == (None, 6)
@@ -94,7 +119,7 @@ def test_turns_of_a_conversation_are_drawn_together():
         ("difference", "vs_sft", "rouge_l"),
         ("references", "vs_sft"),
         ("held_out", "vs_sft"),
-        ("best_of_sft", 0, "reward"),
+        ("best_of_sft", 0, "scores", "reward"),
     ):
         one, two = alone, together
         for key in path:
@@ -108,7 +133,7 @@ def test_turns_of_a_conversation_are_drawn_together():
 def test_a_better_policy_wins_every_prompt():
     found = compare(make_answers(12, reward=1.0, more=" today"), make_answers(12))
     assert found["win_rate"]["vs_opponent"]["value"] == 1
-    assert found["win_rate"]["vs_opponent"]["verdict"] == "better"
+    assert found["win_rate"]["vs_opponent"]["conclusion"] == "better"
     # every reward one higher, every answer one word longer
     assert found["difference"]["vs_sft"]["reward"] == {"value": 1, "low": 1, "high": 1}
     assert found["difference"]["vs_sft"]["length"] == {"value": 1, "low": 1, "high": 1}
@@ -133,24 +158,23 @@ def test_without_references_the_overlap_is_null():
     assert found["difference"]["vs_sft"]["rouge_l"] is None
     assert found["references"] is None
     assert found["methods"]["bleu"] is None
-    assert "ground_truth" not in found
+    assert found["ground_truth"] == {}
 
 
 def test_one_prompt_has_no_standard_error():
     assert compare(make_answers(1), make_answers(1), kl=[0.3])["kl"] == {"mean": 0.3, "standard_error": None}
 
 
-def test_gold_is_compared_by_prompt():
-    def gold(prompt, text):
-        assert prompt.startswith("question")
+def test_a_ground_truth_reward_is_compared_by_prompt():
+    def rule(text):
         return float("today" in text)
 
     # The rule likes the candidate's answers to the first five prompts and those of SFT to the last two: 4 wins, 1 tie.
-    candidate = spoken([" today"] * 5 + [""])
-    figures = compare(candidate, spoken([""] * 4 + [" today"] * 2), gold=gold)
-    found = figures["ground_truth"]
+    candidate = with_words([" today"] * 5 + [""])
+    figures = compare(candidate, with_words([""] * 4 + [" today"] * 2), rule=rule)
+    found = figures["ground_truth"]["rule"]
     assert (found["candidate"], found["sft"]) == (0.833333, 0.333333)  # 5/6, 2/6
-    assert figures["difference"]["vs_sft"]["ground_truth"]["value"] == 0.5  # (1 + 1 + 1 + 1 + 0 - 1) / 6
+    assert figures["difference"]["vs_sft"]["ground_truth"]["rule"]["value"] == 0.5  # (1 + 1 + 1 + 1 + 0 - 1) / 6
     interval = found["vs_sft"].pop("low"), found["vs_sft"].pop("high")
     assert 0 < interval[0] < 0.75 < interval[1] == 1
     assert found["vs_sft"] == {
@@ -159,8 +183,8 @@ def test_gold_is_compared_by_prompt():
         "wins": 4,
         "losses": 1,
         "sign_test": 0.375,  # 2 (5 + 1) / 2^5
-        "verdict": "inconclusive",
-        "prompts_to_settle": 19,  # variance (4 * .25^2 + .25^2 + .75^2) / 6 = .1458; 7.849 * .1458 / .25^2 = 18.3
+        "conclusion": "inconclusive",
+        "prompts_needed": 19,  # variance (4 * .25^2 + .25^2 + .75^2) / 6 = .1458; 7.849 * .1458 / .25^2 = 18.3
     }
     assert figures["difference"]["vs_opponent"]["ground_truth"] == figures["difference"]["vs_sft"]["ground_truth"]
 
@@ -180,7 +204,7 @@ def test_by_the_references_the_answer_nearer_to_the_best_of_them_wins():
     rival = answered("We will send a lamp", "It is", "It is on its way", "Mind you", "The router reset")
     figures = compare(candidate, rival, prompts=prompts)
     assert figures["with_references"] == 4
-    assert figures["win_rate"]["vs_sft"]["ties"] == 1  # by the reward model nobody wins
+    assert figures["win_rate"]["vs_sft"]["ties"] == 1  # by the training reward nobody wins
     found = figures["references"]
     assert found["vs_opponent"] == found["vs_sft"]
     interval = found["vs_sft"].pop("low"), found["vs_sft"].pop("high")
@@ -191,15 +215,15 @@ def test_by_the_references_the_answer_nearer_to_the_best_of_them_wins():
         "wins": 2,
         "losses": 1,
         "sign_test": 1.0,  # two of three, either way: 8 / 2^3
-        "verdict": "inconclusive",
-        "prompts_to_settle": 87,  # variance (2 * .375^2 + .125^2 + .625^2) / 4 = .1719; 7.849 * .1719 / .125^2 = 86.3
+        "conclusion": "inconclusive",
+        "prompts_needed": 87,  # variance (2 * .375^2 + .125^2 + .625^2) / 4 = .1719; 7.849 * .1719 / .125^2 = 86.3
     }
 
 
 def test_best_of_n_is_a_mean_over_prompts():
     [found] = compare(make_answers(5), make_answers(5))["best_of_sft"]
     assert (found["n"], found["kl"]) == (2, 0.2)
-    assert found["reward"] == {"value": 1.5, "low": 1.0, "high": 2.0}
+    assert found["scores"]["reward"] == {"value": 1.5, "low": 1.0, "high": 2.0}
     assert found["win_rate"]["reward"] == {"value": 0.75, "low": 0.5, "high": 1.0}
 
 
@@ -210,15 +234,16 @@ def test_reruns_give_the_same_bytes():
 
 def test_rows_hold_what_a_person_wants_to_read():
     prompts = make_prompts(2)
-    models = {"candidate": measure(prompts, make_answers(2, ended=False), [0.5, 1.5], lambda *_: 0.25)}
-    first, second = rows(prompts, models, [0.5, 1 / 3])
+    models = {"candidate": measured(prompts, make_answers(2, ended=False), [0.5, 1.5], rule=[0.25, 0.75])}
+    first, second = response_rows(prompts, models, [0.5, 1 / 3])
     assert first["prompt"] == [{"role": "user", "content": "question 0"}]
     assert first["category"] is None
     assert first["references"] == ["answer 0: we are sorry today"]
-    said = second["candidate"]
-    assert said["answer"] == "answer 1: a replacement is sent"
-    assert (said["reward"], said["ground_truth"], said["ended"], said["kl"]) == (0.1, 0.25, False, 0.333333)
-    assert "kl" not in next(rows(prompts, models, None))["candidate"]
+    row = second["candidate"]
+    assert row["answer"] == "answer 1: a replacement is sent"
+    assert (row["reward"], row["held_out"], row["ended"], row["kl"]) == (0.1, 1.5, False, 0.333333)
+    assert (row["training"], row["ground_truth"]) == ({"reward_model": 0.1}, {"rule": 0.75})
+    assert "kl" not in next(response_rows(prompts, models, None))["candidate"]
 
 
 def test_rounding_leaves_nothing_that_json_cannot_hold():

@@ -48,7 +48,7 @@ def test_there_and_back(tmp_path):
     }
     imported = read_sheets([fill(path, "ann", "Good"), fill(path, "ben", "Good"), fill(path, "cleo", "Bad")])
     won = imported.figures["vs_opponent"]
-    assert (won["value"], won["wins"], won["verdict"]) == (1, 10, "better")  # two of three
+    assert (won["value"], won["wins"], won["conclusion"]) == (1, 10, "better")  # two of three
     assert (imported.figures["prompts"], imported.figures["votes"], imported.figures["same_answers"]) == (10, 30, 2)
     assert len(imported.votes) == 30
     both = read_sheets([tmp_path / "ann.csv", tmp_path / "ben.csv"]).figures

@@ -100,9 +100,9 @@ def test_models_are_exported_with_cards_that_have_every_figure(params, tmp_path)
     evaluation = explain.why(params, "1")["figures"]["evaluate"]
     rows = [line for line in (tmp_path / "policy/README.md").read_text().splitlines() if line.startswith("| Win rate")]
     for figure in ("held_out", "ground_truth"):
-        assert evaluation[figure]["vs_sft"]["value"] is not None
-        name = {"held_out": "held-out", "ground_truth": "ground-truth"}[figure]
-        assert f"{evaluation[figure]['vs_sft']['value']:.3f}" in next(row for row in rows if name in row)
+        found = evaluation["ground_truth"]["order_rule"] if figure == "ground_truth" else evaluation[figure]
+        name = {"held_out": "held-out", "ground_truth": r"order\_rule"}[figure]
+        assert f"{found['vs_sft']['value']:.3f}" in next(row for row in rows if name in row)
     best_of = [line for line in (tmp_path / "reward/README.md").read_text().splitlines() if line.startswith("| 8 |")]
     assert best_of
     assert "—" not in best_of[0]

@@ -67,12 +67,12 @@ RECORD: dict[str, Any] = {
                     "reward": interval(0.9, 0.8, 1.0),
                     "held_out": interval(0.5, 0.4, 0.6),
                     "length": interval(5.0, 4.0, 6.0),
-                    "ground_truth": interval(0.12, 0.08, 0.16),
+                    "ground_truth": {"order_rule": interval(0.12, 0.08, 0.16)},
                 }
             },
             "held_out": {"candidate": 0.5, "sft": 0.0, "vs_opponent": {**interval(0.55, 0.5, 0.6), "wins": 240}},
             "references": None,
-            "ground_truth": {"vs_sft": {**interval(0.7, 0.65, 0.75), "wins": 320}},
+            "ground_truth": {"order_rule": {"vs_sft": {**interval(0.7, 0.65, 0.75), "wins": 320}}},
             "llm_judge": {"model": "judge-7b", "vs_opponent": {**interval(0.58, 0.52, 0.64), "wins": 270}},
             "kl": {"mean": 1.78, "standard_error": 0.08},
             "perplexity": {"candidate": 1.4, "sft": 1.3},
@@ -117,25 +117,31 @@ def test_the_model_index_holds_every_figure_with_its_interval():
     found = {each.metric_name: (each.metric_value, each.metric_args) for each in results}
     assert found == {
         "Win rate over SFT": (0.81, {"low": 0.78, "high": 0.84, "confidence": 0.95}),
-        "Reward minus that of SFT": (0.9, {"low": 0.8, "high": 1.0, "confidence": 0.95}),
-        "Ground-truth reward minus that of SFT": (0.12, {"low": 0.08, "high": 0.16, "confidence": 0.95}),
-        "Held-out reward minus that of SFT": (0.5, {"low": 0.4, "high": 0.6, "confidence": 0.95}),
-        "Length in tokens minus that of SFT": (5.0, {"low": 4.0, "high": 6.0, "confidence": 0.95}),
+        "Training reward: difference from SFT": (0.9, {"low": 0.8, "high": 1.0, "confidence": 0.95}),
+        "Ground-truth reward order_rule: difference from SFT": (0.12, {"low": 0.08, "high": 0.16, "confidence": 0.95}),
+        "Held-out reward model: difference from SFT": (0.5, {"low": 0.4, "high": 0.6, "confidence": 0.95}),
+        "Length, tokens: difference from SFT": (5.0, {"low": 4.0, "high": 6.0, "confidence": 0.95}),
         "Win rate over SFT at equal length": (0.75, {"low": 0.7, "high": 0.8, "confidence": 0.95}),
-        "Win rate over SFT, by the ground-truth reward": (0.7, {"low": 0.65, "high": 0.75, "confidence": 0.95}),
+        "Win rate over SFT, by the ground-truth reward order_rule": (
+            0.7,
+            {"low": 0.65, "high": 0.75, "confidence": 0.95},
+        ),
         "Win rate over champion version 3": (0.6, {"low": 0.55, "high": 0.65, "confidence": 0.95}),
         "Win rate over champion version 3, by the held-out reward model": (
             0.55,
             {"low": 0.5, "high": 0.6, "confidence": 0.95},
         ),
-        "Win rate over champion version 3, by judge-7b": (0.58, {"low": 0.52, "high": 0.64, "confidence": 0.95}),
-        "KL(policy || SFT), nats an answer": (1.78, {"standard_error": 0.08}),
-        "Reward": (0.9, None),
+        "Win rate over champion version 3, by the LLM judge judge-7b": (
+            0.58,
+            {"low": 0.52, "high": 0.64, "confidence": 0.95},
+        ),
+        "KL(policy || SFT), nats per answer": (1.78, {"standard_error": 0.08}),
+        "Training reward": (0.9, None),
         "Length, tokens": (25.0, None),
-        "Ended by itself": (1.0, None),
+        "Ended by EOS": (1.0, None),
         "ROUGE-1": (0.8, None),  # no BLEU: it could not be computed
         "ROUGE-L": (0.6, None),
-        "Held-out reward": (0.5, None),
+        "Held-out reward model": (0.5, None),
         "Perplexity of the demonstrated answers": (1.4, None),
     }
     assert {(each.dataset_type, each.dataset_split) for each in results} == {(SOURCE, "test")}
@@ -152,14 +158,14 @@ def test_the_model_index_holds_every_figure_with_its_interval():
         "| demonstrations | `infra/example/orders.py` | 120 | 103 | 7 | 80 | 12 | 11 |",
         "Findings in demonstrations: contamination (train 7).",
         "| Win rate over SFT | 0.810 | [0.780, 0.840] |",
-        "| Reward | 0.900 | 0.000 | 0.400 |",
+        "| Training reward | 0.900 | 0.000 | 0.400 |",
         "| BLEU | — | — | — |",
-        "| Held-out reward | 0.500 | 0.000 | — |",
+        "| Held-out reward model | 0.500 | 0.000 | — |",
         "| Perplexity of the demonstrated answers | 1.400 | 1.300 | — |",
         "The opponent is champion version 3.",
         "Decision: **reject**.\n\n- It got longer.\n- Warning: The reward is being gamed.\n",
-        "It agrees with 0.850 [0.810, 0.880] of 482 held-out pairs.",
-        "The policy is 1.780 nats an answer away from SFT",
+        "The reward model orders 0.850 [0.810, 0.880] of 482 held-out pairs as people did.",
+        "The policy is 1.780 nats per answer away from SFT",
         "Answers have 1.25 times the length of those of SFT, and 1.000 of them end by themselves",  # 25 / 20
         "| git commit | 0123abcd, with uncommitted changes |",
         "| sha256 of requirements.lock | 4567 |",
@@ -229,15 +235,6 @@ def test_a_record_of_an_earlier_release_still_gets_a_card():
     text = write(known)
     assert "The record of this version holds no figures" in text
     assert "model-index" not in metadata(text).to_dict()
-
-
-def test_an_early_difference_of_the_ground_truth_is_no_win_rate():
-    known = other()
-    known["figures"]["evaluate"]["ground_truth"] = {
-        "vs_sft": interval(0.12, 0.08, 0.16)
-    }  # the difference had this place
-    assert "by the ground-truth reward" in write()
-    assert "by the ground-truth reward" not in write(known)
 
 
 NAME = "x</h1><script>alert(1)</script>[a](javascript:b)|`c`**d**\x1b[31m\u202e\n---\n# e"

@@ -27,7 +27,8 @@ REWARD: dict[str, Any] = {
     "accuracy_by_annotator": {"Ada Lovelace": {**interval(0.7, 0.6, 0.8), "pairs": 90}},
     "normalisation": {"bias": -0.207, "gain": 0.892},
 }
-BEST_OF = [{"n": 2, "kl": 0.193, "reward": interval(0.56, 0.53, 0.59), "held_out": interval(0.41, 0.37, 0.45)}]
+SCORES = {"reward": interval(0.56, 0.53, 0.59), "held_out": interval(0.41, 0.37, 0.45)}
+BEST_OF = [{"n": 2, "kl": 0.193, "scores": SCORES}]
 
 
 def known(**changes):
@@ -83,7 +84,7 @@ def test_the_intervals_have_the_confidence_that_is_told():
         "| Accuracy on pairs of a.jsonl | 0.900 | [0.800, 0.950] | 100 |",
         "| Accuracy where the preferred answer is longer | 0.750 | — | 480 |",
         "| Correlation of raw score and length | -0.400 | — | 482 |",
-        "| 2 | 0.193 | 0.560 | 0.410 | — |",
+        "nats | Training reward | Held-out reward model |\n|---|---|---|---|\n| 2 | 0.193 | 0.560 | 0.410 |",
         "disagrees with them on 0.150 of held-out pairs",  # 1 - 0.85
         "Its bias (-0.207) and gain (0.892) lie in config.json",
         "| git commit | 0123abcd, with uncommitted changes |",
@@ -143,11 +144,11 @@ def test_a_record_of_an_earlier_release_still_gets_a_card():
 def test_figures_of_an_earlier_release_are_told_as_far_as_they_go():
     record = known()
     record["figures"] = {"reward": {"accuracy": {"value": 0.85, "pairs": 482}}}
-    record["figures"]["evaluate"] = {"best_of_sft": [{"n": 2, "kl": 0.193, "reward": 0.5}]}
+    record["figures"]["evaluate"] = {"best_of_sft": [{"n": 2, "kl": 0.193, "scores": {"reward": 0.5}}]}
     text = write(record)
     assert "| Accuracy | 0.850 | — | 482 |" in text
     assert "| Expected calibration error | — | — | 482 |" in text
-    assert "| 2 | 0.193 | — | — | — |" in text
+    assert "| 2 | 0.193 | — |" in text
     assert "correlate" not in text
 
 

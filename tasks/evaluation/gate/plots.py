@@ -1,12 +1,15 @@
-"""Plots for the report: readable without colour, the same bytes for the same figures, no text that a model wrote."""
+"""Plots for the report: readable without colour, the same bytes for the same figures, no text from a model."""
 
 import base64
 import io
-import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, NamedTuple
 
-from tasks.evaluation.gate.checks import figure, lookup
+from tasks.evaluation.figures import reward_title
+from tasks.evaluation.reward_figures import RewardModelFigures
+from tasks.evaluation.schema import BestOfFigures, CurveFigures, PointFigures, Response
+from tasks.evaluation.scores import HELD_OUT, TRAINING
 from tasks.methods import METHODS, Panel
 
 if TYPE_CHECKING:
@@ -14,19 +17,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CurveRows = Sequence[Mapping[str, float]]
+PointOfCurve = tuple[float | None, int, CurveFigures]  # KL, label, figures
 # What is shown of each trainer's curve.
 PANELS = {
     "sft": (Panel("loss", "SFT: loss"),),
     "reward": (Panel("loss", "reward model: loss"),),
     **{name: method.panels for name, method in METHODS.items()},
 }
-# Who judged, with a name, a line and the inside of its markers that tell them apart without colour.
-JUDGES = {
-    "reward": ("reward model", "o-", "#111111"),
-    "held_out": ("held-out judge", "s--", "white"),
-    "ground_truth": ("known rule", "^:", "#999999"),
-}
-FRONTIER_COLUMNS = ("step", "kl", *JUDGES)
+# Line and inside of the markers of each reward, which tell them apart without colour; ground-truth rewards take turns.
+STYLES = {TRAINING: ("o-", "#111111"), HELD_OUT: ("s--", "white")}
+GROUND_TRUTH_STYLES = (("^:", "#999999"), ("v:", "white"), ("D:", "#111111"))
+CURVE_COLUMNS = ("step", "kl", TRAINING, HELD_OUT)  # and one for each ground-truth reward
 WIDTH, HEIGHT = 3.2, 2.4  # inches of a panel
 BLACK, GREY = "#111111", "#999999"
 SMOOTHED_OVER = 0.05  # of the steps
@@ -40,7 +41,7 @@ class Plot(NamedTuple):
 
 
 class Reliability(NamedTuple):
-    """Of the pairs in a span of confidence, the share that the reward model orders right."""
+    """The share of the pairs in a span of confidence that the reward model orders right."""
 
     confidence: float  # middle of the span of sigmoid(abs(margin))
     accuracy: float
@@ -48,7 +49,7 @@ class Reliability(NamedTuple):
 
 
 def learning_curves(curves: Mapping[str, CurveRows]) -> Plot:
-    """A panel for each figure that tells how a trainer did: every step in grey, a running mean in black."""
+    """Draw a panel for each curve of a trainer: every step in grey, a running mean in black."""
     panels = [(stage, *panel) for stage in curves for panel in PANELS[stage]]
     drawing, axes = _panels(len(panels))
     for axis, (stage, column, title) in zip(axes, panels, strict=True):
@@ -59,61 +60,80 @@ def learning_curves(curves: Mapping[str, CurveRows]) -> Plot:
     return Plot(_address(drawing), "Learning curves: " + ", ".join(title for _, _, title in panels))
 
 
-def frontier(marks: Sequence[Mapping[str, Any]], best_of_sft: Sequence[Mapping[str, Any]]) -> Plot:
-    """Win rate over SFT against KL, by each who judged: along the training and, on the same axes, of best of n.
+def over_optimisation(points: Sequence[PointFigures], best_of_sft: Sequence[BestOfFigures]) -> Plot:
+    """Win rate over SFT against KL, by each reward: along training and, on the same axes, of best of n.
 
     Args:
-        marks: `frontier` of metrics/evaluate.json.
-        best_of_sft: of the same.
+        points: the evaluation points, at least one.
+        best_of_sft: the best of n answers of SFT.
     """
-    trained = [(figure(mark, "kl", "mean"), figure(mark, "step"), mark) for mark in marks]
-    chosen = [(figure(each, "kl"), figure(each, "n"), each) for each in best_of_sft]
+    trained: list[PointOfCurve] = [(point.kl.mean, point.step, point) for point in points]
+    chosen: list[PointOfCurve] = [(each.kl, each.n, each) for each in best_of_sft]
     drawing, axes = _panels(2)
     axes[1].sharex(axes[0])
     axes[1].sharey(axes[0])
-    for axis, points, title in zip(axes, (trained, chosen), ("training, by step", "best of n of SFT"), strict=True):
+    for axis, curve, title in zip(axes, (trained, chosen), ("training, by step", "best of n of SFT"), strict=True):
         axis.axhline(0.5, color=GREY, linewidth=0.8)
-        for judge, (name, line, face) in JUDGES.items():
-            rates = [(far, figure(point, "win_rate", judge, "value"), label) for far, label, point in points]
-            known = [(far, rate, label) for far, rate, label in rates if far is not None and rate is not None]
-            x, y = [far for far, _, _ in known], [rate for _, rate, _ in known]
+        for name, (line, face) in _styles(points[0].win_rate).items():
+            rates = [(kl, each.win_rate[name].value, label) for kl, label, each in curve]
+            known = [(kl, rate, label) for kl, rate, label in rates if kl is not None and rate is not None]
+            x, y = [kl for kl, _, _ in known], [rate for _, rate, _ in known]
+            title_of = reward_title(name)
             if known:
-                axis.plot(x, y, line, label=name, color=BLACK, markerfacecolor=face, markersize=4, linewidth=0.9)
-            for far, rate, label in known if judge == "reward" else ():
-                axis.annotate(f"{label:g}", (far, rate), textcoords="offset points", xytext=(0, 4), fontsize=6)
-        axis.set(title=title, xlabel="KL to SFT, nats an answer", ylabel="win rate over SFT")
+                axis.plot(x, y, line, label=title_of, color=BLACK, markerfacecolor=face, markersize=4, linewidth=0.9)
+            for kl, rate, label in known if name == TRAINING else ():
+                axis.annotate(f"{label:g}", (kl, rate), textcoords="offset points", xytext=(0, 4), fontsize=6)
+        axis.set(title=title, xlabel="KL to SFT, nats per answer", ylabel="win rate over SFT")
     axes[1].legend(*axes[0].get_legend_handles_labels(), fontsize=7)
-    return Plot(_address(drawing), "Win rate over SFT against KL, along the training and of best of n")
+    return Plot(_address(drawing), "Win rate over SFT against KL, along training and of best of n")
 
 
-def reliability(reward: Mapping[str, Any]) -> Plot | None:
-    """How often the reward model is right by how sure it is; on the dashed line it is as sure as it should be."""
+def _styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    ground_truth = [name for name in names if name not in STYLES]
+    return {name: style for name, style in STYLES.items() if name in names} | dict(
+        zip(ground_truth, cycle(GROUND_TRUTH_STYLES), strict=False)
+    )
+
+
+def curve_points(points: Sequence[PointFigures]) -> list[dict[str, float | None]]:
+    """The KL of each evaluation point and its win rate over SFT by each reward, under `CURVE_COLUMNS` and their names.
+
+    Without a held-out reward model its column is empty.
+    """
+    return [
+        {"step": point.step, "kl": point.kl.mean, HELD_OUT: None}
+        | {name: rate.value for name, rate in point.win_rate.items()}
+        for point in points
+    ]
+
+
+def reliability(reward: RewardModelFigures) -> Plot | None:
+    """How often the reward model is right by its confidence; the dashed line is perfect calibration."""
     points = reliability_points(reward)
     if not points:
         return None
     drawing, [axis] = _panels(1)
     axis.plot([0.5, 1], [0.5, 1], color=GREY, linestyle="--")
     axis.plot([point.confidence for point in points], [point.accuracy for point in points], "o-", color=BLACK)
-    for sure, right, pairs in points:
-        axis.annotate(f"{pairs:.0f}", (sure, right), textcoords="offset points", xytext=(4, -10), fontsize=7)
+    for confidence, accuracy, pairs in points:
+        axis.annotate(f"{pairs:.0f}", (confidence, accuracy), textcoords="offset points", xytext=(4, -10), fontsize=7)
     axis.set(title="reliability (count of pairs)", xlabel="sigmoid of the margin", ylabel="share ordered right")
     return Plot(_address(drawing), "Reliability curve of the reward model on held-out pairs")
 
 
-def reliability_points(reward: Mapping[str, Any]) -> list[Reliability]:
-    """How often the reward model is right, by how sure it is; spans without a pair are left out."""
+def reliability_points(reward: RewardModelFigures) -> list[Reliability]:
+    """How often the reward model is right, by its confidence; spans without a pair are left out."""
     points = []
-    for span in reward.get("accuracy_by_confidence") or {}:
-        value, pairs = (figure(reward, "accuracy_by_confidence", span, key) for key in ("value", "pairs"))
+    for span, accuracy in reward.accuracy_by_confidence.items():
         low, _, high = span.partition("-")
-        if value is not None and pairs:
-            points.append(Reliability((float(low) + float(high)) / 2, value, pairs))
+        if accuracy.value is not None and accuracy.pairs:
+            points.append(Reliability((float(low) + float(high)) / 2, accuracy.value, float(accuracy.pairs)))
     return points
 
 
-def margins(reward: Mapping[str, Any]) -> Plot | None:
+def margins(reward: RewardModelFigures) -> Plot | None:
     """How many pairs the reward model tells apart by how much: white bars are pairs that it orders wrong."""
-    largest, counts = figure(reward, "margin", "largest"), lookup(reward, "margin", "histogram")
+    largest, counts = reward.margin.largest, reward.margin.histogram
     if not largest or not counts:
         return None
     drawing, [axis] = _panels(1)
@@ -126,31 +146,19 @@ def margins(reward: Mapping[str, Any]) -> Plot | None:
     return Plot(_address(drawing), "Histogram of the reward model's margins on held-out pairs")
 
 
-def frontier_points(marks: Sequence[Mapping[str, Any]]) -> list[dict[str, float | None]]:
-    """The KL of each mark's answers and their win rate over SFT by each who judged, under FRONTIER_COLUMNS."""
-    return [
-        {"step": figure(mark, "step"), "kl": figure(mark, "kl", "mean")}
-        | {judge: figure(mark, "win_rate", judge, "value") for judge in JUDGES}
-        for mark in marks
-    ]
-
-
-def length_scatter(responses: Sequence[Mapping[str, Any]]) -> Plot | None:
+def length_scatter(responses: Sequence[Response]) -> Plot | None:
     """Whether more reward is more length: both differences, candidate minus opponent, a point a prompt."""
     points = [
-        tuple(ours - theirs if ours is not None and theirs is not None else math.nan for ours, theirs in pairs)
-        for pairs in (
-            [[figure(row, model, key) for model in ("candidate", "opponent")] for key in ("length", "reward")]
-            for row in responses
-        )
+        (row.candidate.length - row.opponent.length, row.candidate.reward - row.opponent.reward)
+        for row in responses
+        if row.candidate.reward is not None and row.opponent.reward is not None
     ]
-    known = [point for point in points if not any(math.isnan(value) for value in point)]
-    if not known:
+    if not points:
         return None
     drawing, [axis] = _panels(1)
     axis.axhline(0, color=GREY, linewidth=0.8)
     axis.axvline(0, color=GREY, linewidth=0.8)
-    axis.scatter([length for length, _ in known], [reward for _, reward in known], s=6, color=BLACK, alpha=0.5)
+    axis.scatter([length for length, _ in points], [reward for _, reward in points], s=6, color=BLACK, alpha=0.5)
     axis.set(title="reward and length, by prompt", xlabel="tokens more than the opponent", ylabel="reward more")
     return Plot(_address(drawing), "Difference of reward against difference of length, candidate minus opponent")
 

@@ -1,7 +1,7 @@
 """A language model behind an OpenAI-compatible server compares answers, each pair in both positions.
 
-Such judges like what stands first, so a preference counts only where it survives the exchange of the positions.
-Source: Zheng et al. 2023, "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", whose form of verdicts it is too.
+LLM judges prefer the answer in the first position, so a preference counts only where it holds in both positions.
+Source: Zheng et al. 2023, "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", whose verdict format this uses.
 """
 
 import re
@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from tasks.common.errors import InputError
+from tasks.common.files import REPORTS, write_jsonl
+from tasks.common.progress import Bar
 from tasks.data.records import Message, Prompt
 from tasks.evaluation.compare import Resampling, win_rate
 from tasks.evaluation.llm_judge.endpoint import AT_ONCE, SETTING, Endpoint
@@ -23,26 +25,27 @@ from tasks.settings.params import LlmJudge
 TEMPLATE = "comparison.txt.j2"
 VERDICT = re.compile(r"\[\[\s*(A|B|tie)\s*\]\]", re.IGNORECASE)
 LONGEST_REPLY = 512  # tokens
-ENOUGH = 0.5  # share of the prompts that must have a verdict: a judge that mostly says nothing has no win rate
+ENOUGH = 0.5  # share of the prompts that must have a verdict for a win rate
 EASY = ([Message(role="user", content="What is two plus two?")], "Four.", "Two plus two is five.")
+REPLIES = REPORTS / "evaluate" / "llm_judge.jsonl"
 ORDERS = ("candidate_first", "opponent_first")
 
 Letter = Literal["A", "B", "tie"]
 
 
-class Reading(NamedTuple):
-    """What the judge said of two answers in one order."""
+class Judgement(NamedTuple):
+    """The verdict of the LLM judge on two answers in one order."""
 
     verdict: Letter | None  # None: no reply had one
     replies: list[str]  # the second, where there is one, was asked for because the first had no verdict
 
 
 class Comparison(NamedTuple):
-    """What the judge said of one prompt."""
+    """The judgements of one prompt."""
 
     prompt: str  # its id
-    candidate_first: Reading | None  # None: both answers are the same, and nothing was asked
-    opponent_first: Reading | None
+    candidate_first: Judgement | None  # None: both answers are the same, and nothing was asked
+    opponent_first: Judgement | None
 
     @property
     def outcomes(self) -> list[float | None]:
@@ -62,7 +65,7 @@ class Comparison(NamedTuple):
 
 
 def check(judge: LlmJudge) -> None:
-    """Have the judge decide an easy case, before hours of work wait for its word.
+    """Ask the LLM judge for an easy verdict, before hours of work are done that need it.
 
     Raises:
         InputError: the server refuses, or the model gives no verdict even there.
@@ -71,6 +74,30 @@ def check(judge: LlmJudge) -> None:
     with Endpoint(judge.url) as endpoint:
         if _read(endpoint, judge.model, *EASY).verdict is None:
             raise InputError(f"{judge.model} gives no verdict on two answers: name another model in {SETTING}")
+
+
+def compare(
+    judge: LlmJudge, prompts: Sequence[Prompt], ours: Sequence[str], theirs: Sequence[str], resampling: Resampling
+) -> dict[str, Any]:
+    """Have the judge compare two answers to each of the first `judge.prompts` prompts; write its replies, sum them up.
+
+    Args:
+        judge: the settings.
+        prompts: n prompts.
+        ours: n answers of the candidate.
+        theirs: n answers of the opponent.
+        resampling: how intervals are drawn.
+
+    Raises:
+        InputError: the server refuses.
+        ConnectionError: it cannot be reached; TimeoutError: it does not answer. Its replies so far are saved.
+    """
+    asked = prompts[: judge.prompts]
+    count = len(asked)
+    with Bar("evaluate: LLM judge", count, "prompt") as bar:
+        found = ask(judge, asked, ours[:count], theirs[:count], bar.update)
+    write_jsonl(REPLIES, comparison_rows(found))
+    return summarise_comparisons(found, judge.model, resampling.at(range(count)))
 
 
 def ask(
@@ -87,11 +114,11 @@ def ask(
         prompts: n prompts.
         ours: n answers of the candidate.
         theirs: n answers of the opponent.
-        on_progress: told the number of prompts done since.
+        on_progress: called with the number of prompts done since.
 
     Raises:
         InputError: the server refuses.
-        ConnectionError: it cannot be reached; TimeoutError: it does not answer. What it has said is kept.
+        ConnectionError: it cannot be reached; TimeoutError: it does not answer. Its replies so far are saved.
     """
     found: list[Comparison] = []
     faults: list[Exception] = []  # the first is why the others gave up
@@ -122,7 +149,7 @@ def ask(
     return found
 
 
-def figures(comparisons: Sequence[Comparison], model: str, resampling: Resampling) -> dict[str, Any]:
+def summarise_comparisons(comparisons: Sequence[Comparison], model: str, resampling: Resampling) -> dict[str, Any]:
     """Sum up the verdicts; there is no win rate where fewer than half of the prompts have one.
 
     Args:
@@ -131,35 +158,37 @@ def figures(comparisons: Sequence[Comparison], model: str, resampling: Resamplin
         resampling: how intervals are drawn.
     """
     asked = [each for each in comparisons if each.candidate_first]
-    readings = [reading for each in asked for reading in (each.candidate_first, each.opponent_first) if reading]
-    decided = [reading.verdict == "A" for reading in readings if reading.verdict in ("A", "B")]
+    judgements = [one for each in asked for one in (each.candidate_first, each.opponent_first) if one]
+    decided = [one.verdict == "A" for one in judgements if one.verdict in ("A", "B")]
     places = [place for place, each in enumerate(comparisons) if each.outcome is not None]
-    told = [each.outcome for each in comparisons if each.outcome is not None]
-    enough = told and len(told) >= ENOUGH * len(comparisons)
+    outcomes = [each.outcome for each in comparisons if each.outcome is not None]
+    enough = outcomes and len(outcomes) >= ENOUGH * len(comparisons)
     return {
         "model": model,
         "prompts": len(comparisons),
         "same_answers": len(comparisons) - len(asked),
-        "without_verdict": len(comparisons) - len(told),
-        "asked_again": sum(len(reading.replies) > 1 for reading in readings),
+        "without_verdict": len(comparisons) - len(outcomes),
+        "asked_again": sum(len(one.replies) > 1 for one in judgements),
         "agreement": mean([each.outcomes[0] == each.outcomes[1] for each in asked if each.outcome is not None]),
         "first_preferred": mean(decided),
-        "vs_opponent": win_rate(told, [1 - outcome for outcome in told], resampling.at(places)) if enough else None,
+        "vs_opponent": win_rate(outcomes, [1 - outcome for outcome in outcomes], resampling.at(places))
+        if enough
+        else None,
     }
 
 
-def rows(comparisons: Sequence[Comparison]) -> Iterator[dict[str, Any]]:
-    """A row a prompt, to be read: what was said in each order, and the outcome."""
+def comparison_rows(comparisons: Sequence[Comparison]) -> Iterator[dict[str, Any]]:
+    """Give a row a prompt: the judgement in each order, and the outcome."""
     for each in comparisons:
-        readings = zip(ORDERS, (each.candidate_first, each.opponent_first), strict=True)
+        judgements = zip(ORDERS, (each.candidate_first, each.opponent_first), strict=True)
         yield {
             "id": each.prompt,
-            **{order: reading and reading._asdict() for order, reading in readings},
+            **{order: one and one._asdict() for order, one in judgements},
             "outcome": each.outcome,
         }
 
 
-def _read(endpoint: Endpoint, model: str, conversation: Sequence[Message], first: str, second: str) -> Reading:
+def _read(endpoint: Endpoint, model: str, conversation: Sequence[Message], first: str, second: str) -> Judgement:
     """Ask, and where the reply has no verdict once more."""
     replies, verdict = [], None
     for again in (False, True):
@@ -169,7 +198,7 @@ def _read(endpoint: Endpoint, model: str, conversation: Sequence[Message], first
         verdict = _verdict(replies[-1])
         if verdict:
             break
-    return Reading(verdict, replies)
+    return Judgement(verdict, replies)
 
 
 @cache

@@ -43,7 +43,7 @@ class Answer(NamedTuple):
 class Endpoint:
     """A server by its address; several threads may ask it."""
 
-    def __init__(self, url: str, replies: Path = STATE / "held_out") -> None:
+    def __init__(self, url: str, replies: Path = STATE / "judge") -> None:
         """Read the key, if there is one, from the environment; it is in no file, message or request but the header's.
 
         Raises:

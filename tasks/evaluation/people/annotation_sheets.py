@@ -22,7 +22,7 @@ from tasks.data.splits import content_id
 from tasks.evaluation.compare import Resampling, win_rate
 from tasks.evaluation.metrics import mean
 from tasks.evaluation.people.agreement import Rating, cohen_kappa, krippendorff_alpha
-from tasks.evaluation.people.annotators import Judgement, over_annotators
+from tasks.evaluation.people.annotators import AnnotatorVote, over_annotators
 from tasks.evaluation.summary import rounded
 
 Side = Literal["left", "right"]
@@ -39,7 +39,7 @@ LETTERS_COMPARED = 1000  # of long texts Excel keeps 32,767 characters
 class Pair(NamedTuple):
     """Two answers to one prompt, as people see them."""
 
-    id: str  # the prompt's, and a mark of the two answers in these places
+    id: str  # the prompt's, and a hash of the two answers in these places
     prompt: str  # its id
     conversation: str
     left: str
@@ -48,7 +48,7 @@ class Pair(NamedTuple):
 
 
 class Vote(NamedTuple):
-    """What one person said of one pair."""
+    """What one annotator chose of one pair."""
 
     prompt: str  # its id
     annotator: str
@@ -81,7 +81,7 @@ def write_sheet(path: Path, shown: Sequence[Pair]) -> None:
     """
     if path.exists():
         raise InputError(f"{path} exists and may hold votes: name a new file")
-    # Excel knows UTF-8 by the mark at the beginning alone.
+    # Excel recognises UTF-8 only by the byte order mark.
     with replacing(path) as draft, draft.open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
@@ -102,11 +102,11 @@ def read_votes(paths: Sequence[Path], shown: Sequence[Pair]) -> list[Vote]:
 
     Raises:
         InputError: a file is no such sheet, a row is of another evaluation, has other answers or another choice or
-            names nobody, somebody has judged a prompt twice, or nobody has judged any.
+            names no annotator, an annotator rated a prompt twice, or no row has a choice.
     """
     known = {pair.id: pair for pair in shown}
     votes: list[Vote] = []
-    places: dict[tuple[str, str], str] = {}  # where somebody judged a prompt
+    places: dict[tuple[str, str], str] = {}  # where an annotator rated a prompt
     for path in paths:
         filled = list(_filled(path))
         owner = "" if any(cells["annotator"] for _, cells in filled) else path.stem
@@ -114,22 +114,22 @@ def read_votes(paths: Sequence[Path], shown: Sequence[Pair]) -> list[Vote]:
             vote = _vote(place, cells, owner, known)
             if vote is None:
                 continue
-            said = (vote.prompt, vote.annotator)
-            if said in places:
+            rated = (vote.prompt, vote.annotator)
+            if rated in places:
                 raise InputError(
-                    f"{place}: {vote.annotator} has judged this prompt in {places[said]} already: empty one choice"
+                    f"{place}: {vote.annotator} has already rated this prompt in {places[rated]}: empty one choice"
                 )
-            places[said] = place
+            places[rated] = place
             votes.append(vote)
     if not votes:
         raise InputError(f"{', '.join(map(str, paths))}: no row has a choice: write left, right or same into some")
     return sorted(votes)
 
 
-def figures(
+def summarise_votes(
     votes: Sequence[Vote], same_answers: int, resampling: Resampling, conversations: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Sum up what people said: a prompt is won where more of its votes are for the candidate than for the opponent.
+    """Sum up the votes of people: a prompt is won where more of its votes are for the candidate than for the opponent.
 
     Args:
         votes: at least one.
@@ -142,8 +142,8 @@ def figures(
         points[vote.prompt].append(vote.points)
     scores = [sum(each) / len(each) for each in points.values()]
     draws = resampling._replace(conversations=tuple(conversations[prompt] for prompt in points))
-    judgements = [
-        Judgement(vote.annotator, vote.prompt, conversations[vote.prompt], vote.points) for vote in sorted(votes)
+    annotator_votes = [
+        AnnotatorVote(vote.annotator, vote.prompt, conversations[vote.prompt], vote.points) for vote in sorted(votes)
     ]
     rate = win_rate(scores, [0.5] * len(scores), draws)
     # The labels are sides, which are drawn evenly: where one model nearly always wins, chance alone would agree on it.
@@ -157,14 +157,14 @@ def figures(
             "alpha": krippendorff_alpha(ratings),
             "kappa": cohen_kappa(ratings),
             "left_preferred": mean([vote.choice == "left" for vote in votes if vote.choice != "same"]),
-            "vs_opponent": over_annotators(rate, judgements, resampling.confidence),
+            "vs_opponent": over_annotators(rate, annotator_votes, resampling.confidence),
             "confidence": resampling.confidence,
         }
     )
 
 
-def rows(votes: Sequence[Vote]) -> Iterator[dict[str, Any]]:
-    """A row a vote, to be kept: who said what of which prompt, and where the candidate's answer was."""
+def vote_rows(votes: Sequence[Vote]) -> Iterator[dict[str, Any]]:
+    """Give a row a vote: the annotator, the prompt, the choice, and on which side the candidate's answer was."""
     for vote in votes:
         yield {**vote._asdict(), "annotator": cell(vote.annotator)}
 
@@ -176,8 +176,8 @@ def _differ(row: Mapping[str, Any]) -> bool:
 def _pair(row: Mapping[str, Any], side: Side) -> Pair:
     ours, theirs = row["candidate"]["answer"], row["opponent"]["answer"]
     left, right = (ours, theirs) if side == "left" else (theirs, ours)
-    mark = content_id([left, right])[:8]
-    return Pair(f"{row['id']}-{mark}", row["id"], _as_text(row["prompt"]), left, right, side)
+    digest = content_id([left, right])[:8]
+    return Pair(f"{row['id']}-{digest}", row["id"], _as_text(row["prompt"]), left, right, side)
 
 
 def _as_text(conversation: Sequence[Message]) -> str:
@@ -216,7 +216,7 @@ def _text(path: Path) -> str:
 
 
 def _vote(place: str, cells: Mapping[str, str], owner: str, known: Mapping[str, Pair]) -> Vote | None:
-    """Read a row; None where it is not judged."""
+    """Read a row; None where it has no choice."""
     pair, choice, annotator = known.get(cells["id"]), cells["choice"], as_name(cells["annotator"] or owner)
     if pair is None:
         raise InputError(
@@ -230,9 +230,9 @@ def _vote(place: str, cells: Mapping[str, str], owner: str, known: Mapping[str, 
     if not choice:
         return None
     if choice.lower() not in CHOICES:
-        raise InputError(f"{place}: the choice {choice} is none of left, right and same: mend or empty it")
+        raise InputError(f"{place}: the choice {choice} is none of left, right and same: correct or empty it")
     if not annotator:
-        raise InputError(f"{place} names no annotator, where other rows of the file do: write who has judged")
+        raise InputError(f"{place} names no annotator, where other rows of the file do: write who has rated it")
     return Vote(pair.prompt, annotator, CHOICES[choice.lower()], pair.candidate)
 
 

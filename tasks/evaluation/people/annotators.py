@@ -1,7 +1,7 @@
-"""How sure a win rate by people is where other people might be asked: each of them judges many prompts by own taste.
+"""The uncertainty of a win rate by people that comes from the choice of the people: each has their own taste.
 
 Votes are crossed: a prompt has several annotators, an annotator several prompts. The bootstrap over prompts covers the
-choice of prompts alone, and is widened here by what annotators differ from each other beyond what chance would have it.
+choice of prompts alone. Its interval is widened here by how much annotators differ beyond chance.
 """
 
 import math
@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from tasks.evaluation.compare import Interval, WinRate, verdict
+from tasks.evaluation.compare import Interval, WinRate, concluded
 
 
-class Judgement(NamedTuple):
+class AnnotatorVote(NamedTuple):
     """A vote and what it shares with others."""
 
     annotator: str
@@ -24,7 +24,7 @@ class Judgement(NamedTuple):
     points: float  # 1 for the candidate, 0 for the opponent, a half for neither
 
 
-def over_annotators(rate: WinRate, judgements: Sequence[Judgement], confidence: float) -> WinRate:
+def over_annotators(rate: WinRate, votes: Sequence[AnnotatorVote], confidence: float) -> WinRate:
     """Widen the interval of a win rate over prompts to hold for annotators like these; of one annotator it stays.
 
     The variance is that between prompts, and that between annotators less that of single votes where the latter is
@@ -34,18 +34,18 @@ def over_annotators(rate: WinRate, judgements: Sequence[Judgement], confidence: 
 
     Args:
         rate: over the prompts, each won where more of its votes are for the candidate.
-        judgements: all votes on these prompts.
+        votes: all votes on these prompts.
         confidence: of the interval.
     """
-    prompts = _numbers([each.prompt for each in judgements])
+    prompts = _numbers([each.prompt for each in votes])
     counts = np.bincount(prompts)
-    points = np.array([each.points for each in judgements])
+    points = np.array([each.points for each in votes])
     scores = np.bincount(prompts, points) / counts
     # What each vote adds to the distance of the mean score from what is expected of it.
     parts = (points - scores.mean()) / counts[prompts] / len(counts)
-    between_prompts, independent = _variance(parts, [each.conversation for each in judgements])
-    between_annotators, annotators = _variance(parts, [each.annotator for each in judgements])
-    within, _ = _variance(parts, [(each.annotator, each.conversation) for each in judgements])
+    between_prompts, independent = _variance(parts, [each.conversation for each in votes])
+    between_annotators, annotators = _variance(parts, [each.annotator for each in votes])
+    within, _ = _variance(parts, [(each.annotator, each.conversation) for each in votes])
     added = between_annotators - within
     if annotators == 1 or independent == 1 or added <= 0 or between_prompts == 0:
         return rate
@@ -55,8 +55,8 @@ def over_annotators(rate: WinRate, judgements: Sequence[Judgement], confidence: 
     wider = math.sqrt(total / between_prompts) * max(1.0, stdtrit(degrees, tail) / stdtrit(independent - 1, tail))
     low = max(0.0, rate.value - (rate.value - rate.low) * wider)
     high = min(1.0, rate.value + (rate.high - rate.value) * wider)
-    found = verdict(Interval(rate.value, low, high), 0.5, sure=rate.sign_test < 1 - confidence)
-    return rate._replace(low=low, high=high, verdict=found)
+    conclusion = concluded(Interval(rate.value, low, high), 0.5, is_significant=rate.sign_test < 1 - confidence)
+    return rate._replace(low=low, high=high, conclusion=conclusion)
 
 
 def _variance(parts: NDArray[np.float64], groups: Sequence[Hashable]) -> tuple[float, int]:

@@ -3,49 +3,14 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from tasks.common.rounding import digits_of
 from tasks.data.records import Kind
+from tasks.evaluation.figures import FIGURES, MODELS, PAIRED, reward_title, reward_words
+from tasks.evaluation.scores import HELD_OUT, TRAINING
 from tasks.methods import METHODS
 from tasks.registry.export.card import Figure, Subject, figures_of, write_card
 from tasks.registry.promotion.decisions import PolicyVersion
 
 KINDS: tuple[Kind, ...] = ("demonstrations", "preferences", "prompts")
-MODELS = ("candidate", "sft", "opponent")
-# Figures of each model on the test prompts: key in metrics/evaluate.json, type on the hub, name.
-MODEL_FIGURES = (
-    ("reward", "reward", "Reward"),
-    ("held_out", "held_out_score", "Held-out reward"),
-    ("ground_truth", "ground_truth_score", "Ground-truth reward"),
-    ("length", "length", "Length, tokens"),
-    ("eos_rate", "eos_rate", "Ended by itself"),
-    ("repetition", "repetition", "Repeated 4-grams"),
-    ("distinct_1", "distinct_1", "Distinct-1"),
-    ("distinct_2", "distinct_2", "Distinct-2"),
-    ("refusals", "refusals", "Begins as a refusal"),
-    ("bleu", "bleu", "BLEU"),
-    ("chrf", "chrf", "chrF"),
-    ("rouge_1", "rouge", "ROUGE-1"),
-    ("rouge_2", "rouge", "ROUGE-2"),
-    ("rouge_l", "rouge", "ROUGE-L"),
-    ("meteor", "meteor", "METEOR"),
-    ("perplexity", "perplexity", "Perplexity of the demonstrated answers"),
-)
-# Differences by prompt from another model: key in metrics/evaluate.json, type on the hub, name.
-DIFFERENCES = (
-    ("reward", "reward_difference", "Reward minus that of"),
-    ("held_out", "held_out_difference", "Held-out reward minus that of"),
-    ("ground_truth", "ground_truth_difference", "Ground-truth reward minus that of"),
-    ("length", "length_difference", "Length in tokens minus that of"),
-    ("eos_rate", "eos_rate_difference", "Share ended by itself minus that of"),
-    ("repetition", "repetition_difference", "Repeated 4-grams minus those of"),
-    ("rouge_l", "rouge_l_difference", "ROUGE-L minus that of"),
-)
-# Other sources of win rates than the reward model: key in metrics/evaluate.json, name.
-OTHER_SOURCES = (
-    ("held_out", "the held-out reward model"),
-    ("references", "the references"),
-    ("ground_truth", "the ground-truth reward"),
-)
 
 
 class Comparison(NamedTuple):
@@ -56,11 +21,16 @@ class Comparison(NamedTuple):
     value: float
     low: float
     high: float
+    digits: int  # behind the point
 
-    @property
-    def digits(self) -> int:
-        """Return the number of digits to show."""
-        return digits_of(self.kind.removesuffix("_difference"))
+
+class ModelFigure(NamedTuple):
+    """A figure of each model."""
+
+    kind: str  # its type on the hub
+    name: str
+    digits: int
+    values: list[float | None]  # candidate, SFT, opponent
 
 
 def policy_card(policy: PolicyVersion, *, as_adapter: bool = False) -> str:
@@ -94,10 +64,7 @@ def policy_card(policy: PolicyVersion, *, as_adapter: bool = False) -> str:
         method=METHODS[method],
         evaluation=evaluation,
         comparisons=_comparisons(record),
-        model_figures=[
-            (name, digits_of(key), *(_model_figure(evaluation, key, model) for model in MODELS))
-            for key, _, name in MODEL_FIGURES
-        ],
+        model_figures=[(each.name, each.digits, *each.values) for each in _model_figures(evaluation)],
         accuracy=figures_of(record, "reward").get("accuracy", {}),
     )
 
@@ -111,50 +78,88 @@ def _index(record: Mapping[str, Any]) -> list[Figure]:
         for each in _comparisons(record)
     ]
     if kl and kl.get("mean") is not None:
-        name = "KL(policy || SFT), nats an answer"
+        name = "KL(policy || SFT), nats per answer"
         figures.append(Figure("kl", name, kl["mean"], {"standard_error": kl.get("standard_error")}))
-    named = [(kind, name, _model_figure(evaluation, key, "candidate")) for key, kind, name in MODEL_FIGURES]
-    return figures + [Figure(kind, name, value) for kind, name, value in named if value is not None]
+    return figures + [
+        Figure(each.kind, each.name, value)
+        for each in _model_figures(evaluation)
+        if (value := each.values[0]) is not None
+    ]
 
 
-def _model_figure(evaluation: Mapping[str, Any], key: str, model: str) -> float | None:
-    """Return a model's figure, stored under the model or, for other rewards and the perplexity, under the figure."""
-    own: Mapping[str, Any] = evaluation.get(model) or {}
-    of_all: Mapping[str, Any] = evaluation.get(key) or {}
-    value: float | None = own.get(key, of_all.get(model))
-    return value
+def _model_figures(evaluation: Mapping[str, Any]) -> list[ModelFigure]:
+    """The rewards, then the table of figures."""
+
+    def of_each(values: Mapping[str, Any] | None) -> list[float | None]:
+        return [(values or {}).get(model) for model in MODELS]
+
+    own = {model: evaluation.get(model) or {} for model in MODELS}
+    perplexity = {"perplexity": evaluation.get("perplexity")}
+    rewards = [
+        ("held_out_score", HELD_OUT, evaluation.get("held_out")),
+        *(("ground_truth_score", name, each) for name, each in (evaluation.get("ground_truth") or {}).items()),
+    ]
+    return [
+        ModelFigure("reward", reward_title(TRAINING), 3, [own[model].get("reward") for model in MODELS]),
+        *(ModelFigure(kind, reward_title(name), 3, of_each(each)) for kind, name, each in rewards),
+        *(
+            ModelFigure(
+                each.kind,
+                each.words,
+                each.digits,
+                of_each(perplexity[each.name])
+                if each.name in perplexity
+                else [own[model].get(each.name) for model in MODELS],
+            )
+            for each in FIGURES
+        ),
+    ]
 
 
 def _comparisons(record: Mapping[str, Any]) -> list[Comparison]:
-    """Return win rates and differences by prompt, against SFT and against the champion if there was one."""
+    """Win rates, and differences by prompt: over SFT, and over the champion of the time where there was one."""
     evaluation = figures_of(record, "evaluate")
-    opponents = {"vs_sft": "SFT"}
+    rivals = {"vs_sft": "SFT"}
     if record["opponent"]["name"] == "champion":
-        opponents["vs_opponent"] = f"champion version {record['opponent']['version']}"
-    llm_judge, opponent = evaluation.get("llm_judge", {}), opponents.get("vs_opponent", "SFT")
-    found: list[tuple[str, str, Mapping[str, Any] | None]] = []
-    for key, against in opponents.items():
-        controlled = evaluation.get("length_controlled_win_rate", {}).get(key)
-        difference = evaluation.get("difference", {}).get(key, {})
-        wins = f"Win rate over {against}"
+        rivals["vs_opponent"] = f"champion version {record['opponent']['version']}"
+    llm_judge, opponent = evaluation.get("llm_judge") or {}, rivals.get("vs_opponent", "SFT")
+    found: list[tuple[str, str, Mapping[str, Any] | None, int]] = []
+    for key, rival in rivals.items():
+        wins, controlled = f"Win rate over {rival}", evaluation.get("length_controlled_win_rate") or {}
         found += [
-            ("win_rate", wins, evaluation.get("win_rate", {}).get(key)),
-            ("length_controlled_win_rate", f"{wins} at equal length", controlled),
-            *(
-                ("win_rate", f"{wins}, by {words}", _win_rate(evaluation, source, key))
-                for source, words in OTHER_SOURCES
-            ),
-            *((kind, f"{words} {against}", difference.get(figure)) for figure, kind, words in DIFFERENCES),
+            ("win_rate", wins, (evaluation.get("win_rate") or {}).get(key), 3),
+            ("length_controlled_win_rate", f"{wins} at equal length", controlled.get(key), 3),
+            *(("win_rate", f"{wins}, by {words}", (rates or {}).get(key), 3) for words, rates in _others(evaluation)),
+            *_differences((evaluation.get("difference") or {}).get(key) or {}, rival),
         ]
-    found.append(("win_rate", f"Win rate over {opponent}, by {llm_judge.get('model')}", llm_judge.get("vs_opponent")))
+    by_judge = f"Win rate over {opponent}, by the LLM judge {llm_judge.get('model')}"
+    found.append(("win_rate", by_judge, llm_judge.get("vs_opponent"), 3))
     return [
-        Comparison(kind, name, each["value"], each["low"], each["high"])
-        for kind, name, each in found
+        Comparison(kind, name, each["value"], each["low"], each["high"], digits)
+        for kind, name, each, digits in found
         if each is not None and None not in (each.get("value"), each.get("low"), each.get("high"))
     ]
 
 
-def _win_rate(evaluation: Mapping[str, Any], source: str, opponent: str) -> Mapping[str, Any] | None:
-    """Return the win rate by another source; None in early records, which have a difference in its place."""
-    found: Mapping[str, Any] | None = (evaluation.get(source) or {}).get(opponent)
-    return found if found and "wins" in found else None
+def _others(evaluation: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any] | None]]:
+    """What else than the training reward prefers one answer, in words, with its win rates."""
+    ground_truth = evaluation.get("ground_truth") or {}
+    return [
+        (reward_words(HELD_OUT), evaluation.get("held_out")),
+        ("the references", evaluation.get("references")),
+        *((reward_words(name), each) for name, each in ground_truth.items()),
+    ]
+
+
+def _differences(difference: Mapping[str, Any], rival: str) -> list[tuple[str, str, Mapping[str, Any] | None, int]]:
+    ground_truth = difference.get("ground_truth") or {}
+    paired = [(figure, difference.get(figure.name)) for figure in FIGURES if figure.name in PAIRED]
+    named = [
+        ("reward", reward_title(TRAINING), difference.get("reward"), 3),
+        ("held_out", reward_title(HELD_OUT), difference.get("held_out"), 3),
+        *(("ground_truth", reward_title(name), each, 3) for name, each in ground_truth.items()),
+        *((figure.name, figure.words, each, figure.digits) for figure, each in paired),
+    ]
+    return [
+        (f"{kind}_difference", f"{name}: difference from {rival}", each, digits) for kind, name, each, digits in named
+    ]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.data.records import Kind
+from tasks.evaluation.figures import reward_title
 from tasks.registry.export.card import Figure, Subject, figures_of, write_card
 from tasks.registry.promotion.decisions import PolicyVersion
 from tasks.settings.fingerprint import flatten
@@ -39,7 +40,7 @@ def reward_card(policy: PolicyVersion) -> str:
     """
     record = policy["record"]
     reward, evaluation = figures_of(record, "reward"), figures_of(record, "evaluate")
-    accuracies, others = _accuracies(reward), flatten(reward)
+    accuracies, others, best_of = _accuracies(reward), flatten(reward), evaluation.get("best_of_sft") or []
     subject = Subject(
         name=record["reward"]["name"],
         version=policy["reward_version"],
@@ -63,7 +64,8 @@ def reward_card(policy: PolicyVersion) -> str:
         others={name: others.get(path) for path, _, name in FIGURES},
         confidence=CONFIDENCE,
         settings=flatten({name: record["params"].get(name, {}) for name in ("reward", "lora")}),
-        best_of=evaluation.get("best_of_sft"),
+        best_of=best_of,
+        best_of_rewards={name: reward_title(name) for name in (best_of[0]["scores"] if best_of else ())},
         prompts=evaluation.get("prompts"),
         stages=STAGES,
     )

@@ -7,6 +7,7 @@ others.
 from collections.abc import Mapping
 from typing import Any
 
+from tasks.evaluation.earlier_layouts import in_todays_layout
 from tasks.settings.params import RENAMED
 
 STAGES = {"judge": "held_out_reward", "trial": "reward_check"}
@@ -23,7 +24,7 @@ def with_todays_names(record: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(params, Mapping):
         updated["params"] = _rename_settings(params)
     if isinstance(figures, Mapping) and "evaluate" in figures:
-        updated["figures"] = {**figures, "evaluate": _rename_keys(figures["evaluate"])}
+        updated["figures"] = {**figures, "evaluate": in_todays_layout(_rename_keys(figures["evaluate"]))}
     return updated
 
 

@@ -1,0 +1,1 @@
+"""Answers of a trained policy, and how likely they are: what an evaluation asks of models."""
