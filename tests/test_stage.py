@@ -48,14 +48,14 @@ LONG_SUM = """
 import os, signal, sys
 import torch
 from tasks.common.errors import InputError
-from tasks.learning import ranks
+from tasks.learning import processes
 from tasks.stage import main
 
 def sft(params):
-    ranks.join(torch.device("cpu"))
+    processes.initialise(torch.device("cpu"))
     for number in range(10**9):
-        ranks.add_up(torch.ones(1))
-        if ranks.number() == 1 and number == 3:
+        processes.all_reduce(torch.ones(1))
+        if processes.rank() == 1 and number == 3:
             if sys.argv[1] == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise InputError("mend it")
