@@ -1,7 +1,6 @@
 """Two processes that train together take the steps that one would take alone, but for rounding."""
 
 import csv
-import json
 import os
 import pickle
 import shutil
@@ -19,10 +18,11 @@ from tasks.common.files import MODELS
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.dpo import dpo
 from tasks.learning import processes
-from tasks.learning.models.loading import new_reward_model, save_model
+from tasks.learning.models.loading import new_reward_model, normalise_scores, save_model
 from tasks.learning.training.supervised import TrainingStep
 from tasks.ppo import ppo
 from tasks.reward import reward
+from tasks.settings.params import Params
 from tasks.sft import sft
 from tests.conftest import ROOT, MakeParams, NotedRun
 from tests.learning.distributed_run import EnoughError, stop_after
@@ -45,17 +45,19 @@ def alone(workspace: Path, make_params: MakeParams, noted_run: NotedRun) -> Curv
     for train in STAGES.values():
         train(params)
         if train is reward:
-            keep_scores_small()
+            replace_reward_model(params)
     Path("settings.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True)), encoding="utf-8")
     curves = {stage: curve(Path(f"curves/{stage}.csv")) for stage in STAGES}
+    assert min(row["score_std"] for row in curves["ppo"]) > 0.1  # else wrong scores of a process would not show
     shutil.rmtree("curves")
     return curves
 
 
-def keep_scores_small() -> None:
-    """After six steps all scores are nearly equal: the gain that makes their deviation 1 would make rounding large."""
-    config = Path("models/reward/config.json")
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"score_gain": 1.0}))
+def replace_reward_model(params: Params) -> None:
+    """Take a reward model whose scores differ: after six steps those of the trained one are equal but for rounding."""
+    model = new_reward_model(MODELS / "sft", params)
+    normalise_scores(model, 0.1, 2.0)
+    save_model(model, load_tokenizer(MODELS / "sft"), MODELS / "reward")
 
 
 def launch(config: str, *stages: str) -> None:
