@@ -22,6 +22,7 @@ from tasks.learning.models.loading import new_reward_model, normalise_scores, sa
 from tasks.learning.training.supervised import TrainingStep
 from tasks.ppo import ppo
 from tasks.reward import reward
+from tasks.rewards.copies import TRAINING, write_copies
 from tasks.settings.params import Params
 from tasks.sft import sft
 from tests.conftest import ROOT, MakeParams, NotedRun
@@ -100,6 +101,28 @@ def test_two_processes_train_a_critic_on_the_trunk_as_one_does(
     launch(config, "ppo@2", "ppo")  # of which the second goes on from the checkpoint of the first
     for one, other in zip(curve(Path("together/ppo/ppo.csv")), expected, strict=True):
         assert one == pytest.approx(other, rel=2e-3, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_score_by_functions_as_one_does(workspace: Path, make_params: MakeParams, noted_run: NotedRun):
+    Path("mine.py").write_text(
+        "def keyed(answers, references):\n"
+        "    return [sum(each in known[0] for each in answer) for answer, known in zip(answers, references)]\n"
+    )
+    rewards = [
+        {"name": "keyed", "source": "mine.py:keyed", "weight": 0.5},
+        {"name": "reward_model", "source": "model", "weight": 1.0},
+    ]
+    grouped = {"estimator": "rloo", "rollouts": 8, "responses_per_prompt": 2, "critic_warmup": 0}
+    params = make_params(ppo=PPO | grouped, rewards={"code": "mine.py", "training": rewards, "ground_truth": []})
+    write_copies(TRAINING, params.rewards.training)
+    save_model(new_reward_model(MODELS / "sft", params), load_tokenizer(MODELS / "sft"), MODELS / "reward")
+    ppo(params)
+    expected = curve(Path("curves/ppo.csv"))
+    Path("settings.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True)), encoding="utf-8")
+    launch("ddp", "ppo")
+    for one, other in zip(curve(Path("together/ppo/ppo.csv")), expected, strict=True):
+        assert one == pytest.approx(other, rel=5e-4, abs=1e-5)
 
 
 @pytest.mark.slow

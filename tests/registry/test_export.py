@@ -21,6 +21,7 @@ from tasks.learning.models.loading import load_reward
 from tasks.learning.models.outputs import completion_scores
 from tasks.registry.export.adapter import factors, write_adapter
 from tasks.registry.export.folders import export, export_reward
+from tasks.registry.lineage.explain import why
 from tasks.registry.promotion import champion
 from tasks.settings.params import load_params
 from tests.conftest import CHATML, MODEL_FILES
@@ -120,6 +121,17 @@ def test_a_place_in_use_is_refused_and_left_alone(promoted, tmp_path, made):
     with pytest.raises(InputError, match="out is not an empty folder: name another, or empty it first"):
         export(load_params(), "1", target)
     assert (target if made == "a file" else target / "mine").read_text() == "mine"
+
+
+def test_a_policy_that_learned_from_functions_has_no_reward_model_to_serve_or_export(tracked, tmp_path):
+    change_figures(reward={"trained": False})
+    repro()
+    champion.promote(load_params())
+    told = why(load_params(), "champion")
+    assert (told["version"], told["reward_card"]) == (1, None)
+    with pytest.raises(InputError, match=r"^version champion has no reward model, it learned from functions: "):
+        export_reward(load_params(), "champion", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_version_names_those_there_are(promoted, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,6 +112,18 @@ def test_versions_promoted_or_not_are_told_apart(traced):
     }
     assert (second["version"], second["promoted"], second["policy"], second["reward"]) == (2, False, False, False)
     assert (second["stages"], second["rows"], told["in_any"]) == ([], {}, True)
+
+
+@pytest.mark.parametrize("kind", ["preferences", "demonstrations"])
+def test_where_no_reward_model_was_trained_no_row_is_behind_it(kind):
+    record = {"method": "ppo", "data": {"md5": "d"}, "figures": {"reward": {"trained": False}}}
+    policy: Any = {"version": 1, "reward_version": 1, "record": record}
+    found = trace.Found({kind: {"train": 1, "validation": 1}}, 0, None)
+    told = trace._traced(policy, True, found)
+    is_behind = kind == "demonstrations"
+    assert (told["policy"], told["reward"], told["stages"]) == (is_behind, False, ["sft"] if is_behind else [])
+    del record["figures"]
+    assert trace._traced(policy, True, found)["reward"] is True
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,11 @@ def figures_of(record: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
     return found
 
 
+def has_reward_model(record: Mapping[str, Any]) -> bool:
+    """Whether a policy's reward model was trained: where PPO learned from functions only, a note is in its place."""
+    return bool(figures_of(record, "reward").get("trained", True))
+
+
 def _figure(value: object, digits: int = 3) -> Written:
     return Written(number(value if isinstance(value, int | float) else None, digits))
 

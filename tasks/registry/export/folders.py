@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 from tasks.common.errors import InputError
 from tasks.common.files import read_json, replacing, write_json
 from tasks.registry.dvc_outputs.cache import NotCachedError, materialise
+from tasks.registry.export.card import has_reward_model
 from tasks.registry.export.mlflow_model import CARD
 from tasks.registry.export.policy_card import policy_card
 from tasks.registry.export.reward_card import reward_card
@@ -60,10 +61,13 @@ def export_reward(params: Params, version_or_alias: str, folder: Path) -> Export
     """Write the reward model of a policy version and its card, as `export` does the policy.
 
     Raises:
-        InputError: there is no such version, the folder is not empty, or DVC's cache lacks the weights.
+        InputError: there is no such version, it has no reward model, the folder is not empty, or DVC's cache lacks the
+            weights.
     """
     target, store = _check_empty(folder), open_store(params.registry.experiment)
     policy = registered_with(store, params, read_policy_version(find(store, params, version_or_alias)))
+    if not has_reward_model(policy["record"]):
+        raise InputError(f"version {version_or_alias} has no reward model, it learned from functions: export another")
     version, md5 = policy["reward_version"], policy["record"]["reward"]["md5"]
     with replacing(target) as draft:
         _restore(md5, draft, f"reward model version {version}")

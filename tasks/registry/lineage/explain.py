@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tasks.registry.export.card import has_reward_model
 from tasks.registry.export.mlflow_model import card_path
 from tasks.registry.mlflow_runs.linked_runs import TRACKED, find_run
 from tasks.registry.mlflow_runs.store import Store, open_store
@@ -26,8 +27,8 @@ def why(params: Params, version_or_alias: str) -> dict[str, Any]:
     store = open_store(params.registry.experiment)
     version = find(store, params, version_or_alias)
     policy = read_policy_version(version)
-    reward = reward_of(store, params, policy)
     record = policy["record"]
+    reward = reward_of(store, params, policy) if has_reward_model(record) else None
     record["reward"]["version"] = policy["reward_version"]
     return {
         "version": policy["version"],

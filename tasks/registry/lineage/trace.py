@@ -17,6 +17,7 @@ from tasks.data.records import TAGS, TYPES, Kind
 from tasks.methods import METHODS, stages_behind
 from tasks.registry.dvc_outputs.cache import NotCachedError, materialise
 from tasks.registry.dvc_outputs.graph import stages_after
+from tasks.registry.export.card import has_reward_model
 from tasks.registry.mlflow_runs.store import open_store
 from tasks.registry.promotion.decisions import MOVES, PolicyVersion, past_decisions
 from tasks.registry.promotion.versions import all_policy_versions
@@ -161,7 +162,8 @@ def _has(row: Mapping[str, Any], field: str, name: str | None) -> bool:
 def _traced(policy: PolicyVersion, promoted: bool, found: Found | None) -> Traced:
     record: dict[str, Any] = policy["record"]
     method = record["method"]
-    learned = _learners(found.kept) if found else set()
+    untrained = set() if has_reward_model(record) else {"reward", "held_out_reward"}
+    learned = _learners(found.kept) - untrained if found else set()
     unattributed = found.unattributed if found else None
     return Traced(
         version=policy["version"],
@@ -169,8 +171,8 @@ def _traced(policy: PolicyVersion, promoted: bool, found: Found | None) -> Trace
         promoted=promoted,
         method=method,
         data=record["data"]["md5"],
-        policy=_trained(stages_behind(method), found),
-        reward=_trained(BEHIND_REWARD, found),
+        policy=_trained([stage for stage in stages_behind(method) if stage not in untrained], found),
+        reward=_trained(() if untrained else BEHIND_REWARD, found),
         stages=[stage for stage in (*BEHIND_REWARD, "held_out_reward", method) if stage in learned],
         rows=found and found.kept,
         quarantined=found and found.quarantined,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from tasks.registry.export import mlflow_model
+from tasks.registry.export.card import has_reward_model
 from tasks.registry.export.mlflow_model import Entry, policy_entry, reward_entry, write_mlflow_model
 from tasks.registry.mlflow_runs.store import Store
 from tasks.registry.promotion.decisions import PolicyVersion
@@ -43,5 +44,5 @@ def check_weights(store: Store, params: Params, policy: PolicyVersion) -> None:
 
 def _entries(store: Store, params: Params, policy: PolicyVersion) -> Iterator[Entry]:
     yield policy_entry(params.registry.policy, policy)
-    if reward_of(store, params, policy):
+    if has_reward_model(policy["record"]) and reward_of(store, params, policy):
         yield reward_entry(params.registry.reward, registered_with(store, params, policy))
