@@ -59,6 +59,6 @@ def answered(prompts: Sequence[Prompt], answers: Sequence[str], answer_ids: Sequ
         answers=answers,
         answer_ids=answer_ids,
         references=[prompt.references for prompt in prompts],
-        columns=[getattr(prompt, "columns", {}) for prompt in prompts],
+        columns=[prompt.columns for prompt in prompts],
         ids=[prompt.id for prompt in prompts],
     )
