@@ -59,12 +59,12 @@ def main(  # noqa: PLR0917  each is an option
     errors = Console(stderr=True)
     table: list[dict[str, Any]] = []
     grown: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as workplace:
+    with tempfile.TemporaryDirectory() as temporary_folder:
         common = Job(
             kind="",
             size="",
-            folder=Path(workplace),
-            reward_folder=Path(workplace),
+            folder=Path(temporary_folder),
+            reward_folder=Path(temporary_folder),
             precision=precision,
             steps=steps or 0,
             batch_size=batch_size or (32 if is_gpu else 8),

@@ -45,11 +45,11 @@ def main(
 ) -> None:
     """Make so many pairs, and a tenth as many demonstrations and prompts; prepare, validate and pack them."""
     table = Table("pairs", "stage", "CPU s", "µs a pair", "wall s", "peak MiB")
-    with tempfile.TemporaryDirectory(dir=folder) as workplace:
-        base = Path(workplace) / "base"
+    with tempfile.TemporaryDirectory(dir=folder) as temporary_folder:
+        base = Path(temporary_folder) / "base"
         make_base(base)
         for count in pairs or [62_500, 125_000, 250_000]:
-            place = Path(workplace) / str(count)
+            place = Path(temporary_folder) / str(count)
             make_rows(place, count)
             shutil.copytree(base / MODELS, place / MODELS)
             for stage, module in STAGES.items():

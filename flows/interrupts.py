@@ -19,7 +19,7 @@ def interruption_told() -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit):
         failure = last_failure()
         stage = f" in {failure.stage}" if failure and failure.kind == "interrupted" else ""
-        sys.stderr.write(f"trueline: interrupted{stage}; run again to go on\n")
+        sys.stderr.write(f"trueline: interrupted{stage}; run again to continue\n")
         raise
     finally:
         signal.signal(signal.SIGTERM, earlier)

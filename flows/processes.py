@@ -87,7 +87,7 @@ def _environment() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    from tasks.stage import die_with_parent
+    from tasks.stage import exit_with_parent
 
-    die_with_parent()  # outlasts the exec
+    exit_with_parent()  # outlasts the exec
     os.execvp(sys.argv[1], sys.argv[1:])

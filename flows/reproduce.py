@@ -14,7 +14,7 @@ from tasks.common.escapes import visible
 from tasks.common.safe_text import without_secrets
 from tasks.registry.dvc_outputs.cache import DamagedError
 from tasks.registry.dvc_outputs.contents import check_outputs
-from tasks.stage import FAILURE_NOTE, Failure, last_failure
+from tasks.stage import FAILURE_FILE, Failure, last_failure
 
 logger = logging.getLogger(__name__)
 Outcome = Literal["ran", "reused"]
@@ -72,7 +72,7 @@ def reproduce(stage: str) -> StageRun:
 
 def _reproduce(stage: str) -> tuple[StageRun, bool]:
     """Have DVC bring a stage up to date, and tell whether the outputs came from its cache."""
-    FAILURE_NOTE.unlink(missing_ok=True)
+    FAILURE_FILE.unlink(missing_ok=True)
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
     started, ran, was_restored = time.monotonic(), False, False
     with child(command, stdout=subprocess.PIPE) as process:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from tasks.common.errors import InputError
 from tasks.common.files import MODELS, STATE, read_json
-from tasks.common.output_folders import check_places, check_real, check_writable
+from tasks.common.output_folders import check_output_folders, check_real, check_writable
 from tasks.common.python_files import is_python
 from tasks.data.base_model.model_files import weight_files
 from tasks.registry.dvc_outputs.graph import GraphStatus, Places, graph_status, places
@@ -71,7 +71,7 @@ def look_at_places() -> Places:
     Raises:
         InputError: there is a link in the way, or a place is full or may not be written.
     """
-    check_places()
+    check_output_folders()
     try:
         known = places()
     except OSError as error:  # DVC makes folders of its own when it is asked

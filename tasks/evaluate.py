@@ -11,7 +11,7 @@ from typing import Any
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from tasks.common.errors import InputError
-from tasks.common.files import MODELS, REPORTS, STATE, VALIDATED, workplace, write_jsonl
+from tasks.common.files import MODELS, REPORTS, STATE, VALIDATED, temporary_folder, write_jsonl
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import Prompt
 from tasks.evaluation.best_of import BestOf, best_of
@@ -94,7 +94,7 @@ def _answers(
     prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, opponent: Opponent, params: Params
 ) -> ComparedAnswers:
     """Have all models answer; the champion's folder is fetched from DVC's cache."""
-    with workplace(STATE / "opponent") as found:
+    with temporary_folder(STATE / "opponent") as found:
         champion: Path | None = None
         if opponent.policy:
             champion = found / "opponent"

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from tasks.common.errors import InputError, quoted
 from tasks.common.files import KEEP_SURROGATES, METRICS, PREPARED, replacing, write_json
-from tasks.common.lines import alike
+from tasks.common.lines import group_by_key
 from tasks.common.python_files import is_python
 from tasks.data.exclusions import Exclusion, What, read_exclusions
 from tasks.data.names import stands_for
@@ -197,7 +197,7 @@ def distinct_prompts(rows: Iterable[ShapedRow]) -> Iterator[ShapedRow]:
     Where two rows differ in an extra column, such as the answer key, nobody knows which is right: such a prompt is
     given once a row, each to be left out.
     """
-    for group in alike(_prompts_by_key(rows)):
+    for group in group_by_key(_prompts_by_key(rows)):
         yield from _merged_prompt(group)
 
 

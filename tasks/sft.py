@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tasks.common.files import MODELS, VALIDATED
-from tasks.common.progress import along
+from tasks.common.progress import track
 from tasks.data.encoding.encoded import EncodedRows, encoded_demonstrations
 from tasks.data.encoding.tokens import Encoded, load_tokenizer
 from tasks.data.records import Split
@@ -93,7 +93,7 @@ def sft_training_loop(trainer: SupervisedTrainer, policy: nn.Module, rows: Seque
 def likelihood(policy: nn.Module, batches: Sequence[Batch], title: str) -> Likelihood:
     """Measure a policy on answers it was not trained on, in fp32; `title` names the progress bar."""
     nats, hits, count = 0.0, 0, 0
-    for batch in along(batches, title, "batch"):
+    for batch in track(batches, title, "batch"):
         tokens = token_outputs(policy, batch)
         nats -= tokens.log_probs.sum().item()
         hits += int(tokens.are_likeliest.sum())

@@ -314,13 +314,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=70)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    workplace = Path(tempfile.mkdtemp(prefix="kills-"))
-    print(f"works in {workplace}", file=sys.stderr)
-    (workplace / "undisturbed").mkdir()
-    (workplace / "disturbed").mkdir()
-    expected, seconds = undisturbed(Checkout(workplace / "undisturbed"))
+    temporary_folder = Path(tempfile.mkdtemp(prefix="kills-"))
+    print(f"works in {temporary_folder}", file=sys.stderr)
+    (temporary_folder / "undisturbed").mkdir()
+    (temporary_folder / "disturbed").mkdir()
+    expected, seconds = undisturbed(Checkout(temporary_folder / "undisturbed"))
     print("undisturbed, seconds:", {name: round(took, 1) for name, took in seconds.items()}, file=sys.stderr)
-    checkout, kills = Checkout(workplace / "disturbed"), []
+    checkout, kills = Checkout(temporary_folder / "disturbed"), []
     for kill in disturbed(checkout, seconds, options.kills, random.Random(options.seed)):
         kills.append(kill)
         print(f"{len(kills)}: {kill.victim} killed during {kill.during}", file=sys.stderr)
@@ -330,11 +330,11 @@ def main() -> None:
     for field in differences:
         print(f"{field}: {getattr(expected, field)} undisturbed, {getattr(found, field)} after the kills")
     if differences:
-        raise SystemExit(f"the ends differ; both are in {workplace}")
+        raise SystemExit(f"the ends differ; both are in {temporary_folder}")
     print(
         "Both ends are the same: dvc.lock byte for byte, opponent, decisions, champion, versions; no run is left open."
     )
-    shutil.rmtree(workplace)
+    shutil.rmtree(temporary_folder)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ class Case(NamedTuple):
 def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> Iterator[Workshop]:
     """Good input of every stage, and a test process that neither dies with its parent nor keeps a signal handler."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stage_module, "die_with_parent", lambda: None)
+    monkeypatch.setattr(stage_module, "exit_with_parent", lambda: None)
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "DVC_ROOT", "DVC_STAGE"):
         monkeypatch.delenv(name, raising=False)
     settings = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -255,7 +255,7 @@ CASES = {
     "lists of 3,000 levels": Case(
         "prepare",
         rows_with(b'{"prompt": "q", "chosen": ' + b"[" * 3000 + b"]" * 3000 + b', "rejected": "b"}\n'),
-        ("mine.jsonl row 3 is not valid JSON (lists or objects nest too deeply)", "write it with fewer levels"),
+        ("mine.jsonl row 3 is not valid JSON (nested too deeply)", "write it with fewer levels"),
     ),
     "a device": Case(
         "prepare",
@@ -288,7 +288,7 @@ CASES = {
     "an output folder that is a link": Case(
         "prepare",
         lambda _shop: Path("curves").symlink_to("/dev/shm"),
-        ("curves is a link to /dev/shm, where DVC keeps no outputs", "make it a folder of the checkout again"),
+        ("curves is a link to /dev/shm, where DVC stores no outputs", "make it a folder of the checkout again"),
     ),
     "no permission": Case("prepare", no_permission, ("no permission for data", "grant it or run as its owner")),
     "no tokenizer": Case("base", no_tokenizer, ("given has no tokenizer", "save the model's tokenizer there")),

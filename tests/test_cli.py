@@ -16,7 +16,7 @@ from flows.doctor import Finding
 from flows.locks import one_flow_at_a_time
 from flows.people import ImportedSheets
 from tasks.common.errors import InputError
-from tasks.common.progress import Running
+from tasks.common.progress import StageProgress
 from tasks.registry.lineage import explain, sync
 from tasks.registry.lineage import report as reporting
 from tasks.registry.promotion import champion
@@ -215,7 +215,7 @@ def test_status_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatc
     states = {"prepare": "up to date", "sft": "changed"}
     monkeypatch.setattr(status_module, "stage_states", returning(states))
     (Path(".trueline")).mkdir()
-    Path(".trueline/failure.json").write_text(json.dumps({"stage": "sft", "kind": "input", "message": "mend it"}))
+    Path(".trueline/failure.json").write_text(json.dumps({"stage": "sft", "kind": "input", "message": "fix it"}))
 
     code, out, _ = trueline("status", "--json")
     assert code == 0
@@ -224,14 +224,14 @@ def test_status_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatc
         "running": [],
         "registry": {"champion": None, "challenger": None, "awaiting": [], "error": None},
         "flow": None,
-        "failure": {"stage": "sft", "kind": "input", "message": "mend it"},
+        "failure": {"stage": "sft", "kind": "input", "message": "fix it"},
         "untrained": [],
     }
     assert not Path("mlflow.db").exists()  # looking makes nothing
 
     out = trueline("status")[1]
     assert "sft      changed" in out
-    assert "sft: mend it" in out
+    assert "sft: fix it" in out
 
 
 def test_status_while_a_flow_runs_leaves_dvc_alone(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,14 +247,16 @@ def test_status_while_a_flow_runs_leaves_dvc_alone(trueline, monkeypatch: pytest
     ("note", "line"),
     [
         (
-            Running(1, "sft", "sft", 120, 4800, "step", 61.4),
+            StageProgress(1, "sft", "sft", 120, 4800, "step", 61.4),
             "running     sft: 120 of 4,800 steps, about 0:01:01 left",
         ),
-        (Running(1, "evaluate", "evaluate: sft", 0, 36, "answer"), "running     evaluate: sft: 0 of 36 answers"),
-        (Running(1, "prepare"), "running     prepare"),
+        (StageProgress(1, "evaluate", "evaluate: sft", 0, 36, "answer"), "running     evaluate: sft: 0 of 36 answers"),
+        (StageProgress(1, "prepare"), "running     prepare"),
     ],
 )
-def test_status_tells_how_far_a_stage_is(trueline, monkeypatch: pytest.MonkeyPatch, note: Running, line: str) -> None:
+def test_status_tells_how_far_a_stage_is(
+    trueline, monkeypatch: pytest.MonkeyPatch, note: StageProgress, line: str
+) -> None:
     monkeypatch.setattr(status_module, "plan", lambda: ["prepare"])
     monkeypatch.setattr(status_module, "running", lambda: [note])
 

@@ -104,9 +104,9 @@ def test_settings_do_not_change():
         (b"- seed\n", "params.yaml holds no settings: restore it from git"),
         (
             b"seed: 7\nsft: {epochs: 3\nreward: 1\n",
-            "params.yaml row 3 is not valid YAML: mend its indentation, quotes or colons",
+            "params.yaml row 3 is not valid YAML: fix its indentation, quotes or colons",
         ),
-        (b"seed: 7\n\tsft: 1\n", "params.yaml row 2 is not valid YAML: mend its indentation, quotes or colons"),
+        (b"seed: 7\n\tsft: 1\n", "params.yaml row 2 is not valid YAML: fix its indentation, quotes or colons"),
         ("seed: 7 # Größe\n".encode("latin-1"), "params.yaml is not UTF-8 text (byte 12): save it as UTF-8"),
     ],
     ids=["missing", "empty", "comment", "list", "bracket", "tab", "latin-1"],

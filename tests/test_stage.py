@@ -20,9 +20,9 @@ from tasks.common.errors import InputError
 from tasks.registry.dvc_outputs import contents
 from tasks.settings.params import Params, load_params
 from tasks.stage import (
-    COMPANY_LOST,
+    PEER_LOST,
     EXIT_CODES,
-    FAILURE_NOTE,
+    FAILURE_FILE,
     OUT_OF_MEMORY,
     OUT_OF_MEMORY_FOR_DATA,
     Failure,
@@ -88,7 +88,7 @@ NO_PERMISSION = "no permission for models/sft: grant it or run as its owner"
 def _as_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A folder with the project's settings; the test process neither dies with its parent nor keeps the handler."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stage_module, "die_with_parent", lambda: None)
+    monkeypatch.setattr(stage_module, "exit_with_parent", lambda: None)
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
@@ -141,8 +141,8 @@ def test_a_stage_gets_the_settings_and_ends_with_0(capsys):
             (OSError(number, "another", "models/sft"), 2, "input", ANOTHER_DISK)
             for number in (errno.EXDEV, errno.EBUSY)
         ),
-        (RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer"), 75, "transient", COMPANY_LOST),
-        (distributed.DistBackendError("NCCL error: remote process exited"), 75, "transient", COMPANY_LOST),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer"), 75, "transient", PEER_LOST),
+        (distributed.DistBackendError("NCCL error: remote process exited"), 75, "transient", PEER_LOST),
         (MemoryError(), 2, "input", OUT_OF_MEMORY_FOR_DATA),
         (torch.OutOfMemoryError("CUDA out of memory"), 2, "input", OUT_OF_MEMORY),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "input", OUT_OF_MEMORY),
@@ -278,7 +278,7 @@ def test_processes_of_a_launcher_end_when_what_started_the_launcher_is_killed():
 
 @pytest.mark.parametrize(
     ("machines", "how", "failure"),
-    [(1, "mend it", Failure("sft", "input", "mend it")), (2, "killed", Failure("sft", "transient", COMPANY_LOST))],
+    [(1, "mend it", Failure("sft", "input", "mend it")), (2, "killed", Failure("sft", "transient", PEER_LOST))],
 )
 def test_of_processes_that_train_together_none_outlives_another(machines: int, how: str, failure: Failure):
     Path("long_sum.py").write_text(LONG_SUM, encoding="utf-8")
@@ -319,9 +319,9 @@ def test_another_python_says_which_it_is():
 
 def test_a_later_success_removes_the_note():
     exit_code(failing(InputError("mend it")))
-    assert FAILURE_NOTE.exists()
+    assert FAILURE_FILE.exists()
     assert exit_code(idle) == 0
-    assert not FAILURE_NOTE.exists()
+    assert not FAILURE_FILE.exists()
     assert last_failure() is None
 
 

@@ -40,22 +40,22 @@ def refusal(text: str) -> str:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (LAUGHS, "params.yaml row 5 goes beyond 50,000 values, aliases written out"),  # 9 + 81 + … + 9^5 = 66,429
-        ("a: &a [*a]\n", "params.yaml row 1 has *a, which names nothing that ends before it: write the value out"),
-        ("a: &a 1\nb: &a [*a]\n", "row 2 has *a, which names nothing that ends before it"),
-        ("a: *b\n", "row 1 has *b, which names nothing"),
+        (LAUGHS, "params.yaml row 5 exceeds 50,000 values, aliases written out"),  # 9 + 81 + … + 9^5 = 66,429
+        ("a: &a [*a]\n", "params.yaml row 1 has *a, but no anchor of that name is before it: write the value out"),
+        ("a: &a 1\nb: &a [*a]\n", "row 2 has *a, but no anchor of that name is before it"),
+        ("a: *b\n", "row 1 has *b, but no anchor"),
         (f"seed: {'7' * 5000}\n", "row 1 has a value of 5,000 characters: shorten it, or put it in quotes"),
-        (f"a: {'[' * 3000}{']' * 3000}\n", "row 1 goes beyond 20 levels"),
-        (f"a: {'{b: ' * 3000}{'}' * 3000}\n", "row 1 goes beyond 20 levels"),
-        ("".join(f"{' ' * depth}a:\n" for depth in range(1000)), "row 21 goes beyond 20 levels"),
-        ("- " * 100_000 + "a\n", "row 1 goes beyond 20 levels"),
-        ("[" * 1_000_000, "row 1 goes beyond 20 levels"),
-        ("a: 2026-99-99\n", "holds a value that cannot be read (month must be in 1..12): mend it, or put it in quotes"),
-        ("a: 1\n---\nb: 2\n", "row 2 begins a second document: keep one"),
+        (f"a: {'[' * 3000}{']' * 3000}\n", "row 1 exceeds 20 levels"),
+        (f"a: {'{b: ' * 3000}{'}' * 3000}\n", "row 1 exceeds 20 levels"),
+        ("".join(f"{' ' * depth}a:\n" for depth in range(1000)), "row 21 exceeds 20 levels"),
+        ("- " * 100_000 + "a\n", "row 1 exceeds 20 levels"),
+        ("[" * 1_000_000, "row 1 exceeds 20 levels"),
+        ("a: 2026-99-99\n", "has a value that cannot be read (month must be in 1..12): fix it, or put it in quotes"),
+        ("a: 1\n---\nb: 2\n", "row 2 starts a second document: keep one"),
         ("a: !!python/object/apply:os.system [ls]\n", "row 1 has the tag 'tag:yaml.org,2002:python/object"),
         ("a: !!int '7'\n", "row 1 has the tag 'tag:yaml.org,2002:int': write the value without it"),
         ("a: 1\nb: 2\na: 3\n", "row 3 names a key a second time: keep one of the two"),
-        ("a:\t1\n", "row 1 is not valid YAML: mend its indentation, quotes or colons"),  # but DVC's reader takes it
+        ("a:\t1\n", "row 1 is not valid YAML: fix its indentation, quotes or colons"),  # but DVC's reader takes it
         ("x" * (MOST_BYTES + 1), "has more than 1,048,576 bytes"),
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else None,
@@ -69,13 +69,13 @@ def test_what_is_beyond_the_bounds_is_told_at_once(text: str, said: str) -> None
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
 def test_what_is_no_file_is_not_waited_for(make: Callable[[Path], None]) -> None:
     make(Path("params.yaml"))
-    with pytest.raises(InputError, match=r"^params\.yaml is no file: put a text file in its place$"):
+    with pytest.raises(InputError, match=r"^params\.yaml is not a file: put a text file in its place$"):
         load_params()
 
 
 def test_a_link_to_itself_is_told() -> None:
     Path("params.yaml").symlink_to("params.yaml")
-    with pytest.raises(InputError, match=r"^params\.yaml cannot be read \(Too many levels of symbolic links\): mend"):
+    with pytest.raises(InputError, match=r"^params\.yaml cannot be read \(Too many levels of symbolic links\): fix"):
         load_params()
 
 
@@ -83,26 +83,26 @@ def test_a_link_to_itself_is_told() -> None:
     ("text", "said"),
     [
         # A reader of YAML 1.1 takes words, octal and base-60 numbers for others than DVC's does.
-        ("a: {b: yes}\n", "params.yaml: a.b is 'yes' to one reader of YAML and True to another: write \"yes\""),
+        ("a: {b: yes}\n", "params.yaml: a.b is 'yes' for one YAML parser and True for another: write \"yes\""),
         *((f"a: {word}\n", f'write "{word}"') for word in ("no", "on", "Off", "y", "N")),
-        ("a: 012\n", "a is 12 to one reader of YAML and 10 to another: write 12, or put it in quotes if it is text"),
-        ("a: 0o12\n", "a is 10 to one reader of YAML and '0o12' to another: write 10, or"),
-        ("a: 089\n", "a is 89 to one reader of YAML and '089' to another: write 89, or"),
+        ("a: 012\n", "a is 12 for one YAML parser and 10 for another: write 12, or put it in quotes if it is text"),
+        ("a: 0o12\n", "a is 10 for one YAML parser and '0o12' for another: write 10, or"),
+        ("a: 089\n", "a is 89 for one YAML parser and '089' for another: write 89, or"),
         (
             "a: [0, 12:30]\n",
-            "a is [0, '12:30'] to one reader of YAML, and DVC's cannot read it: put its texts in quotes",
+            "a is [0, '12:30'] for one YAML parser, and DVC's cannot read it: put its texts in quotes",
         ),
-        ("a: 12:30\n", "a is '12:30' to one reader of YAML and 750 to another: write \"12:30\""),
-        ("yes: 1\n", "yes is 'yes' to one reader of YAML and True to another: write \"yes\""),
-        ("%YAML 1.1\n---\na: no\n", "a is False to one reader of YAML and 'no' to another"),
+        ("a: 12:30\n", "a is '12:30' for one YAML parser and 750 for another: write \"12:30\""),
+        ("yes: 1\n", "yes is 'yes' for one YAML parser and True for another: write \"yes\""),
+        ("%YAML 1.1\n---\na: no\n", "a is False for one YAML parser and 'no' for another"),
         # libyaml, which DVC reads by, has no colons within brackets.
         (
             "x: 1\ne:\n  j: {url: http://h:1/v1, model: m}\n",
-            "params.yaml row 3: e.j.url is 'http://h:1/v1' to one reader of YAML, and DVC's cannot read it: "
+            "params.yaml row 3: e.j.url is 'http://h:1/v1' for one YAML parser, and DVC's cannot read it: "
             'write "http://h:1/v1"',
         ),
-        ("a: \u2028b\n", "a is 'b' to one reader of YAML, and DVC's cannot read it"),
-        ('a: "\\ud83d"\n', "a is '\\ud83d' to one reader of YAML, and DVC's cannot read it"),
+        ("a: \u2028b\n", "a is 'b' for one YAML parser, and DVC's cannot read it"),
+        ('a: "\\ud83d"\n', "a is '\\ud83d' for one YAML parser, and DVC's cannot read it"),
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else None,
 )

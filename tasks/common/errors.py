@@ -1,19 +1,19 @@
-"""The one error that is the user's to mend, and one of the machine's."""
+"""InputError, for what the user must fix, and recognising errors of the machine."""
 
 import os
 import re
 
 from tasks.common.safe_text import quoted, sentence
 
-__all__ = ["InputError", "error_of_the_system", "is_company_lost", "is_out_of_memory", "quoted"]
+__all__ = ["InputError", "is_out_of_memory", "is_process_group_lost", "quoted", "system_error"]
 
 
 class InputError(Exception):
-    """Input, settings or surroundings that a person must mend.
+    """Input, settings or an environment that a person must fix.
 
-    The message is one sentence that names the file, the row where there is one, and the cure; it is made fit to be
-    shown (tasks/common/safe_text.py), whatever it quotes.
-    A stage that raises it prints the sentence, leaves earlier outputs as they were and exits with code 2.
+    The message is one sentence with the file, the row if there is one, and the cure; quoted text is made safe to show
+    (tasks/common/safe_text.py). A stage that raises it prints the message, leaves earlier outputs as they were and
+    exits with code 2.
     """
 
     def __init__(self, message: str) -> None:
@@ -21,19 +21,19 @@ class InputError(Exception):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether memory did not suffice, of the machine or of its accelerator; torch need not have been loaded."""
+    """Return whether memory was exhausted, of the machine or its accelerator; torch need not be imported."""
     named = type(error).__name__ == "OutOfMemoryError"  # torch's, for every accelerator
     return named or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
-def is_company_lost(error: BaseException) -> bool:
-    """Tell whether a process cannot reach another that trains with it; torch need not have been loaded."""
-    named = any(kind.__name__ == "DistError" for kind in type(error).__mro__)  # torch's, of NCCL and of meeting
+def is_process_group_lost(error: BaseException) -> bool:
+    """Return whether another process of a distributed training cannot be reached; torch need not be imported."""
+    named = any(kind.__name__ == "DistError" for kind in type(error).__mro__)  # torch's, of NCCL and of the rendezvous
     return named or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def error_of_the_system(error: BaseException) -> OSError | None:
-    """Give the system's error that a library hides in its own: torch behind it, safetensors by number in its text."""
+def system_error(error: BaseException) -> OSError | None:
+    """Return the OSError behind a library's error: torch chains it, safetensors quotes its number."""
     if isinstance(error, OSError):
         return error
     hidden = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""Where the pipeline's files lie, and writing them whole or not at all."""
+"""Paths of the pipeline's files, and writing them completely or not at all."""
 
 import csv
 import fcntl
@@ -17,41 +17,41 @@ from tasks.common.errors import InputError
 
 PREPARED, VALIDATED = Path("data/prepare"), Path("data/validate")
 MODELS, METRICS, CURVES, REPORTS = Path("models"), Path("metrics"), Path("curves"), Path("reports")
-# What a checkout keeps to itself and DVC never sees: locks, checkpoints, failure notes, data docs, servers' homes.
+# State of a checkout outside DVC: locks, checkpoints, the last failure, data docs, servers' files.
 STATE = Path(".trueline")
-# Half a surrogate pair, which UTF-8 cannot hold, becomes its JSON escape: damaged text can be kept and shown.
+# A lone surrogate, which UTF-8 cannot encode, becomes its JSON escape: damaged text can be saved and shown.
 KEEP_SURROGATES = "backslashreplace"
-# In every temporary folder, and locked for as long as the process that made it lives.
+# In every temporary folder, and locked while the process that created it runs.
 IN_USE = ".in-use"
-SECONDS_TO_LOCK = 60.0  # a folder may be so young that its lock is not taken yet
+SECONDS_TO_LOCK = 60.0  # the lock of a new folder may not be taken yet
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success it takes the place of `path`, on failure nothing is left.
+    """Yield a temporary path beside `path`; on success it replaces `path`, on failure it is deleted.
 
-    Serves files and folders alike: the block creates the one it wants.
+    For files and folders: the block creates either.
     """
-    with workplace(path) as folder:
+    with temporary_folder(path) as folder:
         draft = folder / path.name
         yield draft
-        if path.is_dir():  # in the way; deleted with the workplace, once the new one is in its place
+        if path.is_dir():  # deleted with the temporary folder, once the new one is in its place
             path.replace(folder / ".replaced")
         draft.replace(path)
 
 
 @contextmanager
-def workplace(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path` for a block; those that killed processes left there are removed."""
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path` for a block; folders of killed processes are removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:  # it names the temporary folder, which nobody knows
+    except OSError as error:  # it names the temporary folder, which no user knows
         raise OSError(error.errno, error.strerror, str(path.parent)) from None
     try:
         with (folder / IN_USE).open("w") as lock:
-            with suppress(OSError):  # a file system without locks: nothing is removed there
+            with suppress(OSError):  # a file system without locks: abandoned folders stay there
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield folder
     finally:
@@ -74,7 +74,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object the pipeline wrote.
+    """Read a JSON object that the pipeline wrote.
 
     Raises:
         InputError: the file is missing or damaged.
@@ -91,14 +91,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line; the same rows give the same bytes."""
+    """Write one JSON object per line; the same rows give the same bytes."""
     with replacing(path) as draft, draft.open("w", encoding="utf-8", errors=KEEP_SURROGATES) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a line of names and a line a row; the same rows give the same bytes, and None an empty field."""
+    """Write a header and one line per row, with None as an empty field; the same rows give the same bytes."""
     with replacing(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
@@ -106,7 +106,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Read rows the pipeline wrote, one at a time.
+    """Read rows that the pipeline wrote, one at a time.
 
     Raises:
         InputError: the file is missing, or a row is damaged.
@@ -118,7 +118,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def parse_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    """Read a line of a JSONL file the pipeline wrote.
+    """Parse a line of a JSONL file that the pipeline wrote.
 
     Raises:
         InputError: it is damaged.
@@ -133,7 +133,7 @@ def parse_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def require_file(path: Path) -> None:
-    """Find a file the pipeline wrote.
+    """Check that a file of the pipeline exists.
 
     Raises:
         InputError: it is missing.
@@ -143,12 +143,12 @@ def require_file(path: Path) -> None:
 
 
 def damaged_row(path: Path, number: int) -> InputError:
-    """Give the error for a row that is not as the pipeline wrote it."""
+    """Return the error for a damaged row."""
     return InputError(f"{path} row {number} is damaged: delete the file and run dvc repro")
 
 
 def hash_files(path: Path) -> str:
-    """SHA-256, in 64 hexadecimal digits, of the name and content of a file, or of all that lie in a folder.
+    """Return the SHA-256, in 64 hexadecimal digits, of names and contents of a file or of all files in a folder.
 
     Raises:
         InputError: it is missing.

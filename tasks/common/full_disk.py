@@ -1,19 +1,19 @@
-"""A full disk told as what it is, whichever library was writing."""
+"""Reporting a full disk as such, whichever library was writing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tasks.common.errors import error_of_the_system
+from tasks.common.errors import system_error
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise the system's own OSError, naming `path`, also where a library hides it in an error of its own."""
+    """Raise an OSError with `path`, also if a library wraps the system's error in its own."""
     try:
         yield
     except Exception as error:
-        hidden = error_of_the_system(error)
+        hidden = system_error(error)
         if hidden is None:
             raise
         raise OSError(hidden.errno, hidden.strerror, str(path)) from error

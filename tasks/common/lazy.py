@@ -1,4 +1,4 @@
-"""Sequences whose items are made when they are asked for: the one way in which rows on disk have numbers."""
+"""Sequences whose items are created on access: how rows on disk are indexed."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
@@ -13,10 +13,10 @@ Raw = TypeVar("Raw")
 
 
 class LazySequence(Sequence[Item_co]):
-    """A number of items, none of which is held: what they are made from may lie on disk and be larger than memory."""
+    """Items that are created on access and not cached: their source may be on disk and larger than memory."""
 
     def __init__(self, count: int, make: Callable[[int], Item_co]) -> None:
-        """Have `make` give the item of a number from 0 to `count` - 1, the same one whenever it is asked."""
+        """Create item i, from 0 to `count` - 1, by `make(i)`, which must return equal items for the same i."""
         self._numbers, self._make = range(count), make
 
     def __len__(self) -> int:
@@ -36,12 +36,12 @@ class LazySequence(Sequence[Item_co]):
 def stretches(
     sizes: Iterable[int], read: Callable[[int, int], Raw], make: Callable[[int, Raw], Item]
 ) -> LazySequence[Item]:
-    """Give what lies end to end in a file or an array as a sequence; 8 bytes an item are held.
+    """Return consecutive stretches of a file or an array as a sequence; 8 bytes per item are in memory.
 
     Args:
-        sizes: of the items, in the unit of the file (bytes) or of the array (entries).
-        read: gives what lies between a start and an end.
-        make: gives an item by its number, from 0, and what was read.
+        sizes: sizes of the items, in bytes of the file or entries of the array.
+        read: returns what is between a start and an end.
+        make: creates an item from its number, from 0, and what was read.
     """
     ends = np.cumsum(np.fromiter(sizes, np.int64))
 
@@ -52,7 +52,7 @@ def stretches(
 
 
 def end_to_end(parts: Sequence[Sequence[Item]]) -> LazySequence[Item]:
-    """Give several sequences as one, the items of the first before those of the second."""
+    """Concatenate sequences, without copying."""
     starts = list(accumulate(map(len, parts), initial=0))
 
     def item(number: int) -> Item:

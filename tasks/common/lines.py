@@ -1,4 +1,4 @@
-"""Rows of JSON, one a line, by their number: for what is larger than memory."""
+"""Rows of a JSONL file by number, for files larger than memory."""
 
 import json
 import tempfile
@@ -16,13 +16,13 @@ from tasks.common.lazy import LazySequence, stretches
 
 
 class Lines(LazySequence[dict[str, Any]]):
-    """The rows of a file that the pipeline wrote, each read when it is asked for."""
+    """The rows of a file that the pipeline wrote, read on access."""
 
     def __init__(self, path: Path) -> None:
-        """Find out where the rows begin.
+        """Find the start of every row.
 
         Raises:
-            InputError: the file is missing; when a row is read, that it is damaged.
+            InputError: the file is missing; on access, a row is damaged.
         """
         require_file(path)
         with path.open("rb") as file:
@@ -39,10 +39,10 @@ class Lines(LazySequence[dict[str, Any]]):
 
 
 class Spool:
-    """Rows put aside in a file without a name, to be read again by their number."""
+    """Rows in an unnamed temporary file, to be read by number."""
 
     def __enter__(self) -> Self:
-        STATE.mkdir(parents=True, exist_ok=True)  # not the system's folder for such files, which may be in memory
+        STATE.mkdir(parents=True, exist_ok=True)  # the system's folder for temporary files may be in memory
         self._file = tempfile.TemporaryFile(dir=STATE)
         self._sizes = array("q")
         return self
@@ -53,11 +53,11 @@ class Spool:
         self._file.close()
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Put a row aside, behind the others."""
+        """Append a row."""
         self._sizes.append(self._file.write(json.dumps(row).encode()))
 
     def rows(self) -> Sequence[dict[str, Any]]:
-        """Give the rows, once all are there."""
+        """Return the rows; call it after the last `add`."""
         return stretches(self._sizes, lambda *ends: _between(self._file, *ends), lambda _, text: dict(json.loads(text)))
 
 
@@ -66,13 +66,13 @@ def _between(file: BinaryIO, start: int, end: int) -> bytes:
     return file.read(end - start)
 
 
-def alike(rows: Iterable[tuple[bytes, Mapping[str, Any]]]) -> Iterator[Iterator[dict[str, Any]]]:
-    """Give the rows of one key together, in the order of each key's first row.
+def group_by_key(rows: Iterable[tuple[bytes, Mapping[str, Any]]]) -> Iterator[Iterator[dict[str, Any]]]:
+    """Group rows by key, in the order of each key's first row.
 
-    All rows lie in a file without a name meanwhile. Each group is to be read before the next is asked for.
+    The rows are in an unnamed temporary file in between. Read each group before asking for the next.
 
     Args:
-        rows: each with its key, all of one length.
+        rows: each with its key; all keys have the same length.
     """
     keys, length = bytearray(), 1
     with Spool() as spool:

@@ -1,6 +1,6 @@
-"""The places that stages write to: real folders on a disk with room that may be written, or one sentence that says not.
+"""Checks of the folders that stages write to: real folders, writable, on a disk with space.
 
-A finished folder takes the place of the one before by renaming, which neither leads through a link nor to another disk.
+A finished output replaces the one before by renaming, which works neither through a link nor to another disk.
 """
 
 import errno
@@ -12,15 +12,15 @@ from tasks.common.errors import InputError
 from tasks.common.files import CURVES, METRICS, MODELS, PREPARED, REPORTS
 
 FOLDERS = (PREPARED.parent, MODELS, METRICS, CURVES, REPORTS)
-PROBE = 64 * 1024  # bytes: more than what a file system keeps within its own books
+PROBE = 64 * 1024  # bytes: more than a file system stores in its metadata
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def check_places() -> None:
-    """Look at the folders of this checkout that stages write to.
+def check_output_folders() -> None:
+    """Check the folders of this checkout that stages write to.
 
     Raises:
-        InputError: one is a link or no folder, or nothing can be written there.
+        InputError: one is a link or not a folder, or cannot be written to.
     """
     for folder in FOLDERS:
         check_real(folder)
@@ -31,16 +31,16 @@ def check_places() -> None:
 
 
 def check_real(path: Path) -> None:
-    """Make sure that a path of the checkout leads through no link, and only through folders.
+    """Check that no part of a path in the checkout is a link, and every parent is a folder.
 
     Raises:
-        InputError: it does not; the sentence has the cure.
+        InputError: it is not so; the message has the cure.
     """
     for folder in [path, *path.parents][-2::-1]:  # without the working folder itself
         if folder.is_symlink():
             raise InputError(
-                f"{folder} is a link to {folder.readlink()}, where DVC keeps no outputs: make it a folder of the "
-                "checkout again; where its disk is too small, move DVC's cache to another (dvc cache dir --local "
+                f"{folder} is a link to {folder.readlink()}, where DVC stores no outputs: make it a folder of the "
+                "checkout again; if its disk is too small, move DVC's cache to another (dvc cache dir --local "
                 "FOLDER) or the whole checkout"
             )
         is_folder = folder != path or path in FOLDERS
@@ -49,15 +49,15 @@ def check_real(path: Path) -> None:
 
 
 def check_writable(what: str, folder: Path, or_else: str) -> None:
-    """Write a little in a folder, or in the nearest one above it that there is.
+    """Write a few bytes to a folder, or to its nearest existing parent.
 
     Args:
-        what: what people call the folder.
-        folder: where to write.
-        or_else: how to do without it, where it cannot be mended.
+        what: the folder's name in the message.
+        folder: the folder.
+        or_else: the cure if the folder cannot be made writable.
 
     Raises:
-        InputError: nothing can be written; the sentence has the cure.
+        InputError: nothing can be written; the message has the cure.
     """
     there = next((each for each in [folder, *folder.parents] if each.exists()), folder)
     try:
@@ -73,7 +73,7 @@ def _fault(error: OSError, or_else: str) -> str:
     if error.errno in FULL:
         return f"is on a full disk: free some of it, or {or_else}"
     if error.errno == errno.EROFS:
-        return f"is on a disk that may only be read: mount it for writing, or {or_else}"
+        return f"is on a read-only disk: mount it for writing, or {or_else}"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"may not be written by you: grant it, run as its owner, or {or_else}"
-    return f"cannot be written ({error.strerror}): mend that, or {or_else}"
+        return f"is not writable for you: grant permission, run as its owner, or {or_else}"
+    return f"cannot be written to ({error.strerror}): fix that, or {or_else}"

@@ -1,7 +1,7 @@
-"""How far a stage has come: a bar for those who watch, and a note for `trueline status` and for whoever ends the stage.
+"""The progress of a stage: a bar, and a status file for `trueline status` and for a process that stops the stage.
 
-The note also says how long the stage may need to stop. A signal is heard only between two calls of torch, and then the
-last step has to be saved.
+The status file also says how long the stage may need to stop: Python handles a signal only between two calls of torch,
+and then the last step has to be saved.
 """
 
 import os
@@ -17,76 +17,76 @@ from tqdm import tqdm
 from tasks.common.errors import InputError
 from tasks.common.files import STATE, read_json, write_json
 
-NOTES = STATE / "progress"  # a file for each stage that runs
-SECONDS_BETWEEN_NOTES = 1.0
+STATUS_FILES = STATE / "progress"  # one for each running stage
+SECONDS_BETWEEN_WRITES = 1.0
 SECONDS_BETWEEN_LINES = 10.0
-SECONDS_UNSHOWN = 2.0  # a pass over some rows that takes less needs no bar
-SECONDS_TO_STOP = 15.0  # besides the call of torch that is under way: to put outputs back and to close the MLflow run
-IS_FIRST = os.environ.get("RANK", "0") == "0"  # of several processes that train together
+SECONDS_HIDDEN = 2.0  # a faster pass over some rows needs no bar
+SECONDS_TO_STOP = 15.0  # after the current call of torch: to restore outputs and close the MLflow run
+IS_FIRST = os.environ.get("RANK", "0") == "0"  # of several training processes
 
 Item = TypeVar("Item")
 
 
-class Running(NamedTuple):
-    """What a stage says of itself while it runs."""
+class StageProgress(NamedTuple):
+    """The progress of a running stage."""
 
     pid: int
     stage: str
-    doing: str = ""  # as the bar is called, such as "evaluate: sft"
+    doing: str = ""  # description of the bar, such as "evaluate: sft"
     done: int = 0
-    total: int | None = None  # None: there is no bar
+    total: int | None = None  # None: no bar
     unit: str = ""
-    seconds_left: float | None = None  # of the bar; None: not known yet
-    seconds_to_stop: float = SECONDS_TO_STOP  # from the moment that the stage is told to stop
+    seconds_left: float | None = None  # of the bar; None: unknown
+    seconds_to_stop: float = SECONDS_TO_STOP  # after the stage is told to stop
 
 
-class _Own:
-    """What this process has noted."""
+class _Current:
+    """The state of this process."""
 
-    note: Running | None = None  # None: it runs no stage
-    longest = 0.0  # seconds between two steps of a bar
+    progress: StageProgress | None = None  # None: it runs no stage
+    longest_step = 0.0  # seconds between two steps of a bar
 
 
 def begin(stage: str) -> None:
-    """Note that this process runs a stage."""
+    """Write the status file: this process runs a stage."""
     if IS_FIRST:
-        _write(Running(os.getpid(), stage))
+        _write(StageProgress(os.getpid(), stage))
 
 
 def request_grace(seconds: float) -> None:
-    """Ask whoever ends this process to wait so long, counted from the moment that it was told to stop."""
-    if _Own.note:
-        _write(_Own.note._replace(seconds_to_stop=seconds))
+    """Ask for this many seconds between the request to stop and a kill."""
+    if _Current.progress:
+        _write(_Current.progress._replace(seconds_to_stop=seconds))
 
 
 def end() -> None:
-    """Remove the note of this process."""
-    if _Own.note:
-        with suppress(OSError):  # a note that stays names a process that has ended
-            _file(_Own.note).unlink(missing_ok=True)
-        _Own.note = None
+    """Remove the status file of this process."""
+    if _Current.progress:
+        with suppress(OSError):  # a file that stays names a process that has ended
+            _file(_Current.progress).unlink(missing_ok=True)
+        _Current.progress = None
 
 
-def running() -> list[Running]:
-    """Read what the stages that run in this checkout say of themselves."""
-    return [note for file in sorted(NOTES.glob("*.json")) if (note := _read(file)) and _lives(note, file)]
+def running() -> list[StageProgress]:
+    """Return the progress of the stages that run in this checkout."""
+    return [found for file in sorted(STATUS_FILES.glob("*.json")) if (found := _read(file)) and _is_alive(found, file)]
 
 
-def along(items: Sequence[Item], description: str, unit: str) -> Iterator[Item]:
-    """Give the items one by one, under a bar."""
-    with Bar(description, len(items), unit, delay=SECONDS_UNSHOWN) as bar:
+def track(items: Sequence[Item], description: str, unit: str) -> Iterator[Item]:
+    """Yield the items under a progress bar."""
+    with Bar(description, len(items), unit, delay=SECONDS_HIDDEN) as bar:
         for item in items:
             yield item
             bar.update()
 
 
 class Bar(tqdm):  # type: ignore[type-arg]  # generic in its stubs only
-    """A progress bar that is noted, too."""
+    """A progress bar that also updates the status file."""
 
     def __init__(self, description: str, total: int, unit: str, *, done: int = 0, delay: float = 0.0) -> None:
-        """Show how far some work has come: on a terminal a bar that moves, in a log a line every few seconds.
+        """Set up the bar: on a terminal it moves, in a log it is a line every few seconds.
 
-        Of several processes that work together the first one shows it.
+        Of several processes only rank 0 shows it.
         """
         interval = 0.5 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
         super().__init__(
@@ -99,57 +99,57 @@ class Bar(tqdm):  # type: ignore[type-arg]  # generic in its stubs only
             disable=not IS_FIRST,
         )
         self._began = self._at = time.monotonic()
-        self._noted, self._total = 0.0, total
-        self._note()
+        self._written, self._total = 0.0, total
+        self._write()
 
     def update(self, n: float | None = 1) -> bool | None:
-        """Tell that `n` more are done."""
+        """Advance by `n`."""
         shown = super().update(n)
         now = time.monotonic()
-        _Own.longest, self._at = max(_Own.longest, now - self._at), now
-        if now - self._noted >= SECONDS_BETWEEN_NOTES:
-            self._note()
+        _Current.longest_step, self._at = max(_Current.longest_step, now - self._at), now
+        if now - self._written >= SECONDS_BETWEEN_WRITES:
+            self._write()
         return shown
 
-    def _note(self) -> None:
-        self._noted = time.monotonic()
-        if _Own.note:
-            done, elapsed = self.n - self.initial, self._noted - self._began
-            note = Running(
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        if _Current.progress:
+            done, elapsed = self.n - self.initial, self._written - self._began
+            progress = StageProgress(
                 pid=os.getpid(),
-                stage=_Own.note.stage,
+                stage=_Current.progress.stage,
                 doing=self.desc,
                 done=int(self.n),
                 total=self._total,
                 unit=self.unit,
                 seconds_left=elapsed / done * (self._total - self.n) if done else None,
-                seconds_to_stop=SECONDS_TO_STOP + 2 * _Own.longest,
+                seconds_to_stop=SECONDS_TO_STOP + 2 * _Current.longest_step,
             )
-            _write(note)
+            _write(progress)
 
 
-def _file(note: Running) -> Path:
-    return NOTES / f"{note.stage}.json"
+def _file(progress: StageProgress) -> Path:
+    return STATUS_FILES / f"{progress.stage}.json"
 
 
-def _write(note: Running) -> None:
-    _Own.note = note
-    with suppress(OSError):  # a full disk is no reason to end a training that has nothing to write now
-        write_json(_file(note), note._asdict())
+def _write(progress: StageProgress) -> None:
+    _Current.progress = progress
+    with suppress(OSError):  # a full disk must not end a training
+        write_json(_file(progress), progress._asdict())
 
 
-def _read(file: Path) -> Running | None:
+def _read(file: Path) -> StageProgress | None:
     try:
-        return Running(**read_json(file))
-    except (InputError, TypeError):  # it has just ended, or another version of this file wrote it
+        return StageProgress(**read_json(file))
+    except (InputError, TypeError):  # the stage has just ended, or another release wrote the file
         return None
 
 
-def _lives(note: Running, file: Path) -> bool:
-    """Whether the process still runs: one that was killed leaves its note, and its number may have a new owner."""
+def _is_alive(progress: StageProgress, file: Path) -> bool:
+    """Return whether the process still runs: a killed one leaves its file, and its number may be reused."""
     import psutil
 
     try:
-        return bool(psutil.Process(note.pid).create_time() <= file.stat().st_mtime)
+        return bool(psutil.Process(progress.pid).create_time() <= file.stat().st_mtime)
     except (psutil.Error, OSError):
         return False

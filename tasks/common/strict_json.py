@@ -1,4 +1,4 @@
-"""JSON as its writer meant it: no key twice, and every fault in words that help."""
+"""Strict JSON: no key twice, and helpful messages for every fault."""
 
 import json
 from collections.abc import Iterable
@@ -11,31 +11,33 @@ MAC_CURE = r"convert them, as in tr '\r' '\n' < old > new"
 
 
 class JsonError(ValueError):
-    """A text that is not JSON, or that says one thing twice; the message goes on after the place."""
+    """A text that is not JSON or has a key twice; the message continues after the name of the place."""
 
-    def __init__(self, said: str, cure: str | None = None, line: int | None = None, *, goes_on: bool = False) -> None:
-        super().__init__(said)
+    def __init__(self, text: str, cure: str | None = None, line: int | None = None, *, goes_on: bool = False) -> None:
+        super().__init__(text)
         self.cure = cure
         self.line = line
-        self.goes_on = goes_on  # what it begins with is JSON
+        self.goes_on = goes_on  # the text starts with valid JSON
 
 
 def parse_json(text: str) -> object:
     """Read JSON in which no object names a key twice.
 
     Raises:
-        JsonError: it is none, names a key twice, nests too deeply, or holds a number too long to be read.
+        JsonError: it is not JSON, has a key twice, is nested too deeply, or has a number that is too long.
     """
     try:
         content: object = json.loads(text, object_pairs_hook=_distinct)
     except json.JSONDecodeError as error:
         raise _not_json(text, error) from None
     except RecursionError:
-        raise JsonError("is not valid JSON (lists or objects nest too deeply)", "write it with fewer levels") from None
+        raise JsonError(
+            "is not valid JSON (lists or objects nested too deeply)", "write it with fewer levels"
+        ) from None
     except JsonError:
         raise
     except ValueError:  # of Python's int
-        raise JsonError("holds a number of more than 4,300 digits", "write it as a text, in quotes") from None
+        raise JsonError("has a number of more than 4,300 digits", "write it as a text, in quotes") from None
     return content
 
 

@@ -1,7 +1,7 @@
-"""YAML that people write: read within bounds, and only where all readers of YAML read the same.
+"""YAML written by people: read with size limits, and only if all YAML parsers give the same values.
 
-DVC reads params.yaml by libyaml, we change it by ruamel.yaml, others have PyYAML and its YAML 1.1, to which 012 is 10
-and yes is true. What they read differently is refused, so that every value means what it says.
+DVC reads params.yaml with libyaml, `trueline configure` edits it with ruamel.yaml, and PyYAML reads YAML 1.1, where 012
+is 10 and yes is true. A value on which they differ is refused.
 """
 
 import json
@@ -32,12 +32,12 @@ from tasks.common.safe_text import quoted, shortened
 MOST_BYTES = 2**20
 DEEPEST = 20  # lists and mappings within one another
 MOST_VALUES = 50_000  # aliases written out
-LONGEST_PLAIN = 1_000  # characters without quotes around them: no number has more digits
+LONGEST_PLAIN = 1_000  # characters of an unquoted value: no number has more digits
 UNREADABLE = (YAMLError, ValueError, OverflowError, TypeError)  # a date such as 2026-99-99 is no YAMLError
 
 
 class Difference(NamedTuple):
-    """A value of which two readings are not the same."""
+    """A value that two parsers read differently."""
 
     key: str
     ours: object
@@ -49,20 +49,20 @@ def read_yaml(path: Path) -> object:
 
     Raises:
         FileNotFoundError: there is none.
-        InputError: it is no file, too large, no UTF-8 or no YAML, or not all readers read the same.
+        InputError: it is not a file, too large, not UTF-8 or not YAML, or parsers differ on it.
     """
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, PermissionError):
         raise
     except OSError as error:  # a link to itself, a name that is too long
-        raise InputError(f"{path} cannot be read ({error.strerror}): mend its name or link") from None
-    if not stat.S_ISREG(mode):  # a pipe would be waited for, and some devices never end
-        raise InputError(f"{path} is no file: put a text file in its place")
+        raise InputError(f"{path} cannot be read ({error.strerror}): fix its name or link") from None
+    if not stat.S_ISREG(mode):  # a pipe would block, and some devices never end
+        raise InputError(f"{path} is not a file: put a text file in its place")
     with path.open("rb") as file:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
-        raise InputError(f"{path} has more than {MOST_BYTES:,} bytes: restore it, as settings never have so many")
+        raise InputError(f"{path} has more than {MOST_BYTES:,} bytes: restore it, settings are never that long")
     try:
         return parse_yaml(content.decode("utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
@@ -74,14 +74,14 @@ def parse_yaml(text: str, origin: str, *, for_us_alone: bool = False) -> object:
 
     Args:
         text: what to read.
-        origin: where it stands, for messages.
-        for_us_alone: whether nobody else will read it, so that it does not matter how they would.
+        origin: name of the source, for messages.
+        for_us_alone: whether no other parser will read it, so that differences do not matter.
 
     Raises:
-        InputError: it is no YAML, goes beyond the bounds, or not all readers read the same.
+        InputError: it is not YAML, exceeds the limits, or parsers differ on it.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", YAMLWarning)  # of an anchor's second use, and of 1e-4 in YAML 1.1
+        warnings.simplefilter("ignore", YAMLWarning)  # about an anchor's second use, and about 1e-4 in YAML 1.1
         try:
             _check_bounds(text, origin)
             ours = _reader().load(text)
@@ -93,7 +93,7 @@ def parse_yaml(text: str, origin: str, *, for_us_alone: bool = False) -> object:
 
 
 def difference(ours: object, theirs: object, key: str = "") -> Difference | None:
-    """Find the first value that two readings do not share; 1, 1.0 and true are three values."""
+    """Find the first value in which two readings differ; 1, 1.0 and true are different."""
     if isinstance(ours, dict) and isinstance(theirs, dict) and len(ours) == len(theirs):
         inside = [(f"{key}.{name}".lstrip("."), name, other) for name, other in zip(ours, theirs, strict=True)]
         inside += [(where, ours[name], theirs.get(name)) for where, name, _ in inside]
@@ -115,8 +115,8 @@ def _fault(error: Exception) -> str:
     if isinstance(error, DuplicateKeyError):
         return "names a key a second time: keep one of the two"
     if isinstance(error, YAMLError):
-        return "is not valid YAML: mend its indentation, quotes or colons"
-    return f"holds a value that cannot be read ({error}): mend it, or put it in quotes if it is text"
+        return "is not valid YAML: fix its indentation, quotes or colons"
+    return f"has a value that cannot be read ({error}): fix it, or put it in quotes if it is text"
 
 
 def _row(error: Exception) -> str:
@@ -125,9 +125,9 @@ def _row(error: Exception) -> str:
 
 
 def _check_bounds(text: str, origin: str) -> None:
-    """Look at the text before anything is built of it, which recurses, and multiplies where there are aliases."""
-    sizes: dict[str, int] = {}  # of what an anchor names, from its end on
-    containers: list[tuple[str | None, int]] = []  # that are open: anchor, and how many values came before
+    """Check the limits before parsing: building values recurses, and aliases multiply."""
+    sizes: dict[str, int] = {}  # of the values of finished anchors
+    containers: list[tuple[str | None, int]] = []  # open ones: anchor, and number of values before
     values = documents = 0
     for event in _reader().parse(text):
         documents += isinstance(event, DocumentStartEvent)
@@ -148,16 +148,16 @@ def _check_bounds(text: str, origin: str) -> None:
             sizes |= {anchor: values - before} if anchor else {}
         if values > MOST_VALUES or len(containers) > DEEPEST:
             bound = f"{MOST_VALUES:,} values, aliases written out" if values > MOST_VALUES else f"{DEEPEST} levels"
-            raise InputError(f"{origin} row {event.start_mark.line + 1} goes beyond {bound}: write less, or restore it")
+            raise InputError(f"{origin} row {event.start_mark.line + 1} exceeds {bound}: shorten or restore it")
 
 
 def _fault_of(event: Event, documents: int, sizes: dict[str, int]) -> str | None:
     if documents > 1:
-        return "begins a second document: keep one"
+        return "starts a second document: keep one"
     if tag := getattr(event, "tag", None):
         return f"has the tag {quoted(tag)}: write the value without it"
     if isinstance(event, AliasEvent) and event.anchor not in sizes:
-        return f"has *{shortened(event.anchor, 50)}, which names nothing that ends before it: write the value out"
+        return f"has *{shortened(event.anchor, 50)}, but no anchor of that name is before it: write the value out"
     if isinstance(event, ScalarEvent) and not event.style and len(event.value) > LONGEST_PLAIN:
         return f"has a value of {len(event.value):,} characters: shorten it, or put it in quotes if it is text"
     return None
@@ -169,18 +169,16 @@ def _check_readers_agree(text: str, ours: object, origin: str) -> None:
     except UNREADABLE as error:
         key, value = _place(text, ours, error)
         raise InputError(
-            f"{origin}{_row(error)}: {key} is {quoted(value)} to one reader of YAML, and DVC's cannot read it: "
+            f"{origin}{_row(error)}: {key} is {quoted(value)} for one YAML parser, and DVC's cannot read it: "
             f"{_unmistakable(value)}"
         ) from None
     try:
         older = _reader((1, 1)).load(text)
     except UNREADABLE as error:
-        raise InputError(
-            f"{origin}{_row(error)} is read by YAML 1.2 and not by YAML 1.1: put its texts in quotes"
-        ) from None
+        raise InputError(f"{origin}{_row(error)} is valid YAML 1.2 but not YAML 1.1: put its texts in quotes") from None
     if found := difference(ours, as_dvc) or difference(ours, older):
         raise InputError(
-            f"{origin}: {found.key} is {quoted(found.ours)} to one reader of YAML and {quoted(found.theirs)} to "
+            f"{origin}: {found.key} is {quoted(found.ours)} for one YAML parser and {quoted(found.theirs)} for "
             f"another: {_unmistakable(found.ours)}"
         )
 
@@ -194,7 +192,7 @@ def _unmistakable(value: object) -> str:
 
 
 def _place(text: str, ours: object, error: Exception) -> tuple[str, object]:
-    """Give the key where another reader failed, with its value to us."""
+    """Return the key where another parser failed, with our value."""
     mark = getattr(error, "context_mark", None) or getattr(error, "problem_mark", None)
     place, value = "it", ours
     for path, node in _keys(_reader().compose(text)):
@@ -204,7 +202,7 @@ def _place(text: str, ours: object, error: Exception) -> tuple[str, object]:
 
 
 def _keys(node: Node | None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Node]]:
-    """Every key of a document in its order, with the path to it."""
+    """Yield every key of a document in order, with its path."""
     if isinstance(node, SequenceNode):
         for inner in node.value:
             yield from _keys(inner, path)

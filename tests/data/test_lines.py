@@ -7,7 +7,7 @@ import pytest
 from tasks.common.errors import InputError
 from tasks.common.files import STATE, read_jsonl, write_jsonl
 from tasks.common.lazy import end_to_end, stretches
-from tasks.common.lines import Lines, Spool, alike
+from tasks.common.lines import Lines, Spool, group_by_key
 
 ROWS = [{"text": "one"}, {"text": "zwölf\nlines"}, {"text": ""}]
 
@@ -60,5 +60,5 @@ def test_sequences_end_to_end_are_one():
 def test_rows_of_one_key_come_together_in_the_order_of_their_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [(key, {"n": number}) for number, key in enumerate([b"b\0", b"a\0", b"b\0", b"a\1", b"a\0"])]
-    assert [[row["n"] for row in group] for group in alike(rows)] == [[0, 2], [1, 4], [3]]
-    assert list(alike([])) == []
+    assert [[row["n"] for row in group] for group in group_by_key(rows)] == [[0, 2], [1, 4], [3]]
+    assert list(group_by_key([])) == []

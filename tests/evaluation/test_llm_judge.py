@@ -221,5 +221,5 @@ def test_whoever_is_interrupted_does_not_wait_for_a_reply():
             begun = time.monotonic()
             _, said = process.communicate(timeout=40)
         answer.set()
-    assert (process.returncode, said) == (143, "judging: interrupted; run again to go on\n")
+    assert (process.returncode, said) == (143, "judging: interrupted; run again to continue\n")
     assert time.monotonic() - begun < 20

@@ -5,7 +5,7 @@ import pytest
 
 from flows.interrupts import interruption_told
 from tasks.common.files import write_json
-from tasks.stage import FAILURE_NOTE, Failure
+from tasks.stage import FAILURE_FILE, Failure
 
 
 @pytest.fixture(autouse=True)
@@ -23,16 +23,16 @@ def test_sigterm_unwinds_the_block_and_is_told(capsys: pytest.CaptureFixture[str
 
     assert ended.value.code == 143
     assert unwound
-    assert capsys.readouterr().err == "trueline: interrupted; run again to go on\n"
+    assert capsys.readouterr().err == "trueline: interrupted; run again to continue\n"
     assert signal.getsignal(signal.SIGTERM) is earlier
 
 
 def test_the_stage_that_was_interrupted_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    write_json(FAILURE_NOTE, Failure("sft", "interrupted", "interrupted; run again to go on")._asdict())
+    write_json(FAILURE_FILE, Failure("sft", "interrupted", "interrupted; run again to continue")._asdict())
     with pytest.raises(KeyboardInterrupt), interruption_told():
         raise KeyboardInterrupt
 
-    assert capsys.readouterr().err == "trueline: interrupted in sft; run again to go on\n"
+    assert capsys.readouterr().err == "trueline: interrupted in sft; run again to continue\n"
 
 
 def test_another_error_is_for_others_to_tell(capsys: pytest.CaptureFixture[str]) -> None:

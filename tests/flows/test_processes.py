@@ -83,7 +83,7 @@ signal.signal(signal.SIGTERM, save)
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 progress.SECONDS_TO_STOP = 0
 progress.begin("sft")
-progress._Own.longest = {longest}
+progress._Current.longest_step = {longest}
 with progress.Bar("sft", 2, "step"):
     pathlib.Path("pid").write_text(str(os.getpid()))
     time.sleep({deaf})
@@ -121,7 +121,7 @@ def test_a_killed_parent_leaves_no_child() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 def test_a_parent_that_died_during_the_imports_is_noticed() -> None:
-    script = "import tasks; tasks.STARTED_BY += 1; from tasks.stage import die_with_parent; die_with_parent()"
+    script = "import tasks; tasks.STARTED_BY += 1; from tasks.stage import exit_with_parent; exit_with_parent()"
 
     assert subprocess.run([sys.executable, "-c", script], check=False, cwd=ROOT).returncode == 143
 

@@ -60,7 +60,7 @@ def fail(kind: str) -> None:
     reproduce("sft")
 
 
-def test_bad_input_is_the_users_to_mend(repository: Path) -> None:
+def test_bad_input_is_the_users_to_fix(repository: Path) -> None:
     with pytest.raises(InputError, match=r"^sft: a.jsonl row 3 is cut off$"):
         fail("input")
 

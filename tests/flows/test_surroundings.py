@@ -120,7 +120,7 @@ def test_an_output_folder_that_is_a_link(checkout: Path, tmp_path: Path, link: s
     Path(link).parent.mkdir(exist_ok=True)
     Path(link).symlink_to(tmp_path / target)
     assert refused().startswith(
-        f"{link} is a link to {tmp_path / target}, where DVC keeps no outputs: make it a folder"
+        f"{link} is a link to {tmp_path / target}, where DVC stores no outputs: make it a folder"
     )
     Path(link).unlink()
     look()
@@ -164,15 +164,15 @@ def unwritable(monkeypatch: pytest.MonkeyPatch) -> dict[Path, int]:
     [
         (errno.ENOSPC, "is on a full disk: free some of it, or"),
         (errno.EDQUOT, "is on a full disk: free some of it, or"),
-        (errno.EROFS, "is on a disk that may only be read: mount it for writing, or"),
-        (errno.EACCES, "may not be written by you: grant it, run as its owner, or"),
-        (errno.EIO, "cannot be written (Input/output error): mend that, or"),
+        (errno.EROFS, "is on a disk that is read-only: mount it for writing, or"),
+        (errno.EACCES, "is not writable for you: grant permission, run as its owner, or"),
+        (errno.EIO, "cannot be written to (Input/output error): fix that, or"),
     ],
 )
 def test_a_place_that_cannot_be_written(checkout: Path, unwritable: dict[Path, int], number: int, fault: str) -> None:
     unwritable[checkout] = number
     with pytest.raises(InputError) as told:
-        output_folders.check_places()
+        output_folders.check_output_folders()
     assert str(told.value) == f"the checkout {checkout} {fault} move it"
 
 
@@ -238,7 +238,7 @@ def test_a_cache_on_a_disk_that_is_full_or_may_only_be_read(checkout: Path, smal
     assert "is on a full disk: free some of it, or name another (dvc cache dir --local FOLDER)" in refused()
     (small_disk / "fill").unlink()
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    assert "is on a disk that may only be read: mount it for writing, or name another (dvc cache" in refused()
+    assert "is on a disk that is read-only: mount it for writing, or name another (dvc cache" in refused()
 
 
 @pytest.mark.slow

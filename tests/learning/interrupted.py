@@ -94,7 +94,7 @@ def train(name: str, blow: Blow | None, act: Callable[[], None]) -> None:
         LOGGED.write_text(json.dumps([steps, noted.figures]), encoding="utf-8")
 
     tracking.run = run
-    stage.die_with_parent = lambda: None
+    stage.exit_with_parent = lambda: None
     if blow:
         strike(blow, act)
     with SAID.open("w", encoding="utf-8", buffering=1) as sys.stderr:

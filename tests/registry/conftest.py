@@ -53,7 +53,7 @@ def stage(_params=None):
         shutil.copytree(Path("given", name), folder, dirs_exist_ok=True)
     if failing:
         from tasks.common.errors import InputError
-        raise InputError("the input is bad: mend it")
+        raise InputError("the input is bad: fix it")
     Path("metrics").mkdir(exist_ok=True)
     Path("metrics", f"{name}.json").write_text(json.dumps(figures.get(name, {"loss": 0.5})))
     if name in ("sft", "reward", "held_out_reward", "ppo", "dpo"):

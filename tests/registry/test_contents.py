@@ -74,7 +74,7 @@ def test_a_failing_stage_leaves_every_earlier_output_as_it_was(repository):
     Path("fail").write_text("sft")
     failed = dvc("repro", "sft", cwd=repository, check=False)
     assert failed.returncode == 255
-    assert "sft: the input is bad: mend it" in failed.stderr
+    assert "sft: the input is bad: fix it" in failed.stderr
     assert [path.read_bytes() for path in watched] == before
     assert json.loads(dvc("status", "--json", cwd=repository).stdout) == {
         "sft": [{"changed deps": {"params.yaml": {"sft": "modified"}}}]

@@ -21,7 +21,7 @@ from tasks.registry.mlflow_runs import tracking
 from tasks.registry.mlflow_runs.store import open_store
 from tasks.registry.promotion import champion
 from tasks.settings.params import load_params
-from tasks.stage import FAILURE_NOTE, classify
+from tasks.stage import FAILURE_FILE, classify
 from tests.evaluation.test_report import page, response
 from tests.registry.test_report import give_page
 
@@ -127,7 +127,7 @@ def test_a_store_that_cannot_be_used_is_named_without_its_password(tmp_path, mon
     said = sentence + "".join(capfd.readouterr())
     assert not any(secret in said for secret in SPELLINGS)
     assert kind == "input" or isinstance(refused.value, ImportError)
-    assert not FAILURE_NOTE.exists()
+    assert not FAILURE_FILE.exists()
 
 
 def test_two_users_are_not_mixed_up(monkeypatch) -> None:

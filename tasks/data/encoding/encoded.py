@@ -178,8 +178,8 @@ def _to_disk(file: BinaryIO) -> None:
 def _key(file: Path, split: Split, tokenizer: "PreTrainedTokenizerBase") -> str:
     """A hash of all that the ids follow from: the rows, the tokenizer with its template, and the code."""
     require_file(file)
-    with tempfile.TemporaryDirectory() as workplace:
-        saved = Path(workplace) / "tokenizer"
+    with tempfile.TemporaryDirectory() as temporary_folder:
+        saved = Path(temporary_folder) / "tokenizer"
         tokenizer.save_pretrained(saved)
         libraries = {name: version(name) for name in LIBRARIES}
         content = [libraries, *map(hash_files, (*CODE, saved, file)), split]

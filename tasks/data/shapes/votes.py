@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, Literal
 
-from tasks.common.lines import alike
+from tasks.common.lines import group_by_key
 from tasks.data.records import Vote, tidy
 from tasks.data.shapes.convert import ShapedRow
 from tasks.data.splits import content_id
@@ -33,7 +33,7 @@ def gathered(rows: Iterable[ShapedRow]) -> Iterator[ShapedRow]:
             break
         yield shaped  # what comes before the first vote need not be put aside
     keyed = ((_key(number, shaped), shaped._asdict()) for number, shaped in enumerate(left))
-    for group in alike(keyed):
+    for group in group_by_key(keyed):
         yield from _merged([ShapedRow(**row) for row in group])
 
 

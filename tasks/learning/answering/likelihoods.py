@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from tasks.common.files import VALIDATED
-from tasks.common.progress import along
+from tasks.common.progress import track
 from tasks.data.encoding.encoded import encoded_demonstrations
 from tasks.data.encoding.tokens import Encoded
 from tasks.learning.answering.sampled import Sampled, sample

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.common.files import CURVES, METRICS, MODELS, VALIDATED, replacing, write_csv, write_json
-from tasks.common.progress import along
+from tasks.common.progress import track
 from tasks.data.encoding.encoded import EncodedRows, encoded_demonstrations, encoded_preferences
 from tasks.data.encoding.tokens import EncodedPair, load_tokenizer
 from tasks.data.records import Preference, Record, Split, read_records
@@ -168,7 +168,7 @@ def loss_of(scores: PairValues, pair_count: int, settings: Reward) -> Tensor:
 def held_out_loss(model: nn.Module, batches: Sequence[Batch], settings: Reward, title: str) -> float:
     """Mean loss over the pairs of some batches, in fp32; `title` names the progress bar."""
     total, pair_count = 0.0, 0
-    for batch in along(batches, title, "batch"):
+    for batch in track(batches, title, "batch"):
         scores = pair_scores(model, batch)
         total += loss_of(scores, 1, settings).item()
         pair_count += len(scores.chosen)
@@ -183,7 +183,7 @@ def scored_pairs(model: nn.Module, pairs: EncodedRows[EncodedPair], tokens: int,
     """
     scored: dict[int, ScoredPair] = {}
     groups = list(micro_batches(range(len(pairs)), (2 * pairs.lengths).tolist(), tokens))
-    for indices in along(groups, title, "batch"):
+    for indices in track(groups, title, "batch"):
         batch = collate_pairs([pairs[index] for index in indices], unwrapped(model).device)
         lengths = batch.completion_mask.sum(dim=1).chunk(2)
         columns = [values.tolist() for values in (*pair_scores(model, batch), *lengths)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 from tasks.common.errors import InputError
-from tasks.common.files import STATE, read_jsonl, workplace
+from tasks.common.files import STATE, read_jsonl, temporary_folder
 from tasks.data.exclusions import SPELLINGS, What, add_exclusion
 from tasks.data.names import as_name, stands_for
 from tasks.data.records import TAGS, TYPES, Kind
@@ -119,7 +119,7 @@ def exclude(params: Params, what: What, name: str) -> Excluded:
 def _look(md5: str, what: What, name: str) -> Found | None:
     """Count what a version's data hold of it; None where DVC's cache lacks them."""
     field = "id" if what == "row" else what
-    with workplace(STATE / "traced") as folder:  # beside the cache, where a link can lead to it
+    with temporary_folder(STATE / "traced") as folder:  # beside the cache, where a link can lead to it
         data = (folder / "data").absolute()
         try:
             materialise(md5, data, LINKS, what=f"data {md5}")
