@@ -17,7 +17,7 @@ from tasks.registry.lineage import sync
 from tasks.registry.lineage.report import write_report
 from tasks.registry.promotion import champion
 from tasks.registry.promotion.opponent import refresh_opponent
-from tasks.stage import FAILURE_NOTE
+from tasks.stage import FAILURE_FILE
 
 ANSWER_SECONDS = 30.0  # for a remote to say what it has
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Walk:
             graph: what DVC says.
             pull: whether results that DVC's default remote has are fetched.
         """
-        FAILURE_NOTE.unlink(missing_ok=True)
+        FAILURE_FILE.unlink(missing_ok=True)
         self.plan = list(graph.changes)
         self._stale = set(graph.stale)
         self._pull = pull

@@ -20,11 +20,11 @@ from tasks.common.errors import InputError
 from tasks.registry.dvc_outputs import contents
 from tasks.settings.params import Params, load_params
 from tasks.stage import (
-    PEER_LOST,
     EXIT_CODES,
     FAILURE_FILE,
     OUT_OF_MEMORY,
     OUT_OF_MEMORY_FOR_DATA,
+    PEER_LOST,
     Failure,
     classify,
     last_failure,
@@ -43,7 +43,7 @@ def sft(params):
 
 main(sft)
 """
-# Two processes sum up until the second one is killed, or says that its input must be mended.
+# Two processes sum up until the second one is killed, or says that its input must be fixed.
 LONG_SUM = """
 import os, signal, sys
 import torch
@@ -58,7 +58,7 @@ def sft(params):
         if processes.rank() == 1 and number == 3:
             if sys.argv[1] == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise InputError("mend it")
+            raise InputError("fix it")
 
 main(sft)
 """
@@ -79,8 +79,8 @@ def sft(params):
 main(sft)
 """
 NO_SPACE = "no space left on the disk of models/sft: free some and run again"
-READ_ONLY = "the disk of models/sft may only be read: mount it for writing, or move the checkout"
-ANOTHER_DISK = "models/sft is on another disk, or one itself: make it a folder of the checkout"
+READ_ONLY = "the disk of models/sft is read-only: mount it for writing, or move the checkout"
+ANOTHER_DISK = "models/sft is on another disk, or is a mount point: make it a folder of the checkout"
 NO_PERMISSION = "no permission for models/sft: grant it or run as its owner"
 
 
@@ -146,8 +146,8 @@ def test_a_stage_gets_the_settings_and_ends_with_0(capsys):
         (MemoryError(), 2, "input", OUT_OF_MEMORY_FOR_DATA),
         (torch.OutOfMemoryError("CUDA out of memory"), 2, "input", OUT_OF_MEMORY),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "input", OUT_OF_MEMORY),
-        (KeyboardInterrupt(), 130, "interrupted", "interrupted; run again to go on"),
-        (SystemExit(143), 143, "interrupted", "interrupted; run again to go on"),
+        (KeyboardInterrupt(), 130, "interrupted", "interrupted; run again to continue"),
+        (SystemExit(143), 143, "interrupted", "interrupted; run again to continue"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
@@ -173,11 +173,11 @@ def test_a_full_disk_is_told_where_a_library_hides_it(tmp_path):
 
 
 def test_an_answer_of_several_lines_becomes_one(capsys):
-    assert exit_code(failing(InputError("the template raises (first\nsecond): mend it"))) == 2
-    assert capsys.readouterr().err == "sft: the template raises (first second): mend it\n"
+    assert exit_code(failing(InputError("the template raises (first\nsecond): fix it"))) == 2
+    assert capsys.readouterr().err == "sft: the template raises (first second): fix it\n"
 
 
-def test_settings_that_cannot_be_read_are_the_users_to_mend(capsys):
+def test_settings_that_cannot_be_read_are_the_users_to_fix(capsys):
     Path("params.yaml").write_text("seed: seven\n")
     assert exit_code(idle) == 2
     assert capsys.readouterr().err.startswith("idle: params.yaml: seed is 'seven'")
@@ -212,8 +212,8 @@ def test_sigterm_ends_a_stage_with_143_and_a_sentence(tmp_path):
         assert process.stdout.readline() == "at work\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 143
-        assert process.stderr.read() == "sft: interrupted; run again to go on\n"
-    assert last_failure() == Failure("sft", "interrupted", "interrupted; run again to go on")
+        assert process.stderr.read() == "sft: interrupted; run again to continue\n"
+    assert last_failure() == Failure("sft", "interrupted", "interrupted; run again to continue")
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_what_an_interruption_tells_is_said(capsys):
     error = KeyboardInterrupt()
     error.add_note("the last good checkpoint, of step 7, lies in x.pt")
     assert exit_code(failing(error)) == 130
-    said = "sft: interrupted; the last good checkpoint, of step 7, lies in x.pt; run again to go on\n"
+    said = "sft: interrupted; the last good checkpoint, of step 7, lies in x.pt; run again to continue\n"
     assert capsys.readouterr().err == said
 
 
@@ -278,7 +278,7 @@ def test_processes_of_a_launcher_end_when_what_started_the_launcher_is_killed():
 
 @pytest.mark.parametrize(
     ("machines", "how", "failure"),
-    [(1, "mend it", Failure("sft", "input", "mend it")), (2, "killed", Failure("sft", "transient", PEER_LOST))],
+    [(1, "fix it", Failure("sft", "input", "fix it")), (2, "killed", Failure("sft", "transient", PEER_LOST))],
 )
 def test_of_processes_that_train_together_none_outlives_another(machines: int, how: str, failure: Failure):
     Path("long_sum.py").write_text(LONG_SUM, encoding="utf-8")
@@ -318,7 +318,7 @@ def test_another_python_says_which_it_is():
 
 
 def test_a_later_success_removes_the_note():
-    exit_code(failing(InputError("mend it")))
+    exit_code(failing(InputError("fix it")))
     assert FAILURE_FILE.exists()
     assert exit_code(idle) == 0
     assert not FAILURE_FILE.exists()
@@ -326,7 +326,7 @@ def test_a_later_success_removes_the_note():
 
 
 def test_a_later_failure_replaces_the_note():
-    exit_code(failing(InputError("mend it")))
+    exit_code(failing(InputError("fix it")))
     exit_code(failing(ConnectionError("gone")))
     found = last_failure()
     assert found is not None
@@ -336,8 +336,8 @@ def test_a_later_failure_replaces_the_note():
 def test_a_note_holds_even_text_that_utf8_cannot(monkeypatch):
     # The interpreter's own stderr escapes such text, that of pytest does not.
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace"))
-    exit_code(failing(InputError("the column \ud83d is unknown: mend it")))
-    assert last_failure() == Failure("sft", "input", r"the column \ud83d is unknown: mend it")
+    exit_code(failing(InputError("the column \ud83d is unknown: fix it")))
+    assert last_failure() == Failure("sft", "input", r"the column \ud83d is unknown: fix it")
 
 
 def test_a_stage_begins_only_on_inputs_that_are_what_they_say(monkeypatch, capsys):
@@ -355,7 +355,7 @@ def test_outputs_are_restored_for_the_stage_that_failed(monkeypatch):
     monkeypatch.setattr(contents, "restore_outputs", restored.append)
     exit_code(idle)
     assert restored == []
-    exit_code(failing(InputError("mend it")))
+    exit_code(failing(InputError("fix it")))
     assert restored == ["sft"]
 
 
@@ -368,7 +368,7 @@ def test_outputs_that_cannot_be_restored_hide_neither_sentence_nor_note(monkeypa
     monkeypatch.setattr(contents, "restore_outputs", failing(trouble))
     assert exit_code(failing(InputError("raw.csv row 3 is empty: fill it"))) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("sft: raw.csv row 3 is empty: fill it; its earlier outputs are not back (")
+    assert line.startswith("sft: raw.csv row 3 is empty: fill it; its earlier outputs are not restored (")
     assert line.endswith("no cache): run dvc checkout")
     assert last_failure() == Failure("sft", "input", line.removeprefix("sft: "))
 
@@ -377,7 +377,7 @@ def test_outputs_that_cannot_be_restored_are_said_below_the_traceback_of_a_bug(m
     monkeypatch.setattr(contents, "restore_outputs", failing(InputError("no cache")))
     with pytest.raises(ValueError, match="what") as raised:
         main(failing(ValueError("what?")))
-    assert raised.value.__notes__ == ["its earlier outputs are not back (no cache): run dvc checkout"]
+    assert raised.value.__notes__ == ["its earlier outputs are not restored (no cache): run dvc checkout"]
 
 
 def test_a_note_that_cannot_be_written_hides_no_sentence(monkeypatch, capsys):
@@ -385,8 +385,8 @@ def test_a_note_that_cannot_be_written_hides_no_sentence(monkeypatch, capsys):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(stage_module, "write_json", full)
-    assert exit_code(failing(InputError("mend it"))) == 2
-    said = "sft: mend it; .trueline/failure.json could not be written (No space left on device)\n"
+    assert exit_code(failing(InputError("fix it"))) == 2
+    said = "sft: fix it; .trueline/failure.json could not be written (No space left on device)\n"
     assert capsys.readouterr().err == said
 
 
@@ -397,5 +397,5 @@ def test_a_note_that_cannot_be_removed_is_a_sentence(monkeypatch, capsys):
     monkeypatch.setattr(Path, "unlink", read_only)
     assert exit_code(idle) == 2
     place = "the disk of .trueline/failure.json"
-    said = f"idle: {place} may only be read: mount it for writing, or move the checkout\n"
+    said = f"idle: {place} is read-only: mount it for writing, or move the checkout\n"
     assert capsys.readouterr().err == said

@@ -64,10 +64,10 @@ def test_steps_come_in_order(calls: list[str]) -> None:
 
 def test_nothing_follows_a_failed_stage(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_walk: Walk, stage: str) -> StageRun:
-        raise InputError(f"{stage}: mend it")
+        raise InputError(f"{stage}: fix it")
 
     monkeypatch.setattr(module, "run_stage", Plain(fail, calls))
-    with pytest.raises(InputError, match="prepare: mend it"):
+    with pytest.raises(InputError, match="prepare: fix it"):
         pipeline.fn()
 
     assert calls == ["preflight", "opponent", "prepare"]
@@ -90,4 +90,4 @@ def test_only_a_passing_fault_is_tried_again(kind: FailureKind, again: bool) -> 
 
 
 def test_bad_input_is_not_tried_again() -> None:
-    assert not is_passing(None, None, states.Failed(data=InputError("mend it")))  # type: ignore[arg-type]
+    assert not is_passing(None, None, states.Failed(data=InputError("fix it")))  # type: ignore[arg-type]

@@ -76,7 +76,7 @@ def by_batch(compute: Callable[[Batch], Tensor], encoded: Sequence[Encoded], par
     """
     device, values = device_of(params), [0.0] * len(encoded)
     lengths, most = [row.length for row in encoded], params.runtime.max_tokens_per_micro_batch
-    for group in along(list(micro_batches(range(len(encoded)), lengths, most)), title, "batch"):
+    for group in track(list(micro_batches(range(len(encoded)), lengths, most)), title, "batch"):
         found = compute(collate([encoded[number] for number in group], device)).tolist()
         for number, value in zip(group, found, strict=True):
             values[number] = value
