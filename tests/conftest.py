@@ -47,7 +47,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "dpo": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "beta": 0.1, "nll_weight": 0.0},
 }
 
-SLOW = 2  # CPU seconds of a test, fixtures apart
+SLOW = 2  # CPU seconds of a test, fixtures apart: twice the aim of one, because they vary
 
 MakeParams = Callable[..., Params]
 

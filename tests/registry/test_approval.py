@@ -67,6 +67,7 @@ def test_an_approval_asks_nothing_of_the_working_folder(params):
     assert champion.approve(params, "2", "Ada", "Good.")["champion"] == 2
 
 
+@pytest.mark.slow
 def test_an_approval_of_what_was_compared_with_another_champion_is_stale(params):
     run_again(content=3)
     assert champion.promote(params)["version"] == 3
@@ -78,6 +79,7 @@ def test_an_approval_of_what_was_compared_with_another_champion_is_stale(params)
     assert champion.awaiting(read_policy_version(find(open_store("trueline"), params, "champion"))) == []
 
 
+@pytest.mark.slow
 def test_two_approvals_at_once_give_one_champion_and_one_sentence(params):
     run_again(content=3)
     assert champion.promote(params)["version"] == 3
@@ -90,6 +92,7 @@ def test_two_approvals_at_once_give_one_champion_and_one_sentence(params):
     assert actions()[-1] == ("promote", verdict["version"])
 
 
+@pytest.mark.slow
 def test_what_a_person_rejected_is_not_offered_again_but_may_be_thought_over(params):
     verdict = champion.reject(params, "2", "Ada", "It flatters.")
     assert (verdict["promoted"], verdict["champion"]) == (False, 1)
@@ -118,6 +121,7 @@ def test_only_what_awaits_approval_can_be_approved_or_rejected(params, act):
     assert actions() == [("promote", 1), ("hold", 2)]
 
 
+@pytest.mark.slow
 def test_a_gate_that_refuses_cannot_be_overruled(params):
     run_again(content=3, gate={"decision": "inconclusive", "reasons": ["Too few prompts."]})
     assert champion.promote(params)["reasons"] == ["The gate says inconclusive.", "Too few prompts."]
@@ -165,6 +169,7 @@ with local_server() as url, subprocess.Popen([sys.executable, "-c", SERVE, url],
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_form_on_a_prefect_server_approves(params):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}

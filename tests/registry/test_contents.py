@@ -66,6 +66,7 @@ def test_outside_a_repository_there_is_nothing_to_restore(tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_failing_stage_leaves_every_earlier_output_as_it_was(repository):
     watched = [Path("models/sft/content.txt"), Path("metrics/sft.json"), Path("curves/sft.csv"), Path("dvc.lock")]
     before = [path.read_bytes() for path in watched]
@@ -81,6 +82,7 @@ def test_a_failing_stage_leaves_every_earlier_output_as_it_was(repository):
     }
 
 
+@pytest.mark.slow
 def test_a_failing_algorithm_is_restored_under_the_stage_that_runs_it(repository):
     Path("fail").write_text("ppo")
     Path("figures.json").write_text(Path("figures.json").read_text() + " ")
@@ -134,6 +136,7 @@ def test_a_folder_that_is_not_all_in_the_cache_is_refused(repository, lost):
         materialise(md5, Path("elsewhere"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "which", "source"),
     [
@@ -186,6 +189,7 @@ def test_a_damaged_object_that_no_place_has_is_told_of_and_the_cure_makes_it_aga
     assert lock_file() == lock
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path", ["models/sft/content.txt", "data/validate/demonstrations.jsonl", "metrics/reward_check.json"]
 )
@@ -206,6 +210,7 @@ def test_a_file_that_a_stage_is_about_to_read_is_mended_though_dvc_sees_no_chang
     assert len(caplog.messages) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", ["copy", "symlink"])
 def test_a_stage_does_not_read_what_its_cache_object_spoilt_and_the_next_run_makes_it_again(repository, link):
     expected, lock = (SFT / "content.txt").read_bytes(), lock_file()
@@ -242,6 +247,7 @@ def test_a_source_that_no_stage_makes_is_told_of(repository):
         check_inputs("evaluate")
 
 
+@pytest.mark.slow
 def test_what_the_flow_takes_from_the_cache_is_hashed_and_made_again(repository, capfd, monkeypatch):
     monkeypatch.setattr(reproducing, "telling_figure", lambda _stage: "")
     expected, lock = (SFT / "content.txt").read_bytes(), lock_file()
@@ -268,6 +274,7 @@ def test_a_failing_stage_tells_of_an_earlier_output_that_is_damaged(repository, 
     assert Path("curves/sft.csv").exists()
 
 
+@pytest.mark.slow
 def test_no_damaged_weights_become_champion(tracked, caplog):
     """The registry's copies are hard links: where the object has a flipped bit, they have it."""
     ppo, params = Path("models/ppo"), load_params()

@@ -45,6 +45,7 @@ def half_made():
     engine.dispose()
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_while_it_makes_the_database_leaves_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     killed = subprocess.run([sys.executable, "-c", KILLED], check=False)
@@ -53,6 +54,7 @@ def test_a_process_that_is_killed_while_it_makes_the_database_leaves_none(tmp_pa
     assert open_store("trueline").client.search_registered_models() == []
 
 
+@pytest.mark.slow
 def test_two_checkouts_that_make_one_database_at_once_both_use_it(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/shared.db")
     started = []
@@ -63,6 +65,7 @@ def test_two_checkouts_that_make_one_database_at_once_both_use_it(tmp_path, monk
     assert [process.communicate()[0] for process in started] == ["1\n", "1\n"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", ["nothing", "no byte", "half"])
 def test_what_holds_nothing_is_made_anew(tracked, caplog, left):
     if left == "half":
@@ -82,6 +85,7 @@ def half(content):
     return content[: len(content) // 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [

@@ -50,6 +50,7 @@ def expected():
     return logits(AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
 
 
+@pytest.mark.slow
 def test_an_exported_folder_gives_the_logits_of_the_version(promoted, tmp_path):
     told = export(load_params(), "champion", tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -59,6 +60,7 @@ def test_an_exported_folder_gives_the_logits_of_the_version(promoted, tmp_path):
     assert {*MODEL_FILES, "generation_config.json", "README.md"} <= set(told["files"])
 
 
+@pytest.mark.slow
 def test_exporting_gives_the_bytes_that_were_judged_when_models_has_moved_on(real, tmp_path):
     expected = Path("given/ppo/model.safetensors").read_bytes()
     change_figures(content=2)
@@ -180,6 +182,7 @@ def test_the_same_version_gives_the_same_adapter(promoted, tmp_path):
     assert one == two
 
 
+@pytest.mark.slow
 def test_a_version_without_adapters_has_none_to_export(tracked, tmp_path):
     champion.promote(load_params())
     with pytest.raises(InputError, match=r"version 1 was trained without adapters \(lora.rank 0\): export it without"):
@@ -202,6 +205,7 @@ def test_an_adapter_is_taken_out_of_every_family(family, tmp_path):
     assert (found - wanted).abs().max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workspace", "noted_run")
 def test_the_adapter_that_a_trainer_merged_comes_out_again(make_params, tmp_path):
     dpo(make_params(lora={"rank": 4}))

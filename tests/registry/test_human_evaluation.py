@@ -73,6 +73,7 @@ def test_the_evaluation_is_that_of_the_lock_whatever_has_changed_since(params):
     assert found[2:] == (params.seed, params.evaluate.bootstrap, params.evaluate.confidence)
 
 
+@pytest.mark.slow
 def test_a_new_champion_leaves_the_evaluation_as_it_is(params):
     before = evaluation()
     assert champion.promote(params)["promoted"]

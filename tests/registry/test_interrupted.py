@@ -67,6 +67,7 @@ def actions():
     return [(decision["action"], decision["policy"]["version"]) for decision in past_decisions()]
 
 
+@pytest.mark.slow
 def test_a_rollback_killed_after_its_line_and_asked_for_again_goes_back_once(challenged, monkeypatch):
     params = load_params()
     champion.promote(params)
@@ -87,6 +88,7 @@ def test_a_rollback_killed_after_its_line_and_asked_for_again_goes_back_once(cha
     assert champion.rollback(params, "this time in earnest")["champion"] == 3 - number
 
 
+@pytest.mark.slow
 def test_a_sync_between_the_two_makes_no_difference(challenged, monkeypatch):
     params = load_params()
     champion.promote(params)
@@ -100,6 +102,7 @@ def test_a_sync_between_the_two_makes_no_difference(challenged, monkeypatch):
     assert champion.rollback(params, "it was another model")["champion"] == 2
 
 
+@pytest.mark.slow
 def test_another_command_after_a_killed_one_does_what_it_is_asked(challenged, monkeypatch, caplog):
     params = load_params()
     kill(monkeypatch, lambda: champion.promote(params), lambda write: " champion " in write)
@@ -108,6 +111,7 @@ def test_another_command_after_a_killed_one_does_what_it_is_asked(challenged, mo
     assert actions() == [("promote", 1), ("promote", 2), ("rollback", 1)]
 
 
+@pytest.mark.slow
 def test_a_promotion_asked_for_again_says_that_it_is_finished(challenged, monkeypatch):
     params = load_params()
     kill(monkeypatch, lambda: champion.promote(params), lambda write: " champion " in write)
@@ -117,6 +121,7 @@ def test_a_promotion_asked_for_again_says_that_it_is_finished(challenged, monkey
     assert champion.promote(params)["reasons"] == ["Version 2 is the champion already."]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", ["trueline-policy champion", "delete_model"])
 def test_an_approval_asked_for_again_is_finished(challenged, monkeypatch, last):
     change_params(registry={"approval": True})
@@ -133,6 +138,7 @@ def test_an_approval_asked_for_again_is_finished(challenged, monkeypatch, last):
     assert actions() == [("promote", 1), ("hold", 2), ("promote", 2)]
 
 
+@pytest.mark.slow
 def test_what_moves_nothing_is_recorded_once(challenged, monkeypatch):
     change_params(registry={"approval": True})
     params = load_params()
@@ -149,6 +155,7 @@ def test_what_moves_nothing_is_recorded_once(challenged, monkeypatch):
     assert champion.approve(params, "2", "Ada", "I was wrong.")["champion"] == 2
 
 
+@pytest.mark.slow
 def test_an_answer_that_was_lost_on_its_way_is_as_good_as_a_kill(challenged, monkeypatch):
     params = load_params()
     champion.promote(params)
@@ -168,6 +175,7 @@ def test_an_answer_that_was_lost_on_its_way_is_as_good_as_a_kill(challenged, mon
     assert champion.rollback(params, "it insults people")["champion"] == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_the_database_is_a_sentence(challenged, monkeypatch, caplog):
     def full(*_):
         raise sqlite3.OperationalError("database or disk is full")
@@ -187,6 +195,7 @@ def test_a_full_disk_under_the_database_is_a_sentence(challenged, monkeypatch, c
     assert champion.promote(params)["champion"] == 2
 
 
+@pytest.mark.slow
 def test_a_new_database_whose_making_was_killed_while_it_counted_is_made_to_its_end(challenged, monkeypatch):
     params = load_params()
     champion.promote(params)

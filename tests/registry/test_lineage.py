@@ -74,6 +74,7 @@ def test_a_failed_run_is_no_lineage(tracked, params):
     assert statuses(sync.sync(params))[0] == ("sft", "restored")
 
 
+@pytest.mark.slow
 def test_a_run_used_by_a_later_result_is_reused(tracked, params):
     sync.sync(params)
     settings = Path("params.yaml").read_text()
@@ -93,6 +94,7 @@ def test_a_run_used_by_a_later_result_is_reused(tracked, params):
     assert statuses(sync.sync(params)) == [(stage, "restored") for stage in TRACKED]
 
 
+@pytest.mark.slow
 def test_other_bytes_under_the_same_key_are_an_alarm(tracked, params, caplog):
     with tracking.run("sft", params) as run:
         run.model(Path("models/sft"))
@@ -114,6 +116,7 @@ def test_before_the_first_run_there_is_nothing_to_link(tracked, params):
     assert sync.sync(params) == {"stages": [], "alarms": []}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["champion", "1"])
 def test_why_names_everything_that_made_a_version(tracked, params, name):
     champion.promote(params)
@@ -146,6 +149,7 @@ def test_why_names_everything_that_made_a_version(tracked, params, name):
     assert json.loads(json.dumps(told)) == told
 
 
+@pytest.mark.slow
 def test_why_still_knows_an_old_version_when_the_folder_has_moved_on(tracked, params):
     champion.promote(params)
     told = explain.why(params, "champion")
@@ -154,6 +158,7 @@ def test_why_still_knows_an_old_version_when_the_folder_has_moved_on(tracked, pa
     assert explain.why(params, "1") == told
 
 
+@pytest.mark.slow
 def test_why_says_which_versions_and_aliases_there_are(tracked, params):
     with pytest.raises(InputError, match="trueline-policy has no champion: nothing has been registered yet"):
         explain.why(params, "champion")
@@ -163,6 +168,7 @@ def test_why_says_which_versions_and_aliases_there_are(tracked, params):
             explain.why(params, unknown)
 
 
+@pytest.mark.slow
 def test_a_new_database_gets_runs_versions_and_aliases_back(challenged, empty_database, monkeypatch):
     params = load_params()
     assert champion.register(params)["version"] == 2  # never decided on: its number must not be given to another

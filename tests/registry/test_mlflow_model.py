@@ -173,6 +173,7 @@ def test_the_card_of_the_reward_model_lies_beside_it_and_why_points_there(real_m
     assert [each.metric_value for each in data.eval_results] == [0.8]
 
 
+@pytest.mark.slow
 def test_a_reward_model_is_told_of_by_the_version_it_was_registered_with(tracked):
     champion.promote(load_params())
     card = artifacts("trueline-reward") / "README.md"
@@ -185,6 +186,7 @@ def test_a_reward_model_is_told_of_by_the_version_it_was_registered_with(tracked
     assert "record of policy version 1," in first
 
 
+@pytest.mark.slow
 def test_a_reward_model_registered_under_another_name_is_left_alone(tracked):
     champion.promote(load_params())
     change_params(registry={"reward": "renamed"})
@@ -192,6 +194,7 @@ def test_a_reward_model_registered_under_another_name_is_left_alone(tracked):
     assert explain.why(load_params(), "champion")["reward_card"] is None
 
 
+@pytest.mark.slow
 def test_a_reward_model_under_a_new_name_is_not_taken_for_one_of_the_same_number(tracked, tmp_path):
     champion.promote(load_params())
     change_params(registry={"reward": "renamed"})
@@ -203,6 +206,7 @@ def test_a_reward_model_under_a_new_name_is_not_taken_for_one_of_the_same_number
     assert (tmp_path / "out/content.txt").read_text() == Path("models/reward/content.txt").read_text()
 
 
+@pytest.mark.slow
 def test_the_card_of_a_challenger_follows_the_newest_gate(tracked):
     champion.register(load_params())
     assert "All is well." in (artifacts() / "README.md").read_text()
@@ -211,6 +215,7 @@ def test_the_card_of_a_challenger_follows_the_newest_gate(tracked):
     assert "Too far." in (artifacts() / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_server_gets_the_weights_of_a_champion_only(tracked, monkeypatch):
     monkeypatch.setattr(mlflow_model, "_local", lambda _: None)  # as where artifacts are reached over a network
     champion.register(load_params())
@@ -222,6 +227,7 @@ def test_a_server_gets_the_weights_of_a_champion_only(tracked, monkeypatch):
         assert uploaded.read_text() == Path("models", model, "content.txt").read_text()
 
 
+@pytest.mark.slow
 def test_weights_that_are_away_do_not_stop_the_registry_and_come_with_the_next_sync(tracked, caplog):
     md5 = stages.output_hash("align", Path("models/ppo")) or ""
     cached = Path(".dvc/cache/files/md5", md5[:2], md5[2:])
@@ -234,6 +240,7 @@ def test_weights_that_are_away_do_not_stop_the_registry_and_come_with_the_next_s
     assert (artifacts() / "model/content.txt").exists()
 
 
+@pytest.mark.slow
 def test_pyfunc_loads_no_file_that_was_not_registered_and_the_cure_writes_it_again(tracked):
     champion.promote(load_params())
     folder = artifacts()
