@@ -192,6 +192,7 @@ def test_losses_are_compared_with_ours_and_arithmetic_with_the_peak():
         assert len(cells(row)) == len(given("CPU").columns)
 
 
+@pytest.mark.slow
 def test_a_variant_runs_in_a_process_of_its_own(tmp_path):
     make_model(SIZES["XS"], tmp_path)
     job = Job("sft", "XS", tmp_path, tmp_path, "fp32", steps=1, batch_size=2)

@@ -70,6 +70,7 @@ def test_preparing_holds_no_rows(settings: Params):
     assert bytes_a_row(lambda _: prepare(settings), settings) < MOST_BYTES
 
 
+@pytest.mark.slow
 def test_checking_holds_no_texts(settings: Params):
     tokenizer: Any = tiny_tokenizer()
 

@@ -80,6 +80,7 @@ def outputs():
     return {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
+@pytest.mark.slow
 def test_from_raw_data_to_a_decision_and_the_same_bytes_again(chain):
     run(chain("dpo"))
     first = outputs()
@@ -110,6 +111,7 @@ def test_from_raw_data_to_a_decision_and_the_same_bytes_again(chain):
     assert outputs() == first
 
 
+@pytest.mark.slow
 def test_the_other_method_takes_the_place_of_dpo(chain):
     run(chain("ppo"))
     evaluation = read_json(Path("metrics/evaluate.json"))

@@ -57,6 +57,7 @@ def test_training_starts_at_the_reference(make_params: MakeParams, rank: int, ru
     assert before["reward"] == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "label_smoothing", "first"),
     [
@@ -88,6 +89,7 @@ def test_the_likelihood_term_is_added_with_its_weight(make_params: MakeParams):
     assert first["loss"] == pytest.approx(math.log(2) + 0.5 * first["nll_chosen"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_micro_batches_change_nothing_but_rounding(make_params: MakeParams):
     curves = []
     for tokens in (2000, 150, 1):
@@ -101,6 +103,7 @@ def test_micro_batches_change_nothing_but_rounding(make_params: MakeParams):
         assert curve == pytest.approx(curves[0], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_into_full_weights(make_params: MakeParams):
     dpo(make_params(lora={"rank": 4}))
     linear = {name for name in load_file("models/sft/model.safetensors") if "proj" in name}

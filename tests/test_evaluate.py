@@ -176,6 +176,7 @@ def responses():
     return [json.loads(line) for line in RESPONSES.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_every_model_answers_every_prompt_of_the_test_split(evaluated):
     _, found, rows, _ = evaluated
     assert [row["id"] for row in rows] == sorted(row["id"] for row in rows)

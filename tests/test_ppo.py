@@ -84,6 +84,7 @@ def test_files_columns_and_figures(ready, noted_run):
     ]
 
 
+@pytest.mark.slow
 def test_the_same_inputs_give_the_same_bytes(ready):
     ppo(ready)
     first = written()
@@ -92,6 +93,7 @@ def test_the_same_inputs_give_the_same_bytes(ready):
     assert written() == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "options"), [(0, {}), (2, {}), (0, {"engine": "continuous"}), (0, {"critic": "shared"})]
 )
@@ -239,6 +241,7 @@ LEARNING = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -264,6 +267,7 @@ def test_a_rule_of_a_users_file_raises_the_policys_score_by_it(by_rules, noted_r
     assert [row["score_after"] for row in shown] == [-len(row["after"]) for row in shown] or name != "brief"
 
 
+@pytest.mark.slow
 def test_the_sum_is_weighted_and_clipped_as_one_and_each_reward_is_a_column(by_rules):
     model = {"name": "reward_model", "source": "model", "weight": 0.5}
     ppo(by_rules(rule("brief", -0.25), model, rule("keyed", 2.0)))

@@ -125,6 +125,7 @@ def test_the_run_keeps_figures_and_votes(params):
     assert table.read_text() == "prompt,annotator,choice,candidate\na1,ann / 1,left,left\na1,ben,same,left\n"
 
 
+@pytest.mark.slow
 def test_a_second_reading_takes_the_place_of_the_first(params):
     save_votes(params, evaluation().key, FIGURES, VOTES)
     fewer = FIGURES | {"votes": 1, "annotators": {"ben": 1}, "alpha": None, "kappa": None}

@@ -40,6 +40,7 @@ def promoted_twice(challenged, params):
     return challenged
 
 
+@pytest.mark.slow
 def test_registering_twice_gives_the_same_versions(tracked, params):
     first = champion.register(params)
     assert champion.register(params) == first
@@ -51,6 +52,7 @@ def test_registering_twice_gives_the_same_versions(tracked, params):
     assert not DECISION_LOG.exists()
 
 
+@pytest.mark.slow
 def test_a_promotion_moves_the_aliases_and_is_recorded(promoted, params):
     (decision,) = past_decisions()
     assert (decision["action"], decision["policy"]["version"], decision["previous"]) == ("promote", 1, None)
@@ -65,6 +67,7 @@ def test_a_promotion_moves_the_aliases_and_is_recorded(promoted, params):
     assert "All is well." in str(version.description)
 
 
+@pytest.mark.slow
 def test_after_a_promotion_nothing_runs(promoted, params):
     before = Path("dvc.lock").read_bytes()
     assert not refresh_opponent(params)
@@ -72,6 +75,7 @@ def test_after_a_promotion_nothing_runs(promoted, params):
     assert Path("dvc.lock").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_champion_is_not_promoted_again(promoted, params):
     verdict = champion.promote(params)
     assert verdict == {
@@ -80,6 +84,7 @@ def test_the_champion_is_not_promoted_again(promoted, params):
     assert len(past_decisions()) == 1
 
 
+@pytest.mark.slow
 def test_what_a_run_advises_without_a_champion_works(tracked, params):
     run_again(gate={"decision": "reject", "reasons": ["Too long."]}, evaluate={"other": 1})
     advised = next_commands(champion.promote(params))
@@ -90,6 +95,7 @@ def test_what_a_run_advises_without_a_champion_works(tracked, params):
         version_folder("champion", params)  # which trueline chat alone would ask for
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decision", ["reject", "inconclusive"])
 def test_without_the_gate_nothing_is_promoted(tracked, params, monkeypatch, decision):
     gate = {"decision": decision, "reasons": ["Too long."]}
@@ -104,12 +110,14 @@ def test_without_the_gate_nothing_is_promoted(tracked, params, monkeypatch, deci
     assert (recorded["reasons"], recorded["gate"], recorded["review"]) == (reasons, gate, None)
 
 
+@pytest.mark.slow
 def test_a_gate_file_written_by_hand_changes_nothing(tracked, params):
     run_again(gate={"decision": "reject", "reasons": ["Too long."]}, evaluate={"other": 1})
     Path("metrics/gate.json").write_text(json.dumps({"decision": "promote", "reasons": []}))
     assert champion.promote(params)["reasons"] == ["The gate says reject.", "Too long."]
 
 
+@pytest.mark.slow
 def test_the_next_champion_makes_the_old_one_previous(promoted_twice, params):
     assert json.loads(Path("opponent.json").read_text()) == {
         "name": "champion",
@@ -121,6 +129,7 @@ def test_the_next_champion_makes_the_old_one_previous(promoted_twice, params):
     assert previous and previous["version"] == 1
 
 
+@pytest.mark.slow
 def test_a_gate_that_compared_with_another_opponent_is_stale(promoted, params):
     change_figures(content=2)
     repro()  # without looking whom to compare with
@@ -137,6 +146,7 @@ def test_an_opponent_changed_after_the_gate_is_stale(tracked, params):
         champion.promote(params)
 
 
+@pytest.mark.slow
 def test_a_gate_of_another_candidate_is_refused(tracked, params):
     change_figures(content=2)
     repro("align", single_item=True)
@@ -150,6 +160,7 @@ def test_a_pipeline_that_has_not_ended_is_refused(tracked, params):
         champion.register(params)
 
 
+@pytest.mark.slow
 def test_a_rollback_swaps_and_another_swaps_back(promoted_twice, params):
     assert champion.rollback(params, "it insults people") == {
         "promoted": True, "held": False, "version": 1, "champion": 1, "reasons": ["it insults people"]
@@ -165,6 +176,7 @@ def test_a_rollback_swaps_and_another_swaps_back(promoted_twice, params):
     ]
 
 
+@pytest.mark.slow
 def test_what_was_taken_back_is_not_promoted_by_the_next_run(promoted_twice, params):
     champion.rollback(params, "it insults people")
     run_again()
@@ -173,6 +185,7 @@ def test_what_was_taken_back_is_not_promoted_by_the_next_run(promoted_twice, par
     assert "it insults people" in verdict["reasons"][0]
 
 
+@pytest.mark.slow
 def test_a_rollback_needs_a_reason_and_a_previous_champion(promoted, params):
     with pytest.raises(InputError, match="needs a reason"):
         champion.rollback(params, "  ")
@@ -180,6 +193,7 @@ def test_a_rollback_needs_a_reason_and_a_previous_champion(promoted, params):
         champion.rollback(params, "it insults people")
 
 
+@pytest.mark.slow
 def test_a_record_behind_the_registry_is_refused(promoted_twice, params):
     DECISION_LOG.write_text(DECISION_LOG.read_text().splitlines(keepends=True)[0])
     for change in (lambda: champion.promote(params), lambda: champion.rollback(params, "why not")):
@@ -189,6 +203,7 @@ def test_a_record_behind_the_registry_is_refused(promoted_twice, params):
             change()
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_named_with_its_row(promoted, params):
     with DECISION_LOG.open("a") as file:
         file.write('{"id": "cut o\n')
@@ -196,6 +211,7 @@ def test_a_damaged_record_is_named_with_its_row(promoted, params):
         history()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [b'{"id": "cut o', '{"id": "ü'.encode()[:-1], b"{"])
 def test_a_line_that_a_kill_cut_off_decided_nothing_and_goes_with_the_next(torn, promoted_twice, params, caplog):
     whole = DECISION_LOG.read_bytes()
@@ -207,6 +223,7 @@ def test_a_line_that_a_kill_cut_off_decided_nothing_and_goes_with_the_next(torn,
     assert [row["action"] for row in map(json.loads, DECISION_LOG.read_text().splitlines())][2:] == ["rollback"]
 
 
+@pytest.mark.slow
 def test_a_whole_line_that_lost_its_end_still_counts(promoted_twice, params):
     whole = DECISION_LOG.read_bytes()
     DECISION_LOG.write_bytes(whole.removesuffix(b"\n"))
@@ -232,6 +249,7 @@ def test_the_opponent_is_sft_until_there_is_a_champion(tracked, params):
     assert json.loads(Path("opponent.json").read_text()) == {"name": "sft", "version": None, "policy": None}
 
 
+@pytest.mark.slow
 def test_the_opponent_is_the_champion_when_the_candidate_would_be_another(promoted, params):
     change_figures(content=2)
     assert refresh_opponent(params)
@@ -239,12 +257,14 @@ def test_the_opponent_is_the_champion_when_the_candidate_would_be_another(promot
     assert not refresh_opponent(params)
 
 
+@pytest.mark.slow
 def test_a_clone_without_files_has_no_other_candidate(promoted, params):
     Path("models/ppo/content.txt").unlink()
     Path("models/ppo").rmdir()
     assert not refresh_opponent(params)
 
 
+@pytest.mark.slow
 def test_a_lost_registry_comes_back_from_the_record(promoted_twice, params):
     store = open_store("trueline")
     for name in ("trueline-policy", "trueline-reward"):
@@ -253,6 +273,7 @@ def test_a_lost_registry_comes_back_from_the_record(promoted_twice, params):
     assert aliases()["trueline-policy"] == {"champion": 2, "previous": 1}
 
 
+@pytest.mark.slow
 def test_a_model_that_came_back_and_was_overtaken_may_be_promoted_again(promoted_twice, params):
     champion.rollback(params, "it insults people")
     champion.rollback(params, "it was another model")
@@ -262,6 +283,7 @@ def test_a_model_that_came_back_and_was_overtaken_may_be_promoted_again(promoted
     assert champion.promote(params)["champion"] == 2
 
 
+@pytest.mark.slow
 def test_a_record_of_changes_of_champion_alone_is_still_read(promoted, params):
     (decision,) = past_decisions()
     stored = json.loads(DECISION_LOG.read_text())

@@ -133,6 +133,7 @@ def at_once(*calls):
     return [json.loads(process.communicate()[0]) for process in processes]
 
 
+@pytest.mark.slow
 def test_two_promotions_at_once_give_one_champion_and_one_refusal(challenged):
     said = at_once("champion.promote(load_params())", "champion.promote(load_params())")
     assert sorted(verdict["promoted"] for verdict in said) == [False, True]
@@ -142,6 +143,7 @@ def test_two_promotions_at_once_give_one_champion_and_one_refusal(challenged):
     assert aliases()["trueline-policy"] == {"champion": 2, "previous": 1}
 
 
+@pytest.mark.slow
 def test_a_champion_that_another_checkout_made_meanwhile_stays(challenged, monkeypatch):
     def furnished(store, *_, **__):
         store.client.set_registered_model_alias("trueline-policy", "champion", "1")

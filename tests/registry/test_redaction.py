@@ -59,6 +59,7 @@ def test_the_record_of_a_candidate_names_no_machine(tracked: Path) -> None:
     assert str(tracked) not in json.dumps(told)
 
 
+@pytest.mark.slow
 def test_nothing_that_leaves_names_this_machine(real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "node", lambda: "the-name-of-this-machine")
     params = load_params()

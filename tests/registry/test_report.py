@@ -54,6 +54,7 @@ def rows_of(html):
     return [" ".join(re.sub(r"<[^>]+>", " ", row).split()) for row in rows]
 
 
+@pytest.mark.slow
 def test_the_gates_page_gets_lineage_and_cost_and_stays_as_it_is(params):
     written = write_report(params)
     html = REPORT.read_text(encoding="utf-8")
@@ -71,6 +72,7 @@ def test_the_gates_page_gets_lineage_and_cost_and_stays_as_it_is(params):
     assert written["address"] == ".trueline/report.html"
 
 
+@pytest.mark.slow
 def test_the_run_of_the_evaluation_keeps_it(params):
     written = write_report(params)
     client = open_store("trueline").client
