@@ -65,9 +65,8 @@ class FunctionReward:
             except Exception as alone:
                 row, error = _row(answered, index), alone
                 break
-        return InputError(
-            f"{self.source} raised {described(error, self._path)} {row}: fix the function (docs/rewards.md)"
-        )
+        cure = "fix the function, or take it out of rewards in params.yaml (docs/rewards.md)"
+        return InputError(f"{self.source} raised {described(error, self._path)} {row}: {cure}")
 
     def _checked(self, found: object, answered: Answered) -> list[float]:
         cure = "return a list with one number an answer"

@@ -6,10 +6,13 @@ from typing import Any
 import pytest
 
 from tasks.common.errors import InputError
-from tasks.common.files import read_json
+from tasks.common.files import VALIDATED, read_json
+from tasks.data.records import write_records
+from tasks.learning.ppo.rewards import prompts_on_disk
 from tasks.reward_functions import reward_functions
+from tasks.rewards.answered import answered
 from tasks.rewards.copies import GROUND_TRUTH, MODEL_USE, TRAINING, read_copies
-from tests.conftest import MakeParams, write_workspace_records
+from tests.conftest import MakeParams, records_of, write_workspace_records
 
 CODE = """
 def short(answers):
@@ -84,3 +87,19 @@ def test_one_that_asks_for_tokens_is_not_tried_without_any(make_params: MakePara
     Path("mine/rules.py").write_text("def last(answer_ids): return [ids[-1] for ids in answer_ids]")
     run(make_params, {"name": "last", "source": "mine/rules.py:last", "weight": 1.0})
     assert [each.name for each in read_copies(TRAINING)] == ["last"]
+
+
+def test_references_and_extra_columns_of_a_row_reach_the_function(make_params: MakeParams):
+    prompts = [each._replace(columns={"key": each.id}) for each in records_of(VALIDATED, "prompts")]
+    write_records(VALIDATED, "prompts", prompts)
+    Path("mine/rules.py").write_text(
+        "def keyed(columns, references, prompts):\n"
+        "    return [float(each['key'].startswith('train')) for each in columns]\n"
+    )
+    run(make_params, {"name": "keyed", "source": "mine/rules.py:keyed", "weight": 1.0})
+    [keyed] = read_copies(TRAINING)
+    on_disk = prompts_on_disk(VALIDATED / "prompts.jsonl", "train")
+    assert [prompt.columns for prompt in on_disk] == [{"key": f"train{number}"} for number in range(10)]
+    texts = ["an answer"] * len(prompts)
+    scores = keyed(answered(prompts, texts, [[1]] * len(prompts)))
+    assert scores == [float(prompt.split == "train") for prompt in prompts]

@@ -144,7 +144,7 @@ def test_a_missing_file_is_told():
         ("return [10**400, 1.0]", "for the answer of prompt p1"),
         ("return [1j, 1.0]", "gave 1j for the answer of prompt p1"),
         ("return [3 / (3 - len(each)) for each in answers]", "raised ZeroDivisionError: division by zero (line 1) for "
-         "the answer of prompt p2 ('bbb'): fix the function"),
+         "the answer of prompt p2 ('bbb'): fix the function, or take it out of rewards in params.yaml"),
         ("raise ValueError", "raised ValueError (line 1) for the answer of prompt p1"),
         ("assert len(answers) == 1\n    return [0.0]", "raised AssertionError (line 1) when it was given several "),
     ],
