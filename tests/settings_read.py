@@ -10,7 +10,7 @@ import yaml
 
 from tasks.methods import METHODS
 from tasks.settings.fingerprint import CHANGE_NO_RESULT
-from tasks.settings.params import Params
+from tasks.settings.params import Gate, Params
 from tasks.settings.section import Section
 from tests.conftest import ROOT
 from tests.test_dvc import OBSERVERS
@@ -69,6 +69,9 @@ def check_settings_read(read: set[str], stage: str, method: str) -> None:
     assert not missing, f"{stage} reads what dvc.yaml does not list for it: {missing}; a change would not make it stale"
     if stage == method and "rewards" not in METHODS[method].learns_from:
         listed -= {"rewards.training"}  # dvc.yaml has one stage for all methods
+    if stage == "gate":
+        unread = {f"gate.{name}" for name in Gate.model_fields} - read
+        assert not unread, f"no check of the gate reads its threshold {unread}"
     idle = {each for each in listed if not any(is_within(name, each) for name in read)}
     assert not idle, f"dvc.yaml lists for {stage} what it does not read: {idle}; a change makes it stale for nothing"
 

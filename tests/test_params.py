@@ -1,9 +1,11 @@
 """params.yaml: it loads, every key is explained, and whatever is wrong in it is told in one sentence."""
 
+import re
 from collections.abc import Iterator
 from datetime import date
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
@@ -11,6 +13,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from tasks.common.errors import InputError
+from tasks.methods import METHODS
+from tasks.settings import choices
 from tasks.settings.params import RENAMED, RENAMED_VALUES, LlmJudge, Params, load_params, parse_params
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
@@ -87,6 +91,14 @@ def test_every_key_has_a_comment():
         key for key in found if key in EXPLAINED_ELSEWHERE
     ]
     assert all(found[first] for first in EXPLAINED_ELSEWHERE.values())
+
+
+def test_every_choice_is_named_in_params_yaml():
+    comments = " ".join(line.partition("# ")[2] for line in SHIPPED.read_text(encoding="utf-8").splitlines())
+    lists = {name: get_args(each) for name, each in vars(choices).items() if get_origin(each) is Literal}
+    assert "PreferenceLoss" in lists
+    for name in (*chain.from_iterable(lists.values()), *METHODS):
+        assert re.search(rf"\b{name}\b", comments), f"{name} can be chosen, but no comment in params.yaml says so"
 
 
 def test_settings_do_not_change():

@@ -14,6 +14,7 @@ from flows.settings import configure
 from tasks.methods import METHODS
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow  # together
 Apply = Callable[[], None]
 
 

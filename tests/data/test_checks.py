@@ -1,6 +1,7 @@
 """Findings inside texts and between rows, token lengths, and the guard around Great Expectations."""
 
 import random
+import re
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,19 @@ from tasks.data.checks.contamination import COMMON, Question, Study, find_contam
 from tasks.data.checks.overlap import HASH_BYTES, Keys, contradictions, copies, key_of, shared_prompts
 from tasks.data.checks.patterns import encoding_damage, personal_data
 from tasks.data.checks.schema import SPLITS, Row, inspect, texts
-from tasks.data.checks.suites import data_context, judge
-from tasks.data.records import Demonstration, Kind, Message, Preference, Prompt, tidy
+from tasks.data.checks.suites import FILE_CHECKS, ROW_CHECKS, data_context, judge, row_suite
+from tasks.data.records import TYPES, Demonstration, Kind, Message, Preference, Prompt, tidy
+from tests.conftest import ROOT
+
+
+@pytest.mark.slow
+def test_every_check_of_rows_is_expected_and_documented() -> None:
+    expected = {each.meta["check"] for kind in TYPES for each in row_suite(kind, max_tokens=9) if each.meta}
+    page = (ROOT / "docs/validation.md").read_text(encoding="utf-8")
+    first_cells = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ")]
+    documented = {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)}
+    assert expected == set(ROW_CHECKS)
+    assert documented == {*ROW_CHECKS, *FILE_CHECKS}
 
 
 def pair(number: int, prompt: str, chosen: str, rejected: str, split: str = "train") -> Row:

@@ -1,6 +1,7 @@
 """Losses: numbers worked by hand, and parts that add up."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tasks.learning.maths.losses import sft_loss
 from tasks.learning.maths.pairs import PairValues, reward_loss
 from tasks.settings.choices import PreferenceLoss
 
-LOSSES: list[PreferenceLoss] = ["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm", "simpo"]
+LOSSES: tuple[PreferenceLoss, ...] = get_args(PreferenceLoss)
 
 
 def pair(chosen: list[float], rejected: list[float]) -> PairValues:
