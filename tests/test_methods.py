@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 
 def test_every_method_has_a_name_a_row_and_settings() -> None:
-    assert list(METHODS) == list(get_args(MethodName)) == list(Methods.model_fields)
+    assert set(METHODS) == set(get_args(MethodName)) == set(Methods.model_fields)
 
 
 @pytest.mark.parametrize("name", METHODS)
