@@ -1,7 +1,7 @@
 """The table of figures: how report, model cards, plots and checks name, order and write each of them.
 
-A figure has its key in metrics/evaluate.json (tasks/evaluation/schema.py). Rewards are named by whoever sets them, so
-that they have no row here: `reward_words` names them.
+A figure has its key in metrics/evaluate.json (tasks/evaluation/schema.py). Rewards have the names
+that params.yaml gives them, and so no row here: `reward_words` names them.
 """
 
 from collections.abc import Iterable

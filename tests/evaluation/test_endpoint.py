@@ -132,7 +132,7 @@ def test_one_that_does_not_answer_is_worth_another_run(monkeypatch, pauses):
     [
         (401, f"refuses the key: set {KEY_VARIABLE} to one that may use judge"),
         (403, f"refuses the key: set {KEY_VARIABLE}"),
-        (404, "has no chat completions of judge: mend url or model of evaluate.llm_judge in params.yaml"),
+        (404, "has no chat completions of judge: correct url or model of evaluate.llm_judge in params.yaml"),
         (400, "refuses the request, status 400 "),
         (302, "refuses the request, status 302 "),
     ],
@@ -163,7 +163,7 @@ def test_a_key_that_no_header_can_hold_is_not_said(key, monkeypatch):
 def test_a_server_of_another_kind_is_told(body):
     with chat_server(lambda _: "yes") as server:
         server.body = body
-        with pytest.raises(InputError, match="does not answer as an OpenAI-compatible server does: mend the url"):
+        with pytest.raises(InputError, match="does not answer as an OpenAI-compatible server does: correct the url"):
             ask(server)
 
 
@@ -188,7 +188,7 @@ def test_who_has_given_up_begins_no_request_nor_waits_for_one(monkeypatch):
 
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
-TOLD = r"with over 1,048,576 bytes: mend url or model of evaluate\.llm_judge"
+TOLD = r"with over 1,048,576 bytes: correct url or model of evaluate\.llm_judge"
 
 
 def chunks(count=None):

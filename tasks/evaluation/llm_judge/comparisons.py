@@ -135,7 +135,7 @@ def ask(
             endpoint.give_up()
             raise
 
-    # Whoever is interrupted leaves the pool's threads, which are daemons, where they are: a reply may take minutes.
+    # An interrupt leaves the pool's threads, which are daemons, as they are: a reply may take minutes.
     with Endpoint(judge.url) as endpoint, ThreadPool(AT_ONCE) as pool:
         try:
             for comparison in pool.imap(compared, zip(prompts, ours, theirs, strict=True)):

@@ -1,7 +1,7 @@
 """Chat completions of an OpenAI-compatible server: asked patiently, and never twice for the same.
 
-A server need not answer a request alike the next time. Its replies are data, kept under .trueline by the content of the
-request, so that a rerun gives the same bytes.
+A server may answer the same request differently the next time. Its replies are data, saved under .trueline by the
+content of the request, so that a rerun gives the same bytes.
 """
 
 import hashlib
@@ -81,11 +81,11 @@ class Endpoint:
             TimeoutError: it has not answered in time.
         """
         content = json.dumps([self._url, request], sort_keys=True)
-        kept = self._replies / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
-        reply = _kept(kept)
+        saved = self._replies / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
+        reply = _saved(saved)
         if reply is None:
             reply = self._ask(request)
-            write_json(kept, {"model": request["model"], "reply": reply, "seal": _seal(kept, reply)})
+            write_json(saved, {"model": request["model"], "reply": reply, "seal": _seal(saved, reply)})
         return reply
 
     def _ask(self, request: Mapping[str, Any]) -> str:
@@ -129,7 +129,7 @@ class Endpoint:
         try:
             yield
         except httpx.InvalidURL as error:
-            raise InputError(f"{self._url} is no address ({error}): mend the url of {SETTING}") from None
+            raise InputError(f"{self._url} is no address ({error}): correct the url of {SETTING}") from None
         except Exception as error:
             if isinstance(error, httpx.ReadTimeout) or time.monotonic() >= until:
                 raise TimeoutError(f"{self._url} has not answered within {SECONDS_TO_REPLY:g} seconds") from None
@@ -140,8 +140,8 @@ class Endpoint:
     def _content(self, answer: Answer) -> str:
         if len(answer.body) > MOST_BYTES:
             raise InputError(
-                f"{self._url} answers a question of a few words with over {MOST_BYTES:,} bytes: mend url or model of "
-                f"{SETTING}"
+                f"{self._url} answers a question of a few words with over {MOST_BYTES:,} bytes: correct url or model "
+                f"of {SETTING}"
             )
         try:
             if answer.encoding not in ("", "identity"):
@@ -153,7 +153,7 @@ class Endpoint:
             return str.encode(content, "utf-16", "surrogatepass").decode("utf-16", "replace")
         except (ValueError, LookupError, TypeError, RecursionError):
             raise InputError(
-                f"{self._url} does not answer as an OpenAI-compatible server does: mend the url of {SETTING}"
+                f"{self._url} does not answer as an OpenAI-compatible server does: correct the url of {SETTING}"
             ) from None
 
     def _refusal(self, answer: Answer, model: str) -> InputError:
@@ -162,16 +162,16 @@ class Endpoint:
                 wanted = "refuses the key" if self._key else "asks for a key"
                 return InputError(f"{self._url} {wanted}: set {KEY_VARIABLE} to one that may use {model}")
             case 404:
-                return InputError(f"{self._url} has no chat completions of {model}: mend url or model of {SETTING}")
+                return InputError(f"{self._url} has no chat completions of {model}: correct url or model of {SETTING}")
             case _:
                 pass
         detail = " ".join(answer.body[: 10 * LONGEST_DETAIL].decode(errors="replace").split())
         detail = (detail.replace(self._key, "…") if self._key else detail)[:LONGEST_DETAIL]
-        return InputError(f"{self._url} refuses the request, status {answer.status} ({detail}): mend {SETTING}")
+        return InputError(f"{self._url} refuses the request, status {answer.status} ({detail}): correct {SETTING}")
 
 
-def _kept(file: Path) -> str | None:
-    """Give a reply that is kept, or None where there is none or it is damaged, which is told."""
+def _saved(file: Path) -> str | None:
+    """Give a saved reply; None where there is none, or it is damaged, which is logged."""
     if not file.exists():
         return None
     with suppress(InputError, KeyError, UnicodeError):
