@@ -10,7 +10,7 @@ from tasks.data.base_model.architecture import check_model
 from tasks.data.base_model.from_hub import download, read_pointer
 from tasks.data.base_model.from_scratch import make_scratch
 from tasks.data.base_model.model_files import copy_model
-from tasks.data.base_model.tokenizers import settle_tokenizer, try_rows
+from tasks.data.base_model.tokenizers import resolve_tokenizer, try_rows
 from tasks.data.base_model.weights import count_parameters
 from tasks.data.encoding.context import usable_context
 from tasks.settings.params import Params
@@ -28,7 +28,7 @@ def base(params: Params) -> None:
     with replacing(MODELS / "base") as draft:
         kind = _obtain(params, draft)
         check_model(draft, params.base.source)
-        settle_tokenizer(draft, params.base)
+        resolve_tokenizer(draft, params.base)
         try_rows(draft, params.base.source)
         metrics = _measure(draft, kind)
     if is_python(params.base.source):

@@ -37,7 +37,7 @@ from tasks.stage import main
 logger = logging.getLogger(__name__)
 
 HASH_BYTES = 16
-LEFT_OUT = "left_out.jsonl"  # the places of rows that say themselves that they are not to be used, or are ties
+LEFT_OUT = "left_out.jsonl"  # which rows are not used by what they say themselves, and why
 TIE, DIFFERENT_COLUMNS = "tie", "different_columns"
 Item = TypeVar("Item")
 
@@ -46,7 +46,7 @@ def prepare(params: Params) -> None:
     """Write the canonical demonstrations, preferences and prompts, each with its split, and count them.
 
     Raises:
-        InputError: a source, a row, a column map or the exclusions must be mended, or a split would be empty.
+        InputError: a source, a row, a column map or the exclusions must be fixed, or a split would be empty.
     """
     settings = params.prepare
     excluded = dict.fromkeys(sorted(read_exclusions(Path(settings.exclude))), 0)  # and how often each was met
@@ -104,7 +104,7 @@ def _prepare_kind(
     kept = left if source.limit is None else choose(left, source.limit)
     records = _records(_counted(kept, counts, lambda _: "rows_kept"), kind, settings.split)
     write_records(folder, kind, _counted(records, counts, lambda record: record.split))
-    _tell(kind, source, tally, aside)
+    _report(kind, source, tally, aside)
     _check_splits(counts, kind, settings, aside.total())
     splits = {split: counts[split] for split in get_args(Split)}
     return {
@@ -153,11 +153,11 @@ def _set_aside(
 
 def _leave_out(shaped: ShapedRow, why: Left, kind: Kind, counts: Counter[str], file: IO[str]) -> None:
     counts[why.reason] += 1
-    place = {"file": f"{kind}.jsonl", "source": shaped.source, "row": shaped.row}
-    file.write(json.dumps(place | why._asdict(), ensure_ascii=False) + "\n")
+    row = {"file": f"{kind}.jsonl", "source": shaped.source, "row": shaped.row}
+    file.write(json.dumps(row | why._asdict(), ensure_ascii=False) + "\n")
 
 
-def _tell(kind: Kind, source: Source, tally: Tally, aside: Counter[str]) -> None:
+def _report(kind: Kind, source: Source, tally: Tally, aside: Counter[str]) -> None:
     """Say once what of the rows is in no record."""
     if tally.unused:
         listed = ", ".join(f"{quoted(name)} ({count:,} rows)" for name, count in sorted(tally.unused.items()))
@@ -183,11 +183,11 @@ def choose(rows: Iterable[ShapedRow], limit: int) -> list[ShapedRow]:
 
     Rows that are added or removed elsewhere in a source change the choice little, and its order not at all.
     """
-    chosen = heapq.nsmallest(limit, rows, key=lambda shaped: (content_id(shaped.entries), *_place(shaped)))
-    return sorted(chosen, key=_place)
+    chosen = heapq.nsmallest(limit, rows, key=lambda shaped: (content_id(shaped.entries), *_position(shaped)))
+    return sorted(chosen, key=_position)
 
 
-def _place(shaped: ShapedRow) -> tuple[str, int]:
+def _position(shaped: ShapedRow) -> tuple[str, int]:
     return shaped.source, shaped.row
 
 
@@ -223,10 +223,10 @@ def _merged_prompt(group: Iterator[Mapping[str, Any]]) -> Iterator[ShapedRow]:
 
 def _prompts_by_key(rows: Iterable[ShapedRow]) -> Iterator[tuple[bytes, dict[str, Any]]]:
     for shaped in rows:
-        place = {"source": shaped.source, "row": shaped.row, "tag": shaped.tag, "columns": shaped.columns}
+        common = {"source": shaped.source, "row": shaped.row, "tag": shaped.tag, "columns": shaped.columns}
         for entry in shaped.entries:
             key = hashlib.blake2b(json.dumps(entry["prompt"]).encode(), digest_size=HASH_BYTES).digest()
-            yield key, {**place, **entry}
+            yield key, {**common, **entry}
 
 
 def _left(
@@ -290,9 +290,9 @@ def _decided(
         votes = shaped.votes or []
         if shaped.tied:
             aside[TIE] += len(votes) or 1
-            place = {"file": "preferences.jsonl", "source": shaped.source, "row": shaped.row, "reason": TIE}
+            row = {"file": "preferences.jsonl", "source": shaped.source, "row": shaped.row, "reason": TIE}
             said = "neither answer has most votes" if votes else "its label prefers neither answer"
-            line = {**place, "said": said, **({"votes": votes} if votes else {})}
+            line = {**row, "said": said, **({"votes": votes} if votes else {})}
             left_out.write(json.dumps(line, ensure_ascii=False) + "\n")
             continue
         if votes:

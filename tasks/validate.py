@@ -26,7 +26,7 @@ from tasks.data.checks.suites import (
     row_suite,
 )
 from tasks.data.checks.tables import tables
-from tasks.data.encoding.context import context_of, context_told
+from tasks.data.encoding.context import context_described, context_of
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import TYPES, Kind
 from tasks.settings.params import Params, Validate
@@ -91,11 +91,11 @@ def _check_settings(settings: Validate, base: Path, context: int | None) -> None
     for check in settings.warn:
         if check not in known:
             raise InputError(
-                f"params.yaml: validate.warn names {check!r}, but may name only {', '.join(known)}: mend it"
+                f"params.yaml: validate.warn names {check!r}, but may name only {', '.join(known)}: fix it"
             )
     if context is not None and settings.max_tokens > context:
         raise InputError(
-            f"params.yaml: validate.max_tokens is {settings.max_tokens}, but {base} has {context_told(base)}: "
+            f"params.yaml: validate.max_tokens is {settings.max_tokens}, but {base} has {context_described(base)}: "
             "lower it or take a base model with a longer context"
         )
 
@@ -135,7 +135,7 @@ def _complaints(file: Sorted, settings: Validate) -> dict[str, str]:
     empty = [split for split in NEEDED_SPLITS[file.kind] if split not in set(table["split"])]
     return {
         "max_quarantined": f"{file.quarantined} of {total} rows are bad, more than the share validate.max_quarantined "
-        f"{settings.max_quarantined} allows: mend the rows or raise it",
+        f"{settings.max_quarantined} allows: fix the rows or raise it",
         "min_rows": f"{int(table['training'].sum())} training rows are left of {total} rows, fewer than "
         f"validate.min_rows {settings.min_rows}: add rows or lower it",
         "splits": f"no row is left in the split {' or '.join(empty)}: add rows or raise prepare.split",

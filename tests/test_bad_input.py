@@ -203,7 +203,7 @@ CASES = {
         ("exclude.txt row 2 names nothing to exclude", "write `row ID`, `source NAME` or `annotator NAME`"),
     ),
     "missing file": Case(
-        "prepare", source_of(None), ("mine.jsonl does not exist", "mend the path of the source in params.yaml")
+        "prepare", source_of(None), ("mine.jsonl does not exist", "fix the path of the source in params.yaml")
     ),
     "no path": Case(
         "prepare", lambda shop: shop.read("preferences", ""), ("prepare.preferences.source is ''", "change it")
@@ -212,13 +212,13 @@ CASES = {
         "prepare", lambda shop: shop.read("preferences", "a\0b"), ("prepare.preferences.source is", "change it")
     ),
     "a name too long": Case(
-        "prepare", lambda shop: shop.read("preferences", "x" * 300), ("xxx cannot be read (File name too", "mend its")
+        "prepare", lambda shop: shop.read("preferences", "x" * 300), ("xxx cannot be read (File name too", "fix its")
     ),
     "empty file": Case("prepare", source_of(b""), ("mine.jsonl holds no rows", "fill it, or name another source")),
     "cut-off line": Case(
         "prepare",
         rows_with(b'{"prompt": "q", "chosen": "a'),
-        ("mine.jsonl row 3 is not valid JSON, perhaps cut off", "mend or remove the row"),
+        ("mine.jsonl row 3 is not valid JSON, perhaps cut off", "fix or remove the row"),
     ),
     "wrong encoding": Case(
         "prepare",
@@ -233,24 +233,24 @@ CASES = {
     "a column missing in one row": Case(
         "prepare",
         rows_with(b'{"prompt": "q", "chosen": "a"}\n'),
-        ("mine.jsonl row 3: the column rejected is missing", "mend or remove the row"),
+        ("mine.jsonl row 3: the column rejected is missing", "fix or remove the row"),
     ),
     "wrong type": Case(
         "prepare",
         rows_with(b'{"prompt": "q", "chosen": 1, "rejected": "b"}\n'),
-        ("mine.jsonl row 3: chosen", "mend or remove the row"),
+        ("mine.jsonl row 3: chosen", "fix or remove the row"),
     ),
     "many bad rows": Case(
         "prepare",
         rows_with(b'{"prompt": "q", "chosen": 1, "rejected": "b"}\n' * 100_000),
-        ("mine.jsonl has 100,000 bad rows: rows 3, 4, 5, 6, 7, 8, 9, 10, 11, 12: chosen", "mend or remove them"),
+        ("mine.jsonl has 100,000 bad rows: rows 3, 4, 5, 6, 7, 8, 9, 10, 11, 12: chosen", "fix or remove them"),
     ),
     "a value of five megabytes": Case(
         "prepare",
         rows_with(
             b'{"prompt": [{"role": "' + b"x" * 5_000_000 + b'", "content": "q"}], "chosen": "a", "rejected": "b"}\n'
         ),
-        ("mine.jsonl row 3: message 1 of prompt has the role 'xxx", "(5,000,000 characters)", "mend or remove the row"),
+        ("mine.jsonl row 3: message 1 of prompt has the role 'xxx", "(5,000,000 characters)", "fix or remove the row"),
     ),
     "lists of 3,000 levels": Case(
         "prepare",
@@ -304,7 +304,7 @@ CASES = {
     "a template that raises": Case(
         "base",
         raising_template,
-        ("given: its chat template refuses the conversation (roles must", "mend it or set base.chat_template"),
+        ("given: its chat template refuses the conversation (roles must", "fix it or set base.chat_template"),
     ),
     "pad equal to end of sequence": Case(
         "base",
@@ -314,7 +314,7 @@ CASES = {
     "all rows invalid": Case(
         "validate",
         all_rows_invalid,
-        ("data/prepare/demonstrations.jsonl: 9 of 9 rows are bad", "mend the rows or raise it", "first mine.jsonl:1"),
+        ("data/prepare/demonstrations.jsonl: 9 of 9 rows are bad", "fix the rows or raise it", "first mine.jsonl:1"),
     ),
     "a prompt longer than the context": Case(
         "sft",
@@ -368,7 +368,7 @@ def test_a_failing_stage_keeps_the_outputs_that_dvc_has_deleted(tmp_path, monkey
     said = [line for line in failed.stderr.splitlines() if line.startswith("prepare: ")]
     assert failed.returncode != 0
     assert len(said) == 1
-    assert_in_order(("preferences.jsonl row 60 is not valid JSON", "mend or remove the row"), said[0])
+    assert_in_order(("preferences.jsonl row 60 is not valid JSON", "fix or remove the row"), said[0])
     assert "Traceback" not in failed.stderr
     assert contents() == before | {"preferences.jsonl": whole[:-5]}
     assert Path("dvc.lock").read_bytes() == lock

@@ -1,4 +1,4 @@
-"""Random damage of a base model's folder: a sentence that says what to mend, or a model that is whole.
+"""Random damage of a base model's folder: a sentence that says what to fix, or a model that is whole.
 
 One seed is one folder. `make fuzz` takes many more than the test command does.
 """

@@ -314,7 +314,7 @@ def test_process_ends_with_code_2_and_one_sentence():
         [sys.executable, "-m", "tasks.prepare"], env=environment, capture_output=True, text=True, check=False
     )
     assert ended.returncode == 2
-    assert ended.stderr == "prepare: no/such.csv does not exist: mend the path of the source in params.yaml\n"
+    assert ended.stderr == "prepare: no/such.csv does not exist: fix the path of the source in params.yaml\n"
     assert not PREPARED.exists()
 
 

@@ -115,7 +115,7 @@ def test_a_column_for_rewards_says_nothing_about_the_row() -> None:
 def test_what_is_no_json_or_too_large_is_told_with_file_and_row(value: object, said: str) -> None:
     content = rows()
     content[4]["key"] = value
-    with pytest.raises(InputError, match=rf"^sums\.jsonl row 5: the extra column answer {said}.*: mend or remove"):
+    with pytest.raises(InputError, match=rf"^sums\.jsonl row 5: the extra column answer {said}.*: fix or remove"):
         prepared(write("jsonl", content), {"answer": "key"})
 
 

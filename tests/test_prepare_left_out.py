@@ -88,7 +88,7 @@ def test_a_file_with_many_bad_rows_tells_them_at_once():
     assert (
         "; rows 33, 37: the column response is missing; rows 34, 38: names the key 'prompt' twice in one object" in said
     )
-    assert said.endswith("; and 10 more: mend or remove them, or rename or remove one")
+    assert said.endswith("; and 10 more: fix or remove them, or rename or remove one")
 
 
 def test_an_excluded_row_that_is_left_out_anyhow_is_no_warning(caplog):

@@ -344,7 +344,7 @@ def test_rows_that_the_template_refuses_or_loses_are_quarantined_with_what_it_sa
     validate(settings())
 
     lines = {line["row"]: line["found"] for line in read_jsonl(Path("data/validate/quarantine.jsonl"))}
-    cure = "mend the row or choose another template (base.chat_template)"
+    cure = "fix the row or choose another template (base.chat_template)"
     assert lines == {
         201: {"lost_system": "the chat template leaves out the system text"},
         202: {"lost_thinking": "the chat template leaves out the thinking in turn 2 (assistant)"},

@@ -25,7 +25,7 @@ def as_name(text: str) -> str:
 
 
 def shown_name(text: str) -> str:
-    """Spell a name that is only told, in its own capitals.
+    """Spell a name that is only shown, in its own capitals.
 
     What no reader sees is left out (zero-width characters, marks of direction, variants of a form), letters and digits
     have their usual width and are composed (Unicode's NFKC), spaces are single, a whole number is without `.0`.

@@ -263,7 +263,7 @@ def test_numbers_that_would_never_be_counted_up_to_are_bounded(folder: Path, key
     monkeypatch.setattr(architecture, "MEGABYTES", 300)
     absurd: dict[str, Any] = {key: 10**12}
     configure(folder, **absurd)
-    assert "too large to lay out: mend its numbers" in refusal(folder)
+    assert "too large to lay out: fix its numbers" in refusal(folder)
 
 
 def test_tables_that_would_not_fit_are_refused_before_they_are_made(tmp_path: Path):
@@ -272,7 +272,7 @@ def test_tables_that_would_not_fit_are_refused_before_they_are_made(tmp_path: Pa
     AutoModelForCausalLM.from_config(CodeGenConfig(**sizes, **ids, n_positions=64)).save_pretrained(tmp_path)
     check_model(tmp_path, "given")
     configure(tmp_path, n_positions=10**9)  # a row of 4 angles for each
-    assert "too large to lay out: mend its numbers" in refusal(tmp_path)
+    assert "too large to lay out: fix its numbers" in refusal(tmp_path)
 
 
 def test_a_model_whose_tokens_see_those_behind_them_is_refused(tmp_path: Path):

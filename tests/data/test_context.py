@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, Phi3Con
 
 from tasks.common.errors import InputError
 from tasks.data.base_model.soundness import check_sound
-from tasks.data.encoding.context import context_of, context_told, usable_context
+from tasks.data.encoding.context import context_described, context_of, usable_context
 from tests.families import SHAPE
 
 ORIGINAL, LONG = 16, 64
@@ -81,11 +81,11 @@ def test_families_that_keep_the_original_context_elsewhere_or_by_former_names(tm
     assert usable_context(nested) == ORIGINAL
     phi3().save_pretrained(tmp_path)
     assert context_of(tmp_path) == ORIGINAL
-    assert context_told(tmp_path) == (
+    assert context_described(tmp_path) == (
         "a context of 16 tokens (of 64: beyond them its rope would change under the rows beside)"
     )
     llama("yarn").save_pretrained(tmp_path)
-    assert context_told(tmp_path) == "a context of 64 tokens"
+    assert context_described(tmp_path) == "a context of 64 tokens"
 
 
 def test_a_model_may_have_no_bound():

@@ -10,7 +10,13 @@ import pytest
 from tasks.common.errors import InputError
 from tasks.common.files import VALIDATED
 from tasks.data.encoding import encoded
-from tasks.data.encoding.encoded import ENCODED, KEPT, encoded_demonstrations, encoded_preferences, encoded_prompts
+from tasks.data.encoding.encoded import (
+    ENCODED,
+    MAX_ENTRIES,
+    encoded_demonstrations,
+    encoded_preferences,
+    encoded_prompts,
+)
 from tasks.data.encoding.tokens import EncodedPair, encode, encode_prompt
 from tasks.data.records import read_prompts, write_records
 from tests.conftest import CHATML, make_tokenizer, records_of, write_workspace_records
@@ -162,7 +168,7 @@ def test_a_split_without_rows_is_empty(tokenizer: Any):
 
 def test_contents_used_last_are_kept_and_those_that_are_open_stay_readable(tokenizer: Any):
     records, opened = records_of(VALIDATED, "preferences"), []
-    for dropped in range(KEPT + 1):
+    for dropped in range(MAX_ENTRIES + 1):
         write_records(VALIDATED, "preferences", records[dropped:])
         opened.append(encoded_preferences(VALIDATED, "train", tokenizer, None))
         for age, entry in enumerate(contents("preferences-train")):
@@ -171,7 +177,7 @@ def test_contents_used_last_are_kept_and_those_that_are_open_stay_readable(token
             [first] = contents("preferences-train")
             (ENCODED / "preferences-train" / ".killed.abc").mkdir()
     kept = contents("preferences-train")
-    assert len(kept) == KEPT
+    assert len(kept) == MAX_ENTRIES
     assert first not in kept
     assert [len(list(rows)) for rows in opened] == [10, 9, 8]
 

@@ -229,7 +229,7 @@ def test_no_number_is_not_written(value):
 def test_a_row_that_fails_leaves_the_old_rows():
     def rows():
         yield {"row": 1}
-        raise InputError("raw.jsonl row 2 is damaged: mend it")
+        raise InputError("raw.jsonl row 2 is damaged: fix it")
 
     write_jsonl(OUTPUT, [{"row": 0}])
     before = tree()

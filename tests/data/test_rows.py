@@ -22,15 +22,15 @@ def test_no_bad_row_says_nothing():
 
 
 def test_one_bad_row():
-    assert sentence((3, ": chosen is null")) == "a.csv row 3: chosen is null: mend or remove the row"
-    assert sentence(("3 (line 5)", "is not valid CSV"), cure="mend its quotes") == (
-        "a.csv row 3 (line 5) is not valid CSV: mend its quotes"
+    assert sentence((3, ": chosen is null")) == "a.csv row 3: chosen is null: fix or remove the row"
+    assert sentence(("3 (line 5)", "is not valid CSV"), cure="fix its quotes") == (
+        "a.csv row 3 (line 5) is not valid CSV: fix its quotes"
     )
 
 
 def test_several_are_told_with_their_faults():
     assert sentence((3, ": chosen is null"), (4, "is not valid JSON"), (9, ": chosen is null")) == (
-        "a.csv has 3 bad rows: rows 3, 9: chosen is null; row 4 is not valid JSON: mend or remove them"
+        "a.csv has 3 bad rows: rows 3, 9: chosen is null; row 4 is not valid JSON: fix or remove them"
     )
 
 
@@ -38,7 +38,7 @@ def test_of_many_the_first_ten_are_told_and_the_others_counted():
     said = sentence(*((row, f": fault {row % 2}") for row in range(1, 2001)))
     assert said == (
         "a.csv has 2,000 bad rows: rows 1, 3, 5, 7, 9: fault 1; rows 2, 4, 6, 8, 10: fault 0; and 1,990 more: "
-        "mend or remove them"
+        "fix or remove them"
     )
 
 
@@ -47,7 +47,7 @@ def test_the_cures_are_told_once():
     bad.add(1, "is not UTF-8", "save the file as UTF-8")
     bad.add(2, ": chosen is null")
     bad.add(3, "is not UTF-8", "save the file as UTF-8")
-    with pytest.raises(InputError, match=r": save the file as UTF-8, or mend or remove them$"):
+    with pytest.raises(InputError, match=r": save the file as UTF-8, or fix or remove them$"):
         bad.stop()
 
 

@@ -102,7 +102,7 @@ def test_columns_that_are_ignored_are_no_part_of_a_shape():
 @pytest.mark.parametrize("more", [{"label": "law"}, {"images": ["a.png"]}, {"messages": [U, A | {"thinking": "Hm."}]}])
 def test_the_way_out_of_what_is_not_read_is_told_and_leads_out(more):
     row = {"messages": [U, A]} | more
-    said = r"\(to leave it out, name it in prepare\.demonstrations\.ignore in params\.yaml\): mend or remove the row$"
+    said = r"\(to leave it out, name it in prepare\.demonstrations\.ignore in params\.yaml\): fix or remove the row$"
     with pytest.raises(InputError, match=said):
         shaped("demonstrations", row)
     source = Source(source="f.jsonl", columns={}, ignore=["label", "images", "thinking"], limit=None, options={})

@@ -277,7 +277,7 @@ def test_bad_row_is_named(kind, bad, said):
     with pytest.raises(InputError) as error:
         shaped(kind, {"prompt": "p", "chosen": "c", "rejected": "r"}, bad)
     assert said in str(error.value)
-    assert str(error.value).endswith(": mend or remove the row")
+    assert str(error.value).endswith(": fix or remove the row")
 
 
 @pytest.mark.parametrize(

@@ -256,7 +256,7 @@ def test_parquet_with_damaged_pages():
 
 
 def test_missing_file():
-    with pytest.raises(InputError, match=r"^no/such\.jsonl does not exist: mend the path"):
+    with pytest.raises(InputError, match=r"^no/such\.jsonl does not exist: fix the path"):
         rows_of("no/such.jsonl")
     with pytest.raises(InputError, match="does not exist"):
         rows_of(write("file", "") + "/below.csv")
@@ -320,7 +320,7 @@ def bind_socket(path):
     [
         (os.mkfifo, "a.jsonl is a pipe, socket or device: write its rows to a file"),  # to open it would take for ever
         (bind_socket, "a.jsonl is a pipe, socket or device"),
-        (lambda path: Path(path).symlink_to("nothing"), "a.jsonl is a link to nothing: mend or remove the link"),
+        (lambda path: Path(path).symlink_to("nothing"), "a.jsonl is a link to nothing: fix or remove the link"),
         (lambda path: Path(path).symlink_to(path), "a.jsonl cannot be read (Too many levels of symbolic links)"),
     ],
 )
@@ -332,7 +332,7 @@ def test_only_regular_files_are_read(make, said):
 
 
 def test_a_name_that_no_file_can_have():
-    with pytest.raises(InputError, match=r"^x+\.jsonl cannot be read \(File name too long\): mend its name"):
+    with pytest.raises(InputError, match=r"^x+\.jsonl cannot be read \(File name too long\): fix its name"):
         rows_of("x" * 300 + ".jsonl")
     assert list(files_in("x" * 300)) == ["x" * 300]
 

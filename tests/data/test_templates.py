@@ -74,7 +74,7 @@ def test_of_several_templates_one_must_be_the_default(tokenizer: Any) -> None:
 def test_what_is_no_text_is_refused(tokenizer: Any, own: Any) -> None:
     tokenizer.chat_template = own
     with pytest.raises(
-        InputError, match=r"^given has a chat template that is no text: mend it or set base.chat_template"
+        InputError, match=r"^given has a chat template that is no text: fix it or set base.chat_template"
     ):
         choose_template(tokenizer, None, "given")
 
@@ -123,7 +123,7 @@ def test_chatml_needs_its_tokens() -> None:
 def test_what_is_no_jinja_is_refused(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ messages }"
     with pytest.raises(
-        InputError, match=r"^given: its chat template is no Jinja \(.*\): mend it or set base.chat_template"
+        InputError, match=r"^given: its chat template is no Jinja \(.*\): fix it or set base.chat_template"
     ):
         choose_template(tokenizer, None, "given")
 
@@ -187,7 +187,7 @@ def test_a_template_that_writes_something_else_each_time_is_refused(tokenizer: A
 
     tokenizer.chat_template = moody + CHATML
     state = random.getstate()
-    with pytest.raises(InputError, match="does not write a conversation the same way each time: mend it or set"):
+    with pytest.raises(InputError, match="does not write a conversation the same way each time: fix it or set"):
         try_template(tokenizer, "given")
     assert random.getstate() == state
 
@@ -200,17 +200,17 @@ def test_a_template_that_writes_something_else_each_time_is_refused(tokenizer: A
     [
         (
             "{{ raise_exception('roles must\nalternate') }}",
-            "refuses the conversation .roles must alternate.: mend it or",
+            "refuses the conversation .roles must alternate.: fix it or",
         ),
         (
             "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}",
             "does not write",
         ),
-        ("{{ messages[0].content }}", "does not write the answer behind the prompt: mend it or set base.chat_template"),
+        ("{{ messages[0].content }}", "does not write the answer behind the prompt: fix it or set base.chat_template"),
         ("constant", "does not write the answer behind the prompt"),
         (
             "{% for m in messages %}" + CHATML + "{{ [0] * 10 ** 10 }}{% endfor %}",
-            "takes over 1 GiB of memory: mend it or",
+            "takes over 1 GiB of memory: fix it or",
         ),
     ],
 )
@@ -258,7 +258,7 @@ def test_thinking_that_is_taken_out_of_earlier_turns_is_told(tokenizer: Any) -> 
 
 def test_a_form_on_which_a_template_never_ends_is_no_matter_of_rows(tokenizer: Any) -> None:
     tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ 'x' * 10 ** 11 }}{% endif %}" + CHATML
-    with pytest.raises(InputError, match=r"^given: its chat template takes over 1 GiB of memory: mend it"):
+    with pytest.raises(InputError, match=r"^given: its chat template takes over 1 GiB of memory: fix it"):
         try_template(tokenizer, "given")
 
 

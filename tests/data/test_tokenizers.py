@@ -8,7 +8,7 @@ import pytest
 
 from tasks.common.errors import InputError
 from tasks.data.base_model.templates import FROZEN_CLOCK, TEMPLATES
-from tasks.data.base_model.tokenizers import settle_tokenizer, try_rows
+from tasks.data.base_model.tokenizers import resolve_tokenizer, try_rows
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.settings.params import load_params
 from tests.conftest import CHATML
@@ -25,7 +25,7 @@ def folder(tiny_model: Path, tmp_path: Path) -> Path:
 
 def settle(folder: Path, **changes: object) -> None:
     settings = load_params(ROOT / "params.yaml").base
-    settle_tokenizer(folder, settings.model_copy(update={"source": "given", **changes}))
+    resolve_tokenizer(folder, settings.model_copy(update={"source": "given", **changes}))
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -102,7 +102,7 @@ def test_what_cannot_be_used_names_the_setting_which_then_works(
 ) -> None:
     monkeypatch.setattr("tasks.data.encoding.rendering.SECONDS", 0.5)
     (folder / "chat_template.jinja").write_text(template)
-    with pytest.raises(InputError, match=f"^given: its chat template {said}: mend it or set base.chat_template"):
+    with pytest.raises(InputError, match=f"^given: its chat template {said}: fix it or set base.chat_template"):
         settle(folder)
     settle(folder, chat_template="plain")
     assert load_tokenizer(folder).chat_template == TEMPLATES["plain"]

@@ -39,7 +39,7 @@ def check_model(folder: Path, name: str) -> None:
         misfits = bounded(lambda: _laid_out(folder, name), seconds=SECONDS, megabytes=MEGABYTES)
     except ExceededError:
         raise InputError(
-            f"{name}: the model of {CONFIG} is too large to lay out: mend its numbers, of layers, experts, labels or"
+            f"{name}: the model of {CONFIG} is too large to lay out: fix its numbers, of layers, experts, labels or"
             " positions"
         ) from None
     refuse_misfits(misfits, name)
@@ -97,7 +97,7 @@ def _check_ids(folder: Path, config: "PreTrainedConfig", name: str) -> None:
         for key, value in _ids(read_settings(folder / file, name)):
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < rows:
                 raise InputError(
-                    f"{name}: {key} in {file} is {quoted(value)}, no row of the embedding's {rows}: mend it, or set it"
+                    f"{name}: {key} in {file} is {quoted(value)}, no row of the embedding's {rows}: fix it, or set it"
                     " to null"
                 )
 
@@ -126,7 +126,7 @@ def _try(folder: Path, name: str, dtype: str) -> None:
         frequencies = [buffer for key, buffer in model.named_buffers() if key.endswith("inv_freq")]
         if not all(each.isfinite().all() for each in (logits, *frequencies)):
             raise InputError(
-                f"{name}: the model's logits or its rope's frequencies are not finite: mend {CONFIG}, or take another"
+                f"{name}: the model's logits or its rope's frequencies are not finite: fix {CONFIG}, or take another"
                 " model"
             )
         check_sound(model, usable_context(model.config), name)
@@ -142,4 +142,4 @@ def _unusable(name: str, error: Exception) -> Exception:
         return error
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     reason = (kind + " ".join(str(error).split()))[:200]
-    return InputError(f"{name}: transformers cannot use {CONFIG} ({reason}): mend it, or choose another model")
+    return InputError(f"{name}: transformers cannot use {CONFIG} ({reason}): fix it, or choose another model")

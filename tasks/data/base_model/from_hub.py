@@ -55,4 +55,4 @@ def download(pointer: Pointer) -> Path:
         raise ConnectionError(f"the Hugging Face hub cannot be reached for {name}") from None
     except HfHubHTTPError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise InputError(f"the hub refuses {name} ({reason}): mend its name or revision, or log in") from None
+        raise InputError(f"the hub refuses {name} ({reason}): fix its name or revision, or log in") from None

@@ -61,8 +61,8 @@ def refuse_misfits(misfits: Misfits, name: str) -> None:
         return
     shapes = [f"{key} of {_shape(stored)} for {_shape(meant)}" for key, stored, meant in misfits.mismatched]
     parts = {"missing": misfits.missing, "unexpected": misfits.unexpected, "mismatched": shapes}
-    told = "; ".join(f"{fault} {_some(names)}" for fault, names in parts.items() if names)
-    raise InputError(f"{name}: its weights do not belong to its config.json ({told}): {_cure(misfits)}")
+    faults = "; ".join(f"{fault} {_some(names)}" for fault, names in parts.items() if names)
+    raise InputError(f"{name}: its weights do not belong to its config.json ({faults}): {_cure(misfits)}")
 
 
 def _cure(misfits: Misfits) -> str:

@@ -152,15 +152,15 @@ def _weights_of(source: Path, name: str) -> list[str]:
 
 def _shards(index: dict[str, Any], name: str) -> list[str]:
     """The files that an index names, each a plain name."""
-    places = index.get("weight_map")
-    if not isinstance(places, dict) or not places or not isinstance(index.get("metadata"), dict):
+    shards = index.get("weight_map")
+    if not isinstance(shards, dict) or not shards or not isinstance(index.get("metadata"), dict):
         raise InputError(f"{name}: {INDEX} lacks weight_map or metadata: copy the folder again")
-    for shard in places.values():
+    for shard in shards.values():
         if not isinstance(shard, str) or shard != PurePosixPath(shard).name or not shard.endswith(".safetensors"):
             raise InputError(
-                f"{name}: {INDEX} names {quoted(shard)}, which is no safetensors file in the folder: mend it"
+                f"{name}: {INDEX} names {quoted(shard)}, which is no safetensors file in the folder: fix it"
             )
-    return sorted(set(places.values()))
+    return sorted(set(shards.values()))
 
 
 def _is_there(path: Path) -> bool:

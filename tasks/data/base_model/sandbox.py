@@ -61,7 +61,7 @@ def bounded(work: Callable[[], Found], *, seconds: int, megabytes: int) -> Found
 
 
 def _answer(work: Callable[[], object], sender: Connection, seconds: int, megabytes: int) -> None:
-    """Be the fork; nobody sees what libraries print in it, for whoever asked says what is wrong."""
+    """Be the fork; nobody sees what libraries print in it, for the caller says what is wrong."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     silence = os.open(os.devnull, os.O_WRONLY)

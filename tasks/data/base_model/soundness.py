@@ -39,7 +39,7 @@ def check_sound(model: "PreTrainedModel", context: int | None, name: str) -> Non
         continued = _states(model, other, near)
         beside = _states(model, torch.cat([one, other]), torch.cat([near, far]))[:1]
     if not alone.isfinite().all():
-        raise InputError(f"{name}: the model's states are not finite: mend its config.json, or take another model")
+        raise InputError(f"{name}: the model's states are not finite: fix its config.json, or take another model")
     most = (LARGEST_CHANGE if alone.dtype.itemsize > 2 else LARGEST_CHANGE_IN_16_BITS) * alone.abs().max().item()
     if (change := _change(alone[:, : len(SHARED)], continued[:, : len(SHARED)])) > most:
         raise InputError(

@@ -28,7 +28,7 @@ TEMPLATES = {
 }
 
 # The one clock that transformers gives to templates, and what is put before a template that asks it: the name then
-# means Thursday, 1 January 2026, 0:00, for whoever loads the model, and so do all its aliases.
+# means Thursday, 1 January 2026, 0:00, for everybody who loads the model, and so do all its aliases.
 CLOCK = "strftime_now"
 FIRST_OF_JANUARY = {
     **{"%Y": "2026", "%y": "26", "%m": "01", "%-m": "1", "%B": "January", "%b": "Jan", "%h": "Jan"},
@@ -45,7 +45,7 @@ FROZEN_CLOCK = (
 )
 FOLDER = Path("infra/templates")  # a dependency of the stage: DVC would not see a file change anywhere else
 MOST_BYTES = 2**20  # of a template's file
-CURE = "mend it or set base.chat_template"
+CURE = "fix it or set base.chat_template"
 # Readings of a template that must all be the same, each with other random numbers.
 READINGS = 8
 ADDRESS = re.compile(r" at 0x[0-9a-f]+>")  # how Python writes an object: other in every process
@@ -92,7 +92,7 @@ def choose_template(tokenizer: "PreTrainedTokenizerBase", choice: str | None, na
     if not own:
         raise InputError(f"{name} has no chat template: set base.chat_template: chatml, plain or a file in {FOLDER}")
     if not all(isinstance(text, str) for text in (own.values() if isinstance(own, dict) else [own])):
-        raise InputError(f"{name} has a chat template that is no text: mend it or set base.chat_template")
+        raise InputError(f"{name} has a chat template that is no text: fix it or set base.chat_template")
     if isinstance(own, dict) and "default" not in own:
         raise InputError(
             f"{name} has the chat templates {', '.join(own)}, but none called default: set base.chat_template"

@@ -20,7 +20,7 @@ LONGEST_REASON = 200  # characters of what a library says
 logger = logging.getLogger(__name__)
 
 
-def settle_tokenizer(folder: Path, settings: Base) -> None:
+def resolve_tokenizer(folder: Path, settings: Base) -> None:
     """Give a model folder's tokenizer the chat template and padding token of the settings where it needs them.
 
     Raises:
@@ -61,7 +61,7 @@ def settle_tokenizer(folder: Path, settings: Base) -> None:
 
 
 def try_rows(folder: Path, name: str) -> None:
-    """Write a row in tokens as later stages will, by the tokenizer that has been settled.
+    """Write a row in tokens as later stages will, by the tokenizer that has been resolved.
 
     Raises:
         InputError: that does not work; some values of tokenizer_config.json are first looked at then.

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tasks.common.escapes import into_html
 from tasks.common.rounding import number
 from tasks.data.checks.quarantine import Sorted
-from tasks.data.checks.schema import SPLITS, place_of
+from tasks.data.checks.schema import SPLITS, location_of
 from tasks.data.checks.suites import Verdict
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Examined(NamedTuple):
 class Sample(NamedTuple):
     """A row in which something was found."""
 
-    place: str
+    location: str
     split: str
     found: str
 
@@ -113,11 +113,11 @@ def _samples(records: Sequence[Mapping[str, Any]], table: "pd.DataFrame", verdic
         value: Any = table[verdict.column].iat[row] if verdict.column else ""
         found = value if isinstance(value, str) else f"{verdict.column}: {number(float(value), 0)}"
         cut = f"{found[:LONGEST_TEXT]}… ({len(found):,} characters)" if len(found) > LONGEST_TEXT else found
-        yield Sample(place_of(records[row]), str(table["split"].iat[row]), cut)
+        yield Sample(location_of(records[row]), str(table["split"].iat[row]), cut)
 
 
 def _of_kept(verdict: Verdict, warn: Sequence[str]) -> Line:
-    """Tell of an expectation of all rows that are kept."""
+    """Describe an expectation of all rows that are kept."""
     outcome = "met" if verdict.success else "warns" if verdict.check in warn else "missed"
     return Line(verdict.check, verdict.description, outcome, _as_text(verdict.observed), [], 0)
 

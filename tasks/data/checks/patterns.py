@@ -47,7 +47,7 @@ _MARKERS = r"<[|\uff5c][\w\u2581]{2,40}[|\uff5c]>|</?(?:start|end)_of_turn>|\[/?
 
 
 def encoding_damage(text: str) -> str | None:
-    """Find characters that only a wrong decoding leaves behind; tells which kinds, or None."""
+    """Find characters that only a wrong decoding leaves behind; names which kinds, or None."""
     if text.isascii() and text.isprintable():
         return None
     return ", ".join(name for name, pattern in _DAMAGE.items() if pattern.search(text)) or None
@@ -56,18 +56,18 @@ def encoding_damage(text: str) -> str | None:
 def control_pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
     """A pattern for what the model would read as control, not as text: special tokens and template markers."""
     added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
-    # A special token that is a plain word could not be told from text.
+    # A special token that is a plain word could not be distinguished from text.
     special = {token for token in [*tokenizer.all_special_tokens, *added] if not token.isalnum()}
     return re.compile("|".join([*map(re.escape, sorted(special, key=lambda token: (-len(token), token))), _MARKERS]))
 
 
 def control_tokens(pattern: re.Pattern[str], text: str) -> str | None:
-    """Find control tokens in a text; tells which, or None."""
+    """Find control tokens in a text; names which, or None."""
     return ", ".join(dict.fromkeys(pattern.findall(text))) or None
 
 
 def personal_data(text: str) -> str | None:
-    """Find what looks like an e-mail address, a phone or card number or an IP address; tells which kinds, or None."""
+    """Find what looks like an e-mail address, a phone or card number or an IP address; names which kinds, or None."""
     kinds = []
     if "@" in text and _E_MAIL.search(text):
         kinds.append("e-mail")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.common.rounding import number
-from tasks.data.checks.schema import SPLITS, place_of
+from tasks.data.checks.schema import SPLITS, location_of
 from tasks.data.checks.suites import FOUND_IN, ROW_CHECKS, SHARES, Verdict
 from tasks.data.records import Kind
 
@@ -69,11 +69,11 @@ def sort_rows(
 def quarantine_lines(files: Iterable[Sorted]) -> Iterator[dict[str, Any]]:
     """The lines of the quarantine: where each row came from, why it is there, what was found, and the row itself."""
     for file in files:
-        for place in np.flatnonzero(~file.is_kept).tolist():
-            record = file.records[place]
+        for index in np.flatnonzero(~file.is_kept).tolist():
+            record = file.records[index]
             origin = {field: record.get(field) for field in ("id", "source", "row")}
-            reasons = [check for check, marks in file.reasons.items() if marks[place]]
-            found = {check: file.table[column].iat[place] for check, column in FOUND_IN.items() if check in reasons}
+            reasons = [check for check, marks in file.reasons.items() if marks[index]]
+            found = {check: file.table[column].iat[index] for check, column in FOUND_IN.items() if check in reasons}
             yield {"file": f"{file.kind}.jsonl", **origin, "reasons": reasons, "found": found, "record": record}
 
 
@@ -119,7 +119,7 @@ def summary(file: Sorted) -> str:
         return "none of them quarantined"
     first = file.records[int(file.is_kept.argmin())]
     named = ", ".join(f"{check} {marks.sum()}" for check, marks in file.reasons.items() if marks.any())
-    return f"{file.quarantined} quarantined: {named}; first {place_of(first)}"
+    return f"{file.quarantined} quarantined: {named}; first {location_of(first)}"
 
 
 def _statistics(tokens: "pd.Series[float]") -> dict[str, float | int | None]:

@@ -20,9 +20,9 @@ class Row(NamedTuple):
     fault: str | None  # what is wrong with its shape; the other fields may be relied on where this is None
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """Where the row came from, as `source:row`."""
-        return place_of(self.record)
+        return location_of(self.record)
 
     @property
     def split(self) -> str:
@@ -42,7 +42,7 @@ def inspect(kind: Kind, record: Mapping[str, Any]) -> Row:
     return Row(record, _fault(kind, record))
 
 
-def place_of(record: Mapping[str, Any]) -> str:
+def location_of(record: Mapping[str, Any]) -> str:
     """Where a record came from, as `source:row`, whatever its shape."""
     return f"{record.get('source', 'unknown')}:{record.get('row', 'unknown')}"
 

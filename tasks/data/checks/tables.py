@@ -17,7 +17,7 @@ from tasks.common.lines import Lines
 from tasks.data.checks.contamination import Question, Study, find_contamination
 from tasks.data.checks.look import Findings, Looked, look
 from tasks.data.checks.overlap import Keys, Numbers, contradictions, copies, shared_prompts
-from tasks.data.checks.schema import SPLITS, place_of, texts
+from tasks.data.checks.schema import SPLITS, location_of, texts
 from tasks.data.records import Kind, Message
 
 if TYPE_CHECKING:
@@ -53,15 +53,17 @@ def _beside(files: Sequence[Lines], looked: Sequence[Looked]) -> dict[str, Findi
         (Question(number, _asked(records[number]["prompt"])) for number in test.tolist()), _studies(files, training)
     )
 
-    def places(found: Numbers) -> Findings:
-        return {row: place_of(records[found[row]]) for row in np.flatnonzero(found >= 0).tolist()}
+    def locations(found: Numbers) -> Findings:
+        return {row: location_of(records[found[row]]) for row in np.flatnonzero(found >= 0).tolist()}
 
     held_out = shared_prompts(keys, splits)
     return {
-        "copy_of": places(copies(keys)),
-        "contradicts": places(contradictions(keys)),  # of preferences alone
-        "held_out_at": {row: f"{place} ({SPLITS[splits[held_out[row]]]})" for row, place in places(held_out).items()},
-        "gives_away": {row: place_of(records[question]) for row, question in given_away.items()},
+        "copy_of": locations(copies(keys)),
+        "contradicts": locations(contradictions(keys)),  # of preferences alone
+        "held_out_at": {
+            row: f"{location} ({SPLITS[splits[held_out[row]]]})" for row, location in locations(held_out).items()
+        },
+        "gives_away": {row: location_of(records[question]) for row, question in given_away.items()},
     }
 
 

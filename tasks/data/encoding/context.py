@@ -30,7 +30,7 @@ def context_of(folder: Path) -> int | None:
     return usable_context(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
 
 
-def context_told(folder: Path) -> str:
+def context_described(folder: Path) -> str:
     """Say in words how long the context of a saved model is, and why, where it is less than its config.json says."""
     context, written = context_of(folder), read_json(folder / "config.json").get("max_position_embeddings")
     why = f" (of {written}: beyond them its rope would change under the rows beside)" if context != written else ""

@@ -1,4 +1,4 @@
-"""Encoded rows on disk, memory-mapped and kept by content: who trains on the same rows, or again, tokenises none.
+"""Encoded rows on disk, memory-mapped and stored by content: training on the same rows again tokenises none.
 
 A split of a file becomes a folder `.trueline/encoded/<kind>-<split>/<key>` of three files: `ids`, the token ids of all
 rows end to end, `counts.npy`, the tokens of each row's prompt and of each of its answers, and `seal`, a hash over the
@@ -38,8 +38,8 @@ IDS, COUNTS, SEAL = "ids", "counts.npy", "seal"
 # What turns records into ids: other code may give others.
 CODE = (*sorted(Path(__file__).parent.glob("*.py")), Path(__file__).parents[1] / "records.py")
 LIBRARIES = ("transformers", "tokenizers", "jinja2")
-# Contents of a split that are kept, those used last: of two data sets, or under two tokenizers, that take turns.
-KEPT = 2
+# Contents of a split that stay on disk, those used last: of two data sets, or under two tokenizers, that take turns.
+MAX_ENTRIES = 2
 Row = TypeVar("Row")
 logger = logging.getLogger(__name__)
 
@@ -116,12 +116,12 @@ def _rows(
     context: int | None,
     new_tokens: int = 0,
 ) -> EncodedRows[Row]:
-    """Open the encoded rows; where they are not yet kept, one process writes them and others wait for it."""
+    """Open the encoded rows; where they are not there yet, one process writes them and others wait for it."""
     dtype = np.min_scalar_type(max(tokenizer.get_vocab().values()))
-    place = ENCODED / f"{kind}-{split}"
-    place.mkdir(parents=True, exist_ok=True)
-    with FileLock(place.with_suffix(".lock")):
-        entry = place / _key(folder / f"{kind}.jsonl", split, tokenizer)
+    entries = ENCODED / f"{kind}-{split}"
+    entries.mkdir(parents=True, exist_ok=True)
+    with FileLock(entries.with_suffix(".lock")):
+        entry = entries / _key(folder / f"{kind}.jsonl", split, tokenizer)
         if not _is_whole(entry):
             of_split = tqdm(
                 read_records(folder, kind, split), desc=f"tokens of {kind}, {split}", unit=" rows", disable=None
@@ -129,7 +129,7 @@ def _rows(
             with replacing(entry) as draft:
                 _write(draft, encode_records(tokenizer, kind, of_split), 1 + len(ANSWERS[kind]), dtype)
         os.utime(entry)
-        _drop_old(place)
+        _drop_old(entries)
         rows = EncodedRows(entry, dtype, make)  # mapped, it may be dropped by another process
     if context is not None:
         for number in np.flatnonzero(rows.lengths + new_tokens > context)[:1].tolist():
@@ -139,7 +139,7 @@ def _rows(
 
 
 def _is_whole(entry: Path) -> bool:
-    """Tell whether there is an entry, and it is as it was written; one that is damaged is told of."""
+    """Tell whether there is an entry, and it is as it was written; one that is damaged is logged."""
     if not entry.exists():
         return False
     with suppress(OSError, InputError, UnicodeDecodeError):
@@ -186,9 +186,9 @@ def _key(file: Path, split: Split, tokenizer: "PreTrainedTokenizerBase") -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _drop_old(place: Path) -> None:
+def _drop_old(entries: Path) -> None:
     """Keep the contents used last; drop the others, and what killed runs left half written."""
-    drafts = [entry for entry in place.iterdir() if entry.name.startswith(".")]
-    by_use = sorted(set(place.iterdir()) - set(drafts), key=lambda entry: entry.stat().st_mtime, reverse=True)
-    for entry in (*drafts, *by_use[KEPT:]):
+    drafts = [entry for entry in entries.iterdir() if entry.name.startswith(".")]
+    by_use = sorted(set(entries.iterdir()) - set(drafts), key=lambda entry: entry.stat().st_mtime, reverse=True)
+    for entry in (*drafts, *by_use[MAX_ENTRIES:]):
         shutil.rmtree(entry)

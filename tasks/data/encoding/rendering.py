@@ -28,7 +28,7 @@ MEMORY = 2**30
 # What a template may add to a conversation: that many characters, and its texts that many times over.
 CHARACTERS, COPIES = 100_000, 10
 REASON_LENGTH = 300
-CURE = "mend the row or choose another template (base.chat_template)"
+CURE = "fix the row or choose another template (base.chat_template)"
 
 Render = Callable[..., str]
 

@@ -1,6 +1,6 @@
 """Prompts, answers, turns and pairs in conversations.
 
-Faults are said as `ShapeError`; whoever knows file and row adds them.
+Faults are raised as `ShapeError`; the caller, which knows file and row, adds them.
 """
 
 from collections.abc import Collection, Iterator
@@ -71,7 +71,7 @@ def answered_turns(conversation: list[Message], context: Collection[int] = ()) -
 
     Args:
         conversation: all that was said.
-        context: the places from 0 of messages that are not to be learned.
+        context: the positions from 0 of messages that are not to be learned.
     """
     for position in range(1, len(conversation)):
         if conversation[position]["role"] == "assistant" and conversation[position - 1]["role"] == "user":

@@ -73,7 +73,7 @@ def shape_rows(
         kind: of the records that they are to become.
         source: the file, with its column map and what it ignores.
         name: the file's in outputs.
-        bad: those of its rows that cannot be read; the end of the file tells them.
+        bad: those of its rows that cannot be read; they are reported at the end of the file.
         tally: what is not read of the others.
 
     Raises:
@@ -115,7 +115,7 @@ def _shaped(fields: Fields, shape: Shape, kind: Kind, source: Source, tally: Tal
 
 
 def recognise(fields: Mapping[str, Any], kind: Kind, source: Source) -> Shape:
-    """Tell the shape of a file from the columns of its first row and the column map (our field: their column).
+    """Find the shape of a file from the columns of its first row and the column map (our field: their column).
 
     Raises:
         InputError: the map has an unknown field or column, or the columns fit no shape of this kind.
@@ -142,7 +142,7 @@ def _check_map(fields: Mapping[str, Any], kind: Kind, source: Source) -> None:
     for ours in source.columns:
         if ours not in known:
             raise InputError(
-                f"{setting} in params.yaml maps {quoted(ours)}, but {kind} only have {_listed(known)}: mend it"
+                f"{setting} in params.yaml maps {quoted(ours)}, but {kind} only have {_listed(known)}: fix it"
             )
     for key, columns in {"columns": source.columns, "extra_columns": extra_of(source)}.items():
         for ours, theirs in columns.items():
@@ -292,11 +292,11 @@ def _response(fields: Fields) -> object:
 
 
 def _conversation(fields: Fields) -> tuple[list[Message], list[int]]:
-    """Give a conversation and the places in it of what is not to be learned."""
+    """Give a conversation and the positions in it of what is not to be learned."""
     name = "messages" if "messages" in fields else "conversations"
     said = as_messages(fields[name], name)
     whole = with_system(said, fields["system"])
-    return whole, [place + len(whole) - len(said) for place in context_only(fields[name])]
+    return whole, [position + len(whole) - len(said) for position in context_only(fields[name])]
 
 
 def _instruction(fields: Fields) -> list[Message]:

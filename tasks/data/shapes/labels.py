@@ -19,7 +19,7 @@ LABELS: Mapping[str, Outcome] = {
 }
 INDICES: Mapping[str, Outcome] = {"0": "first", "1": "second"}
 TRUTHS: Mapping[str, Outcome] = {"1": "first", "true": "first", "0": "second", "false": "second"}
-# One column tells all; each has the values that it may hold.
+# One column decides; each has the values that it may hold.
 SINGLE: Mapping[str, Mapping[str, Outcome]] = {
     "preference": LABELS,
     "winner": LABELS,
@@ -48,19 +48,21 @@ def compared(fields: Mapping[str, Any]) -> tuple[dict[str, Any], str, bool]:
 
 
 def _outcome(fields: Mapping[str, Any]) -> Outcome:
-    told = {name: _told(name, fields[name], values) for name, values in SINGLE.items() if fields[name] is not None}
+    outcomes = {
+        name: _outcome_of(name, fields[name], values) for name, values in SINGLE.items() if fields[name] is not None
+    }
     if any(fields[name] is not None for name in ONE_HOT):
-        told[", ".join(ONE_HOT)] = _one_hot(fields)
-    if not told:
+        outcomes[", ".join(ONE_HOT)] = _one_hot(fields)
+    if not outcomes:
         raise ShapeError(
             f"none of {', '.join(LABEL_COLUMNS)} tells which answer was preferred (map the column that does)"
         )
-    if len(set(told.values())) > 1:
-        raise ShapeError(f"{' and '.join(told)} differ on which answer was preferred")
-    return next(iter(told.values()))
+    if len(set(outcomes.values())) > 1:
+        raise ShapeError(f"{' and '.join(outcomes)} differ on which answer was preferred")
+    return next(iter(outcomes.values()))
 
 
-def _told(name: str, value: object, values: Mapping[str, Outcome]) -> Outcome:
+def _outcome_of(name: str, value: object, values: Mapping[str, Outcome]) -> Outcome:
     label = _word(value)
     if label in values:
         return values[label]

@@ -1,7 +1,8 @@
 r"""Messages as people write them: {role, content}, {from, value}, or one text in the style of Anthropic's HH data.
 
 That style is "\n\nHuman: ...\n\nAssistant: ...". Of a message everything is read or refused: who speaks, what is said,
-and whether it may be learned (weight, train). Faults are said as `ShapeError`; whoever knows file and row adds them.
+and whether it may be learned (weight, train). Faults are raised as `ShapeError`; the caller, which knows file and row,
+adds them.
 """
 
 import math
@@ -37,7 +38,7 @@ class ShapeError(ValueError):
 
 
 class IgnorableError(ShapeError):
-    """A column or key that may be left out knowingly: whoever knows the source tells where it is to be named."""
+    """A column or key that may be left out knowingly: the caller, which knows the source, says where to name it."""
 
 
 def as_text(value: object, name: str) -> str:
@@ -71,11 +72,11 @@ def as_messages(value: object, name: str) -> list[Message]:
 
 
 def context_only(value: object) -> list[int]:
-    """Give the places from 0 of the messages that are there to be read only: of weight 0, or not to train on."""
+    """Give the positions from 0 of the messages that are there to be read only: of weight 0, or not to train on."""
     items = value if isinstance(value, list) else [value]
     return [
-        place
-        for place, item in enumerate(items)
+        position
+        for position, item in enumerate(items)
         if isinstance(item, dict) and any(is_yes(item.get(name), name) is False for name in WEIGHTS)
     ]
 

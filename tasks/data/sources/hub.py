@@ -38,7 +38,7 @@ def hub_rows(path: Path, bad: BadRows) -> Iterator[RawRow]:
     except (datasets.exceptions.DatasetsError, FileNotFoundError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
         raise InputError(
-            f"{path}: {pointer.hub} cannot be loaded ({reason}): mend its hub, revision, split or config"
+            f"{path}: {pointer.hub} cannot be loaded ({reason}): fix its hub, revision, split or config"
         ) from None
     number = 0
     try:

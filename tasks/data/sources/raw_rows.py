@@ -1,14 +1,14 @@
-"""Raw rows as a source holds them, and those among them that must be mended."""
+"""Raw rows as a source holds them, and those among them that must be fixed."""
 
 from typing import Any, NamedTuple
 
 from tasks.common.errors import InputError
 
-MOST_TOLD = 10
+MOST_SHOWN = 10
 LONGEST_FAULT = 250  # characters of one of several
 # Bytes of a row in any format: a file that holds a longer one is not what its name says, or was made to do harm.
 LONGEST_ROW = 2**26
-MEND = "mend or remove the row"
+FIX = "fix or remove the row"
 
 
 class RawRow(NamedTuple):
@@ -25,48 +25,48 @@ class Unreadable(NamedTuple):
 
 
 class BadRows:
-    """The rows of a file that must be mended: all are counted, the first ten told in one sentence."""
+    """The rows of a file that must be fixed: all are counted, the first ten named in one sentence."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.count = 0
-        self._first: dict[tuple[str, str], list[str]] = {}  # the places of the first rows by their fault and its cure
+        self._first: dict[tuple[str, str], list[str]] = {}  # the first rows by their fault and its cure
 
-    def add(self, place: int | str, fault: str, cure: str = MEND) -> None:
-        """Note a row that cannot be read.
+    def add(self, row: int | str, fault: str, cure: str = FIX) -> None:
+        """Record a row that cannot be read.
 
         Args:
-            place: the number of the row, with what else helps to find it.
-            fault: what is to be said after the place, from a colon or a verb on.
+            row: its number, with what else helps to find it.
+            fault: what is to be said after the row, from a colon or a verb on.
             cure: what to do.
         """
         self.count += 1
-        if self.count <= MOST_TOLD:
-            self._first.setdefault((fault, cure), []).append(str(place))
+        if self.count <= MOST_SHOWN:
+            self._first.setdefault((fault, cure), []).append(str(row))
 
     def stop(self) -> None:
         """End the reading of the file.
 
         Raises:
-            InputError: a row was noted.
+            InputError: a row was recorded.
         """
         if self.count == 1:
-            [((fault, cure), [place])] = self._first.items()
-            raise InputError(f"{self.path} row {place}{_joined(fault)}: {cure}")
+            [((fault, cure), [row])] = self._first.items()
+            raise InputError(f"{self.path} row {row}{_joined(fault)}: {cure}")
         if self.count:
-            told = [_told(fault, places) for (fault, _), places in self._first.items()]
-            others = [f"and {self.count - MOST_TOLD:,} more"] if self.count > MOST_TOLD else []
-            cures = dict.fromkeys("mend or remove them" if cure == MEND else cure for _, cure in self._first)
+            shown = [_shown(fault, rows) for (fault, _), rows in self._first.items()]
+            others = [f"and {self.count - MOST_SHOWN:,} more"] if self.count > MOST_SHOWN else []
+            cures = dict.fromkeys("fix or remove them" if cure == FIX else cure for _, cure in self._first)
             raise InputError(
-                f"{self.path} has {self.count:,} bad rows: {'; '.join(told + others)}: {', or '.join(cures)}"
+                f"{self.path} has {self.count:,} bad rows: {'; '.join(shown + others)}: {', or '.join(cures)}"
             )
 
 
-def _told(fault: str, places: list[str]) -> str:
-    shown = fault if len(fault) <= LONGEST_FAULT else f"{fault[:LONGEST_FAULT]}…"
-    if len(places) == 1:
-        return f"row {places[0]}{_joined(shown)}"
-    return f"rows {', '.join(places)}: {shown.removeprefix(': ')}"
+def _shown(fault: str, rows: list[str]) -> str:
+    cut = fault if len(fault) <= LONGEST_FAULT else f"{fault[:LONGEST_FAULT]}…"
+    if len(rows) == 1:
+        return f"row {rows[0]}{_joined(cut)}"
+    return f"rows {', '.join(rows)}: {cut.removeprefix(': ')}"
 
 
 def _joined(fault: str) -> str:

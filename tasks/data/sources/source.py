@@ -35,7 +35,7 @@ def files_of(source: Source) -> dict[str, Source]:
         found = [each for each in folder.iterdir() if not each.name.startswith(".")]
     except PermissionError:
         raise InputError(f"{folder} may not be read: grant read permission or run as its owner") from None
-    except OSError:  # it is no folder; whatever else is wrong with it is told when it is read
+    except OSError:  # it is no folder; what else is wrong with it is reported when it is read
         return {name: source}
     refuse_saved_data_set(folder)
     if not found:
@@ -53,7 +53,7 @@ def check_file(path: Path) -> None:
     try:
         str(path).encode()
         mode = path.stat().st_mode
-        if stat.S_ISREG(mode):  # to open a pipe would be to wait for whoever writes into it
+        if stat.S_ISREG(mode):  # to open a pipe would be to wait for its writer
             path.open("rb").close()
     except UnicodeEncodeError:
         raise InputError(f"the name {str(path)!a} is not UTF-8: rename the file") from None
@@ -62,13 +62,13 @@ def check_file(path: Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(_cure_for_missing(path)) from None
     except OSError as error:  # a link to itself, a name that is too long
-        raise InputError(f"{path} cannot be read ({error.strerror}): mend its name or link") from None
+        raise InputError(f"{path} cannot be read ({error.strerror}): fix its name or link") from None
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise InputError(f"{path} is a pipe, socket or device: write its rows to a file")
 
 
 def read_rows(source: Source, bad: BadRows) -> Iterator[RawRow]:
-    """Read the rows of a file, or of the hub data set it points to; those that cannot be read are noted in `bad`.
+    """Read the rows of a file, or of the hub data set it points to; those that cannot be read are recorded in `bad`.
 
     Raises:
         InputError: the source is missing, unreadable, empty, damaged, not UTF-8 or of an unknown kind.
@@ -111,11 +111,11 @@ def _cure_for_missing(path: Path) -> str:
     if pointer.exists():
         return f"{path} does not exist, but {pointer} does: run dvc pull {pointer}"
     if path.is_symlink():
-        return f"{path} is a link to nothing: mend or remove the link"
+        return f"{path} is a link to nothing: fix or remove the link"
     if path.suffix.lower() not in READERS and re.fullmatch(r"[\w.-]+/[\w.-]+", path.as_posix()):
         named = f"{{hub: {path.as_posix()}, revision: <full commit hash>, split: train}}"
         return f"{path} is no file; if it is a hub data set, write {named} to a .yaml file and name that file"
-    return f"{path} does not exist: mend the path of the source in params.yaml"
+    return f"{path} does not exist: fix the path of the source in params.yaml"
 
 
 READERS: dict[str, Callable[[Path, BadRows], Iterator[RawRow]]] = {

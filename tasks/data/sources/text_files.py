@@ -1,4 +1,4 @@
-"""Rows of text files: JSONL, JSON and CSV. A row that cannot be read is noted, and the others are read."""
+"""Rows of text files: JSONL, JSON and CSV. A row that cannot be read is recorded, and the others are read."""
 
 import csv
 import re
@@ -9,7 +9,7 @@ from typing import Any
 from tasks.common.errors import InputError, quoted
 from tasks.common.strict_json import MAC_CURE, MAC_FAULT, JsonError, parse_json
 from tasks.data.sources.layouts import refuse_layout
-from tasks.data.sources.raw_rows import LONGEST_ROW, MEND, BadRows, RawRow
+from tasks.data.sources.raw_rows import FIX, LONGEST_ROW, BadRows, RawRow
 
 # Python's own limit is 128 KiB a field; this is the largest value every platform takes.
 LONGEST_CSV_FIELD = 2**31 - 1
@@ -42,7 +42,7 @@ def jsonl_rows(path: Path, bad: BadRows) -> Iterator[RawRow]:
                 raise InputError(f"{path} row {number} {fault}: {fault.cure}") from None
             if number == 1 and line.strip() in (b"[", b"{"):
                 raise InputError(f"{path} holds JSON over several lines: rename it to .json") from None
-            bad.add(number, str(fault), fault.cure or MEND)
+            bad.add(number, str(fault), fault.cure or FIX)
             continue
         if number == 1:
             refuse_layout(fields, path)
@@ -64,9 +64,9 @@ def json_rows(path: Path, bad: BadRows) -> Iterator[RawRow]:
     except MemoryError:
         raise InputError(f"{path} is too large to be read whole: write it as .jsonl, one object a line") from None
     except JsonError as fault:
-        cure = "if it holds one object a line, rename it to .jsonl" if fault.goes_on else "mend it"
-        place = f" line {fault.line}" if fault.line else ""
-        raise InputError(f"{path}{place} {fault}: {fault.cure or cure}") from None
+        cure = "if it holds one object a line, rename it to .jsonl" if fault.goes_on else "fix it"
+        line = f" line {fault.line}" if fault.line else ""
+        raise InputError(f"{path}{line} {fault}: {fault.cure or cure}") from None
     refuse_layout(content, path)
     for number, fields in enumerate(_only_list(content, path), start=1):
         if isinstance(fields, dict):
@@ -98,15 +98,15 @@ def csv_rows(path: Path, bad: BadRows) -> Iterator[RawRow]:
                     "put fields that hold commas or quotes in double quotes",
                 )
     except csv.Error as error:  # where the next row begins is not known
-        place = f"{row + 1} (line {reader.line_num})"
+        numbered = f"{row + 1} (line {reader.line_num})"
         if "new-line character" not in str(error):
-            bad.add(place, f"is not valid CSV ({error})", "mend its quotes")
+            bad.add(numbered, f"is not valid CSV ({error})", "fix its quotes")
         elif next(text_lines(path)).endswith("\n"):  # which pandas does not put in quotes
             bad.add(
-                place, r"holds \r outside of quotes", "write all fields in quotes, as to_csv(quoting=csv.QUOTE_ALL)"
+                numbered, r"holds \r outside of quotes", "write all fields in quotes, as to_csv(quoting=csv.QUOTE_ALL)"
             )
         else:
-            bad.add(place, MAC_FAULT, MAC_CURE)
+            bad.add(numbered, MAC_FAULT, MAC_CURE)
 
 
 def _header(record: list[str], path: Path) -> list[str]:
