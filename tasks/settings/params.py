@@ -18,7 +18,6 @@ from tasks.settings.runtime import Lora, Runtime
 from tasks.settings.training import Reward, Sft, Training
 
 __all__ = [
-    "EXAMPLE",
     "MOVED",
     "PARAMS_FILE",
     "RENAMED",
@@ -82,8 +81,6 @@ RENAMED_VALUES = {
 MOVED = {
     "prepare.example": "prepare.demonstrations.options, prepare.preferences.options and prepare.prompts.options",
 }
-# The source whose prompts have a ground-truth reward.
-EXAMPLE = "infra/example/orders.py"
 
 
 class Params(Methods):
