@@ -144,6 +144,14 @@ def test_run_with_bad_settings(trueline, checkout: Path) -> None:
     assert err.startswith("trueline: params.yaml: runtime is missing: add it")
 
 
+def test_run_with_nothing_to_fetch_from(trueline) -> None:
+    assert trueline("run", "--pull", "--json") == (
+        2,
+        "",
+        "trueline: DVC has no default remote to fetch from: name one (dvc remote add -d NAME ADDRESS)\n",
+    )
+
+
 def test_run_while_another_runs(trueline) -> None:
     with one_flow_at_a_time():
         code, out, err = trueline("run", "--json")
