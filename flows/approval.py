@@ -1,7 +1,7 @@
-"""A person's word on a version that awaits approval, asked for on the page of a Prefect server.
+"""Approval of a version by a person, in a form on the Prefect server.
 
-The pipeline does not wait for it: this flow of its own is suspended, which holds no process and no lock, until somebody
-fills in the form. Where `trueline approve` was faster, it ends with a sentence that says so.
+The pipeline does not wait: this separate flow is suspended, without a process or a lock, until somebody fills in the
+form. If `trueline approve` was faster, it ends with a message.
 """
 
 from typing import Literal
@@ -28,18 +28,18 @@ class Form(RunInput):
 
 @flow(name=FLOW, flow_run_name="approve version {version}")
 def approval(version: int) -> champion.Promotion:
-    """Wait for a person, and do what they say.
+    """Wait for a person, then approve or reject.
 
     Raises:
         InputError: the version does not await approval any more, or the champion has changed since the gate compared.
     """
-    said = suspend_flow_run(wait_for_input=Form)
-    act = champion.approve if said.answer == "approve" else champion.reject
-    return act(load_params(), str(version), said.by, said.reason)
+    form = suspend_flow_run(wait_for_input=Form)
+    act = champion.approve if form.answer == "approve" else champion.reject
+    return act(load_params(), str(version), form.by, form.reason)
 
 
 def ask(held: champion.Promotion) -> None:
-    """Start the flow that asks, once for a version and a champion; without a schedule there is nobody to run it."""
+    """Start the approval flow, once per version and champion; without a schedule nothing would run it."""
     if deployment.id:
         run_deployment(
             f"{FLOW}/{DEPLOYMENT}",

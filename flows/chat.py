@@ -1,4 +1,4 @@
-"""Talking to a model of the pipeline: any stage's, or any version in the registry."""
+"""Chatting with a model: of a stage, or a version in the registry."""
 
 import logging
 import sys
@@ -24,15 +24,15 @@ STAGES = ("base", "sft", *METHODS)
 
 
 class Conversation:
-    """Turns that have been taken, and a model to take the next one."""
+    """The messages so far, and the model that answers."""
 
     def __init__(self, model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", params: Params) -> None:
-        """Begin with no turn."""
+        """Start without messages."""
         self.messages: list[Message] = []
         self._model, self._tokenizer, self._params = model, tokenizer, params
 
     def ask(self, text: str) -> str:
-        """Take the user's turn and give the model's answer; a turn that cannot be answered is not kept.
+        """Add the user's message and return the model's answer; a message that cannot be answered is not added.
 
         Raises:
             InputError: the conversation and its answer are longer than the model's context.
@@ -56,7 +56,7 @@ class Conversation:
 
 
 def begin(folder: Path, params: Params) -> Conversation:
-    """Load a model and begin a conversation with it."""
+    """Load a model and start a conversation."""
     from tasks.learning.models.loading import load_policy, set_up
 
     set_up(params)
@@ -64,7 +64,7 @@ def begin(folder: Path, params: Params) -> Conversation:
 
 
 def stage_folder(stage: str) -> Path:
-    """Give the folder of a stage's model.
+    """Return the folder of a stage's model.
 
     Raises:
         InputError: no such stage has a model to talk to, it has not run, or the model is damaged.
@@ -78,7 +78,7 @@ def stage_folder(stage: str) -> Path:
 
 
 def version_folder(version: str, params: Params) -> Path:
-    """Bring a registered policy back from DVC's cache.
+    """Restore a registered policy from DVC's cache.
 
     Raises:
         InputError: there is no such version or alias, or the cache lacks it or has it damaged.
@@ -92,13 +92,13 @@ def version_folder(version: str, params: Params) -> Path:
             check_folder(folder, md5)
             return folder
     except DamagedError as error:
-        logger.warning("%s: it is taken from DVC's cache again", error)
+        logger.warning("%s: it is restored from DVC's cache again", error)
     materialise(md5, folder, what=f"version {version}")
     return folder
 
 
 def talk(conversation: Conversation) -> None:
-    """Answer line by line until the input ends or says /exit; /new forgets what was said."""
+    """Answer line by line until the input ends or is /exit; /new starts a new conversation."""
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         print("Type a message. /new starts over, /exit ends.", file=sys.stderr)

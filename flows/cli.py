@@ -59,7 +59,7 @@ def run(
 ) -> None:
     """Run what has changed, and promote the model if the gate says so."""
     from flows.display import show_result
-    from flows.interrupts import interruption_told
+    from flows.interrupts import report_interruption
     from flows.locks import refuse_a_second
     from flows.preflight import preflight
     from flows.server import named_server
@@ -69,7 +69,7 @@ def run(
     refuse_a_second()
     if pull:
         check_default_remote()
-    with interruption_told():
+    with report_interruption():
         if named_server():  # it keeps a record of every run
             preflight()
             result = _run_by_prefect(pull)

@@ -259,9 +259,9 @@ def _decider(decision: Mapping[str, Any]) -> str:
 
 
 def _holder(flow: Mapping[str, Any]) -> str:
-    from flows.locks import Holder
+    from flows.locks import FlowProcess
 
-    return str(Holder(**flow))
+    return str(FlowProcess(**flow))
 
 
 def next_commands(verdict: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is wrong with this machine and checkout, and how to mend it."""
+"""Checks of this machine and checkout, with the cure for each fault."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from flows import locks
 from flows.preflight import check_exists, sources
 from flows.status import record_fault, registry
-from flows.surroundings import check_git, check_room, free_bytes, look_at_places
+from flows.surroundings import check_git, check_locations, check_room, free_bytes
 from tasks.common.errors import InputError
 from tasks.common.files import STATE
 from tasks.common.safe_text import without_secrets
@@ -81,7 +81,7 @@ def check_disk() -> Iterator[Finding]:
     level: Level = "warn" if free < LITTLE_FREE else "ok"
     cure = "" if level == "ok" else "free some, or move DVC's cache to another disk (dvc cache dir --local FOLDER)"
     yield Finding("disk", level, f"{free / GIGABYTE:.1f} GB free", cure)
-    folders = _outcome("folders", look_at_places, "real ones, and can be written")
+    folders = _outcome("folders", check_locations, "real ones, and can be written")
     yield folders
     if folders.level == "ok":
         yield _outcome(
@@ -105,7 +105,7 @@ def check_settings() -> Iterator[Finding]:
     try:
         params = load_params()
     except InputError as error:
-        yield Finding("settings", "fail", str(error), "mend params.yaml")
+        yield Finding("settings", "fail", str(error), "fix params.yaml")
         return
     yield Finding("settings", "ok", "params.yaml holds", "")
     for key, source in sources(params).items():
@@ -116,7 +116,7 @@ def check_settings() -> Iterator[Finding]:
             yield Finding(key, "fail", f"{source} does not exist", f"trueline configure {key}=PATH")
     unreachable = registry(params)["error"]
     if record_fault():
-        pass  # check_record tells, and nobody looks at the registry until it is mended
+        pass  # check_record reports it; the registry cannot be used until it is repaired
     elif unreachable:
         found, _, cure = unreachable.rpartition(": ")
         yield Finding("MLflow", "fail", found or unreachable, cure)
@@ -130,8 +130,8 @@ def check_record() -> Iterator[Finding]:
     """The record of decisions can be read: what is wrong with it stops every command that looks at the registry."""
     fault = record_fault()
     if fault:
-        said, _, cure = fault.partition(": ")
-        yield Finding("record", "fail", said, cure)
+        found, _, cure = fault.partition(": ")
+        yield Finding("record", "fail", found, cure)
     else:
         yield Finding("record", "ok", "decisions.jsonl can be read", "")
 
@@ -149,13 +149,13 @@ def check_device(wanted: str) -> Iterator[Finding]:
 
 def check_leftovers() -> Iterator[Finding]:
     """What an earlier run left behind: a failure, an unfinished training, half-written files."""
-    running = locks.holder()
+    running = locks.running_flow()
     if running:
         yield Finding("flow", "warn", f"runs: {running}", "wait for it, or end that process")
         return
     failure = last_failure()
     if failure:
-        yield Finding("failure", "warn", f"{failure.stage}: {failure.message}", "mend it, then trueline run")
+        yield Finding("failure", "warn", f"{failure.stage}: {failure.message}", "fix it, then trueline run")
     checkpoints = sorted(path.name for path in (STATE / "checkpoints").glob("*") if any(path.iterdir()))
     if checkpoints:
         found = f"unfinished: {', '.join(checkpoints)}"

@@ -1,4 +1,4 @@
-"""The one figure of each stage that tells most, read from its metrics."""
+"""The headline figure of each stage, from its metrics."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -12,10 +12,10 @@ from tasks.settings.params import load_params
 Metrics = Mapping[str, Any]
 
 
-def telling_figure(stage: str) -> str:
+def headline_figure(stage: str) -> str:
     """Give a stage's telling figure in a few words; empty where the stage has none."""
     name = load_params().align.method if stage == "align" else stage
-    tell, path = TELLING.get(name), METRICS / f"{name}.json"
+    tell, path = HEADLINES.get(name), METRICS / f"{name}.json"
     if tell is None or not path.exists():
         return ""
     return tell(read_json(path))
@@ -79,7 +79,7 @@ def _gate(metrics: Metrics) -> str:
     return str(metrics["decision"])
 
 
-TELLING: dict[str, Callable[[Metrics], str]] = {
+HEADLINES: dict[str, Callable[[Metrics], str]] = {
     "prepare": _prepare,
     "base": _base,
     "validate": _validate,

@@ -1,4 +1,4 @@
-"""A flow that is told to end: in good order, and with a sentence."""
+"""Ending an interrupted flow in good order, with a message."""
 
 import signal
 import sys
@@ -11,9 +11,9 @@ from tasks.stage import last_failure
 
 
 @contextmanager
-def interruption_told() -> Iterator[None]:
-    """Have SIGTERM unwind the block as Ctrl-C does, and say at its end what is kept and how to go on."""
-    earlier = signal.signal(signal.SIGTERM, _exit)  # Prefect hands the signal on to this
+def report_interruption() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, and print how to continue."""
+    earlier = signal.signal(signal.SIGTERM, _exit)  # Prefect forwards the signal to this
     try:
         yield
     except (KeyboardInterrupt, SystemExit):

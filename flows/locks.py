@@ -1,4 +1,4 @@
-"""One flow at a time in a checkout: a lock that the system takes back when its holder dies."""
+"""One flow at a time in a checkout: a lock that the system releases when its process dies."""
 
 import fcntl
 import json
@@ -18,8 +18,8 @@ from tasks.common.files import STATE
 FLOW_LOCK = STATE / "flow.lock"
 
 
-class Holder(NamedTuple):
-    """Who runs the flow."""
+class FlowProcess(NamedTuple):
+    """The process that runs the flow."""
 
     pid: int
     host: str
@@ -35,21 +35,21 @@ def one_flow_at_a_time(path: Path = FLOW_LOCK) -> Iterator[None]:
     """Hold the lock for a block.
 
     Raises:
-        InputError: another process holds it; the sentence says who.
+        InputError: another process holds it; the message names it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         if not _taken(file, fcntl.LOCK_EX):
             raise InputError(_refusal(_read(file)))
-        _write(file, Holder(os.getpid(), socket.gethostname(), _now(), shlex.join(sys.argv)))
+        _write(file, FlowProcess(os.getpid(), socket.gethostname(), _now(), shlex.join(sys.argv)))
         try:
             yield
         finally:
             file.truncate(0)
 
 
-def holder(path: Path = FLOW_LOCK) -> Holder | None:
-    """Tell who holds the lock, or None where nobody does."""
+def running_flow(path: Path = FLOW_LOCK) -> FlowProcess | None:
+    """Return the process that holds the lock; None if there is none."""
     if not path.exists():
         return None
     with path.open("r", encoding="utf-8") as file:
@@ -57,17 +57,17 @@ def holder(path: Path = FLOW_LOCK) -> Holder | None:
 
 
 def refuse_a_second() -> None:
-    """Stop early where a flow runs already, before anything is started for another one.
+    """Stop early if a flow is running, before anything else is started.
 
     Raises:
-        InputError: another process holds the lock; the sentence says who.
+        InputError: another process holds the lock; the message names it.
     """
-    running = holder()
+    running = running_flow()
     if running:
         raise InputError(_refusal(running))
 
 
-def _refusal(running: Holder) -> str:
+def _refusal(running: FlowProcess) -> str:
     return f"a flow runs in this checkout already: {running}; wait for it, or end that process"
 
 
@@ -79,18 +79,18 @@ def _taken(file: IO[str], kind: int) -> bool:
     return True
 
 
-def _write(file: IO[str], running: Holder) -> None:
+def _write(file: IO[str], running: FlowProcess) -> None:
     file.truncate(0)
     file.write(json.dumps(running._asdict()))
     file.flush()
 
 
-def _read(file: IO[str]) -> Holder:
+def _read(file: IO[str]) -> FlowProcess:
     file.seek(0)
     try:
-        return Holder(**json.loads(file.read()))
-    except (ValueError, TypeError):  # the holder has the lock and is about to write who it is
-        return Holder(0, "this machine", "just now", "starting")
+        return FlowProcess(**json.loads(file.read()))
+    except (ValueError, TypeError):  # the process has the lock and has not written its name yet
+        return FlowProcess(0, "this machine", "just now", "starting")
 
 
 def _now() -> str:

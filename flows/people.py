@@ -1,4 +1,4 @@
-"""Asking people: annotation sheets are written, and read when they are filled in."""
+"""Human evaluation: writing annotation sheets, and importing filled ones."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,24 +11,24 @@ from tasks.evaluation.people import annotation_sheets
 from tasks.registry.promotion.human_evaluation import evaluation
 
 
-class Sheet(TypedDict):
-    """What was written."""
+class WrittenSheet(TypedDict):
+    """The result of writing a sheet."""
 
     file: str
     prompts: int
-    different_answers: int  # prompts that can be asked about
+    different_answers: int  # prompts that can be annotated
     same_answers: int
 
 
 class ImportedSheets(NamedTuple):
     """What people answered on filled annotation sheets."""
 
-    key: str  # of the evaluation that they are on
+    key: str  # hash of the inputs of their evaluation
     figures: dict[str, Any]
     votes: list[dict[str, Any]]
 
 
-def write_sheet(path: Path, prompts: int | None) -> Sheet:
+def write_sheet(path: Path, prompts: int | None) -> WrittenSheet:
     """Write a sheet of the evaluation in dvc.lock, with all its prompts or `prompts` of them, in random order.
 
     Raises:
@@ -41,7 +41,7 @@ def write_sheet(path: Path, prompts: int | None) -> Sheet:
         raise InputError(f"both models gave the same answers to all {count} prompts: there is nothing to annotate")
     shown = pairs[:prompts]
     annotation_sheets.write_sheet(path, shown)
-    return Sheet(
+    return WrittenSheet(
         file=str(path),
         prompts=len(shown),
         different_answers=len(pairs),

@@ -1,8 +1,8 @@
-"""What can be told before anything runs: settings that hold, sources that can be read, and surroundings that do."""
+"""Checks before anything runs: settings, sources, and the environment."""
 
 from pathlib import Path
 
-from flows.surroundings import check_surroundings
+from flows.surroundings import check_environment
 from tasks.common.errors import InputError
 from tasks.data.base_model.model_files import check_model_folder
 from tasks.data.records import TYPES
@@ -28,7 +28,7 @@ def preflight() -> tuple[Params, GraphStatus]:
     for kind in TYPES:
         for file in files_of(getattr(params.prepare, kind)).values():
             check_file(Path(file.source))
-    return params, check_surroundings(params)
+    return params, check_environment(params)
 
 
 def sources(params: Params) -> dict[str, str]:
@@ -55,4 +55,4 @@ def check_exists(key: str, source: str) -> None:
     except OSError as error:  # a name that is too long, or a folder that may not be entered
         fault = f"cannot be reached ({error.strerror})"
     if fault:
-        raise InputError(f"params.yaml: {key} is {source}, which {fault}: trueline configure {key}=PATH mends it")
+        raise InputError(f"params.yaml: {key} is {source}, which {fault}: trueline configure {key}=PATH fixes it")

@@ -1,4 +1,4 @@
-"""Child processes that never outlive whoever started them.
+"""Child processes that never outlive the process that started them.
 
 A child leads a process group of its own, and the whole group is ended when its block is left by an error, Ctrl+C or
 cancellation. The kernel ends the child should this process be killed outright (Linux).

@@ -6,9 +6,9 @@ import sys
 import time
 from typing import Literal, NamedTuple
 
-from flows.figures import telling_figure
+from flows.figures import headline_figure
 from flows.processes import child
-from flows.surroundings import look_at_places
+from flows.surroundings import check_locations
 from tasks.common.errors import InputError
 from tasks.common.escapes import visible
 from tasks.common.safe_text import without_secrets
@@ -84,7 +84,7 @@ def _reproduce(stage: str) -> tuple[StageRun, bool]:
                 sys.stderr.write(visible(without_secrets(line)))
         if process.wait() != 0:
             raise _error(stage)
-    run = StageRun(stage, "ran" if ran else "reused", time.monotonic() - started, telling_figure(stage))
+    run = StageRun(stage, "ran" if ran else "reused", time.monotonic() - started, headline_figure(stage))
     return run, was_restored
 
 
@@ -92,7 +92,7 @@ def _error(stage: str) -> Exception:
     failure = last_failure()
     if failure is None:
         try:
-            look_at_places()  # DVC's own trouble may be that the cache is full by now
+            check_locations()  # DVC's own trouble may be that the cache is full by now
         except InputError as error:
             return InputError(f"{stage}: {error}")
         message = "DVC refused it, or the system ended it (out of memory?); the lines above say more"

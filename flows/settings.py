@@ -1,4 +1,4 @@
-"""Changing params.yaml: named settings or single keys laid over it; comments stay, and nothing invalid is written."""
+"""Changing params.yaml by settings files or single keys; comments stay, and nothing invalid is written."""
 
 import io
 import re
@@ -25,7 +25,7 @@ WORDS = {"yes", "no", "y", "n", "on", "off", "true", "false", "null"}
 
 
 class Change(NamedTuple):
-    """A setting that another value takes the place of."""
+    """A changed setting."""
 
     key: str
     before: Any
@@ -113,7 +113,7 @@ def _merge(settings: MutableMapping[str, Any], overlay: Mapping[str, Any], path:
     for name, value in overlay.items():
         here = f"{path}{name}"
         if name not in settings and not path.endswith("columns."):
-            raise InputError(f"{here} is not a setting: mend its spelling (params.yaml lists them all)")
+            raise InputError(f"{here} is not a setting: fix its spelling (params.yaml lists them all)")
         present = settings.get(name)
         if isinstance(value, Mapping) and isinstance(present, MutableMapping):
             _merge(present, value, f"{here}.")

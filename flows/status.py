@@ -25,7 +25,7 @@ def status(params: Params) -> dict[str, Any]:
     Raises:
         InputError: DVC cannot read the pipeline.
     """
-    flow, stages, failure = locks.holder(), running(), last_failure()
+    flow, stages, failure = locks.running_flow(), running(), last_failure()
     return {
         # A stage that runs has locked its files against DVC's other commands.
         "untrained": [] if params.rewards.use_model else [*REWARD_MODELS],

@@ -1,4 +1,4 @@
-"""What a run needs around it: git, real folders, disks that may be written and have room. Said before the work."""
+"""Checks of the environment before a run: git, real folders, writable disks with space."""
 
 import os
 import tempfile
@@ -27,7 +27,7 @@ HALF_PRECISION = ("float16", "bfloat16")
 
 
 class Need(NamedTuple):
-    """What a run will write to one place."""
+    """The space that a run needs in one folder."""
 
     what: str
     folder: Path
@@ -35,14 +35,14 @@ class Need(NamedTuple):
     cure: str  # beside freeing some
 
 
-def check_surroundings(params: Params) -> GraphStatus:
+def check_environment(params: Params) -> GraphStatus:
     """Look at what a run needs around it, and give what DVC says of the stages.
 
     Raises:
         InputError: something lacks; the sentence has the cure.
     """
     check_git()
-    known = look_at_places()
+    known = check_locations()
     graph = graph_status()
     check_room(params, known, graph.unfinished)
     return graph
@@ -65,7 +65,7 @@ def check_git() -> None:
         )
 
 
-def look_at_places() -> Places:
+def check_locations() -> Places:
     """Make sure that every output lies in real folders, and that all that stages and DVC write to can be written.
 
     Raises:
@@ -94,7 +94,7 @@ def look_at_places() -> Places:
 
 
 def check_room(params: Params, known: Places, pending: Sequence[str]) -> None:
-    """Compare what a run will write with what is free.
+    """Compare the space that a run needs with the free space.
 
     Args:
         params: all settings.
@@ -138,8 +138,8 @@ def _needs(params: Params, known: Places, pending: Sequence[str]) -> Iterator[Ne
     yield Need("DVC's cache", known.cache, len(models) * weights, "name another (dvc cache dir --local FOLDER)")
     if {*pending} & {*TRAINERS} and params.runtime.checkpoint_every and not params.lora.rank:
         checkpoint = WITH_OPTIMISER * weights * (_models_that_learn(params) if "align" in pending else 1)
-        kept = params.runtime.max_checkpoints + 1  # the newest is whole before the oldest goes
-        yield Need("the folder of checkpoints", STATE.absolute(), kept * checkpoint, "lower runtime.max_checkpoints")
+        count = params.runtime.max_checkpoints + 1  # the newest is complete before the oldest is deleted
+        yield Need("the folder of checkpoints", STATE.absolute(), count * checkpoint, "lower runtime.max_checkpoints")
 
 
 def _models_that_learn(params: Params) -> int:

@@ -6,7 +6,7 @@ import threading
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
-from flows.figures import telling_figure
+from flows.figures import headline_figure
 from flows.locks import one_flow_at_a_time
 from flows.preflight import preflight
 from flows.reproduce import StageRun, reproduce
@@ -58,7 +58,7 @@ class Walk:
         if stage not in self._stale and self._has_written:
             self._stale, self._has_written = set(graph_status().stale), False
         if stage not in self._stale:
-            return StageRun(stage, "reused", 0.0, telling_figure(stage))
+            return StageRun(stage, "reused", 0.0, headline_figure(stage))
         self._has_written = True
         if self._pull and fetch(stage):
             sys.stderr.write(f"trueline: {stage} is fetched from DVC's remote\n")

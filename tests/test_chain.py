@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.figures import TELLING
+from flows.figures import HEADLINES
 from tasks.base import base
 from tasks.common.files import read_json, read_jsonl
 from tasks.data.records import TYPES
@@ -97,7 +97,7 @@ def test_from_raw_data_to_a_decision_and_the_same_bytes_again(chain):
         "reports/gate/reliability.csv",
         "reports/gate/report.html",
     }
-    assert TELLING["dpo"](read_json(Path("metrics/dpo.json"))).startswith("held-out loss ")
+    assert HEADLINES["dpo"](read_json(Path("metrics/dpo.json"))).startswith("held-out loss ")
     # A miniature learns nothing that lasts: whatever the gate says, it says why.
     decision = read_json(Path("metrics/gate.json"))
     assert decision["decision"] in {"reject", "inconclusive"}
@@ -116,6 +116,6 @@ def test_the_other_method_takes_the_place_of_dpo(chain):
     run(chain("ppo"))
     evaluation = read_json(Path("metrics/evaluate.json"))
     assert set(evaluation["ground_truth"]["order_rule"]) == {"candidate", "sft", "opponent", "vs_sft", "vs_opponent"}
-    assert TELLING["ppo"](read_json(Path("metrics/ppo.json"))).startswith("reward ")
+    assert HEADLINES["ppo"](read_json(Path("metrics/ppo.json"))).startswith("reward ")
     assert Path("models/ppo/model.safetensors").exists()
     assert not Path("models/dpo").exists()

@@ -120,7 +120,7 @@ def test_a_command_that_moved_to_a_group_is_still_there(trueline, old: str) -> N
 @pytest.mark.parametrize(
     ("key", "cure"),
     [
-        ("base.source", "base.source is nowhere, which does not exist: trueline configure base.source=PATH mends it"),
+        ("base.source", "base.source is nowhere, which does not exist: trueline configure base.source=PATH fixes it"),
         ("prepare.prompts.source", "prepare.prompts.source is nowhere, which does not exist"),
     ],
 )

@@ -28,7 +28,7 @@ stages:
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A DVC repository with two small stages."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "telling_figure", lambda stage: f"figure of {stage}")
+    monkeypatch.setattr(module, "headline_figure", lambda stage: f"figure of {stage}")
     subprocess.run(["git", "init", "-q"], check=True)
     dvc("init", "-q")
     Path("dvc.yaml").write_text(PIPELINE)

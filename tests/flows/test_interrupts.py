@@ -3,7 +3,7 @@ import signal
 
 import pytest
 
-from flows.interrupts import interruption_told
+from flows.interrupts import report_interruption
 from tasks.common.files import write_json
 from tasks.stage import FAILURE_FILE, Failure
 
@@ -15,7 +15,7 @@ def _checkout(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sigterm_unwinds_the_block_and_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     earlier, unwound = signal.getsignal(signal.SIGTERM), []
-    with pytest.raises(SystemExit) as ended, interruption_told():
+    with pytest.raises(SystemExit) as ended, report_interruption():
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         finally:
@@ -29,14 +29,14 @@ def test_sigterm_unwinds_the_block_and_is_told(capsys: pytest.CaptureFixture[str
 
 def test_the_stage_that_was_interrupted_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     write_json(FAILURE_FILE, Failure("sft", "interrupted", "interrupted; run again to continue")._asdict())
-    with pytest.raises(KeyboardInterrupt), interruption_told():
+    with pytest.raises(KeyboardInterrupt), report_interruption():
         raise KeyboardInterrupt
 
     assert capsys.readouterr().err == "trueline: interrupted in sft; run again to continue\n"
 
 
 def test_another_error_is_for_others_to_tell(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="what"), interruption_told():
+    with pytest.raises(ValueError, match="what"), report_interruption():
         raise ValueError("what?")
 
     assert capsys.readouterr().err == ""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.locks import holder, one_flow_at_a_time, refuse_a_second
+from flows.locks import one_flow_at_a_time, refuse_a_second, running_flow
 from tasks.common.errors import InputError
 
 HOLD = """
@@ -43,14 +43,14 @@ def test_a_killed_holder_holds_no_more(other) -> None:
     other.kill()
     other.wait()
 
-    assert holder() is None
+    assert running_flow() is None
     with one_flow_at_a_time():
-        assert holder() is not None
+        assert running_flow() is not None
 
 
 def test_nobody_holds_it_before_and_after() -> None:
-    assert holder() is None
+    assert running_flow() is None
     with one_flow_at_a_time():
         said = json.loads(Path(".trueline/flow.lock").read_text())
         assert set(said) == {"pid", "host", "since", "command"}
-    assert holder() is None
+    assert running_flow() is None

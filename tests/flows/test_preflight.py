@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout whose pairs are read from a folder of one file."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("flows.preflight.check_surroundings", lambda _params: None)  # tests/flows/test_surroundings.py
+    monkeypatch.setattr("flows.preflight.check_environment", lambda _params: None)  # tests/flows/test_surroundings.py
     for name in ("params.yaml", "exclude.txt", EXAMPLE, "infra/example/rewards.py"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, name)

@@ -50,7 +50,7 @@ def checkout(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 def look() -> None:
     """All but the room, which takes a second."""
     surroundings.check_git()
-    surroundings.look_at_places()
+    surroundings.check_locations()
 
 
 def refused() -> str:
@@ -195,7 +195,7 @@ def test_every_place_is_tried(checkout: Path, tmp_path: Path, unwritable: dict[P
         unwritable.clear()
         unwritable[folder] = errno.ENOSPC
         with pytest.raises(InputError) as told:
-            surroundings.look_at_places()
+            surroundings.check_locations()
         assert str(told.value).startswith(said)
 
 

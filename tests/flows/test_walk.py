@@ -18,7 +18,7 @@ from tests.flows.conftest import PIPELINE, dvc
 @pytest.fixture
 def started(repository: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The stages for which a process of DVC's was started since; the pipeline is up to date."""
-    monkeypatch.setattr(module, "telling_figure", lambda stage: f"figure of {stage}")
+    monkeypatch.setattr(module, "headline_figure", lambda stage: f"figure of {stage}")
     dvc("repro")
     started: list[str] = []
 

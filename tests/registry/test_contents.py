@@ -249,7 +249,7 @@ def test_a_source_that_no_stage_makes_is_told_of(repository):
 
 @pytest.mark.slow
 def test_what_the_flow_takes_from_the_cache_is_hashed_and_made_again(repository, capfd, monkeypatch):
-    monkeypatch.setattr(reproducing, "telling_figure", lambda _stage: "")
+    monkeypatch.setattr(reproducing, "headline_figure", lambda _stage: "")
     expected, lock = (SFT / "content.txt").read_bytes(), lock_file()
     flip_sft(0o444, "file")
     shutil.rmtree(SFT)

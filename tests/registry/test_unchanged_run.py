@@ -21,7 +21,7 @@ sys.addaudithook(lambda event, arguments: started.append(arguments[1]) if event 
 sys.argv = ["trueline", "run", "--json"]
 from flows import figures
 from flows.cli import main
-figures.TELLING.clear()  # the stages of these tests write other metrics
+figures.HEADLINES.clear()  # the stages of these tests write other metrics
 try:
     main()
 finally:

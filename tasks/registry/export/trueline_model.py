@@ -1,6 +1,6 @@
-"""What `mlflow.pyfunc` does with a registered model: a policy answers conversations, a reward model scores answers.
+"""The `mlflow.pyfunc` model of a registered version: a policy answers conversations, a reward model scores answers.
 
-This file is copied into the registered model and loaded from there, so it must not import anything of the project.
+This file is copied into the registered model and loaded from there, so it must not import from the project.
 """
 
 import json
@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import Any
 
 Message = Mapping[str, str]  # role and content
-HASHES = "hashes.json"  # the md5 of every file in `model`, as it was judged
+HASHES = "hashes.json"  # the md5 of every file in `model`, as evaluated
 SAFELY = {"local_files_only": True, "trust_remote_code": False}
 
 
 class ChatModel:
-    """A model folder that answers."""
+    """A policy that answers conversations."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         """Load the model.
 
         Args:
             folder: config, safetensors and tokenizer.
-            settings: how to generate, as transformers calls it (max_new_tokens, temperature and so on).
+            settings: generation settings of transformers (max_new_tokens, temperature and so on).
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-        model = whole(AutoModelForCausalLM, folder)
+        model = load_complete(AutoModelForCausalLM, folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, **SAFELY)
         self._answer = pipeline("text-generation", model=model, tokenizer=tokenizer)
         self._settings = dict(settings)
@@ -40,7 +40,7 @@ class ChatModel:
                 `messages` or `prompt`, as a mapping or a data frame.
 
         Returns:
-            An answer a conversation.
+            One answer per conversation.
 
         Raises:
             ValueError: the input is neither.
@@ -51,7 +51,7 @@ class ChatModel:
 
 
 class RewardModel:
-    """A model folder that scores."""
+    """A reward model that scores answers."""
 
     def __init__(self, folder: Path) -> None:
         """Load the model in fp32.
@@ -61,18 +61,18 @@ class RewardModel:
         """
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        self._model = whole(AutoModelForSequenceClassification, folder, dtype="float32")
+        self._model = load_complete(AutoModelForSequenceClassification, folder, dtype="float32")
         self._tokenizer = AutoTokenizer.from_pretrained(folder, **SAFELY)
 
     def predict(self, model_input: Any) -> list[float]:  # noqa: ANN401
-        """Score each answer, as the pipeline does that trained the model.
+        """Score each answer as the project's pipeline does.
 
         Args:
             model_input: a prompt and an answer under these names (the prompt as text or as messages), the messages of
                 a conversation whose last one is the assistant's, or several of either; also as a data frame.
 
         Returns:
-            A score an answer, on the scale that `score_bias` and `score_gain` in the model's config set.
+            One score per answer, on the scale that `score_bias` and `score_gain` in the model's config set.
 
         Raises:
             ValueError: the input is neither, or an answer holds the end-of-sequence token.
@@ -90,11 +90,11 @@ class RewardModel:
         return float((raw + getattr(config, "score_bias", 0.0)) * getattr(config, "score_gain", 1.0))
 
 
-def whole(kind: Any, folder: Path, **options: str) -> Any:  # noqa: ANN401 (an Auto class, and a model of any family)
-    """Load a model whose every weight comes from the folder.
+def load_complete(kind: Any, folder: Path, **options: str) -> Any:  # noqa: ANN401 (an Auto class, and a model of any family)
+    """Load a model, and check that every weight comes from the folder.
 
     Raises:
-        ValueError: some are missing, which transformers would draw at random, or belong to another model.
+        ValueError: weights are missing (transformers would initialise them at random) or belong to another model.
     """
     model, found = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **SAFELY, **options)
     if strange := sorted(found["missing_keys"] | found["unexpected_keys"]):
@@ -103,9 +103,9 @@ def whole(kind: Any, folder: Path, **options: str) -> Any:  # noqa: ANN401 (an A
 
 
 def token_ids(tokenizer: Any, conversation: Sequence[Message]) -> list[int]:  # noqa: ANN401
-    """Write a prompt up to where the assistant is to answer, the answer, and the end-of-sequence token.
+    """Encode a prompt up to the start of the answer, the answer, and the end-of-sequence token.
 
-    The same ids as `encode` in tasks/data/encoding/tokens.py gives, which cannot travel with the model.
+    The ids equal those of `encode` in tasks/data/encoding/tokens.py, which is not copied with the model.
 
     Raises:
         ValueError: the answer holds the end-of-sequence token.
@@ -115,22 +115,22 @@ def token_ids(tokenizer: Any, conversation: Sequence[Message]) -> list[int]:  # 
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_asked))
 
     *prompt, answer = ({"role": message["role"], "content": message["content"]} for message in conversation)
-    said, end = answer["content"], str(tokenizer.eos_token)
+    text, end = answer["content"], str(tokenizer.eos_token)
     asked, rendered = written(prompt, is_asked=True), written([*prompt, answer], is_asked=False)
-    start = rendered.find(said.strip(), len(asked))
-    if rendered.startswith(asked) and start >= 0:  # else the template rewrites conversations that are answered
-        stop = start + len(said.strip())
-        said = rendered[len(asked) : stop] + rendered[stop:].split(end)[0]
-    first, whole = (tokenizer.encode(text, add_special_tokens=False) for text in (asked, asked + said))
-    if whole[: len(first)] != first:  # a token spans the seam, which generation cannot do
-        whole = first + tokenizer.encode(said, add_special_tokens=False)
-    if tokenizer.eos_token_id in whole[len(first) :]:
-        raise ValueError(f"the answer holds the control token {end}: {said!r}")
-    return [*whole, tokenizer.eos_token_id]
+    start = rendered.find(text.strip(), len(asked))
+    if rendered.startswith(asked) and start >= 0:  # else the template renders answered conversations differently
+        stop = start + len(text.strip())
+        text = rendered[len(asked) : stop] + rendered[stop:].split(end)[0]
+    prompt_ids, ids = (tokenizer.encode(each, add_special_tokens=False) for each in (asked, asked + text))
+    if ids[: len(prompt_ids)] != prompt_ids:  # a token spans the boundary, which generation cannot produce
+        ids = prompt_ids + tokenizer.encode(text, add_special_tokens=False)
+    if tokenizer.eos_token_id in ids[len(prompt_ids) :]:
+        raise ValueError(f"the answer holds the control token {end}: {text!r}")
+    return [*ids, tokenizer.eos_token_id]
 
 
-def conversations(model_input: Any) -> list[Sequence[Message]]:  # noqa: ANN401 (whatever MLflow hands on)
-    """Give every conversation in an input as its messages; a prompt is one message of the user.
+def conversations(model_input: Any) -> list[Sequence[Message]]:  # noqa: ANN401 (whatever MLflow passes)
+    """Return the conversations of an input as lists of messages; a prompt is one message of the user.
 
     Raises:
         ValueError: there is none.
@@ -146,7 +146,7 @@ def conversations(model_input: Any) -> list[Sequence[Message]]:  # noqa: ANN401 
 
 
 def answered(model_input: Any) -> list[Sequence[Message]]:  # noqa: ANN401
-    """Give every conversation in an input as its messages, the last of which is the assistant's.
+    """Return the conversations of an input as lists of messages that end with the assistant's.
 
     Raises:
         ValueError: there is none, or one has no answer.
