@@ -70,12 +70,14 @@ def make_base(folder: Path) -> None:
 
 def write_settings(folder: Path) -> None:
     """Write the project's settings with sources of that folder."""
-    settings: dict[str, Any] = YAML().load(ROOT / PARAMS_FILE)
+    editor = YAML()
+    editor.preserve_quotes = True  # parsers of YAML disagree about a colon in a text without them
+    settings: dict[str, Any] = editor.load(ROOT / PARAMS_FILE)
     for kind in ("demonstrations", "preferences", "prompts"):
         settings["prepare"][kind]["source"] = f"{kind}.jsonl"
     settings["base"]["source"] = str(ROOT / settings["base"]["source"])
     settings["base"]["scratch"]["context"] = settings["validate"]["max_tokens"] = LONGEST
-    YAML().dump(settings, folder / PARAMS_FILE)
+    editor.dump(settings, folder / PARAMS_FILE)
     (folder / settings["prepare"]["exclude"]).touch()
 
 

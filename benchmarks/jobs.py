@@ -85,7 +85,7 @@ class Clock:
         self._figures: list[dict[str, float]] = []
         self._before = (0.0, 0.0)
 
-    def mark(self, **figures: float) -> None:
+    def record(self, **figures: float) -> None:
         """End a step."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -110,7 +110,7 @@ class Clock:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Note the metrics of a step."""
         del step
-        self.mark(loss=metrics["loss"])
+        self.record(loss=metrics["loss"])
 
     def summary(self, metrics: Mapping[str, Any]) -> None:
         """Note the final figures: there is no run to note them in."""

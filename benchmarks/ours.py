@@ -22,7 +22,7 @@ from tasks.settings.params import PARAMS_FILE, Params, Training, load_params
 
 UNSAVED = Origin({}, {})  # checkpoints are off
 EPSILON = 1e-8  # TRL's
-# The same for all who learn from sampled answers; 1e-5 is the trainer's own epsilon.
+# The same for all that learn from sampled answers; 1e-5 is the epsilon of PPOTrainer.
 ONLINE_RATE, ONLINE_EPSILON, KL = 1e-5, 1e-5, 0.05
 # PPO without what only some write: clipped scores, penalties, schedules.
 PLAIN = {
@@ -93,7 +93,7 @@ def supervised(job: Job, clock: Clock) -> None:
     policy = load_policy(job.folder, params, trainable=True)
     rows = Texts(SIZES[job.size], seed=1).rows(job.rows)
     lengths = [row.length for row in rows]
-    sft.sft_training_loop(fitting(job, clock, policy, lengths), policy, rows)
+    sft.sft_training_loop(trainer_for(job, clock, policy, lengths), policy, rows)
 
 
 def preferences(job: Job, clock: Clock) -> None:
@@ -101,7 +101,7 @@ def preferences(job: Job, clock: Clock) -> None:
     params = prepared(job)
     model = load_reward(job.reward_folder, params, trainable=True)
     pairs = pairs_of(job)
-    reward_training_loop(fitting(job, clock, model, lengths_of(pairs)), model, pairs, params.reward)
+    reward_training_loop(trainer_for(job, clock, model, lengths_of(pairs)), model, pairs, params.reward)
 
 
 def direct(job: Job, clock: Clock) -> None:
@@ -109,10 +109,10 @@ def direct(job: Job, clock: Clock) -> None:
     params = prepared(job)
     policy = load_policy(job.folder, params, trainable=True)
     pairs = pairs_of(job)
-    fit = fitting(job, clock, policy, lengths_of(pairs))
+    trainer = trainer_for(job, clock, policy, lengths_of(pairs))
     with clock.before_the_steps():
-        reference = all_logps(policy, pairs, list(fit.first_epoch()), fit.autocast, title="reference")
-    dpo.dpo_training_loop(fit, policy, pairs, reference, params.dpo)
+        reference = all_logps(policy, pairs, list(trainer.first_epoch()), trainer.autocast, title="reference")
+    dpo.dpo_training_loop(trainer, policy, pairs, reference, params.dpo)
 
 
 def pairs_of(job: Job) -> list[EncodedPair]:
@@ -125,7 +125,7 @@ def lengths_of(pairs: list[EncodedPair]) -> list[int]:
     return [2 * pair.length for pair in pairs]
 
 
-def fitting(job: Job, clock: Clock, model: PreTrainedModel, lengths: list[int]) -> SupervisedTrainer:
+def trainer_for(job: Job, clock: Clock, model: PreTrainedModel, lengths: list[int]) -> SupervisedTrainer:
     """A run of a trainer, timed by the clock, with TRL's optimiser."""
     params = settings_for(job)
     settings: Training = getattr(params, job.kind)
@@ -149,11 +149,11 @@ def answers(job: Job, clock: Clock) -> None:
             seed=step,
             max_concurrent_sequences=slots,
         )
-        clock.mark(answers=len(found), tokens=sum(len(response.row.completion) for response in found))
+        clock.record(answers=len(found), tokens=sum(len(response.row.completion) for response in found))
 
 
 def online(job: Job, clock: Clock, critic: Literal["separate", "shared"] = "separate") -> None:
-    """Rounds of PPO or RLOO: sample, judge, learn."""
+    """Rounds of PPO or RLOO: sample, score, learn."""
     params = prepared(job)
     params = params.model_copy(update={"ppo": params.ppo.model_copy(update={"critic": critic})})
     models = load_models(job, params)
@@ -162,7 +162,7 @@ def online(job: Job, clock: Clock, critic: Literal["separate", "shared"] = "sepa
         rollouts = trainer.score(trainer.sample(asked, seed=step), KL)
         trainer.update(rollouts, step, last_checkpoint="nothing is saved")
         log_ratios = rollouts.log_probs - rollouts.reference_log_probs
-        clock.mark(**described(rollouts.scores, log_ratios, rollouts.entropies, rollouts.mask))
+        clock.record(**described(rollouts.scores, log_ratios, rollouts.entropies, rollouts.mask))
 
 
 def load_models(job: Job, params: Params) -> PPOModels:

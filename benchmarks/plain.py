@@ -197,7 +197,7 @@ def answers(job: Job, clock: Clock) -> None:
     tokenizer, prompts = load_tokenizer(job.folder), Texts(SIZES[job.size], seed=3).prompts(job.answers)
     for step in range(job.all_steps):
         rows = generated(model, tokenizer, prompts, job.longest, seed=step)
-        clock.mark(answers=len(rows), tokens=sum(len(row.completion) for row in rows))
+        clock.record(answers=len(rows), tokens=sum(len(row.completion) for row in rows))
 
 
 def online(job: Job, clock: Clock) -> None:
@@ -215,7 +215,9 @@ def online(job: Job, clock: Clock) -> None:
         batch = padded(ppo.sample(asked, seed=step), device())
         found = ppo.score(batch)
         list(ppo.steps(batch, found, step))
-        clock.mark(**described(found.scores, found.log_probs - found.reference_log_probs, found.entropies, batch.mask))
+        clock.record(
+            **described(found.scores, found.log_probs - found.reference_log_probs, found.entropies, batch.mask)
+        )
 
 
 def load(kind: Any, folder: Path) -> Any:  # noqa: ANN401

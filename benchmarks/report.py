@@ -31,7 +31,7 @@ def given(clock: str) -> Table:
 
 
 def sampled(clock: str) -> Table:
-    """Whatever samples: every variant draws answers of its own, so it is the time of a token that is compared."""
+    """What samples: every variant draws its own answers, so times per token are compared."""
     columns = ("kind", "size", "variant", f"{clock} ms a generated token (range)", "ratio", "s an answer", "MiB")
     return Table(*columns, "length", "reward", "KL a token", "entropy", title="Answers sampled: per generated token")
 
@@ -53,11 +53,11 @@ def cells(row: dict[str, Any]) -> list[str]:
     first = [row["kind"], row["size"], row["variant"], f"{row['seconds'] * scale:.3g} ({span})", f"{row['ratio']:.2f}"]
     if "length" not in row:
         return [*first, arithmetic(row), memory, f"{row['difference']:.1e}"]
-    judged = [f"{row[name]:{form}}" if name in row else "" for name, form in JUDGED.items()]
-    return [*first, f"{row['seconds_an_answer']:.3g}", memory, f"{row['length']:.1f}", *judged]
+    scored = [f"{row[name]:{form}}" if name in row else "" for name, form in SCORED.items()]
+    return [*first, f"{row['seconds_an_answer']:.3g}", memory, f"{row['length']:.1f}", *scored]
 
 
-JUDGED = {"reward": ".2f", "kl": ".1e", "entropy": ".2f"}
+SCORED = {"reward": ".2f", "kl": ".1e", "entropy": ".2f"}
 
 
 def arithmetic(row: dict[str, Any]) -> str:

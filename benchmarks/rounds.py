@@ -83,7 +83,7 @@ def interleaved(
     """Run all contestants once, then all again: what disturbs the machine for a while disturbs them alike.
 
     Args:
-        contestants: variant and job of each, by the name they are told by.
+        contestants: variant and job of each, by the name they are reported under.
         rounds: how often each runs.
         tell: called with a line after every run.
     """
@@ -152,9 +152,9 @@ def summarise(job: Job, found: dict[str, list[Measured]], peak: float) -> list[d
 
 
 def of_answers(steps: list[dict[str, float]]) -> dict[str, float]:
-    """Describe what was sampled: all answers' mean length and, where they were judged, reward, KL and entropy."""
-    judged = [name for name in ("reward", "kl", "entropy") if name in steps[0]]
-    means = {name: statistics.fmean(step[name] for step in steps) for name in judged}
+    """Describe what was sampled: all answers' mean length and, where they were scored, reward, KL and entropy."""
+    scored = [name for name in ("reward", "kl", "entropy") if name in steps[0]]
+    means = {name: statistics.fmean(step[name] for step in steps) for name in scored}
     return means | {"length": total(steps, "tokens") / total(steps, "answers")}
 
 

@@ -65,7 +65,7 @@ class Timer(TrainerCallback):
 
     def on_step_end(self, *_: Any, **__: Any) -> None:  # noqa: ANN401
         """Called by the trainer."""
-        self._clock.mark(loss=self.loss)
+        self._clock.record(loss=self.loss)
 
 
 class RoundTimer(TrainerCallback):
@@ -74,13 +74,13 @@ class RoundTimer(TrainerCallback):
     def __init__(self, clock: Clock, answers: int) -> None:
         self._clock, self._answers = clock, answers
 
-    def on_log(self, *_: Any, **told: Any) -> None:  # noqa: ANN401
+    def on_log(self, *_: Any, **arguments: Any) -> None:  # noqa: ANN401
         """Called by the trainer, after each step and once at its end."""
-        logs = told["logs"]
+        logs = arguments["logs"]
         if "reward" in logs:
             tokens = round(logs["completions/mean_length"] * self._answers)
             described = {name: logs[name] for name in ("reward", "kl", "entropy")}
-            self._clock.mark(answers=self._answers, tokens=tokens, **described)
+            self._clock.record(answers=self._answers, tokens=tokens, **described)
 
 
 def timed(trainer_class: type, clock: Clock, **options: Any) -> Any:  # noqa: ANN401

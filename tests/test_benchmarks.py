@@ -78,7 +78,7 @@ def test_the_warm_up_does_not_count():
         time.sleep(0.04)
     for step in range(4):
         time.sleep(0.2 if step < 2 else 0.02)
-        clock.mark(loss=float(step))
+        clock.record(loss=float(step))
     found = clock.measured()
     assert [step["loss"] for step in found.figures] == [0, 1, 2, 3]
     assert found.wall == pytest.approx(

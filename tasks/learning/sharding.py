@@ -1,7 +1,7 @@
-"""Weights, gradients and optimiser state in shards, one a process, by torch's FSDP2.
+"""Weights, gradients and optimiser state in shards, one per rank, by torch's FSDP2.
 
-A layer's weights are put together just before they are needed and let go after, so all processes must pass through the
-model equally often. Where they cannot (sampling, measuring shares of unequal size) the weights are put together before.
+A layer's weights are gathered just before it runs and freed after it, so all ranks must run the model equally often.
+Where they cannot (sampling, measuring shares of unequal size) all weights are gathered first, by `unsharded`.
 
 Source: Zhao et al. 2023, "PyTorch FSDP".
 """
@@ -24,25 +24,25 @@ from tasks.learning.models.forward import BODY, plain_head, unwrapped
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
 
-# What a sharded model looked like before, without its weights.
-_plain: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+# Of each sharded model a copy from before, without its weights.
+_copies: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 
 
 def shard(model: nn.Module) -> None:
-    """Cut a model's weights into shards, in place, if that was asked for.
+    """Shard a model's weights in place, under FSDP.
 
-    Gradients are summed over the processes, as `processes.all_reduce_gradients` does it for whole models.
+    Gradients are summed over the ranks, as `processes.all_reduce_gradients` does without FSDP.
     """
     if not processes.uses_fsdp():
         return
     inner = unwrapped(model)
     if inner.get_output_embeddings() is not None:  # type: ignore[no-untyped-call]
-        plain_head(model)  # found out while processes need not keep step
+        plain_head(model)  # tried out now, while ranks need not run the model equally often
     without_weights = {
         id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=weight.requires_grad)
         for weight in model.parameters()
     }
-    _plain[model] = copy.deepcopy(model, memo=without_weights)
+    _copies[model] = copy.deepcopy(model, memo=without_weights)
     _fully_shard(model)
 
 
@@ -55,20 +55,20 @@ def _fully_shard(model: nn.Module) -> None:
     for layer in inner.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             fully_shard(layer, mesh=mesh, reshard_after_forward=True)
-    fully_shard(inner, mesh=mesh, reshard_after_forward=False)  # the head is wanted again for the gradient
-    for part in _parts(model):
+    fully_shard(inner, mesh=mesh, reshard_after_forward=False)  # the head is needed again for the gradient
+    for part in _fsdp_modules(model):
         part.set_force_sum_reduction_for_comms(True)  # gloo can neither scale nor average
         part.set_gradient_divide_factor(1.0)
-    # Past the class's own __setattr__, which would make the body a submodule twice.
+    # Past nn.Module.__setattr__, which would register the body as a second submodule.
     object.__setattr__(inner, BODY, partial(inner.base_model))
     register_fsdp_forward_method(inner, BODY)
 
 
 @contextmanager
 def unsharded(*models: nn.Module | None) -> Iterator[None]:
-    """Put the shards of some models together for a block, in which processes need not keep step; no gradients there."""
+    """Gather the weights of some models for a block without gradients, which ranks may run differently often."""
     present = [model for model in models if model is not None]
-    parts = [part for model in present for part in _parts(model)]
+    parts = [part for model in present for part in _fsdp_modules(model)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
@@ -81,22 +81,22 @@ def unsharded(*models: nn.Module | None) -> Iterator[None]:
 
 
 def full_model(model: nn.Module) -> nn.Module:
-    """Give a model as it was before it was sharded, with the weights of now; one that was not is given back.
+    """Give the unsharded model with the current weights; one that was not sharded is given back.
 
-    All processes get one, so each needs room for the whole model, but for no gradient or optimiser state.
+    All ranks get one, so each needs memory for all weights, but not for gradients or optimiser state.
     """
-    if model not in _plain:
+    if model not in _copies:
         return model
-    for part in _parts(model):
+    for part in _fsdp_modules(model):
         part.reshard()
-    plain = _plain.pop(model)
-    plain.load_state_dict(full_tensors(dict(model.named_parameters())), strict=False, assign=True)
-    unwrapped(plain).tie_weights()
-    return plain
+    full = _copies.pop(model)
+    full.load_state_dict(full_tensors(dict(model.named_parameters())), strict=False, assign=True)
+    unwrapped(full).tie_weights()
+    return full
 
 
 def full_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Put the sharded tensors of a state dict together; all processes take part, and each gets them."""
+    """Gather the sharded tensors of a state dict; all ranks take part, and each gets them."""
     if not processes.uses_fsdp():
         return dict(state)
     found: dict[str, Any] = tree_map_only(Tensor, _full_tensor, dict(state))
@@ -111,12 +111,12 @@ def _full_tensor(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def set_full_value(weight: Tensor, values: Tensor) -> None:
-    """Give a weight, sharded or not, the values of a whole tensor; all processes take part."""
+    """Set a weight, sharded or not, to the values of a full tensor; all ranks take part."""
     weight.copy_(shard_like(values, weight))
 
 
 def is_sharded(weight: Tensor) -> bool:
-    """Whether this process holds a shard of a weight only."""
+    """Whether this rank holds only a shard of a weight."""
     if not processes.uses_fsdp():
         return False
     from torch.distributed.tensor import DTensor
@@ -125,7 +125,7 @@ def is_sharded(weight: Tensor) -> bool:
 
 
 def shard_like(tensor: Tensor, weight: Tensor) -> Tensor:
-    """Give this process's shard of a whole tensor, cut as a weight is; of a weight that is not cut, all of it."""
+    """Give this rank's shard of a full tensor, sharded as a weight is; all of it if the weight is not sharded."""
     if not is_sharded(weight):
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -134,8 +134,8 @@ def shard_like(tensor: Tensor, weight: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
 
 
-def _parts(model: nn.Module) -> "list[FSDPModule]":
-    if model not in _plain:
+def _fsdp_modules(model: nn.Module) -> "list[FSDPModule]":
+    if model not in _copies:
         return []
     from torch.distributed.fsdp import FSDPModule
 

@@ -1,4 +1,4 @@
-"""A full disk is told as a full disk."""
+"""A full disk is reported as a full disk."""
 
 import errno
 import resource

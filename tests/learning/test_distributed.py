@@ -83,14 +83,14 @@ def test_two_processes_train_as_one_does(config: str, alone: Curves):
     # The last first, so that each begins with what one process left; dpo twice, the second time with a kept reference.
     launch(config, "ppo", "dpo", "dpo", "reward", "sft")
     for stage, expected in alone.items():
-        together = curve(Path("together") / stage / f"{stage}.csv")
-        for one, other in zip(together, expected, strict=True):
+        of_both = curve(Path("together") / stage / f"{stage}.csv")
+        for one, other in zip(of_both, expected, strict=True):
             assert one == pytest.approx(other, rel=5e-4, abs=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["ddp", "fsdp"])
-def test_two_processes_train_a_critic_on_the_trunk_as_one_does(
+def test_two_processes_train_a_shared_critic_as_one_does(
     config: str, workspace: Path, make_params: MakeParams, noted_run: NotedRun
 ):
     params = make_params(ppo=PPO | {"critic": "shared"}, runtime={"checkpoint_every": 1})

@@ -1,4 +1,4 @@
-"""A last step after which a model gives no numbers is told in a sentence, and nothing is written."""
+"""A last step after which a model gives no numbers stops with a sentence, and nothing is written."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -82,8 +82,8 @@ def test_log_probs_are_those_of_the_training_pass_at_the_temperature(name, tempe
     batch = collate([response.row for response in found])
     with torch.no_grad():
         expected = completion_log_probs(policy, batch, temperature)[batch.completion_mask]
-    said = torch.cat([response.log_probs for response in found])
-    torch.testing.assert_close(said, expected, atol=1e-5, rtol=1e-5)
+    sampled_log_probs = torch.cat([response.log_probs for response in found])
+    torch.testing.assert_close(sampled_log_probs, expected, atol=1e-5, rtol=1e-5)
 
 
 @EVERY
@@ -103,9 +103,9 @@ def test_tokens_are_drawn_from_the_whole_distribution_whatever_settings_the_mode
 
 @EVERY
 def test_only_the_numbers_asked_for_are_answered(name):
-    found = responses(name, a_policy(), numbers=[5, 2])
+    found = responses(name, a_policy(), indices=[5, 2])
     assert [response.row.prompt for response in found] == [PROMPTS[2], PROMPTS[5]]
-    assert responses(name, a_policy(), numbers=[]) == []
+    assert responses(name, a_policy(), indices=[]) == []
 
 
 @EVERY
@@ -149,8 +149,8 @@ def test_continuous_batching_serves_every_family(family):
     batch = collate([response.row for response in found])
     with torch.no_grad():
         expected = completion_log_probs(policy, batch)[batch.completion_mask]
-    said = torch.cat([response.log_probs for response in found])
-    torch.testing.assert_close(said, expected, atol=1e-5, rtol=1e-5)
+    sampled_log_probs = torch.cat([response.log_probs for response in found])
+    torch.testing.assert_close(sampled_log_probs, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_failure_inside_continuous_batching_is_told_with_its_cure():
@@ -170,8 +170,8 @@ def test_the_training_pass_says_what_continuous_batching_does_not(caplog):
     assert all(response.entropies is None for response in sampled)
     rollouts = trainer.score(sampled, 0.05)
     assert rollouts.entropies[rollouts.mask].min() > 0
-    said = torch.cat([response.log_probs for response in sampled])
-    torch.testing.assert_close(rollouts.log_probs[rollouts.mask], said, atol=1e-5, rtol=1e-5)
+    sampled_log_probs = torch.cat([response.log_probs for response in sampled])
+    torch.testing.assert_close(rollouts.log_probs[rollouts.mask], sampled_log_probs, atol=1e-5, rtol=1e-5)
     assert not caplog.messages
 
 

@@ -28,7 +28,7 @@ def prompts(count: int) -> list[Prompt]:
     ]
 
 
-def marks(policy: torch.nn.Module, count: int = 5) -> EvaluationPoints:
+def points(policy: torch.nn.Module, count: int = 5) -> EvaluationPoints:
     return EvaluationPoints(
         policy, tiny_tokenizer(), prompts(count), PARAMS.ppo, PARAMS, temperature=PARAMS.ppo.temperature
     )
@@ -38,13 +38,13 @@ def marks(policy: torch.nn.Module, count: int = 5) -> EvaluationPoints:
     ("steps", "count", "expected"),
     [(50, 5, {0, 10, 20, 30, 40, 50}), (3, 8, {0, 1, 2, 3}), (7, 2, {0, 4, 7}), (9, 1, {0, 9})],
 )
-def test_marks_lie_evenly_from_beginning_to_end(steps: int, count: int, expected: set[int]):
+def test_evaluation_points_lie_evenly_from_beginning_to_end(steps: int, count: int, expected: set[int]):
     assert evaluation_steps(steps, count) == expected
 
 
-def test_answers_are_kept_with_what_the_policy_said_of_them():
+def test_answers_are_saved_with_their_log_probabilities():
     policy = tiny_policy()
-    found = marks(policy)
+    found = points(policy)
     for step in range(7):
         found.at_step(step, 6)
         found.at_step(step, 6)  # a step that ran out of memory comes again
@@ -52,7 +52,7 @@ def test_answers_are_kept_with_what_the_policy_said_of_them():
         (step, f"{number:03}") for step in (0, 3, 6) for number in range(5)
     ]
     assert all(answer.tokens[-1] == EOS or len(answer.tokens) == PARAMS.ppo.max_new_tokens for answer in found.answers)
-    # The policy stood still, and the random numbers are the same at every mark.
+    # The policy stood still, and the random numbers are the same at every evaluation point.
     assert [answer._replace(step=0) for answer in found.answers[5:10]] == found.answers[:5]
     rows = [response_of(answer) for answer in found.answers[:5]]
     with torch.no_grad():
@@ -66,20 +66,20 @@ def response_of(answer: Answer) -> Encoded:
 
 
 def test_a_checkpoint_brings_answers_back_that_its_policy_could_not_give_again():
-    first = marks(tiny_policy(seed=0))
+    first = points(tiny_policy(seed=0))
     first.at_step(0, 6)
-    again = marks(tiny_policy(seed=3))
+    again = points(tiny_policy(seed=3))
     again.restore(first.state)
     again.at_step(0, 6)
     assert again.answers == first.answers
     again.at_step(3, 6)
     assert [answer.tokens for answer in again.answers[5:]] != [answer.tokens for answer in first.answers]
-    fresh = marks(tiny_policy())
+    fresh = points(tiny_policy())
     fresh.restore({})
     assert fresh.answers == []
 
 
 def test_no_more_prompts_than_are_needed_the_first_by_id():
-    found = marks(tiny_policy(), count=PROMPTS + 3)
+    found = points(tiny_policy(), count=PROMPTS + 3)
     found.at_step(0, 6)
     assert [answer.id for answer in found.answers] == [f"{number:03}" for number in range(PROMPTS)]

@@ -101,8 +101,8 @@ def test_an_interruption_keeps_the_last_step(stage, blow, number, code, params: 
     [step] = kept(stage)
     assert step == blow.call - 1
     file = f".trueline/checkpoints/{stage}/step-{step:08}.pt"
-    said = f"{stage}: interrupted; the last good checkpoint, of step {step}, lies in {file}; run again to continue"
-    assert SAID.read_text().endswith(f"{said}\n")
+    message = f"{stage}: interrupted; the last good checkpoint, of step {step}, lies in {file}; run again to continue"
+    assert SAID.read_text().endswith(f"{message}\n")
     assert undisturbed(stage, params) == expected
 
 

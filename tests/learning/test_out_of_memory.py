@@ -1,4 +1,4 @@
-"""A step that runs out of memory is taken in smaller passes, to the same result but for rounding, or stops clearly."""
+"""A step that runs out of memory is taken in smaller micro-batches, with the same result but for rounding, or stops."""
 
 import sys
 
@@ -20,7 +20,7 @@ CPU_SAYS = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: c
 
 
 def too_large_above(tokens: int, monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> None:
-    """Have a reading fail as torch does on a CPU when a batch holds more tokens."""
+    """Have a forward pass fail as torch does on a CPU when a batch holds more tokens."""
     real = getattr(module, name)
 
     def bounded(model: object, batch: Batch, *rest: object) -> object:
@@ -45,7 +45,7 @@ def test_which_errors_are_of_memory(error: BaseException, expected: bool):
 
 
 @pytest.mark.usefixtures("workspace")
-def test_training_goes_on_in_smaller_passes(
+def test_training_continues_in_smaller_micro_batches(
     make_params: MakeParams, noted_run: NotedRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     params = make_params(runtime={"max_tokens_per_micro_batch": 1000})
@@ -77,7 +77,7 @@ def test_a_single_row_that_is_too_large_stops_with_the_cure(params, monkeypatch:
     ("critic", "name"),
     [("separate", "completion_log_probs"), ("separate", "critic_values"), ("shared", "critic_values")],
 )
-def test_ppo_goes_on_in_smaller_passes(critic: Critic, name: str, monkeypatch: pytest.MonkeyPatch):
+def test_ppo_continues_in_smaller_micro_batches(critic: Critic, name: str, monkeypatch: pytest.MonkeyPatch):
     def trained():
         models = tiny_models(critic)
         trainer = PPOTrainer(

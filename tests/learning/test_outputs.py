@@ -1,4 +1,4 @@
-"""What is read off models of several families agrees with a naive computation, packed or padded."""
+"""The outputs of models of several families agree with a naive computation, packed or padded."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -26,7 +26,7 @@ from tasks.learning.models.outputs import (
 )
 from tests.families import FAMILIES, ROWS, causal, scoring
 
-READINGS: dict[str, Callable[[nn.Module, Batch], torch.Tensor]] = {
+OUTPUTS: dict[str, Callable[[nn.Module, Batch], torch.Tensor]] = {
     "log_probs": completion_log_probs,
     "scores": completion_scores,
     "values": completion_values,
@@ -125,10 +125,10 @@ def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
-@pytest.mark.parametrize("read", list(READINGS))
+@pytest.mark.parametrize("read", list(OUTPUTS))
 def test_padding_changes_nothing_nor_any_gradient(config: PreTrainedConfig, read: str):
     model = causal(config) if read == "log_probs" else scoring(config)
-    function = READINGS[read]
+    function = OUTPUTS[read]
     batch = collate(ROWS)
     plain = function(model, batch)
     plain_gradients = gradients(model, plain.square().sum())
@@ -220,14 +220,14 @@ CANNOT_BE_PACKED = {"gemma2": "attention with softcap"}
 def test_families_read_packed_rows_or_say_why_not(config: PreTrainedConfig, caplog: pytest.LogCaptureFixture):
     model = read_as(True, causal(config))
     assert is_packed(model) == (config.model_type not in CANNOT_BE_PACKED)
-    said = "gemma2: rows are padded, not packed, which is slower (attention with softcap)"
-    assert caplog.messages == ([] if is_packed(model) else [said])
+    message = "gemma2: rows are padded, not packed, which is slower (attention with softcap)"
+    assert caplog.messages == ([] if is_packed(model) else [message])
 
 
-@pytest.mark.parametrize("read", list(READINGS))
+@pytest.mark.parametrize("read", list(OUTPUTS))
 def test_packing_changes_nothing_nor_any_gradient(config: PreTrainedConfig, read: str):
     model = causal(config) if read == "log_probs" else scoring(config)
-    function, batch = READINGS[read], collate(ROWS)
+    function, batch = OUTPUTS[read], collate(ROWS)
     padded = function(model, batch)
     expected = gradients(model, padded.square().sum())
     packed = function(read_as(True, model), batch)
@@ -238,8 +238,8 @@ def test_packing_changes_nothing_nor_any_gradient(config: PreTrainedConfig, read
 
 def test_the_company_a_row_is_packed_with_does_not_change_it():
     policy = read_as(True, causal(FAMILIES["llama"]))
-    together = completion_log_probs(policy, collate(ROWS))
-    for row, found in zip(ROWS, together, strict=True):
+    of_all = completion_log_probs(policy, collate(ROWS))
+    for row, found in zip(ROWS, of_all, strict=True):
         alone = completion_log_probs(policy, collate([row]))[0]
         torch.testing.assert_close(found[: row.length], alone, atol=1e-6, rtol=1e-6)
 

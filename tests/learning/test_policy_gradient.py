@@ -102,5 +102,5 @@ def test_parts_of_a_minibatch_add_up_to_the_whole():
         return [*policy, *value, gradient]
 
     whole, first, second = parts(slice(0, 2)), parts(slice(0, 1)), parts(slice(1, 2))
-    for together, a, b in zip(whole, first, second, strict=True):
-        torch.testing.assert_close(together, a + b, atol=1e-6, rtol=0)
+    for of_all, a, b in zip(whole, first, second, strict=True):
+        torch.testing.assert_close(of_all, a + b, atol=1e-6, rtol=0)

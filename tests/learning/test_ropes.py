@@ -85,10 +85,10 @@ def test_a_row_is_read_alike_alone_and_beside_rows_that_fill_the_context(policy:
 
 
 def test_answers_that_fill_the_context_are_those_of_the_training_forward_and_of_each_prompt_alone(policy: Any):
-    together = answers(policy, PROMPTS)
-    assert max(response.row.length for response in together) == ORIGINAL
-    for number, response in enumerate(together):
-        assert response.row == answers(policy, PROMPTS, numbers=[number])[0].row
+    of_all = answers(policy, PROMPTS)
+    assert max(response.row.length for response in of_all) == ORIGINAL
+    for number, response in enumerate(of_all):
+        assert response.row == answers(policy, PROMPTS, indices=[number])[0].row
         torch.testing.assert_close(log_probs(policy, [response.row], 0), response.log_probs, atol=1e-4, rtol=0)
 
 

@@ -15,10 +15,10 @@ TOKENIZER = tiny_tokenizer()
 PROMPTS = [[4], [5, 6, 7, 8, 9, 10, 11], [12, 3], [7, 7, 7], [15, 3], [4, 5, 6, 3], [9, 3]]
 
 
-@pytest.fixture(scope="module", params=["slots", "padded"])
+@pytest.fixture(scope="module", params=["packed", "padded"])
 def policy(request):
     policy = tiny_policy()
-    if request.param == "slots":
+    if request.param == "packed":
         pack_if_exact(policy)
     return policy
 
@@ -61,9 +61,9 @@ def test_greedy_equals_transformers_own_generate(policy):
     assert own == theirs[0, 3:].tolist()
 
 
-@pytest.mark.parametrize("slots", [1, 2, 3, 100])
-def test_the_batch_does_not_matter(policy, slots):
-    assert answers(policy, max_concurrent_sequences=slots) == answers(policy)
+@pytest.mark.parametrize("at_once", [1, 2, 3, 100])
+def test_the_batch_does_not_matter(policy, at_once):
+    assert answers(policy, max_concurrent_sequences=at_once) == answers(policy)
 
 
 def test_a_pure_function_of_its_arguments(policy):
@@ -138,12 +138,12 @@ def test_every_family_answers_as_without_cache_or_batch(family):
     prompts = [[5 + place % 30 for place in range(length)] for length in (3, 20, 1, 9, 12)]
     expected = [greedy_one_by_one(policy, prompt, 9) for prompt in prompts]
     pack_if_exact(policy)
-    for slots in (2, 5):
-        found = answers(policy, prompts, temperature=0, max_new_tokens=9, max_concurrent_sequences=slots)
+    for at_once in (2, 5):
+        found = answers(policy, prompts, temperature=0, max_new_tokens=9, max_concurrent_sequences=at_once)
         assert [greedy[:9] for greedy in expected] == found
 
 
-@pytest.mark.parametrize("packs", [True, False], ids=["slots", "padded"])
+@pytest.mark.parametrize("packs", [True, False], ids=["packed", "padded"])
 def test_a_policy_that_computes_activations_again_in_training_samples_as_ever(packs):
     plain, saving = tiny_policy(), tiny_policy()
     saving.gradient_checkpointing_enable({"use_reentrant": False})

@@ -1,4 +1,4 @@
-"""The rollout phase: what is read off the models does not hang on padding, and rewards are what the settings say."""
+"""Scoring rollouts: outputs do not depend on padding, and rewards are what the settings say."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def models():
     return tiny_models()
 
 
-def judged(models, rows=ROWS, groups=((1, 0), (2,)), **ppo):
+def scored(models, rows=ROWS, groups=((1, 0), (2,)), **ppo):
     responses = [Response(row, torch.empty(0), torch.empty(0)) for row in rows]
     return scored_responses(models, responses, groups, False, tiny_params(**ppo))
 
@@ -62,39 +62,39 @@ def test_padding_on_the_left_changes_nothing(models, pads):
 
 
 def test_micro_batches_change_nothing_but_rounding(models):
-    for one, other in zip(judged(models, groups=[[0], [1], [2]]), judged(models, groups=[[0, 1, 2]]), strict=True):
+    for one, other in zip(scored(models, groups=[[0], [1], [2]]), scored(models, groups=[[0, 1, 2]]), strict=True):
         if isinstance(one, torch.Tensor):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
-def test_what_the_policy_said_while_sampling_saves_its_pass_and_changes_nothing_but_rounding(models):
+def test_what_the_sampler_computed_saves_its_pass_and_changes_nothing_but_rounding(models):
     trainer = PPOTrainer(models, tiny_params())
     responses = trainer.sample([list(row.prompt) for row in ROWS], seed=3)
     passes = []
     hook = models.policy.register_forward_hook(lambda *_: passes.append(1))
-    said, again = (
+    sampled, again = (
         scored_responses(models, responses, [[0, 1, 2]], as_sampled, tiny_params()) for as_sampled in (True, False)
     )
     hook.remove()
     assert len(passes) == 1
-    torch.testing.assert_close(said.log_probs, again.log_probs, atol=2e-6, rtol=1e-5)
-    torch.testing.assert_close(said.entropies, again.entropies, atol=2e-6, rtol=1e-5)
-    torch.testing.assert_close(said.advantages, again.advantages, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(sampled.log_probs, again.log_probs, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(sampled.entropies, again.entropies, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(sampled.advantages, again.advantages, atol=1e-4, rtol=1e-4)
 
 
 def test_policy_equal_to_reference_has_no_kl_and_rewards_sum_to_the_penalised_score(models):
-    rollouts = judged(models, missing_eos_penalty=1.0, score_clip=None)
+    rollouts = scored(models, missing_eos_penalty=1.0, score_clip=None)
     assert torch.equal(rollouts.log_probs, rollouts.reference_log_probs)
-    readings = model_outputs(models, rollouts.batch, 1.0, [[1, 0], [2]], None)
+    outputs = model_outputs(models, rollouts.batch, 1.0, [[1, 0], [2]], None)
     settings = tiny_params(missing_eos_penalty=1.0, score_clip=None).ppo
-    rewards = token_rewards(readings, rollouts.mask, rollouts.has_ended, settings, 0.1)
+    rewards = token_rewards(outputs, rollouts.mask, rollouts.has_ended, settings, 0.1)
     assert rollouts.has_ended.tolist() == [True, False, True]
     expected = rollouts.scores - torch.tensor([0.0, 1.0, 0.0])  # the second did not end by itself
     torch.testing.assert_close(rewards.sum(dim=1), expected, atol=1e-6, rtol=0)
 
 
 def test_the_temperature_divides_the_logits_of_policy_and_reference(models):
-    rollouts, batch = judged(models, temperature=2.0), collate(ROWS)
+    rollouts, batch = scored(models, temperature=2.0), collate(ROWS)
     with torch.no_grad():
         logits = models.policy(batch.input_ids[:1, :5]).logits[0, 1:4] / 2.0
     expected = logits.log_softmax(dim=-1)[range(3), [5, 6, EOS]]
@@ -103,7 +103,7 @@ def test_the_temperature_divides_the_logits_of_policy_and_reference(models):
 
 
 def test_advantages_are_white_over_the_round(models):
-    rollouts = judged(models)
+    rollouts = scored(models)
     inside = rollouts.advantages[rollouts.mask]
     assert inside.mean().item() == pytest.approx(0, abs=1e-6)
     assert inside.std(correction=0).item() == pytest.approx(1, abs=1e-4)
@@ -113,9 +113,9 @@ def test_advantages_are_white_over_the_round(models):
 def rewards_of(score, has_ended=True, **ppo):
     """Two tokens without KL."""
     nothing = torch.zeros(1, 2)
-    readings = ModelOutputs(nothing, nothing, nothing, nothing, torch.tensor([score]))
+    outputs = ModelOutputs(nothing, nothing, nothing, nothing, torch.tensor([score]))
     mask = torch.ones(1, 2, dtype=torch.bool)
-    return token_rewards(readings, mask, torch.tensor([has_ended]), tiny_params(**ppo).ppo, 0.1)[0].tolist()
+    return token_rewards(outputs, mask, torch.tensor([has_ended]), tiny_params(**ppo).ppo, 0.1)[0].tolist()
 
 
 def test_score_is_clipped_before_the_penalty():
@@ -126,7 +126,7 @@ def test_score_is_clipped_before_the_penalty():
 
 def test_integration_touches_rewards_but_not_the_reported_score(models):
     assert rewards_of(4.0, reward_smoothing=0.25) == [0, 1]
-    assert torch.equal(judged(models, reward_smoothing=0.25).scores, judged(models).scores)
+    assert torch.equal(scored(models, reward_smoothing=0.25).scores, scored(models).scores)
 
 
 def test_whitened_rewards_keep_their_mean_sign():
@@ -135,7 +135,7 @@ def test_whitened_rewards_keep_their_mean_sign():
 
 
 def test_take_gives_rows_without_columns_of_padding(models):
-    rollouts = judged(models)
+    rollouts = scored(models)
     part = rollouts.take([1, 0])
     assert part.batch.input_ids.shape == (2, 5)  # 4 + 1 and 2 + 3 tokens; the third row had 7
     assert torch.equal(part.scores, rollouts.scores[[1, 0]])

@@ -1,4 +1,4 @@
-"""A critic on the policy's trunk: one pass and one gradient for what two separate computations give together."""
+"""A critic on the policy's backbone: one forward pass and one gradient for the sum of two separate ones."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def value_head(models: PPOModels) -> ValueHead:
 
 
 def models_that_have_learned() -> PPOModels:
-    """With a head that is no longer 0, so that its gradient reaches the trunk."""
+    """With a head that is no longer 0, so that its gradient reaches the shared backbone."""
     models = tiny_models("shared")
     torch.manual_seed(2)
     nn.init.normal_(value_head(models).weight, std=0.3)
@@ -47,7 +47,7 @@ def gradients(*networks: nn.Module) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("tokens", [20, 1000], ids=["in parts", "whole"])
-@pytest.mark.parametrize("recomputes", [False, True], ids=["kept", "computed again"])
+@pytest.mark.parametrize("recomputes", [False, True], ids=["saved", "recomputed"])
 def test_the_gradient_is_the_weighted_sum_of_two_separate_ones(
     tokens: int, recomputes: bool, monkeypatch: pytest.MonkeyPatch
 ):
@@ -102,7 +102,7 @@ def test_one_pass_serves_policy_and_critic():
     assert len(passes) == 2
 
 
-def test_first_step_starts_from_the_policy_that_sampled_and_from_a_critic_that_foretells_nothing():
+def test_first_step_starts_from_the_policy_that_sampled_and_from_a_critic_that_predicts_nothing():
     trainer, rollouts = a_round(tiny_models("shared"), num_minibatches=1, epochs=1)
     assert rollouts.values.abs().max() == 0
     [first] = trainer.steps(rollouts, 1, "kept")
@@ -123,7 +123,7 @@ def test_values_are_read_from_the_states_before_their_tokens():
     assert rollouts.values[row, place].item() == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_the_trunk_stands_still_while_the_head_warms_up():
+def test_the_backbone_is_frozen_while_the_value_head_warms_up():
     models = models_that_have_learned()
     policy, head = weights(models.policy), weights(value_head(models))
     trainer, rollouts = a_round(models, critic_warmup=1)
@@ -146,7 +146,7 @@ def test_the_head_learns_as_much_beside_the_policy_as_alone():
     assert norm(1) == pytest.approx(norm(0), rel=1e-5)
 
 
-def test_the_value_loss_pulls_at_the_trunk_by_its_weight():
+def test_the_value_loss_reaches_the_backbone_by_its_weight():
     def moved(weight: float) -> float:
         trainer, rollouts = a_round(models_that_have_learned(), num_minibatches=1, epochs=1, value_weight=weight)
         rollouts = rollouts._replace(advantages=torch.zeros_like(rollouts.advantages))

@@ -11,7 +11,9 @@ from tasks.common.errors import InputError
 from tasks.dpo import dpo
 from tasks.learning.training import optimisation, supervised
 from tasks.learning.training.checkpoints import Checkpoints, Progress
+from tasks.learning.training.supervised import SupervisedTrainer, TrainingStep
 from tasks.reward import reward
+from tasks.settings.fingerprint import content_origin
 from tasks.settings.params import Params
 from tasks.sft import sft
 from tests.conftest import MakeParams, NotedRun, output_hashes
@@ -108,3 +110,45 @@ def test_no_checkpoints_when_they_are_off(stage: str, make_params: MakeParams, n
     with pytest.raises(Killed):
         STAGES[stage](make_params(runtime={"checkpoint_every": 0}))
     assert not Path(".trueline/checkpoints").exists()
+
+
+def a_step(params: Params) -> TrainingStep:
+    """The first step of a trainer of one weight, in two micro-batches."""
+    params = params.model_copy(update={"runtime": params.runtime.model_copy(update={"checkpoint_every": 0})})
+    settings = params.sft.model_copy(update={"batch_size": 2})
+    origin = content_origin("sft", params, [])
+    trainer = SupervisedTrainer(
+        "sft", origin, nn.Linear(1, 1), [90, 90], params=params, settings=settings, run=NotedRun()
+    )
+    step = next(trainer.steps())
+    assert len(step.micro_batches) == 2
+    return step
+
+
+def loss_of(step: TrainingStep) -> torch.Tensor:
+    model = step._trainer._model
+    assert isinstance(model, nn.Linear)
+    return model.weight.sum()
+
+
+def test_a_step_without_all_of_its_micro_batches_is_refused(params: Params):
+    step = a_step(params)
+    before = loss_of(step).item()
+    with pytest.raises(RuntimeError, match="step 1: 1 micro-batches had no backward pass"), step.attempt():
+        step.backward(step.micro_batches[0], {"loss": loss_of(step)})
+    assert loss_of(step).item() == before
+    assert not step.is_taken
+
+
+def test_a_micro_batch_has_one_backward_pass(params: Params):
+    step = a_step(params)
+    with pytest.raises(RuntimeError, match="step 1: a micro-batch had two backward passes"), step.attempt():
+        for _ in range(2):
+            step.backward(step.micro_batches[0], {"loss": loss_of(step)})
+
+
+def test_a_step_that_is_not_attempted_is_refused_and_not_given_for_ever(params: Params):
+    steps = a_step(params)._trainer.steps()
+    next(steps)
+    with pytest.raises(RuntimeError, match="step 1 was not attempted"):
+        next(steps)

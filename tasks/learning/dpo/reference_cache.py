@@ -1,7 +1,7 @@
-"""What a reference says of preference pairs, computed once and kept by all that its bits follow from.
+"""Cache of reference log-probabilities of preference pairs, under a key of all that their bits follow from.
 
 A run that is begun again, is resumed from a checkpoint, or has other settings of the loss finds the log-probabilities
-in `.trueline/references`: those very bits that it would compute, so it ends with the same bytes.
+in `.trueline/references`: the same bits that it would compute, so it ends with the same bytes.
 """
 
 import hashlib
@@ -55,10 +55,9 @@ def all_logps(
     """Log-probabilities of the completions of all N pairs, (N,) fp32 each.
 
     Args:
-        policy: the model that is asked.
-        pairs: what it is asked of.
-        groups: the pairs that this process reads, by index, those of each forward pass; all processes together read
-            every pair once.
+        policy: the model.
+        pairs: all pairs.
+        groups: indices of the pairs of each micro-batch of this rank; the ranks have every pair once.
         autocast: gives the precision of the forward passes.
         title: names the progress bar.
     """
@@ -113,13 +112,13 @@ class ReferenceCache:
         return hash_files(self._folder)
 
     def _key(self, device: torch.device, digests: Sequence[str], autocast: Autocast) -> str:
-        """Hash all that the bits follow from: model, pairs, the passes they are read in, code and arithmetic."""
+        """Hash all that the bits follow from: model, pairs, micro-batches, code and arithmetic."""
         on_cuda = device.type == "cuda"
         with autocast():
             is_cast, cast_to = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
         follow_from = {
             "model": self._hash,
-            "pairs": digests,  # a process each, in the passes it reads them in
+            "pairs": digests,  # of each rank, in its micro-batches
             "code": [hash_files(file) for file in sorted(Path(__file__).parents[1].rglob("*.py"))],
             "libraries": [torch.__version__, transformers.__version__],
             "device": torch.cuda.get_device_name(device) if on_cuda else torch.backends.cpu.get_cpu_capability(),

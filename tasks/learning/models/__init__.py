@@ -1,1 +1,1 @@
-"""PPOModels: loading, forward passes, and their outputs."""
+"""Models: loading, forward passes, and their outputs."""

@@ -72,10 +72,10 @@ def attend(
     if (precision := varlen_precision(query)) is not None:
         return attend_at_once(query, key, value, trees, precision, scaling=scaling, window=sliding_window), None
     shared = query.shape[1] // key.shape[1]
-    # Split, not sliced one by one: the gradient of a slice is as large as what it was cut from.
+    # Split, not sliced one by one: the gradient of a slice is as large as the tensor it is a part of.
     lengths = [end - begin for start, _, *ends in trees.bounds for begin, end in pairwise([start, *ends])]
-    whole = (query, repeat_kv(key, shared), repeat_kv(value, shared))
-    parts = zip(*(torch.split(each, lengths, dim=2) for each in whole), strict=True)
+    full = (query, repeat_kv(key, shared), repeat_kv(value, shared))
+    parts = zip(*(torch.split(each, lengths, dim=2) for each in full), strict=True)
     outputs = []
     for start, prompt_end, *ends in trees.bounds:
         queries, keys, values = next(parts)

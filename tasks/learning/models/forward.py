@@ -28,7 +28,7 @@ _heads: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # whether a mo
 # Rows on which a model shows whether it may read them packed; every vocabulary has these ids.
 PROBES = [Encoded([2, 3, 4, 5], [6, 7, 8]), Encoded([9, 8], [7, 6, 5, 4, 3]), Encoded([2, 3, 4, 5], [3, 9, 2, 5, 7])]
 MOVED = 1  # the probe that is read at the end of the context too; it shares nothing with the others
-BODY = "read_by_body"  # of a sharded model: its body, with the weights put together before
+BODY = "read_by_body"  # of a sharded model: its body, which gathers the weights first
 LARGEST_PACKING_ERROR = 1e-3  # of the largest hidden state: rounding is a thousand times smaller, a leak larger
 
 
@@ -58,7 +58,7 @@ def completion_logits(policy: nn.Module, batch: Batch) -> Tensor:
 
 
 def predicting(batch: Batch) -> Tensor:
-    """The places before the completion's tokens, (B, L) bool: what stands at t - 1 foretells token t."""
+    """The places before the completion's tokens, (B, L) bool: the output at t - 1 predicts token t."""
     return functional.pad(batch.completion_mask[:, 1:], (0, 1))
 
 
@@ -88,7 +88,7 @@ def is_packed(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def pack_if_exact(model: PreTrainedModel) -> None:
-    """Have the model read packed rows from now on if they give it what padded rows do, else say that they do not.
+    """Let the model read packed rows from now on if its outputs are those for padded rows; else log why not.
 
     Tried out on a few short rows, two of which share their prompt, because no list of families would stay true: a
     family may mix tokens in other ways than by attention, or attend as `attend` cannot. They are read once more with

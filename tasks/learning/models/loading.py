@@ -163,16 +163,16 @@ def reference(model: nn.Module) -> Iterator[nn.Module]:
 
 def merged(model: nn.Module) -> PreTrainedModel:
     """Add the adapters to the weights for good; a model without any is given back as it is."""
-    whole = model.merge_and_unload() if has_adapters(model) else model
-    assert isinstance(whole, PreTrainedModel)
-    return whole
+    merged_model = model.merge_and_unload() if has_adapters(model) else model
+    assert isinstance(merged_model, PreTrainedModel)
+    return merged_model
 
 
 # --- The scalar head
 
 
 def normalise_scores(model: nn.Module, bias: float, gain: float) -> None:
-    """Have the model give (score + bias) * gain from now on; kept in its config, so saved with it."""
+    """Let the model give (score + bias) * gain from now on; both are saved in its config."""
     config = unwrapped(model).config
     config.score_bias, config.score_gain = bias, gain
 
@@ -192,9 +192,9 @@ def score_head(model: nn.Module) -> nn.Module:
 
 
 class ValueHead(nn.Linear):
-    """A critic on the policy's trunk: a scalar layer on the policy's last hidden states, 0 everywhere at first.
+    """The value head of a shared critic: a scalar layer on the policy's last hidden states, 0 everywhere at first.
 
-    So nothing flows back from it into the trunk before it has learned something itself.
+    So it sends no gradient into the shared backbone before it has learned something itself.
     """
 
     def __init__(self, policy: nn.Module) -> None:
@@ -213,7 +213,7 @@ class ValueHead(nn.Linear):
 def _load(kind: AutoClass, folder: Path, *, new_head: bool = False, **options: int) -> PreTrainedModel:
     """Load a model whose every weight comes from the folder, but those of a new scalar head."""
     try:
-        with _quiet():  # what does not fit is told below, by name
+        with _quiet():  # misfits are reported below, by name
             model, misfits = load_with_misfits(
                 kind, folder, dtype=torch.float32, ignore_mismatched_sizes=True, **options
             )
@@ -264,7 +264,7 @@ def _checkpoint_layers(model: PreTrainedModel) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Print no table of what does not fit: that is told in a sentence, and a new head is new by intent."""
+    """Print no table of misfits: they are reported in a sentence, and a new head is no misfit."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:

@@ -1,4 +1,4 @@
-"""What is read off a policy, a reward model or a critic, token by token or row by row."""
+"""Outputs of policies, reward models and critics: log-probabilities and entropies, scores, values."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,7 +17,7 @@ LARGEST_LOGITS = 2**26
 
 
 class TokenOutputs(NamedTuple):
-    """What a policy says of every token of a completion; 0 or False outside the completion."""
+    """A policy's outputs for every token of a completion; 0 or False outside the completion."""
 
     log_probs: Tensor  # (B, L) fp32: log p(token t | tokens before t)
     entropies: Tensor  # (B, L) fp32: entropy in nats of the distribution that token t is drawn from
@@ -29,8 +29,8 @@ def completion_log_probs(
 ) -> Tensor:
     """Log-probability of every completion token at a sampling temperature, (B, L) fp32.
 
-    Entry t is log p(token t | tokens before t), 0 outside the completion: it lines up with `input_ids`. Where the last
-    hidden `states` (N, d) that foretell the tokens are at hand, they save the pass through the layers.
+    Entry t is log p(token t | tokens before t), 0 outside the completion: it lines up with `input_ids`. The last hidden
+    `states` (N, d) that predict the tokens save the forward pass, if they are given.
     """
 
     def read(logits: Tensor, tokens: Tensor) -> tuple[Tensor]:
@@ -45,7 +45,7 @@ def token_outputs(
 ) -> TokenOutputs:
     """Log-probability and entropy of every completion token, and whether it was the likeliest.
 
-    From the last hidden `states` (N, d) that foretell them, where those are at hand.
+    The last hidden `states` (N, d) that predict them save the forward pass, if they are given.
     """
 
     def read(logits: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
@@ -53,7 +53,7 @@ def token_outputs(
         log_distribution = scaled.log_softmax(dim=-1)
         entropies = -(log_distribution.exp() * log_distribution).sum(dim=-1)
         are_likeliest = scaled.gather(1, tokens[:, None])[:, 0] == scaled.amax(dim=-1)
-        # Not read off the distribution, from which `completion_log_probs` differs in the last bit.
+        # Not taken from the distribution, from which `completion_log_probs` differs in the last bit.
         return token_log_probs(scaled, tokens), entropies, are_likeliest
 
     found = _over_vocabulary(policy, batch, read, states)

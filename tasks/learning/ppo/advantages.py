@@ -86,7 +86,7 @@ def estimate_advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: fl
     """Generalised advantage estimation (Schulman 2016, equations 11 and 16) by the backward recursion.
 
     delta_t = r_t + gamma V_(t+1) - V_t and A_t = delta_t + gamma lambda A_(t+1). The value after the last token is 0,
-    also where the response was cut at its greatest length. The returns A_t + V_t are taken before any whitening.
+    also where the response was truncated. The returns A_t + V_t are taken before any whitening.
 
     Args:
         rewards: (B, L) of each token.
@@ -153,7 +153,7 @@ def standardised_in_groups(rewards: Tensor, responses: int) -> Tensor:
 
 
 def whiten(values: Tensor, mask: Tensor, keep_mean: bool = False) -> Tensor:
-    """Scale to unit variance over all masked entries together, and move the mean to 0 unless it is to be kept.
+    """Scale to unit variance over all masked entries, and shift the mean to 0 unless `keep_mean`.
 
     Args:
         values: (B, L) of the whole batch: a minibatch would have a mean and a variance of its own.
@@ -186,7 +186,7 @@ def adapted_kl_coefficient(coefficient: float, kl: float, target: float, horizon
 
 
 def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """Say how much of the returns the critic foresaw: 1 - Var(R - V) / Var(R); 1 is all, 0 no more than their mean.
+    """How much of the returns the critic predicts: 1 - Var(R - V) / Var(R); 1 is all, 0 no more than their mean.
 
     Args:
         returns: (B, L).

@@ -1,7 +1,7 @@
 """The two losses of PPO: the clipped policy loss and the clipped value loss.
 
 Both are sums over the masked tokens divided by a token count that the caller gives: the count of the whole minibatch.
-So the parts of a minibatch add up to its loss and its gradient, however it is cut.
+So its micro-batches add up to its loss and its gradient.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ class PolicyLoss(NamedTuple):
 
     loss: Tensor
     approx_kl: Tensor  # k3 estimate of KL(old || new), nats a token
-    clip_fraction: Tensor  # share of tokens whose ratio was cut and so have no gradient
+    clip_fraction: Tensor  # share of tokens whose ratio was clipped and so have no gradient
     ratio_mean: Tensor
     squared_change: Tensor  # mean of (ratio - 1)^2: with the mean it gives the ratio's variance
 
@@ -57,11 +57,11 @@ def policy_loss(
     ratio = log_ratio.exp()
     unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1.0 - clip, 1.0 + clip)
     losses = torch.maximum(unclipped, clipped)
-    is_sharded = clipped > unclipped
+    is_clipped = clipped > unclipped
     if dual_clip is not None:
         bound = -advantages * dual_clip
         is_bounded = (advantages < 0) & (losses > bound)
-        losses, is_sharded = torch.where(is_bounded, bound, losses), is_sharded | is_bounded
+        losses, is_clipped = torch.where(is_bounded, bound, losses), is_clipped | is_bounded
 
     def share(values: Tensor) -> Tensor:
         return torch.where(mask, values, 0.0).sum() / token_count
@@ -69,7 +69,7 @@ def policy_loss(
     loss = share(losses)
     with torch.no_grad():
         approx_kl = share(ratio - 1.0 - log_ratio)
-        return PolicyLoss(loss, approx_kl, share(is_sharded.float()), share(ratio), share((ratio - 1.0).square()))
+        return PolicyLoss(loss, approx_kl, share(is_clipped.float()), share(ratio), share((ratio - 1.0).square()))
 
 
 def value_loss(

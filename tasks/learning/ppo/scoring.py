@@ -35,7 +35,7 @@ from tasks.learning.ppo.rewards import by_reward, weighted_sum
 from tasks.learning.sampling.sampler import Response
 from tasks.settings.params import Ppo, TrainingReward
 
-# Nats by which two fp32 passes over a token may differ: rounding is a hundred times smaller, another sum larger.
+# Nats by which two fp32 passes over a token may differ: rounding is a hundred times smaller, an error larger.
 LARGEST_SAMPLING_ERROR = 1e-4
 
 

@@ -23,7 +23,7 @@ class ScoredPair(NamedTuple):
 
     @property
     def swapped(self) -> "ScoredPair":
-        """The same pair for whoever chose the other answer."""
+        """The same pair, as an annotator sees it who chose the other answer."""
         return ScoredPair(self.rejected_score, self.chosen_score, self.rejected_length, self.chosen_length, self.prompt)
 
     @property
@@ -78,7 +78,7 @@ def accuracy_by(groups: Mapping[str, Sequence[ScoredPair]]) -> dict[str, dict[st
 def effective_count(pairs: Sequence[ScoredPair], confidence: float = CONFIDENCE) -> float:
     """How many independent pairs would tell as much: the count of pairs where no two share a prompt, else fewer.
 
-    The count is divided by the design effect, the variance of the accuracy with pairs of one prompt kept together over
+    The count is divided by the design effect, the variance of the accuracy with pairs of one prompt in clusters over
     that without, and by the square of what Student's t quantiles add for few prompts (Korn and Graubard 1998). A
     Wilson interval of so many trials then holds, as Franco et al. 2019 found of the choices for surveys. One prompt
     more whose pairs are all right and one whose are all wrong, of the mean size, keep the design effect from
@@ -93,10 +93,10 @@ def effective_count(pairs: Sequence[ScoredPair], confidence: float = CONFIDENCE)
     size, added = count / prompts, prompts + 2
     share = (sum(pair.correct for pair in pairs) + size) / (count + 2 * size)
     alone = sum((pair.correct - share) ** 2 for pair in pairs) + size * ((1 - share) ** 2 + share**2)
-    together = sum(sum(value - share for value in values) ** 2 for values in by_prompt.values())
-    together += size**2 * ((1 - share) ** 2 + share**2)
+    clustered = sum(sum(value - share for value in values) ** 2 for values in by_prompt.values())
+    clustered += size**2 * ((1 - share) ** 2 + share**2)
     total = count + 2 * size
-    design_effect = max(1.0, (added / (added - 1) * together) / (total / (total - 1) * alone))
+    design_effect = max(1.0, (added / (added - 1) * clustered) / (total / (total - 1) * alone))
     few = [stdtrit(degrees, (1 + confidence) / 2) for degrees in (count - 1, max(1, prompts - 1))]
     return float(count / design_effect * (few[0] / few[1]) ** 2)
 

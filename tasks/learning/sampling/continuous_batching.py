@@ -32,19 +32,19 @@ def generate(
     temperature: float,
     seed: int,
     max_concurrent_sequences: int,
-    numbers: Sequence[int] | None = None,
+    indices: Sequence[int] | None = None,
     on_progress: Callable[[int], object] | None = None,
 ) -> list[Response]:
-    """Answer prompts by sampling, a pure function of its arguments: those of `rollouts.generate`, which see.
+    """Answer prompts by sampling, a pure function of its arguments: those of `sampler.generate`, which see.
 
     Unlike there, all answers draw on one stream of random numbers: an answer depends on the others that are sampled
-    with it, so on `max_concurrent_sequences` and `numbers`. Log-probabilities are given, entropies are not.
+    with it, so on `max_concurrent_sequences` and `indices`. Log-probabilities are given, entropies are not.
 
     Raises:
         InputError: a prompt and its response do not fit the model's context, or the model cannot be served.
     """
     check_context(model, prompts, max_new_tokens)
-    wanted = range(len(prompts)) if numbers is None else sorted(numbers)
+    wanted = range(len(prompts)) if indices is None else sorted(indices)
     if not wanted:
         return []
     asked, body = [list(prompts[number]) for number in wanted], unwrapped(model)

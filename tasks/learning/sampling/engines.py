@@ -18,7 +18,7 @@ from tasks.settings.choices import Engine as EngineName
 class Engine(Protocol):
     """Answers prompts by sampling at a temperature and nothing else, up to the first of the model's stop tokens.
 
-    A pure function of its arguments, which are described at `rollouts.generate`: the model is as it was afterwards, and
+    A pure function of its arguments, which are described at `sampler.generate`: the model is as it was afterwards, and
     so is torch's random state. The log-probabilities it gives are of the distribution it sampled from.
     """
 
@@ -32,7 +32,7 @@ class Engine(Protocol):
         temperature: float,
         seed: int,
         max_concurrent_sequences: int,
-        numbers: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
         on_progress: Callable[[int], object] | None = None,
     ) -> list[Response]:
         """Answer some of the prompts, in their order."""
@@ -55,12 +55,12 @@ def answer_in_shares(
     Not to be called under autocast, which would cast every weight anew for every token.
 
     Args:
-        ask: an engine to which all has been said but the `numbers` of the prompts to answer.
-        policy: whom it asks; its weights are whole, or in shards.
+        ask: an engine with all arguments but the `indices` of the prompts to answer.
+        policy: the model it samples from, sharded or not.
         prompts: all that are asked.
     """
     mine = sorted(processes.share(range(len(prompts)), [len(prompt) for prompt in prompts]))
     with unsharded(policy):
-        responses = ask(numbers=mine)
+        responses = ask(indices=mine)
     numbered = processes.gathered(list(zip(mine, responses, strict=True)), unwrapped(policy).device)
     return [response for _, response in sorted(numbered, key=itemgetter(0))]

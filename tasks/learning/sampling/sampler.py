@@ -58,7 +58,7 @@ def generate(
     temperature: float,
     seed: int,
     max_concurrent_sequences: int,
-    numbers: Sequence[int] | None = None,
+    indices: Sequence[int] | None = None,
     on_progress: Callable[[int], object] | None = None,
 ) -> list[Response]:
     """Answer prompts by sampling, a pure function of its arguments.
@@ -74,7 +74,7 @@ def generate(
         temperature: divides the logits; 0 takes the likeliest token.
         seed: of the sampling.
         max_concurrent_sequences: prompts answered side by side; one that is answered makes room for the next.
-        numbers: which of the prompts to answer, as places in `prompts`; all unless given.
+        indices: which of the prompts to answer, as places in `prompts`; all unless given.
         on_progress: called with the number of prompts answered since the last call.
 
     Returns:
@@ -93,7 +93,7 @@ def generate(
         seed=seed,
         on_progress=on_progress,
     )
-    wanted = range(len(prompts)) if numbers is None else sorted(numbers)
+    wanted = range(len(prompts)) if indices is None else sorted(indices)
     with layers_as_written(model):
         if is_packed(model):
             _answer_in_slots(model, prompts, wanted, transcript, max_concurrent_sequences)
@@ -105,7 +105,7 @@ def generate(
 
 
 class Transcript:
-    """What has been said so far to each of n prompts, and the random numbers for what will be said."""
+    """The responses so far to each of n prompts, and the random numbers for their next tokens."""
 
     def __init__(
         self,
@@ -202,12 +202,12 @@ def _answer_in_slots(
 
 @torch.inference_mode()
 def _answer_padded(
-    model: nn.Module, prompts: Sequence[Sequence[int]], transcript: Transcript, numbers: Sequence[int]
+    model: nn.Module, prompts: Sequence[Sequence[int]], transcript: Transcript, indices: Sequence[int]
 ) -> None:
-    """Answer some prompts together, by the model's own cache: for families that cannot read packed rows."""
+    """Answer some prompts in one batch, with the model's own cache: for families that cannot read packed rows."""
     device = unwrapped(model).device
-    input_ids, attention_mask = _padded_left([prompts[number] for number in numbers], device)
-    rows = torch.tensor(numbers, device=device)
+    input_ids, attention_mask = _padded_left([prompts[number] for number in indices], device)
+    rows = torch.tensor(indices, device=device)
     is_open, cache = torch.ones_like(rows, dtype=torch.bool), None
     while True:
         output = model(

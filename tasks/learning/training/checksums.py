@@ -1,4 +1,4 @@
-"""Files that end with a checksum, a hash over their name and content, which reveals changed, cut or swapped ones.
+"""Files that end with a checksum, a hash over their name and content, which reveals changed, truncated or swapped ones.
 
 The formats of torch would not: a flipped bit of a weight is another weight. SHA-256 takes half a second per gigabyte
 where the processor has instructions for it (blake2b .8, md5 1.3); `torch.save` takes 2.2 seconds.
@@ -41,7 +41,7 @@ def is_intact(file: Path, name: str) -> bool:
         while rest > 0:
             chunk = opened.read(min(CHUNK, rest))
             digest.update(chunk)
-            rest -= len(chunk) or rest  # cut while it was read
+            rest -= len(chunk) or rest  # truncated while it was read
         return opened.read(LENGTH + 1) == digest.hexdigest().encode()
 
 

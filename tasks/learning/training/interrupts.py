@@ -11,7 +11,7 @@ from tasks.learning import processes
 
 @contextmanager
 def delayed_interrupts() -> Iterator[None]:
-    """Keep a step whole: Ctrl-C and SIGTERM take effect at the end of the block, but a second Ctrl-C at once."""
+    """Finish a step: Ctrl-C and SIGTERM take effect at the end of the block, but a second Ctrl-C at once."""
     if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
         yield
         return
