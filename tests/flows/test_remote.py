@@ -11,6 +11,7 @@ from tasks.registry.dvc_outputs.graph import graph_status
 from tasks.registry.dvc_outputs.remote import RemoteError, check_default_remote, fetchable
 from tests.flows.conftest import dvc
 
+pytestmark = pytest.mark.slow
 # A file, a folder that is made of it, and a file of both; each stage leaves a line in `computed`.
 STAGES = ["one", "two", "three"]
 PIPELINE = """

@@ -14,6 +14,8 @@ from tasks.registry.dvc_outputs.graph import graph_status, plan
 from tasks.registry.dvc_outputs.stages import repository as opened
 from tests.flows.conftest import PIPELINE, dvc
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def started(repository: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -13,6 +13,7 @@ from tests.evaluation.test_report import page, response
 from tests.registry.conftest import ROOT, STAGES, aliases
 from tests.registry.test_report import give_page
 
+pytestmark = pytest.mark.slow
 # Prints the result on stdout; on stderr each program that it started, and whether it imported Prefect.
 RUN = """
 import sys
