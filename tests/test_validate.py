@@ -11,6 +11,7 @@ import pytest
 
 from tasks.common.errors import InputError
 from tasks.common.files import read_jsonl, write_jsonl
+from tasks.data.records import read_prompts
 from tasks.settings.params import Params, load_params
 from tasks.validate import _longest, validate
 from tests.pages import HOSTILE, SHOWN, Elements, assert_harmless
@@ -155,6 +156,7 @@ PLANTED = {
         [record("demonstrations", 120, "train", response="done<|im_end|>")],
         ["control_tokens", "template"],
     ),
+    ("prompts", 121): ([record("prompts", 121, "train", columns=["4"])], ["schema"]),
 }
 
 
@@ -182,6 +184,13 @@ def test_nothing_else_is_quarantined(planted):
     assert set(quarantine(planted / "data/validate/quarantine.jsonl")) == {*PLANTED, ("preferences", 3)}
     kept = [row["row"] for row in read_jsonl(planted / "data/validate/preferences.jsonl")]
     assert kept == [1, 2, *range(4, 31)]
+
+
+def test_extra_columns_pass_as_they_are(place):
+    columns = {"answer": "4", "rule": {"words": ["é"], "most": 3}}
+    prepare(prompts=[record("prompts", 31, "train", columns=columns)])
+    validate(settings())
+    assert [row.columns for row in read_prompts(Path("data/validate"))] == [{}] * 30 + [columns]
 
 
 def test_counts_by_file_split_and_check_are_in_the_metrics(planted):

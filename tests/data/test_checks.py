@@ -54,24 +54,34 @@ def test_the_shape_of_a_row(change, fault):
 
 @pytest.mark.parametrize(
     ("category", "fault"),
-    [(None, None), ("law", None), (3, "category is int, not text"), ("\ud800", "category holds half")],
+    [
+        (None, None),
+        ("law", None),
+        (3, "category is int, not text"),
+        ("\ud800", "category holds half a surrogate pair, which is no character"),
+    ],
 )
 def test_a_category_is_a_text_or_nothing_and_no_text_of_the_row(category, fault):
     record = Prompt("1", "train", "raw.jsonl", 1, [{"role": "user", "content": "asked"}], ["said"], category)._asdict()
-    assert (inspect("prompts", record).fault or "").startswith(fault or "")
+    assert inspect("prompts", record).fault == fault
     assert list(texts(record)) == ["user", "asked", "said"]
 
 
 @pytest.mark.parametrize(
     ("annotator", "fault"),
-    [(None, None), ("ann@shop.org", None), (3, "annotator is int, not text"), ("\ud800", "annotator holds half")],
+    [
+        (None, None),
+        ("ann@shop.org", None),
+        (3, "annotator is int, not text"),
+        ("\ud800", "annotator holds half a surrogate pair, which is no character"),
+    ],
 )
 def test_an_annotator_is_a_text_or_nothing_and_no_text_of_the_row(annotator, fault):
     asked: list[Message] = [{"role": "user", "content": "asked"}]
     written = Demonstration("1", "train", "raw.jsonl", 1, asked, "said", annotator)._asdict()
     chosen = Preference("1", "train", "raw.jsonl", 1, asked, "said", "other", annotator)._asdict()
-    assert (inspect("demonstrations", written).fault or "").startswith(fault or "")
-    assert (inspect("preferences", chosen).fault or "").startswith(fault or "")
+    assert inspect("demonstrations", written).fault == fault
+    assert inspect("preferences", chosen).fault == fault
     assert list(texts(written)) == ["user", "asked", "said"]
 
 
