@@ -125,6 +125,7 @@ def test_a_place_in_use_is_refused_and_left_alone(promoted, tmp_path, made):
     assert (target if made == "a file" else target / "mine").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_policy_that_learned_from_functions_has_no_reward_model_to_serve_or_export(tracked, tmp_path):
     change_figures(reward={"trained": False})
     repro()
