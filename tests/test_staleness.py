@@ -85,9 +85,15 @@ EDITS = [
         changes=("reports/evaluate", "metrics/evaluate.json"),
     ),
     Edit(
+        "a reward that nothing learns from",
+        comment("infra/example/rewards.py"),
+        {"reward_functions", "evaluate", "gate"},
+        changes=("data/reward_functions/ground_truth", "reports/evaluate", "metrics/evaluate.json"),
+    ),
+    Edit(
         "a reward that PPO learns from",
         comment("infra/example/rewards.py"),
-        {"reward_functions", "align"},
+        {"reward_functions", "align", "evaluate"},
         "ppo",
         changes=("data/reward_functions/training",),
     ),
