@@ -18,6 +18,7 @@ from tasks.methods import METHODS
 from tasks.prepare import prepare
 from tasks.reward import reward
 from tasks.reward_check import reward_check
+from tasks.reward_functions import reward_functions
 from tasks.sft import sft
 from tasks.validate import validate
 from tests.conftest import EXAMPLE, ROOT, rows_from
@@ -31,8 +32,8 @@ STAGES = ("prepare", "base", "validate", "sft", "reward", "held_out_reward", "re
 def chain(make_params, noted_run, tmp_path, monkeypatch):
     """Small settings in an empty working folder that holds the example's own file, as the project does."""
     monkeypatch.chdir(tmp_path)
-    Path(EXAMPLE).parent.mkdir(parents=True)
-    shutil.copy(ROOT / EXAMPLE, EXAMPLE)
+    folder = Path(EXAMPLE).parent
+    shutil.copytree(ROOT / folder, folder)
     for name in ("opponent.json", "exclude.txt"):
         shutil.copy(ROOT / name, name)
 
@@ -61,6 +62,7 @@ def run(params):
         prepare,
         base,
         validate,
+        reward_functions,
         sft,
         reward,
         held_out_reward,
