@@ -5,10 +5,9 @@ answer. Arithmetic is fp32 whatever runtime.precision says: rounding must decide
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase as Tokenizer
 
 from tasks.common.errors import InputError
 from tasks.common.files import MODELS, REPORTS, STATE, VALIDATED, temporary_folder, write_jsonl
@@ -34,7 +33,7 @@ from tasks.learning.answering.snapshots import Snapshot
 from tasks.learning.models.loading import load_reward, set_up
 from tasks.registry.dvc_outputs.cache import materialise
 from tasks.registry.mlflow_runs import tracking
-from tasks.rewards.answered import Answered, answered
+from tasks.rewards.answered import Answered, Reward, answered
 from tasks.rewards.copies import GROUND_TRUTH, TRAINING, read_copies
 from tasks.settings.params import LlmJudge, Params
 from tasks.stage import main
@@ -53,12 +52,13 @@ def evaluate(params: Params) -> None:
     """
     prompts, opponent, settings = choose_prompts(params), read_opponent(), params.evaluate
     _check_models(params)
+    functions = read_copies(TRAINING), read_copies(GROUND_TRUTH)  # before hours of work
     if settings.llm_judge:
         comparisons.check(settings.llm_judge)
     set_up(params)
     with tracking.run("evaluate", params, inputs=[VALIDATED / "prompts.jsonl"]) as run:
         tokenizer = load_tokenizer(MODELS / "sft")
-        found, scorer = _answers(prompts, tokenizer, opponent, params), _scorer(tokenizer, params)
+        found, scorer = _answers(prompts, tokenizer, opponent, params), _scorer(*functions, tokenizer, params)
         models = {name: _measured(prompts, sampled, scorer) for name, sampled in found.by_model.items()}
         models.setdefault("opponent", models["sft"])
         points = [_point(snapshot, scorer) for snapshot in found.snapshots]
@@ -90,31 +90,30 @@ def _check_models(params: Params) -> None:
             raise InputError(f"{MODELS / name} does not exist: run the stage that writes it (dvc repro)")
 
 
-def _answers(
-    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, opponent: Opponent, params: Params
-) -> ComparedAnswers:
+def _answers(prompts: Sequence[Prompt], tokenizer: Tokenizer, opponent: Opponent, params: Params) -> ComparedAnswers:
     """Have all models answer; the champion's folder is fetched from DVC's cache."""
     with temporary_folder(STATE / "opponent") as found:
-        champion: Path | None = None
+        champion = found / "opponent"
         if opponent.policy:
-            champion = found / "opponent"
             materialise(opponent.policy, champion, what="the champion")
-        return compare_answers(prompts, tokenizer, champion, params)
+        return compare_answers(prompts, tokenizer, champion if opponent.policy else None, params)
 
 
-def _scorer(tokenizer: PreTrainedTokenizerBase, params: Params) -> Scorer:
-    """Load every reward; a held-out reward model is there only where a reward model is trained on."""
+def _scorer(
+    trained_on: Sequence[Reward], ground_truth: Sequence[Reward], tokenizer: Tokenizer, params: Params
+) -> Scorer:
+    """Load the reward models; a held-out one is there only where a reward model is trained on."""
 
     def model(folder: str, name: str) -> ModelReward:
         return ModelReward(name, load_reward(MODELS / folder, params), tokenizer, params)
 
-    functions = {function.name: function for function in read_copies(TRAINING)}
+    functions = {function.name: function for function in trained_on}
     training = [
         (each.weight, model("reward", each.name) if each.is_model else functions[each.name])
         for each in params.rewards.training
     ]
     held_out = model("held_out_reward", HELD_OUT) if params.rewards.use_model else None
-    return Scorer(training, held_out, read_copies(GROUND_TRUTH))
+    return Scorer(training, held_out, ground_truth)
 
 
 def _ask_llm_judge(
@@ -131,8 +130,7 @@ def _answered(prompts: Sequence[Prompt], sampled: Sampled) -> Answered:
 
 
 def _measured(prompts: Sequence[Prompt], sampled: Sampled, scorer: Scorer) -> Measured:
-    answers = Answers(sampled.texts, sampled.lengths, sampled.ended)
-    return measure(prompts, answers, scorer(_answered(prompts, sampled)))
+    return measure(prompts, Answers(sampled.texts, sampled.lengths, sampled.ended), scorer(_answered(prompts, sampled)))
 
 
 def _best_of(prompts: Sequence[Prompt], sampled: Sampled, scorer: Scorer, sft: Measured, each: int) -> list[BestOf]:

@@ -30,7 +30,7 @@ STAGES = ("prepare", "base", "validate", "sft", "reward", "held_out_reward", "re
 
 @pytest.fixture
 def chain(make_params, noted_run, tmp_path, monkeypatch):
-    """Small settings in an empty working folder that holds the example's own file, as the project does."""
+    """Small settings in an empty working folder that holds the example's own files, as the project does."""
     monkeypatch.chdir(tmp_path)
     folder = Path(EXAMPLE).parent
     shutil.copytree(ROOT / folder, folder)

@@ -12,7 +12,7 @@ from tasks.settings.section import Section
 # As the source of a reward it stands for the reward model.
 MODEL = "model"
 # Names of other figures, which a reward may not have.
-RESERVED = ("reward", "held_out", "held_out_reward", "ground_truth", "kl", "length")
+RESERVED = ("reward", "held_out", "held_out_reward", "ground_truth", "kl", "length", "step")
 
 
 class NamedReward(Section):
