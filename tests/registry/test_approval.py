@@ -87,7 +87,7 @@ def test_two_approvals_at_once_give_one_champion_and_one_sentence(params):
     (sentence,) = [each for each in said if isinstance(each, str)]
     (verdict,) = [each for each in said if isinstance(each, dict)]
     assert verdict["promoted"]
-    assert f"but the champion is version {verdict['version']} by now" in sentence
+    assert f"but the champion is now version {verdict['version']}" in sentence
     assert aliases()["trueline-policy"]["champion"] == verdict["version"]
     assert actions()[-1] == ("promote", verdict["version"])
 

@@ -121,7 +121,7 @@ def test_what_was_for_a_run_that_is_gone_is_dropped(tracked, caplog):
     send_queue.save_unsent(opened, "0" * 32, [Message("end", {"status": "KILLED", "end_time": 1})])
     send_queue.send_saved(opened)
     assert kept() == []
-    assert "is dropped" in caplog.text
+    assert "are dropped" in caplog.text
 
 
 @pytest.mark.parametrize("damage", [lambda text: text[:-9], lambda text: "", lambda text: text.replace("kind", "kjnd")])
@@ -132,7 +132,7 @@ def test_a_kept_file_that_is_damaged_is_told_of_and_set_aside(tracked, caplog, d
     path.write_text(damage(path.read_text()))
     send_queue.send_saved(opened)
     assert [path.suffix for path in kept()] == [".damaged"]
-    assert "is damaged and not sent: see" in caplog.text
+    assert "are damaged and not sent: see" in caplog.text
 
 
 @pytest.mark.parametrize(
