@@ -192,6 +192,7 @@ def test_a_file_that_is_no_safetensors_is_refused(folder: Path, content: bytes):
 # Values of config.json
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -275,6 +275,7 @@ def test_an_exception_inside_an_expectation_raises():
         judge(context, "broken", table, [broken])
 
 
+@pytest.mark.slow
 def test_a_verdict_names_the_failing_rows():
     from great_expectations import expectations as gxe
 

@@ -192,6 +192,7 @@ def test_half_a_surrogate_pair_is_kept_as_its_escape():
     assert OUTPUT.read_bytes() == b'{"text": "\\ud83d"}\n'
 
 
+@pytest.mark.slow
 @given(OBJECTS)
 def test_json_comes_back(content):
     write_json(OUTPUT, content)

@@ -143,6 +143,7 @@ def test_figures_stand_side_by_side_with_the_interval_of_their_difference():
     assert "rouge: F1; meteor: exact+stem." in text
 
 
+@pytest.mark.slow
 def test_a_champion_is_compared_beside_sft():
     text = text_of(page(opponent=CHAMPION))
     assert "SFT, by the training reward 0.750 (0.700 to 0.800) 0.100 0.0010 better" in text
@@ -283,6 +284,7 @@ def test_equal_answers_are_no_sample():
     assert text_of(page(responses=[response("a", 1, 1)])).count("None.") == 2
 
 
+@pytest.mark.slow
 def test_ground_truth_rewards_are_shown_under_their_names():
     truth = by_reward(candidate=0.9, sft=0.5, opponent=0.5, vs_sft=rate(0.6, 0.56, 0.64, conclusion="better"))
     content = GOOD | {"ground_truth": {"order_rule": truth, "brevity": by_reward()}}

@@ -89,6 +89,7 @@ def struck(stage: str, params: Params, blow: Blow, *signals: signal.Signals, act
     return code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "blow", "number", "code"),
     [("sft", Blow("backward", 6), signal.SIGINT, 130), ("ppo", Blow("sampling", 3), signal.SIGTERM, 143)],
@@ -106,6 +107,7 @@ def test_an_interruption_keeps_the_last_step(stage, blow, number, code, params: 
     assert undisturbed(stage, params) == expected
 
 
+@pytest.mark.slow
 def test_a_step_that_has_begun_to_move_weights_is_finished(params: Params):
     expected = undisturbed("sft", params)
     assert struck("sft", params, Blow("moved", 3), signal.SIGINT, act=linger) == 130
@@ -113,6 +115,7 @@ def test_a_step_that_has_begun_to_move_weights_is_finished(params: Params):
     assert undisturbed("sft", params) == expected
 
 
+@pytest.mark.slow
 def test_a_round_whose_update_is_interrupted_is_done_again(params: Params, make_params: MakeParams):
     params = make_params(ppo=PPO, runtime={"checkpoint_every": 1})
     expected = undisturbed("ppo", params)

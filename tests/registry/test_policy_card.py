@@ -279,6 +279,7 @@ def test_the_same_record_gives_the_same_bytes():
     assert write(other()) == write(other())
 
 
+@pytest.mark.slow
 def test_the_record_names_the_repository_behind_a_pointer_that_was_read(tracked):
     pointer = Path("base.yaml")
     pointer.write_text(f"hub: org/model\nrevision: {'a' * 40}\n")
@@ -292,6 +293,7 @@ def test_the_record_names_the_repository_behind_a_pointer_that_was_read(tracked)
     assert model_record(load_params())["hub"] == {}  # nobody has read that one
 
 
+@pytest.mark.slow
 def test_a_record_has_no_entries_by_annotator_and_by_category(tracked):
     accuracy = {"value": 0.8, "low": 0.7, "high": 0.9, "pairs": 9}
     run_again(

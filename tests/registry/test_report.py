@@ -83,6 +83,7 @@ def test_the_run_of_the_evaluation_keeps_it(params):
     assert [artifact.path for artifact in client.list_artifacts(written["run_id"])] == ["report.html"]
 
 
+@pytest.mark.slow
 def test_the_lineage_names_every_model_by_its_content(params):
     write_report(params)
     html = REPORT.read_text(encoding="utf-8")
@@ -106,6 +107,7 @@ def test_the_lineage_names_every_model_by_its_content(params):
     assert any(row.startswith("Policy: trueline-policy version 1") for row in rows_of(REPORT.read_text()))
 
 
+@pytest.mark.slow
 def test_settings_that_differ_from_the_champions_stand_apart(params):
     champion.promote(params)
     change_params(sft={"learning_rate": 0.125})
@@ -135,6 +137,7 @@ def test_a_run_tells_what_it_took_and_what_was_cut_off_before(params):
     assert all((usage.seconds, usage.memory, usage.unfinished) == (None, None, 0) for usage in others)
 
 
+@pytest.mark.slow
 def test_what_was_reused_is_no_cost_of_this_result(params):
     with tracking.run("sft", params):
         pass
@@ -167,6 +170,7 @@ def test_a_server_shows_it_at_its_own_address():
     assert address(store, "abc") == "https://mlflow.example.org/#/experiments/7/runs/abc/artifacts/report.html"
 
 
+@pytest.mark.slow
 def test_what_people_said_is_on_the_page_once_they_were_asked(params):
     write_report(params)
     assert "By people" not in REPORT.read_text(encoding="utf-8")
@@ -187,6 +191,7 @@ def test_a_pipeline_that_has_not_run_is_named_with_the_cure(params):
         write_report(params)
 
 
+@pytest.mark.slow
 def test_a_page_without_the_mark_is_named_with_the_cure(params):
     give_page("<html>of an earlier release</html>")
     with pytest.raises(
