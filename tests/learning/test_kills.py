@@ -121,5 +121,5 @@ def test_a_round_whose_update_is_interrupted_is_done_again(params: Params, make_
     expected = undisturbed("ppo", params)
     assert struck("ppo", params, Blow("moved", 15), signal.SIGTERM) == 143  # in the third round
     assert kept("ppo") == [1, 2]
-    assert "the last good checkpoint, of step 2, is kept" in SAID.read_text()
+    assert "the last good checkpoint, of step 2, lies in" in SAID.read_text()
     assert undisturbed("ppo", params) == expected
