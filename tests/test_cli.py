@@ -141,7 +141,7 @@ def test_run_with_bad_settings(trueline, checkout: Path) -> None:
     code, _, err = trueline("run")
 
     assert code == 2
-    assert err.startswith("trueline: params.yaml: runtime is missing: add it")
+    assert err.startswith("trueline: params.yaml: dpo is missing: add it")
 
 
 def test_run_with_nothing_to_fetch_from(trueline) -> None:

@@ -145,7 +145,8 @@ def _sentence(error: ValidationError) -> str:
     found = error.errors()
     renamed = {RENAMED[key]: key for each in found if (key := _key(each["loc"])) in RENAMED}
     found = [each for each in found if _key(each["loc"]) not in renamed]  # missing under their new names
-    first = min(found, key=lambda each: _key(each["loc"]) not in (*RENAMED, *MOVED))
+    # A name of before explains more than a value that is wrong, and that more than a key that is missing.
+    first = min(found, key=lambda each: (_key(each["loc"]) not in (*RENAMED, *MOVED), each["type"] == "missing"))
     key, others = _key(first["loc"]), len(found) - 1
     if key in RENAMED:
         said = f"{key} is now called {RENAMED[key]}: rename it"
