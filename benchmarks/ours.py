@@ -17,10 +17,10 @@ from tasks.learning.ppo.trainer import PPOTrainer
 from tasks.learning.reward_model.training import reward_training_loop
 from tasks.learning.sampling.sampler import generate
 from tasks.learning.training.supervised import SupervisedTrainer
-from tasks.settings.fingerprint import Origin
+from tasks.settings.fingerprint import Fingerprint
 from tasks.settings.params import PARAMS_FILE, Params, Training, load_params
 
-UNSAVED = Origin({}, {})  # checkpoints are off
+UNSAVED = Fingerprint({}, {})  # checkpoints are off
 EPSILON = 1e-8  # TRL's
 # The same for all that learn from sampled answers; 1e-5 is the epsilon of PPOTrainer.
 ONLINE_RATE, ONLINE_EPSILON, KL = 1e-5, 1e-5, 0.05

@@ -177,7 +177,7 @@ def show_sheet(sheet: Mapping[str, Any]) -> None:
 
 
 def show_votes(votes: Mapping[str, Any]) -> None:
-    """Who wins, and how far those who judged agree."""
+    """Who wins, and how far the annotators agree."""
     won, needed = votes["vs_opponent"], votes["vs_opponent"]["prompts_needed"]
     by_name = ", ".join(f"{name} {count:,}" for name, count in votes["annotators"].items())
     _line(

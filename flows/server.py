@@ -80,7 +80,7 @@ def check_reachable(url: str) -> None:
         InputError: none does.
     """
     if not is_healthy(url):
-        raise InputError(f"no Prefect server answers at {url}: start one with make server, or mend PREFECT_API_URL")
+        raise InputError(f"no Prefect server answers at {url}: start one with make server, or correct PREFECT_API_URL")
 
 
 def _set_damaged_aside() -> None:

@@ -60,7 +60,7 @@ def registry(params: Params) -> dict[str, Any]:
 
 
 def record_fault() -> str | None:
-    """Say what is wrong with decisions.jsonl, and how to mend it; None where nothing is."""
+    """Say what is wrong with decisions.jsonl, and how to repair it; None where nothing is."""
     try:
         past_decisions()
     except InputError as error:

@@ -24,9 +24,9 @@ from tasks.learning.models.loading import context_length, load_policy, merged, s
 from tasks.learning.sharding import full_model
 from tasks.learning.training.curves import publish
 from tasks.learning.training.supervised import SupervisedTrainer
-from tasks.registry.dvc_outputs.stages import stage_origin
+from tasks.registry.dvc_outputs.stages import stage_fingerprint
 from tasks.registry.mlflow_runs import tracking
-from tasks.settings.fingerprint import content_origin
+from tasks.settings.fingerprint import content_fingerprint
 from tasks.settings.params import Dpo, Params
 from tasks.stage import main
 
@@ -74,11 +74,11 @@ def dpo(params: Params) -> None:
     pairs, validation = pairs_of("train"), pairs_of("validation")
     prompts = require_rows(read_prompts(VALIDATED, "validation"), PROMPTS, "validation")
     evaluation_points = EvaluationPoints(policy, tokenizer, prompts, settings, params, temperature=1.0)
-    origin = stage_origin("dpo") or content_origin("dpo", params, [PREFERENCES, PROMPTS, SFT])
+    fingerprint = stage_fingerprint("dpo") or content_fingerprint("dpo", params, [PREFERENCES, PROMPTS, SFT])
     with tracking.run("dpo", params, inputs=[PREFERENCES]) as run:
         lengths, validation_lengths = ((2 * each.lengths).tolist() for each in (pairs, validation))
         trainer = SupervisedTrainer(
-            "dpo", origin, policy, lengths, params=params, settings=settings, run=run, callback=evaluation_points
+            "dpo", fingerprint, policy, lengths, params=params, settings=settings, run=run, callback=evaluation_points
         )
         share = processes.share(range(len(validation)), validation_lengths)
         held_out = list(micro_batches(share, validation_lengths, params.runtime.max_tokens_per_micro_batch))

@@ -7,7 +7,7 @@ a better answer (Gao et al. 2023, "Scaling laws for reward model overoptimizatio
 
 from tasks.learning.reward_model.training import INPUTS, leave_untrained, train_reward_model
 from tasks.learning.seeds import seed_for
-from tasks.registry.dvc_outputs.stages import stage_origin
+from tasks.registry.dvc_outputs.stages import stage_fingerprint
 from tasks.registry.mlflow_runs import tracking
 from tasks.settings.params import Params
 from tasks.stage import main
@@ -31,7 +31,7 @@ def held_out_reward(params: Params) -> None:
         params.held_out_reward,
         learned_from="validation",
         watched="test",
-        origin=stage_origin("held_out_reward"),
+        fingerprint=stage_fingerprint("held_out_reward"),
         tracked=tracking.run("held_out_reward", params, INPUTS),
     )
 

@@ -49,11 +49,11 @@ from tasks.learning.sharding import full_model
 from tasks.learning.training.checkpoints import Checkpoints, CurveRow
 from tasks.learning.training.curves import publish
 from tasks.learning.training.loop import TrainingLoop
-from tasks.registry.dvc_outputs.stages import stage_origin
+from tasks.registry.dvc_outputs.stages import stage_fingerprint
 from tasks.registry.mlflow_runs import tracking
 from tasks.rewards.answered import Reward
 from tasks.rewards.copies import TRAINING, read_copies
-from tasks.settings.fingerprint import content_origin
+from tasks.settings.fingerprint import content_fingerprint
 from tasks.settings.params import Params
 from tasks.stage import main
 
@@ -120,8 +120,8 @@ def ppo(params: Params) -> None:
         models.policy, models.tokenizer, held_out, settings, params, temperature=settings.temperature
     )
     trainer = PPOTrainer(models, params)
-    origin = stage_origin("ppo") or content_origin("ppo", params, inputs_of(params))
-    checkpoints = Checkpoints("ppo", origin, params.runtime, trainer.trainable_models, trainer.optimisers)
+    fingerprint = stage_fingerprint("ppo") or content_fingerprint("ppo", params, inputs_of(params))
+    checkpoints = Checkpoints("ppo", fingerprint, params.runtime, trainer.trainable_models, trainer.optimisers)
     with tracking.run("ppo", params, inputs=[PROMPTS]) as run:
         loop = TrainingLoop("ppo", settings.iterations, checkpoints, NamedForMlflow(run), evaluation_points)
         with loop:

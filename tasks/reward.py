@@ -5,7 +5,7 @@ learns from what it says.
 """
 
 from tasks.learning.reward_model.training import INPUTS, leave_untrained, train_reward_model
-from tasks.registry.dvc_outputs.stages import stage_origin
+from tasks.registry.dvc_outputs.stages import stage_fingerprint
 from tasks.registry.mlflow_runs import tracking
 from tasks.settings.params import Params
 from tasks.stage import main
@@ -28,7 +28,7 @@ def reward(params: Params) -> None:
         params.reward,
         learned_from="train",
         watched="validation",
-        origin=stage_origin("reward"),
+        fingerprint=stage_fingerprint("reward"),
         tracked=tracking.run("reward", params, INPUTS),
     )
 

@@ -23,9 +23,9 @@ from tasks.learning.models.outputs import completion_log_probs, token_outputs
 from tasks.learning.sharding import full_model
 from tasks.learning.training.curves import publish
 from tasks.learning.training.supervised import SupervisedTrainer
-from tasks.registry.dvc_outputs.stages import stage_origin
+from tasks.registry.dvc_outputs.stages import stage_fingerprint
 from tasks.registry.mlflow_runs import tracking
-from tasks.settings.fingerprint import content_origin
+from tasks.settings.fingerprint import content_fingerprint
 from tasks.settings.params import Params
 from tasks.stage import main
 
@@ -57,10 +57,10 @@ def sft(params: Params) -> None:
 
     rows, validation = rows_of("train"), rows_of("validation")
     held_out = row_batches(validation, params.runtime.max_tokens_per_micro_batch, device)
-    origin = stage_origin("sft") or content_origin("sft", params, [DEMONSTRATIONS, BASE])
+    fingerprint = stage_fingerprint("sft") or content_fingerprint("sft", params, [DEMONSTRATIONS, BASE])
     with tracking.run("sft", params, inputs=[DEMONSTRATIONS]) as run:
         trainer = SupervisedTrainer(
-            "sft", origin, policy, rows.lengths.tolist(), params=params, settings=params.sft, run=run, epsilon=1e-8
+            "sft", fingerprint, policy, rows.lengths.tolist(), params=params, settings=params.sft, run=run, epsilon=1e-8
         )
         before = likelihood(policy, held_out, "sft: held-out rows before")
         sft_training_loop(trainer, policy, rows)

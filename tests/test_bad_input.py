@@ -268,7 +268,7 @@ CASES = {
         ("/dev/zero is a pipe, socket or device", "write its rows to a file"),
     ),
     "unknown parameter": Case(
-        "prepare", setting("sft", "epoch", 3), ("params.yaml: sft.epoch is not a setting", "mend its spelling")
+        "prepare", setting("sft", "epoch", 3), ("params.yaml: sft.epoch is not a setting", "correct its spelling")
     ),
     "ill-typed parameter": Case(
         "prepare", setting("sft", "epochs", "three"), ("params.yaml: sft.epochs is 'three'", "change it")
@@ -324,7 +324,7 @@ CASES = {
     "MLflow out of reach": Case(
         "evaluate",
         unreachable_mlflow,
-        ("MLflow at http://127.0.0.1:9 cannot be used", "start it, mend MLFLOW_TRACKING_URI, or unset it"),
+        ("MLflow at http://127.0.0.1:9 cannot be used", "start it, correct MLFLOW_TRACKING_URI, or unset it"),
     ),
 }
 

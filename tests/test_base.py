@@ -256,7 +256,7 @@ def test_a_hub_model_is_fetched_at_its_revision_with_safe_files_only(settings, f
     assert json.loads(Path("metrics/base.json").read_text())["source"] == "hub"
 
 
-def test_offline_a_model_that_is_not_cached_is_the_users_to_mend(settings, folder, monkeypatch):
+def test_offline_a_model_that_is_not_cached_is_the_users_to_fix(settings, folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"some/model at .* is not in the local cache"):
         run(settings, pointer(f"hub: some/model\nrevision: {SHA}\n"))

@@ -135,8 +135,8 @@ def test_a_file_that_holds_no_settings(tmp_path, monkeypatch, content, sentence)
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"sft__epoch": 3}, "sft.epoch is not a setting: remove it or mend its spelling"),
-        ({"speed": 3}, "speed is not a setting: remove it or mend its spelling"),
+        ({"sft__epoch": 3}, "sft.epoch is not a setting: remove it or correct its spelling"),
+        ({"speed": 3}, "speed is not a setting: remove it or correct its spelling"),
         ({"sft__epochs": "three"}, "sft.epochs is 'three', but input should be a valid integer: change it"),
         ({"sft__epochs": 2.0}, "sft.epochs is 2.0, but input should be a valid integer: change it"),
         ({"sft__epochs": True}, "sft.epochs is True, but input should be a valid integer: change it"),

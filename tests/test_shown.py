@@ -14,10 +14,10 @@ from tasks.stage import classify
 
 
 def test_a_sentence_that_quotes_five_megabytes_keeps_its_beginning_and_its_cure() -> None:
-    said = str(InputError(f"raw.csv row 3 holds {'x' * 5_000_000}: mend it"))
+    said = str(InputError(f"raw.csv row 3 holds {'x' * 5_000_000}: fix it"))
     assert len(said) < LONGEST_SENTENCE + 50
     assert said.startswith("raw.csv row 3 holds xxx")
-    assert said.endswith("xxx: mend it")
+    assert said.endswith("xxx: fix it")
 
 
 @pytest.mark.parametrize("part", ["://", "://a@", "://?", "authorization:", "password=", " ", "\n", "\x1b"])
@@ -34,8 +34,8 @@ def test_a_bug_is_noted_within_bounds() -> None:
 
 
 def test_a_terminal_has_nothing_to_act_on() -> None:
-    assert str(InputError("a\x1b[31mred\x07\r\u202eb\x9b\x00: mend it")) == (
-        r"a\x1b[31mred\x07\r\u202eb\x9b\x00: mend it"
+    assert str(InputError("a\x1b[31mred\x07\r\u202eb\x9b\x00: fix it")) == (
+        r"a\x1b[31mred\x07\r\u202eb\x9b\x00: fix it"
     )
     assert str(InputError("first\nsecond: Größe 😀")) == "first second: Größe 😀"
 
@@ -66,7 +66,7 @@ def test_a_short_value_is_quoted_as_python_writes_it() -> None:
         ("'postgresql://me:hu@sh@host/db'", "'postgresql://host/db'"),
         ("http://hushhush@host", "http://host"),
         ("https://host/a?sig=hush&b=1#here, or", "https://host/a?…#here, or"),
-        ("postgresql://host/db?user=me&password=hush: mend it", "postgresql://host/db?…: mend it"),
+        ("postgresql://host/db?user=me&password=hush: fix it", "postgresql://host/db?…: fix it"),
         ("{'Authorization': 'Basic aHVzaA=='}", "{'Authorization': '…'}"),
         ("host=h password=hush user=me", "host=h password=… user=me"),
         ("http://host/a/b@c mail me@host", "http://host/a/b@c mail me@host"),

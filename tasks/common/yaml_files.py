@@ -69,12 +69,12 @@ def read_yaml(path: Path) -> object:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
 
 
-def parse_yaml(text: str, origin: str, *, for_us_alone: bool = False) -> object:
+def parse_yaml(text: str, source: str, *, for_us_alone: bool = False) -> object:
     """Read YAML as DVC does: by YAML 1.2, where 1e-4 is a number.
 
     Args:
         text: what to read.
-        origin: name of the source, for messages.
+        source: name of the source, for messages.
         for_us_alone: whether no other parser will read it, so that differences do not matter.
 
     Raises:
@@ -83,12 +83,12 @@ def parse_yaml(text: str, origin: str, *, for_us_alone: bool = False) -> object:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", YAMLWarning)  # about an anchor's second use, and about 1e-4 in YAML 1.1
         try:
-            _check_bounds(text, origin)
+            _check_bounds(text, source)
             ours = _reader().load(text)
         except UNREADABLE as error:
-            raise InputError(f"{origin}{_row(error)} {_fault(error)}") from None
+            raise InputError(f"{source}{_row(error)} {_fault(error)}") from None
         if not for_us_alone:
-            _check_readers_agree(text, ours, origin)
+            _check_readers_agree(text, ours, source)
     return ours
 
 
@@ -124,7 +124,7 @@ def _row(error: Exception) -> str:
     return f" row {mark.line + 1}" if mark else ""
 
 
-def _check_bounds(text: str, origin: str) -> None:
+def _check_bounds(text: str, source: str) -> None:
     """Check the limits before parsing: building values recurses, and aliases multiply."""
     sizes: dict[str, int] = {}  # of the values of finished anchors
     containers: list[tuple[str | None, int]] = []  # open ones: anchor, and number of values before
@@ -132,7 +132,7 @@ def _check_bounds(text: str, origin: str) -> None:
     for event in _reader().parse(text):
         documents += isinstance(event, DocumentStartEvent)
         if fault := _fault_of(event, documents, sizes):
-            raise InputError(f"{origin} row {event.start_mark.line + 1} {fault}")
+            raise InputError(f"{source} row {event.start_mark.line + 1} {fault}")
         anchor = getattr(event, "anchor", None)
         if isinstance(event, AliasEvent):
             values += sizes[event.anchor]
@@ -148,7 +148,7 @@ def _check_bounds(text: str, origin: str) -> None:
             sizes |= {anchor: values - before} if anchor else {}
         if values > MOST_VALUES or len(containers) > DEEPEST:
             bound = f"{MOST_VALUES:,} values, aliases written out" if values > MOST_VALUES else f"{DEEPEST} levels"
-            raise InputError(f"{origin} row {event.start_mark.line + 1} exceeds {bound}: shorten or restore it")
+            raise InputError(f"{source} row {event.start_mark.line + 1} exceeds {bound}: shorten or restore it")
 
 
 def _fault_of(event: Event, documents: int, sizes: dict[str, int]) -> str | None:
@@ -163,22 +163,22 @@ def _fault_of(event: Event, documents: int, sizes: dict[str, int]) -> str | None
     return None
 
 
-def _check_readers_agree(text: str, ours: object, origin: str) -> None:
+def _check_readers_agree(text: str, ours: object, source: str) -> None:
     try:
         as_dvc = _reader(as_dvc=True).load(text)
     except UNREADABLE as error:
         key, value = _place(text, ours, error)
         raise InputError(
-            f"{origin}{_row(error)}: {key} is {quoted(value)} for one YAML parser, and DVC's cannot read it: "
+            f"{source}{_row(error)}: {key} is {quoted(value)} for one YAML parser, and DVC's cannot read it: "
             f"{_unmistakable(value)}"
         ) from None
     try:
         older = _reader((1, 1)).load(text)
     except UNREADABLE as error:
-        raise InputError(f"{origin}{_row(error)} is valid YAML 1.2 but not YAML 1.1: put its texts in quotes") from None
+        raise InputError(f"{source}{_row(error)} is valid YAML 1.2 but not YAML 1.1: put its texts in quotes") from None
     if found := difference(ours, as_dvc) or difference(ours, older):
         raise InputError(
-            f"{origin}: {found.key} is {quoted(found.ours)} for one YAML parser and {quoted(found.theirs)} for "
+            f"{source}: {found.key} is {quoted(found.ours)} for one YAML parser and {quoted(found.theirs)} for "
             f"another: {_unmistakable(found.ours)}"
         )
 

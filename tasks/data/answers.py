@@ -1,4 +1,4 @@
-"""What a policy answered at the marks of its training, as a file that the trainer writes and `evaluate` reads."""
+"""What a policy answered at its evaluation points, as a file that the trainer writes and `evaluate` reads."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,7 +24,7 @@ def answers_file(stage: str) -> Path:
 
 
 def write_answers(stage: str, answers: Iterable[Answer]) -> None:
-    """Write the answers of all marks, in the order of their steps."""
+    """Write the answers of all evaluation points, in the order of their steps."""
     write_jsonl(answers_file(stage), (answer._asdict() for answer in answers))
 
 
@@ -34,12 +34,12 @@ def read_answers(stage: str) -> dict[int, list[Answer]]:
     Raises:
         InputError: the file is missing or damaged, which it also is where a mark has not the prompts of the first.
     """
-    path, marks = answers_file(stage), dict[int, list[Answer]]()
+    path, points = answers_file(stage), dict[int, list[Answer]]()
     for number, row in enumerate(read_jsonl(path), start=1):
         if row.keys() != set(Answer._fields):
             raise damaged_row(path, number)
-        marks.setdefault(row["step"], []).append(Answer(**row))
-    asked = [[answer.id for answer in answers] for answers in marks.values()]
+        points.setdefault(row["step"], []).append(Answer(**row))
+    asked = [[answer.id for answer in answers] for answers in points.values()]
     if len(asked) < 2 or any(ids != asked[0] for ids in asked):  # there is one at the beginning and one at the end
         raise InputError(f"{path} is damaged, a mark lacks answers: delete it and run dvc repro")
-    return marks
+    return points

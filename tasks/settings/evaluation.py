@@ -27,7 +27,7 @@ class LlmJudge(Section):
         try:
             _ = urlsplit(url).port
         except ValueError:
-            raise ValueError("it has no such port, or a bracket too many: mend its host and port") from None
+            raise ValueError("it has no such port, or a bracket too many: correct its host and port") from None
         return url
 
 

@@ -12,13 +12,13 @@ CHANGE_NO_RESULT = frozenset({"launcher", "checkpoint_every", "max_checkpoints"}
 SAID = 3  # differences that are told one by one
 
 
-class Origin(NamedTuple):
+class Fingerprint(NamedTuple):
     """What a result follows from."""
 
     settings: dict[str, Any]  # by dotted name, as in params.yaml
     contents: dict[str, str]  # hashes of files and folders, by path
 
-    def differences(self, earlier: "Origin") -> str:
+    def differences(self, earlier: "Fingerprint") -> str:
         """Say what is no longer as it was, in the user's words; empty where nothing is."""
         said = [
             f"{name} was {earlier.settings.get(name, 'not set')} and is {self.settings.get(name, 'not set')}"
@@ -29,11 +29,11 @@ class Origin(NamedTuple):
         return "; ".join(said[:SAID]) + others
 
 
-def content_origin(stage: str, params: Params, inputs: Sequence[Path]) -> Origin:
+def content_fingerprint(stage: str, params: Params, inputs: Sequence[Path]) -> Fingerprint:
     """Find out what a stage follows from where no DVC repository says it: its settings and the files it reads."""
     settings = params.model_dump(include={"seed", "runtime", "lora", stage})
     settings["runtime"] = {name: value for name, value in settings["runtime"].items() if name not in CHANGE_NO_RESULT}
-    return Origin(flatten(settings), {path.as_posix(): hash_files(path) for path in inputs})
+    return Fingerprint(flatten(settings), {path.as_posix(): hash_files(path) for path in inputs})
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -129,16 +129,16 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     return parse_params(settings, str(path))
 
 
-def parse_params(settings: dict[str, object], origin: str = "params") -> Params:
+def parse_params(settings: dict[str, object], source: str = "params") -> Params:
     """Check settings that have been read already.
 
     Raises:
-        InputError: an unknown or missing key, or a value of the wrong type or size; `origin` names the file.
+        InputError: an unknown or missing key, or a value of the wrong type or size; `source` names the file.
     """
     try:
         return Params.model_validate(settings)
     except ValidationError as error:
-        raise InputError(f"{origin}: {_sentence(error)}") from None
+        raise InputError(f"{source}: {_sentence(error)}") from None
 
 
 def _sentence(error: ValidationError) -> str:
@@ -156,7 +156,7 @@ def _sentence(error: ValidationError) -> str:
         old = first["input"]
         said = f"{key}: the value {old} is now called {RENAMED_VALUES[key][old]}: change it"
     elif first["type"] == "extra_forbidden":
-        said = f"{key} is not a setting: remove it or mend its spelling"
+        said = f"{key} is not a setting: remove it or correct its spelling"
     elif first["type"] == "missing":
         said = f"{key} is missing: add it"
     elif first["type"] == "value_error":  # a rule of these files over several keys, which names them and the cure

@@ -118,7 +118,9 @@ def test_a_damaged_entry_of_the_run_cache_is_not_used(clone: Path, caplog: pytes
 
 def test_a_remote_that_cannot_be_asked(clone: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.rmtree("../remote")
-    with pytest.raises(RemoteError, match=r"^DVC's remote store cannot be asked \(.*remote is no folder\): mend its"):
+    with pytest.raises(
+        RemoteError, match=r"^DVC's remote store cannot be asked \(.*remote is no folder\): correct its"
+    ):
         walk(pull=True)
     tell_what_can_be_fetched(graph_status())
     assert "remote is no folder" in caplog.text

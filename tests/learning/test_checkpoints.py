@@ -1,4 +1,4 @@
-"""Checkpoints: exact, atomic, the last few of a stage, never of another origin, never a pickle."""
+"""Checkpoints: exact, atomic, the last few of a stage, never of another fingerprint, never a pickle."""
 
 import signal
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from torch import nn
 from tasks.learning.training.checkpoints import Checkpoints, Progress
 from tasks.learning.training.interrupts import delayed_interrupts
 from tasks.learning.training.optimisation import adamw
-from tasks.settings.fingerprint import Origin
+from tasks.settings.fingerprint import Fingerprint
 from tests.conftest import SMALL, MakeParams
 
 FOLDER = Path(".trueline/checkpoints/sft")
-ORIGIN = Origin({"sft.learning_rate": 0.004}, {"data/validate": "a"})
+ORIGIN = Fingerprint({"sft.learning_rate": 0.004}, {"data/validate": "a"})
 
 
 def file(step: int) -> Path:
@@ -30,13 +30,15 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class Trained:
     """Two small models, of which one has a frozen weight, and their optimisers."""
 
-    def __init__(self, make_params: MakeParams, seed: int = 0, origin: Origin = ORIGIN, **runtime: int) -> None:
+    def __init__(
+        self, make_params: MakeParams, seed: int = 0, fingerprint: Fingerprint = ORIGIN, **runtime: int
+    ) -> None:
         torch.manual_seed(seed)
         self.models = {"policy": nn.Linear(3, 2), "critic": nn.Linear(3, 1)}
         self.models["critic"].bias.requires_grad_(False)
         self.optimisers = {name: adamw(model) for name, model in self.models.items()}
         settings = make_params(runtime={**SMALL["runtime"], **runtime}).runtime
-        self.checkpoints = Checkpoints("sft", origin, settings, self.models, self.optimisers)
+        self.checkpoints = Checkpoints("sft", fingerprint, settings, self.models, self.optimisers)
 
     def step(self) -> None:
         for name, model in self.models.items():
@@ -76,7 +78,7 @@ def test_only_weights_that_learn_are_kept(make_params: MakeParams):
 
 def test_one_of_another_origin_is_refused_with_the_reason(make_params: MakeParams, caplog: pytest.LogCaptureFixture):
     Trained(make_params).save(2, 4)
-    other = Trained(make_params, seed=1, origin=Origin({"sft.learning_rate": 0.002}, {"data/validate": "b"}))
+    other = Trained(make_params, seed=1, fingerprint=Fingerprint({"sft.learning_rate": 0.002}, {"data/validate": "b"}))
     before = other.weights()
     assert other.checkpoints.restore() == Progress(0, (), {})
     for ours, theirs in zip(other.weights(), before, strict=True):
@@ -92,12 +94,12 @@ def test_one_of_another_origin_is_refused_with_the_reason(make_params: MakeParam
 def test_an_older_one_that_fits_is_taken_up_beside_a_newer_one_that_does_not(make_params: MakeParams):
     Trained(make_params).save(4)
     newer = file(4).read_bytes()
-    Trained(make_params, origin=Origin({}, {})).save(2)
+    Trained(make_params, fingerprint=Fingerprint({}, {})).save(2)
     file(4).write_bytes(newer)  # what a kill leaves between the saving and the dropping of others
-    again = Trained(make_params, origin=Origin({}, {}))
+    again = Trained(make_params, fingerprint=Fingerprint({}, {}))
     assert again.checkpoints.restore().step == 2
     again.save(4)
-    assert Trained(make_params, origin=Origin({}, {})).checkpoints.restore().step == 4
+    assert Trained(make_params, fingerprint=Fingerprint({}, {})).checkpoints.restore().step == 4
 
 
 def test_saved_at_multiples_and_at_the_end(make_params: MakeParams):

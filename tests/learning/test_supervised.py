@@ -13,7 +13,7 @@ from tasks.learning.training import optimisation, supervised
 from tasks.learning.training.checkpoints import Checkpoints, Progress
 from tasks.learning.training.supervised import SupervisedTrainer, TrainingStep
 from tasks.reward import reward
-from tasks.settings.fingerprint import content_origin
+from tasks.settings.fingerprint import content_fingerprint
 from tasks.settings.params import Params
 from tasks.sft import sft
 from tests.conftest import MakeParams, NotedRun, output_hashes
@@ -116,9 +116,9 @@ def a_step(params: Params) -> TrainingStep:
     """The first step of a trainer of one weight, in two micro-batches."""
     params = params.model_copy(update={"runtime": params.runtime.model_copy(update={"checkpoint_every": 0})})
     settings = params.sft.model_copy(update={"batch_size": 2})
-    origin = content_origin("sft", params, [])
+    fingerprint = content_fingerprint("sft", params, [])
     trainer = SupervisedTrainer(
-        "sft", origin, nn.Linear(1, 1), [90, 90], params=params, settings=settings, run=NotedRun()
+        "sft", fingerprint, nn.Linear(1, 1), [90, 90], params=params, settings=settings, run=NotedRun()
     )
     step = next(trainer.steps())
     assert len(step.micro_batches) == 2

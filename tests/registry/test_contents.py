@@ -1,4 +1,4 @@
-"""Every byte is the one that the record says, or is mended or told of; and what is taken from DVC's internals holds."""
+"""Every byte is the one that the record says, or is repaired or reported; what is taken from DVC's internals holds."""
 
 import json
 import os
@@ -193,7 +193,7 @@ def test_a_damaged_object_that_no_place_has_is_told_of_and_the_cure_makes_it_aga
 @pytest.mark.parametrize(
     "path", ["models/sft/content.txt", "data/validate/demonstrations.jsonl", "metrics/reward_check.json"]
 )
-def test_a_file_that_a_stage_is_about_to_read_is_mended_though_dvc_sees_no_change(repository, caplog, path):
+def test_a_file_that_a_stage_is_about_to_read_is_repaired_though_dvc_sees_no_change(repository, caplog, path):
     file = Path(path)
     expected = file.read_bytes()
     assert graph.graph_status().changed(STAGES) == []  # DVC gets to know all files here

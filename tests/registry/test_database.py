@@ -1,4 +1,4 @@
-"""An MLflow database that is half made, damaged, locked or another's is mended or told of; no record is lost."""
+"""An MLflow database that is half made, damaged, locked or another's is repaired or reported; no record is lost."""
 
 import re
 import signal

@@ -43,12 +43,12 @@ def test_the_key_of_a_templated_stage_is_the_chosen_algorithms(repository):
 
 
 def test_what_a_stage_follows_from_is_told_in_the_words_of_params_yaml(repository):
-    earlier = stages.stage_origin("sft")
+    earlier = stages.stage_fingerprint("sft")
     assert earlier is not None
     rate = earlier.settings["sft.learning_rate"]
     change_params(sft={"learning_rate": 0.5})
     Path("data/validate/demonstrations.jsonl").write_text("other rows")
-    now = stages.stage_origin("sft")
+    now = stages.stage_fingerprint("sft")
     assert now is not None
     said = f"sft.learning_rate was {rate} and is 0.5; data/validate has changed"
     assert now.differences(earlier) == said
@@ -57,7 +57,7 @@ def test_what_a_stage_follows_from_is_told_in_the_words_of_params_yaml(repositor
 def test_outside_a_repository_there_is_no_key(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert current_key("sft") is None
-    assert stages.stage_origin("sft") is None
+    assert stages.stage_fingerprint("sft") is None
     assert stages.lock_key("sft") is None
     assert stages.current_hash("sft", Path("models/sft")) is None
     assert list(tmp_path.iterdir()) == []

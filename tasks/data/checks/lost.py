@@ -44,14 +44,14 @@ class Reader:
 
     def _drops(self, roles: tuple[str, ...]) -> frozenset[int]:
         """Turns whose text is not written, whatever it is: in a row its words may also stand elsewhere."""
-        marks = [f"mark{number}of{len(roles)}" for number in range(len(roles))]
-        messages = [Message(role=role, content=mark) for role, mark in zip(roles, marks, strict=True)]
+        markers = [f"mark{number}of{len(roles)}" for number in range(len(roles))]
+        messages = [Message(role=role, content=mark) for role, mark in zip(roles, markers, strict=True)]
         try:
             with rendering(self._tokenizer) as render:
                 written = render(messages, generation_prompt=True)
         except RefusedError:  # for what the texts are: the row itself was written
             return frozenset()
-        return frozenset(number for number, mark in enumerate(marks) if mark not in written)
+        return frozenset(number for number, mark in enumerate(markers) if mark not in written)
 
 
 def _loss(message: Message, number: int, keeps_the_rest: bool) -> tuple[str, str]:

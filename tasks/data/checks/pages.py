@@ -47,7 +47,7 @@ class Line(NamedTuple):
     check: str
     description: str
     verdict: str  # met, quarantined, warns or missed
-    found: str  # how many rows, or the figure judged
+    found: str  # how many rows, or the figure tested
     samples: list[Sample]
     more: int  # rows that are not shown
 

@@ -16,7 +16,7 @@ from tasks.data.records import Kind
 if TYPE_CHECKING:
     import pandas as pd
 
-# What is judged and counted of the rows that are kept.
+# What is checked and counted of the rows that are kept.
 _KEPT_COLUMNS = ("split", "training", "tokens", *SHARES.values())
 Marks = dict[str, npt.NDArray[np.bool_]]  # by check: (N,) True for the rows in which it found something
 
@@ -59,10 +59,10 @@ def sort_rows(
     for verdict in verdicts:
         found[verdict.check][verdict.rows] = True
     warned = set(warn)
-    reasons = {check: marks for check, marks in found.items() if check not in warned}
+    reasons = {check: flags for check, flags in found.items() if check not in warned}
     is_bad = np.zeros(len(records), dtype=bool)
-    for marks in reasons.values():
-        is_bad |= marks
+    for flags in reasons.values():
+        is_bad |= flags
     return Sorted(kind, records, table, found, reasons, ~is_bad)
 
 
@@ -71,17 +71,17 @@ def quarantine_lines(files: Iterable[Sorted]) -> Iterator[dict[str, Any]]:
     for file in files:
         for index in np.flatnonzero(~file.is_kept).tolist():
             record = file.records[index]
-            origin = {field: record.get(field) for field in ("id", "source", "row")}
-            reasons = [check for check, marks in file.reasons.items() if marks[index]]
+            place = {field: record.get(field) for field in ("id", "source", "row")}
+            reasons = [check for check, flags in file.reasons.items() if flags[index]]
             found = {check: file.table[column].iat[index] for check, column in FOUND_IN.items() if check in reasons}
-            yield {"file": f"{file.kind}.jsonl", **origin, "reasons": reasons, "found": found, "record": record}
+            yield {"file": f"{file.kind}.jsonl", **place, "reasons": reasons, "found": found, "record": record}
 
 
 def figures(file: Sorted) -> dict[str, Any]:
     """Counts by split and check, and token lengths of the kept rows; checks without findings are left out."""
     table, split = file.kept_table, file.table["split"]
     kept = Counter(table["split"])
-    findings = {check: Counter(split[marks]) for check, marks in file.found.items()}
+    findings = {check: Counter(split[flags]) for check, flags in file.found.items()}
     return {
         "rows": len(split),
         "kept": len(table),
@@ -101,9 +101,9 @@ def warnings(file: Sorted, unmet: Mapping[str, Verdict], limits: Mapping[str, fl
         unmet: the expectations of the kept rows that fail, by their check.
         limits: the largest shares, by their check.
     """
-    for check, marks in file.found.items():
-        if check not in file.reasons and check not in limits and marks.any():
-            yield f"{file.kind}: {marks.sum()} rows stay although the check {check} found something"
+    for check, flags in file.found.items():
+        if check not in file.reasons and check not in limits and flags.any():
+            yield f"{file.kind}: {flags.sum()} rows stay although the check {check} found something"
     for check, about in {
         "length_bias": "the longer answer was chosen in {share} of the pairs",
         "personal_data": "{share} of the rows look like personal data",
@@ -118,7 +118,7 @@ def summary(file: Sorted) -> str:
     if file.is_kept.all():
         return "none of them quarantined"
     first = file.records[int(file.is_kept.argmin())]
-    named = ", ".join(f"{check} {marks.sum()}" for check, marks in file.reasons.items() if marks.any())
+    named = ", ".join(f"{check} {flags.sum()}" for check, flags in file.reasons.items() if flags.any())
     return f"{file.quarantined} quarantined: {named}; first {location_of(first)}"
 
 

@@ -68,7 +68,7 @@ class Verdict(NamedTuple):
     check: str
     success: bool
     rows: list[int]  # indexes of the rows that fail it, from 0; empty for an expectation of the whole table
-    observed: Any  # the figure it judged, for an expectation of the whole table
+    observed: Any  # the figure it tested, for an expectation of the whole table
     description: str  # what is expected, in words
     column: str | None  # where the finding stands, for an expectation of single rows
 
@@ -88,7 +88,7 @@ def kept_suite(
         table: the kept rows.
         min_kept: rows that must be left.
         min_training: rows that must be left in the training split.
-        limits: the largest mean of each check of SHARES; columns without any value are not judged.
+        limits: the largest mean of each check of SHARES; columns without any value are not tested.
     """
     from great_expectations import expectations as gxe
 
@@ -152,8 +152,8 @@ def judge(
     data = asset.add_batch_definition_whole_dataframe("all")
     definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=data, suite=suite))
     # The rows' numbers are all that is asked for: indexes of the table from 0.
-    judged = table.reset_index(drop=True)
-    outcome = definition.run(batch_parameters={"dataframe": judged}, result_format={"result_format": "COMPLETE"})
+    frame = table.reset_index(drop=True)
+    outcome = definition.run(batch_parameters={"dataframe": frame}, result_format={"result_format": "COMPLETE"})
     return [_verdict(name, result) for result in outcome.results]
 
 

@@ -32,7 +32,7 @@ from tasks.learning.reward_model.calibration import ScoredPair, accuracy_by, rew
 from tasks.learning.sharding import full_model
 from tasks.learning.training.curves import Run, publish
 from tasks.learning.training.supervised import SupervisedTrainer
-from tasks.settings.fingerprint import Origin, content_origin
+from tasks.settings.fingerprint import Fingerprint, content_fingerprint
 from tasks.settings.params import Params, Reward
 
 SFT = MODELS / "sft"
@@ -58,7 +58,7 @@ def train_reward_model(
     *,
     learned_from: Split,
     watched: Split,
-    origin: Origin | None,
+    fingerprint: Fingerprint | None,
     tracked: AbstractContextManager[Run],
 ) -> None:
     """Train the SFT model with a scalar head on the pairs of a split, and write what the stage writes.
@@ -69,7 +69,7 @@ def train_reward_model(
         settings: of the training.
         learned_from: the split that is trained on.
         watched: the split whose loss is measured before and after; the other figures are of the test split.
-        origin: what the stage's result follows from; None where DVC does not know it.
+        fingerprint: what the stage's result follows from; None where DVC does not know it.
         tracked: gives the run, and ends it; entered when the input has been checked.
 
     Raises:
@@ -88,10 +88,10 @@ def train_reward_model(
     sources = pair_sources("test")
     demonstrations = encoded_demonstrations(VALIDATED, "validation", tokenizer, context)
     answers = require_rows(demonstrations, DEMONSTRATIONS, "validation")
-    origin = origin or content_origin(stage, params, [*INPUTS, SFT])
+    fingerprint = fingerprint or content_fingerprint(stage, params, [*INPUTS, SFT])
     with tracked as run:
         lengths = (2 * pairs.lengths).tolist()
-        trainer = SupervisedTrainer(stage, origin, model, lengths, params=params, settings=settings, run=run)
+        trainer = SupervisedTrainer(stage, fingerprint, model, lengths, params=params, settings=settings, run=run)
         before = held_out_loss(model, held_out, settings, f"{stage}: held-out pairs before")
         reward_training_loop(trainer, model, pairs, settings)
         model = merged(full_model(model))

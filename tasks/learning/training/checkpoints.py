@@ -23,7 +23,7 @@ from tasks.common.progress import request_grace
 from tasks.learning import processes
 from tasks.learning.sharding import full_tensors, set_full_value, shard_like
 from tasks.learning.training.checksums import ChecksumWriter, is_intact
-from tasks.settings.fingerprint import Origin
+from tasks.settings.fingerprint import Fingerprint
 from tasks.settings.params import Runtime
 
 CurveRow = dict[str, float]
@@ -53,13 +53,13 @@ class Checkpoints:
     def __init__(
         self,
         stage: str,
-        origin: Origin,
+        fingerprint: Fingerprint,
         runtime: Runtime,
         models: Mapping[str, nn.Module],
         optimisers: Mapping[str, torch.optim.Optimizer],
     ) -> None:
         """Save under a stage's name and a fingerprint; the settings say how often, and how many checkpoints stay."""
-        self._folder, self._origin = STATE / "checkpoints" / stage, origin
+        self._folder, self._fingerprint = STATE / "checkpoints" / stage, fingerprint
         self._every, self._max = runtime.checkpoint_every, runtime.max_checkpoints
         self._models, self._optimizers = models, optimisers
         self._now: Progress | None = None  # the step that left the weights as they are; None once they have changed
@@ -94,7 +94,7 @@ class Checkpoints:
         while found:
             state = _read(found[-1])
             if state:
-                difference = self._origin.differences(Origin(*state["origin"]))
+                difference = self._fingerprint.differences(Fingerprint(*state["origin"]))
                 if not difference:
                     self._saved = found
                     return self._load(state)
@@ -133,7 +133,7 @@ class Checkpoints:
     def _write(self, progress: Progress) -> None:
         file = self._file(progress.step)
         state = {
-            "origin": tuple(self._origin),
+            "origin": tuple(self._fingerprint),
             "step": progress.step,
             "rows": [dict(row) for row in progress.rows],
             "extra": dict(progress.extra),
@@ -172,7 +172,7 @@ def _read(file: Path) -> dict[str, Any] | None:
         return None
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        Origin(*state["origin"])
+        Fingerprint(*state["origin"])
     except OSError:  # of the disk, not of the archive
         raise
     except Exception as error:  # a damaged archive raises whatever its first broken byte leads to

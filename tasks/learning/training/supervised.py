@@ -15,7 +15,7 @@ from tasks.learning.training.interrupts import delayed_interrupts
 from tasks.learning.training.loop import StepCallback, TrainingLoop
 from tasks.learning.training.micro_batches import MicroBatchLimit
 from tasks.learning.training.optimisation import LossSums, adamw, learning_rate, make_accelerator, update
-from tasks.settings.fingerprint import Origin
+from tasks.settings.fingerprint import Fingerprint
 from tasks.settings.params import Params, Training
 
 
@@ -35,7 +35,7 @@ class SupervisedTrainer:
     def __init__(
         self,
         stage: str,
-        origin: Origin,
+        fingerprint: Fingerprint,
         model: nn.Module,
         lengths: Sequence[int],
         *,
@@ -49,7 +49,7 @@ class SupervisedTrainer:
 
         Args:
             stage: names checkpoints and progress bar.
-            origin: fingerprint of what the stage's result follows from.
+            fingerprint: fingerprint of what the stage's result follows from.
             model: its trainable weights are optimised; sharded under FSDP.
             lengths: tokens of each item of the training data: a row, or a pair of rows, each as long as the longer.
             params: seed and runtime.
@@ -63,7 +63,7 @@ class SupervisedTrainer:
         self._limit = MicroBatchLimit(params.runtime.max_tokens_per_micro_batch)
         self._accelerator = make_accelerator(params)
         self._optimiser = adamw(model, weight_decay=settings.weight_decay, epsilon=epsilon)
-        checkpoints = Checkpoints(stage, origin, params.runtime, {"model": model}, {"model": self._optimiser})
+        checkpoints = Checkpoints(stage, fingerprint, params.runtime, {"model": model}, {"model": self._optimiser})
         num_steps = steps_in(len(lengths), settings.batch_size, settings.epochs)
         self._loop = TrainingLoop(stage, num_steps, checkpoints, run, callback)
 

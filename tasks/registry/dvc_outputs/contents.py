@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_inputs(stage: str) -> None:
-    """Hash what a stage is about to read, and mend what is not what DVC takes it for.
+    """Hash what a stage is about to read, and repair what is not what DVC takes it for.
 
     Raises:
         InputError: dvc.yaml has no such stage.
@@ -92,7 +92,7 @@ def restore_outputs(stage: str) -> None:
     DVC deletes outputs before it runs a stage; outside a DVC run it has deleted none, and only what is missing
     is brought back. The running DVC holds the stage's lock, so the outputs are checked out one by one without it.
     Nothing happens outside a repository or where the stage has never run; what the cache lacks is left alone.
-    What came back is hashed last of all, since whoever ends the stage may not wait; first only what DVC would delete.
+    What came back is hashed last of all, since what ends the stage may not wait; first only what DVC would delete.
     """
     if not in_repository() or lock_entry(stage) is None:
         return
@@ -118,7 +118,7 @@ def restore_outputs(stage: str) -> None:
 
 
 def _check(repo: "Repo", output: "Output") -> None:
-    """Hash a dependency or output in the working folder, and mend it."""
+    """Hash a dependency or output in the working folder, and repair it."""
     if output.hash_name != "md5":  # of text with other line ends, as old .dvc files have it
         return
     path, believed = Path(output.def_path), str(output.get_hash().value)

@@ -143,7 +143,7 @@ def _asked(repo: "Repo") -> "Iterator[Remote]":
 
 def _unreachable(name: str, error: Exception) -> RemoteError:
     reason = sentence(without_secrets(f"{type(error).__name__}: {error}"))
-    cure = f"mend its address or access (dvc remote modify {name}), or do without it"
+    cure = f"correct its address or access (dvc remote modify {name}), or do without it"
     return RemoteError(f"DVC's remote {name} cannot be asked ({reason}): {cure}")
 
 

@@ -19,7 +19,7 @@ from ruamel.yaml.error import YAMLError
 
 from tasks.common.errors import InputError
 from tasks.methods import METHODS
-from tasks.settings.fingerprint import Origin, flatten
+from tasks.settings.fingerprint import Fingerprint, flatten
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -83,14 +83,14 @@ def locked_ingredients(stage: str) -> Ingredients | None:
     return Ingredients(entry["cmd"], dependencies, entry.get("params", {}))
 
 
-def stage_origin(stage: str) -> Origin | None:
+def stage_fingerprint(stage: str) -> Fingerprint | None:
     """Find out what a stage's result will follow from, its command apart; None outside a DVC repository.
 
     Raises:
         InputError: dvc.yaml has no such stage, or a dependency or parameter does not exist.
     """
     ingredients = current_ingredients(stage)
-    return Origin(flatten(ingredients.params), ingredients.dependencies) if ingredients else None
+    return Fingerprint(flatten(ingredients.params), ingredients.dependencies) if ingredients else None
 
 
 def lock_key(stage: str) -> str | None:

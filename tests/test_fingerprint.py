@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from tasks.settings.fingerprint import Origin, content_origin
+from tasks.settings.fingerprint import Fingerprint, content_fingerprint
 from tests.conftest import MakeParams
 
-BEFORE = Origin({"seed": 7, "sft.learning_rate": 0.004, "sft.schedule": "cosine"}, {"data/validate": "a", "b.py": "1"})
+BEFORE = Fingerprint(
+    {"seed": 7, "sft.learning_rate": 0.004, "sft.schedule": "cosine"}, {"data/validate": "a", "b.py": "1"}
+)
 
 
 @pytest.mark.parametrize(
@@ -23,12 +25,12 @@ BEFORE = Origin({"seed": 7, "sft.learning_rate": 0.004, "sft.schedule": "cosine"
         (BEFORE._replace(contents={"data/validate": "b", "b.py": "1"}), "data/validate has changed"),
         (BEFORE._replace(contents={"data/validate": "a"}), "b.py has changed"),
         (
-            Origin({"seed": 8, "sft.learning_rate": 0.004}, {"data/validate": "b", "c.py": "1"}),
+            Fingerprint({"seed": 8, "sft.learning_rate": 0.004}, {"data/validate": "b", "c.py": "1"}),
             "seed was 7 and is 8; sft.schedule was cosine and is not set; data/validate has changed (and 2 more)",
         ),
     ],
 )
-def test_differences_are_in_the_users_words(now: Origin, said: str):
+def test_differences_are_in_the_users_words(now: Fingerprint, said: str):
     assert now.differences(BEFORE) == said
 
 
@@ -37,10 +39,10 @@ def test_outside_dvc_it_follows_settings_and_bytes(tmp_path: Path, monkeypatch, 
     data = Path("data")
     data.mkdir()
     (data / "rows.jsonl").write_text("a")
-    before = content_origin("sft", make_params(), [data])
+    before = content_fingerprint("sft", make_params(), [data])
 
     def differences(**sections):
-        return content_origin("sft", make_params(**sections), [data]).differences(before)
+        return content_fingerprint("sft", make_params(**sections), [data]).differences(before)
 
     assert before.contents.keys() == {"data"}
     assert differences() == ""
@@ -53,4 +55,4 @@ def test_outside_dvc_it_follows_settings_and_bytes(tmp_path: Path, monkeypatch, 
     (data / "rows.jsonl").write_text("b")
     assert differences() == "data has changed"
     (data / "rows.jsonl").rename(data / "others.jsonl")
-    assert content_origin("sft", make_params(), [data / "others.jsonl"]).contents.keys() == {"data/others.jsonl"}
+    assert content_fingerprint("sft", make_params(), [data / "others.jsonl"]).contents.keys() == {"data/others.jsonl"}
