@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import CommentMark
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+from ruamel.yaml.tokens import CommentToken
 
 from tasks.common.errors import InputError
 from tasks.common.files import replacing
@@ -119,6 +121,15 @@ def _merge(settings: MutableMapping[str, Any], overlay: Mapping[str, Any], path:
             _merge(present, value, f"{here}.")
         else:
             settings[name] = _unmistakable(value)
+            if isinstance(settings, CommentedMap) and isinstance(present, CommentedSeq):
+                _keep_comments_behind(present, settings, name)
+
+
+def _keep_comments_behind(replaced: CommentedSeq, settings: CommentedMap, name: str) -> None:
+    """Hang the comments behind a list over several lines on its key: ruamel.yaml has them end the list."""
+    if comments := replaced.ca.end:
+        text = "".join(" " * each.start_mark.column + each.value for each in comments)
+        settings.ca.items[name] = [None, None, CommentToken(f"\n{text}", CommentMark(0), None), None]
 
 
 def _unmistakable(value: object) -> object:

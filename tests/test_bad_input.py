@@ -23,6 +23,7 @@ import yaml
 from tasks import stage as stage_module
 from tasks.common.files import METRICS, MODELS, PREPARED, REPORTS, STATE, VALIDATED
 from tasks.data.records import Demonstration, Message, write_records
+from tasks.rewards.copies import GROUND_TRUTH, TRAINING, write_copies
 from tasks.stage import last_failure, main
 from tests.conftest import write_workspace_records
 
@@ -75,6 +76,7 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path) 
     settings = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     settings["runtime"] |= {"device": "cpu", "threads": 1}
     shutil.copy(ROOT / "exclude.txt", "exclude.txt")
+    shutil.copytree(ROOT / "infra" / "example", "infra/example")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield Workshop(settings, monkeypatch, tiny_model)
     for number, handler in handlers.items():
@@ -193,6 +195,8 @@ def unreachable_mlflow(shop: Workshop) -> None:
     shutil.copy(ROOT / "opponent.json", "opponent.json")
     for model in (shop.settings["align"]["method"], "sft", "reward", "held_out_reward"):
         (MODELS / model).mkdir(parents=True)
+    for folder in (TRAINING, GROUND_TRUTH):
+        write_copies(folder, [])
     shop.patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
 
 
@@ -255,7 +259,7 @@ CASES = {
     "lists of 3,000 levels": Case(
         "prepare",
         rows_with(b'{"prompt": "q", "chosen": ' + b"[" * 3000 + b"]" * 3000 + b', "rejected": "b"}\n'),
-        ("mine.jsonl row 3 is not valid JSON (nested too deeply)", "write it with fewer levels"),
+        ("mine.jsonl row 3 is not valid JSON (lists or objects nested too deeply)", "write it with fewer levels"),
     ),
     "a device": Case(
         "prepare",
@@ -324,7 +328,7 @@ CASES = {
     "MLflow out of reach": Case(
         "evaluate",
         unreachable_mlflow,
-        ("MLflow at http://127.0.0.1:9 cannot be used", "start it, correct MLFLOW_TRACKING_URI, or unset it"),
+        ("MLflow at http://127.0.0.1:9 cannot be used", "start it, fix MLFLOW_TRACKING_URI, or unset it"),
     ),
 }
 
@@ -397,6 +401,7 @@ def prepare_repository() -> None:
         Path(f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path("params.yaml").write_text(yaml.safe_dump(settings))
     shutil.copy(ROOT / "exclude.txt", "exclude.txt")
+    shutil.copytree(ROOT / "infra" / "example", "infra/example")
 
 
 def dvc(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

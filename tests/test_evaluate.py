@@ -427,7 +427,7 @@ def test_without_demonstrations_there_is_no_perplexity(run, params):
 
 
 def test_reruns_give_the_same_bytes_and_show_how_far_they_are(evaluated, run, params, monkeypatch, capsys):
-    monkeypatch.setattr(progress, "SECONDS_UNSHOWN", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_HIDDEN", 0.0)
     _, found, rows, _ = evaluated
     evaluate(params)
     assert (figures(), responses()) == (found, rows)

@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 def test_the_stage_writes_what_it_says(params: Params, noted_run: NotedRun, monkeypatch, capsys):
-    monkeypatch.setattr(progress, "SECONDS_UNSHOWN", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_HIDDEN", 0.0)
     reward(params)
     shown = capsys.readouterr().err
     for doing in ("held-out pairs before", "held-out pairs after", "test pairs"):

@@ -59,7 +59,7 @@ def test_the_figures_are_those_of_the_written_model(params: Params, noted_run: N
 
 
 def test_the_passes_over_held_out_rows_are_shown(params, noted_run, monkeypatch, capsys):
-    monkeypatch.setattr(progress, "SECONDS_UNSHOWN", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_HIDDEN", 0.0)
     sft(params)
     shown = capsys.readouterr().err
     assert "sft: held-out rows before: 100%" in shown

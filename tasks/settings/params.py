@@ -152,8 +152,7 @@ def _sentence(error: ValidationError) -> str:
         said = f"{key} is now called {RENAMED[key]}: rename it"
     elif key in MOVED:
         said = f"{key} is no section any more: write its settings under {MOVED[key]}"
-    elif first["type"] == "literal_error" and first["input"] in RENAMED_VALUES.get(key, {}):
-        old = first["input"]
+    elif isinstance(old := first["input"], str) and old in RENAMED_VALUES.get(key, {}):
         said = f"{key}: the value {old} is now called {RENAMED_VALUES[key][old]}: change it"
     elif first["type"] == "extra_forbidden":
         said = f"{key} is not a setting: remove it or correct its spelling"

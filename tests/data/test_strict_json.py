@@ -18,7 +18,11 @@ def test_json_is_read_as_ever():
         ('{"a": 1, "a": 1}', "names the key 'a' twice in one object", "rename or remove one"),
         ('[{"b": {"c": [{"a": 1, "b": 2, "a": 3}]}}]', "names the key 'a' twice", "rename or remove one"),
         ('{"a": ' + "1" * 5000 + "}", "has a number of more than 4,300 digits", "write it as a text, in quotes"),
-        ("[" * 3000 + "]" * 3000, "is not valid JSON (nested too deeply)", "write it with fewer levels"),
+        (
+            "[" * 3000 + "]" * 3000,
+            "is not valid JSON (lists or objects nested too deeply)",
+            "write it with fewer levels",
+        ),
         ('{"a": 1}\r{"a": 2}\r', r"has old Mac line ends (\r alone)", r"convert them, as in tr '\r' '\n' < old > new"),
         ('{"a": ', "is not valid JSON, perhaps cut off (Expecting value)", None),
     ],

@@ -85,7 +85,7 @@ def test_what_dvc_cannot_read_is_told_before_it_starts_and_by_doctor() -> None:
     text = Path("params.yaml").read_text(encoding="utf-8")
     judge = "llm_judge: {url: http://127.0.0.1:8000/v1, model: m, prompts: 12}"
     Path("params.yaml").write_text(text.replace("llm_judge: null", judge), encoding="utf-8")
-    said = r"evaluate\.llm_judge\.url is 'http://127\.0\.0\.1:8000/v1' to one reader .* write \"http://127"
+    said = r"evaluate\.llm_judge\.url is 'http://127\.0\.0\.1:8000/v1' for one YAML parser, .* write \"http://127"
     with pytest.raises(InputError, match=rf"^params\.yaml row \d+: {said}"):
         preflight()
     [finding] = check_settings()

@@ -79,7 +79,7 @@ def test_later_overlays_win_over_a_file(tmp_path: Path) -> None:
         ("sft.epochs=[1", "not valid YAML"),
         ("sft=3", "sft is 3"),
         ("absent.yaml", "absent.yaml does not exist"),
-        ("folder", "folder is no file"),
+        ("folder", "folder is not a file"),
         ("words.yaml", "holds no settings"),
     ],
 )
@@ -92,6 +92,17 @@ def test_bad_overlays_write_nothing(params: Path, tmp_path: Path, overlay: str, 
         configure(["seed=8", overlay])
 
     assert params.read_bytes() == before
+
+
+def test_a_list_that_is_replaced_leaves_the_comments_behind_it(params: Path) -> None:
+    before = params.read_text()
+
+    assert configure(["rewards.training=[{name: order_rule_too, source: infra/example/rewards.py:score, weight: 0.5}]"])
+    assert configure(["rewards.ground_truth=[]"])
+
+    comments = [[line for line in text.splitlines() if "#" in line] for text in (before, params.read_text())]
+    assert comments[0] == comments[1]
+    assert load_params().rewards.ground_truth == []
 
 
 @pytest.mark.parametrize("named", NAMED, ids=lambda path: path.stem)

@@ -164,7 +164,7 @@ def unwritable(monkeypatch: pytest.MonkeyPatch) -> dict[Path, int]:
     [
         (errno.ENOSPC, "is on a full disk: free some of it, or"),
         (errno.EDQUOT, "is on a full disk: free some of it, or"),
-        (errno.EROFS, "is on a disk that is read-only: mount it for writing, or"),
+        (errno.EROFS, "is on a read-only disk: mount it for writing, or"),
         (errno.EACCES, "is not writable for you: grant permission, run as its owner, or"),
         (errno.EIO, "cannot be written to (Input/output error): fix that, or"),
     ],
@@ -238,7 +238,7 @@ def test_a_cache_on_a_disk_that_is_full_or_may_only_be_read(checkout: Path, smal
     assert "is on a full disk: free some of it, or name another (dvc cache dir --local FOLDER)" in refused()
     (small_disk / "fill").unlink()
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    assert "is on a disk that is read-only: mount it for writing, or name another (dvc cache" in refused()
+    assert "is on a read-only disk: mount it for writing, or name another (dvc cache" in refused()
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ def test_a_failing_stage_leaves_every_earlier_output_as_it_was(repository):
     watched = [Path("models/sft/content.txt"), Path("metrics/sft.json"), Path("curves/sft.csv"), Path("dvc.lock")]
     before = [path.read_bytes() for path in watched]
     settings = Path("params.yaml").read_text()
-    Path("params.yaml").write_text(re.sub(r"(sft:\n  epochs: )\d+", r"\g<1>99", settings))
+    Path("params.yaml").write_text(re.sub(r"(\nsft:\n(?: *#.*\n)*  epochs: )\d+", r"\g<1>99", settings))
     Path("fail").write_text("sft")
     failed = dvc("repro", "sft", cwd=repository, check=False)
     assert failed.returncode == 255
@@ -312,7 +312,7 @@ def test_nobody_talks_to_a_damaged_model(challenged, caplog):
     expected = (folder / "content.txt").read_bytes()
     flip(folder / "content.txt")
     assert (version_folder("champion", load_params()) / "content.txt").read_bytes() == expected
-    assert "it is taken from DVC's cache again" in caplog.text
+    assert "it is restored from DVC's cache again" in caplog.text
     expected = (SFT / "content.txt").read_bytes()
     assert graph.graph_status().changed(STAGES) == []
     flip(SFT / "content.txt")

@@ -76,7 +76,7 @@ def test_what_holds_nothing_is_made_anew(tracked, caplog, left):
     if left == "nothing":
         FILE.unlink()
     assert open_store("trueline").client.search_registered_models() == []
-    said = "is incomplete and holds nothing" if left == "half" else "mlflow.db-journal is left of a database"
+    said = "is incomplete and empty" if left == "half" else "mlflow.db-journal is left of a deleted database"
     assert said in caplog.text
     assert not list(tracked.glob(".mlflow.db.*"))
 
@@ -141,7 +141,7 @@ def test_a_database_that_another_process_holds_is_said_to_be_locked(tracked, mon
 def test_a_folder_in_its_place_is_told_of(tracked):
     FILE.unlink()
     FILE.mkdir()
-    with pytest.raises(InputError, match=r"mlflow\.db is no file"):
+    with pytest.raises(InputError, match=r"mlflow\.db is not a file"):
         open_store("trueline")
 
 
@@ -152,7 +152,7 @@ def test_a_folder_in_its_place_is_told_of(tracked):
         ("attempt to write a readonly database", "no permission for"),
         ("unable to open database file", "no permission for"),
         ("database is locked", "is locked by another process"),
-        ("database disk image is malformed", "no whole database"),
+        ("database disk image is malformed", "is not an intact database"),
     ],
 )
 def test_what_sqlite_says_becomes_a_sentence_with_its_cure(tmp_path, fault, said):

@@ -233,7 +233,7 @@ def test_a_difference_that_no_such_adapter_holds_is_refused(changed, tmp_path):
     with torch.no_grad():
         model.get_parameter(changed).add_(torch.rand_like(model.get_parameter(changed)))
     model.save_pretrained(tmp_path / "merged")
-    with pytest.raises(InputError, match="differs from the SFT model in more than an adapter of rank 2 can hold"):
+    with pytest.raises(InputError, match="differs from the SFT model by more than an adapter of rank 2 can represent"):
         write_adapter(tmp_path / "merged", tmp_path / "base", tmp_path / "out", rank=2, alpha=2, targets="all-linear")
 
 

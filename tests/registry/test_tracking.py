@@ -32,7 +32,7 @@ from tests.registry.conftest import shell
 # Logs while the server is stopped, and is stopped itself.
 STAGE = """
 import sys
-from tasks.registry import tracking
+from tasks.registry.mlflow_runs import tracking
 from tasks.stage import main
 
 def sft(params):
