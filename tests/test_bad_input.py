@@ -358,6 +358,7 @@ def test_bad_input_gives_one_sentence_and_keeps_earlier_outputs(workshop, name, 
     assert contents() == before
 
 
+@pytest.mark.slow
 def test_a_failing_stage_keeps_the_outputs_that_dvc_has_deleted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     prepare_repository()

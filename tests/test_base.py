@@ -68,6 +68,7 @@ def contents(path: Path) -> dict[str, bytes]:
 # --- From scratch
 
 
+@pytest.mark.slow
 def test_from_scratch_the_same_seed_gives_the_same_bytes_in_another_process(settings, made, tmp_path):
     code = (
         "import sys; from pathlib import Path; from tasks.data.base_model.from_scratch import make_scratch; "

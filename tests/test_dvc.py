@@ -125,6 +125,7 @@ def test_no_shell_stands_between_dvc_and_a_stage(stage: str) -> None:
     assert PIPELINE["stages"][stage]["cmd"].startswith("exec ")
 
 
+@pytest.mark.slow
 def test_every_plot_can_be_drawn_and_compared(tmp_path: Path) -> None:
     """A plot whose column has another name is a warning to DVC and an empty picture to people."""
     text = (ROOT / "dvc.yaml").read_text(encoding="utf-8").replace("${align.method}", "ppo")

@@ -34,6 +34,7 @@ def _in_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, SEEDS, PORTION))
 def test_every_row_is_accounted_for(first, tiny_model):
     settings = settings_with()

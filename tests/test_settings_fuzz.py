@@ -35,6 +35,7 @@ VALUES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutate", ["value", "line", "character", "structure", "bytes"])
 def test_any_params_yaml_is_told_of_or_read_alike_by_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutate: str

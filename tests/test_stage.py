@@ -276,6 +276,7 @@ def test_processes_of_a_launcher_end_when_what_started_the_launcher_is_killed():
         assert process.stdout.read() == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("machines", "how", "failure"),
     [(1, "fix it", Failure("sft", "input", "fix it")), (2, "killed", Failure("sft", "transient", PEER_LOST))],

@@ -233,6 +233,7 @@ def test_clean_rows_are_all_kept_and_a_second_run_gives_the_same_bytes(place):
     assert [path.read_bytes() for path in outputs] == first
 
 
+@pytest.mark.slow
 def test_a_check_that_only_warns_removes_no_row(place):
     prepare(demonstrations=[record("demonstrations", 50, "train", response=LONG)])
     validate(settings(warn=["length", "length_bias", "personal_data"]))

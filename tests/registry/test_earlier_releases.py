@@ -115,6 +115,7 @@ def test_a_rollback_brings_an_earlier_release_s_version_back(params):
     assert aliases()["trueline-policy"] == {"champion": 2, "previous": 1, "challenger": 3}
 
 
+@pytest.mark.slow
 def test_a_candidate_of_today_beats_a_champion_of_an_earlier_release(params):
     Path("given/gate").mkdir(parents=True)
     Path("given/gate/report.html").write_text(f"<p>{MARKER}</p>")

@@ -84,6 +84,7 @@ def serving():
     return found and found["version"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "given", "expected"), STEPS, ids=[" ".join(step[:2]) for step in STEPS])
 def test_a_promotion_killed_before_any_step_is_finished_by_the_next_run(challenged, monkeypatch, step, given, expected):
     def die(name, arguments):

@@ -70,6 +70,7 @@ def trueline(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     return "".join(capfd.readouterr())
 
 
+@pytest.mark.slow
 def test_no_output_file_log_tag_or_link_holds_a_secret(repository, address, monkeypatch, capfd, caplog) -> None:
     caplog.set_level("DEBUG")
     monkeypatch.setattr(sys, "argv", sys.argv)
