@@ -26,7 +26,9 @@ def implicit_rewards(
     """
     rewards = []
     for logps, reference_logps, tokens in zip(policy, reference, lengths, strict=True):
+        # SimPO needs no second model: the mean over tokens takes the place of the reference.
         log_ratios = logps if loss == "simpo" else logps - reference_logps
+        # Sums grow with length, so losses on sums prefer what changes long answers; means do not.
         rewards.append(beta * (log_ratios / tokens if loss in ("ipo", "sigmoid_norm", "simpo") else log_ratios))
     return PairValues(*rewards)
 
@@ -57,11 +59,14 @@ def preference_loss(
         case "sigmoid":
             losses = smoothed_log_loss(margins, label_smoothing)
         case "robust":
+            # Divided by 1 - 2e the loss has the expectation of the loss on clean labels; it may be negative.
             kept, flipped = -logsigmoid(margins), -logsigmoid(-margins)
             losses = ((1 - label_smoothing) * kept - label_smoothing * flipped) / (1 - 2 * label_smoothing)
         case "hinge":
+            # No gradient once a pair is ordered by a margin of 1: easy pairs stop pulling at the policy.
             losses = (1 - margins).relu()
         case "ipo":
+            # A finite target: the log loss of a pair that always has one label would drive its margin to infinity.
             losses = (margins / beta - 1 / (2 * beta)).square()
         case "sigmoid_norm":
             losses = -logsigmoid(margins)

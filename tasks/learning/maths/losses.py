@@ -15,4 +15,6 @@ def sft_loss(log_probs: Tensor, completion_mask: Tensor, token_count: int) -> Te
         completion_mask: (B, L) bool; what lies outside may be NaN and gets no gradient.
         token_count: completion tokens of the whole step.
     """
+    # Filled, not multiplied: NaN in the padding times 0 is NaN. Divided by the count of the whole step and not of
+    # this part: else short micro-batches would weigh more.
     return -log_probs.masked_fill(~completion_mask, 0.0).sum() / token_count

@@ -43,6 +43,7 @@ def reward_loss(
         label_smoothing: e, the chance that a label is wrong.
     """
     differences = scores.margins - margin
+    # Bradley-Terry fixes differences of scores alone; the penalty settles where their 0 lies.
     losses = smoothed_log_loss(differences, label_smoothing) + centering * (scores.chosen + scores.rejected).square()
     return losses.sum() / pair_count
 
@@ -59,4 +60,5 @@ def smoothed_log_loss(differences: Tensor, label_smoothing: float) -> Tensor:
     Returns:
         (N,).
     """
+    # Not log(sigmoid(d)): in fp32 the sigmoid of a large negative difference is 0, and its logarithm infinite.
     return -(1 - label_smoothing) * logsigmoid(differences) - label_smoothing * logsigmoid(-differences)

@@ -38,12 +38,15 @@ def kl_estimates(log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor, e
     Returns:
         (B, L) nats, 0 outside the mask.
     """
+    # Multiplying by the mask would keep a NaN of the padding: NaN * 0 is NaN.
     difference = torch.where(mask, log_probs - reference_log_probs, 0.0)
     if estimator == "k1":
         return difference
     if estimator == "k2":
         return 0.5 * difference.square()
+    # k3 grows like exp(-d): one token that the policy made very unlikely would outweigh all others.
     bounded = difference.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+    # expm1, since exp(-d) - 1 loses all digits where policy and reference nearly agree, as they do at the start.
     return torch.expm1(-bounded) + bounded
 
 
@@ -60,6 +63,7 @@ def shaped_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coefficient: flo
         (B, L) rewards that sum to score - beta * KL in each row.
     """
     rewards = torch.where(mask, -kl_coefficient * kl, 0.0)
+    # The reward is known for the whole answer only; the estimator has to find out which tokens earned it.
     return rewards + torch.where(_last_token(mask), scores[:, None], 0.0)
 
 
@@ -75,6 +79,7 @@ def smoothed_rewards(rewards: Tensor, mask: Tensor, alpha: float) -> Tensor:
         (B, L).
     """
     integrated = torch.zeros_like(rewards)
+    # Each row begins anew: the state is reset on every column outside of its answer.
     state = torch.zeros_like(rewards[:, 0])
     for t in range(rewards.shape[1]):
         state = torch.where(mask[:, t], state + alpha * (rewards[:, t] - state), 0.0)
@@ -100,12 +105,14 @@ def estimate_advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: fl
     """
     rewards, values = torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0)
     advantages = torch.zeros_like(rewards)
+    # No value is bootstrapped behind a cut answer: missing_eos_penalty says what a cut is worth.
     next_advantage = next_value = torch.zeros_like(rewards[:, 0])
     for t in reversed(range(rewards.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
         next_advantage = torch.where(mask[:, t], delta + gamma * gae_lambda * next_advantage, 0.0)
         next_value = values[:, t]
         advantages[:, t] = next_advantage
+    # The critic learns what was earned; whitened returns would change its target with every batch.
     return Advantages(advantages, advantages + values)
 
 
@@ -120,6 +127,7 @@ def rewards_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
     Returns:
         (B, L), 0 outside the mask.
     """
+    # With V = 0 and lambda = 1 the recursion of GAE is this sum: one loop serves both.
     return estimate_advantages(rewards, torch.zeros_like(rewards), mask, gamma, gae_lambda=1.0).advantages
 
 
@@ -134,6 +142,7 @@ def leave_one_out(rewards: Tensor, responses: int) -> Tensor:
         (B,); it sums to 0 over each prompt.
     """
     groups = rewards.view(-1, responses)
+    # An answer in its own baseline would bias the gradient towards 0 by 1 / responses.
     others = (groups.sum(dim=1, keepdim=True) - groups) / (responses - 1)
     return (groups - others).flatten()
 
@@ -149,6 +158,7 @@ def standardised_in_groups(rewards: Tensor, responses: int) -> Tensor:
         (B,); 0 where all responses to a prompt earn the same. The deviation is the sample's (divided by n - 1).
     """
     groups = rewards.view(-1, responses)
+    # 1e-4 keeps a group of equal rewards at 0; it is small beside scores, whose deviation is about 1.
     return ((groups - groups.mean(dim=1, keepdim=True)) / (groups.std(dim=1, keepdim=True) + 1e-4)).flatten()
 
 
@@ -163,6 +173,7 @@ def whiten(values: Tensor, mask: Tensor, keep_mean: bool = False) -> Tensor:
     Returns:
         (B, L), 0 outside the mask. Variance is that of the population (divided by n).
     """
+    # Over the whole iteration, so that the gradient does not depend on how it is split into minibatches.
     mean = masked_mean(values, mask)
     scale = torch.rsqrt(masked_mean((values - mean).square(), mask) + 1e-8)
     return torch.where(mask, values * scale if keep_mean else (values - mean) * scale, 0.0)
@@ -181,6 +192,7 @@ def adapted_kl_coefficient(coefficient: float, kl: float, target: float, horizon
     Returns:
         The next beta.
     """
+    # Bounded, since the KL of a few answers is noisy and one outlier would swing the coefficient.
     error = min(max(kl / target - 1.0, -0.2), 0.2)
     return coefficient * (1.0 + error * responses / horizon)
 
@@ -196,6 +208,7 @@ def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     Returns:
         A scalar; 0 where the returns do not vary.
     """
+    # Not the squared error alone: a critic that gives the mean return has a small error and explains nothing.
     total = _variance(returns, mask)
     return torch.where(total > 0, 1.0 - _variance(returns - values, mask) / total, 0.0)
 

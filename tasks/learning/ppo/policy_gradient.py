@@ -52,14 +52,17 @@ def policy_loss(
         clip: e, how far the ratio may usefully move from 1.
         dual_clip: c > 1, the bound for tokens with a negative advantage; None is none.
     """
+    # Clamped before exp: an infinite ratio times an advantage of 0 is NaN, and spreads to every weight.
     log_ratio = torch.where(mask, log_probs - old_log_probs, 0.0).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
     advantages = torch.where(mask, advantages, 0.0)
     ratio = log_ratio.exp()
     unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1.0 - clip, 1.0 + clip)
+    # The maximum of losses is the pessimistic bound: moving beyond the clip never pays, moving back always does.
     losses = torch.maximum(unclipped, clipped)
     is_clipped = clipped > unclipped
     if dual_clip is not None:
         bound = -advantages * dual_clip
+        # A bad token whose probability rose has an unbounded ratio, which the first clip does not hold.
         is_bounded = (advantages < 0) & (losses > bound)
         losses, is_clipped = torch.where(is_bounded, bound, losses), is_clipped | is_bounded
 
@@ -68,6 +71,7 @@ def policy_loss(
 
     loss = share(losses)
     with torch.no_grad():
+        # k3 of the sampled tokens: never negative, so it can be compared with a threshold.
         approx_kl = share(ratio - 1.0 - log_ratio)
         return PolicyLoss(loss, approx_kl, share(is_clipped.float()), share(ratio), share((ratio - 1.0).square()))
 
@@ -89,6 +93,7 @@ def value_loss(
         clip: how far a value may usefully move.
     """
     values, old_values, returns = (torch.where(mask, tensor, 0.0) for tensor in (values, old_values, returns))
+    # The critic is held near its old values for the same reason as the policy: its targets were made with them.
     near = old_values + (values - old_values).clamp(-clip, clip)
     plain_error, near_error = (values - returns).square(), (near - returns).square()
     loss = 0.5 * torch.maximum(plain_error, near_error).sum() / token_count

@@ -143,6 +143,7 @@ def score_rollouts(
     outputs = model_outputs(models, batch, settings.temperature, groups, responses if as_sampled else None)
     scores = by_reward(rewards, outputs.scores, of_functions)
     outputs = outputs._replace(scores=weighted_sum(rewards, scores))
+    # By the last token's id and not by length: an answer may end exactly at the limit.
     has_ended = torch.tensor([row.completion[-1] in stops for row in rows], device=outputs.scores.device)
     of_tokens = token_rewards(outputs, batch.completion_mask, has_ended, settings, kl_coefficient)
     advantages, returns = advantages_of(of_tokens, outputs.values, batch.completion_mask, settings)
@@ -177,13 +178,17 @@ def token_rewards(
     """
     scores = outputs.scores
     if settings.score_clip is not None:
+        # Of the sum, for training only: what is reported stays as the rewards gave it.
         scores = scores.clamp(-settings.score_clip, settings.score_clip)
+    # After the clip, or a cut answer with a very low score would not be worse than one that ended.
     scores = scores - settings.missing_eos_penalty * ~has_ended
     kl = kl_estimates(outputs.log_probs, outputs.reference_log_probs, mask, settings.kl_estimator)
     in_reward = 0.0 if settings.estimator == "grpo" else kl_coefficient  # grpo has it in the loss
+    # KL in the reward, not in the loss: there k1 has the exact gradient of KL(policy || reference).
     rewards = shaped_rewards(scores, kl, mask, in_reward)
     if settings.reward_smoothing < 1:
         rewards = smoothed_rewards(rewards, mask, settings.reward_smoothing)
+    # The mean stays: a shifted reward would pay for, or punish, every further token.
     return whiten(rewards, mask, keep_mean=True) if settings.whiten_rewards else rewards
 
 
@@ -210,6 +215,7 @@ def advantages_of(rewards: Tensor, values: Tensor, mask: Tensor, settings: Ppo) 
             of_responses = leave_one_out(rewards.sum(dim=1), settings.responses_per_prompt)
         case "grpo":
             of_responses = standardised_in_groups(rewards.sum(dim=1), settings.responses_per_prompt)
+    # Whole answers have one advantage; without a critic the returns are for the curve alone.
     return Advantages(torch.where(mask, of_responses[:, None], 0.0), rewards_to_go(rewards, mask, gamma=1.0))
 
 
@@ -250,6 +256,7 @@ def model_outputs(
         index = torch.tensor(rows, device=batch.input_ids.device)
         part = batch.take(rows)
         width = part.input_ids.shape[1]
+        # One pass through the backbone serves the log-probabilities and a shared critic's values.
         states = shared_states(models, part)
         if sampled is None:
             tokens = token_outputs(models.policy, part, temperature, states)
@@ -260,6 +267,7 @@ def model_outputs(
             values[index, :width] = critic_values(models, part, states)
         if models.reward is not None:
             scores[index] = completion_scores(models.reward, part)
+    # Each rank filled its own rows and left zeros elsewhere, so the sum is the whole.
     processes.all_reduce(references, values, scores, *(() if sampled is not None else (log_probs, entropies)))
     return ModelOutputs(log_probs, references, entropies, values, scores)
 

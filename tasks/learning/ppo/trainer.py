@@ -117,6 +117,7 @@ class PPOTrainer:
         The rewards that are functions have scored the responses already: `of_functions`, (B,) each, by name.
         """
         lengths = [response.row.length for response in responses]
+        # Once for all micro-batches: ranks that differed here would wait for each other for ever.
         as_sampled = self._use_sampled(responses)
 
         def scored(micro_batches: Sequence[MicroBatch]) -> Rollouts:
@@ -158,18 +159,21 @@ class PPOTrainer:
         settings, lengths = self._settings, rollouts.lengths
         seed = seed_for(self._seed, "minibatches", iteration)
         for epoch in range(settings.epochs):
+            # Shuffled by seed, iteration and epoch alone, so that a resumed run meets the same minibatches.
             order = epoch_order(len(lengths), epoch, seed)
             approx_kls = []
             for part in torch.tensor(order).tensor_split(settings.num_minibatches):
                 minibatch = Minibatch(
                     part.tolist(), iteration, int(rollouts.mask[part].sum()), kl_coefficient, last_checkpoint
                 )
+                # During critic_warmup the curve still has every column.
                 metrics = dict(FROZEN_POLICY_METRICS)  # replaced where the policy is trained
                 for names, losses in self._objectives(iteration):
                     step = partial(self._step, rollouts, minibatch, names, losses)
                     metrics |= self._limit.run(minibatch.rows, lengths, step)
                 approx_kls.append(metrics["approx_kl"])
                 yield metrics
+            # Whole epochs are skipped, not single steps: every answer of the iteration is learned from equally often.
             if settings.max_update_kl is not None and fmean(approx_kls) > settings.max_update_kl:
                 return
 
@@ -182,6 +186,7 @@ class PPOTrainer:
             else:
                 yield ["policy", "critic"], self._shared_losses
             return
+        # A critic that knows nothing yet gives advantages that are noise, so the policy waits.
         if not is_warming_up:
             yield ["policy"], self._policy_losses
         if critic is not None:
@@ -213,6 +218,7 @@ class PPOTrainer:
         with self._accelerator.autocast():
             if settings.entropy_bonus:
                 log_probs, entropies, _ = token_outputs(policy, part.batch, settings.temperature, states)
+                # Entropies need the whole distribution of every token: computed only where they have a weight.
                 bonus = settings.entropy_bonus * entropies.sum() / minibatch.token_count
             else:
                 log_probs, bonus = completion_log_probs(policy, part.batch, settings.temperature, states), 0.0
@@ -225,6 +231,7 @@ class PPOTrainer:
             clip=settings.clip,
             dual_clip=settings.dual_clip,
         )
+        # Subtracted: the loss is minimised, and entropy keeps the policy exploring.
         loss = found.loss - bonus
         if settings.estimator == "grpo":
             kl = kl_estimates(log_probs, part.reference_log_probs, part.mask, settings.kl_estimator)
@@ -249,6 +256,7 @@ class PPOTrainer:
         with self._accelerator.autocast():
             states = shared_states(self._models, part.batch)
         policy, value = self._policy_losses(part, minibatch, states), self._value_losses(part, minibatch, states)
+        # One backward pass for both: two would walk through the shared backbone twice.
         return {**value, **policy, "loss": policy["loss"] + self._settings.value_weight * value["loss"]}
 
     def _value_head_losses(self, part: Rollouts, minibatch: Minibatch) -> dict[str, Tensor]:
@@ -256,6 +264,7 @@ class PPOTrainer:
         with torch.no_grad(), self._accelerator.autocast():
             states = shared_states(self._models, part.batch)
         value = self._value_losses(part, minibatch, states)
+        # Weighted as it will be later, so that AdamW's moments are of the right size when the backbone joins.
         return {**value, "loss": self._settings.value_weight * value["loss"]}
 
     def _use_sampled(self, responses: Sequence[Response]) -> bool:

@@ -119,6 +119,7 @@ class Transcript:
         on_progress: Callable[[int], object] | None,
     ) -> None:
         device, shape = unwrapped(model).device, (count, max_new_tokens)
+        # On the CPU whatever the device, and for all prompts at once: an answer's numbers depend on its place alone.
         generator = torch.Generator().manual_seed(seed)
         self._noise = torch.rand(shape, generator=generator, dtype=torch.float64).to(device)
         self._stops = torch.tensor(stops, device=device)
@@ -223,6 +224,7 @@ def _answer_padded(
         kept = is_open.nonzero()[:, 0]
         if len(kept) == 0:
             return
+        # Not at every finished answer: copying the cache costs as much as several steps.
         if len(kept) <= COMPACT_AT * len(rows):
             cache.reorder_cache(kept)
             rows, tokens, is_open, attention_mask = rows[kept], tokens[kept], is_open[kept], attention_mask[kept]
@@ -244,8 +246,10 @@ def sample(logits: Tensor, noise: Tensor, temperature: float) -> SampledTokens:
     if temperature == 0:
         certain = logits.new_zeros(len(logits), dtype=torch.float32)
         return SampledTokens(logits.argmax(dim=-1), certain, certain)
+    # In fp32, since the ratio of PPO compares these log-probabilities with those of the training pass.
     log_distribution = (logits.float() / temperature).log_softmax(dim=-1)
     distribution = log_distribution.exp()
+    # Whole numbers: CUDA has no deterministic cumsum of floating-point numbers.
     cumulative = (distribution.double() * RESOLUTION).long().cumsum(dim=-1)
     place = (noise[:, None] * cumulative[:, -1:]).long()
     tokens = torch.searchsorted(cumulative, place, right=True)[:, 0]
