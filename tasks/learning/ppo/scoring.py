@@ -215,7 +215,7 @@ def advantages_of(rewards: Tensor, values: Tensor, mask: Tensor, settings: Ppo) 
             of_responses = leave_one_out(rewards.sum(dim=1), settings.responses_per_prompt)
         case "grpo":
             of_responses = standardised_in_groups(rewards.sum(dim=1), settings.responses_per_prompt)
-    # Whole answers have one advantage; without a critic the returns are for the curve alone.
+    # An answer has one advantage, that of all its tokens. Nothing learns from the returns: there is no critic.
     return Advantages(torch.where(mask, of_responses[:, None], 0.0), rewards_to_go(rewards, mask, gamma=1.0))
 
 
