@@ -13,17 +13,17 @@ from tasks.common.errors import InputError
 from tasks.common.files import METRICS, MODELS, PREPARED, STATE, VALIDATED, replacing, write_json, write_jsonl
 from tasks.common.lines import Lines
 from tasks.data.checks.pages import Examined, render
-from tasks.data.checks.quarantine import Sorted, figures, quarantine_lines, sort_rows, summary, warnings
+from tasks.data.checks.quarantine import Sorted, file_metrics, quarantine_lines, sort_rows, summary, warnings
 from tasks.data.checks.suites import (
     FILE_CHECKS,
     NEEDED_SPLITS,
     NEVER_ONLY_WARN,
     ROW_CHECKS,
-    Verdict,
+    CheckResult,
     data_context,
-    judge,
     kept_suite,
     row_suite,
+    run_expectations,
 )
 from tasks.data.checks.tables import tables
 from tasks.data.encoding.context import context_described, context_of
@@ -57,9 +57,9 @@ def validate(params: Params) -> None:
     looked_at = tables(prepared, tokenizer)
     context, examined = data_context(), []
     for kind, table in looked_at.items():
-        verdicts = judge(context, kind, table, row_suite(kind, longest[kind]))
-        file = sort_rows(kind, prepared[kind], table, verdicts, settings.warn)
-        examined.append(Examined(file, verdicts, _of_kept(context, file, settings)))
+        results = run_expectations(context, kind, table, row_suite(kind, longest[kind]))
+        file = sort_rows(kind, prepared[kind], table, results, settings.warn)
+        examined.append(Examined(file, results, _of_kept(context, file, settings)))
     _write_docs(examined, settings)
     files = [each.file for each in examined]
     unmet = {each.file.kind: {one.check: one for one in each.of_kept if not one.success} for each in examined}
@@ -68,7 +68,7 @@ def validate(params: Params) -> None:
     for sentence in said:
         logger.warning(sentence)
     _write(files)
-    write_json(METRICS / "validate.json", {**{file.kind: figures(file) for file in files}, "warnings": said})
+    write_json(METRICS / "validate.json", {**{file.kind: file_metrics(file) for file in files}, "warnings": said})
 
 
 def _longest(settings: Validate, base: Path) -> dict[Kind, int]:
@@ -104,13 +104,13 @@ def _limits(settings: Validate) -> dict[str, float]:
     return {"length_bias": settings.max_length_bias, "personal_data": settings.max_personal_data}
 
 
-def _of_kept(context: "EphemeralDataContext", file: Sorted, settings: Validate) -> list[Verdict]:
+def _of_kept(context: "EphemeralDataContext", file: Sorted, settings: Validate) -> list[CheckResult]:
     """What comes of the expectations of the kept rows."""
     # 1e-9: 0.29 * 100 is 28.999999999999996, but 29 rows may go.
     rows, kept = len(file.records), file.kept_table
     fewest = rows - int(settings.max_quarantined * rows + 1e-9)
     suite = kept_suite(file.kind, kept, fewest, settings.min_rows, _limits(settings))
-    return judge(context, f"{file.kind}-kept", kept, suite)
+    return run_expectations(context, f"{file.kind}-kept", kept, suite)
 
 
 def _write_docs(examined: Sequence[Examined], settings: Validate) -> None:
@@ -119,7 +119,9 @@ def _write_docs(examined: Sequence[Examined], settings: Validate) -> None:
         (folder / "index.html").write_text(render(examined, settings.warn), encoding="utf-8")
 
 
-def _stop_if_unfit(files: Iterable[Sorted], unmet: Mapping[Kind, Mapping[str, Verdict]], settings: Validate) -> None:
+def _stop_if_unfit(
+    files: Iterable[Sorted], unmet: Mapping[Kind, Mapping[str, CheckResult]], settings: Validate
+) -> None:
     files = list(files)
     for file in files:
         for check, complaint in _complaints(file, settings).items():

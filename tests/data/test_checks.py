@@ -12,7 +12,7 @@ from tasks.data.checks.contamination import COMMON, Question, Study, find_contam
 from tasks.data.checks.overlap import HASH_BYTES, Keys, contradictions, copies, key_of, shared_prompts
 from tasks.data.checks.patterns import encoding_damage, personal_data
 from tasks.data.checks.schema import SPLITS, Row, inspect, texts
-from tasks.data.checks.suites import FILE_CHECKS, ROW_CHECKS, data_context, judge, row_suite
+from tasks.data.checks.suites import FILE_CHECKS, ROW_CHECKS, data_context, row_suite, run_expectations
 from tasks.data.records import TYPES, Demonstration, Kind, Message, Preference, Prompt, tidy
 from tests.conftest import ROOT
 
@@ -272,7 +272,7 @@ def test_an_exception_inside_an_expectation_raises():
     table = pd.DataFrame({"tokens": [1.0, 2.0]})
     broken = gxe.ExpectColumnValuesToBeBetween(column="absent", max_value=1, meta={"check": "length"})
     with pytest.raises(RuntimeError, match="length in the suite broken could not be computed"):
-        judge(context, "broken", table, [broken])
+        run_expectations(context, "broken", table, [broken])
 
 
 @pytest.mark.slow
@@ -282,5 +282,5 @@ def test_a_verdict_names_the_failing_rows():
     context = data_context()
     table = pd.DataFrame({"tokens": [1.0, 9.0, None, 8.0]}, index=[7, 5, 3, 1])
     short = gxe.ExpectColumnValuesToBeBetween(column="tokens", max_value=5, meta={"check": "length"})
-    (verdict,) = judge(context, "lengths", table, [short])
-    assert (verdict.check, verdict.success, verdict.rows) == ("length", False, [1, 3])
+    (result,) = run_expectations(context, "lengths", table, [short])
+    assert (result.check, result.success, result.rows) == ("length", False, [1, 3])

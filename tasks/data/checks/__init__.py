@@ -1,1 +1,1 @@
-"""What can be wrong with a row of preference data: findings, the suites that judge them, and the quarantine."""
+"""What can be wrong with a row of preference data: findings, the suites that test for them, and the quarantine."""

@@ -35,7 +35,7 @@ class Looked(NamedTuple):
     splits: npt.NDArray[np.int8]  # (N,) places in SPLITS; -1 where a row names none
     keys: Keys
     findings: dict[str, Findings]  # by column
-    figures: dict[str, npt.NDArray[np.float64]]  # (N,) by column; NaN where there is none to judge
+    figures: dict[str, npt.NDArray[np.float64]]  # (N,) by column; NaN where there is none to test
     equal: Findings  # what both answers of a pair say
 
 
@@ -119,7 +119,7 @@ def _sizes(kind: Kind, row: Row) -> Figures:
 
 
 def _size(row: Row, field: str) -> int | None:
-    """Characters in the emptiest text of a field, white space around it aside; None where there is none to judge."""
+    """Characters in the emptiest text of a field, white space around it aside; None where there is none to test."""
     if field == "prompt":  # a blank system message is a common way to have none
         said = [message["content"] for message in row.prompt if message["role"] != "system"]
     else:

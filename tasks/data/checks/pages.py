@@ -1,6 +1,6 @@
 """The data docs: what was expected of the rows and what was found, as one page that loads nothing and runs nothing.
 
-Great Expectations judges, but its own pages load scripts from elsewhere, so that they are empty without a network, and
+Great Expectations tests, but its own pages load scripts from elsewhere, so that they are empty without a network, and
 hold rows as they are, so that a row can run scripts.
 """
 
@@ -15,7 +15,7 @@ from tasks.common.escapes import into_html
 from tasks.common.rounding import number
 from tasks.data.checks.quarantine import Sorted
 from tasks.data.checks.schema import SPLITS, location_of
-from tasks.data.checks.suites import Verdict
+from tasks.data.checks.suites import CheckResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,8 +29,8 @@ class Examined(NamedTuple):
     """A file, and what came of both suites on it."""
 
     file: Sorted
-    of_rows: Sequence[Verdict]
-    of_kept: Sequence[Verdict]
+    of_rows: Sequence[CheckResult]
+    of_kept: Sequence[CheckResult]
 
 
 class Sample(NamedTuple):
@@ -46,7 +46,7 @@ class Line(NamedTuple):
 
     check: str
     description: str
-    verdict: str  # met, quarantined, warns or missed
+    outcome: str  # met, quarantined, warns or missed
     found: str  # how many rows, or the figure tested
     samples: list[Sample]
     more: int  # rows that are not shown
@@ -88,41 +88,41 @@ def _section(examined: Examined, warn: Sequence[str]) -> Section:
     return Section(
         file.kind,
         [number(count, 0) for count in counts],
-        [_of_rows(file, verdict, warn) for verdict in examined.of_rows],
-        [_of_kept(verdict, warn) for verdict in examined.of_kept],
+        [_of_rows(file, result, warn) for result in examined.of_rows],
+        [_of_kept(result, warn) for result in examined.of_kept],
     )
 
 
-def _of_rows(file: Sorted, verdict: Verdict, warn: Sequence[str]) -> Line:
+def _of_rows(file: Sorted, result: CheckResult, warn: Sequence[str]) -> Line:
     """Tell of an expectation of single rows, with the first that fail it."""
-    outcome = "met" if verdict.success else "warns" if verdict.check in warn else "quarantined"
-    share = number(len(verdict.rows) / len(file.records)) if file.records else number(None)
-    found = f"{number(len(verdict.rows), 0)} rows ({share})" if verdict.rows else "none"
+    outcome = "met" if result.success else "warns" if result.check in warn else "quarantined"
+    share = number(len(result.rows) / len(file.records)) if file.records else number(None)
+    found = f"{number(len(result.rows), 0)} rows ({share})" if result.rows else "none"
     return Line(
-        verdict.check,
-        verdict.description,
+        result.check,
+        result.description,
         outcome,
         found,
-        list(_samples(file.records, file.table, verdict)),
-        max(0, len(verdict.rows) - SAMPLES),
+        list(_samples(file.records, file.table, result)),
+        max(0, len(result.rows) - SAMPLES),
     )
 
 
-def _samples(records: Sequence[Mapping[str, Any]], table: "pd.DataFrame", verdict: Verdict) -> Iterator[Sample]:
-    for row in verdict.rows[:SAMPLES]:
-        value: Any = table[verdict.column].iat[row] if verdict.column else ""
-        found = value if isinstance(value, str) else f"{verdict.column}: {number(float(value), 0)}"
+def _samples(records: Sequence[Mapping[str, Any]], table: "pd.DataFrame", result: CheckResult) -> Iterator[Sample]:
+    for row in result.rows[:SAMPLES]:
+        value: Any = table[result.column].iat[row] if result.column else ""
+        found = value if isinstance(value, str) else f"{result.column}: {number(float(value), 0)}"
         cut = f"{found[:LONGEST_TEXT]}… ({len(found):,} characters)" if len(found) > LONGEST_TEXT else found
         yield Sample(location_of(records[row]), str(table["split"].iat[row]), cut)
 
 
-def _of_kept(verdict: Verdict, warn: Sequence[str]) -> Line:
+def _of_kept(result: CheckResult, warn: Sequence[str]) -> Line:
     """Describe an expectation of all rows that are kept."""
-    outcome = "met" if verdict.success else "warns" if verdict.check in warn else "missed"
-    return Line(verdict.check, verdict.description, outcome, _as_text(verdict.observed), [], 0)
+    outcome = "met" if result.success else "warns" if result.check in warn else "missed"
+    return Line(result.check, result.description, outcome, _as_text(result.observed), [], 0)
 
 
-def _as_text(observed: Any) -> str:  # noqa: ANN401 (whatever an expectation judges)
+def _as_text(observed: Any) -> str:  # noqa: ANN401 (anything that an expectation observes)
     """Write a count, a share, or the values that a column has."""
     if isinstance(observed, Real):
         return number(float(observed), 0 if isinstance(observed, Integral) else 3)

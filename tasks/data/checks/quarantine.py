@@ -1,4 +1,4 @@
-"""From verdicts to what is kept, what is quarantined, and the figures and sentences about it."""
+"""From results to what is kept, what is quarantined, and the figures and sentences about it."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tasks.common.rounding import number
 from tasks.data.checks.schema import SPLITS, location_of
-from tasks.data.checks.suites import FOUND_IN, ROW_CHECKS, SHARES, Verdict
+from tasks.data.checks.suites import FOUND_IN, ROW_CHECKS, SHARES, CheckResult
 from tasks.data.records import Kind
 
 if TYPE_CHECKING:
@@ -51,13 +51,13 @@ def sort_rows(
     kind: Kind,
     records: Sequence[Mapping[str, Any]],
     table: "pd.DataFrame",
-    verdicts: Iterable[Verdict],
+    results: Iterable[CheckResult],
     warn: Iterable[str],
 ) -> Sorted:
     """Send each row with a finding to quarantine, unless the check only warns."""
     found = {check: np.zeros(len(records), dtype=bool) for check in ROW_CHECKS}
-    for verdict in verdicts:
-        found[verdict.check][verdict.rows] = True
+    for result in results:
+        found[result.check][result.rows] = True
     warned = set(warn)
     reasons = {check: flags for check, flags in found.items() if check not in warned}
     is_bad = np.zeros(len(records), dtype=bool)
@@ -77,7 +77,7 @@ def quarantine_lines(files: Iterable[Sorted]) -> Iterator[dict[str, Any]]:
             yield {"file": f"{file.kind}.jsonl", **place, "reasons": reasons, "found": found, "record": record}
 
 
-def figures(file: Sorted) -> dict[str, Any]:
+def file_metrics(file: Sorted) -> dict[str, Any]:
     """Counts by split and check, and token lengths of the kept rows; checks without findings are left out."""
     table, split = file.kept_table, file.table["split"]
     kept = Counter(table["split"])
@@ -93,7 +93,7 @@ def figures(file: Sorted) -> dict[str, Any]:
     }
 
 
-def warnings(file: Sorted, unmet: Mapping[str, Verdict], limits: Mapping[str, float]) -> Iterator[str]:
+def warnings(file: Sorted, unmet: Mapping[str, CheckResult], limits: Mapping[str, float]) -> Iterator[str]:
     """One sentence for everything found that removed no row.
 
     Args:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from great_expectations.data_context import EphemeralDataContext
     from great_expectations.expectations.expectation import Expectation
 
-# Checks that judge single rows; each is an error unless params.yaml lets it only warn.
+# Checks of single rows; each is an error unless params.yaml lets it only warn.
 ROW_CHECKS = (
     "schema",
     "empty",
@@ -49,7 +49,7 @@ FOUND_IN = {
     "lost_thinking": "lost_thinking",
     "personal_data": "personal_data",
 }
-# Checks that judge a file as a whole: not in `warn`, they stop the pipeline.
+# Checks of a file as a whole: not in `warn`, they stop the pipeline.
 FILE_CHECKS = ("length_bias",)
 # Checks with a largest share of rows, and the columns that hold 1 for a row that counts and 0 for one that does not.
 SHARES = {"length_bias": "longer_chosen", "personal_data": "holds_personal_data"}
@@ -62,7 +62,7 @@ NEEDED_SPLITS: dict[Kind, tuple[str, ...]] = {
 }
 
 
-class Verdict(NamedTuple):
+class CheckResult(NamedTuple):
     """What came of one expectation."""
 
     check: str
@@ -137,9 +137,9 @@ def data_context() -> "EphemeralDataContext":
     return gx.get_context(mode="ephemeral", project_config=config)
 
 
-def judge(
+def run_expectations(
     context: "EphemeralDataContext", name: str, table: "pd.DataFrame", expectations: Iterable["Expectation"]
-) -> list[Verdict]:
+) -> list[CheckResult]:
     """Hold a table against expectations, under a name of their own.
 
     Raises:
@@ -154,10 +154,10 @@ def judge(
     # The rows' numbers are all that is asked for: indexes of the table from 0.
     frame = table.reset_index(drop=True)
     outcome = definition.run(batch_parameters={"dataframe": frame}, result_format={"result_format": "COMPLETE"})
-    return [_verdict(name, result) for result in outcome.results]
+    return [_check_result(name, result) for result in outcome.results]
 
 
-def _verdict(name: str, result: "ExpectationValidationResult") -> Verdict:
+def _check_result(name: str, result: "ExpectationValidationResult") -> CheckResult:
     config = result.expectation_config
     assert config is not None and config.meta is not None
     check = config.meta["check"]
@@ -167,7 +167,7 @@ def _verdict(name: str, result: "ExpectationValidationResult") -> Verdict:
     columns = [config.kwargs["column"]] if "column" in config.kwargs else config.kwargs.get("column_list", [])
     column = columns[0] if columns and "observed_value" not in result.result else None
     observed = result.result.get("observed_value")
-    return Verdict(check, bool(result.success), rows, observed, config.description or check, column)
+    return CheckResult(check, bool(result.success), rows, observed, config.description or check, column)
 
 
 def _exception(info: Mapping[str, Any]) -> str | None:

@@ -1,4 +1,4 @@
-"""Plain columns for the suites to judge: one line a row, one column a finding or a figure.
+"""Plain columns for the suites to test: one line a row, one column a finding or a figure.
 
 A file is read twice: once for what stands in each row (look.py), and once for contamination, when all test prompts are
 known. Memory holds numbers and findings, never the texts of all rows.
