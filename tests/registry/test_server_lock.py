@@ -146,6 +146,7 @@ def test_a_line_that_another_checkout_overtook_is_to_be_taken_out(challenged, mo
     assert champion.rollback(params, "in earnest")["champion"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_of_two_checkouts_that_roll_back_at_once_one_does_twenty_times(challenged, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{challenged / 'mlflow.db'}")

@@ -336,6 +336,7 @@ def server(tmp_path, monkeypatch):
     stop()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # it starts twice, and on a busy machine takes a minute each time
 def test_a_real_server_that_is_stopped_and_started_again_gets_all_metrics(server, params, monkeypatch, caplog):
     start, stop, pause = server
