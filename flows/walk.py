@@ -88,8 +88,8 @@ def tell_what_can_be_fetched(graph: GraphStatus) -> None:
     elif isinstance(found, Exception):
         raise found
     elif found:
-        told = f"DVC's remote has {', '.join(found)}: trueline run --pull fetches instead of computing again"
-        sys.stderr.write(f"trueline: {told}\n")
+        message = f"DVC's remote has {', '.join(found)}: trueline run --pull fetches instead of computing again"
+        sys.stderr.write(f"trueline: {message}\n")
 
 
 def finish_unchanged() -> Result | None:

@@ -9,7 +9,7 @@ from tasks.settings.params import PARAMS_FILE, Params
 
 # They say how often and in how many processes, not what is computed: a checkpoint is good for others, too.
 CHANGE_NO_RESULT = frozenset({"launcher", "checkpoint_every", "max_checkpoints"})
-SAID = 3  # differences that are told one by one
+LISTED = 3  # differences that are listed one by one
 
 
 class Fingerprint(NamedTuple):
@@ -25,8 +25,8 @@ class Fingerprint(NamedTuple):
             for name in _differing(earlier.settings, self.settings)
         ]
         said += [f"{path} has changed" for path in _differing(earlier.contents, self.contents)]
-        others = f" (and {len(said) - SAID} more)" if len(said) > SAID else ""
-        return "; ".join(said[:SAID]) + others
+        others = f" (and {len(said) - LISTED} more)" if len(said) > LISTED else ""
+        return "; ".join(said[:LISTED]) + others
 
 
 def content_fingerprint(stage: str, params: Params, inputs: Sequence[Path]) -> Fingerprint:

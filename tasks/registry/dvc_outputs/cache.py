@@ -1,4 +1,4 @@
-"""What DVC's cache holds, hashed whenever it is used: a damaged object is brought back, or set aside and told of.
+"""What DVC's cache holds, hashed whenever it is used: a damaged object is brought back, or set aside and reported.
 
 DVC takes an object of mode 444 for whole without looking, hands it out, and keeps it when the stage that made it runs
 again; a damaged one of another mode it deletes with an error of its own.
@@ -163,10 +163,10 @@ def _need(repo: "Repo", names: Mapping[str, str], md5: str, what: str) -> None:
         aside = [_set_aside(repo, oid) for oid in damaged]
         _bring_back(repo, damaged)
         lost = [oid for oid, whole in _look(repo, damaged).items() if not whole]
-        told = named(what, [names[oid] for oid in lost or damaged])
+        shown = named(what, [names[oid] for oid in lost or damaged])
         if lost:
-            raise DamagedError(f"{told} is damaged in DVC's cache (what was there is {aside[0]} now): {_cure(md5)}")
-        logger.warning("%s was damaged in DVC's cache, and is whole again", told)
+            raise DamagedError(f"{shown} is damaged in DVC's cache (what was there is {aside[0]} now): {_cure(md5)}")
+        logger.warning("%s was damaged in DVC's cache, and is whole again", shown)
     if None in found.values():
         raise NotCachedError(f"DVC's cache lacks {md5} (wanted as {what})", how_to_fetch(repo))
 

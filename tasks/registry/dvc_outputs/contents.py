@@ -2,7 +2,7 @@
 
 DVC knows a file in the working folder by its size and time, and one that it took from its cache by the name that it had
 there. Here the bytes are read, once, where they enter or leave. A damaged file is replaced from a place that has it
-whole; where none has, it is told of, and DVC is made to look at it anew, so that the next run makes it again.
+whole; where none has, it is reported, and DVC is made to look at it anew, so that the next run makes it again.
 """
 
 import logging
@@ -142,10 +142,10 @@ def _check(repo: "Repo", output: "Output") -> None:
         for place in [path / name for name in changed or found.files]:
             with suppress(OSError):
                 os.utime(place)  # DVC looks again at what has another time
-        told, is_made = named(str(path), changed), path.as_posix() in recorded_outputs()
+        shown, is_made = named(str(path), changed), path.as_posix() in recorded_outputs()
         by_hand = "bring it back from where it came, or run again to take it as it is"
         cure = "run trueline run, which makes it again" if is_made else by_hand
-        raise DamagedError(f"{told} is damaged ({_said(believed, found.md5)}): {cure}") from error
+        raise DamagedError(f"{shown} is damaged ({_said(believed, found.md5)}): {cure}") from error
     logger.warning("%s was damaged, and is as the record says again", named(str(path), changed))
 
 
