@@ -313,6 +313,16 @@ def test_a_champion_of_another_base_is_scored_in_the_reward_models_tokens(run, p
         assert row["opponent"]["length"] == counted
 
 
+def test_prompts_too_long_for_the_champion_alone_are_its_limit(run, params, monkeypatch):
+    def restore(_md5, folder, what):
+        make_scratch(ROOT / EXAMPLE, params.base.scratch.model_copy(update={"context": 16}), 7, folder)
+
+    monkeypatch.setattr(stage, "materialise", restore)
+    write_opponent("champion", 3, "ab.dir")
+    with pytest.raises(InputError, match=r"^the champion, which the candidate is compared with: .* context is 16: "):
+        evaluate(params)
+
+
 def test_translated_answers_end_only_if_they_did(run, params):
     tokenizer = load_tokenizer(Path("models/sft"))
     prompts = choose_prompts(params)[:2]

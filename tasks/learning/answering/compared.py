@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from tasks.common.errors import InputError
 from tasks.common.files import MODELS
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import Prompt
@@ -63,7 +64,10 @@ def _champion_answers(
     folder: Path, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], params: Params
 ) -> Sampled:
     own = load_tokenizer(folder)
-    sampled = answer("opponent", load_policy(folder, params, trainable=False), own, prompts, params)
+    try:
+        sampled = answer("opponent", load_policy(folder, params, trainable=False), own, prompts, params)
+    except InputError as error:  # its context may be shorter than that of the models trained here
+        raise InputError(f"the champion, which the candidate is compared with: {error}") from None
     if own.get_vocab() == tokenizer.get_vocab():
         return sampled
     return in_tokens_of(tokenizer, sampled, prompts)  # it comes from another base model
