@@ -88,7 +88,7 @@ def pipeline(*, pull: bool = False) -> Result:
         pull: whether results that DVC's default remote has are fetched instead of being computed again.
 
     Raises:
-        InputError: something must be mended, or another flow runs in this checkout.
+        InputError: something must be fixed, or another flow runs in this checkout.
         StageError: a stage failed for a reason of its own.
     """
     clean_logs()  # here too: a scheduled run is a process that Prefect starts

@@ -57,7 +57,7 @@ def reproduce(stage: str) -> StageRun:
     Where the cache gives back what is not on record, and no place has it whole, the stage makes it again.
 
     Raises:
-        InputError: the stage says that its input must be mended.
+        InputError: the stage says that its input must be fixed.
         StageError: it failed for another reason.
     """
     run, was_restored = _reproduce(stage)

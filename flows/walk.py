@@ -52,7 +52,7 @@ class Walk:
         """Run a stage, or restore its outputs, where it is stale.
 
         Raises:
-            InputError: the stage says that its input must be mended, or the remote cannot be asked.
+            InputError: the stage says that its input must be fixed, or the remote cannot be asked.
             StageError: it failed for another reason.
         """
         if stage not in self._stale and self._has_written:
@@ -96,7 +96,7 @@ def finish_unchanged() -> Result | None:
     """Do all that the flow does where no stage is stale, without Prefect; None where one is.
 
     Raises:
-        InputError: something must be mended, or another flow runs in this checkout.
+        InputError: something must be fixed, or another flow runs in this checkout.
     """
     with one_flow_at_a_time():
         params, graph = preflight()

@@ -1,8 +1,8 @@
 """Reads data/validate and models/sft, writes models/held_out_reward, its metrics and its curve.
 
-The held-out reward model has another seed and learns from the pairs of the validation split, from which neither
-the reward model nor DPO learns from. What pleases the reward model and not this one is a weakness that was found, not
-a better answer (Gao et al. 2023, "Scaling laws for reward model overoptimization").
+It has another seed than the reward model and learns from the pairs of the validation split, from which neither the
+reward model nor DPO learns. An answer that only the reward model prefers exploits a weakness of it and
+is no better (Gao et al. 2023, "Scaling laws for reward model overoptimization").
 """
 
 from tasks.learning.reward_model.training import INPUTS, leave_untrained, train_reward_model
@@ -24,6 +24,7 @@ def held_out_reward(params: Params) -> None:
     if not params.rewards.use_model:
         leave_untrained("held_out_reward", tracking.run("held_out_reward", params, INPUTS))
         return
+    # The stage's first name stays in its seed: with another one the same settings would give another model.
     other = params.model_copy(update={"seed": seed_for(params.seed, "judge", 0) % 2**31})
     train_reward_model(
         "held_out_reward",

@@ -1,7 +1,7 @@
 """Reads data/validate and models/sft, writes models/reward, metrics/reward.json and curves/reward.csv.
 
 The reward model: the SFT model with a scalar head, trained so that chosen answers score higher than rejected ones. PPO
-learns from what it says.
+learns from its scores.
 """
 
 from tasks.learning.reward_model.training import INPUTS, leave_untrained, train_reward_model
