@@ -7,8 +7,9 @@ anything is trained.
 from tasks.common.files import VALIDATED
 from tasks.data.records import read_prompts
 from tasks.rewards.answered import Answered, answered
-from tasks.rewards.copies import GROUND_TRUTH, TRAINING, load_functions, write_copies, write_model_use
+from tasks.rewards.copies import GROUND_TRUTH, TRAINING
 from tasks.rewards.functions import FunctionReward
+from tasks.rewards.sources import load_functions, write_copies, write_model_use
 from tasks.settings.params import Params
 from tasks.stage import main
 

@@ -23,7 +23,8 @@ import yaml
 from tasks import stage as stage_module
 from tasks.common.files import METRICS, MODELS, PREPARED, REPORTS, STATE, VALIDATED
 from tasks.data.records import Demonstration, Message, write_records
-from tasks.rewards.copies import GROUND_TRUTH, TRAINING, write_copies
+from tasks.rewards.copies import GROUND_TRUTH, TRAINING
+from tasks.rewards.sources import write_copies
 from tasks.stage import last_failure, main
 from tests.conftest import write_workspace_records
 

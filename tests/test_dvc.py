@@ -36,6 +36,11 @@ OBSERVERS = (
 QUIET = os.environ | {"DVC_NO_ANALYTICS": "1"}
 # Read by its module beside it, not imported.
 DATA_FILES = {
+    "tasks.rewards.sources": [
+        path.relative_to(ROOT).as_posix()
+        for path in sorted((ROOT / "tasks/rewards/verifiers").glob("*.py"))
+        if path.name != "__init__.py"
+    ],
     "tasks.data.checks.pages": ["tasks/data/checks/data_docs.html.j2"],
     "tasks.evaluation.gate.report": ["tasks/evaluation/gate/report.html.j2"],
     "tasks.evaluation.llm_judge.comparisons": ["tasks/evaluation/llm_judge/comparison.txt.j2"],

@@ -24,7 +24,8 @@ from tasks.learning.answering.sampled import Sampled, in_tokens_of
 from tasks.learning.evaluation_points import EvaluationPoints
 from tasks.learning.models.loading import load_policy, new_reward_model, save_model
 from tasks.registry.mlflow_runs import tracking
-from tasks.rewards.copies import GROUND_TRUTH, TRAINING, write_copies
+from tasks.rewards.copies import GROUND_TRUTH, TRAINING
+from tasks.rewards.sources import write_copies
 from tasks.settings.params import LlmJudge, Rewards, load_params
 from tests.chat_server import chat_server, prefers
 from tests.conftest import EXAMPLE, ROOT, records_of

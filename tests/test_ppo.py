@@ -16,7 +16,8 @@ from tasks.data.records import Prompt, read_prompts, write_records
 from tasks.learning.models.loading import load_policy, load_reward, new_reward_model, normalise_scores, save_model
 from tasks.learning.ppo.trainer import PPOTrainer
 from tasks.ppo import MLFLOW_NAMES, drawn_prompts, ppo
-from tasks.rewards.copies import TRAINING, write_copies
+from tasks.rewards.copies import TRAINING
+from tasks.rewards.sources import write_copies
 
 SETTINGS = {
     "iterations": 4,

@@ -97,6 +97,14 @@ EDITS = [
         "ppo",
         changes=("data/reward_functions/training",),
     ),
+    Edit("a verifier that no reward uses", comment("tasks/rewards/verifiers/exact_match.py"), {"reward_functions"}),
+    Edit(
+        "a verifier that PPO learns from",
+        comment("tasks/rewards/verifiers/exact_match.py"),
+        {"reward_functions", "align", "evaluate"},
+        "ppo",
+        changes=("data/reward_functions/training",),
+    ),
     Edit(
         "a comment in the shared training loop",
         comment("tasks/learning/training/loop.py"),

@@ -1,9 +1,10 @@
 """What every reward is: a function from answers, and all that is known about their prompts, to one number an answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from tasks.common.errors import InputError, quoted
 from tasks.data.records import Message, Prompt
 
 
@@ -62,3 +63,46 @@ def answered(prompts: Sequence[Prompt], answers: Sequence[str], answer_ids: Sequ
         columns=[prompt.columns for prompt in prompts],
         ids=[prompt.id for prompt in prompts],
     )
+
+
+def score_by_key(
+    score: Callable[[str, Any], float],
+    answers: Sequence[str],
+    references: Sequence[Sequence[str]],
+    columns: Sequence[Mapping[str, Any]],
+    *,
+    column: str | None,
+    otherwise: float | None,
+) -> list[float]:
+    """Score each of n answers with its key: what a column of its row holds, or its references.
+
+    Args:
+        score: of an answer and its key.
+        answers: n texts.
+        references: n lists.
+        columns: n rows.
+        column: whose value is the key; None: the references are.
+        otherwise: the score of an answer without a key; None: there must be one.
+
+    Raises:
+        InputError: there is no key, and no score for such a row.
+    """
+
+    def scored(answer: str, known: Sequence[str], row: Mapping[str, Any]) -> float:
+        key = (list(known) or None) if column is None else row.get(column)
+        if key is not None:
+            return score(answer, key)
+        if otherwise is None:
+            lacks = "it has no reference answer" if column is None else f"its row has no {quoted(column)}"
+            raise InputError(
+                f"{lacks}; give it one, name an extra column that has it (option column), or a score for such rows "
+                "(option otherwise)"
+            )
+        return otherwise
+
+    return [scored(*each) for each in zip(answers, references, columns, strict=True)]
+
+
+def key_texts(key: Any) -> list[str]:  # noqa: ANN401 - whatever a row holds
+    """Give the texts of a key: one, or each of a list."""
+    return [str(each) for each in (key if isinstance(key, list) else [key])]

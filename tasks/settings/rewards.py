@@ -1,4 +1,4 @@
-"""What scores answers: the reward model, and functions in a user's files."""
+"""What scores answers: the reward model, verifiers that come with the project, and functions in a user's files."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,12 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from tasks.common.safe_text import quoted
-from tasks.settings.section import Section
+from tasks.settings.section import Options, Section
 
 # As the source of a reward it stands for the reward model.
 MODEL = "model"
+# Sources that stand for a function that comes with the project, in tasks/rewards/verifiers.
+VERIFIERS: tuple[str, ...] = ("exact_match",)
 # Names of other figures, which a reward may not have.
 RESERVED = ("reward", "held_out", "held_out_reward", "ground_truth", "kl", "length", "step")
 
@@ -19,22 +21,14 @@ class NamedReward(Section):
     """Something that scores answers, and the name under which its scores are reported."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
-    source: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]  # MODEL, or path.py:function
+    source: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]  # MODEL, one of VERIFIERS, or path.py:function
+    # Keyword arguments of the function; an entry of a list may leave them out.
+    options: Annotated[Options, Field(default_factory=dict)]
 
     @property
     def is_model(self) -> bool:
         """Whether it is the reward model trained on the preferences."""
         return self.source == MODEL
-
-    @property
-    def file(self) -> str:
-        """The path of a function's file."""
-        return self.source.rpartition(":")[0]
-
-    @property
-    def function(self) -> str:
-        """A function's name in its file."""
-        return self.source.rpartition(":")[2]
 
     @field_validator("name")
     @classmethod
@@ -43,10 +37,19 @@ class NamedReward(Section):
             raise ValueError(f"{name} already names another figure: choose another name")
         return name
 
+    @field_validator("source")
+    @classmethod
+    def _can_be_loaded(cls, source: str) -> str:
+        file, _, function = source.rpartition(":")
+        if source not in (MODEL, *VERIFIERS) and not (file.endswith(".py") and function.isidentifier()):
+            names = ", ".join((MODEL, *VERIFIERS))
+            raise ValueError(f"{quoted(source)} is none of {names}, nor path.py:function: change source")
+        return source
+
     @model_validator(mode="after")
-    def _names_a_function(self) -> "NamedReward":
-        if not self.is_model and not (self.file.endswith(".py") and self.function.isidentifier()):
-            raise ValueError(f"{quoted(self.source)} is neither {MODEL} nor path.py:function: change source")
+    def _a_function_has_options(self) -> "NamedReward":
+        if self.is_model and self.options:
+            raise ValueError(f"{MODEL} has no options, only functions do: remove them")
         return self
 
 
@@ -87,9 +90,8 @@ class Rewards(Section):
     @model_validator(mode="after")
     def _are_followed_by_dvc(self) -> "Rewards":
         code = Path(os.path.abspath(self.code))  # noqa: PTH100 - resolve() would follow links
-        for reward in (*self.training, *self.ground_truth):
-            if not reward.is_model and not Path(os.path.abspath(reward.file)).is_relative_to(code):  # noqa: PTH100
-                raise ValueError(
-                    f"{reward.file} does not lie in {self.code}, which DVC follows: move it, or change code"
-                )
+        for source in (reward.source for reward in (*self.training, *self.ground_truth)):
+            file = source.rpartition(":")[0]  # none of what is no user's file
+            if file and not Path(os.path.abspath(file)).is_relative_to(code):  # noqa: PTH100
+                raise ValueError(f"{file} does not lie in {self.code}, which DVC follows: move it, or change code")
         return self

@@ -22,7 +22,8 @@ from tasks.learning.models.loading import new_reward_model, normalise_scores, sa
 from tasks.learning.training.supervised import TrainingStep
 from tasks.ppo import ppo
 from tasks.reward import reward
-from tasks.rewards.copies import TRAINING, write_copies
+from tasks.rewards.copies import TRAINING
+from tasks.rewards.sources import write_copies
 from tasks.settings.params import Params
 from tasks.sft import sft
 from tests.conftest import ROOT, MakeParams, NotedRun

@@ -10,8 +10,9 @@ from tasks.common.files import VALIDATED, read_json
 from tasks.data.records import write_records
 from tasks.learning.ppo.rewards import prompts_on_disk
 from tasks.reward_functions import reward_functions
-from tasks.rewards.answered import answered
+from tasks.rewards.answered import Answered, answered
 from tasks.rewards.copies import GROUND_TRUTH, MODEL_USE, TRAINING, read_copies
+from tasks.rewards.sources import VERIFIERS_FOLDER
 from tests.conftest import MakeParams, records_of, write_workspace_records
 
 CODE = """
@@ -50,6 +51,14 @@ def test_the_copies_are_the_functions_under_their_names(make_params: MakeParams)
     assert (known.name, known.arguments) == ("known", ("answers", "references"))
     assert Path(TRAINING, "brevity.py").read_text() == CODE
     assert read_json(MODEL_USE) == {"reward_model": True}
+
+
+def test_the_copy_of_a_verifier_has_its_options(make_params: MakeParams):
+    right = {"name": "right", "source": "exact_match", "options": {"partial": True}, "weight": 1.0}
+    run(make_params, right)
+    [found] = read_copies(TRAINING)
+    assert Path(TRAINING, "right.py").read_bytes() == (VERIFIERS_FOLDER / "exact_match.py").read_bytes()
+    assert found(Answered([[]], ["so be it"], [[]], [["be it"]], [{}])) == [2 * 2 / 5]  # F1 of 3 words and 2
 
 
 def test_what_is_not_learned_from_changes_nothing_that_is(make_params: MakeParams):

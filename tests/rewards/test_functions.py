@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,15 +25,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
 
 
-def reward(code: str | bytes) -> FunctionReward:
+def reward(code: str | bytes, **options: Any) -> FunctionReward:
     path = Path("mine.py")
     path.write_bytes(code if isinstance(code, bytes) else code.encode())
-    return FunctionReward("mine", path, "score", "mine.py:score")
+    return FunctionReward("mine", path, "score", "mine.py:score", options)
 
 
-def complaint(code: str | bytes, answered: Answered | None = None) -> str:
+def complaint(code: str | bytes, answered: Answered | None = None, **options: Any) -> str:
     with pytest.raises(InputError) as refused:
-        loaded = reward(code)
+        loaded = reward(code, **options)
         if answered is not None:
             loaded(answered)
     return str(refused.value)
@@ -109,17 +110,64 @@ def test_two_functions_of_one_name_are_two():
         ("async def score(answers): return []", "is asynchronous"),
         ("def score(): return []", "asks for nothing"),
         (
-            "def score(answers, reference=None): return []",
-            "asks for reference, but a reward is given by name: prompts, ",
+            "def score(answers, reference): return []",
+            "asks for reference, which is not among its options, but a reward",
         ),
-        ("def score(answers, /): return []", "asks for answers, but a reward is given by name"),
-        ("def score(*answers): return []", "asks for answers, but a reward is given by name"),
+        ("def score(answers, /): return []", "asks for answers, which is not among its options, but a reward is given"),
+        (
+            "def score(*answers): return []",
+            "asks for answers, which is not among its options, but a reward is given by",
+        ),
+        ("def score(limit=3): return []", "asks for nothing, but a reward is given by name: prompts, "),
     ],
 )
 def test_what_cannot_be_loaded_is_told_with_its_cure(code: str | bytes, said: str):
     text = complaint(code)
     assert text.startswith("mine.py:score ")
     assert said in text
+
+
+@pytest.mark.parametrize(
+    "parameters", ["answers, limit", "answers, limit=9", "answers, *, limit: int", "limit, answers", "answers, **rest"]
+)
+def test_options_are_keyword_arguments(parameters: str):
+    limit = "rest['limit']" if "rest" in parameters else "limit"
+    assert reward(f"def score({parameters}): return [{limit}] * 2", limit=3)(ANSWERED) == [3, 3]
+
+
+def test_options_are_the_same_at_every_call():
+    emptying = reward("def score(answers, words): return [words.pop(), words.pop()]", words=[1.0, 2.0])
+    assert emptying(ANSWERED) == emptying(ANSWERED) == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "options", "said"),
+    [
+        ("answers", {"limit": 3}, "has no option 'limit', but none: correct it in params.yaml"),
+        ("answers, limit, words=()", {"limits": 3, "limit": 1}, "has no option 'limits', but limit, words: correct it"),
+        ("answers, **rest", {"answers": []}, "has answers as an option, but every reward is given that: rename"),
+        (
+            "answers, limit: int",
+            {"limit": "3"},
+            "the option limit is '3', but Input should be a valid integer: correct",
+        ),
+        ("answers, limit: int | None", {"limit": 1.5}, "the option limit is 1.5, but "),
+        ("answers, words: list[str]", {"words": ["a", 1]}, "the option words is ['a', 1], but "),
+    ],
+)
+def test_wrong_options_are_refused(parameters: str, options: dict[str, Any], said: str):
+    assert said in complaint(f"def score({parameters}): return []", **options)
+
+
+def test_an_error_of_its_own_for_the_user_is_that_sentence_with_the_row():
+    code = (
+        "from tasks.common.errors import InputError\n"
+        "def score(answers, references):\n"
+        "    if not all(references): raise InputError('its row has no reference; give it one')\n"
+    )
+    assert complaint(code, ANSWERED) == (
+        "mine.py:score cannot score the answer of prompt p2 ('bbb'): its row has no reference; give it one"
+    )
 
 
 def test_a_missing_file_is_told():
