@@ -12,7 +12,7 @@ from tasks.settings.section import Options, Section
 # As the source of a reward it stands for the reward model.
 MODEL = "model"
 # Sources that stand for a function that comes with the project, in tasks/rewards/verifiers.
-VERIFIERS: tuple[str, ...] = ("exact_match",)
+VERIFIERS: tuple[str, ...] = ("exact_match", "numeric_answer")
 # Names of other figures, which a reward may not have.
 RESERVED = ("reward", "held_out", "held_out_reward", "ground_truth", "kl", "length", "step")
 

@@ -1,5 +1,7 @@
 """What a verifier gives one answer, called as the stages call it."""
 
+import json
+from functools import cache
 from typing import Any
 
 from tasks.data.records import Message
@@ -17,7 +19,15 @@ def scored(
     ids: list[int] | None = None,
     **options: Any,
 ) -> float:
-    verifier = FunctionReward(name, VERIFIERS_FOLDER / f"{name}.py", name, name, options)
     asked = [[Message(role="user", content=prompt)]]
-    [score] = verifier(Answered(asked, [answer], [ids or []], [list(references)], [row or {}], ["p1"]))
+    [score] = verifier(name, **options)(Answered(asked, [answer], [ids or []], [list(references)], [row or {}], ["p1"]))
     return score
+
+
+def verifier(name: str, **options: Any) -> FunctionReward:
+    return _loaded(name, json.dumps(options))  # once: one that has a process of its own starts it once
+
+
+@cache
+def _loaded(name: str, options: str) -> FunctionReward:
+    return FunctionReward(name, VERIFIERS_FOLDER / f"{name}.py", name, name, json.loads(options))
