@@ -138,7 +138,7 @@ def answers(job: Job, clock: Clock) -> None:
     """Sampling."""
     params = prepared(job)
     policy, tokenizer = load_policy(job.folder, params, trainable=False), load_tokenizer(job.folder)
-    prompts, slots = Texts(SIZES[job.size], seed=3).prompts(job.answers), params.runtime.max_concurrent_sequences
+    prompts, sequences = Texts(SIZES[job.size], seed=3).prompts(job.answers), params.runtime.max_concurrent_sequences
     for step in range(job.all_steps):
         found = generate(
             policy,
@@ -147,7 +147,7 @@ def answers(job: Job, clock: Clock) -> None:
             max_new_tokens=job.longest,
             temperature=1.0,
             seed=step,
-            max_concurrent_sequences=slots,
+            max_concurrent_sequences=sequences,
         )
         clock.record(answers=len(found), tokens=sum(len(response.row.completion) for response in found))
 

@@ -101,8 +101,8 @@ def _prepare_kind(
     aside: Counter[str] = Counter()  # rows by the reason to leave them out
     shaped = _set_aside(_counted(rows, read, lambda row: row.source), kind, excluded, aside, left_out)
     left = _decided(_left(shaped, kind, excluded, counts), kind, counts, aside, left_out)
-    kept = left if source.limit is None else choose(left, source.limit)
-    records = _records(_counted(kept, counts, lambda _: "rows_kept"), kind, settings.split)
+    chosen = left if source.limit is None else choose(left, source.limit)
+    records = _records(_counted(chosen, counts, lambda _: "rows_kept"), kind, settings.split)
     write_records(folder, kind, _counted(records, counts, lambda record: record.split))
     _report(kind, source, tally, aside)
     _check_splits(counts, kind, settings, aside.total())
@@ -216,9 +216,9 @@ def _merged_prompt(group: Iterator[Mapping[str, Any]]) -> Iterator[ShapedRow]:
     if not differing:
         yield merged
         return
-    said = f"rows of one prompt differ in {', '.join(sorted(differing))}"
+    detail = f"rows of one prompt differ in {', '.join(sorted(differing))}"
     for source, row in rows:
-        yield merged._replace(source=source, row=row, left=Left(DIFFERENT_COLUMNS, said))
+        yield merged._replace(source=source, row=row, left=Left(DIFFERENT_COLUMNS, detail))
 
 
 def _prompts_by_key(rows: Iterable[ShapedRow]) -> Iterator[tuple[bytes, dict[str, Any]]]:
@@ -291,8 +291,8 @@ def _decided(
         if shaped.tied:
             aside[TIE] += len(votes) or 1
             row = {"file": "preferences.jsonl", "source": shaped.source, "row": shaped.row, "reason": TIE}
-            said = "neither answer has most votes" if votes else "its label prefers neither answer"
-            line = {**row, "said": said, **({"votes": votes} if votes else {})}
+            detail = "neither answer has most votes" if votes else "its label prefers neither answer"
+            line = {**row, "detail": detail, **({"votes": votes} if votes else {})}
             left_out.write(json.dumps(line, ensure_ascii=False) + "\n")
             continue
         if votes:
@@ -344,7 +344,7 @@ def _check_splits(counts: Counter[str], kind: Kind, settings: Prepare, aside: in
             f"the {counts['excluded']} that {settings.exclude} excludes": counts["excluded"],
             f"the {aside} rows that are left out by what they say": aside,
         }
-        without = " and ".join(said for said, rows in left.items() if rows)
+        without = " and ".join(words for words, rows in left.items() if rows)
         gone = f", without {without}," if without else ""
         raise InputError(
             f"{source}: its {records} {kind}{gone} leave nothing for {' and '.join(empty)}: about {needed} "

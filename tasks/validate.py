@@ -21,9 +21,9 @@ from tasks.data.checks.suites import (
     ROW_CHECKS,
     CheckResult,
     data_context,
-    kept_suite,
     row_suite,
     run_expectations,
+    valid_suite,
 )
 from tasks.data.checks.tables import tables
 from tasks.data.encoding.context import context_described, context_of
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 def validate(params: Params) -> None:
-    """Check the prepared rows, and keep the good ones.
+    """Check the prepared rows, and pass the valid ones on.
 
     Raises:
         InputError: an unknown check in `warn`; max_tokens over the model's context; a row that the chat template
@@ -59,16 +59,16 @@ def validate(params: Params) -> None:
     for kind, table in looked_at.items():
         results = run_expectations(context, kind, table, row_suite(kind, longest[kind]))
         file = sort_rows(kind, prepared[kind], table, results, settings.warn)
-        examined.append(Examined(file, results, _of_kept(context, file, settings)))
+        examined.append(Examined(file, results, _of_valid(context, file, settings)))
     _write_docs(examined, settings)
     files = [each.file for each in examined]
-    unmet = {each.file.kind: {one.check: one for one in each.of_kept if not one.success} for each in examined}
-    _stop_if_unfit(files, unmet, settings)
-    said = [sentence for file in files for sentence in warnings(file, unmet[file.kind], _limits(settings))]
-    for sentence in said:
+    unmet = {each.file.kind: {one.check: one for one in each.of_valid if not one.success} for each in examined}
+    _stop_if_unmet(files, unmet, settings)
+    sentences = [sentence for file in files for sentence in warnings(file, unmet[file.kind], _limits(settings))]
+    for sentence in sentences:
         logger.warning(sentence)
     _write(files)
-    write_json(METRICS / "validate.json", {**{file.kind: file_metrics(file) for file in files}, "warnings": said})
+    write_json(METRICS / "validate.json", {**{file.kind: file_metrics(file) for file in files}, "warnings": sentences})
 
 
 def _longest(settings: Validate, base: Path) -> dict[Kind, int]:
@@ -104,13 +104,13 @@ def _limits(settings: Validate) -> dict[str, float]:
     return {"length_bias": settings.max_length_bias, "personal_data": settings.max_personal_data}
 
 
-def _of_kept(context: "EphemeralDataContext", file: Sorted, settings: Validate) -> list[CheckResult]:
-    """What comes of the expectations of the kept rows."""
+def _of_valid(context: "EphemeralDataContext", file: Sorted, settings: Validate) -> list[CheckResult]:
+    """What comes of the expectations of the valid rows."""
     # 1e-9: 0.29 * 100 is 28.999999999999996, but 29 rows may go.
-    rows, kept = len(file.records), file.kept_table
+    rows, valid = len(file.records), file.valid_table
     fewest = rows - int(settings.max_quarantined * rows + 1e-9)
-    suite = kept_suite(file.kind, kept, fewest, settings.min_rows, _limits(settings))
-    return run_expectations(context, f"{file.kind}-kept", kept, suite)
+    suite = valid_suite(file.kind, valid, fewest, settings.min_rows, _limits(settings))
+    return run_expectations(context, f"{file.kind}-valid", valid, suite)
 
 
 def _write_docs(examined: Sequence[Examined], settings: Validate) -> None:
@@ -119,7 +119,7 @@ def _write_docs(examined: Sequence[Examined], settings: Validate) -> None:
         (folder / "index.html").write_text(render(examined, settings.warn), encoding="utf-8")
 
 
-def _stop_if_unfit(
+def _stop_if_unmet(
     files: Iterable[Sorted], unmet: Mapping[Kind, Mapping[str, CheckResult]], settings: Validate
 ) -> None:
     files = list(files)
@@ -132,8 +132,8 @@ def _stop_if_unfit(
 
 
 def _complaints(file: Sorted, settings: Validate) -> dict[str, str]:
-    """What to say where an expectation of the kept rows fails, by its check, the most telling first."""
-    total, table = len(file.records), file.kept_table
+    """What to say where an expectation of the valid rows fails, by its check, the most telling first."""
+    total, table = len(file.records), file.valid_table
     empty = [split for split in NEEDED_SPLITS[file.kind] if split not in set(table["split"])]
     return {
         "max_quarantined": f"{file.quarantined} of {total} rows are bad, more than the share validate.max_quarantined "
@@ -150,7 +150,7 @@ def _write(files: Iterable[Sorted]) -> None:
     files = list(files)
     with replacing(VALIDATED) as folder:
         for file in files:
-            write_jsonl(folder / f"{file.kind}.jsonl", file.kept)
+            write_jsonl(folder / f"{file.kind}.jsonl", file.valid)
         write_jsonl(folder / "quarantine.jsonl", quarantine_lines(files))
 
 

@@ -168,7 +168,7 @@ def test_a_prompt_whose_rows_differ_in_a_column_is_left_out_with_all_its_rows(fi
     assert not any(row in (1, 31, 32) for _, row in found)
     assert figures()["left_out"] == {"different_columns": 3}
     lines = [json.loads(line) for line in (PREPARED / LEFT_OUT).read_text().splitlines()]
-    assert [(line["file"], line["row"], line["reason"], line["said"]) for line in lines] == [
+    assert [(line["file"], line["row"], line["reason"], line["detail"]) for line in lines] == [
         ("prompts.jsonl", row, "different_columns", "rows of one prompt differ in answer") for row in (1, 31, 32)
     ]
 

@@ -36,8 +36,8 @@ def test_rows_that_speak_against_themselves_are_left_out_counted_and_written_dow
     assert metrics()["preferences"]["records"] == 60
     assert metrics()["prompts"]["left_out"] == {}
     assert left_out()[19:] == [
-        {"file": file, "source": source, "row": row, "reason": reason, "said": said}
-        for file, source, row, reason, said in (
+        {"file": file, "source": source, "row": row, "reason": reason, "detail": detail}
+        for file, source, row, reason, detail in (
             ("demonstrations.jsonl", "d.jsonl", 58, "label", "its label says that the answer is bad"),
             ("preferences.jsonl", "p.jsonl", 61, "scores", "score_chosen is 1 and score_rejected 2"),
             ("preferences.jsonl", "p.jsonl", 62, "equal_scores", "score_chosen is 2 and score_rejected 2"),

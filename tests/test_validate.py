@@ -195,7 +195,7 @@ def test_extra_columns_pass_as_they_are(place):
 
 def test_counts_by_file_split_and_check_are_in_the_metrics(planted):
     metrics = json.loads((planted / "metrics/validate.json").read_text())["demonstrations"]
-    assert metrics["rows"] == metrics["kept"] + metrics["quarantined"] == 30 + 14
+    assert metrics["rows"] == metrics["valid"] + metrics["quarantined"] == 30 + 14
     assert metrics["findings"]["encoding"] == {"train": 4}
     assert metrics["splits"] == {"train": 20, "validation": 5, "test": 5}
 

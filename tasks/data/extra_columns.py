@@ -13,7 +13,7 @@ MOST_BITS = 64  # of a whole number
 
 
 def columns_fault(columns: Mapping[str, object]) -> str | None:
-    """Find the first reason why extra columns cannot be recorded, said after a name; None where there is none."""
+    """Find the first reason why extra columns cannot be recorded, with the column's name; None where there is none."""
     for name, value in columns.items():
         if fault := _value_fault(value):
             return f"{name} {fault}"

@@ -34,11 +34,11 @@ class Demonstration(NamedTuple):
 
 
 class Vote(TypedDict):
-    """What one row says of a pair that several annotators have judged."""
+    """What one row says of a pair that several annotators have compared."""
 
     annotator: str
     choice: Literal["chosen", "rejected", "tie"]
-    counted: bool  # each annotator has one vote: not said before, and not taken back by another
+    counted: bool  # each annotator has one vote: no repetition, and not taken back by another
     id: str  # that the row alone would have
     source: str
     row: int

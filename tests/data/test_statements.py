@@ -118,7 +118,7 @@ def test_other_numbers_say_nothing(fields):
 
 def test_the_reason_is_told_with_its_values():
     left = reason_to_leave_out({"score_chosen": 1.5, "score_rejected": 3}, "preferences")
-    assert left is not None and left.said == "score_chosen is 1.5 and score_rejected 3"
+    assert left is not None and left.detail == "score_chosen is 1.5 and score_rejected 3"
 
 
 @pytest.mark.parametrize("name", ["history", "tools", "image", "images", "audio", "audios", "video", "videos"])

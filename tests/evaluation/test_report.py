@@ -32,7 +32,7 @@ HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)> & \"quoted\""
 VALIDATION: dict[str, Any] = {
     "preferences": {
         "rows": 50,
-        "kept": 47,
+        "valid": 47,
         "quarantined": 3,
         "splits": {"train": 37, "validation": 5, "test": 5},
         "findings": {"length": {"train": 2, "test": 1}},

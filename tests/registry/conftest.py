@@ -77,7 +77,7 @@ stage()
 
 FIGURES = {
     "prepare": {"demonstrations": {"rows_read": 30, "sources": {"rows.jsonl": {"rows": 30, "sha256": "c0ffee"}}}},
-    "validate": {"demonstrations": {"kept": 28, "quarantined": 2}},
+    "validate": {"demonstrations": {"valid": 28, "quarantined": 2}},
     "sft": {"loss": 0.5},
     "evaluate": {"win_rate": {"vs_opponent": {"value": 0.7}}},
     "gate": {"decision": "promote", "reasons": ["All is well."], "checks": [{"name": "kl", "figure": 1.0}]},

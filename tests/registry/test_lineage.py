@@ -135,7 +135,7 @@ def test_why_names_everything_that_made_a_version(tracked, params, name):
     assert told["base"]["md5"] == stages.output_hash("base", Path("models/base"))
     assert told["data"]["md5"] == stages.output_hash("validate", Path("data/validate"))
     assert told["data"]["prepare"] == FIGURES["prepare"]
-    assert told["data"]["validate"] == {"demonstrations": {"kept": 28, "quarantined": 2}}
+    assert told["data"]["validate"] == {"demonstrations": {"valid": 28, "quarantined": 2}}
     assert told["gate"]["decision"] == "promote"
     assert told["gate"]["checks"] == [{"name": "kl", "figure": 1.0}]
     assert told["opponent"]["name"] == "sft"

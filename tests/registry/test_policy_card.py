@@ -43,7 +43,7 @@ RECORD: dict[str, Any] = {
         "validate": {
             "demonstrations": {
                 "rows": 110,
-                "kept": 103,
+                "valid": 103,
                 "quarantined": 7,
                 "splits": {"train": 80, "validation": 12, "test": 11},
                 "findings": {"contamination": {"train": 7}},

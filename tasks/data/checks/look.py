@@ -56,12 +56,12 @@ def look(kind: Kind, lines: Lines, tokenizer: "PreTrainedTokenizerBase") -> Look
         splits.append(SPLITS.index(row.split) if row.split in SPLITS else -1)
         for column, key in zip(keys, key_of(kind, row), strict=True):
             column.extend(key)
-        for name, said in found.items():
-            if said:
-                findings[name][number] = said
+        for name, finding in found.items():
+            if finding:
+                findings[name][number] = finding
         for name, value in (_sizes(kind, row) | _figures(kind, lengths)).items():
             figures[name].append(math.nan if value is None else value)
-        if kind == "preferences" and (same := _said_twice(row)) is not None:
+        if kind == "preferences" and (same := _same_answer(row)) is not None:
             equal[number] = same
     return Looked(
         np.array(is_sound, dtype=bool),
@@ -82,12 +82,12 @@ def _measured(kind: Kind, lines: Lines, tokenizer: "PreTrainedTokenizerBase") ->
 
 
 def _found(row: Row, pattern: Pattern[str]) -> dict[str, str | None]:
-    said = list(texts(row.record))
+    written = list(texts(row.record))
     return {
         "schema": row.fault,
-        "encoding": next(filter(None, map(encoding_damage, said)), None),
-        "control_tokens": next(filter(None, (control_tokens(pattern, text) for text in said)), None),
-        "personal_data": next(filter(None, map(personal_data, said)), None),
+        "encoding": next(filter(None, map(encoding_damage, written)), None),
+        "control_tokens": next(filter(None, (control_tokens(pattern, text) for text in written)), None),
+        "personal_data": next(filter(None, map(personal_data, written)), None),
     }
 
 
@@ -121,13 +121,13 @@ def _sizes(kind: Kind, row: Row) -> Figures:
 def _size(row: Row, field: str) -> int | None:
     """Characters in the emptiest text of a field, white space around it aside; None where there is none to test."""
     if field == "prompt":  # a blank system message is a common way to have none
-        said = [message["content"] for message in row.prompt if message["role"] != "system"]
+        field_texts = [message["content"] for message in row.prompt if message["role"] != "system"]
     else:
-        said = row.record[field] if field == "references" else [row.record[field]]
-    return min((len(text.strip()) for text in said), default=None)
+        field_texts = row.record[field] if field == "references" else [row.record[field]]
+    return min((len(text.strip()) for text in field_texts), default=None)
 
 
-def _said_twice(pair: Row) -> str | None:
+def _same_answer(pair: Row) -> str | None:
     """What both answers say, without what no reader sees; None where they differ."""
     if pair.fault:
         return None

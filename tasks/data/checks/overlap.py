@@ -42,11 +42,11 @@ def key_of(kind: Kind, row: Row) -> Key:
         return Key(NOTHING, NOTHING, NOTHING)
     prompt = _tidied(row.prompt)
     first = next(index for index, message in enumerate(row.prompt) if message["role"] == "user")
-    said = [tidy(row.record[name]) for name in ANSWERS[kind]] or [tidy(text) for text in row.record["references"]]
-    is_pair = kind == "preferences" and said[0] != said[1]
+    answers = [tidy(row.record[name]) for name in ANSWERS[kind]] or [tidy(text) for text in row.record["references"]]
+    is_pair = kind == "preferences" and answers[0] != answers[1]
     return Key(
-        content=_digest(kind, prompt, said),
-        swapped=_digest(kind, prompt, said[::-1]) if is_pair else NOTHING,
+        content=_digest(kind, prompt, answers),
+        swapped=_digest(kind, prompt, answers[::-1]) if is_pair else NOTHING,
         opening=_digest(prompt[: first + 1]),
     )
 

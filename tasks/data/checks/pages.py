@@ -30,7 +30,7 @@ class Examined(NamedTuple):
 
     file: Sorted
     of_rows: Sequence[CheckResult]
-    of_kept: Sequence[CheckResult]
+    of_valid: Sequence[CheckResult]
 
 
 class Sample(NamedTuple):
@@ -56,9 +56,9 @@ class Section(NamedTuple):
     """One file."""
 
     name: str
-    counts: list[str]  # rows, kept, in quarantine, and the kept ones by split
+    counts: list[str]  # rows, valid, in quarantine, and the valid ones by split
     of_rows: list[Line]
-    of_kept: list[Line]
+    of_valid: list[Line]
 
 
 def render(examined: Iterable[Examined], warn: Sequence[str]) -> str:
@@ -83,13 +83,13 @@ def render(examined: Iterable[Examined], warn: Sequence[str]) -> str:
 
 def _section(examined: Examined, warn: Sequence[str]) -> Section:
     file = examined.file
-    splits = file.kept_table["split"]
+    splits = file.valid_table["split"]
     counts = [len(file.records), len(splits), file.quarantined, *(int((splits == split).sum()) for split in SPLITS)]
     return Section(
         file.kind,
         [number(count, 0) for count in counts],
         [_of_rows(file, result, warn) for result in examined.of_rows],
-        [_of_kept(result, warn) for result in examined.of_kept],
+        [_of_valid(result, warn) for result in examined.of_valid],
     )
 
 
@@ -112,12 +112,12 @@ def _samples(records: Sequence[Mapping[str, Any]], table: "pd.DataFrame", result
     for row in result.rows[:SAMPLES]:
         value: Any = table[result.column].iat[row] if result.column else ""
         found = value if isinstance(value, str) else f"{result.column}: {number(float(value), 0)}"
-        cut = f"{found[:LONGEST_TEXT]}… ({len(found):,} characters)" if len(found) > LONGEST_TEXT else found
-        yield Sample(location_of(records[row]), str(table["split"].iat[row]), cut)
+        shortened = f"{found[:LONGEST_TEXT]}… ({len(found):,} characters)" if len(found) > LONGEST_TEXT else found
+        yield Sample(location_of(records[row]), str(table["split"].iat[row]), shortened)
 
 
-def _of_kept(result: CheckResult, warn: Sequence[str]) -> Line:
-    """Describe an expectation of all rows that are kept."""
+def _of_valid(result: CheckResult, warn: Sequence[str]) -> Line:
+    """Describe an expectation of all valid rows."""
     outcome = "met" if result.success else "warns" if result.check in warn else "missed"
     return Line(result.check, result.description, outcome, _as_text(result.observed), [], 0)
 

@@ -1,4 +1,4 @@
-"""From results to what is kept, what is quarantined, and the figures and sentences about it."""
+"""From results to valid rows, quarantined rows, and the figures and sentences about it."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,35 +16,35 @@ from tasks.data.records import Kind
 if TYPE_CHECKING:
     import pandas as pd
 
-# What is checked and counted of the rows that are kept.
-_KEPT_COLUMNS = ("split", "training", "tokens", *SHARES.values())
-Marks = dict[str, npt.NDArray[np.bool_]]  # by check: (N,) True for the rows in which it found something
+# What is checked and counted of the valid rows.
+_VALID_COLUMNS = ("split", "training", "tokens", *SHARES.values())
+Flags = dict[str, npt.NDArray[np.bool_]]  # by check: (N,) True for the rows in which it found something
 
 
 class Sorted(NamedTuple):
-    """The N rows of a file, sorted into kept and quarantined."""
+    """The N rows of a file, sorted into valid and quarantined."""
 
     kind: Kind
     records: Sequence[Mapping[str, Any]]
     table: "pd.DataFrame"  # one line a row, as tables() makes it
-    found: Marks  # of all ROW_CHECKS, in their order
-    reasons: Marks  # those of them that send a row to quarantine
-    is_kept: npt.NDArray[np.bool_]  # (N,)
+    found: Flags  # of all ROW_CHECKS, in their order
+    reasons: Flags  # those of them that send a row to quarantine
+    is_valid: npt.NDArray[np.bool_]  # (N,)
 
     @property
-    def kept(self) -> Iterator[Mapping[str, Any]]:
+    def valid(self) -> Iterator[Mapping[str, Any]]:
         """The records that later stages read."""
-        return compress(self.records, self.is_kept)
+        return compress(self.records, self.is_valid)
 
     @property
-    def kept_table(self) -> "pd.DataFrame":
-        """What is to be known of the kept rows."""
-        return self.table.loc[self.is_kept, [name for name in _KEPT_COLUMNS if name in self.table]]
+    def valid_table(self) -> "pd.DataFrame":
+        """What is to be known of the valid rows."""
+        return self.table.loc[self.is_valid, [name for name in _VALID_COLUMNS if name in self.table]]
 
     @property
     def quarantined(self) -> int:
         """The number of rows in quarantine."""
-        return int((~self.is_kept).sum())
+        return int((~self.is_valid).sum())
 
 
 def sort_rows(
@@ -69,7 +69,7 @@ def sort_rows(
 def quarantine_lines(files: Iterable[Sorted]) -> Iterator[dict[str, Any]]:
     """The lines of the quarantine: where each row came from, why it is there, what was found, and the row itself."""
     for file in files:
-        for index in np.flatnonzero(~file.is_kept).tolist():
+        for index in np.flatnonzero(~file.is_valid).tolist():
             record = file.records[index]
             place = {field: record.get(field) for field in ("id", "source", "row")}
             reasons = [check for check, flags in file.reasons.items() if flags[index]]
@@ -78,15 +78,15 @@ def quarantine_lines(files: Iterable[Sorted]) -> Iterator[dict[str, Any]]:
 
 
 def file_metrics(file: Sorted) -> dict[str, Any]:
-    """Counts by split and check, and token lengths of the kept rows; checks without findings are left out."""
-    table, split = file.kept_table, file.table["split"]
-    kept = Counter(table["split"])
+    """Counts by split and check, and token lengths of the valid rows; checks without findings are left out."""
+    table, split = file.valid_table, file.table["split"]
+    by_split = Counter(table["split"])
     findings = {check: Counter(split[flags]) for check, flags in file.found.items()}
     return {
         "rows": len(split),
-        "kept": len(table),
+        "valid": len(table),
         "quarantined": file.quarantined,
-        "splits": {split: kept[split] for split in SPLITS},
+        "splits": {split: by_split[split] for split in SPLITS},
         "findings": {check: dict(sorted(counts.items())) for check, counts in findings.items() if counts},
         "tokens": _statistics(table["tokens"]),
         **({"longer_chosen": _mean(table["longer_chosen"])} if file.kind == "preferences" else {}),
@@ -98,7 +98,7 @@ def warnings(file: Sorted, unmet: Mapping[str, CheckResult], limits: Mapping[str
 
     Args:
         file: the sorted rows.
-        unmet: the expectations of the kept rows that fail, by their check.
+        unmet: the expectations of the valid rows that fail, by their check.
         limits: the largest shares, by their check.
     """
     for check, flags in file.found.items():
@@ -115,9 +115,9 @@ def warnings(file: Sorted, unmet: Mapping[str, CheckResult], limits: Mapping[str
 
 def summary(file: Sorted) -> str:
     """Counts by reason and the first quarantined row, as a part of a sentence."""
-    if file.is_kept.all():
+    if file.is_valid.all():
         return "none of them quarantined"
-    first = file.records[int(file.is_kept.argmin())]
+    first = file.records[int(file.is_valid.argmin())]
     named = ", ".join(f"{check} {flags.sum()}" for check, flags in file.reasons.items() if flags.any())
     return f"{file.quarantined} quarantined: {named}; first {location_of(first)}"
 

@@ -1,4 +1,4 @@
-"""The Great Expectations suites: what is expected of every row, and of the rows that are kept.
+"""The Great Expectations suites: what is expected of every row, and of the valid rows.
 
 A suite's expectations carry the name of their check in `meta`; the data docs (pages.py) print their descriptions.
 """
@@ -78,15 +78,15 @@ def row_suite(kind: Kind, max_tokens: int) -> list["Expectation"]:
     return [*_sound_texts(kind), *_fresh_rows(kind), *_within_length(kind, max_tokens)]
 
 
-def kept_suite(
-    kind: Kind, table: "pd.DataFrame", min_kept: int, min_training: int, limits: dict[str, float]
+def valid_suite(
+    kind: Kind, table: "pd.DataFrame", min_valid: int, min_training: int, limits: dict[str, float]
 ) -> list["Expectation"]:
-    """What is expected of the rows that are kept: enough of them, in every split, without a slant.
+    """What is expected of the valid rows: enough of them, in every split, without a slant.
 
     Args:
         kind: the kind of the rows.
-        table: the kept rows.
-        min_kept: rows that must be left.
+        table: the valid rows.
+        min_valid: rows that must be left.
         min_training: rows that must be left in the training split.
         limits: the largest mean of each check of SHARES; columns without any value are not tested.
     """
@@ -95,7 +95,7 @@ def kept_suite(
     needed = list(NEEDED_SPLITS[kind])
     return [
         gxe.ExpectTableRowCountToBeBetween(
-            min_value=min_kept,
+            min_value=min_valid,
             **_about("max_quarantined", "At most validate.max_quarantined of the rows are quarantined"),
         ),
         gxe.ExpectColumnSumToBeBetween(

@@ -37,7 +37,11 @@ def tables(files: Mapping[Kind, Lines], tokenizer: "PreTrainedTokenizerBase") ->
     beside = _beside(list(files.values()), list(looked.values()))
     starts = accumulate((len(lines) for lines in files.values()), initial=0)
     return {
-        kind: _table(kind, found, {name: _of_file(said, start, len(found.splits)) for name, said in beside.items()})
+        kind: _table(
+            kind,
+            found,
+            {name: _of_file(beside_others, start, len(found.splits)) for name, beside_others in beside.items()},
+        )
         for start, (kind, found) in zip(starts, looked.items(), strict=False)
     }
 
@@ -87,7 +91,7 @@ def _asked(prompt: Sequence[Message]) -> list[str]:
 
 
 def _of_file(found: Findings, start: int, count: int) -> Findings:
-    return {row - start: said for row, said in found.items() if start <= row < start + count}
+    return {row - start: finding for row, finding in found.items() if start <= row < start + count}
 
 
 def _table(kind: Kind, looked: Looked, beside: Mapping[str, Findings]) -> "pd.DataFrame":
@@ -110,6 +114,6 @@ def _table(kind: Kind, looked: Looked, beside: Mapping[str, Findings]) -> "pd.Da
 
 def _column(found: Findings, others: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
     column = others.copy()
-    for row, said in found.items():
-        column[row] = said
+    for row, finding in found.items():
+        column[row] = finding
     return column

@@ -90,9 +90,14 @@ def rendering(tokenizer: "PreTrainedTokenizerBase") -> Iterator[Render]:
 
 def is_written(text: str, rendered: str) -> bool:
     """Tell whether a text stands in a rendered conversation: as it is, escaped, or with other white space."""
-    said = text.strip()
-    forms = (said, json.dumps(said, ensure_ascii=False)[1:-1], json.dumps(said)[1:-1], html.escape(said))
-    return any(form in rendered for form in forms) or " ".join(said.split()) in " ".join(rendered.split())
+    stripped = text.strip()
+    forms = (
+        stripped,
+        json.dumps(stripped, ensure_ascii=False)[1:-1],
+        json.dumps(stripped)[1:-1],
+        html.escape(stripped),
+    )
+    return any(form in rendered for form in forms) or " ".join(stripped.split()) in " ".join(rendered.split())
 
 
 @contextmanager

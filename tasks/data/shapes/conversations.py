@@ -12,11 +12,11 @@ from tasks.data.shapes.messages import ShapeError, as_messages, as_text, context
 
 
 class Turn(NamedTuple):
-    """An answer and all that was said before it."""
+    """An answer and all messages before it."""
 
     prompt: list[Message]  # ends with the user's turn
     response: str
-    is_context: bool = False  # it is said, but not to be learned
+    is_context: bool = False  # it is part of the conversation, but not to be learned
 
 
 class Pair(NamedTuple):
@@ -36,16 +36,16 @@ def as_prompt(value: object, system: object = None) -> list[Message]:
         ShapeError: it is something else, or another than the user speaks last.
     """
     if is_plain(value):
-        said = [Message(role="user", content=as_text(value, "prompt"))]
+        messages = [Message(role="user", content=as_text(value, "prompt"))]
     else:
-        said = as_messages([value] if isinstance(value, dict) else value, "prompt")
+        messages = as_messages([value] if isinstance(value, dict) else value, "prompt")
     # "\n\nAssistant:" at the end of a text only asks for the answer.
-    if isinstance(value, str) and said[-1]["role"] == "assistant" and said.pop()["content"]:
+    if isinstance(value, str) and messages[-1]["role"] == "assistant" and messages.pop()["content"]:
         raise ShapeError(
             "prompt ends with the assistant where the user must speak last (a prompt that quotes a dialogue goes into "
             "one message, {role: user, content})"
         )
-    return with_system(_ending_with_user(said, "prompt"), system)
+    return with_system(_ending_with_user(messages, "prompt"), system)
 
 
 def with_system(conversation: list[Message], system: object) -> list[Message]:
@@ -65,12 +65,12 @@ def with_system(conversation: list[Message], system: object) -> list[Message]:
 
 
 def answered_turns(conversation: list[Message], context: Collection[int] = ()) -> Iterator[Turn]:
-    """Give every assistant turn that answers the user, each with all that was said before it.
+    """Give every assistant turn that answers the user, each with all messages before it.
 
     An assistant turn that answers nobody (a greeting, a second turn in a row) is only part of the history.
 
     Args:
-        conversation: all that was said.
+        conversation: all messages.
         context: the positions from 0 of messages that are not to be learned.
     """
     for position in range(1, len(conversation)):
@@ -91,8 +91,8 @@ def as_answer(value: object, given: list[Message], name: str) -> Turn:
     """
     if is_plain(value):
         return Turn(given, as_text(value, name))
-    said = as_messages([value] if isinstance(value, dict) else value, name)
-    history, last = said[:-1], said[-1]
+    messages = as_messages([value] if isinstance(value, dict) else value, name)
+    history, last = messages[:-1], messages[-1]
     if isinstance(value, str) and not (history and last["role"] == "assistant" and _goes_on(history, given)):
         return Turn(given, as_text(value, name))
     if last["role"] != "assistant":
@@ -102,14 +102,14 @@ def as_answer(value: object, given: list[Message], name: str) -> Turn:
             f"{name} is a conversation that does not go on from the prompt (an answer that quotes one goes into one "
             "message, {role: assistant, content})"
         )
-    if len(said) - 1 in context_only(value):
+    if len(messages) - 1 in context_only(value):
         raise ShapeError(f"{name} is an answer that is not to be learned, by its weight or train")
     return Turn(max(given, history, key=len), last["content"])
 
 
 def _goes_on(history: list[Message], given: list[Message]) -> bool:
     """Tell whether one repeats the other or its end, white space around the texts aside."""
-    ours, theirs = ([(each["role"], each["content"].strip()) for each in said] for said in (history, given))
+    ours, theirs = ([(each["role"], each["content"].strip()) for each in messages] for messages in (history, given))
     return ours[-len(theirs) :] == theirs or theirs[-len(ours) :] == ours
 
 

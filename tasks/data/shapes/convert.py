@@ -156,8 +156,8 @@ def _check_map(fields: Mapping[str, Any], kind: Kind, source: Source) -> None:
 def _better_columns(shape: Shape, kind: Kind, source: Source) -> list[set[str]]:
     """Give the columns, as the file names them, of each shape that would have been taken before this one."""
     before = SHAPES[kind][: SHAPES[kind].index(shape)]
-    fitting = [each for each in before if {*each.required, *each.optional, *STATEMENTS}.issuperset(source.columns)]
-    named = [{source.columns.get(name, name) for name in each.required} for each in fitting]
+    candidates = [each for each in before if {*each.required, *each.optional, *STATEMENTS}.issuperset(source.columns)]
+    named = [{source.columns.get(name, name) for name in each.required} for each in candidates]
     return [names for names in named if names.isdisjoint(source.ignore)]
 
 
@@ -294,9 +294,9 @@ def _response(fields: Fields) -> object:
 def _conversation(fields: Fields) -> tuple[list[Message], list[int]]:
     """Give a conversation and the positions in it of what is not to be learned."""
     name = "messages" if "messages" in fields else "conversations"
-    said = as_messages(fields[name], name)
-    whole = with_system(said, fields["system"])
-    return whole, [position + len(whole) - len(said) for position in context_only(fields[name])]
+    messages = as_messages(fields[name], name)
+    whole = with_system(messages, fields["system"])
+    return whole, [position + len(whole) - len(messages) for position in context_only(fields[name])]
 
 
 def _instruction(fields: Fields) -> list[Message]:

@@ -76,9 +76,9 @@ def _outcome_of(name: str, value: object, values: Mapping[str, Outcome]) -> Outc
 
 
 def _one_hot(fields: Mapping[str, Any]) -> Outcome:
-    said = {name: _word(fields[name]) for name in ONE_HOT}
-    yes = [name for name, word in said.items() if word in ("1", "true")]
-    if len(yes) != 1 or any(word not in TRUTHS for word in said.values()):
+    words = {name: _word(fields[name]) for name in ONE_HOT}
+    yes = [name for name, word in words.items() if word in ("1", "true")]
+    if len(yes) != 1 or any(word not in TRUTHS for word in words.values()):
         raise ShapeError(
             f"{', '.join(f'{name} is {shown_value(fields[name])}' for name in ONE_HOT)} where one is 1 and the others 0"
         )

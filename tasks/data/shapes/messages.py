@@ -1,6 +1,6 @@
 r"""Messages as people write them: {role, content}, {from, value}, or one text in the style of Anthropic's HH data.
 
-That style is "\n\nHuman: ...\n\nAssistant: ...". Of a message everything is read or refused: who speaks, what is said,
+That style is "\n\nHuman: ...\n\nAssistant: ...". Of a message everything is read or refused: the role, the content,
 and whether it may be learned (weight, train). Faults are raised as `ShapeError`; the caller, which knows file and row,
 adds them.
 """

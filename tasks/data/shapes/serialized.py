@@ -78,7 +78,7 @@ def _parsed(text: str, name: str) -> object:
 
 def _are_messages(found: object) -> bool:
     if isinstance(found, dict):
-        return any(speaker in found and said in found for speaker, said in KEYS) and _speaks(found)
+        return any(speaker in found and content in found for speaker, content in KEYS) and _speaks(found)
     return isinstance(found, list) and all(map(_has_speaker, found)) and any(map(_speaks, found))
 
 

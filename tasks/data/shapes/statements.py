@@ -32,7 +32,7 @@ class Left(NamedTuple):
     """Why a row is left out."""
 
     reason: str  # a word for counting
-    said: str
+    detail: str
 
 
 def reason_to_leave_out(fields: Mapping[str, Any], kind: Kind) -> Left | None:
@@ -98,11 +98,11 @@ def _wrong_scores(fields: Mapping[str, Any]) -> Left | None:
         if chosen is None or rejected is None:
             continue
         found = chosen - rejected
-        said = f"{name} is {quoted(value)}" + (f" and {twin} {quoted(other)}" if twin else "")
+        detail = f"{name} is {quoted(value)}" + (f" and {twin} {quoted(other)}" if twin else "")
         if found < 0:
-            return Left("scores", said)
+            return Left("scores", detail)
         if found == 0:
-            return Left("equal_scores", said)
+            return Left("equal_scores", detail)
     return None
 
 

@@ -1,6 +1,6 @@
-"""Several rows that judge one pair: each annotator has a vote, and the pair has the label that most of them gave it.
+"""Several rows that label one pair: each annotator has a vote, and the pair has the label that most of them gave it.
 
-Rows that name nobody are no votes, as they may be one row twice, nor is a pair one when a single annotator judged it:
+Rows that name nobody are no votes, as they may be one row twice, nor is a pair one when a single annotator compared it:
 copies and contradictions among them are what `validate` finds.
 """
 
@@ -21,7 +21,7 @@ Choice = Literal["first", "second", "tie"]  # of the answers as the pair's first
 
 
 def gathered(rows: Iterable[ShapedRow]) -> Iterator[ShapedRow]:
-    """Give each pair that several annotators judged as one row, in the place of its first; other rows as they are.
+    """Give each pair that several annotators compared as one row, in the place of its first; other rows as they are.
 
     Args:
         rows: of preferences, each with one pair.
@@ -101,11 +101,11 @@ def _choice(shaped: ShapedRow, first: ShapedRow) -> Choice:
 
 def _counted(rows: Sequence[ShapedRow], choices: Sequence[Choice]) -> list[bool]:
     """Tell which votes count: of each annotator the first, and none where they differ."""
-    said: dict[str | None, set[Choice]] = {}
+    by_annotator: dict[str | None, set[Choice]] = {}
     for shaped, choice in zip(rows, choices, strict=True):
-        said.setdefault(shaped.tag, set()).add(choice)
+        by_annotator.setdefault(shaped.tag, set()).add(choice)
     firsts = {shaped.tag: number for number, shaped in reversed(list(enumerate(rows)))}
-    return [len(said[shaped.tag]) == 1 and firsts[shaped.tag] == number for number, shaped in enumerate(rows)]
+    return [len(by_annotator[shaped.tag]) == 1 and firsts[shaped.tag] == number for number, shaped in enumerate(rows)]
 
 
 def _most(tally: Counter[Choice]) -> Choice:

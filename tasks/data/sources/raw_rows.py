@@ -37,7 +37,7 @@ class BadRows:
 
         Args:
             row: its number, with what else helps to find it.
-            fault: what is to be said after the row, from a colon or a verb on.
+            fault: the words that follow the row, from a colon or a verb on.
             cure: what to do.
         """
         self.count += 1

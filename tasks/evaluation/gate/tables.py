@@ -65,7 +65,7 @@ class DataRow(NamedTuple):
     """One file of the data."""
 
     name: str
-    numbers: list[str]  # rows, kept, in quarantine, train, validation, test, mean tokens, longest
+    numbers: list[str]  # rows, valid, in quarantine, train, validation, test, mean tokens, longest
     findings: str
 
 
@@ -214,18 +214,18 @@ def reward_model(reward: RewardModelFigures) -> list[tuple[str, str]]:
 
 
 def provenance(reward: RewardModelFigures) -> list[tuple[str, list[tuple[str, str, str]]]]:
-    """The reward model's accuracy by the origin of the pairs: a title, and rows of name, pairs and accuracy."""
+    """The reward model's accuracy by source and by annotator: a title, and rows of name, pairs and accuracy."""
     kinds = (("Source", reward.accuracy_by_source), ("Annotator", reward.accuracy_by_annotator))
     return [
-        (title, [(name, number(found.pairs, 0), interval(found, sign="-")) for name, found in by_origin.items()])
-        for title, by_origin in kinds
-        if by_origin
+        (title, [(name, number(found.pairs, 0), interval(found, sign="-")) for name, found in by_source.items()])
+        for title, by_source in kinds
+        if by_source
     ]
 
 
 def data_rows(validation: Mapping[str, Any]) -> list[DataRow]:
     """A row a file of metrics/validate.json."""
-    counts, splits = ("rows", "kept", "quarantined"), ("train", "validation", "test")
+    counts, splits = ("rows", "valid", "quarantined"), ("train", "validation", "test")
     return [
         DataRow(
             name,

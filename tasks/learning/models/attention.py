@@ -21,11 +21,11 @@ PACKED = "packed"  # the name by which transformers calls `attend`
 UNKNOWN = ("softcap", "s_aux", "position_bias")
 
 
-class SlotView(NamedTuple):
-    """What attention needs to know of sequences in slots that are read by one more token."""
+class CacheView(NamedTuple):
+    """What attention needs to know of a cache that reads one more token of each sequence."""
 
     lengths: Tensor  # (B,) tokens before the one that is read
-    blocks: list[tuple[int, int, int]]  # of neighbouring slots: first, behind the last, tokens of the longest
+    blocks: list[tuple[int, int, int]]  # of neighbouring sequences: first, behind the last, tokens of the longest
 
 
 def attend(
@@ -37,21 +37,21 @@ def attend(
     *,
     scaling: float | None = None,
     trees: Trees | None = None,
-    slots: SlotView | None = None,
+    cache_view: CacheView | None = None,
     sliding_window: int | None = None,
     **others: Any,  # noqa: ANN401  what a family asks for besides: of any type
 ) -> tuple[Tensor, None]:
-    """Attend within each sequence of a packed row, or in slots; else this is torch's attention under the mask.
+    """Attend within each sequence of a packed row, or over a RaggedCache; else as torch does under the mask.
 
     Args:
         module: the attention layer.
-        query: (B, H, T, D); B is 1 in a packed row, T is 1 in slots.
+        query: (B, H, T, D); B is 1 in a packed row, T is 1 over a RaggedCache.
         key: (B, K, S, D), of K heads, each shared by H / K of the queries'.
         value: (B, K, S, D).
         attention_mask: not looked at in a packed row.
         scaling: of the products of queries and keys.
         trees: `Packing.trees` of a packed row.
-        slots: of the sequences in slots.
+        cache_view: of the RaggedCache.
         sliding_window: a token sees itself and so many minus one before it.
         others: what a family asks for besides.
 
@@ -61,8 +61,10 @@ def attend(
     Raises:
         NotImplementedError: the family asks for what is not known here.
     """
-    if slots is not None:
-        return _in_slots(module, query, key, value, slots, scaling=scaling, window=sliding_window, **others), None
+    if cache_view is not None:
+        return _from_cache(
+            module, query, key, value, cache_view, scaling=scaling, window=sliding_window, **others
+        ), None
     if trees is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **others
@@ -89,27 +91,27 @@ def attend(
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
-def _in_slots(
+def _from_cache(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    slots: SlotView,
+    cache_view: CacheView,
     *,
     scaling: float | None,
     window: int | None,
     **others: Any,  # noqa: ANN401
 ) -> Tensor:
-    """Attend from one token a slot to what is in the slot; (B, 1, H, D).
+    """Attend from one token a sequence to its keys and values in the cache; (B, 1, H, D).
 
     Block by block, each no wider than its longest sequence: reading keys and values is what this costs.
     """
     place = torch.arange(key.shape[2], device=key.device)
-    seen = place <= slots.lengths[:, None]
+    seen = place <= cache_view.lengths[:, None]
     if window is not None:
-        seen &= place > slots.lengths[:, None] - window
+        seen &= place > cache_view.lengths[:, None] - window
     outputs = []
-    for first, behind, width in slots.blocks:
+    for first, behind, width in cache_view.blocks:
         block, mask = slice(first, behind), seen[first:behind, None, None, :width]
         keys, values = key[block, :, :width], value[block, :, :width]
         output, _ = sdpa_attention_forward(module, query[block], keys, values, mask, scaling=scaling, **others)

@@ -1,7 +1,7 @@
-"""Keys and values of many sequences at once, each in a slot of its own that another sequence takes when it is done.
+"""Keys and values of many sequences at once, each in its own row, which another sequence takes when it is done.
 
-Nothing is padded: slots are as long as their sequences, prompts are read packed, and a forward pass adds one token to
-every slot where it lies, without copying what is there.
+Nothing is padded: every sequence has its own length, prompts are read packed, and a forward pass adds one token to
+every row in place, without a copy.
 """
 
 from typing import Any
@@ -11,40 +11,40 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from tasks.learning.batches import Packing
-from tasks.learning.models.attention import SlotView
+from tasks.learning.models.attention import CacheView
 
-SLOTS_IN_A_BLOCK = 8
+ROWS_IN_A_BLOCK = 8
 
 
-class Slots(Cache):
+class RaggedCache(Cache):
     """The cache that a model's attention layers write to and read from; it knows nothing of tokens."""
 
     def __init__(self, count: int, width: int, device: torch.device) -> None:
         """Make room for `count` sequences of at most `width` tokens; layers take theirs when they first come by."""
         super().__init__(layers=[])
-        self.lengths = torch.zeros(count, dtype=torch.long, device=device)  # (R,) tokens in each slot
+        self.lengths = torch.zeros(count, dtype=torch.long, device=device)  # (R,) tokens in each row
         self._width, self._filled = width, 0
         self._keys: list[Tensor] = []  # (R, K, width, D) each, one a layer
         self._values: list[Tensor] = []
         self._places: Tensor | None = None  # of a prompt's tokens in the packed row, while prompts are read
-        self._taken = torch.empty(0, dtype=torch.long, device=device)  # the slots that those prompts go to
+        self._taken = torch.empty(0, dtype=torch.long, device=device)  # (n,) the rows that those prompts go to
 
-    def read_prompts(self, model: nn.Module, packing: Packing, lengths: Tensor, slots: Tensor) -> Tensor:
-        """Read prompts into some slots, in the place of what lay there; returns the logits behind each prompt, (n, V).
+    def read_prompts(self, model: nn.Module, packing: Packing, lengths: Tensor, rows: Tensor) -> Tensor:
+        """Read prompts into some rows, in place of what they hold; returns the logits behind each prompt, (n, V).
 
         Args:
             model: reads packed rows.
             packing: of the n prompts.
             lengths: (n,) of the prompts, in tokens.
-            slots: (n,) where they go.
+            rows: (n,) where they go.
         """
-        self.lengths[slots] = lengths
-        self._places, self._taken = packing.places, slots
+        self.lengths[rows] = lengths
+        self._places, self._taken = packing.places, rows
         ends = packing.places.gather(1, lengths[:, None] - 1)[:, 0]
         logits: Tensor = model(
             input_ids=packing.input_ids,
             position_ids=packing.position_ids,
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=slots.device),
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=rows.device),
             past_key_values=self,
             use_cache=True,
             logits_to_keep=ends,
@@ -54,7 +54,7 @@ class Slots(Cache):
         return logits
 
     def read_tokens(self, model: nn.Module, tokens: Tensor) -> Tensor:
-        """Read one more token (R,) into every slot; returns the logits behind it, (R, V)."""
+        """Read one more token (R,) into every row; returns the logits behind it, (R, V)."""
         view = self._view()
         self._filled = max(width for _, _, width in view.blocks)
         logits: Tensor = model(
@@ -64,16 +64,16 @@ class Slots(Cache):
             past_key_values=self,
             use_cache=True,
             logits_to_keep=1,
-            slots=view,
+            cache_view=view,
         ).logits[:, -1]
-        # A sequence that is done, and waits for another to take its slot, may stand at the end of it.
+        # A sequence that is done, and waits for another to take its row, may stand at the end of it.
         self.lengths = (self.lengths + 1).clamp(max=self._width - 1)
         return logits
 
-    def keep(self, slots: Tensor) -> None:
-        """Give up all slots but some, (n,)."""
-        self.lengths = self.lengths[slots]
-        self._keys, self._values = ([layer[slots] for layer in each] for each in (self._keys, self._values))
+    def keep(self, rows: Tensor) -> None:
+        """Give up all rows but some, (n,)."""
+        self.lengths = self.lengths[rows]
+        self._keys, self._values = ([layer[rows] for layer in each] for each in (self._keys, self._values))
 
     def update(
         self,
@@ -93,17 +93,17 @@ class Slots(Cache):
             keys[self._taken, :, :width] = key_states[0][:, self._places].transpose(0, 1)
             values[self._taken, :, :width] = value_states[0][:, self._places].transpose(0, 1)
             return key_states, value_states
-        slots = torch.arange(len(keys), device=keys.device)
-        keys[slots, :, self.lengths], values[slots, :, self.lengths] = key_states[:, :, 0], value_states[:, :, 0]
+        rows = torch.arange(len(keys), device=keys.device)
+        keys[rows, :, self.lengths], values[rows, :, self.lengths] = key_states[:, :, 0], value_states[:, :, 0]
         return keys[:, :, : self._filled], values[:, :, : self._filled]
 
-    def _view(self) -> SlotView:
+    def _view(self) -> CacheView:
         # An accelerator would rather have one large call.
-        size = SLOTS_IN_A_BLOCK if self.lengths.device.type == "cpu" else len(self.lengths)
+        size = ROWS_IN_A_BLOCK if self.lengths.device.type == "cpu" else len(self.lengths)
         lengths = self.lengths.tolist()
         starts = range(0, len(lengths), size)
         blocks = [(start, start + size, max(lengths[start : start + size]) + 1) for start in starts]
-        return SlotView(self.lengths, blocks)
+        return CacheView(self.lengths, blocks)
 
     def _room(self, states: Tensor) -> Tensor:
         """Zeros, not empty memory: what is masked is still multiplied, and memory may hold NaN."""

@@ -1,7 +1,7 @@
-"""Sampling responses from a policy over the model's own forward: in slots where it reads packed rows, else padded.
+"""Sampling responses from a policy over the model's own forward: packed where it reads packed rows, else padded.
 
 Sampling is plain: the temperature and nothing else. A model's generation_config (top-k, repetition penalty, ...) is
-left out of account, but for its stop tokens, because PPO needs the log-probability of the distribution it sampled from.
+not used, but for its stop tokens, because PPO needs the log-probability of the distribution it sampled from.
 """
 
 from collections import deque
@@ -17,7 +17,7 @@ from tasks.data.encoding.tokens import Encoded
 from tasks.learning.batches import collate, positions
 from tasks.learning.models.forward import is_packed, layers_as_written, unwrapped
 from tasks.learning.models.loading import context_length
-from tasks.learning.sampling.kv_cache import Slots
+from tasks.learning.sampling.kv_cache import RaggedCache
 
 # Finished rows leave the batch when no more than this share of it goes on: dropping them copies the cache.
 COMPACT_AT = 0.75
@@ -96,7 +96,7 @@ def generate(
     wanted = range(len(prompts)) if indices is None else sorted(indices)
     with layers_as_written(model):
         if is_packed(model):
-            _answer_in_slots(model, prompts, wanted, transcript, max_concurrent_sequences)
+            _answer_packed(model, prompts, wanted, transcript, max_concurrent_sequences)
         else:
             by_length = sorted(wanted, key=lambda row: len(prompts[row]))  # so that little is padding
             for start in range(0, len(by_length), max_concurrent_sequences):
@@ -167,7 +167,7 @@ class Transcript:
 
 
 @torch.inference_mode()
-def _answer_in_slots(
+def _answer_packed(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
     wanted: Sequence[int],
@@ -178,27 +178,27 @@ def _answer_in_slots(
     device, waiting = unwrapped(model).device, deque(wanted)
     count = min(count, len(wanted))
     longest = max((len(prompt) for prompt in prompts), default=0)
-    slots = Slots(count, longest + transcript.max_new_tokens, device)
-    rows = torch.zeros(count, dtype=torch.long, device=device)  # which prompt is in each slot
+    cache = RaggedCache(count, longest + transcript.max_new_tokens, device)
+    rows = torch.zeros(count, dtype=torch.long, device=device)  # which prompt is in each row of the cache
     tokens, is_open = torch.zeros_like(rows), torch.zeros_like(rows, dtype=torch.bool)
     while waiting or bool(is_open.any()):
         free = (~is_open).nonzero()[:, 0]
         if waiting and len(free) >= (1 - COMPACT_AT) * len(rows):
             free = free[: len(waiting)]
-            # Neighbours of like length: attention reads blocks of slots as wide as their longest.
+            # Neighbours of like length: attention reads blocks of rows as wide as their longest.
             new = sorted((waiting.popleft() for _ in free), key=lambda row: len(prompts[row]))
             packing = collate([Encoded(list(prompts[row]), []) for row in new], device).packing
             lengths = torch.tensor([len(prompts[row]) for row in new], device=device)
-            logits = slots.read_prompts(model, packing, lengths, free)
+            logits = cache.read_prompts(model, packing, lengths, free)
             rows[free] = torch.tensor(new, device=device)
             tokens[free], is_open[free] = transcript.draw(rows[free], logits)
             continue
         if len(free) >= (1 - COMPACT_AT) * len(rows):
-            kept = is_open.nonzero()[:, 0]
-            slots.keep(kept)
-            rows, tokens, is_open = rows[kept], tokens[kept], is_open[kept]
-        logits, still = slots.read_tokens(model, tokens), is_open.nonzero()[:, 0]
-        tokens[still], is_open[still] = transcript.draw(rows[still], logits[still])
+            unfinished = is_open.nonzero()[:, 0]
+            cache.keep(unfinished)
+            rows, tokens, is_open = rows[unfinished], tokens[unfinished], is_open[unfinished]
+        logits, open_rows = cache.read_tokens(model, tokens), is_open.nonzero()[:, 0]
+        tokens[open_rows], is_open[open_rows] = transcript.draw(rows[open_rows], logits[open_rows])
 
 
 @torch.inference_mode()
@@ -219,15 +219,20 @@ def _answer_padded(
             use_cache=True,
             logits_to_keep=1,
         )
-        cache, tokens, still = output.past_key_values, torch.zeros_like(rows), is_open.nonzero()[:, 0]
-        tokens[still], is_open[still] = transcript.draw(rows[still], output.logits[still, -1])
-        kept = is_open.nonzero()[:, 0]
-        if len(kept) == 0:
+        cache, tokens, open_rows = output.past_key_values, torch.zeros_like(rows), is_open.nonzero()[:, 0]
+        tokens[open_rows], is_open[open_rows] = transcript.draw(rows[open_rows], output.logits[open_rows, -1])
+        unfinished = is_open.nonzero()[:, 0]
+        if len(unfinished) == 0:
             return
         # Not at every finished answer: copying the cache costs as much as several steps.
-        if len(kept) <= COMPACT_AT * len(rows):
-            cache.reorder_cache(kept)
-            rows, tokens, is_open, attention_mask = rows[kept], tokens[kept], is_open[kept], attention_mask[kept]
+        if len(unfinished) <= COMPACT_AT * len(rows):
+            cache.reorder_cache(unfinished)
+            rows, tokens, is_open, attention_mask = (
+                rows[unfinished],
+                tokens[unfinished],
+                is_open[unfinished],
+                attention_mask[unfinished],
+            )
         input_ids = tokens[:, None]
         attention_mask = torch.cat([attention_mask, torch.ones_like(input_ids, dtype=torch.bool)], dim=1)
 

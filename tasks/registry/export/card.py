@@ -152,7 +152,7 @@ def _eval_results(subject: Subject, record: Mapping[str, Any], figures: Sequence
 
 
 def _data_rows(record: Mapping[str, Any], kinds: Sequence[Kind]) -> list[dict[str, Any]]:
-    """Return one row per kind of data: its source, and how many rows were read, kept and quarantined, with reasons."""
+    """Return one row per kind of data: its source, and how many rows were read, valid and quarantined, with reasons."""
     sources, read, checked = _sources(record, kinds), record["data"]["prepare"], record["data"]["validate"]
     return [
         {

@@ -13,18 +13,22 @@ from tasks.settings.params import RENAMED
 STAGES = {"judge": "held_out_reward", "trial": "reward_check"}
 # Keys anywhere in metrics/evaluate.json.
 FIGURES = {"judge": "held_out", "gold": "ground_truth"}
+# Keys anywhere in metrics/validate.json.
+VALIDATION = {"kept": "valid"}
 
 
 def with_todays_names(record: Mapping[str, Any]) -> dict[str, Any]:
     """Rename stages, settings and figures of an earlier release; a record of today stays as it is."""
     updated = dict(record)
-    keys, params, figures = (record.get(part) for part in ("keys", "params", "figures"))
+    keys, params, data, figures = (record.get(part) for part in ("keys", "params", "data", "figures"))
     if isinstance(keys, Mapping):
         updated["keys"] = {STAGES.get(stage, stage): key for stage, key in keys.items()}
     if isinstance(params, Mapping):
         updated["params"] = _rename_settings(params)
+    if isinstance(data, Mapping) and "validate" in data:
+        updated["data"] = {**data, "validate": _rename_keys(data["validate"], VALIDATION)}
     if isinstance(figures, Mapping) and "evaluate" in figures:
-        updated["figures"] = {**figures, "evaluate": in_todays_layout(_rename_keys(figures["evaluate"]))}
+        updated["figures"] = {**figures, "evaluate": in_todays_layout(_rename_keys(figures["evaluate"], FIGURES))}
     return updated
 
 
@@ -37,7 +41,7 @@ def _rename_settings(settings: Mapping[str, Any], path: str = "") -> dict[str, A
     return updated
 
 
-def _rename_keys(figures: Any) -> Any:  # noqa: ANN401 (nested JSON)
+def _rename_keys(figures: Any, renamed: Mapping[str, str]) -> Any:  # noqa: ANN401 (nested JSON)
     if isinstance(figures, Mapping):
-        return {FIGURES.get(name, name): _rename_keys(value) for name, value in figures.items()}
-    return [_rename_keys(each) for each in figures] if isinstance(figures, list) else figures
+        return {renamed.get(name, name): _rename_keys(value, renamed) for name, value in figures.items()}
+    return [_rename_keys(each, renamed) for each in figures] if isinstance(figures, list) else figures
