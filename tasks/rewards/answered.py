@@ -66,7 +66,7 @@ def answered(prompts: Sequence[Prompt], answers: Sequence[str], answer_ids: Sequ
 
 
 def score_by_key(
-    score: Callable[[str, Any], float],
+    score: Callable[[str, Any, Mapping[str, Any]], float],
     answers: Sequence[str],
     references: Sequence[Sequence[str]],
     columns: Sequence[Mapping[str, Any]],
@@ -77,7 +77,7 @@ def score_by_key(
     """Score each of n answers with its key: what a column of its row holds, or its references.
 
     Args:
-        score: of an answer and its key.
+        score: of an answer, its key and its row.
         answers: n texts.
         references: n lists.
         columns: n rows.
@@ -91,7 +91,7 @@ def score_by_key(
     def scored(answer: str, known: Sequence[str], row: Mapping[str, Any]) -> float:
         key = (list(known) or None) if column is None else row.get(column)
         if key is not None:
-            return score(answer, key)
+            return score(answer, key, row)
         if otherwise is None:
             lacks = "it has no reference answer" if column is None else f"its row has no {quoted(column)}"
             raise InputError(

@@ -12,7 +12,14 @@ from tasks.settings.section import Options, Section
 # As the source of a reward it stands for the reward model.
 MODEL = "model"
 # Sources that stand for a function that comes with the project, in tasks/rewards/verifiers.
-VERIFIERS: tuple[str, ...] = ("exact_match", "numeric_answer")
+VERIFIERS: tuple[str, ...] = (
+    "exact_match",
+    "numeric_answer",
+    "multiple_choice",
+    "regular_expression",
+    "json_schema",
+    "length_limit",
+)
 # Names of other figures, which a reward may not have.
 RESERVED = ("reward", "held_out", "held_out_reward", "ground_truth", "kl", "length", "step")
 

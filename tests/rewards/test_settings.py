@@ -14,7 +14,7 @@ from tests.conftest import MakeParams
 
 MODEL = {"name": "reward_model", "source": "model", "weight": 1.0}
 RULE = {"name": "rule", "source": "mine/rules.py:score"}
-NEEDED: dict[str, dict[str, Any]] = {}  # options without which a verifier says nothing
+NEEDED: dict[str, dict[str, Any]] = {"length_limit": {"longest": 9}}  # options without which a verifier says nothing
 
 
 def section(**changes: Any) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def exact_match(
             text = step(text) if name in normalise else text
         return text
 
-    def score(answer: str, key: Any) -> float:  # noqa: ANN401 - whatever a row holds
+    def score(answer: str, key: Any, _: object) -> float:  # noqa: ANN401 - whatever a row holds
         _, found, rest = answer.rpartition(marker) if marker else ("", "", answer)
         text, known = normalised(rest if found or not marker else ""), [normalised(each) for each in key_texts(key)]
         if not text.strip():

@@ -53,7 +53,7 @@ def numeric_answer(
         InputError: a row has no expected value, and `otherwise` is not set; or what is expected holds no number.
     """
 
-    def score(answer: str, key: Any) -> float:  # noqa: ANN401 - whatever a row holds
+    def score(answer: str, key: Any, _: object) -> float:  # noqa: ANN401 - whatever a row holds
         _, found, rest = answer.rpartition(marker) if marker else ("", "", answer)
         if marker and not found:
             return 0.0
