@@ -19,6 +19,7 @@ VERIFIERS: tuple[str, ...] = (
     "regular_expression",
     "json_schema",
     "length_limit",
+    "instructions",
 )
 # Names of other figures, which a reward may not have.
 RESERVED = ("reward", "held_out", "held_out_reward", "ground_truth", "kl", "length", "step")
