@@ -141,22 +141,22 @@ def promote(as_json: AsJson = False) -> None:
 
     With registry.approval in params.yaml it waits for approval instead.
     """
-    from flows.display import show_verdict
+    from flows.display import show_promotion
     from tasks.registry.promotion import champion
 
-    verdict = champion.promote(_params())
-    _report(dict(verdict), as_json, show_verdict)
-    if not verdict["promoted"] and verdict["champion"] != verdict["version"]:
+    promotion = champion.promote(_params())
+    _report(dict(promotion), as_json, show_promotion)
+    if not promotion["promoted"] and promotion["champion"] != promotion["version"]:
         raise typer.Exit(1)
 
 
 @app.command(rich_help_panel=MODELS)
 def rollback(reason: Reason, as_json: AsJson = False) -> None:
     """Make the previous champion champion again."""
-    from flows.display import show_verdict
+    from flows.display import show_promotion
     from tasks.registry.promotion import champion
 
-    _report(dict(champion.rollback(_params(), reason)), as_json, show_verdict)
+    _report(dict(champion.rollback(_params(), reason)), as_json, show_promotion)
 
 
 @app.command(rich_help_panel=MODELS)
@@ -225,10 +225,10 @@ def chat(
 @app.command(rich_help_panel=PEOPLE)
 def approve(version: Version, by: By, reason: Reason, as_json: AsJson = False) -> None:
     """Make a version that waits for approval champion."""
-    from flows.display import show_verdict
+    from flows.display import show_promotion
     from tasks.registry.promotion import champion
 
-    _report(dict(champion.approve(_params(), version, by, reason)), as_json, show_verdict)
+    _report(dict(champion.approve(_params(), version, by, reason)), as_json, show_promotion)
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -237,10 +237,10 @@ def reject(version: Version, by: By, reason: Reason, as_json: AsJson = False) ->
 
     No later run promotes it.
     """
-    from flows.display import show_verdict
+    from flows.display import show_promotion
     from tasks.registry.promotion import champion
 
-    _report(dict(champion.reject(_params(), version, by, reason)), as_json, show_verdict)
+    _report(dict(champion.reject(_params(), version, by, reason)), as_json, show_promotion)
 
 
 @app.command(rich_help_panel=OPERATIONS)
@@ -285,35 +285,35 @@ def sync(as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-@app.command(hidden=True)  # its name before the group label
-@label.command()
-def sheet(
+@app.command("sheet", hidden=True)  # its name before the group label
+@label.command("sheet")
+def write_annotation_sheet(
     file: Annotated[Path, typer.Argument(help="A new CSV file.")],
     prompts: Annotated[int | None, typer.Option(min=1, help="How many prompts, drawn at random. Default: all.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a sheet of answers to compare, without their models' names."""
-    from flows.display import show_sheet
-    from flows.people import write_sheet
+    """Write an annotation sheet: answers to compare, without their models' names."""
+    from flows.display import show_annotation_sheet
+    from flows.people import write_annotation_sheet as write
 
-    _report(dict(write_sheet(file, prompts)), as_json, show_sheet)
+    _report(dict(write(file, prompts)), as_json, show_annotation_sheet)
 
 
 @app.command("votes", hidden=True)  # its name before the group label
 @label.command("import")
-def import_sheets(
+def import_annotation_sheets(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Filled annotation sheets.")],
     as_json: AsJson = False,
 ) -> None:
-    """Import filled sheets and count the votes.
+    """Import filled annotation sheets and count the votes.
 
     They replace the votes that MLflow has for this evaluation.
     """
     from flows.display import show_votes
-    from flows.people import read_sheets
+    from flows.people import read_annotation_sheets
     from tasks.registry.promotion.human_evaluation import save_votes
 
-    params, imported = _params(), read_sheets(files)
+    params, imported = _params(), read_annotation_sheets(files)
     run_id = None
     try:
         run_id = save_votes(params, *imported)
@@ -345,7 +345,7 @@ def _result_data(result: "Result") -> dict[str, Any]:
     return {
         "stages": [{**row._asdict(), "seconds": round(row.seconds, 2)} for row in result.stages],
         "registered": result.registered,
-        "verdict": result.verdict,
+        "promotion": result.promotion,
         "alarms": result.alarms,
         "places": {name: str(path) for name, path in PLACES.items() if path.exists()},
     }

@@ -22,30 +22,30 @@ _console = make_console()
 
 
 def show_result(result: Mapping[str, Any]) -> None:
-    """A row a stage, the verdict, and where to look next."""
+    """A row a stage, the promotion, and where to look next."""
     rows = [(row["stage"], row["outcome"], f"{row['seconds']:.1f}", row["figure"]) for row in result["stages"]]
     _table(("stage", "", "seconds", "figure"), rows, right=(2,))
-    show_verdict(result["verdict"])
+    show_promotion(result["promotion"])
     for alarm in result["alarms"]:
         _sentence(f"Alarm: {alarm}")
     _console.print()
     for name, path in result["places"].items():
         _line(f"{name:<10} {path}")
     _line(f"{'MLflow':<10} {_ui_command()}")
-    _line(f"{'next':<10} {' · '.join(next_commands(result['verdict']))}")
+    _line(f"{'next':<10} {' · '.join(next_commands(result['promotion']))}")
 
 
-def show_verdict(verdict: Mapping[str, Any]) -> None:
+def show_promotion(promotion: Mapping[str, Any]) -> None:
     """Who is champion now, and why."""
-    if verdict["promoted"]:
-        _line(f"Version {verdict['version']} is champion now.")
+    if promotion["promoted"]:
+        _line(f"Version {promotion['version']} is champion now.")
     else:
-        state = "awaits approval" if verdict["held"] else "was not promoted"
-        _line(f"Version {verdict['version']} {state}; champion: {verdict['champion'] or 'none'}.")
-    for reason in verdict["reasons"]:
+        state = "awaits approval" if promotion["held"] else "was not promoted"
+        _line(f"Version {promotion['version']} {state}; champion: {promotion['champion'] or 'none'}.")
+    for reason in promotion["reasons"]:
         _sentence(reason, indent=2)
-    if verdict["held"]:
-        which = f"{verdict['version']} --by NAME --reason WHY"
+    if promotion["held"]:
+        which = f"{promotion['version']} --by NAME --reason WHY"
         _line(f"To decide: trueline approve {which}, or trueline reject {which}")
 
 
@@ -64,7 +64,7 @@ def show_status(status: Mapping[str, Any]) -> None:
         if registry["awaiting"]:
             _line(f"to approve  {', '.join(map(str, registry['awaiting']))}")
     flow, failure = status["flow"], status["failure"]
-    _line(f"flow        {_holder(flow) if flow else 'none runs'}")
+    _line(f"flow        {_flow_process(flow) if flow else 'none runs'}")
     if failure:
         _line(f"failed      {failure['stage']}: {failure['message']}")
 
@@ -163,11 +163,11 @@ def show_report(written: Mapping[str, Any]) -> None:
     _line(f"In MLflow with run {written['run_id']}: {written['address']}")
 
 
-def show_sheet(sheet: Mapping[str, Any]) -> None:
+def show_annotation_sheet(written: Mapping[str, Any]) -> None:
     """What it holds, and what to do with it."""
     _sentence(
-        f"{sheet['file']}: {sheet['prompts']:,} of the {sheet['different_answers']:,} prompts with two different "
-        f"answers; {sheet['same_answers']:,} more have the same answer twice."
+        f"{written['file']}: {written['prompts']:,} of the {written['different_answers']:,} prompts with two different "
+        f"answers; {written['same_answers']:,} more have the same answer twice."
     )
     _sentence(
         "Give each person a copy. In the column choice they write left, right or same, or nothing to skip the row; in "
@@ -253,24 +253,24 @@ def _sentence(text: str, indent: int = 0) -> None:
 
 
 def _decider(decision: Mapping[str, Any]) -> str:
-    """The person who approved or rejected, else the account that ran the command."""
+    """The person who approved or rejected, else the system user who ran the command."""
     review = decision["review"]
     return str(review["by"] if review else decision["who"])
 
 
-def _holder(flow: Mapping[str, Any]) -> str:
+def _flow_process(flow: Mapping[str, Any]) -> str:
     from flows.locks import FlowProcess
 
     return str(FlowProcess(**flow))
 
 
-def next_commands(verdict: Mapping[str, Any]) -> list[str]:
-    """Give commands that work after this verdict: without a champion there is none to talk to."""
-    is_champion = verdict["champion"] == verdict["version"]
-    wants_a_word = verdict["held"] or verdict["champion"] is None
+def next_commands(promotion: Mapping[str, Any]) -> list[str]:
+    """Give commands that work after this promotion or refusal: without a champion there is none to talk to."""
+    is_champion = promotion["champion"] == promotion["version"]
+    wants_a_word = promotion["held"] or promotion["champion"] is None
     return [
-        f"trueline why {'champion' if is_champion else verdict['version']}",
-        f"trueline chat --version {verdict['version']}" if wants_a_word and not is_champion else "trueline chat",
+        f"trueline why {'champion' if is_champion else promotion['version']}",
+        f"trueline chat --version {promotion['version']}" if wants_a_word and not is_champion else "trueline chat",
         "trueline history",
     ]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tasks.common.files import METRICS, read_json
 from tasks.common.rounding import number
-from tasks.methods import METHODS, Figure
+from tasks.methods import METHODS, HeadlineFigure
 from tasks.settings.params import load_params
 
 Metrics = Mapping[str, Any]
@@ -46,7 +46,7 @@ def _reward(metrics: Metrics) -> str:
     return f"held-out accuracy {_with_interval(accuracy)}"
 
 
-def _told(metrics: Metrics, figures: Iterable[Figure]) -> str:
+def _of_method(metrics: Metrics, figures: Iterable[HeadlineFigure]) -> str:
     return ", ".join(
         f"{figure.name} " + " → ".join(_at(metrics, key) for key in (figure.before, figure.key) if key)
         for figure in figures
@@ -86,7 +86,7 @@ HEADLINES: dict[str, Callable[[Metrics], str]] = {
     "sft": _sft,
     "reward": _reward,
     "held_out_reward": _reward,
-    **{name: partial(_told, figures=method.figures) for name, method in METHODS.items()},
+    **{name: partial(_of_method, figures=method.headline_figures) for name, method in METHODS.items()},
     "evaluate": _evaluate,
     "gate": _gate,
 }

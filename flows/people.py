@@ -11,8 +11,8 @@ from tasks.evaluation.people import annotation_sheets
 from tasks.registry.promotion.human_evaluation import evaluation
 
 
-class WrittenSheet(TypedDict):
-    """The result of writing a sheet."""
+class WrittenAnnotationSheet(TypedDict):
+    """The result of writing an annotation sheet."""
 
     file: str
     prompts: int
@@ -20,7 +20,7 @@ class WrittenSheet(TypedDict):
     same_answers: int
 
 
-class ImportedSheets(NamedTuple):
+class ImportedAnnotationSheets(NamedTuple):
     """What people answered on filled annotation sheets."""
 
     key: str  # hash of the inputs of their evaluation
@@ -28,8 +28,8 @@ class ImportedSheets(NamedTuple):
     votes: list[dict[str, Any]]
 
 
-def write_sheet(path: Path, prompts: int | None) -> WrittenSheet:
-    """Write a sheet of the evaluation in dvc.lock, with all its prompts or `prompts` of them, in random order.
+def write_annotation_sheet(path: Path, prompts: int | None) -> WrittenAnnotationSheet:
+    """Write an annotation sheet of the evaluation in dvc.lock: all its prompts or `prompts` of them, in random order.
 
     Raises:
         InputError: the file exists, there is no evaluation, or none of its prompts has two different answers.
@@ -40,8 +40,8 @@ def write_sheet(path: Path, prompts: int | None) -> WrittenSheet:
         count = len(found.responses)
         raise InputError(f"both models gave the same answers to all {count} prompts: there is nothing to annotate")
     shown = pairs[:prompts]
-    annotation_sheets.write_sheet(path, shown)
-    return WrittenSheet(
+    annotation_sheets.write_annotation_sheet(path, shown)
+    return WrittenAnnotationSheet(
         file=str(path),
         prompts=len(shown),
         different_answers=len(pairs),
@@ -49,11 +49,11 @@ def write_sheet(path: Path, prompts: int | None) -> WrittenSheet:
     )
 
 
-def read_sheets(paths: Sequence[Path]) -> ImportedSheets:
+def read_annotation_sheets(paths: Sequence[Path]) -> ImportedAnnotationSheets:
     """Read filled annotation sheets of the evaluation in dvc.lock, and count the votes.
 
     Raises:
-        InputError: a sheet cannot be read or is of another evaluation, or there is no evaluation.
+        InputError: an annotation sheet cannot be read or is of another evaluation, or there is no evaluation.
     """
     found = evaluation()
     pairs = annotation_sheets.pairs(found.responses, found.seed)
@@ -61,4 +61,4 @@ def read_sheets(paths: Sequence[Path]) -> ImportedSheets:
     resampling = Resampling(found.bootstrap, found.confidence, found.seed)
     conversations = {row["id"]: root_id(row["prompt"]) for row in found.responses}
     figures = annotation_sheets.summarise_votes(votes, len(found.responses) - len(pairs), resampling, conversations)
-    return ImportedSheets(found.key, figures, list(annotation_sheets.vote_rows(votes)))
+    return ImportedAnnotationSheets(found.key, figures, list(annotation_sheets.vote_rows(votes)))

@@ -11,7 +11,7 @@ from flows.approval import ask
 from flows.locks import one_flow_at_a_time
 from flows.preflight import preflight
 from flows.reproduce import StageError, StageRun
-from flows.walk import Result, Walk, tell_what_can_be_fetched
+from flows.walk import Result, Walk, name_what_can_be_fetched
 from tasks.common.safe_text import clean_logs
 from tasks.registry.dvc_outputs.graph import GraphStatus, graph_status
 from tasks.registry.lineage import sync
@@ -67,17 +67,17 @@ def register(params: Params) -> champion.Registered:
 def report(params: Params) -> None:
     """Write the report, and link it from the page of the flow's run."""
     written = write_report(params)
-    said = f"Promotion, figures, lineage and cost: {written['path']}, in MLflow with run {written['run_id']}"
-    create_link_artifact(written["address"], link_text="report", key="report", description=said)
+    description = f"Promotion, figures, lineage and cost: {written['path']}, in MLflow with run {written['run_id']}"
+    create_link_artifact(written["address"], link_text="report", key="report", description=description)
 
 
 @task(name="promote", cache_policy=NO_CACHE)
 def promote(params: Params) -> champion.Promotion:
     """Make the candidate champion, if the gate says so, or have a person asked."""
-    verdict = champion.promote(params)
-    if verdict["held"]:
-        ask(verdict)
-    return verdict
+    promotion = champion.promote(params)
+    if promotion["held"]:
+        ask(promotion)
+    return promotion
 
 
 @flow(name="trueline", flow_run_name=_run_name)
@@ -96,7 +96,7 @@ def pipeline(*, pull: bool = False) -> Result:
         params, graph = preflight()
         graph = name_opponent(params, graph)
         if not pull:
-            tell_what_can_be_fetched(graph)
+            name_what_can_be_fetched(graph)
         walk = Walk(graph, pull=pull)
         stages = [run_stage.with_options(name=stage)(walk, stage) for stage in walk.plan]
         synced = sync_lineage(params)

@@ -20,7 +20,7 @@ REWARD_MODELS = ("reward", "held_out_reward")  # stages
 
 
 def status(params: Params) -> dict[str, Any]:
-    """Gather it as plain data: stages, those that train nothing, what runs, registry, flow (its holder), failure.
+    """Gather it as plain data: stages, those that train nothing, what runs, registry, flow (its process), failure.
 
     Raises:
         InputError: DVC cannot read the pipeline.
@@ -51,11 +51,11 @@ def registry(params: Params) -> dict[str, Any]:
         return versions
     try:
         store = open_store(params.registry.experiment)
-        holders = {alias: find_by_alias(store, params, alias) for alias in (CHAMPION, CHALLENGER)}
-        awaited = awaiting(holders[CHAMPION])
+        versions_by_alias = {alias: find_by_alias(store, params, alias) for alias in (CHAMPION, CHALLENGER)}
+        awaited = awaiting(versions_by_alias[CHAMPION])
     except InputError as error:  # all the rest is still worth knowing
         return versions | {"error": str(error)}
-    numbers = {alias: found and found["version"] for alias, found in holders.items()}
+    numbers = {alias: found and found["version"] for alias, found in versions_by_alias.items()}
     return versions | numbers | {"awaiting": awaited}
 
 

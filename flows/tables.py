@@ -70,8 +70,8 @@ def _share(least: Sequence[int], wanted: Sequence[int], available: int) -> list[
     def limited(limit: int) -> list[int]:
         return [max(low, min(high, limit)) for low, high in zip(least, wanted, strict=True)]
 
-    fitting = [limit for limit in range(1, max(wanted, default=0) + 1) if sum(limited(limit)) <= available]
-    return limited(max(fitting, default=1))
+    limits = [limit for limit in range(1, max(wanted, default=0) + 1) if sum(limited(limit)) <= available]
+    return limited(max(limits, default=1))
 
 
 def print_sentence(console: Console, text: str, indent: int = 0) -> None:

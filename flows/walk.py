@@ -28,7 +28,7 @@ class Result(NamedTuple):
 
     stages: list[StageRun]
     registered: champion.Registered
-    verdict: champion.Promotion
+    promotion: champion.Promotion
     alarms: list[str]  # stages that gave other bytes than before on the same input
 
 
@@ -65,7 +65,7 @@ class Walk:
         return reproduce(stage)
 
 
-def tell_what_can_be_fetched(graph: GraphStatus) -> None:
+def name_what_can_be_fetched(graph: GraphStatus) -> None:
     """Say, before anything is computed, which results could be fetched from DVC's default remote, if there is one."""
     if not graph.stale or default_remote() is None:
         return

@@ -18,7 +18,7 @@ class Panel(NamedTuple):
     title: str
 
 
-class Figure(NamedTuple):
+class HeadlineFigure(NamedTuple):
     """A figure of metrics/<method>.json that tells how the training went."""
 
     name: str
@@ -33,7 +33,7 @@ class Method(NamedTuple):
     family: str  # of its loss
     learns_from: frozenset[Input]  # the training split of two kinds of records, and rewards.training of params.yaml
     panels: tuple[Panel, ...]
-    figures: tuple[Figure, ...]
+    headline_figures: tuple[HeadlineFigure, ...]
 
     @property
     def made_from(self) -> str:
@@ -47,9 +47,9 @@ METHODS: Mapping[str, Method] = {
         family="preference loss",
         learns_from=frozenset({"preferences"}),
         panels=(Panel("loss", "DPO: loss"), Panel("reward", "DPO: reward margin")),
-        figures=(
-            Figure("held-out loss", "validation.after.loss"),
-            Figure("pairs ordered right", "validation.after.accuracy"),
+        headline_figures=(
+            HeadlineFigure("held-out loss", "validation.after.loss"),
+            HeadlineFigure("pairs ordered right", "validation.after.accuracy"),
         ),
     ),
     "ppo": Method(
@@ -57,7 +57,7 @@ METHODS: Mapping[str, Method] = {
         family="policy gradient",
         learns_from=frozenset({"prompts", "rewards"}),
         panels=(Panel("reward", "PPO: reward"), Panel("kl", "PPO: KL, nats an answer")),
-        figures=(Figure("reward", "last.reward", before="first.reward"),),
+        headline_figures=(HeadlineFigure("reward", "last.reward", before="first.reward"),),
     ),
 }
 

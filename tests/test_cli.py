@@ -14,7 +14,7 @@ from flows import cli
 from flows import status as status_module
 from flows.doctor import Finding
 from flows.locks import one_flow_at_a_time
-from flows.people import ImportedSheets
+from flows.people import ImportedAnnotationSheets
 from tasks.common.errors import InputError
 from tasks.common.progress import StageProgress
 from tasks.registry.lineage import explain, sync
@@ -425,11 +425,11 @@ FIGURES: dict[str, Any] = {
 def test_a_sheet_says_what_it_holds_and_what_to_do(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def write_sheet(path: Path, prompts: int | None) -> dict[str, Any]:
+    def write_annotation_sheet(path: Path, prompts: int | None) -> dict[str, Any]:
         asked.append((path, prompts))
         return SHEET
 
-    monkeypatch.setattr("flows.people.write_sheet", write_sheet)
+    monkeypatch.setattr("flows.people.write_annotation_sheet", write_annotation_sheet)
 
     out = trueline("label", "sheet", "s.csv", "--prompts", "50")[1]
     assert out.startswith(
@@ -448,7 +448,8 @@ def test_votes_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatch
         return "r1"
 
     monkeypatch.setattr(
-        "flows.people.read_sheets", lambda paths: ImportedSheets("key", FIGURES, [{"files": len(paths)}])
+        "flows.people.read_annotation_sheets",
+        lambda paths: ImportedAnnotationSheets("key", FIGURES, [{"files": len(paths)}]),
     )
     monkeypatch.setattr("tasks.registry.promotion.human_evaluation.save_votes", keep)
 
@@ -466,7 +467,7 @@ def test_votes_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatch
 
 
 def test_votes_are_shown_where_mlflow_is_away(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.people.read_sheets", returning(ImportedSheets("key", FIGURES, [])))
+    monkeypatch.setattr("flows.people.read_annotation_sheets", returning(ImportedAnnotationSheets("key", FIGURES, [])))
     monkeypatch.setattr(
         "tasks.registry.promotion.human_evaluation.save_votes", raising(InputError("MLflow is away: start it"))
     )

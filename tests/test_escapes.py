@@ -57,7 +57,7 @@ TEXTS = st.one_of(
 
 
 def test_nothing_stays_that_a_terminal_acts_on_or_that_turns_text_round() -> None:
-    shown = [visible(character, kept="") for character in EVERY_CHARACTER]
+    shown = [visible(character, unescaped="") for character in EVERY_CHARACTER]
     acting = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of pairs, ends of lines and paragraphs
     for character, text in zip(EVERY_CHARACTER, shown, strict=True):
         acts = unicodedata.category(character) in acting or unicodedata.bidirectional(character) in TURNS_ROUND
@@ -94,7 +94,7 @@ def as_shown(page: str, element: str) -> str:
 
 
 def in_one_line(text: str) -> str:
-    return visible(" ".join(text.split("\n")), kept="").strip()
+    return visible(" ".join(text.split("\n")), unescaped="").strip()
 
 
 @pytest.mark.parametrize("read", [read_by_mistune, read_by_markdown_it])
@@ -109,7 +109,7 @@ def test_markdown_shows_a_text_and_is_not_ruled_by_it(read, text: str) -> None:
 @pytest.mark.parametrize("text", [*HOSTILE, "a`b``c", "`", "` `", "\x1b[31mred"])
 def test_a_span_of_code_shows_a_text(text: str) -> None:
     page = read_by_markdown_it(f"| {code(text)} |\n|---|\n").replace("<code>", "").replace("</code>", "")
-    assert as_shown(page, "th").strip() == visible(text, kept="").strip()
+    assert as_shown(page, "th").strip() == visible(text, unescaped="").strip()
 
 
 def test_a_template_escapes_whatever_it_prints() -> None:

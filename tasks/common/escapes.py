@@ -28,14 +28,14 @@ class Written(str):
     __slots__ = ()
 
 
-def visible(text: str, *, kept: str = "\n\t") -> str:
-    r"""Escape characters that a terminal or a page acts on or hides, ESC as `\x1b`; those in `kept` stay."""
-    return HIDDEN.sub(lambda found: found[0] if found[0] in kept else _escape(found[0]), text)
+def visible(text: str, *, unescaped: str = "\n\t") -> str:
+    r"""Escape characters that a terminal or a page acts on or hides, ESC as `\x1b`; those in `unescaped` stay."""
+    return HIDDEN.sub(lambda found: found[0] if found[0] in unescaped else _escape(found[0]), text)
 
 
 def one_line(text: object) -> str:
     r"""Return a text in one line; line ends become `\n`."""
-    return visible(str(text), kept="")
+    return visible(str(text), unescaped="")
 
 
 def safe_json(text: str) -> str:

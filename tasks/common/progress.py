@@ -37,7 +37,7 @@ class StageProgress(NamedTuple):
     total: int | None = None  # None: no bar
     unit: str = ""
     seconds_left: float | None = None  # of the bar; None: unknown
-    seconds_to_stop: float = SECONDS_TO_STOP  # after the stage is told to stop
+    seconds_to_stop: float = SECONDS_TO_STOP  # after the request to stop
 
 
 class _Current:

@@ -93,7 +93,7 @@ def parse_yaml(text: str, source: str, *, for_us_alone: bool = False) -> object:
 
 
 def difference(ours: object, theirs: object, key: str = "") -> Difference | None:
-    """Find the first value in which two readings differ; 1, 1.0 and true are different."""
+    """Find the first value in which two parsed files differ; 1, 1.0 and true are different."""
     if isinstance(ours, dict) and isinstance(theirs, dict) and len(ours) == len(theirs):
         inside = [(f"{key}.{name}".lstrip("."), name, other) for name, other in zip(ours, theirs, strict=True)]
         inside += [(where, ours[name], theirs.get(name)) for where, name, _ in inside]

@@ -71,11 +71,11 @@ def add_exclusion(path: Path, what: What, name: str) -> bool:
         raise InputError(f"{name!r} names nothing: name one {what}")
     if asked in read_exclusions(path):
         return False
-    kept = "".join(text_lines(path))
-    if kept and not kept.endswith("\n"):
-        kept += "\n"
+    lines = "".join(text_lines(path))
+    if lines and not lines.endswith("\n"):
+        lines += "\n"
     with replacing(path) as draft:
-        draft.write_text(f"{kept}{_written(asked)}\n", encoding="utf-8")
+        draft.write_text(f"{lines}{_written(asked)}\n", encoding="utf-8")
     return True
 
 

@@ -38,14 +38,16 @@ def length_controlled_win_rate(
     longer = np.asarray(our_lengths, dtype=np.float64) - np.asarray(their_lengths, dtype=np.float64)
     scale = float(np.sqrt((longer**2).mean())) or 1.0
     features = np.stack([np.ones_like(won), np.tanh(longer / scale)], axis=1)
-    value = _fitted(features, won, np.ones((1, len(won))))[0]
-    rates = np.concatenate([_fitted(features, won, counts) for counts in resampled_counts(len(won), resampling)])
+    value = _equal_length_rates(features, won, np.ones((1, len(won))))[0]
+    rates = np.concatenate(
+        [_equal_length_rates(features, won, counts) for counts in resampled_counts(len(won), resampling)]
+    )
     tail = (1 - resampling.confidence) / 2
     low, high = np.quantile(rates, [tail, 1 - tail])
     return Interval(float(value), float(low), float(high))
 
 
-def _fitted(
+def _equal_length_rates(
     features: NDArray[np.float64], won: NDArray[np.float64], counts: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Win rates at equal length, (R,), by Newton's method on R weighted logistic regressions at once.

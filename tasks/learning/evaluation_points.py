@@ -72,7 +72,7 @@ class EvaluationPoints:
         return {"answers": [each._asdict() for each in self.answers]}
 
     def at_step(self, step: int, num_steps: int) -> None:
-        """Answer the prompts if `step` is an evaluation point without answers; all ranks take part.
+        """Answer the prompts if `step` is an evaluation point without answers; all processes take part.
 
         Raises:
             InputError: the policy no longer gives probabilities.

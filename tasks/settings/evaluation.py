@@ -19,7 +19,7 @@ class LlmJudge(Section):
     @field_validator("url")
     @classmethod
     def _is_an_address_alone(cls, url: str) -> str:
-        if not re.fullmatch(r"https?://[^\s?#@]+", url):  # not said in full: it may hold a password
+        if not re.fullmatch(r"https?://[^\s?#@]+", url):  # not shown in full: it may hold a password
             raise ValueError(
                 "it must begin with http:// or https:// and have neither user, password nor query: "
                 "a key belongs into the environment (TRUELINE_JUDGE_API_KEY)"

@@ -20,13 +20,13 @@ class Fingerprint(NamedTuple):
 
     def differences(self, earlier: "Fingerprint") -> str:
         """Say what is no longer as it was, in the user's words; empty where nothing is."""
-        said = [
+        differences = [
             f"{name} was {earlier.settings.get(name, 'not set')} and is {self.settings.get(name, 'not set')}"
             for name in _differing(earlier.settings, self.settings)
         ]
-        said += [f"{path} has changed" for path in _differing(earlier.contents, self.contents)]
-        others = f" (and {len(said) - LISTED} more)" if len(said) > LISTED else ""
-        return "; ".join(said[:LISTED]) + others
+        differences += [f"{path} has changed" for path in _differing(earlier.contents, self.contents)]
+        others = f" (and {len(differences) - LISTED} more)" if len(differences) > LISTED else ""
+        return "; ".join(differences[:LISTED]) + others
 
 
 def content_fingerprint(stage: str, params: Params, inputs: Sequence[Path]) -> Fingerprint:

@@ -149,20 +149,20 @@ def _sentence(error: ValidationError) -> str:
     first = min(found, key=lambda each: (_key(each["loc"]) not in (*RENAMED, *MOVED), each["type"] == "missing"))
     key, others = _key(first["loc"]), len(found) - 1
     if key in RENAMED:
-        said = f"{key} is now called {RENAMED[key]}: rename it"
+        message = f"{key} is now called {RENAMED[key]}: rename it"
     elif key in MOVED:
-        said = f"{key} is no section any more: write its settings under {MOVED[key]}"
+        message = f"{key} is no section any more: write its settings under {MOVED[key]}"
     elif isinstance(old := first["input"], str) and old in RENAMED_VALUES.get(key, {}):
-        said = f"{key}: the value {old} is now called {RENAMED_VALUES[key][old]}: change it"
+        message = f"{key}: the value {old} is now called {RENAMED_VALUES[key][old]}: change it"
     elif first["type"] == "extra_forbidden":
-        said = f"{key} is not a setting: remove it or correct its spelling"
+        message = f"{key} is not a setting: remove it or correct its spelling"
     elif first["type"] == "missing":
-        said = f"{key} is missing: add it"
+        message = f"{key} is missing: add it"
     elif first["type"] == "value_error":  # a rule of these files over several keys, which names them and the cure
-        said = ": ".join(filter(None, (key, str(first["ctx"]["error"]))))
+        message = ": ".join(filter(None, (key, str(first["ctx"]["error"]))))
     else:
-        said = f"{key} is {quoted(first['input'])}, but {first['msg'][0].lower()}{first['msg'][1:]}: change it"
-    return said + (f" (and {others} more)" if others else "")
+        message = f"{key} is {quoted(first['input'])}, but {first['msg'][0].lower()}{first['msg'][1:]}: change it"
+    return message + (f" (and {others} more)" if others else "")
 
 
 def _key(place: tuple[int | str, ...]) -> str:

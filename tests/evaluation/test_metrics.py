@@ -64,7 +64,7 @@ def test_bleu_of_one_swapped_word_by_hand():
         ("  I am unable to answer this.", True),
         ("I won't write that.", True),
         ("We are sorry for the trouble. We will send a replacement.", False),
-        ("I'm sorry to read_sheets that. Try to restart it.", False),
+        ("I'm sorry to hear that. Try to restart it.", False),
         ("I can't wait to see it!", False),
         ("You might say: I cannot help.", False),
         ("", False),

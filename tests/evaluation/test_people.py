@@ -19,7 +19,7 @@ from tasks.evaluation.people.annotation_sheets import (
     read_votes,
     summarise_votes,
     vote_rows,
-    write_sheet,
+    write_annotation_sheet,
 )
 
 RESAMPLING = Resampling(resamples=500, confidence=0.95, seed=1)
@@ -64,7 +64,7 @@ def shown():
 @pytest.fixture
 def filled(shown, tmp_path):
     """Their sheet, filled by somebody who always prefers the candidate."""
-    write_sheet(tmp_path / "empty.csv", shown)
+    write_annotation_sheet(tmp_path / "empty.csv", shown)
     sides = {pair.id: pair.candidate for pair in shown}
     return [row | {"choice": sides[row["id"]]} for row in read_sheet(tmp_path / "empty.csv")]
 
@@ -108,7 +108,7 @@ def test_sides_go_with_the_model_and_not_with_the_answer(tmp_path):
     asked, exchanged = responses(20), [response(f"{n:04}", f"theirs {n}", f"ours {n}") for n in range(20)]
     sheets = []
     for name, each in (("a.csv", asked), ("b.csv", exchanged)):
-        write_sheet(tmp_path / name, pairs(each, 7))
+        write_annotation_sheet(tmp_path / name, pairs(each, 7))
         sheets.append(read_sheet(tmp_path / name))
     assert len(sheets[0]) == 20
     for one, other in zip(*sheets, strict=True):
@@ -126,7 +126,7 @@ def test_a_conversation_can_be_read(tmp_path):
     row = response("a", "yes", "no") | {
         "prompt": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
     }
-    write_sheet(tmp_path / "s.csv", pairs([row, response("b", "yes", "no", prompt="One turn?")], 7))
+    write_annotation_sheet(tmp_path / "s.csv", pairs([row, response("b", "yes", "no", prompt="One turn?")], 7))
     assert {row["prompt"] for row in read_sheet(tmp_path / "s.csv")} == {
         "user: Hi.\n\nassistant: Hello.",
         "One turn?",
@@ -135,19 +135,19 @@ def test_a_conversation_can_be_read(tmp_path):
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@sum", " =1", "\t=1", "\r=1", "\n-1", "\uff1d1"])
 def test_no_cell_is_a_formula(text, tmp_path):
-    write_sheet(tmp_path / "s.csv", pairs([response("a", text, f"{text}2", prompt=text)], 7))
+    write_annotation_sheet(tmp_path / "s.csv", pairs([response("a", text, f"{text}2", prompt=text)], 7))
     [row] = read_sheet(tmp_path / "s.csv")
     assert [row[name].lstrip()[0] for name in ("prompt", "left", "right")] == ["'", "'", "'"]
     assert row["prompt"].replace("'", "") == text
 
 
 def test_a_sheet_is_never_written_over(shown, tmp_path):
-    write_sheet(tmp_path / "s.csv", shown)
+    write_annotation_sheet(tmp_path / "s.csv", shown)
     before = (tmp_path / "s.csv").read_bytes()
     with pytest.raises(InputError, match=r"s\.csv exists and may hold votes: name a new file"):
-        write_sheet(tmp_path / "s.csv", shown[:1])
+        write_annotation_sheet(tmp_path / "s.csv", shown[:1])
     assert (tmp_path / "s.csv").read_bytes() == before
-    write_sheet(tmp_path / "t.csv", shown)
+    write_annotation_sheet(tmp_path / "t.csv", shown)
     assert (tmp_path / "t.csv").read_bytes() == before
     assert before.startswith(b"\xef\xbb\xbfid,prompt,left,right,choice,annotator\r\n")
 
@@ -160,7 +160,7 @@ def test_a_sheet_is_never_written_over(shown, tmp_path):
 )
 def test_awkward_texts_come_back_from_every_spreadsheet(separator, encoding, tmp_path):
     shown = pairs([response(f"{number}", *texts, prompt=texts[0]) for number, texts in enumerate(AWKWARD)], 7)
-    write_sheet(tmp_path / "s.csv", shown)
+    write_annotation_sheet(tmp_path / "s.csv", shown)
     filled = [row | {"choice": " Same "} for row in read_sheet(tmp_path / "s.csv")]
     votes = read_votes([save(tmp_path / "ann.csv", filled, separator, encoding)], shown)
     assert votes == [
@@ -177,7 +177,7 @@ def test_any_text_goes_there_and_back(texts, separator):
     asked = [response(f"{number}", ours, theirs, prompt) for number, (ours, theirs, prompt) in enumerate(texts)]
     shown = [*pairs(asked, 7), *pairs([response("last", "yes", "no")], 7)]
     with tempfile.TemporaryDirectory() as folder:
-        write_sheet(Path(folder, "s.csv"), shown)
+        write_annotation_sheet(Path(folder, "s.csv"), shown)
         filled = [row | {"choice": "left"} for row in read_sheet(Path(folder, "s.csv"))]
         assert len(read_votes([save(Path(folder, "ann.csv"), filled, separator)], shown)) == len(shown)
     for row, pair in zip(filled, shown, strict=True):
@@ -188,7 +188,7 @@ def test_any_text_goes_there_and_back(texts, separator):
 
 def test_what_spreadsheets_make_of_short_texts_does_no_harm(tmp_path):
     shown = pairs([response("a", "1/2", "007"), response("b", "TRUE", "May 5")], 7)
-    write_sheet(tmp_path / "s.csv", shown)
+    write_annotation_sheet(tmp_path / "s.csv", shown)
     changes = {"1/2": "01. Jan", "007": "7", "TRUE": "WAHR", "May 5": "2026-05-05"}
     filled = [
         row | {"left": changes[row["left"]], "right": changes[row["right"]], "choice": "left"}
@@ -229,7 +229,10 @@ def test_annotators_are_named_by_column_or_by_file(shown, filled, tmp_path):
         ({"id": ""}, "row 2: no id is not of the evaluation"),
         ({"choice": "lft"}, "row 2: the choice lft is none of left, right and same: correct or empty it"),
         ({"annotator": ""}, "row 2 names no annotator, where other rows of the file do: write who has rated it"),
-        ({"left": "Another long answer that nobody gave"}, "row 2 has not the answers of its id: fill in the sheet"),
+        (
+            {"left": "Another long answer that nobody gave"},
+            "row 2 has not the answers of its id: fill in the annotation sheet",
+        ),
     ],
 )
 def test_a_row_that_cannot_be_counted_is_named_with_the_cure(change, words, shown, filled, tmp_path):
@@ -285,7 +288,7 @@ def test_nobody_judges_a_prompt_twice(shown, filled, tmp_path):
     ("content", "words"),
     [
         (b"", "has no column id"),
-        (b"id,left,right,choice\r\n", "has no column annotator: fill in a sheet that trueline label sheet wrote"),
+        (b"id,left,right,choice\r\n", "has no column annotator: fill in a file that trueline label sheet wrote"),
         (b"PK\x03\x04\xff", "is not CSV in UTF-8: save it so (in Excel as CSV UTF-8)"),
         ("id;annotator\r\n1;Jürgen\r\n".encode("cp1252"), "is not CSV in UTF-8"),
         ("id\tannotator\r\n".encode("utf-16"), "is not CSV in UTF-8"),
@@ -301,7 +304,9 @@ def test_a_file_that_is_no_filled_sheet_is_named_with_the_cure(content, words, s
 
 
 def test_a_file_that_is_not_there(shown, tmp_path):
-    assert sentence([tmp_path / "gone.csv"], shown) == f"{tmp_path / 'gone.csv'} is no file: name filled sheets"
+    assert (
+        sentence([tmp_path / "gone.csv"], shown) == f"{tmp_path / 'gone.csv'} is no file: name filled annotation sheets"
+    )
 
 
 # --- Figures

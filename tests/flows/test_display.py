@@ -8,7 +8,7 @@ from rich.console import Console
 
 from flows import display
 from flows.cli import _report
-from flows.display import show_findings, show_history, show_result, show_tree, show_verdict
+from flows.display import show_findings, show_history, show_promotion, show_result, show_tree
 from tasks.common.escapes import visible
 
 
@@ -25,7 +25,7 @@ from tasks.common.escapes import visible
 )
 def test_what_is_advised_after_a_run_is_what_there_is(capsys: pytest.CaptureFixture[str], outcome, advised) -> None:
     verdict = {"promoted": False, "held": False, "version": 3, "reasons": []} | outcome
-    show_result({"stages": [], "verdict": verdict, "alarms": [], "places": {}})
+    show_result({"stages": [], "promotion": verdict, "alarms": [], "places": {}})
     said = capsys.readouterr().out.splitlines()
     assert said[-1] == f"next       {advised}"
     assert said[-2] == "MLflow     .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db"
@@ -42,7 +42,7 @@ def said_by(name: str) -> list[tuple[Any, Any, int]]:
     return [
         ([decision | {"reasons": [name]}], show_history, 2),
         ({"gate": {"reasons": [name], name: {name: name}}, "decisions": [{name: name}]}, show_tree, 6),
-        (verdict, show_verdict, 1),
+        (verdict, show_promotion, 1),
         ([{"check": name, "level": "ok", "found": name, "cure": name}], show_findings, 3),
     ]
 

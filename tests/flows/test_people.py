@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from flows import people as module
-from flows.people import read_sheets, write_sheet
+from flows.people import read_annotation_sheets, write_annotation_sheet
 from tasks.common.errors import InputError
 from tasks.registry.promotion.human_evaluation import Evaluation
 
@@ -40,33 +40,33 @@ def fill(path, name, prefers):
 
 def test_there_and_back(tmp_path):
     path = tmp_path / "sheet.csv"
-    assert write_sheet(path, None) == {
+    assert write_annotation_sheet(path, None) == {
         "file": str(path),
         "prompts": 10,
         "different_answers": 10,
         "same_answers": 2,
     }
-    imported = read_sheets([fill(path, "ann", "Good"), fill(path, "ben", "Good"), fill(path, "cleo", "Bad")])
+    imported = read_annotation_sheets([fill(path, "ann", "Good"), fill(path, "ben", "Good"), fill(path, "cleo", "Bad")])
     won = imported.figures["vs_opponent"]
     assert (won["value"], won["wins"], won["conclusion"]) == (1, 10, "better")  # two of three
     assert (imported.figures["prompts"], imported.figures["votes"], imported.figures["same_answers"]) == (10, 30, 2)
     assert len(imported.votes) == 30
-    both = read_sheets([tmp_path / "ann.csv", tmp_path / "ben.csv"]).figures
+    both = read_annotation_sheets([tmp_path / "ann.csv", tmp_path / "ben.csv"]).figures
     assert (both["alpha"], both["kappa"]) == (1, 1)  # on prompts with the candidate left and right, so by no one label
 
 
 def test_fewer_prompts_are_the_first_of_all(tmp_path):
-    write_sheet(tmp_path / "all.csv", None)
-    assert write_sheet(tmp_path / "few.csv", 4)["prompts"] == 4
+    write_annotation_sheet(tmp_path / "all.csv", None)
+    assert write_annotation_sheet(tmp_path / "few.csv", 4)["prompts"] == 4
     every, few = ((tmp_path / name).read_bytes().splitlines() for name in ("all.csv", "few.csv"))
     assert few == every[:5]
-    assert write_sheet(tmp_path / "more.csv", 99)["prompts"] == 10
-    assert read_sheets([fill(tmp_path / "few.csv", "ann", "Good")]).figures["prompts"] == 4
+    assert write_annotation_sheet(tmp_path / "more.csv", 99)["prompts"] == 10
+    assert read_annotation_sheets([fill(tmp_path / "few.csv", "ann", "Good")]).figures["prompts"] == 4
 
 
 def test_models_that_say_the_same_leave_nothing_to_annotate(tmp_path, monkeypatch):
     rows = [response(number, same=True) for number in range(3)]
     monkeypatch.setattr(module, "evaluation", lambda: Evaluation("key", rows, 7, 500, 0.95))
     with pytest.raises(InputError, match="the same answers to all 3 prompts: there is nothing to annotate"):
-        write_sheet(tmp_path / "sheet.csv", None)
+        write_annotation_sheet(tmp_path / "sheet.csv", None)
     assert not (tmp_path / "sheet.csv").exists()

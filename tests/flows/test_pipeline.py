@@ -58,7 +58,7 @@ def test_steps_come_in_order(calls: list[str]) -> None:
 
     assert calls == ["preflight", "opponent", "prepare", "sft", "lineage", "register", "report", "promote"]
     assert [row.stage for row in result.stages] == ["prepare", "sft"]
-    assert result.verdict["promoted"]
+    assert result.promotion["promoted"]
     assert result.alarms == ["sft differs"]
 
 

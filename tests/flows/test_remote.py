@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.walk import Walk, tell_what_can_be_fetched
+from flows.walk import Walk, name_what_can_be_fetched
 from tasks.registry.dvc_outputs.graph import graph_status
 from tasks.registry.dvc_outputs.remote import RemoteError, check_default_remote, fetchable
 from tests.flows.conftest import dvc
@@ -82,7 +82,7 @@ def test_only_what_the_remote_lacks_is_computed(clone: Path) -> None:
 def test_without_pull_what_could_be_fetched_is_said_and_all_is_computed(
     clone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tell_what_can_be_fetched(graph_status())
+    name_what_can_be_fetched(graph_status())
     assert capsys.readouterr().err == (
         "trueline: DVC's remote has one, two, three: trueline run --pull fetches instead of computing again\n"
     )
@@ -93,7 +93,7 @@ def test_what_the_cache_has_is_not_offered(clone: Path, capsys: pytest.CaptureFi
     dvc("repro")
     shutil.rmtree("two")
     assert fetchable(STAGES) == []
-    tell_what_can_be_fetched(graph_status())
+    name_what_can_be_fetched(graph_status())
     assert capsys.readouterr().err == ""
 
 
@@ -122,7 +122,7 @@ def test_a_remote_that_cannot_be_asked(clone: Path, caplog: pytest.LogCaptureFix
         RemoteError, match=r"^DVC's remote store cannot be asked \(.*remote is no folder\): correct its"
     ):
         walk(pull=True)
-    tell_what_can_be_fetched(graph_status())
+    name_what_can_be_fetched(graph_status())
     assert "remote is no folder" in caplog.text
     assert "the run goes on without it" in caplog.text
 
@@ -130,5 +130,5 @@ def test_a_remote_that_cannot_be_asked(clone: Path, caplog: pytest.LogCaptureFix
 def test_without_a_remote_there_is_nothing_to_fetch_from(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RemoteError, match="DVC has no default remote to fetch from: name one"):
         check_default_remote()
-    tell_what_can_be_fetched(graph_status())
+    name_what_can_be_fetched(graph_status())
     assert capsys.readouterr().err == ""

@@ -3,12 +3,14 @@
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, cast
 
 import pytest
 import torch
 from torch import nn
 
 from tasks.learning.training.checkpoints import Checkpoints, Progress
+from tasks.learning.training.checksums import ChecksumWriter
 from tasks.learning.training.interrupts import delayed_interrupts
 from tasks.learning.training.optimisation import adamw
 from tasks.settings.fingerprint import Fingerprint
@@ -192,6 +194,17 @@ def another_tool(whole: bytes, _earlier: bytes) -> bytes:
 def test_one_that_is_cut_or_another_in_its_place_is_passed_over(make_params: MakeParams, spoil):
     Trained(make_params).save(2, 4)
     file(4).write_bytes(spoil(file(4).read_bytes(), file(2).read_bytes()))
+    assert Trained(make_params).checkpoints.restore().step == 2
+
+
+def test_one_of_an_earlier_release_is_read(make_params: MakeParams):
+    Trained(make_params).save(2)
+    state = torch.load(file(2), weights_only=True)
+    state["origin"] = state.pop("fingerprint")
+    with file(2).open("wb") as opened:
+        checksummed = ChecksumWriter(opened, f"sft/{file(2).name}")
+        torch.save(state, cast("IO[bytes]", checksummed))
+        checksummed.end()
     assert Trained(make_params).checkpoints.restore().step == 2
 
 

@@ -10,7 +10,7 @@ from tasks.common.files import MODELS
 from tasks.data.encoding.tokens import Encoded, EncodedPair
 from tasks.dpo import dpo
 from tasks.learning.dpo import reference_cache
-from tasks.learning.dpo.reference_cache import FOLDER, KEPT, ReferenceCache
+from tasks.learning.dpo.reference_cache import FOLDER, MAX_ENTRIES, ReferenceCache
 from tasks.learning.maths.pairs import PairValues
 from tasks.learning.models.loading import load_policy, set_up
 from tasks.settings.params import Params
@@ -137,11 +137,11 @@ def test_the_entries_used_last_are_kept(policy: nn.Module, computed: list[str]):
     ask(policy)
     [first] = FOLDER.iterdir()
     (FOLDER / ".killed").mkdir()  # what kill -9 leaves in the middle of a write
-    for number in range(KEPT):
+    for number in range(MAX_ENTRIES):
         ask(policy, pairs=[PAIRS[0]] * (number + 1), groups=[range(number + 1)])
         ask(policy)  # used in between
-    assert len(computed) == 1 + KEPT
-    assert len(list(FOLDER.iterdir())) == KEPT
+    assert len(computed) == 1 + MAX_ENTRIES
+    assert len(list(FOLDER.iterdir())) == MAX_ENTRIES
     assert first.exists()
     assert not (FOLDER / ".killed").exists()
 

@@ -38,7 +38,7 @@ ROW: dict[str, Any] = {
     "time": "2026-01-01T00:00:00+00:00",
     "who": "ada",
     "action": "promote",
-    "policy": {"version": 1, "reward_version": 1, "md5": HASH, "account": RECORD},
+    "policy": {"version": 1, "reward_version": 1, "md5": HASH, "record": RECORD},
     "previous": None,
     "reasons": [],
     "gate": {},
@@ -49,12 +49,6 @@ ROW: dict[str, Any] = {
 
 def changed(**fields):
     return json.dumps(ROW | fields).encode()
-
-
-def loaded(row):
-    """A stored row as it is read: the model record, stored as `account`, is called `record`."""
-    policy = {name: value for name, value in row["policy"].items() if name != "account"}
-    return row | {"policy": policy | {"record": row["policy"]["account"]}}
 
 
 def without(name):
@@ -127,7 +121,7 @@ def test_a_last_line_without_end_goes_only_where_a_kill_left_it(folder, last):
 def test_what_a_row_holds_besides_is_kept(folder):
     row = json.loads(changed(note="of a later release"))
     DECISION_LOG.write_text(json.dumps(row) + "\n")
-    assert past_decisions() == [loaded(row)]
+    assert past_decisions() == [row]
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "dangling"])
@@ -191,13 +185,13 @@ def test_on_a_full_disk_nothing_of_a_line_stays(folder, monkeypatch, before):
         with pytest.raises(
             InputError, match=r"could not be written \(No space left on device\), so nothing was decided"
         ):
-            decision_log.append_row(DECISION_LOG, loaded(ROW | {"id": "new"}))
+            decision_log.append_row(DECISION_LOG, ROW | {"id": "new"})
     assert DECISION_LOG.read_bytes() == before.removesuffix(b'{"id": "cut o')
-    decision_log.append_row(DECISION_LOG, loaded(ROW | {"id": "new"}))
+    decision_log.append_row(DECISION_LOG, ROW | {"id": "new"})
     assert [row["id"] for row in past_decisions()] == [*(["0123456789ab"] if before else []), "new"]
 
 
 def test_a_line_that_could_not_be_read_again_is_not_written(folder):
     with pytest.raises(ValueError, match="version"):
-        decision_log.append_row(DECISION_LOG, loaded(ROW | {"policy": ROW["policy"] | {"version": 0}}))
+        decision_log.append_row(DECISION_LOG, ROW | {"policy": ROW["policy"] | {"version": 0}})
     assert not DECISION_LOG.exists()

@@ -14,6 +14,7 @@ from tasks.registry.export.folders import export, export_reward
 from tasks.registry.lineage import explain, sync, trace
 from tasks.registry.lineage.report import MARKER, write_report
 from tasks.registry.promotion import champion
+from tasks.registry.promotion.decisions import mark_reported, past_decisions, unreported_decision
 from tasks.settings.params import load_params
 from tests.registry.conftest import FIGURES, aliases, run_again, shell, write_pipeline
 
@@ -113,6 +114,15 @@ def test_a_rollback_brings_an_earlier_release_s_version_back(params):
     verdict = champion.rollback(params, "it insulted nobody after all")
     assert (verdict["promoted"], verdict["champion"]) == (True, 2)
     assert aliases()["trueline-policy"] == {"champion": 2, "previous": 1, "challenger": 3}
+
+
+def test_a_decision_whose_command_was_killed_is_still_reported(params):
+    last = [decision for decision in past_decisions() if decision["review"] or decision["action"] == "promote"][-1]
+    Path(".trueline").mkdir(exist_ok=True)
+    Path(".trueline/deciding").write_text(last["id"])
+    assert unreported_decision() == last
+    mark_reported()
+    assert unreported_decision() is None
 
 
 @pytest.mark.slow

@@ -95,7 +95,7 @@ def test_votes_are_not_kept_with_another_evaluation_than_people_were_asked_about
     asked = evaluation().key
     change_params(evaluate={"bootstrap": 777})
     repro("evaluate", force=True, single_item=True)
-    with pytest.raises(InputError, match=r"dvc\.lock has another evaluation than the sheets: restore"):
+    with pytest.raises(InputError, match=r"dvc\.lock has another evaluation than the annotation sheets: restore"):
         save_votes(params, asked, FIGURES, VOTES)
 
 

@@ -27,7 +27,7 @@ STEPS = [
     ("set_registered_model_alias", "trueline-policy challenger", 1),
     ("decide", "", 1),
     ("update_model_version", "trueline-policy 2", 1),
-    ("set_model_version_tag", "trueline-policy 2 account", 1),
+    ("set_model_version_tag", "trueline-policy 2 model_record", 1),
     ("set_model_version_tag", "trueline-policy 2 decision", 1),
     ("set_registered_model_alias", "trueline-reward previous", 1),
     ("set_registered_model_alias", "trueline-policy previous", 1),
@@ -115,7 +115,7 @@ def test_the_steps_are_all_there_are(challenged, monkeypatch):
     left = iter(seen)
     assert all(any(name == step and said.startswith(given) for name, said in left) for step, given in known)
     others = {name for name, said in seen if not any(name == step and said.startswith(given) for step, given in known)}
-    assert others == {"set_model_version_tag"}  # between `account` and `decision`
+    assert others == {"set_model_version_tag"}  # between `model_record` and `decision`
     assert {name for name, _ in seen} == {step for step, _, _ in STEPS}
 
 

@@ -55,7 +55,7 @@ def test_an_unchanged_run_starts_no_dvc_and_no_prefect_and_registers_and_promote
 
         assert {stage["outcome"] for stage in result["stages"]} == {"reused"}
         assert len(result["stages"]) == len(STAGES)
-        assert result["verdict"]["promoted"] is verdict
+        assert result["promotion"]["promoted"] is verdict
         assert [line for line in told if sys.executable in line] == []
         assert "prefect False" in told
     assert aliases()["trueline-policy"] == {"champion": 1}

@@ -39,15 +39,15 @@ FIRST_OF_JANUARY = {
     **{"%U": "00", "%W": "00", "%z": "", "%Z": ""},
 }
 FROZEN_CLOCK = (
-    "{% macro strftime_now(format) %}{% set said = namespace(text=format) %}"
+    "{% macro strftime_now(format) %}{% set result = namespace(text=format) %}"
     f"{{% for code, meaning in {json.dumps(FIRST_OF_JANUARY)}.items() %}}"
-    "{% set said.text = said.text | replace(code, meaning) %}{% endfor %}{{ said.text }}{% endmacro %}\n"
+    "{% set result.text = result.text | replace(code, meaning) %}{% endfor %}{{ result.text }}{% endmacro %}\n"
 )
 FOLDER = Path("infra/templates")  # a dependency of the stage: DVC would not see a file change anywhere else
 MOST_BYTES = 2**20  # of a template's file
 CURE = "fix it or set base.chat_template"
-# Readings of a template that must all be the same, each with other random numbers.
-READINGS = 8
+# Renderings of a template that must all be the same, each with other random numbers.
+RENDERINGS = 8
 ADDRESS = re.compile(r" at 0x[0-9a-f]+>")  # how Python writes an object: other in every process
 
 SYSTEM = Message(role="system", content="Answer in one line.")
@@ -186,10 +186,10 @@ def _troubles(render: Render, form: str, name: str) -> Iterator[str]:
 
 
 def _read(render: Render, messages: Sequence[Message], name: str) -> str:
-    """What a template writes, the same at every reading."""
+    """What a template writes, the same at every rendering."""
     written = set()
-    for reading in range(READINGS):
-        random.seed(reading)
+    for seed in range(RENDERINGS):
+        random.seed(seed)
         written.add(render(messages, generation_prompt=True))
     if len(written) > 1 or any(map(ADDRESS.search, written)):
         raise InputError(f"{name}: its chat template does not write a conversation the same way each time: {CURE}")

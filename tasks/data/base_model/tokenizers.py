@@ -48,7 +48,7 @@ def resolve_tokenizer(folder: Path, settings: Base) -> None:
         )
     template = tokenizer.chat_template
     choose_template(tokenizer, settings.chat_template, name)
-    _settle_pad(tokenizer, settings)
+    _set_pad_token(tokenizer, settings)
     troubles = try_template(tokenizer, name)
     if troubles:
         logger.warning("%s: its chat template %s: rows like that go to quarantine", name, ", ".join(troubles))
@@ -78,7 +78,7 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
 
 
-def _settle_pad(tokenizer: "PreTrainedTokenizerBase", settings: Base) -> None:
+def _set_pad_token(tokenizer: "PreTrainedTokenizerBase", settings: Base) -> None:
     if settings.pad_token is not None:
         if settings.pad_token not in tokenizer.get_vocab():
             raise InputError(f"base.pad_token {settings.pad_token} is not in the vocabulary: name a token that is")

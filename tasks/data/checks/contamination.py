@@ -76,23 +76,23 @@ def find_contamination(questions: Iterable[Question], studies: Iterable[Study]) 
     """
     vocabulary = _Vocabulary()
     whole: dict[bytes, int] = {}
-    runs = _test_runs(_noted(questions, whole), vocabulary)
+    runs = _test_runs(_with_whole_questions(questions, whole), vocabulary)
     found: dict[int, int] = {}
     shared: dict[tuple[int, int], int] = {}  # a study and a run in it: the test prompt
-    holders: dict[int, set[bytes]] = defaultdict(set)  # of a run: what the users of training rows ask
+    askers: dict[int, set[bytes]] = defaultdict(set)  # of a run: what the users of training rows ask
     texts = _texts(studies, whole, found)
     while some := list(islice(texts, _TEXTS_AT_ONCE)):
         for place, run, question in _shared_runs(runs, [each.text for each in some], vocabulary):
-            if len(holders[run]) <= COMMON:
-                holders[run].add(some[place].asked)
+            if len(askers[run]) <= COMMON:
+                askers[run].add(some[place].asked)
                 shared.setdefault((some[place].study, run), question)
     for (study, run), question in shared.items():
-        if len(holders[run]) <= COMMON:
+        if len(askers[run]) <= COMMON:
             found.setdefault(study, question)
     return found
 
 
-def _noted(questions: Iterable[Question], whole: dict[bytes, int]) -> Iterator[Question]:
+def _with_whole_questions(questions: Iterable[Question], whole: dict[bytes, int]) -> Iterator[Question]:
     """Note what is asked in all, for the questions that only that gives away."""
     for question in questions:
         if key := _key(question.asked):

@@ -101,7 +101,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message
 def encode(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], response: str) -> Encoded:
     """Write a conversation and its answer in the chat template.
 
-    What the template itself puts around the answer is kept up to its first end-of-sequence token; one is added where it
+    What the template itself puts around the answer stays up to its first end-of-sequence token; one is added where it
     has none.
 
     Raises:

@@ -34,8 +34,8 @@ class Tally(NamedTuple):
 def rename(fields: Mapping[str, Any], columns: Mapping[str, str]) -> Fields:
     """Give a row by our names: `columns` has theirs by ours, and takes the place of a column of the same name."""
     taken = set(columns.values())
-    kept = {name: value for name, value in fields.items() if name not in taken}
-    return kept | {ours: fields[theirs] for ours, theirs in columns.items() if theirs in fields}
+    others = {name: value for name, value in fields.items() if name not in taken}
+    return others | {ours: fields[theirs] for ours, theirs in columns.items() if theirs in fields}
 
 
 def extra_of(source: Source) -> Mapping[str, str]:

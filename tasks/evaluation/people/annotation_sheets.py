@@ -1,6 +1,6 @@
-"""People compare the candidate's and the opponent's answers blind, on sheets for any spreadsheet.
+"""People compare the candidate's and the opponent's answers blind, on annotation sheets for any spreadsheet.
 
-Nothing in a sheet tells whose answer is whose: a hash puts them left and right. A row is known by its id, which has a
+Nothing in it tells whose answer is whose: a hash puts them left and right. A row is known by its id, which has a
 hash of the two answers in their places, and not by their texts, which spreadsheets change: 007 to 7, 1/2 to a day.
 """
 
@@ -73,8 +73,8 @@ def pairs(responses: Sequence[Mapping[str, Any]], seed: int) -> list[Pair]:
     return sorted(found, key=lambda pair: drawn[pair.prompt])
 
 
-def write_sheet(path: Path, shown: Sequence[Pair]) -> None:
-    """Write a sheet to be filled in: columns choice (left, right, same or nothing) and annotator.
+def write_annotation_sheet(path: Path, shown: Sequence[Pair]) -> None:
+    """Write an annotation sheet to be filled in: columns choice (left, right, same or nothing) and annotator.
 
     Raises:
         InputError: the file exists, and may hold votes.
@@ -91,7 +91,7 @@ def write_sheet(path: Path, shown: Sequence[Pair]) -> None:
 
 
 def read_votes(paths: Sequence[Path], shown: Sequence[Pair]) -> list[Vote]:
-    """Read filled sheets; a file without any annotator is one person's, who gets its name.
+    """Read filled annotation sheets; a file without any annotator is one person's, who gets its name.
 
     Args:
         paths: at least one; the separator may be comma, semicolon or tab.
@@ -101,8 +101,8 @@ def read_votes(paths: Sequence[Path], shown: Sequence[Pair]) -> list[Vote]:
         The votes, by prompt and annotator.
 
     Raises:
-        InputError: a file is no such sheet, a row is of another evaluation, has other answers or another choice or
-            names no annotator, an annotator rated a prompt twice, or no row has a choice.
+        InputError: a file is no annotation sheet, a row is of another evaluation, has other answers or another
+            choice or names no annotator, an annotator rated a prompt twice, or no row has a choice.
     """
     known = {pair.id: pair for pair in shown}
     votes: list[Vote] = []
@@ -199,7 +199,7 @@ def _filled(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         raise InputError(f"{path} line {reader.line_num} is not valid CSV ({error}): save it as CSV again") from None
     missing = [name for name in READ if name not in names]
     if missing:
-        raise InputError(f"{path} has no column {missing[0]}: fill in a sheet that trueline label sheet wrote")
+        raise InputError(f"{path} has no column {missing[0]}: fill in a file that trueline label sheet wrote")
     for number, row in enumerate(rows, start=2):  # as a spreadsheet counts, whose first row has the names
         if any(row):
             cells = dict(zip(names, row, strict=False))  # some leave empty cells at the end of a row out
@@ -210,7 +210,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{path} is no file: name filled sheets") from None
+        raise InputError(f"{path} is no file: name filled annotation sheets") from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is not CSV in UTF-8: save it so (in Excel as CSV UTF-8)") from None
 
@@ -221,11 +221,11 @@ def _vote(place: str, cells: Mapping[str, str], owner: str, known: Mapping[str, 
     if pair is None:
         raise InputError(
             f"{place}: {cells['id'] or 'no id'} is not of the evaluation in dvc.lock: bring back the dvc.lock that the "
-            "sheet was made with (git checkout), or make a new sheet"
+            "annotation sheet was made with (git checkout), or make a new one"
         )
     if _is_another(pair.left, cells["left"]) or _is_another(pair.right, cells["right"]):
         raise InputError(
-            f"{place} has not the answers of its id: fill in the sheet as it was written, whole rows alone"
+            f"{place} has not the answers of its id: fill in the annotation sheet as it was written, whole rows alone"
         )
     if not choice:
         return None

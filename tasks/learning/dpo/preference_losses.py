@@ -60,8 +60,8 @@ def preference_loss(
             losses = smoothed_log_loss(margins, label_smoothing)
         case "robust":
             # Divided by 1 - 2e the loss has the expectation of the loss on clean labels; it may be negative.
-            kept, flipped = -logsigmoid(margins), -logsigmoid(-margins)
-            losses = ((1 - label_smoothing) * kept - label_smoothing * flipped) / (1 - 2 * label_smoothing)
+            as_labelled, flipped = -logsigmoid(margins), -logsigmoid(-margins)
+            losses = ((1 - label_smoothing) * as_labelled - label_smoothing * flipped) / (1 - 2 * label_smoothing)
         case "hinge":
             # No gradient once a pair is ordered by a margin of 1: easy pairs stop pulling at the policy.
             losses = (1 - margins).relu()

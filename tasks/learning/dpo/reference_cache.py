@@ -32,7 +32,7 @@ from tasks.learning.models.outputs import completion_log_probs
 from tasks.learning.sharding import unsharded
 
 FOLDER = STATE / "references"
-KEPT = 8  # entries of two numbers a pair; a run has two, of its training and of its held-out pairs
+MAX_ENTRIES = 8  # entries of two numbers a pair; a run has two, of its training and of its held-out pairs
 Autocast = Callable[[], AbstractContextManager[None]]
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def all_logps(
     Args:
         policy: the model.
         pairs: all pairs.
-        groups: indices of the pairs of each micro-batch of this rank; the ranks have every pair once.
+        groups: indices of the pairs of each micro-batch of this rank; the processes have every pair once.
         autocast: gives the precision of the forward passes.
         title: names the progress bar.
     """
@@ -161,7 +161,7 @@ def _write(file: Path, key: str, values: PairValues) -> None:
     content = PairValues(*(each.cpu() for each in values))
     with replacing(file) as draft, writing(file):
         save_file(content._asdict(), draft, metadata={"seal": _seal(key, content)})
-    for old in sorted(FOLDER.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+    for old in sorted(FOLDER.iterdir(), key=lambda path: path.stat().st_mtime)[:-MAX_ENTRIES]:
         shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 

@@ -43,7 +43,7 @@ def reward_loss(
         label_smoothing: e, the chance that a label is wrong.
     """
     differences = scores.margins - margin
-    # Bradley-Terry fixes differences of scores alone; the penalty settles where their 0 lies.
+    # Bradley-Terry fixes differences of scores alone; the penalty fixes where their 0 lies.
     losses = smoothed_log_loss(differences, label_smoothing) + centering * (scores.chosen + scores.rejected).square()
     return losses.sum() / pair_count
 

@@ -34,7 +34,7 @@ def compile_layers(model: PreTrainedModel) -> None:
 def _obstacle(device: torch.device, *, has_layers: bool) -> str | None:
     """Say why layers cannot be compiled."""
     if not has_layers:
-        return "this family's layers are not told apart from the rest of the model"
+        return "this family's layers cannot be separated from the rest of the model"
     if processes.uses_fsdp():
         return "layers whose weights lie in shards are not compiled"
     if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:

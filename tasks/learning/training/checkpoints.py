@@ -90,18 +90,18 @@ class Checkpoints:
         One that is damaged or has another fingerprint is skipped, and a warning says why.
         """
         found = sorted(self._folder.glob("step-*.pt"))
-        unfit = [f"all {len(found)} checkpoints in {self._folder} are damaged"] if found else []
+        unusable = [f"all {len(found)} checkpoints in {self._folder} are damaged"] if found else []
         while found:
             state = _read(found[-1])
             if state:
-                difference = self._fingerprint.differences(Fingerprint(*state["origin"]))
+                difference = self._fingerprint.differences(Fingerprint(*state["fingerprint"]))
                 if not difference:
                     self._saved = found
                     return self._load(state)
-                unfit.append(f"{found[-1]} is not used: {difference}")
+                unusable.append(f"{found[-1]} is not used: {difference}")
             found.pop()
-        if unfit:
-            _warn("%s; training starts from the beginning", unfit[:2][-1])  # the newest that is intact, if one is
+        if unusable:
+            _warn("%s; training starts from the beginning", unusable[:2][-1])  # the newest that is intact, if one is
         return Progress()
 
     def save(self, progress: Progress, *, final: bool = False) -> None:
@@ -133,7 +133,7 @@ class Checkpoints:
     def _write(self, progress: Progress) -> None:
         file = self._file(progress.step)
         state = {
-            "origin": tuple(self._fingerprint),
+            "fingerprint": tuple(self._fingerprint),
             "step": progress.step,
             "rows": [dict(row) for row in progress.rows],
             "extra": dict(progress.extra),
@@ -172,7 +172,9 @@ def _read(file: Path) -> dict[str, Any] | None:
         return None
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        Fingerprint(*state["origin"])
+        if "origin" in state:  # what earlier releases called it
+            state["fingerprint"] = state.pop("origin")
+        Fingerprint(*state["fingerprint"])
     except OSError:  # of the disk, not of the archive
         raise
     except Exception as error:  # a damaged archive raises whatever its first broken byte leads to

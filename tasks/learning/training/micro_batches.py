@@ -22,7 +22,7 @@ class MicroBatchLimit:
         """Lower the limit for the next attempt; `failed` are the micro-batches of the one that ran out of memory.
 
         Raises:
-            InputError: each held one item only, or other ranks wait for this one inside a forward pass (FSDP).
+            InputError: each held one item only, or other processes wait for this one inside a forward pass (FSDP).
         """
         if processes.uses_fsdp():
             raise InputError(
@@ -48,7 +48,7 @@ class MicroBatchLimit:
         """Do this rank's share of some work, again from its beginning where memory does not suffice.
 
         Args:
-            items: of all ranks.
+            items: of all processes.
             lengths: tokens of each item there is.
             work: called with the micro-batches; a failed call must leave nothing behind that matters.
         """

@@ -68,7 +68,7 @@ class LossSums:
             self._sums[name] = self._sums.get(name, 0.0) + weight * value.item()
 
     def over_ranks(self) -> dict[str, float]:
-        """Give the metrics, summed over all ranks too."""
+        """Give the metrics, summed over all processes too."""
         return processes.summed(self._sums)
 
 
@@ -104,7 +104,7 @@ def update(
 
     Raises:
         InputError: loss or gradient norm is not finite; the weights have not been touched. Or memory does not suffice
-            for the step, which cannot be tried again: a part of it may be taken, and other ranks are past it.
+            for the step, which cannot be tried again: a part of it may be taken, and other processes are past it.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     processes.all_reduce_gradients(

@@ -134,7 +134,7 @@ class TrainingStep:
         Args:
             trainer: whose step it is.
             number: from 1.
-            items: indices of all ranks' items, by whose count losses are divided.
+            items: indices of all processes' items, by whose count losses are divided.
             micro_batches: this rank's share of them.
         """
         self.number, self.items, self.micro_batches = number, items, micro_batches

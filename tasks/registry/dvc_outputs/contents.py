@@ -83,7 +83,7 @@ def check_folder(folder: Path, md5: str) -> None:
         found = hashed(folder)
         if found.md5 != md5:
             changed = _differing(listed(repo, md5), found.files) if is_whole(repo, md5) else []
-            raise DamagedError(f"{named(str(folder), changed)} is damaged ({_said(md5, found.md5)})")
+            raise DamagedError(f"{named(str(folder), changed)} is damaged ({_both_hashes(md5, found.md5)})")
 
 
 def restore_outputs(stage: str) -> None:
@@ -134,7 +134,7 @@ def _check(repo: "Repo", output: "Output") -> None:
     try:
         known = secure(repo, believed, str(path), choose)
         for name in changed:
-            _keep_aside(path / name, found.files.get(name))
+            _set_aside(path / name, found.files.get(name))
             if name in known:
                 with replacing(path / name) as draft:
                     shutil.copyfile(object_path(repo, known[name]), draft)
@@ -145,14 +145,14 @@ def _check(repo: "Repo", output: "Output") -> None:
         shown, is_made = named(str(path), changed), path.as_posix() in recorded_outputs()
         by_hand = "bring it back from where it came, or run again to take it as it is"
         cure = "run trueline run, which makes it again" if is_made else by_hand
-        raise DamagedError(f"{shown} is damaged ({_said(believed, found.md5)}): {cure}") from error
+        raise DamagedError(f"{shown} is damaged ({_both_hashes(believed, found.md5)}): {cure}") from error
     logger.warning("%s was damaged, and is as the record says again", named(str(path), changed))
 
 
-def _keep_aside(place: Path, md5: str | None) -> None:
+def _set_aside(place: Path, md5: str | None) -> None:
     """Nothing is deleted, were it only that a tool has set a file's time back after it had changed it."""
     if md5 and place.is_symlink():
-        place.unlink()  # to the cache, which has kept its own aside
+        place.unlink()  # to the cache, whose own copy is set aside
     elif md5:
         DAMAGED.mkdir(parents=True, exist_ok=True)
         shutil.move(place, DAMAGED / md5)
@@ -168,5 +168,5 @@ def _differing(known: Files, found: Files) -> list[str]:
     return sorted(name for name in {*known, *found} if known.get(name) != found.get(name))
 
 
-def _said(recorded: str, found: str) -> str:
+def _both_hashes(recorded: str, found: str) -> str:
     return f"its md5 is {found}, on record is {recorded}"

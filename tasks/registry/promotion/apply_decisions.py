@@ -1,7 +1,7 @@
 """Making MLflow's registry follow the decision log: aliases, tags, and versions that a new database lacks.
 
 The registered model of the policy carries the id of the last change of champion that was applied. So a crash between
-log and registry is repaired, and a checkout whose log lacks a decision is told so and does not turn the registry back.
+log and registry is repaired, and a checkout whose log lacks a decision says so and does not turn the registry back.
 """
 
 import logging

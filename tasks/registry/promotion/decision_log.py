@@ -1,7 +1,7 @@
 """Reading and appending the file decisions.jsonl.
 
 A row that is not a decision stops every command with the row's number, and stays in the file. A line is written whole
-or not at all. Only fields that commands act on are checked; others, perhaps of a later release, are kept as they are.
+or not at all. Only fields that commands act on are checked; others, perhaps of a later release, stay as they are.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.common.errors import InputError
-from tasks.registry.promotion.earlier_releases import with_todays_names
+from tasks.registry.promotion.earlier_releases import EARLIER_RECORD, with_todays_names
 
 DECISIONS = "decisions.jsonl"
 LONGEST_ROW = 16 * 2**20  # bytes; a model record has at most 100,000 characters
@@ -72,11 +72,11 @@ class _VersionId(_Content):
 
 
 class _PolicyVersion(_VersionId):
-    account: _ModelRecord
+    record: _ModelRecord
 
     @model_validator(mode="after")
     def _has_one_content(self) -> Self:
-        if self.account.policy.md5 != self.md5:
+        if self.record.policy.md5 != self.md5:
             raise ValueError("its model record is that of another content")
         return self
 
@@ -87,7 +87,7 @@ class _Review(_Part):
 
 
 class _Row(_Part):
-    """A decision as it is stored: there the model record is called `account`."""
+    """A decision as it is stored."""
 
     id: _Text
     time: _Text
@@ -129,9 +129,8 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
     Raises:
         InputError: the disk is full or may not be written to.
     """
-    stored = _rename_record(row, "record", "account")
-    _Row.model_validate(stored)  # a row that cannot be read again would stop every command
-    line = json.dumps(stored, ensure_ascii=False).encode() + b"\n"
+    _Row.model_validate(row)  # a row that cannot be read again would stop every command
+    line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
     try:
         with path.open("ab", buffering=0) as file:
             complete = _without_cut_off(path.read_bytes())
@@ -183,7 +182,7 @@ def _parse(number: int, line: bytes) -> dict[str, Any]:
         row = _as_json(line)
         if not isinstance(row, dict):
             raise _RowError("not a JSON object")
-        row = _with_policy(row)
+        row = _with_record(_with_policy(row))
         _Row.model_validate(row)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
@@ -191,13 +190,14 @@ def _parse(number: int, line: bytes) -> dict[str, Any]:
         raise _row_fault(number, f"{place}: {first['msg']}" if place else first["msg"]) from None
     except _RowError as error:
         raise _row_fault(number, str(error)) from None
-    row = _rename_record(row, "account", "record")
     return {**row, "policy": {**row["policy"], "record": with_todays_names(row["policy"]["record"])}}
 
 
-def _rename_record(row: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
-    """Rename the field that holds the model record of a row."""
-    return {**row, "policy": {new if name == old else name: value for name, value in row["policy"].items()}}
+def _with_record(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the field that holds the model record, where an earlier release wrote the row."""
+    if not isinstance(policy := row.get("policy"), Mapping):
+        return dict(row)
+    return {**row, "policy": {"record" if name == EARLIER_RECORD else name: value for name, value in policy.items()}}
 
 
 def _row_fault(number: int, fault: str) -> InputError:

@@ -1,4 +1,4 @@
-"""Every decision on a version, in the append-only decision log (decisions.jsonl, kept in git).
+"""Every decision on a version, in the append-only decision log (decisions.jsonl, tracked by git).
 
 The log comes first and the registry follows: a line is on the disk before an alias moves. So the registry can be
 rebuilt from the log, and after a crash between the two the last line is applied again.
@@ -8,7 +8,7 @@ import getpass
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
@@ -22,6 +22,7 @@ from tasks.registry.promotion.decision_log import DECISIONS, append_row, read_ro
 
 # hold: the gate passed and a person must approve. refuse: by the gate, or by a person.
 Action = Literal["promote", "rollback", "hold", "refuse"]
+EARLIER_UNREPORTED = "deciding"  # what an earlier release called the file unreported_decision
 MOVES: tuple[Action, ...] = ("promote", "rollback")  # they change the champion
 
 
@@ -106,6 +107,8 @@ def mark_reported() -> None:
 
 def unreported_decision() -> Decision | None:
     """Return the last promotion, rollback or review if its command was killed before it reported the result."""
+    with suppress(FileNotFoundError):
+        _unreported_file().with_name(EARLIER_UNREPORTED).replace(_unreported_file())
     last = [decision for decision in past_decisions() if _needs_report(decision)][-1:]
     was_killed = last and _unreported_file().exists() and _unreported_file().read_bytes() == last[0]["id"].encode()
     return last[0] if was_killed else None
@@ -161,4 +164,4 @@ def _path() -> Path:
 
 
 def _unreported_file() -> Path:
-    return main_checkout() / STATE / "deciding"
+    return main_checkout() / STATE / "unreported_decision"

@@ -10,6 +10,7 @@ from typing import Any
 from tasks.evaluation.earlier_layouts import in_todays_layout
 from tasks.settings.params import RENAMED
 
+EARLIER_RECORD = "account"  # the model record's name in decisions.jsonl and in the tags of a version
 STAGES = {"judge": "held_out_reward", "trial": "reward_check"}
 # Keys anywhere in metrics/evaluate.json.
 FIGURES = {"judge": "held_out", "gold": "ground_truth"}

@@ -66,7 +66,9 @@ def save_votes(params: Params, key: str, figures: Mapping[str, Any], votes: Sequ
     with checkout_lock(), tempfile.TemporaryDirectory() as folder:
         store = open_store(params.registry.experiment)
         if lock_key("evaluate") != key:
-            raise InputError("dvc.lock has another evaluation than the sheets: restore the dvc.lock of the sheets")
+            raise InputError(
+                "dvc.lock has another evaluation than the annotation sheets: restore the dvc.lock they were made with"
+            )
         run_id = next(linked.run_id for linked in link_runs(store) if linked.stage == "evaluate")
         write_csv(Path(folder, VOTES), list(votes[0]), votes)
         write_json(Path(folder, FIGURES), figures)

@@ -15,7 +15,7 @@ from tasks.registry.mlflow_runs.linked_runs import find_run
 from tasks.registry.mlflow_runs.send_queue import log_model
 from tasks.registry.mlflow_runs.store import Store
 from tasks.registry.promotion.decisions import PolicyVersion, past_decisions
-from tasks.registry.promotion.earlier_releases import with_todays_names
+from tasks.registry.promotion.earlier_releases import EARLIER_RECORD, with_todays_names
 from tasks.registry.promotion.server_lock import ensure_model
 from tasks.settings.params import Params
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
-RECORD_TAG = "account"  # holds the model record; named so since the first release
+RECORD_TAG = "model_record"
 INTENDED_NUMBER_TAG = "counted_to"  # the number that a version is meant to have
 NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes for an unknown version or alias
 
@@ -48,13 +48,14 @@ def read_policy_version(version: "ModelVersion") -> PolicyVersion:
     Raises:
         InputError: the version was not registered by this project.
     """
-    if RECORD_TAG not in version.tags:
+    record = _record_tag(version)
+    if record is None:
         raise InputError(f"{version.name} version {version.version} was not registered by trueline: choose another")
     return PolicyVersion(
         version=int(version.version),
         reward_version=int(version.tags["reward_version"]),
         md5=version.tags["md5"],
-        record=redact_record(with_todays_names(json.loads(version.tags[RECORD_TAG]))),
+        record=redact_record(with_todays_names(json.loads(record))),
     )
 
 
@@ -62,7 +63,7 @@ def all_policy_versions(store: Store, params: Params) -> list[PolicyVersion]:
     """List every policy version in the registry or in the decision log, by number."""
     found = {decision["policy"]["version"]: decision["policy"] for decision in past_decisions()}
     for version in store.client.search_model_versions(f"name = '{params.registry.policy}'"):
-        if RECORD_TAG in version.tags:
+        if _record_tag(version) is not None:
             found[int(version.version)] = read_policy_version(version)
         else:
             logger.warning("%s version %s was not registered by trueline", version.name, version.version)
@@ -127,6 +128,10 @@ def create_policy(
     """Create a version of the policy in a model record, numbered at least `number`."""
     tags = policy_tags(record, reward_version)
     return _create(store, params.registry.policy, Path(record["policy"]["path"]), tags, number)
+
+
+def _record_tag(version: "ModelVersion") -> str | None:
+    return version.tags.get(RECORD_TAG, version.tags.get(EARLIER_RECORD))
 
 
 def policy_tags(record: dict[str, Any], reward_version: int) -> dict[str, str]:
