@@ -10,10 +10,11 @@ from benchmarks.jobs import BETA, SEED, Clock, Job, described
 from benchmarks.workloads import SIZES, Texts
 from tasks import dpo, sft
 from tasks.data.encoding.tokens import EncodedPair, load_tokenizer
-from tasks.learning.dpo.reference_cache import all_logps
+from tasks.learning.maths.pairs import PairValues
 from tasks.learning.models.loading import ValueHead, load_policy, load_reward, new_reward_model, save_model, set_up
 from tasks.learning.ppo.scoring import PPOModels
 from tasks.learning.ppo.trainer import PPOTrainer
+from tasks.learning.reference_cache import all_logps
 from tasks.learning.reward_model.training import reward_training_loop
 from tasks.learning.sampling.sampler import generate
 from tasks.learning.training.supervised import SupervisedTrainer
@@ -111,7 +112,8 @@ def direct(job: Job, clock: Clock) -> None:
     pairs = pairs_of(job)
     trainer = trainer_for(job, clock, policy, lengths_of(pairs))
     with clock.before_the_steps():
-        reference = all_logps(policy, pairs, list(trainer.first_epoch()), trainer.autocast, title="reference")
+        micro_batches = list(trainer.first_epoch())
+        reference = PairValues(*all_logps(policy, pairs, micro_batches, trainer.autocast, title="reference"))
     dpo.dpo_training_loop(trainer, policy, pairs, reference, params.dpo)
 
 

@@ -16,11 +16,11 @@ from tasks.data.records import Split, read_prompts
 from tasks.learning import processes
 from tasks.learning.batches import collate_pairs, micro_batches, require_rows
 from tasks.learning.dpo.preference_losses import implicit_rewards, preference_loss
-from tasks.learning.dpo.reference_cache import ReferenceCache, all_logps, pair_logps
 from tasks.learning.evaluation_points import EvaluationPoints
 from tasks.learning.maths.pairs import PairValues
 from tasks.learning.models.forward import unwrapped
 from tasks.learning.models.loading import context_length, load_policy, merged, set_up, with_adapters
+from tasks.learning.reference_cache import ReferenceCache, all_logps, item_logps
 from tasks.learning.sharding import full_model
 from tasks.learning.training.curves import publish
 from tasks.learning.training.supervised import SupervisedTrainer
@@ -84,11 +84,14 @@ def dpo(params: Params) -> None:
         held_out = list(micro_batches(share, validation_lengths, params.runtime.max_tokens_per_micro_batch))
         # Before training the policy is the reference, with or without adapters: no second model is loaded.
         reference_cache = ReferenceCache(SFT, are_compiled=params.runtime.compile)
-        reference = reference_cache.logps(policy, pairs, list(trainer.first_epoch()), trainer.autocast)
-        logps_before = reference_cache.logps(policy, validation, held_out)
+        title = "dpo: reference"
+        reference = PairValues(
+            *reference_cache.logps(policy, pairs, list(trainer.first_epoch()), trainer.autocast, title=title)
+        )
+        logps_before = PairValues(*reference_cache.logps(policy, validation, held_out, title=title))
         dpo_training_loop(trainer, policy, pairs, reference, settings)
         policy = merged(full_model(policy))
-        logps_after = all_logps(policy, validation, held_out, title="dpo: validation")
+        logps_after = PairValues(*all_logps(policy, validation, held_out, title="dpo: validation"))
         before, after = (
             held_out_metrics(logps, logps_before, validation, settings) for logps in (logps_before, logps_after)
         )
@@ -118,7 +121,7 @@ def dpo_training_loop(
             for micro_batch in step.micro_batches:
                 batch = collate_pairs([pairs[index] for index in micro_batch.items], unwrapped(policy).device)
                 with trainer.autocast():
-                    logps = pair_logps(policy, batch)
+                    logps = PairValues(*item_logps(policy, batch, 2))
                 reference_logps = PairValues(*(values[micro_batch.items] for values in reference))
                 tokens = PairValues(*batch.completion_mask.sum(dim=1).chunk(2))
                 metrics = pair_metrics(logps, reference_logps, tokens, counts, settings)

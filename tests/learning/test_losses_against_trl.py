@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from tasks.data.encoding.tokens import Encoded
 from tasks.dpo import StepCounts, pair_metrics
 from tasks.learning.batches import Batch, collate
-from tasks.learning.dpo.reference_cache import pair_logps
 from tasks.learning.maths.losses import sft_loss
 from tasks.learning.maths.pairs import PairValues, reward_loss
 from tasks.learning.models.outputs import completion_log_probs, completion_scores
+from tasks.learning.reference_cache import item_logps
 from tasks.settings.choices import PreferenceLoss
 from tasks.settings.params import Dpo
 from tests.conftest import MakeParams
@@ -144,8 +144,10 @@ def test_dpo(tiny_model: Path, tmp_path: Path, make_params: MakeParams, loss: Pr
 
     def ours(model: nn.Module) -> Tensor:
         with torch.no_grad():
-            held_to = pair_logps(reference, batch)
+            held_to = PairValues(*item_logps(reference, batch, 2))
         tokens = PairValues(*batch.completion_mask.sum(dim=1).chunk(2))
-        return pair_metrics(pair_logps(model, batch), held_to, tokens, StepCounts(4, chosen_tokens), settings).loss
+        return pair_metrics(
+            PairValues(*item_logps(model, batch, 2)), held_to, tokens, StepCounts(4, chosen_tokens), settings
+        ).loss
 
     same_loss_and_gradient(ours, theirs, lambda: causal(tiny_model, 0))

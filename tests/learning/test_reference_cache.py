@@ -1,18 +1,18 @@
 """The reference's log-probabilities: computed once, found again by their content alone, and never where damaged."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tasks.common.files import MODELS
 from tasks.data.encoding.tokens import Encoded, EncodedPair
 from tasks.dpo import dpo
-from tasks.learning.dpo import reference_cache
-from tasks.learning.dpo.reference_cache import FOLDER, MAX_ENTRIES, ReferenceCache
-from tasks.learning.maths.pairs import PairValues
+from tasks.learning import reference_cache
 from tasks.learning.models.loading import load_policy, set_up
+from tasks.learning.reference_cache import FOLDER, MAX_ENTRIES, ReferenceCache
 from tasks.settings.params import Params
 from tests.conftest import MakeParams, NotedRun, output_hashes
 from tests.learning.test_supervised import Killed, killed_after
@@ -34,7 +34,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     titles: list[str] = []
     compute = reference_cache.all_logps
 
-    def noting(*args, title: str) -> PairValues:
+    def noting(*args, title: str) -> Tensor:
         titles.append(title)
         return compute(*args, title=title)
 
@@ -51,7 +51,7 @@ def policy(params: Params) -> nn.Module:
 def ask(
     policy: nn.Module, pairs: Sequence[EncodedPair] = PAIRS, groups: Sequence[Sequence[int]] = GROUPS
 ) -> list[torch.Tensor]:
-    return list(ReferenceCache(MODELS / "sft").logps(policy, pairs, groups))
+    return list(ReferenceCache(MODELS / "sft").logps(policy, pairs, groups, title="reference"))
 
 
 def test_they_are_the_sums_over_the_answers_tokens(policy: nn.Module):
@@ -88,11 +88,14 @@ def test_everything_that_the_bits_follow_from_is_in_the_key(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", "another")
         ask(policy)
-    ReferenceCache(MODELS / "sft").logps(policy, PAIRS, GROUPS, lambda: torch.autocast("cpu", torch.bfloat16))
+    autocast = partial(torch.autocast, "cpu", torch.bfloat16)
+    ReferenceCache(MODELS / "sft").logps(policy, PAIRS, GROUPS, autocast, title="reference")
     assert len(computed) == 9
 
-    ReferenceCache(MODELS / "sft", are_compiled=True).logps(policy, PAIRS, GROUPS)
-    ReferenceCache(MODELS / "base").logps(policy, PAIRS, GROUPS)  # another name counts as another model
+    ReferenceCache(MODELS / "sft", are_compiled=True).logps(policy, PAIRS, GROUPS, title="reference")
+    ReferenceCache(MODELS / "base").logps(
+        policy, PAIRS, GROUPS, title="reference"
+    )  # another name counts as another model
     weights = MODELS / "sft/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     ask(policy)

@@ -1,1 +1,1 @@
-"""Direct preference optimization: its losses and the cache of reference log-probabilities."""
+"""Direct preference optimisation: its losses."""

@@ -1,4 +1,4 @@
-"""Cache of reference log-probabilities of preference pairs, under a key of all that their bits follow from.
+"""Cache of reference log-probabilities of answers, under a key of all that their bits follow from.
 
 A run that is begun again, is resumed from a checkpoint, or has other settings of the loss finds the log-probabilities
 in `.trueline/references`: the same bits that it would compute, so it ends with the same bytes.
@@ -18,63 +18,70 @@ import torch
 import transformers
 from safetensors import safe_open
 from safetensors.torch import save, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from tasks.common.files import STATE, hash_files, replacing
 from tasks.common.full_disk import writing
 from tasks.common.progress import Bar
-from tasks.data.encoding.tokens import EncodedPair
+from tasks.data.encoding.tokens import Encoded
 from tasks.learning import processes
-from tasks.learning.batches import Batch, collate_pairs
-from tasks.learning.maths.pairs import PairValues
+from tasks.learning.batches import Batch, collate
 from tasks.learning.models.forward import unwrapped
 from tasks.learning.models.outputs import completion_log_probs
 from tasks.learning.sharding import unsharded
 
 FOLDER = STATE / "references"
-MAX_ENTRIES = 8  # entries of two numbers a pair; a run has two, of its training and of its held-out pairs
+MAX_ENTRIES = 8  # entries of a number an answer; a run has two or four, of its training and its held-out rows
+LOGPS = "logps"
+Item = Sequence[Encoded]  # answers that one loss compares: a pair, or a single one
 Autocast = Callable[[], AbstractContextManager[None]]
 
 logger = logging.getLogger(__name__)
 
 
-def pair_logps(policy: nn.Module, batch: Batch) -> PairValues:
-    """Log-probability of every completion of a pair batch, summed over its tokens, in fp32."""
-    return PairValues(*completion_log_probs(policy, batch).sum(dim=1).chunk(2))
+def collate_items(items: Sequence[Item], device: torch.device | str) -> Batch:
+    """Lay the first answers of N items side by side, then the second ones, and so on: one batch of W x N rows."""
+    return collate([row for rows in zip(*items, strict=True) for row in rows], device)
+
+
+def item_logps(policy: nn.Module, batch: Batch, width: int) -> Tensor:
+    """Log-probability of every completion of such a batch, summed over its tokens, in fp32: (W, N)."""
+    return completion_log_probs(policy, batch).sum(dim=1).view(width, -1)
 
 
 @torch.no_grad()
 def all_logps(
     policy: nn.Module,
-    pairs: Sequence[EncodedPair],
+    items: Sequence[Item],
     groups: Sequence[Sequence[int]],
     autocast: Autocast = nullcontext,
     *,
     title: str,
-) -> PairValues:
-    """Log-probabilities of the completions of all N pairs, (N,) fp32 each.
+) -> Tensor:
+    """Log-probabilities of the completions of N items, in fp32: (W, N), where an item has W answers.
 
     Args:
         policy: the model.
-        pairs: all pairs.
-        groups: indices of the pairs of each micro-batch of this rank; the processes have every pair once.
+        items: all of them: pairs, or single answers.
+        groups: indices of the items of each micro-batch of this rank; the processes have every item once.
         autocast: gives the precision of the forward passes.
         title: names the progress bar.
     """
     device = unwrapped(policy).device
-    chosen, rejected = torch.zeros(len(pairs), device=device), torch.zeros(len(pairs), device=device)
-    with Bar(title, len(pairs), "pair") as bar, unsharded(policy):
+    width = len(items[0])
+    found = torch.zeros(width, len(items), device=device)
+    with Bar(title, len(items), "item") as bar, unsharded(policy):
         for indices in groups:
             with autocast():
-                logps = pair_logps(policy, collate_pairs([pairs[index] for index in indices], device))
-            chosen[indices], rejected[indices] = logps
+                batch = collate_items([items[index] for index in indices], device)
+                found[:, indices] = item_logps(policy, batch, width)
             bar.update(len(indices))
-    processes.all_reduce(chosen, rejected)
-    return PairValues(chosen, rejected)
+    processes.all_reduce(found)
+    return found
 
 
 class ReferenceCache:
-    """What the model of a folder says of pairs."""
+    """What the model of a folder says of answers."""
 
     def __init__(self, folder: Path, *, are_compiled: bool = False) -> None:
         """Ask the model of a folder, whose layers torch has compiled or not."""
@@ -83,26 +90,29 @@ class ReferenceCache:
     def logps(
         self,
         policy: nn.Module,
-        pairs: Sequence[EncodedPair],
+        items: Sequence[Item],
         groups: Sequence[Sequence[int]],
         autocast: Autocast = nullcontext,
-    ) -> PairValues:
+        *,
+        title: str,
+    ) -> Tensor:
         """Find what `all_logps` gives of the reference, or compute and keep it; the first process finds it for all.
 
         Args:
             policy: still the model of the folder; adapters that have learned nothing add exactly 0.
-            pairs: as in `all_logps`.
+            items: as in `all_logps`.
             groups: as in `all_logps`.
             autocast: as in `all_logps`.
+            title: as in `all_logps`.
         """
         device = unwrapped(policy).device
-        digests = processes.gathered([_digest(pairs, groups)])
+        digests = processes.gathered([_digest(items, groups)])
         key = self._key(device, digests, autocast) if processes.is_main() else ""
         file = FOLDER / f"{key}.safetensors"
         found = processes.gathered(_read(file, key) if processes.is_main() else [])
         if found:
-            return PairValues(*(values.to(device) for values in found[0]))
-        values = all_logps(policy, pairs, groups, autocast, title="dpo: reference")
+            return found[0].to(device)
+        values = all_logps(policy, items, groups, autocast, title=title)
         if processes.is_main():
             _write(file, key, values)
         return values
@@ -112,14 +122,14 @@ class ReferenceCache:
         return hash_files(self._folder)
 
     def _key(self, device: torch.device, digests: Sequence[str], autocast: Autocast) -> str:
-        """Hash all that the bits follow from: model, pairs, micro-batches, code and arithmetic."""
+        """Hash all that the bits follow from: model, items, micro-batches, code and arithmetic."""
         on_cuda = device.type == "cuda"
         with autocast():
             is_cast, cast_to = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
         follow_from = {
             "model": self._hash,
-            "pairs": digests,  # of each rank, in its micro-batches
-            "code": [hash_files(file) for file in sorted(Path(__file__).parents[1].rglob("*.py"))],
+            "items": digests,  # of each rank, in its micro-batches
+            "code": [hash_files(file) for file in sorted(Path(__file__).parent.rglob("*.py"))],
             "libraries": [torch.__version__, transformers.__version__],
             "device": torch.cuda.get_device_name(device) if on_cuda else torch.backends.cpu.get_cpu_capability(),
             "precision": str(cast_to) if is_cast else "fp32",
@@ -129,23 +139,23 @@ class ReferenceCache:
         return hashlib.sha256(json.dumps(follow_from).encode()).hexdigest()
 
 
-def _digest(pairs: Sequence[EncodedPair], groups: Sequence[Sequence[int]]) -> str:
-    """Hash the token ids of groups of pairs; lengths stand before what they count, so no two contents read alike."""
+def _digest(items: Sequence[Item], groups: Sequence[Sequence[int]]) -> str:
+    """Hash the token ids of groups of items; lengths stand before what they count, so no two contents read alike."""
     digest = hashlib.sha256()
     for indices in groups:
         digest.update(array("q", [len(indices), *indices]))
-        for row in (row for index in indices for row in pairs[index]):
+        for row in (row for index in indices for row in items[index]):
             digest.update(array("q", [len(row.prompt), len(row.completion), *row.prompt, *row.completion]))
     return digest.hexdigest()
 
 
-def _read(file: Path, key: str) -> list[PairValues]:
+def _read(file: Path, key: str) -> list[Tensor]:
     """Give the values of an entry, or nothing where there is none or it is damaged."""
     if not file.exists():
         return []
     try:
         with safe_open(file, "pt") as entry:
-            values = PairValues(*(entry.get_tensor(name) for name in PairValues._fields))
+            values = entry.get_tensor(LOGPS)
             is_intact = entry.metadata() == {"seal": _seal(key, values)}
     except Exception:  # a damaged archive raises whatever its first broken byte leads to
         is_intact = False
@@ -156,15 +166,15 @@ def _read(file: Path, key: str) -> list[PairValues]:
     return [values]
 
 
-def _write(file: Path, key: str, values: PairValues) -> None:
+def _write(file: Path, key: str, values: Tensor) -> None:
     """Keep an entry, and of the others the newest; what killed runs left half written goes with the old ones."""
-    content = PairValues(*(each.cpu() for each in values))
+    content = values.cpu()
     with replacing(file) as draft, writing(file):
-        save_file(content._asdict(), draft, metadata={"seal": _seal(key, content)})
+        save_file({LOGPS: content}, draft, metadata={"seal": _seal(key, content)})
     for old in sorted(FOLDER.iterdir(), key=lambda path: path.stat().st_mtime)[:-MAX_ENTRIES]:
         shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
-def _seal(key: str, values: PairValues) -> str:
-    """Hash an entry's key and tensors, by which a damaged entry is known."""
-    return hashlib.sha256(key.encode() + save(values._asdict())).hexdigest()
+def _seal(key: str, values: Tensor) -> str:
+    """Hash an entry's key and tensor, by which a damaged entry is known."""
+    return hashlib.sha256(key.encode() + save({LOGPS: values})).hexdigest()
