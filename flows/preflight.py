@@ -36,9 +36,7 @@ def sources(params: Params) -> dict[str, str]:
     settings = params.prepare
     return {
         "base.source": params.base.source,
-        "prepare.demonstrations.source": settings.demonstrations.source,
-        "prepare.preferences.source": settings.preferences.source,
-        "prepare.prompts.source": settings.prompts.source,
+        **{f"prepare.{kind}.source": getattr(settings, kind).source for kind in TYPES},
         "prepare.exclude": settings.exclude,
         "rewards.code": params.rewards.code,
     }

@@ -144,7 +144,7 @@ def _needs(params: Params, known: Places, pending: Sequence[str]) -> Iterator[Ne
 
 def _models_that_learn(params: Params) -> int:
     match params.align.method:
-        case "dpo":
+        case "dpo" | "kto":
             return 1
         case "ppo":
             return 2 if params.ppo.critic == "separate" else 1

@@ -7,8 +7,8 @@ tasks/settings/alignment.py. `align.method` chooses the row.
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-MethodName = Literal["dpo", "ppo"]
-Input = Literal["preferences", "prompts", "rewards"]
+MethodName = Literal["dpo", "kto", "ppo"]
+Input = Literal["preferences", "ratings", "prompts", "rewards"]
 
 
 class Panel(NamedTuple):
@@ -50,6 +50,16 @@ METHODS: Mapping[str, Method] = {
         headline_figures=(
             HeadlineFigure("held-out loss", "validation.after.loss"),
             HeadlineFigure("pairs ordered right", "validation.after.accuracy"),
+        ),
+    ),
+    "kto": Method(
+        title="KTO",
+        family="rated answers",
+        learns_from=frozenset({"ratings"}),
+        panels=(Panel("loss", "KTO: loss"), Panel("reward", "KTO: reward of good answers over bad ones")),
+        figures=(
+            Figure("held-out loss", "validation.after.loss"),
+            Figure("answers on their side", "validation.after.accuracy"),
         ),
     ),
     "ppo": Method(

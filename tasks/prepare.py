@@ -21,7 +21,7 @@ from tasks.common.lines import group_by_key
 from tasks.common.python_files import is_python
 from tasks.data.exclusions import Exclusion, What, read_exclusions
 from tasks.data.names import stands_for
-from tasks.data.records import TAGS, TYPES, Kind, Record, Split, write_records
+from tasks.data.records import TAGS, TYPES, Kind, Record, Split, Vote, write_records
 from tasks.data.shapes.columns import Tally
 from tasks.data.shapes.convert import ShapedRow, shape_rows
 from tasks.data.shapes.statements import Left
@@ -30,7 +30,7 @@ from tasks.data.sources.python_source import python_rows
 from tasks.data.sources.raw_rows import BadRows, RawRow
 from tasks.data.sources.source import files_of, identity, read_rows
 from tasks.data.splits import content_id, prompts_needed, split_of
-from tasks.settings.params import Params, Prepare, Source
+from tasks.settings.params import NO_ROWS, Params, Prepare, Source
 from tasks.settings.params import Split as Shares
 from tasks.stage import main
 
@@ -43,7 +43,7 @@ Item = TypeVar("Item")
 
 
 def prepare(params: Params) -> None:
-    """Write the canonical demonstrations, preferences and prompts, each with its split, and count them.
+    """Write the canonical demonstrations, preferences, ratings and prompts, each with its split, and count them.
 
     Raises:
         InputError: a source, a row, a column map or the exclusions must be fixed, or a split would be empty.
@@ -70,6 +70,8 @@ def prepare(params: Params) -> None:
 def _files(kind: Kind, settings: Prepare, excluded: dict[Exclusion, int]) -> dict[str, Source | None]:
     """Give the files of a kind by their names in outputs, each as a source; None for those that are excluded."""
     source = _sources(settings)[kind]
+    if source.source == NO_ROWS:
+        return {}
     files: dict[str, Source | None] = {**files_of(source)}
     for each in excluded:
         met = [name for name in files if each.what == "source" and stands_for(each.name, name)]
@@ -105,7 +107,8 @@ def _prepare_kind(
     records = _records(_counted(chosen, counts, lambda _: "rows_kept"), kind, settings.split)
     write_records(folder, kind, _counted(records, counts, lambda record: record.split))
     _report(kind, source, tally, aside)
-    _check_splits(counts, kind, settings, aside.total())
+    if files:
+        _check_splits(counts, kind, settings, aside.total())
     splits = {split: counts[split] for split in get_args(Split)}
     return {
         "rows_read": read.total(),
@@ -233,7 +236,7 @@ def _left(
     rows: Iterable[ShapedRow], kind: Kind, excluded: dict[Exclusion, int], counts: Counter[str]
 ) -> Iterator[ShapedRow]:
     """Leave out what is excluded before `limit` chooses, as if no source held it, and give each pair or prompt once."""
-    if kind == "demonstrations":
+    if kind in ("demonstrations", "ratings"):
         return _without(rows, kind, excluded, counts)
     if kind == "prompts":
         return _without(distinct_prompts(rows), kind, excluded, counts)
@@ -290,9 +293,8 @@ def _decided(
         votes = shaped.votes or []
         if shaped.tied:
             aside[TIE] += len(votes) or 1
-            row = {"file": "preferences.jsonl", "source": shaped.source, "row": shaped.row, "reason": TIE}
-            detail = "neither answer has most votes" if votes else "its label prefers neither answer"
-            line = {**row, "detail": detail, **({"votes": votes} if votes else {})}
+            row = {"file": f"{kind}.jsonl", "source": shaped.source, "row": shaped.row, "reason": TIE}
+            line = {**row, "detail": _undecided(kind, votes), **({"votes": votes} if votes else {})}
             left_out.write(json.dumps(line, ensure_ascii=False) + "\n")
             continue
         if votes:
@@ -303,10 +305,17 @@ def _decided(
         yield shaped
 
 
+def _undecided(kind: Kind, votes: Sequence[Vote]) -> str:
+    if kind == "ratings":
+        return "its rating is the threshold, or its label prefers neither answer"
+    return "neither answer has most votes" if votes else "its label prefers neither answer"
+
+
 def _sources(settings: Prepare) -> dict[Kind, Source]:
     return {
         "demonstrations": settings.demonstrations,
         "preferences": settings.preferences,
+        "ratings": settings.ratings,
         "prompts": settings.prompts,
     }
 

@@ -13,7 +13,17 @@ import pytest
 import yaml
 
 from tasks.common.files import MODELS, VALIDATED
-from tasks.data.records import Demonstration, Kind, Message, Preference, Prompt, Split, read_records, write_records
+from tasks.data.records import (
+    Demonstration,
+    Kind,
+    Message,
+    Preference,
+    Prompt,
+    Rating,
+    Split,
+    read_records,
+    write_records,
+)
 from tasks.settings.params import Params, parse_params
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
@@ -45,6 +55,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "reward": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2},
     "held_out_reward": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2},
     "dpo": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "beta": 0.1, "nll_weight": 0.0},
+    "kto": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3},
 }
 
 SLOW = 2  # CPU seconds of a test, fixtures apart: twice the aim of one, because they vary
@@ -181,13 +192,15 @@ def write_workspace_records() -> None:
     write_records(
         VALIDATED, "preferences", [Preference(*s, _words(s[3], 3 + s[3] % 3), _words(s[3] + 5, 4)) for s in shared]
     )
+    write_records(VALIDATED, "ratings", [Rating(*s, _words(s[3] + 2, 2 + s[3] % 4), s[3] % 3 > 0) for s in shared])
     write_records(VALIDATED, "prompts", [Prompt(*s, [_words(s[3], 3)]) for s in shared])
 
 
 def rows_from(kind: str, source: str, **options: Any) -> dict[str, Any]:
     """The settings of a kind of rows: all of a source, by its own columns."""
     settings: dict[str, Any] = {"source": source, "columns": {}, "ignore": [], "limit": None, "options": options}
-    return settings | ({"extra_columns": {}} if kind == "prompts" else {})
+    own: dict[str, dict[str, Any]] = {"prompts": {"extra_columns": {}}, "ratings": {"threshold": None}}
+    return settings | own.get(kind, {})
 
 
 def records_of(folder: Path, kind: Kind, split: Split | None = None) -> list[Any]:

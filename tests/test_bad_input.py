@@ -29,7 +29,7 @@ from tasks.stage import last_failure, main
 from tests.conftest import write_workspace_records
 
 ROOT = Path(__file__).parents[1]
-KINDS = ("demonstrations", "preferences", "prompts")
+KINDS = ("demonstrations", "preferences", "ratings", "prompts")
 OUTPUTS = {
     "prepare": [*(PREPARED / f"{kind}.jsonl" for kind in KINDS), METRICS / "prepare.json"],
     "base": [MODELS / "base/model.safetensors", METRICS / "base.json"],

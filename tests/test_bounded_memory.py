@@ -23,7 +23,12 @@ from tasks.settings.params import Params
 from tests.conftest import MakeParams, rows_from
 from tests.tiny import tiny_tokenizer
 
-ANSWERS = {"demonstrations": ("response",), "preferences": ("chosen", "rejected"), "prompts": ()}
+ANSWERS = {
+    "demonstrations": ("response",),
+    "preferences": ("chosen", "rejected"),
+    "ratings": ("chosen", "rejected"),
+    "prompts": (),
+}
 FEW, MANY = 50, 150
 WORDS, LETTERS = 12, 300  # of a text, and of each of its words: 3.6 kB of 12 tokens
 # Of a row there may be numbers, hashes and findings, but not one of its texts.
@@ -76,9 +81,9 @@ def test_checking_holds_no_texts(settings: Params):
 
     def check(count: int) -> None:
         found = tables({kind: Lines(PREPARED / f"{kind}.jsonl") for kind in TYPES}, tokenizer)
-        assert [len(table) for table in found.values()] == [count] * 3
+        assert [len(table) for table in found.values()] == [count, count, 2 * count, count]
 
-    assert bytes_a_row(check, settings) < 3 * MOST_BYTES  # a row of each kind
+    assert bytes_a_row(check, settings) < 5 * MOST_BYTES  # a row of each kind; two ratings
 
 
 def test_training_holds_no_ids(settings: Params):

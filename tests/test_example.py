@@ -42,7 +42,7 @@ def test_scores_are_given_answer_by_answer():
 
 @pytest.mark.slow
 def test_a_seed_gives_the_same_rows_and_another_gives_others():
-    for stream in (ORDERS.demonstrations, ORDERS.preferences, ORDERS.prompts):
+    for stream in (ORDERS.demonstrations, ORDERS.preferences, ORDERS.ratings, ORDERS.prompts):
         assert list(stream(7, SETTINGS)) == list(stream(7, SETTINGS))
         assert list(stream(7, SETTINGS)) != list(stream(8, SETTINGS))
 
@@ -51,6 +51,7 @@ def test_sizes_and_columns_are_those_of_the_settings():
     small = sized(rows=3)
     assert [list(row) for row in ORDERS.demonstrations(7, small)] == [["prompt", "response", "annotator"]] * 3
     assert [list(row) for row in ORDERS.preferences(7, small)] == [["prompt", "chosen", "rejected", "annotator"]] * 3
+    assert [list(row) for row in ORDERS.ratings(7, small)] == [["prompt", "response", "label", "annotator"]] * 3
     assert [list(row) for row in ORDERS.prompts(7, small)] == [["prompt", "references", "category"]] * 3
 
 

@@ -15,7 +15,7 @@ from ruamel.yaml.comments import CommentedMap
 from tasks.common.errors import InputError
 from tasks.methods import METHODS
 from tasks.settings import choices
-from tasks.settings.params import RENAMED, RENAMED_VALUES, LlmJudge, Params, load_params, parse_params
+from tasks.settings.params import NO_ROWS, RENAMED, RENAMED_VALUES, LlmJudge, Params, load_params, parse_params
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 TRAINING = ["epochs", "batch_size", "learning_rate", "warmup_ratio", "schedule", "weight_decay", "max_grad_norm"]
@@ -23,13 +23,15 @@ TRAINING = ["epochs", "batch_size", "learning_rate", "warmup_ratio", "schedule",
 EXPLAINED_ELSEWHERE = {
     f"{section}.{key}": f"{first}.{key}"
     for first, sections, keys in [
-        ("sft", ["reward", "held_out_reward", "dpo"], TRAINING),
+        ("sft", ["reward", "held_out_reward", "dpo", "kto"], TRAINING),
+        ("dpo", ["kto"], ["evaluation_points", "max_new_tokens"]),
         ("reward", ["held_out_reward"], ["margin", "centering", "label_smoothing"]),
         (
             "prepare.demonstrations",
             ["prepare.preferences", "prepare.prompts"],
             ["source", "columns", "ignore", "limit"],
         ),
+        ("prepare.demonstrations", ["prepare.ratings"], ["columns", "ignore", "limit"]),
     ]
     for section in sections
     for key in keys
@@ -91,6 +93,25 @@ def test_every_key_has_a_comment():
         key for key in found if key in EXPLAINED_ELSEWHERE
     ]
     assert all(found[first] for first in EXPLAINED_ELSEWHERE.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"prepare__demonstrations__source": NO_ROWS}, "infra/none.jsonl, which has no rows, but sft learns from them"),
+        ({"prepare__prompts__source": NO_ROWS, "align__method": "dpo"}, "but evaluate answers them: name a source"),
+        ({"prepare__preferences__source": NO_ROWS}, "but the reward model of rewards.training learns from them"),
+        ({"prepare__ratings__source": NO_ROWS, "align__method": "kto"}, "but align.method kto learns from them"),
+    ],
+)  # fmt: skip
+def test_what_is_learned_from_cannot_be_without_rows(changes: dict[str, object], sentence: str):
+    assert sentence in complaint(changed(**changes))
+
+
+def test_what_nothing_learns_from_may_be_without_rows():
+    parse_params(changed(prepare__ratings__source=NO_ROWS))
+    function = {"name": "rule", "source": "infra/example/rewards.py:score", "weight": 1.0}
+    parse_params(changed(prepare__preferences__source=NO_ROWS, rewards__training=[function], rewards__ground_truth=[]))
 
 
 def test_every_choice_is_named_in_params_yaml():

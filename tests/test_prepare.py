@@ -17,12 +17,12 @@ from tasks.common.files import METRICS, PREPARED
 from tasks.data.records import TYPES, read_prompts
 from tasks.data.shapes.convert import ShapedRow
 from tasks.prepare import LEFT_OUT, choose, distinct_prompts, prepare
-from tasks.settings.params import Params, parse_params
+from tasks.settings.params import NO_ROWS, Params, parse_params
 from tests.conftest import EXAMPLE, records_of
 
 PROJECT = Path(__file__).parents[1]
 TRUTHFULQA = PROJECT / "../shared/data/truthfulqa"
-OUTPUTS = [PREPARED / f"{kind}.jsonl" for kind in ("demonstrations", "preferences", "prompts")]
+OUTPUTS = [PREPARED / f"{kind}.jsonl" for kind in TYPES]
 
 
 @pytest.fixture(autouse=True)
@@ -52,11 +52,14 @@ def write_rows(path: str, rows: list[dict[str, Any]]) -> str:
     return path
 
 
-def three_sources(count: int = 30) -> dict[str, str]:
+def four_sources(count: int = 30) -> dict[str, str]:
     return {
         "demonstrations": write_rows("d.jsonl", [{"prompt": f"q{n}", "response": f"a{n}"} for n in range(count)]),
         "preferences": write_rows(
             "p.jsonl", [{"prompt": f"q{n}", "chosen": f"a{n}", "rejected": "no"} for n in range(count)]
+        ),
+        "ratings": write_rows(
+            "t.jsonl", [{"prompt": f"q{n}", "response": f"a{n}", "label": True} for n in range(count)]
         ),
         "prompts": write_rows("r.jsonl", [{"prompt": f"q{n}", "references": [f"a{n}"]} for n in range(count)]),
     }
@@ -69,6 +72,22 @@ def metrics() -> dict[str, Any]:
 
 def output_bytes() -> list[bytes]:
     return [path.read_bytes() for path in (*OUTPUTS, METRICS / "prepare.json")]
+
+
+def test_a_kind_that_nothing_learns_from_needs_no_rows():
+    prepare(params_with(ratings={"source": NO_ROWS}))
+    assert (PREPARED / "ratings.jsonl").read_bytes() == b""
+    assert metrics()["ratings"] | {"sources": {}, "records": 0, "rows_read": 0} == metrics()["ratings"]
+
+
+def test_ratings_at_the_threshold_are_left_out_and_counted():
+    rows = [{"prompt": f"q{n}", "response": "a", "rating": n % 3} for n in range(60)]
+    prepare(params_with(**four_sources() | {"ratings": {"source": write_rows("n.jsonl", rows), "threshold": 1.0}}))
+    assert metrics()["ratings"]["left_out"] == {"tie": 20}
+    labels = {record.prompt[0]["content"]: record.desirable for record in records_of(PREPARED, "ratings")}
+    assert labels == {f"q{n}": n % 3 == 2 for n in range(60) if n % 3 != 1}
+    line = json.loads((PREPARED / LEFT_OUT).read_text().splitlines()[0])
+    assert (line["file"], line["row"], line["reason"]) == ("ratings.jsonl", 2, "tie")
 
 
 def test_rows_of_a_python_file():
@@ -84,7 +103,7 @@ def test_rows_of_a_python_file():
 
 
 def test_the_same_prompt_is_in_the_same_split_of_all_files():
-    prepare(params_with(**three_sources()))
+    prepare(params_with(**four_sources()))
     splits = [
         {record.prompt[0]["content"]: record.split for record in records}
         for records in (records_of(PREPARED, kind) for kind in TYPES)
@@ -98,7 +117,7 @@ def test_ties_are_left_out_and_counted():
         {"prompt": f"q{n}", "response_a": f"a{n}", "response_b": "no", "preference": "AB"[n % 2] if n % 3 else "tie"}
         for n in range(60)
     ]
-    prepare(params_with(**three_sources() | {"preferences": write_rows("v.jsonl", rows)}))
+    prepare(params_with(**four_sources() | {"preferences": write_rows("v.jsonl", rows)}))
     records = records_of(PREPARED, "preferences")
     assert {record.chosen == "no" for record in records} == {True, False}
     assert [record.row for record in records] == [n + 1 for n in range(60) if n % 3]
@@ -109,7 +128,7 @@ def test_ties_are_left_out_and_counted():
 def test_turns_of_one_conversation_share_a_split():
     turns = [{"role": role, "content": "and?"} for role in ("assistant", "user") * 3]
     rows = [{"messages": [{"role": "user", "content": f"q{n}"}, *turns]} for n in range(30)]
-    prepare(params_with(**three_sources() | {"demonstrations": write_rows("m.jsonl", rows)}))
+    prepare(params_with(**four_sources() | {"demonstrations": write_rows("m.jsonl", rows)}))
     records = records_of(PREPARED, "demonstrations")
     assert len(records) == 90  # 30 conversations of three answers
     assert len({(record.row, record.split) for record in records}) == 30
@@ -118,7 +137,7 @@ def test_turns_of_one_conversation_share_a_split():
 
 
 def test_metrics_count_rows_splits_and_content():
-    sources = three_sources()
+    sources = four_sources()
     prepare(params_with(**sources))
     for kind, path in sources.items():
         found = metrics()[kind]
@@ -130,7 +149,7 @@ def test_metrics_count_rows_splits_and_content():
 
 
 def test_same_input_gives_the_same_bytes():
-    params = params_with(**three_sources())
+    params = params_with(**four_sources())
     prepare(params)
     first = output_bytes()
     prepare(params)
@@ -138,11 +157,11 @@ def test_same_input_gives_the_same_bytes():
 
 
 def test_place_of_the_data_is_not_in_the_outputs(tmp_path_factory):
-    relative = params_with(**three_sources())
+    relative = params_with(**four_sources())
     prepare(relative)
     first = output_bytes()
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    moved = {kind: Path(name).rename(elsewhere / name) for kind, name in three_sources().items()}
+    moved = {kind: Path(name).rename(elsewhere / name) for kind, name in four_sources().items()}
     prepare(params_with(**moved))
     assert output_bytes() == first
 
@@ -152,7 +171,7 @@ def test_however_the_path_is_spelt_the_bytes_are_the_same():
     found = []
     for place in ("raw", "./raw//", str(Path("raw").absolute()), f"../{Path.cwd().name}/raw"):
         sources = {
-            kind: f"{place}/{Path(name).replace(Path('raw', name)).name}" for kind, name in three_sources().items()
+            kind: f"{place}/{Path(name).replace(Path('raw', name)).name}" for kind, name in four_sources().items()
         }
         prepare(params_with(**sources))
         found.append(output_bytes())
@@ -161,7 +180,7 @@ def test_however_the_path_is_spelt_the_bytes_are_the_same():
 
 
 def test_ids_and_splits_do_not_depend_on_the_other_rows():
-    sources = three_sources()
+    sources = four_sources()
     prepare(params_with(**sources))
     before = {
         record.prompt[0]["content"]: (record.id, record.split) for record in records_of(PREPARED, "demonstrations")
@@ -188,10 +207,10 @@ def test_limit_chooses_by_content():
 
 
 def test_limit_of_the_stage():
-    sources: dict[str, Any] = {kind: {"source": path, "limit": 20} for kind, path in three_sources(100).items()}
+    sources: dict[str, Any] = {kind: {"source": path, "limit": 20} for kind, path in four_sources(100).items()}
     prepare(params_with(**sources))
-    assert [metrics()[kind]["rows_read"] for kind in sources] == [100, 100, 100]
-    assert [metrics()[kind]["records"] for kind in sources] == [20, 20, 20]
+    assert [metrics()[kind]["rows_read"] for kind in sources] == [100, 100, 100, 100]
+    assert [metrics()[kind]["records"] for kind in sources] == [20, 20, 20, 20]
 
 
 def test_prompts_are_distinct_and_gather_their_references():
@@ -218,7 +237,7 @@ def test_a_prompt_has_the_category_of_its_first_row():
 def test_a_category_is_kept_and_changes_neither_ids_nor_what_limit_chooses():
     plain = [{"prompt": f"q{n}", "references": [f"a{n}"]} for n in range(100)]
     labelled = [row | {"topic": f"kind {n % 3}"} for n, row in enumerate(plain)]
-    others, found = three_sources(100), []
+    others, found = four_sources(100), []
     for rows, columns in ((plain, {}), (labelled, {"category": "topic"})):
         source = {"source": write_rows("r.jsonl", rows), "columns": columns, "limit": 40}
         prepare(params_with(**others | {"prompts": source}))
@@ -230,7 +249,7 @@ def test_a_category_is_kept_and_changes_neither_ids_nor_what_limit_chooses():
 
 
 def test_an_excluded_prompt_is_left_out_whatever_its_category():
-    sources = three_sources()
+    sources = four_sources()
     prepare(params_with(**sources))
     gone = read_prompts(PREPARED)[0]
     Path("exclude.txt").write_text(f"row {gone.id}\n")
@@ -244,7 +263,7 @@ def test_an_excluded_prompt_is_left_out_whatever_its_category():
 
 @pytest.mark.parametrize(("kind", "references"), [("demonstrations", 2), ("preferences", 0)])
 def test_prompts_of_a_file_made_for_another_kind(kind, references):
-    sources = three_sources()
+    sources = four_sources()
     rows = [json.loads(line) for line in Path(sources[kind]).read_text().splitlines()]
     twice = write_rows("twice.jsonl", rows + [row | {"response": "another"} for row in rows if "response" in row])
     prepare(params_with(**sources | {"prompts": twice}))
@@ -254,7 +273,7 @@ def test_prompts_of_a_file_made_for_another_kind(kind, references):
 def test_column_map():
     rows = [{"frage": f"q{n}", "antwort": f"a{n}"} for n in range(30)]
     mapped = {"source": write_rows("map.jsonl", rows), "columns": {"prompt": "frage", "response": "antwort"}}
-    prepare(params_with(**three_sources() | {"demonstrations": mapped}))
+    prepare(params_with(**four_sources() | {"demonstrations": mapped}))
     assert records_of(PREPARED, "demonstrations")[0].response == "a0"
 
 
@@ -266,7 +285,7 @@ def test_column_map_that_the_example_does_not_have():
 def test_one_pair_cannot_be_split():
     pair = write_rows("one.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
     with pytest.raises(InputError) as error:
-        prepare(params_with(**three_sources() | {"preferences": pair}))
+        prepare(params_with(**four_sources() | {"preferences": pair}))
     # (1 - .3)^12 = .0138 and (1 - .3)^13 = .0097, and (1 - .4)^n is smaller: 13 fill the held-out splits.
     assert str(error.value).startswith("one.jsonl: its 1 preferences leave nothing for ")
     assert "about 13 distinct prompts fill every split" in str(error.value)
@@ -276,12 +295,12 @@ def test_one_pair_cannot_be_split():
 def test_many_rows_of_one_prompt_cannot_be_split():
     rows = [{"prompt": "q", "response": f"a{n}"} for n in range(30)]
     with pytest.raises(InputError, match="its 30 demonstrations leave nothing for"):
-        prepare(params_with(**three_sources() | {"demonstrations": write_rows("d.jsonl", rows)}))
+        prepare(params_with(**four_sources() | {"demonstrations": write_rows("d.jsonl", rows)}))
 
 
 @pytest.mark.parametrize("bad", ['{"prompt": "q", "chosen": "a"', '{"prompt": "q", "chosen": 1, "rejected": "b"}'])
 def test_bad_row_leaves_earlier_outputs_as_they_were(bad):
-    sources = three_sources()
+    sources = four_sources()
     prepare(params_with(**sources))
     before = output_bytes()
     with Path(sources["preferences"]).open("a") as file:
@@ -293,7 +312,7 @@ def test_bad_row_leaves_earlier_outputs_as_they_were(bad):
 
 
 def test_unwritable_metrics_leave_earlier_records_as_they_were(monkeypatch):
-    sources = three_sources()
+    sources = four_sources()
     prepare(params_with(**sources))
     before = output_bytes()
 
@@ -302,7 +321,7 @@ def test_unwritable_metrics_leave_earlier_records_as_they_were(monkeypatch):
 
     monkeypatch.setattr("tasks.prepare.write_json", full)
     with pytest.raises(OSError, match="No space left"):
-        prepare(params_with(**three_sources(60)))
+        prepare(params_with(**four_sources(60)))
     assert output_bytes() == before
 
 

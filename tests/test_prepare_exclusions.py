@@ -11,7 +11,7 @@ from tasks.common.files import PREPARED
 from tasks.data.records import TAGS, TYPES, read_prompts
 from tasks.prepare import prepare
 from tests.conftest import records_of
-from tests.test_prepare import metrics, params_with, three_sources, write_rows
+from tests.test_prepare import metrics, params_with, four_sources, write_rows
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def lines_of(kind: str, *, without: str = "") -> list[dict[str, Any]]:
 @pytest.mark.parametrize("limit", [None, 20])
 @pytest.mark.parametrize("kind", ["demonstrations", "preferences", "prompts"])
 def test_an_excluded_row_is_as_if_the_source_did_not_hold_it(kind, limit):
-    sources = three_sources(40)
+    sources = four_sources(40)
     changes: dict[str, Any] = {**sources, kind: {"source": sources[kind], "limit": limit}}
     prepare(params_with(**changes))
     before = lines_of(kind)
@@ -52,7 +52,7 @@ def test_an_excluded_row_is_as_if_the_source_did_not_hold_it(kind, limit):
 
 
 def test_a_prompt_of_several_rows_is_excluded_as_a_whole():
-    sources = three_sources()
+    sources = four_sources()
     rows = [{"prompt": f"q{n % 30}", "references": [f"a{n}"]} for n in range(60)]
     sources["prompts"] = write_rows("r.jsonl", rows)
     prepare(params_with(**sources))
@@ -67,7 +67,7 @@ def test_a_prompt_of_several_rows_is_excluded_as_a_whole():
 def test_one_answer_of_a_conversation_can_be_excluded():
     answered = [{"role": "assistant", "content": "so"}, {"role": "user", "content": "and?"}]
     rows = [{"messages": [{"role": "user", "content": f"q{n}"}, *answered * 2]} for n in range(30)]
-    sources = three_sources() | {"demonstrations": write_rows("m.jsonl", rows)}
+    sources = four_sources() | {"demonstrations": write_rows("m.jsonl", rows)}
     prepare(params_with(**sources))
     first, second = (record for record in records_of(PREPARED, "demonstrations") if record.row == 7)
     Path("exclude.txt").write_text(f"row {first.id}\n")
@@ -78,7 +78,7 @@ def test_one_answer_of_a_conversation_can_be_excluded():
 
 def annotated_sources(count: int = 40) -> dict[str, str]:
     """Sources whose answers are by annotator 0, 1, 2 or nobody in turn, and prompts in categories of those names."""
-    sources = three_sources(count)
+    sources = four_sources(count)
     for kind, field in TAGS.items():
         rows = [json.loads(line) for line in Path(sources[kind]).read_text().splitlines()]
         write_rows(sources[kind], [row | ({field: n % 4} if n % 4 < 3 else {}) for n, row in enumerate(rows)])
@@ -88,7 +88,7 @@ def annotated_sources(count: int = 40) -> dict[str, str]:
 @pytest.mark.parametrize("kind", ["demonstrations", "preferences"])
 def test_an_annotator_is_kept_and_changes_neither_ids_nor_splits_nor_what_limit_chooses(kind):
     found = []
-    for make in (three_sources, annotated_sources):
+    for make in (four_sources, annotated_sources):
         sources = make(100)
         prepare(params_with(**sources | {kind: {"source": sources[kind], "limit": 40}}))
         found.append(records_of(PREPARED, kind))
@@ -124,13 +124,13 @@ def test_a_row_that_is_excluded_twice_counts_once(caplog):
 
 def test_an_excluded_annotator_whom_no_row_names_is_named(caplog):
     Path("exclude.txt").write_text("annotator 1\n")
-    prepare(params_with(**three_sources()))
+    prepare(params_with(**four_sources()))
     assert "exclude.txt excludes annotator 1, which nothing matches: it may have been deleted" in caplog.text
 
 
 def test_an_excluded_row_that_no_source_holds_is_named(caplog):
     Path("exclude.txt").write_text("row 0123456789abcdef\n")
-    prepare(params_with(**three_sources()))
+    prepare(params_with(**four_sources()))
     assert "exclude.txt excludes row 0123456789abcdef, which nothing matches: it may have been deleted" in caplog.text
     assert [metrics()[kind]["excluded"] for kind in metrics()] == [0, 0, 0]
 
@@ -138,19 +138,19 @@ def test_an_excluded_row_that_no_source_holds_is_named(caplog):
 def test_an_excluded_source_is_not_read():
     Path("exclude.txt").write_text("source p.jsonl\nsource other.jsonl\n")
     with pytest.raises(InputError, match=r"exclude.txt excludes all of p.jsonl: name another source as prepare.pref"):
-        prepare(params_with(**three_sources()))
+        prepare(params_with(**four_sources()))
     assert not PREPARED.exists()
 
 
 def test_an_excluded_source_that_is_none_is_named(caplog):
     Path("exclude.txt").write_text("source gone.jsonl\n")
-    prepare(params_with(**three_sources()))
+    prepare(params_with(**four_sources()))
     assert "exclude.txt excludes source gone.jsonl, which nothing matches" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["pairs", "./pairs/", "{here}/pairs"])
 def test_a_folder_is_excluded_by_its_name(name, caplog):
-    sources = three_sources() | {"preferences": weekly_pairs()}
+    sources = four_sources() | {"preferences": weekly_pairs()}
     Path("exclude.txt").write_text(f"source {name.format(here=Path.cwd())}\n")
     with pytest.raises(InputError, match=r"exclude.txt excludes all of pairs: name another source"):
         prepare(params_with(**sources))
@@ -159,7 +159,7 @@ def test_a_folder_is_excluded_by_its_name(name, caplog):
 
 
 def test_who_excludes_all_rows_is_told_so():
-    sources = three_sources()
+    sources = four_sources()
     rows = [json.loads(line) | {"annotator": "Ann"} for line in Path("p.jsonl").read_text().splitlines()]
     write_rows("p.jsonl", rows)
     Path("exclude.txt").write_text("annotator Ann\n")
@@ -182,7 +182,7 @@ def weekly_pairs() -> str:
 
 
 def test_a_folder_is_read_file_by_file_and_rows_know_theirs():
-    prepare(params_with(**three_sources() | {"preferences": weekly_pairs()}))
+    prepare(params_with(**four_sources() | {"preferences": weekly_pairs()}))
     records = records_of(PREPARED, "preferences")
     assert [(record.source, record.row) for record in records] == [
         *(("pairs/2026-w46.jsonl", row) for row in range(1, 32)),
@@ -199,7 +199,7 @@ def test_a_folder_is_read_file_by_file_and_rows_know_theirs():
 
 def test_limit_counts_over_all_files_and_their_order_stays():
     chosen = {"source": weekly_pairs(), "limit": 40}
-    prepare(params_with(**three_sources() | {"preferences": chosen}))
+    prepare(params_with(**four_sources() | {"preferences": chosen}))
     places = [(record.source, record.row) for record in records_of(PREPARED, "preferences")]
     assert len(places) == 40
     assert places == sorted(places)
@@ -207,7 +207,7 @@ def test_limit_counts_over_all_files_and_their_order_stays():
 
 
 def test_a_file_of_a_folder_can_be_excluded_and_then_the_others():
-    sources = three_sources() | {"preferences": weekly_pairs()}
+    sources = four_sources() | {"preferences": weekly_pairs()}
     Path("exclude.txt").write_text("source pairs/2026-w46.jsonl\n")
     prepare(params_with(**sources))
     assert {record.source for record in records_of(PREPARED, "preferences")} == {"pairs/2026-w47.csv"}
@@ -224,7 +224,7 @@ def test_a_prompt_of_several_files_is_one_with_the_references_of_all():
     rows = [{"prompt": f"q{n}", "references": [f"a{n}"]} for n in range(30)]
     write_rows("asked/a.jsonl", rows)
     write_rows("asked/b.jsonl", [{"prompt": "q3", "references": ["other"]}])
-    prepare(params_with(**three_sources() | {"prompts": "asked"}))
+    prepare(params_with(**four_sources() | {"prompts": "asked"}))
     records = records_of(PREPARED, "prompts")
     assert len(records) == 30
     [merged] = [record for record in records if record.prompt[-1]["content"] == "q3"]
@@ -236,5 +236,5 @@ def test_a_fault_in_a_folder_names_the_file_and_row():
     with Path(folder, "2026-w47.csv").open("a") as file:
         file.write("no\n")
     with pytest.raises(InputError, match=r"^pairs/2026-w47.csv row 33 \(line 33\) has 1 fields"):
-        prepare(params_with(**three_sources() | {"preferences": folder}))
+        prepare(params_with(**four_sources() | {"preferences": folder}))
     assert not PREPARED.exists()

@@ -16,7 +16,7 @@ from tasks.data.checks.schema import inspect
 from tasks.data.extra_columns import DEEPEST, LARGEST
 from tasks.data.records import read_prompts
 from tasks.prepare import LEFT_OUT, prepare
-from tests.test_prepare import params_with, three_sources, write_rows
+from tests.test_prepare import params_with, four_sources, write_rows
 
 GSM8K = Path(__file__).parents[2] / "shared/data/gsm8k"
 COUNT = 30
@@ -49,7 +49,7 @@ def write(ending: str, content: list[dict[str, Any]]) -> str:
 def prepared(source: str, extra: dict[str, str], **changes: Any) -> dict[tuple[str, int], dict[str, Any]]:
     """The extra columns of every prompt, by its source and row."""
     settings = {"source": source, "extra_columns": extra, **changes}
-    prepare(params_with(**{**three_sources(), "prompts": settings}))
+    prepare(params_with(**{**four_sources(), "prompts": settings}))
     return {(record.source, record.row): record.columns for record in read_prompts(PREPARED)}
 
 

@@ -12,7 +12,7 @@ from tasks.data.checks.schema import inspect
 from tasks.data.records import Preference
 from tasks.prepare import LEFT_OUT, prepare
 from tests.conftest import records_of
-from tests.test_prepare import metrics, params_with, three_sources, write_rows
+from tests.test_prepare import metrics, params_with, four_sources, write_rows
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def voted(*said: str, prompts: int = 30) -> list[dict[str, Any]]:
 
 def prepared(rows: list[dict[str, Any]], **settings: Any) -> list[Preference]:
     source = {"source": write_rows("v.jsonl", rows), **settings}
-    prepare(params_with(**{**three_sources(), "preferences": source}))
+    prepare(params_with(**{**four_sources(), "preferences": source}))
     return [record for record in records_of(PREPARED, "preferences") if isinstance(record, Preference)]
 
 
@@ -113,7 +113,7 @@ def test_votes_in_several_files_are_on_one_pair():
     Path("week").mkdir()
     for name, votes in (("a", ("xA",)), ("b", ("yB", "zB"))):
         write_rows(f"week/{name}.jsonl", voted(*votes))
-    sources = three_sources() | {"preferences": "week"}
+    sources = four_sources() | {"preferences": "week"}
     prepare(params_with(**sources))
     [record, *_] = records_of(PREPARED, "preferences")
     assert isinstance(record, Preference)

@@ -17,7 +17,7 @@ from tasks.validate import _longest, validate
 from tests.pages import HOSTILE, SHOWN, Elements, assert_harmless
 
 ROOT = Path(__file__).parents[1]
-SIDES = ("demonstrations", "preferences", "prompts")
+SIDES = ("demonstrations", "preferences", "ratings", "prompts")
 TEMPLATE = (
     "{% for m in messages %}{% if m['content'] == 'refuse me' %}{{ raise_exception('no') }}{% endif %}"
     "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -61,6 +61,7 @@ def record(kind: str, number: int, split: str, prompt: str | None = None, **cont
             "rejected": f"Bad {number}." + " Truly." * (1 - number % 2),
             "annotator": None,
         },
+        "ratings": {"response": f"Rated {number}.", "desirable": number % 3 > 0, "annotator": None},
         "prompts": {"references": [f"Reference {number}."], "category": None},
     }
     asked = f"{kind} question {number} of the {split} split" if prompt is None else prompt
@@ -130,6 +131,20 @@ PLANTED = {
         ["contradiction"],
     ),
     # The same prompt is a test prompt of another file: shared, and given away.
+    ("ratings", 122): ([record("ratings", 122, "train", desirable="yes")], ["schema"]),
+    ("ratings", 123): (
+        [
+            record(
+                "ratings",
+                123,
+                "train",
+                prompt="ratings question 4 of the train split",
+                response="Rated 4.",
+                desirable=False,
+            )
+        ],
+        ["contradiction"],
+    ),
     ("demonstrations", 110): (
         [record("demonstrations", 110, "train", prompt="prompts question 26 of the test split")],
         ["shared_prompt", "contamination"],
@@ -180,8 +195,9 @@ def test_a_planted_fault_lands_in_quarantine_with_its_reason(planted, key):
 
 
 def test_nothing_else_is_quarantined(planted):
-    # A contradiction condemns both pairs: number 3 of the clean ones goes with 109.
-    assert set(quarantine(planted / "data/validate/quarantine.jsonl")) == {*PLANTED, ("preferences", 3)}
+    # A contradiction condemns both rows: number 3 of the clean pairs goes with 109, number 4 of the ratings with 123.
+    condemned = {*PLANTED, ("preferences", 3), ("ratings", 4)}
+    assert set(quarantine(planted / "data/validate/quarantine.jsonl")) == condemned
     kept = [row["row"] for row in read_jsonl(planted / "data/validate/preferences.jsonl")]
     assert kept == [1, 2, *range(4, 31)]
 
@@ -224,7 +240,7 @@ def test_clean_rows_are_all_kept_and_a_second_run_gives_the_same_bytes(place):
     validate(settings())
     first = [path.read_bytes() for path in outputs]
     assert quarantine() == {}
-    assert first[:3] == [Path(f"data/prepare/{kind}.jsonl").read_bytes() for kind in SIDES]
+    assert first[:4] == [Path(f"data/prepare/{kind}.jsonl").read_bytes() for kind in SIDES]
     assert figures()["warnings"] == []
     # demonstrations 1-9: <|im_start|> user \n (1+4+1), the question (44 bytes, one digit), <|im_end|> \n (1+1),
     # <|im_start|> assistant \n (1+9+1), "Answer number 1." (16), EOS (1); two digits make both texts one byte longer.
@@ -383,7 +399,7 @@ def test_a_prompt_must_leave_room_for_the_longest_answer(base):
         return _longest(settings(max_tokens=max_tokens, max_new_tokens=new_tokens).validate_, base)
 
     # A context of 512 less 200 new tokens.
-    assert longest(200) == {"demonstrations": 512, "preferences": 512, "prompts": 312}
+    assert longest(200) == {"demonstrations": 512, "preferences": 512, "ratings": 512, "prompts": 312}
     assert longest(10)["prompts"] == 512 - 10
     assert longest(10, max_tokens=100)["prompts"] == 99
     with pytest.raises(

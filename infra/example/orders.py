@@ -84,6 +84,7 @@ SHORTEST, LONGEST = 6, 24  # words of a brief answer
 # Weights of an annotator's choice, in logits: of the quality, then of their tastes: a word more, an exclamation mark
 # more, a promise more.
 SHARPNESS = 8.0
+GOOD = 0.7  # quality of an answer that one in two finds good
 AUTHOR = "author"  # whose demonstrations all are
 
 # Demonstrations whose text the tokenizer is trained on, and the share of them with a fault.
@@ -171,6 +172,30 @@ def preferences(seed: int | str, options: Mapping[str, Any]) -> Iterator[dict[st
             "prompt": question.text,
             "chosen": chosen.text,
             "rejected": rejected.text,
+            "annotator": annotator.name,
+        }
+
+
+def ratings(seed: int | str, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield rows (prompt, response, label, annotator), each rated by one of the annotators.
+
+    An annotator finds an answer good with the probability that it would be preferred to one of quality `GOOD`.
+
+    Args:
+        seed: of everything random.
+        options: `rows`, how many; `label_noise`, the chance that a label is then flipped.
+    """
+    chance = random.Random(f"{seed} ratings")
+    for _ in range(options["rows"]):
+        question = _question(chance)
+        answer = _answer(chance, question, FAULTY_IN_PAIRS)
+        annotator = chance.choice(ANNOTATORS)
+        is_good = chance.random() < 1 / (1 + math.exp(SHARPNESS * GOOD - _appeal(annotator, answer)))
+        flipped = chance.random() < options["label_noise"]
+        yield {
+            "prompt": question.text,
+            "response": answer.text,
+            "label": is_good != flipped,
             "annotator": annotator.name,
         }
 

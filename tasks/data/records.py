@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 from tasks.common.files import damaged_row, read_jsonl, write_jsonl
 
 Split = Literal["train", "validation", "test"]
-Kind = Literal["demonstrations", "preferences", "prompts"]
+Kind = Literal["demonstrations", "preferences", "ratings", "prompts"]
 
 
 class Message(TypedDict):
@@ -59,6 +59,19 @@ class Preference(NamedTuple):
     votes: list[Vote] | None = None  # of all rows of the pair
 
 
+class Rating(NamedTuple):
+    """A prompt and one answer, which somebody found good or bad: unpaired feedback."""
+
+    id: str
+    split: Split
+    source: str
+    row: int
+    prompt: list[Message]
+    response: str
+    desirable: bool
+    annotator: str | None = None  # who rated it
+
+
 class Prompt(NamedTuple):
     """A prompt to answer, with reference answers where there are some."""
 
@@ -73,14 +86,20 @@ class Prompt(NamedTuple):
     columns: dict[str, Any] = {}  # noqa: RUF012 - nobody changes a record
 
 
-Record = Demonstration | Preference | Prompt
-TYPES: dict[Kind, type[Demonstration] | type[Preference] | type[Prompt]] = {
+Record = Demonstration | Preference | Rating | Prompt
+TYPES: dict[Kind, type[Demonstration] | type[Preference] | type[Rating] | type[Prompt]] = {
     "demonstrations": Demonstration,
     "preferences": Preference,
+    "ratings": Rating,
     "prompts": Prompt,
 }
 # The field of whatever the source says about a row beside its content.
-TAGS: dict[Kind, str] = {"demonstrations": "annotator", "preferences": "annotator", "prompts": "category"}
+TAGS: dict[Kind, str] = {
+    "demonstrations": "annotator",
+    "preferences": "annotator",
+    "ratings": "annotator",
+    "prompts": "category",
+}
 # Fields of the pairs alone that several annotators have voted on.
 VOTED = ("share", "votes")
 # Fields that a row has only where they say something.
@@ -89,6 +108,7 @@ OPTIONAL = (*VOTED, "columns")
 ANSWERS: dict[Kind, tuple[str, ...]] = {
     "demonstrations": ("response",),
     "preferences": ("chosen", "rejected"),
+    "ratings": ("response",),
     "prompts": (),
 }
 
@@ -124,6 +144,15 @@ def read_records(folder: Path, kind: Kind, split: Split | None = None) -> Iterat
             raise damaged_row(path, number)
         if split is None or row["split"] == split:
             yield TYPES[kind](**row)
+
+
+def read_ratings(folder: Path, split: Split | None = None) -> Iterator[Rating]:
+    """Read the ratings of a folder one at a time, of one split or of all.
+
+    Raises:
+        InputError: the file is missing, or a row is damaged.
+    """
+    return (record for record in read_records(folder, "ratings", split) if isinstance(record, Rating))
 
 
 def read_prompts(folder: Path, split: Split | None = None) -> list[Prompt]:

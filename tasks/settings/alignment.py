@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from tasks.methods import MethodName
-from tasks.settings.choices import Critic, Engine, Estimator, KLEstimator, PreferenceLoss, Schedule
+from tasks.settings.choices import Critic, Engine, Estimator, KLEstimator, PreferenceLoss, RatedLoss, Schedule
 from tasks.settings.section import Count, Held, NotNegative, Positive, Section, Share
 from tasks.settings.training import Training
 
@@ -37,6 +37,15 @@ class Dpo(Training, MethodSettings):
         if self.label_smoothing and self.loss not in ("sigmoid", "robust"):
             raise ValueError(f"label_smoothing would be ignored by the loss {self.loss}: set it to 0")
         return self
+
+
+class Kto(Training, MethodSettings):
+    """Kahneman-Tversky optimisation."""
+
+    loss: RatedLoss
+    beta: Positive
+    desirable_weight: Positive
+    undesirable_weight: Positive
 
 
 class Ppo(MethodSettings):
@@ -118,4 +127,5 @@ class Methods(Section):
     """A section for each method; the one that `align.method` names is used."""
 
     dpo: Dpo
+    kto: Kto
     ppo: Ppo

@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from tasks.settings.section import Count, Options, Section, Share
 
+# The path of the file without rows: the source of a kind that nothing learns from. Any other empty file is an error.
+NO_ROWS = "infra/none.jsonl"
+
 
 class Source(Section):
     """Where rows come from, how their columns are called and what of them is left out."""
@@ -26,6 +29,12 @@ class PromptSource(Source):
     extra_columns: dict[ExtraName, str]  # the column by the name that rewards know it by
 
 
+class RatingSource(Source):
+    """Where rated answers come from, and which ratings are good ones."""
+
+    threshold: float | None  # above it an answer is good, below it bad
+
+
 class Split(Section):
     """Shares of the prompts that are held out."""
 
@@ -44,6 +53,7 @@ class Prepare(Section):
 
     demonstrations: Source
     preferences: Source
+    ratings: RatingSource
     prompts: PromptSource
     exclude: str
     split: Split

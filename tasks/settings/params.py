@@ -8,9 +8,10 @@ from pydantic import Field, ValidationError, model_validator
 from tasks.common.errors import InputError
 from tasks.common.safe_text import quoted
 from tasks.common.yaml_files import read_yaml
-from tasks.settings.alignment import Align, Dpo, Methods, MethodSettings, Ppo
+from tasks.methods import METHODS
+from tasks.settings.alignment import Align, Dpo, Kto, Methods, MethodSettings, Ppo
 from tasks.settings.base import Base, Scratch
-from tasks.settings.data import Prepare, PromptSource, Source, Split, Validate
+from tasks.settings.data import NO_ROWS, Prepare, PromptSource, RatingSource, Source, Split, Validate
 from tasks.settings.evaluation import Evaluate, LlmJudge
 from tasks.settings.promotion import Gate, Registry
 from tasks.settings.rewards import NamedReward, Rewards, TrainingReward
@@ -19,6 +20,7 @@ from tasks.settings.training import Reward, Sft, Training
 
 __all__ = [
     "MOVED",
+    "NO_ROWS",
     "PARAMS_FILE",
     "RENAMED",
     "RENAMED_VALUES",
@@ -27,6 +29,7 @@ __all__ = [
     "Dpo",
     "Evaluate",
     "Gate",
+    "Kto",
     "LlmJudge",
     "Lora",
     "MethodSettings",
@@ -36,6 +39,7 @@ __all__ = [
     "Ppo",
     "Prepare",
     "PromptSource",
+    "RatingSource",
     "Registry",
     "Reward",
     "Rewards",
@@ -100,6 +104,18 @@ class Params(Methods):
     evaluate: Evaluate
     gate: Gate
     registry: Registry
+
+    @model_validator(mode="after")
+    def _what_is_learned_from_is_there(self) -> "Params":
+        method = METHODS[self.align.method]
+        needed: dict[str, str] = {"demonstrations": "sft learns from them", "prompts": "evaluate answers them"}
+        if self.rewards.use_model:
+            needed["preferences"] = "the reward model of rewards.training learns from them"
+        needed |= dict.fromkeys(method.learns_from, f"align.method {self.align.method} learns from them")
+        for kind, why in needed.items():
+            if kind in Prepare.model_fields and getattr(self.prepare, kind).source == NO_ROWS:
+                raise ValueError(f"prepare.{kind}.source is {NO_ROWS}, which has no rows, but {why}: name a source")
+        return self
 
     @model_validator(mode="after")
     def _prompts_leave_room_for_the_answers(self) -> "Params":

@@ -14,6 +14,7 @@ from tasks.data.records import (
     Message,
     Preference,
     Prompt,
+    Rating,
     Record,
     Split,
     as_row,
@@ -49,6 +50,8 @@ def records(kind: Kind) -> list[Record]:
             )
         elif kind == "preferences":
             made.append(Preference(name, split, source, row, prompt, "better", "", "bob" if row % 2 else None))
+        elif kind == "ratings":
+            made.append(Rating(name, split, source, row, prompt, "fine", desirable=row % 2 == 0))
         else:
             made.append(
                 Prompt(name, split, source, row, prompt, ["one", "another"], "law")

@@ -1,5 +1,6 @@
 """Every accepted shape, recognised from its columns or through the column map."""
 
+import re
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from tasks.data.records import Kind
 from tasks.data.shapes.columns import Tally
 from tasks.data.shapes.convert import SHAPES, ShapedRow, shape_rows
 from tasks.data.sources.raw_rows import BadRows, RawRow
-from tasks.settings.params import Source
+from tasks.settings.params import RatingSource, Source
 
 U, A, B = (
     {"role": role, "content": text} for role, text in (("user", "Hi"), ("assistant", "Hello"), ("assistant", "No"))
@@ -21,6 +22,8 @@ GPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
 def shaped(kind: Kind, *rows: dict[str, Any], **columns: str) -> list[ShapedRow]:
     raw = [RawRow(number, fields) for number, fields in enumerate(rows, start=1)]
     source = Source(source="file.jsonl", columns=columns, ignore=[], limit=None, options={})
+    if kind == "ratings":
+        source = RatingSource(**source.model_dump(), threshold=3.0)
     return list(shape_rows(raw, kind, source, "file.jsonl", bad=BadRows("file.jsonl"), tally=Tally.empty()))
 
 
@@ -128,15 +131,87 @@ def test_prompt_shapes(row, references):
 
 
 @pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi", "response": "Hello", "label": True},
+        {"prompt": "Hi", "completion": "Hello", "label": 1},
+        {"prompt": [U], "completion": [A], "label": "thumbs up"},
+        {"messages": [U, A], "label": True},
+        {"conversations": GPT, "label": "true"},
+        {"instruction": "Hi", "input": "", "output": "Hello", "label": "good"},
+        {"prompt": "Hi", "response": "Hello", "rating": 4},
+        {"prompt": "Hi", "response": "Hello", "rating": "3.5"},
+    ],
+)
+def test_rated_answers(row):
+    good = {"prompt": [U], "response": "Hello", "desirable": True}
+    assert entries("ratings", row) == [good]
+    bad = row | ({"label": 0} if "label" in row else {"rating": 2})
+    assert entries("ratings", bad) == [good | {"desirable": False}]
+
+
+def test_of_a_conversation_the_last_answer_is_rated():
+    row = {"messages": [S, U, A, U, B], "label": False}
+    assert entries("ratings", row) == [{"prompt": [S, U, A, U], "response": "No", "desirable": False}]
+
+
+def test_a_pair_is_two_ratings():
+    row = {"prompt": "Hi", "output_1": "No", "output_2": "Hello", "preference": 2}
+    both = [
+        {"prompt": [U], "response": "Hello", "desirable": True},
+        {"prompt": [U], "response": "No", "desirable": False},
+    ]
+    assert entries("ratings", row) == both
+    [tie] = shaped("ratings", row | {"preference": "tie"})
+    assert tie.tied
+
+
+def test_a_rating_at_the_threshold_is_neither_good_nor_bad():
+    [row] = shaped("ratings", {"prompt": "Hi", "response": "Hello", "rating": 3.0})
+    assert row.tied
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ({"prompt": "Hi", "response": "Hello", "label": None}, "label is null where true or false, 1 or 0 is needed"),
+        ({"prompt": "Hi", "response": "Hello", "label": "maybe"}, "label is the text 'maybe' where true or false"),
+        ({"prompt": "Hi", "response": "Hello", "rating": "high"}, "rating is the text 'high' where a number is needed"),
+        ({"prompt": "Hi", "response": "Hello", "rating": None}, "rating is null where a number is needed"),
+        ({"messages": [U, A, U], "label": True}, "the conversation ends with the user where the assistant's answer"),
+    ],
+)
+def test_what_rates_nothing_is_refused(row, fault):
+    with pytest.raises(InputError, match=re.escape(fault)):
+        entries("ratings", row)
+
+
+def test_ratings_that_are_numbers_need_a_threshold():
+    source = RatingSource(source="file.jsonl", columns={}, ignore=[], limit=None, options={}, threshold=None)
+    raw = [RawRow(1, {"prompt": "Hi", "response": "Hello", "rating": 4})]
+    rows = shape_rows(raw, "ratings", source, "file.jsonl", bad=BadRows("file.jsonl"), tally=Tally.empty())
+    with pytest.raises(InputError, match=r"file.jsonl rates answers by numbers: set prepare.ratings.threshold"):
+        list(rows)
+
+
+@pytest.mark.parametrize(
     ("kind", "shape"),
     [pytest.param(kind, each, id=f"{kind}: {', '.join(each.required)}") for kind in SHAPES for each in SHAPES[kind]],
 )
 def test_rows_of_every_shape_may_have_an_annotator_or_a_category(kind, shape):
-    values = {"prompt": "Hi", "instruction": "Hi", "messages": [U, A], "chosen": [U, A], "rejected": [U, B]}
+    values: dict[str, Any] = {
+        "prompt": "Hi",
+        "instruction": "Hi",
+        "messages": [U, A],
+        "chosen": [U, A],
+        "rejected": [U, B],
+    }
     values |= {
-        "conversations": GPT[:1] if kind == "preferences" else GPT,
+        "conversations": GPT if {*shape.required} <= {"conversations", "label", "rating"} else GPT[:1],
         "conversation_a": [U, A],
         "conversation_b": [U, B],
+        "label": True,
+        "rating": 4,
     }
     row = {name: values.get(name, "Hello") for name in shape.required}
     row |= {"preference": "A"} if "preference" in shape.optional else {}

@@ -17,6 +17,7 @@ from torch import distributed
 from tasks.common.files import MODELS
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.dpo import dpo
+from tasks.kto import kto
 from tasks.learning import processes
 from tasks.learning.models.loading import new_reward_model, normalise_scores, save_model
 from tasks.learning.training.supervised import TrainingStep
@@ -29,7 +30,7 @@ from tasks.sft import sft
 from tests.conftest import ROOT, MakeParams, NotedRun
 from tests.learning.distributed_run import EnoughError, stop_after
 
-STAGES = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}
+STAGES = {"sft": sft, "reward": reward, "dpo": dpo, "kto": kto, "ppo": ppo}
 PPO = {"iterations": 3, "rollouts": 7, "num_minibatches": 2, "max_new_tokens": 8, "critic_warmup": 1}
 
 Curves = dict[str, list[dict[str, float]]]
@@ -82,7 +83,7 @@ def launch(config: str, *stages: str) -> None:
 @pytest.mark.parametrize("config", ["ddp", "fsdp"])
 def test_two_processes_train_as_one_does(config: str, alone: Curves):
     # The last first, so that each begins with what one process left; dpo twice, the second time with a kept reference.
-    launch(config, "ppo", "dpo", "dpo", "reward", "sft")
+    launch(config, "ppo", "kto", "dpo", "dpo", "reward", "sft")
     for stage, expected in alone.items():
         of_both = curve(Path("together") / stage / f"{stage}.csv")
         for one, other in zip(of_both, expected, strict=True):

@@ -313,7 +313,7 @@ def test_the_record_names_the_repositories_that_prepare_has_read(tracked, monkey
     prepared = {"preferences": {"sources": read}, "prompts": {"sources": asked}}
     monkeypatch.setattr(candidate, "locked_json", lambda stage, path: prepared if stage == "prepare" else {})
     elsewhere = Path("/elsewhere/p.yaml")  # outputs do not say where
-    kinds = {"demonstrations": "d.jsonl", "preferences": "pairs", "prompts": str(elsewhere)}
+    kinds = {"demonstrations": "d.jsonl", "preferences": "pairs", "ratings": "t.jsonl", "prompts": str(elsewhere)}
     change_params(prepare={kind: rows_from(kind, name) for kind, name in kinds.items()})
     assert model_record(load_params())["hub"] == {
         "pairs/a.yaml": {"hub": "org/pairs", "revision": "c" * 40},

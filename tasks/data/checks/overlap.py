@@ -24,7 +24,7 @@ class Key(NamedTuple):
     """What a row is compared by."""
 
     content: bytes
-    swapped: bytes  # the content of the same pair labelled the other way round, where that differs
+    swapped: bytes  # the content of the same pair or rating with the other label, where that differs
     opening: bytes  # of the prompt up to the first message of the user, by which rows are split
 
 
@@ -42,11 +42,16 @@ def key_of(kind: Kind, row: Row) -> Key:
         return Key(NOTHING, NOTHING, NOTHING)
     prompt = _tidied(row.prompt)
     first = next(index for index, message in enumerate(row.prompt) if message["role"] == "user")
-    answers = [tidy(row.record[name]) for name in ANSWERS[kind]] or [tidy(text) for text in row.record["references"]]
-    is_pair = kind == "preferences" and answers[0] != answers[1]
+    texts = [tidy(row.record[name]) for name in ANSWERS[kind]] or [tidy(text) for text in row.record["references"]]
+    content: list[str | bool] = [*texts]
+    opposite: list[str | bool] | None = None
+    if kind == "preferences" and texts[0] != texts[1]:
+        opposite = content[::-1]
+    elif kind == "ratings":
+        content, opposite = ([*texts, label] for label in (row.record["desirable"], not row.record["desirable"]))
     return Key(
-        content=_digest(kind, prompt, answers),
-        swapped=_digest(kind, prompt, answers[::-1]) if is_pair else NOTHING,
+        content=_digest(kind, prompt, content),
+        swapped=_digest(kind, prompt, opposite) if opposite else NOTHING,
         opening=_digest(prompt[: first + 1]),
     )
 
@@ -59,7 +64,7 @@ def copies(keys: Keys) -> Numbers:
 
 
 def contradictions(keys: Keys) -> Numbers:
-    """For each row, a preference pair that labels the same two answers the other way round."""
+    """For each row, one that labels the same two answers, or the same answer, the other way round."""
     return _first(keys.swapped, keys.content, np.arange(len(keys.content)))
 
 

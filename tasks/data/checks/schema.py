@@ -78,8 +78,10 @@ def _fault(kind: Kind, record: Mapping[str, Any]) -> str | None:
 def _field_fault(field: str, value: object) -> str | None:
     if field == "split" and value not in SPLITS:
         return f"split is none of {', '.join(SPLITS)}"
-    if field == "row":
-        return None if isinstance(value, int) and not isinstance(value, bool) else "row is not a number"
+    if field in ("row", "desirable"):
+        needed = "neither true nor false" if field == "desirable" else "not a number"
+        is_sound = isinstance(value, int) and isinstance(value, bool) == (field == "desirable")
+        return None if is_sound else f"{field} is {needed}"
     if field == "prompt":
         return _prompt_fault(value)
     if value is None and field in TAGS.values():

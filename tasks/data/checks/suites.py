@@ -55,9 +55,11 @@ FILE_CHECKS = ("length_bias",)
 SHARES = {"length_bias": "longer_chosen", "personal_data": "holds_personal_data"}
 # A later stage could not even read these rows.
 NEVER_ONLY_WARN = ("schema", "template")
+MAY_BE_EMPTY: tuple[Kind, ...] = ("preferences", "ratings")  # where nothing learns from them
 NEEDED_SPLITS: dict[Kind, tuple[str, ...]] = {
     "demonstrations": ("train", "validation"),
     "preferences": ("train", "validation", "test"),
+    "ratings": ("train", "validation"),
     "prompts": ("train", "validation", "test"),
 }
 
@@ -223,6 +225,8 @@ def _fresh_rows(kind: Kind) -> list["Expectation"]:
             gxe.ExpectSelectColumnValuesToBeUniqueWithinRecord(column_list=["chosen", "rejected"], **equal),
             _nothing_in("contradicts", "contradiction", "No two answers of a prompt are labelled both ways"),
         ]
+    if kind == "ratings":
+        expectations.append(_nothing_in("contradicts", "contradiction", "No answer to a prompt is rated both ways"))
     return expectations
 
 

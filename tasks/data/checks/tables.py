@@ -28,7 +28,7 @@ TRAIN, TEST = SPLITS.index("train"), SPLITS.index("test")
 
 
 def tables(files: Mapping[Kind, Lines], tokenizer: "PreTrainedTokenizerBase") -> dict[Kind, "pd.DataFrame"]:
-    """Look at all rows of the three files: one table a file, in the order of its rows.
+    """Look at all rows of all files: one table a file, in the order of its rows.
 
     Columns of findings hold a short description, or None where nothing was found; columns of figures hold numbers, or
     NaN where a row's shape is wrong or the chat template refuses it.
@@ -63,7 +63,7 @@ def _beside(files: Sequence[Lines], looked: Sequence[Looked]) -> dict[str, Findi
     held_out = shared_prompts(keys, splits)
     return {
         "copy_of": locations(copies(keys)),
-        "contradicts": locations(contradictions(keys)),  # of preferences alone
+        "contradicts": locations(contradictions(keys)),  # of preferences and ratings
         "held_out_at": {
             row: f"{location} ({SPLITS[splits[held_out[row]]]})" for row, location in locations(held_out).items()
         },

@@ -93,6 +93,17 @@ def encoded_preferences(
     return _rows(folder, "preferences", split, tokenizer, make=pair, context=context)
 
 
+def encoded_ratings(
+    folder: Path, split: Split, tokenizer: "PreTrainedTokenizerBase", context: int | None
+) -> EncodedRows[Encoded]:
+    """Give the rated answers of a folder's split, for a model with room for `context` tokens (None: any number).
+
+    Raises:
+        InputError: the file is missing or damaged; or naming file and row, where one cannot be encoded or does not fit.
+    """
+    return _rows(folder, "ratings", split, tokenizer, make=lambda parts: Encoded(*parts), context=context)
+
+
 def encoded_prompts(
     folder: Path, split: Split, tokenizer: "PreTrainedTokenizerBase", context: int | None, new_tokens: int
 ) -> EncodedRows[list[int]]:

@@ -31,9 +31,19 @@ from tasks.data.shapes.messages import (
     is_nothing,
     listed,
 )
-from tasks.data.shapes.statements import STATEMENTS, Left, is_bad, is_read, reason_to_leave_out
+from tasks.data.shapes.statements import (
+    LABEL,
+    RATING,
+    STATEMENTS,
+    Left,
+    as_rating,
+    is_bad,
+    is_desirable,
+    is_read,
+    reason_to_leave_out,
+)
 from tasks.data.sources.raw_rows import BadRows, RawRow
-from tasks.settings.params import Source
+from tasks.settings.params import RatingSource, Source
 
 LONGEST_TAG = 100  # characters: a longer one is no name, but a column taken for another
 
@@ -100,11 +110,11 @@ def _shaped(fields: Fields, shape: Shape, kind: Kind, source: Source, tally: Tal
     """Read one row; whose it is, the caller knows."""
     whole = opened(fields, source, tally)
     named = _of_shape(whole, shape, source.columns)
-    entries = shape.read(named)
+    entries = [_by_threshold(entry, source) for entry in shape.read(named)]
     tied = True in {entry.pop("tied", False) for entry in entries}
     # A column that rewards are given, and that no field of ours is read from, says nothing about the row.
     extra = {*extra_of(source).values()}.difference(source.columns.values())
-    statements = {name: value for name, value in whole.items() if name not in extra}
+    statements = {name: value for name, value in whole.items() if name not in {*extra, *shape.required}}
     left = reason_to_leave_out(statements, kind)
     if kind == "prompts" and is_bad(statements):  # it is no reference, but the prompt is one all the same
         entries = [entry | {"references": []} for entry in entries]
@@ -245,6 +255,57 @@ def _preference(given: list[Message], fields: Fields) -> Fields:
     return {"prompt": chosen.prompt, "chosen": chosen.response, "rejected": rejected.response}
 
 
+def _rated(read: Callable[[Fields], list[Fields]]) -> Callable[[Fields], list[Fields]]:
+    """Read an answer with its label, or with its rating, a number; of a conversation the last answer is rated."""
+
+    def rated(fields: Fields) -> list[Fields]:
+        entry = read(fields)[-1]
+        if LABEL in fields:
+            return [entry | {"desirable": is_desirable(fields[LABEL])}]
+        return [entry | {RATING: as_rating(fields[RATING])}]
+
+    return rated
+
+
+def _last_answer(fields: Fields) -> list[Fields]:
+    conversation, _ = _conversation(fields)
+    if conversation[-1]["role"] != "assistant":
+        raise ShapeError("the conversation ends with the user where the assistant's answer, which is rated, is needed")
+    return [_demonstration(turn) for turn in answered_turns(conversation)][-1:]
+
+
+def _both_rated(read: Callable[[Fields], list[Fields]]) -> Callable[[Fields], list[Fields]]:
+    """Read a pair as two ratings: the chosen answer is a good one, the rejected one is not."""
+
+    def both_rated(fields: Fields) -> list[Fields]:
+        [pair] = read(fields)
+        tied = {"tied": True} if "tied" in pair else {}
+        return [
+            {"prompt": pair["prompt"], "response": pair[name], "desirable": name == "chosen", **tied}
+            for name in ("chosen", "rejected")
+        ]
+
+    return both_rated
+
+
+def _by_threshold(entry: Fields, source: Source) -> Fields:
+    """Turn a rating into good or bad; one at the threshold is neither.
+
+    Raises:
+        InputError: there is no threshold.
+    """
+    if RATING not in entry:
+        return entry
+    rating = entry.pop(RATING)
+    threshold = source.threshold if isinstance(source, RatingSource) else None
+    if threshold is None:
+        raise InputError(
+            f"{source.source} rates answers by numbers: set prepare.ratings.threshold in params.yaml, above which an "
+            "answer is good and below which it is bad"
+        )
+    return entry | {"desirable": rating > threshold} | ({"tied": True} if rating == threshold else {})
+
+
 def _referenced_prompt(fields: Fields) -> list[Fields]:
     return [{"prompt": _prompt(fields), "references": _references(fields["references"])}]
 
@@ -327,6 +388,25 @@ def _tag(value: object, field: str) -> str | None:
 
 
 _LABELLED = ("system", "annotator", *LABEL_COLUMNS)
+_ANSWERED = [
+    Shape(("prompt", "response"), ("system", "annotator"), _answered_prompt),
+    Shape(("prompt", "completion"), ("system", "annotator"), _answered_prompt),
+    Shape(("messages",), ("system", "annotator"), _last_answer),
+    Shape(("conversations",), ("system", "annotator"), _last_answer),
+    Shape(("instruction", "output"), ("input", "system", "annotator"), _answered_instruction),
+]
+_COMPARED = [
+    Shape(("prompt", "chosen", "rejected"), ("system", "annotator"), _compared_answers),
+    Shape(("instruction", "chosen", "rejected"), ("input", "system", "annotator"), _compared_instruction),
+    Shape(("conversations", "chosen", "rejected"), ("system", "annotator"), _compared_conversation),
+    Shape(("chosen", "rejected"), ("system", "annotator"), _compared_wholes),
+    Shape(("prompt", "response_a", "response_b"), _LABELLED, _labelled(_compared_answers)),
+    Shape(("prompt", "output_1", "output_2"), _LABELLED, _labelled(_compared_answers)),
+    Shape(("instruction", "response_a", "response_b"), ("input", *_LABELLED), _labelled(_compared_instruction)),
+    Shape(("instruction", "output_1", "output_2"), ("input", *_LABELLED), _labelled(_compared_instruction)),
+    Shape(("conversations", "response_a", "response_b"), _LABELLED, _labelled(_compared_conversation)),
+    Shape(("conversation_a", "conversation_b"), _LABELLED, _labelled(_compared_wholes)),
+]
 SHAPES: dict[Kind, list[Shape]] = {
     "demonstrations": [
         Shape(("prompt", "response"), ("system", "annotator"), _answered_prompt),
@@ -335,17 +415,14 @@ SHAPES: dict[Kind, list[Shape]] = {
         Shape(("conversations",), ("system", "annotator"), _answered_conversation),
         Shape(("instruction", "output"), ("input", "system", "annotator"), _answered_instruction),
     ],
-    "preferences": [
-        Shape(("prompt", "chosen", "rejected"), ("system", "annotator"), _compared_answers),
-        Shape(("instruction", "chosen", "rejected"), ("input", "system", "annotator"), _compared_instruction),
-        Shape(("conversations", "chosen", "rejected"), ("system", "annotator"), _compared_conversation),
-        Shape(("chosen", "rejected"), ("system", "annotator"), _compared_wholes),
-        Shape(("prompt", "response_a", "response_b"), _LABELLED, _labelled(_compared_answers)),
-        Shape(("prompt", "output_1", "output_2"), _LABELLED, _labelled(_compared_answers)),
-        Shape(("instruction", "response_a", "response_b"), ("input", *_LABELLED), _labelled(_compared_instruction)),
-        Shape(("instruction", "output_1", "output_2"), ("input", *_LABELLED), _labelled(_compared_instruction)),
-        Shape(("conversations", "response_a", "response_b"), _LABELLED, _labelled(_compared_conversation)),
-        Shape(("conversation_a", "conversation_b"), _LABELLED, _labelled(_compared_wholes)),
+    "preferences": _COMPARED,
+    "ratings": [
+        *(
+            Shape((*each.required, said), each.optional, _rated(each.read))
+            for said in (LABEL, RATING)
+            for each in _ANSWERED
+        ),
+        *(each._replace(read=_both_rated(each.read)) for each in _COMPARED),
     ],
     "prompts": [
         Shape(("prompt", "references"), ("system", "category"), _referenced_prompt),

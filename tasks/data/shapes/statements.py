@@ -11,8 +11,8 @@ from tasks.common.errors import quoted
 from tasks.data.records import Kind
 from tasks.data.shapes.messages import WEIGHTS, IgnorableError, ShapeError, is_nothing, shown_value
 
-# A label of a single answer: true is good.
-LABEL = "label"
+# A label of a single answer: true is good. A rating of one: a number.
+LABEL, RATING = "label", "rating"
 TRUTHS: Mapping[str, bool] = {
     **dict.fromkeys(("1", "1.0", "true", "yes", "good", "desirable", "thumbs up", "thumbs_up", "up"), True),
     **dict.fromkeys(("0", "0.0", "false", "no", "bad", "undesirable", "thumbs down", "thumbs_down", "down"), False),
@@ -51,7 +51,31 @@ def reason_to_leave_out(fields: Mapping[str, Any], kind: Kind) -> Left | None:
             return Left("weight", f"its {name} says that it is not to be learned")
     if kind != "prompts" and bad:
         return Left("label", "its label says that the answer is bad")
-    return _wrong_scores(fields) if kind == "preferences" else None
+    return _wrong_scores(fields) if kind in ("preferences", "ratings") else None
+
+
+def is_desirable(label: object) -> bool:
+    """Read the label of a rated answer.
+
+    Raises:
+        ShapeError: it says neither good nor bad.
+    """
+    found = _truth(label, LABEL)
+    if found is None:
+        raise ShapeError(f"{LABEL} is {shown_value(label)} where true or false, 1 or 0 is needed")
+    return found
+
+
+def as_rating(value: object) -> float:
+    """Read the rating of an answer.
+
+    Raises:
+        ShapeError: it is no number.
+    """
+    found = _number(value)
+    if found is None:
+        raise ShapeError(f"{RATING} is {shown_value(value)} where a number is needed")
+    return found
 
 
 def is_bad(fields: Mapping[str, Any]) -> bool:
@@ -68,7 +92,7 @@ def is_read(name: str, kind: Kind) -> bool:
     """Tell whether a column of this name is read here."""
     lower = name.lower()
     is_score = ("chosen" in lower or "rejected" in lower) and any(score in lower for score in SCORES)
-    return name in STATEMENTS or (kind == "preferences" and (name == MARGIN or is_score))
+    return name in STATEMENTS or (kind in ("preferences", "ratings") and (name == MARGIN or is_score))
 
 
 def _refuse_what_is_not_read(fields: Mapping[str, Any]) -> None:

@@ -1,11 +1,12 @@
 """The training loop of sft, the reward models and dpo: they supply the losses, it does the rest."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from torch import Tensor, nn
 
 from tasks.common.errors import is_out_of_memory
+from tasks.learning import processes
 from tasks.learning.batches import steps_in, training_batches
 from tasks.learning.processes import MicroBatch
 from tasks.learning.sharding import shard
@@ -95,6 +96,17 @@ class SupervisedTrainer:
                     if not step.was_attempted:
                         raise RuntimeError(f"step {number} was not attempted")
                     is_taken = step.is_taken
+
+    def summed(self, items: Sequence[int], work: Callable[[Sequence[MicroBatch]], Tensor]) -> Tensor:
+        """Sum up something of a step's items before its gradient is taken, in micro-batches and over all ranks.
+
+        Args:
+            items: of all ranks.
+            work: gives this rank's part, of its micro-batches; called again where memory does not suffice.
+        """
+        total = self._limit.run(items, self._lengths, work)
+        processes.all_reduce(total)
+        return total
 
     def autocast(self) -> AbstractContextManager[None]:
         """Run the model's matrix products in the precision of the settings."""

@@ -10,7 +10,7 @@ from tasks.methods import METHODS
 from tasks.registry.export.card import Figure, Subject, figures_of, write_card
 from tasks.registry.promotion.decisions import PolicyVersion
 
-KINDS: tuple[Kind, ...] = ("demonstrations", "preferences", "prompts")
+KINDS: tuple[Kind, ...] = ("demonstrations", "preferences", "ratings", "prompts")
 
 
 class Comparison(NamedTuple):
@@ -52,7 +52,7 @@ def policy_card(policy: PolicyVersion, *, as_adapter: bool = False) -> str:
         task="text-generation",
         library="peft" if as_adapter else "transformers",
         tags=["rlhf", method, "trueline", *(["lora"] if as_adapter else [])],
-        kinds=KINDS,
+        kinds=[kind for kind in KINDS if kind != "ratings" or kind in METHODS[method].learns_from],
         tested_on=f"{evaluation.get('prompts')} prompts of the test split",
     )
     return write_card(

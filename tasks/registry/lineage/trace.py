@@ -32,6 +32,7 @@ TRAINED_ON = {
         *(name for name, each in METHODS.items() if "preferences" in each.learns_from),
     ),
     ("preferences", "validation"): ("held_out_reward",),
+    ("ratings", "train"): tuple(name for name, each in METHODS.items() if "ratings" in each.learns_from),
     ("prompts", "train"): tuple(name for name, each in METHODS.items() if "prompts" in each.learns_from),
 }
 # The stages that make a model. The held-out reward model makes none: it is only used at the gate.
@@ -139,6 +140,7 @@ def _count(data: Path, kinds: Iterable[Kind], field: str, name: str | None) -> R
     counts = {
         kind: Counter(row["split"] for row in read_jsonl(data / f"{kind}.jsonl") if _has(row, field, name))
         for kind in kinds
+        if (data / f"{kind}.jsonl").exists()  # early data lack some kinds
     }
     return {kind: dict(sorted(splits.items())) for kind, splits in counts.items() if splits}
 
