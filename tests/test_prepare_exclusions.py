@@ -11,7 +11,7 @@ from tasks.common.files import PREPARED
 from tasks.data.records import TAGS, TYPES, read_prompts
 from tasks.prepare import prepare
 from tests.conftest import records_of
-from tests.test_prepare import metrics, params_with, four_sources, write_rows
+from tests.test_prepare import four_sources, metrics, params_with, write_rows
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from tasks.data.checks.schema import inspect
 from tasks.data.extra_columns import DEEPEST, LARGEST
 from tasks.data.records import read_prompts
 from tasks.prepare import LEFT_OUT, prepare
-from tests.test_prepare import params_with, four_sources, write_rows
+from tests.test_prepare import four_sources, params_with, write_rows
 
 GSM8K = Path(__file__).parents[2] / "shared/data/gsm8k"
 COUNT = 30

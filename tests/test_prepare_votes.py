@@ -12,7 +12,7 @@ from tasks.data.checks.schema import inspect
 from tasks.data.records import Preference
 from tasks.prepare import LEFT_OUT, prepare
 from tests.conftest import records_of
-from tests.test_prepare import metrics, params_with, four_sources, write_rows
+from tests.test_prepare import four_sources, metrics, params_with, write_rows
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def test_pairs_nobody_preferred_are_kept_aside_with_their_votes():
         ("v.jsonl", row, "tie") for row in (*range(1, 11), 51)
     ]
     assert [(vote["annotator"], vote["row"]) for vote in ties[3]["votes"]] == [("x", 4), ("y", 44)]
-    assert (ties[3]["said"], ties[-1]["said"]) == (
+    assert (ties[3]["detail"], ties[-1]["detail"]) == (
         "neither answer has most votes", "its label prefers neither answer"
     )  # fmt: skip
     assert [record.row for record in records] == list(range(11, 41))
