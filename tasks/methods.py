@@ -31,7 +31,7 @@ class Method(NamedTuple):
 
     title: str
     family: str  # of its loss
-    learns_from: frozenset[Input]  # the training split of two kinds of records, and rewards.training of params.yaml
+    learns_from: frozenset[Input]  # the training split of kinds of records, and rewards.training of params.yaml
     panels: tuple[Panel, ...]
     headline_figures: tuple[HeadlineFigure, ...]
 
@@ -57,9 +57,9 @@ METHODS: Mapping[str, Method] = {
         family="rated answers",
         learns_from=frozenset({"ratings"}),
         panels=(Panel("loss", "KTO: loss"), Panel("reward", "KTO: reward of good answers over bad ones")),
-        figures=(
-            Figure("held-out loss", "validation.after.loss"),
-            Figure("answers on their side", "validation.after.accuracy"),
+        headline_figures=(
+            HeadlineFigure("held-out loss", "validation.after.loss"),
+            HeadlineFigure("answers on their side", "validation.after.accuracy"),
         ),
     ),
     "ppo": Method(
