@@ -23,6 +23,7 @@ COUNT = 40  # rows of a file: enough for every split
 KINDS: dict[str, Kind] = {
     "SFT": "demonstrations",
     "reward, DPO": "preferences",
+    "KTO": "ratings",
     "PPO, evaluation": "prompts",
     "Demonstrations:": "demonstrations",
     "Preferences:": "preferences",
