@@ -25,7 +25,7 @@ EXPLAINED_ELSEWHERE = {
     for first, sections, keys in [
         ("sft", ["reward", "held_out_reward", "dpo", "kto"], TRAINING),
         ("dpo", ["kto"], ["evaluation_points", "max_new_tokens"]),
-        ("reward", ["held_out_reward"], ["margin", "centering", "label_smoothing"]),
+        ("reward", ["held_out_reward"], ["pooling", "margin", "centering", "label_smoothing"]),
         (
             "prepare.demonstrations",
             ["prepare.preferences", "prepare.prompts"],

@@ -89,6 +89,15 @@ def test_scores_of_demonstrated_answers_have_mean_0_and_deviation_1(params: Para
     assert metrics["normalisation"] == {"bias": config["score_bias"], "gain": config["score_gain"]}
 
 
+def test_the_pooling_is_saved_with_the_model(make_params: MakeParams):
+    losses = []
+    for pooling in ("last", "mean"):
+        reward(make_params(reward={"pooling": pooling}))
+        assert read_json(Path("models/reward/config.json"))["score_pooling"] == pooling
+        losses.append(read_curve("reward")[0]["loss"])
+    assert losses[0] != losses[1]
+
+
 def test_it_learns_what_separates_the_pairs(make_params: MakeParams):
     easy = [record._replace(chosen="yes", rejected="no") for record in records_of(VALIDATED, "preferences")]
     write_records(VALIDATED, "preferences", easy)

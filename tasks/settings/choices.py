@@ -11,3 +11,4 @@ Estimator = Literal["gae", "rloo", "grpo", "reinforce_plus_plus"]
 Critic = Literal["separate", "shared"]
 Engine = Literal["builtin", "continuous"]
 KLEstimator = Literal["k1", "k2", "k3"]
+Pooling = Literal["last", "mean"]  # what of an answer a reward model's head reads

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tasks.settings.choices import Schedule
+from tasks.settings.choices import Pooling, Schedule
 from tasks.settings.section import Count, NotNegative, Positive, Section, Share
 
 
@@ -27,6 +27,7 @@ class Sft(Training):
 class Reward(Training):
     """The reward model."""
 
+    pooling: Pooling
     margin: NotNegative
     centering: NotNegative
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]

@@ -298,4 +298,4 @@ def test_our_templates_begin_as_the_tokenizer_does(tmp_path: Path, kind: str, ch
     assert given == expected
     row = encode(others, ASKED, "yes")
     assert row.prompt == expected
-    assert token_ids(others, [*ASKED, {"role": "assistant", "content": "yes"}]) == row.prompt + row.completion
+    assert token_ids(others, [*ASKED, {"role": "assistant", "content": "yes"}]) == (row.prompt, row.completion)

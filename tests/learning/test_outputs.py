@@ -14,7 +14,7 @@ from tasks.data.encoding.tokens import Encoded
 from tasks.learning.batches import Batch, collate
 from tasks.learning.models import outputs
 from tasks.learning.models.attention import PACKED
-from tasks.learning.models.forward import is_packed, last_states, pack_if_exact, plain_head, predicting
+from tasks.learning.models.forward import is_packed, last_states, pack_if_exact, plain_head, predicting, unwrapped
 from tasks.learning.models.loading import score_head
 from tasks.learning.models.outputs import (
     at_temperature,
@@ -26,9 +26,17 @@ from tasks.learning.models.outputs import (
 )
 from tests.families import FAMILIES, ROWS, causal, scoring
 
+
+def mean_scores(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Scores of a model whose head reads the mean over the answer."""
+    unwrapped(model).config.score_pooling = "mean"
+    return completion_scores(model, batch)
+
+
 OUTPUTS: dict[str, Callable[[nn.Module, Batch], torch.Tensor]] = {
     "log_probs": completion_log_probs,
     "scores": completion_scores,
+    "mean_scores": mean_scores,
     "values": completion_values,
 }
 
@@ -96,8 +104,19 @@ def test_scores_and_values_agree_with_a_naive_computation(config: PreTrainedConf
     with torch.no_grad():
         last = [outputs(torch.tensor([[*row.prompt, *row.completion]]))[-1].item() for row in ROWS]
         torch.testing.assert_close(completion_scores(model, batch), torch.tensor(last), atol=1e-5, rtol=1e-5)
+        states = [outputs(torch.tensor([[*row.prompt, *row.completion]]))[len(row.prompt) :] for row in ROWS]
+        means = torch.stack([each.mean() for each in states])
+        torch.testing.assert_close(mean_scores(model, batch), means, atol=1e-5, rtol=1e-5)
         values = completion_values(model, batch)
         torch.testing.assert_close(values, by_row(ROWS, naive, values.shape[1]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("read", ["scores", "mean_scores"])
+def test_the_rows_beside_it_do_not_change_a_score(config: PreTrainedConfig, read: str):
+    model = read_as(True, scoring(config))
+    of_all = OUTPUTS[read](model, collate(ROWS))
+    split = torch.cat([OUTPUTS[read](model, collate(part)) for part in (ROWS[:1], ROWS[1:3], ROWS[3:])])
+    torch.testing.assert_close(of_all, split, atol=1e-5, rtol=1e-5)
 
 
 def test_entropy_and_likeliest_by_enumeration():

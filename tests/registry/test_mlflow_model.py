@@ -126,7 +126,7 @@ def test_an_answer_to_be_scored_has_the_tokens_it_had_in_training(template):
     tokenizer = make_tokenizer(template)
     for answer in (*ANSWERS, "", " now ", "thanks\n", ASKED[0]["content"], "grüße"):
         row = encode(tokenizer, ASKED, answer)
-        assert token_ids(tokenizer, with_answer(answer)) == [*row.prompt, *row.completion]
+        assert token_ids(tokenizer, with_answer(answer)) == (row.prompt, row.completion)
 
 
 def test_an_answer_that_holds_the_end_of_sequence_token_gets_no_score():

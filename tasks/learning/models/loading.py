@@ -1,4 +1,4 @@
-"""PPOModels of any family: loading, adapters, saving, and the scalar head.
+"""Models of any family: loading, adapters, saving, and the scalar head.
 
 Every model stays in evaluation mode, in training too: dropout off, so that the policy, its reference and the sampled
 log-probabilities agree (Huang et al. 2024, "The N+ implementation details of RLHF with PPO").
@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from tasks.data.encoding.context import usable_context
 from tasks.learning import processes
 from tasks.learning.models.compiling import compile_layers
 from tasks.learning.models.forward import has_adapters, pack_if_exact, recompute_layers, unwrapped
+from tasks.settings.choices import Pooling
 from tasks.settings.params import Lora, Params
 
 AutoClass = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
@@ -82,15 +83,21 @@ def load_reward(folder: Path, params: Params, *, trainable: bool = False) -> Pre
     """Load a model with a scalar head in fp32: a reward model, or the critic that starts from one.
 
     Raises:
-        InputError: the folder holds no such model in safetensors, or not all of its weights.
+        InputError: the folder holds no such model in safetensors, not all of its weights, or an unknown pooling.
     """
-    return _on_device(_load(AutoModelForSequenceClassification, folder, num_labels=1), params, trainable)
+    model = _load(AutoModelForSequenceClassification, folder, num_labels=1)
+    if pooling_of(model) not in get_args(Pooling):
+        raise InputError(
+            f"{folder}: config.json has the score_pooling {pooling_of(model)}, which is not known: train it anew"
+        )
+    return _on_device(model, params, trainable)
 
 
-def new_reward_model(folder: Path, params: Params) -> PreTrainedModel:
+def new_reward_model(folder: Path, params: Params, pooling: Pooling = "last") -> PreTrainedModel:
     """Put a scalar head on the backbone of a causal model: weights from N(0, 1/(d+1)), d the hidden size, no bias.
 
-    The variance is that of Stiennon et al. 2020 (code of "Learning to summarize from human feedback").
+    The variance is that of Stiennon et al. 2020 (code of "Learning to summarize from human feedback"). `pooling`, what
+    the head reads of an answer, is saved in the model's config.
 
     Raises:
         InputError: the folder holds no model or not all of its weights, or its family has none with a scalar head.
@@ -104,6 +111,7 @@ def new_reward_model(folder: Path, params: Params) -> PreTrainedModel:
         head.weight.normal_(std=deviation, generator=generator)
         if head.bias is not None:
             head.bias.zero_()
+    model.config.score_pooling = pooling
     return _on_device(model, params, trainable=True)
 
 
@@ -177,6 +185,12 @@ def normalise_scores(model: nn.Module, bias: float, gain: float) -> None:
     config.score_bias, config.score_gain = bias, gain
 
 
+def pooling_of(model: nn.Module) -> Pooling:
+    """What the scalar head reads of an answer; a model that an earlier version saved reads the last token's state."""
+    pooling: Pooling = getattr(unwrapped(model).config, "score_pooling", "last")
+    return pooling
+
+
 def score_head(model: nn.Module) -> nn.Module:
     """The linear layer that gives the score (wrapped by peft where it is trained beside adapters).
 
@@ -198,7 +212,7 @@ class ValueHead(nn.Linear):
     """
 
     def __init__(self, policy: nn.Module) -> None:
-        """SupervisedTrainer the width and the device of a policy."""
+        """Take the width and the device of a policy."""
         inner = unwrapped(policy)
         super().__init__(inner.config.get_text_config().hidden_size, 1, device=inner.device)
         nn.init.zeros_(self.weight)

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tasks.learning.batches import Batch
 from tasks.learning.models.forward import completion_logits, last_states, plain_head, predicting, unwrapped
-from tasks.learning.models.loading import score_head
+from tasks.learning.models.loading import pooling_of, score_head
 
 # More numbers than these are not made at once: 2^26 in fp32 are 256 MiB, and their gradient is as much again.
 LARGEST_LOGITS = 2**26
@@ -113,26 +113,37 @@ def _over_vocabulary(
 
 
 def completion_scores(model: nn.Module, batch: Batch) -> Tensor:
-    """Score of every row, (B,) fp32, read at its last token and normalised as the model's config says.
+    """Score of every row, (B,) fp32, read at its pooled states and normalised as the model's config says."""
+    return head_outputs(model, pooled_states(model, batch))
 
-    The last token is found by its position: never by looking for padding ids, which may be the end-of-sequence id.
+
+def pooled_states(model: nn.Module, batch: Batch) -> Tensor:
+    """What the scalar head reads of every row, (B, d): one hidden state or the mean of some, as its config says.
+
+    `last` is the last hidden state of the row's last token, found by its position: never by looking for padding ids,
+    which may be the end-of-sequence id. `mean` is the mean over the completion's tokens, in fp32.
     """
+    if pooling_of(model) == "mean":
+        states = last_states(model, batch, batch.completion_mask).float()
+        counts = batch.completion_mask.sum(dim=1).tolist()
+        return torch.stack([row.mean(dim=0) for row in torch.split(states, counts)])
     place = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
     last = (place * batch.attention_mask).amax(dim=1, keepdim=True)
-    return _head_outputs(model, batch, place == last)
+    return last_states(model, batch, place == last)
 
 
 def completion_values(model: nn.Module, batch: Batch) -> Tensor:
     """Value V(x, y_<t) at the index of every completion token t, (B, L) fp32, 0 outside the completion.
 
-    It is read from the hidden state at t - 1, which has not seen token t; on the scale of the normalised score.
+    It is read from the hidden state at t - 1, which has not seen token t; on the scale of the normalised score. A
+    critic that starts from a reward model with mean pooling starts from that token's own part of the mean.
     """
-    return spread(_head_outputs(model, batch, predicting(batch)), batch.completion_mask)
+    states = last_states(model, batch, predicting(batch))
+    return spread(head_outputs(model, states), batch.completion_mask)
 
 
-def _head_outputs(model: nn.Module, batch: Batch, wanted: Tensor) -> Tensor:
-    """The normalised outputs (N,) of the scalar head at the N True places of `wanted` (B, L), row after row."""
-    states = last_states(model, batch, wanted)
+def head_outputs(model: nn.Module, states: Tensor) -> Tensor:
+    """The normalised outputs (N,) of the scalar head for hidden states (N, d)."""
     with torch.autocast(states.device.type, enabled=False):  # bf16 would round a score of 3 to steps of 1/64
         raw = score_head(model)(states.float())[..., 0]
     config = unwrapped(model).config

@@ -77,7 +77,7 @@ def train_reward_model(
     """
     device, tokens = set_up(params), params.runtime.max_tokens_per_micro_batch
     tokenizer = load_tokenizer(SFT)
-    model = with_adapters(new_reward_model(SFT, params), params.lora)
+    model = with_adapters(new_reward_model(SFT, params, settings.pooling), params.lora)
     context = context_length(model)
 
     def pairs_of(split: Split) -> EncodedRows[EncodedPair]:

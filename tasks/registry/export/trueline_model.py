@@ -12,6 +12,7 @@ from typing import Any
 
 Message = Mapping[str, str]  # role and content
 HASHES = "hashes.json"  # the md5 of every file in `model`, as evaluated
+POOLINGS = ("last", "mean")  # what of an answer the head reads: its last token, or the mean over its tokens
 SAFELY = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -58,11 +59,18 @@ class RewardModel:
 
         Args:
             folder: config, safetensors and tokenizer.
+
+        Raises:
+            ValueError: weights are missing or strange, or `score_pooling` in the config is not known.
         """
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         self._model = load_complete(AutoModelForSequenceClassification, folder, dtype="float32")
         self._tokenizer = AutoTokenizer.from_pretrained(folder, **SAFELY)
+        pooling = getattr(self._model.config, "score_pooling", "last")  # models of an earlier version do not say it
+        if pooling not in POOLINGS:
+            raise ValueError(f"{folder}: score_pooling in config.json is {pooling}, not one of {', '.join(POOLINGS)}")
+        self._is_mean = pooling == "mean"
 
     def predict(self, model_input: Any) -> list[float]:  # noqa: ANN401
         """Score each answer as the project's pipeline does.
@@ -77,15 +85,16 @@ class RewardModel:
         Raises:
             ValueError: the input is neither, or an answer holds the end-of-sequence token.
         """
-        return [self._score(token_ids(self._tokenizer, conversation)) for conversation in answered(model_input)]
+        return [self._score(*token_ids(self._tokenizer, conversation)) for conversation in answered(model_input)]
 
-    def _score(self, ids: list[int]) -> float:
-        """Read the score at the last token, by its position: padding may have the end-of-sequence token's id."""
+    def _score(self, prompt: list[int], answer: list[int]) -> float:
+        """Read the score at the last token, by its position, or at the mean over the answer's tokens."""
         from torch import inference_mode, tensor
 
         with inference_mode():
-            states = self._model.base_model(input_ids=tensor([ids]), use_cache=False).last_hidden_state
-            raw = self._model.score(states[0, -1]).item()
+            states = self._model.base_model(input_ids=tensor([prompt + answer]), use_cache=False).last_hidden_state[0]
+            pooled = states[len(prompt) :].mean(dim=0) if self._is_mean else states[-1]
+            raw = self._model.score(pooled).item()
         config = self._model.config
         return float((raw + getattr(config, "score_bias", 0.0)) * getattr(config, "score_gain", 1.0))
 
@@ -102,8 +111,8 @@ def load_complete(kind: Any, folder: Path, **options: str) -> Any:  # noqa: ANN4
     return model
 
 
-def token_ids(tokenizer: Any, conversation: Sequence[Message]) -> list[int]:  # noqa: ANN401
-    """Encode a prompt up to the start of the answer, the answer, and the end-of-sequence token.
+def token_ids(tokenizer: Any, conversation: Sequence[Message]) -> tuple[list[int], list[int]]:  # noqa: ANN401
+    """Encode a prompt up to the start of the answer; and the answer, with the end-of-sequence token.
 
     The ids equal those of `encode` in tasks/data/encoding/tokens.py, which is not copied with the model.
 
@@ -124,9 +133,10 @@ def token_ids(tokenizer: Any, conversation: Sequence[Message]) -> list[int]:  # 
     prompt_ids, ids = (tokenizer.encode(each, add_special_tokens=False) for each in (asked, asked + text))
     if ids[: len(prompt_ids)] != prompt_ids:  # a token spans the boundary, which generation cannot produce
         ids = prompt_ids + tokenizer.encode(text, add_special_tokens=False)
-    if tokenizer.eos_token_id in ids[len(prompt_ids) :]:
+    answer_ids = ids[len(prompt_ids) :]
+    if tokenizer.eos_token_id in answer_ids:
         raise ValueError(f"the answer holds the control token {end}: {text!r}")
-    return [*ids, tokenizer.eos_token_id]
+    return prompt_ids, [*answer_ids, tokenizer.eos_token_id]
 
 
 def conversations(model_input: Any) -> list[Sequence[Message]]:  # noqa: ANN401 (whatever MLflow passes)
