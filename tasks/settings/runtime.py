@@ -33,7 +33,7 @@ class Runtime(Section):
         return launcher
 
     @model_validator(mode="after")
-    def _compiles_what_is_kept(self) -> "Runtime":
+    def _compiles_what_is_not_recomputed(self) -> "Runtime":
         if self.compile and self.gradient_checkpointing:
             raise ValueError("layers that compute activations again are not compiled: set one of the two to false")
         return self

@@ -23,7 +23,7 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _is_kept_by_dvc(cls, value: object) -> object:
+    def _is_stored_by_dvc(cls, value: object) -> object:
         texts = value if isinstance(value, list) else [value]
         if isinstance(value, dict) and all(isinstance(inner, str) for inner in value.values()):  # no section, as a rule
             texts = [*value, *value.values()]
