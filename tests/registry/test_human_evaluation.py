@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tasks.common.errors import InputError
+from tasks.evaluation.compare import WinRate
 from tasks.registry.mlflow_runs.linked_runs import link_runs
 from tasks.registry.mlflow_runs.store import open_store
 from tasks.registry.promotion import champion
@@ -16,7 +17,7 @@ from tasks.settings.params import load_params
 from tests.registry.conftest import add_params, change_params, repro
 
 ROWS = [{"id": "a1", "prompt": [{"role": "user", "content": "Hi"}], "candidate": {"answer": "ü"}}, {"id": "b2"}]
-WON = {"value": 0.75, "low": 0.5, "high": 1.0, "ties": 0.5, "wins": 1, "losses": 0, "sign_test": 1.0}
+WON = WinRate(0.75, 0.5, 1.0, ties=0.5, wins=1, losses=0, sign_test=1.0, conclusion="inconclusive", prompts_needed=9)
 FIGURES = {
     "prompts": 2,
     "same_answers": 3,
@@ -25,7 +26,7 @@ FIGURES = {
     "alpha": 0.25,
     "kappa": 0.5,
     "left_preferred": 0.5,
-    "vs_opponent": WON | {"verdict": "inconclusive", "prompts_to_settle": 9},
+    "vs_opponent": WON._asdict(),
     "confidence": 0.95,
 }
 VOTES = [
@@ -119,10 +120,17 @@ def test_the_run_keeps_figures_and_votes(params):
     metrics = store.client.get_run(run_id).data.metrics
     noted = {name.removeprefix("people/"): value for name, value in metrics.items() if name.startswith("people/")}
     numbers = {name: value for name, value in FIGURES.items() if not isinstance(value, dict)}
-    won = {f"vs_opponent.{name}": value for name, value in (WON | {"prompts_to_settle": 9}).items()}
+    won = {f"vs_opponent.{name}": value for name, value in WON._asdict().items() if name != "conclusion"}
     assert noted == numbers | won | {"annotators": 2}
     table = Path(store.client.download_artifacts(run_id, "people/votes.csv"))
     assert table.read_text() == "prompt,annotator,choice,candidate\na1,ann / 1,left,left\na1,ben,same,left\n"
+
+
+def test_figures_of_an_earlier_release_are_read_with_the_names_of_today(params):
+    earlier = {"conclusion": "verdict", "prompts_needed": "prompts_to_settle"}
+    won = {earlier.get(name, name): value for name, value in WON._asdict().items()}
+    run_id = save_votes(params, evaluation().key, FIGURES | {"vs_opponent": won}, VOTES)
+    assert saved_figures(run_of_the_evaluation()[0], run_id) == FIGURES
 
 
 @pytest.mark.slow

@@ -12,8 +12,13 @@ from tasks.settings.params import RENAMED
 
 EARLIER_RECORD = "account"  # the model record's name in decisions.jsonl and in the tags of a version
 STAGES = {"judge": "held_out_reward", "trial": "reward_check"}
-# Keys anywhere in metrics/evaluate.json.
-FIGURES = {"judge": "held_out", "gold": "ground_truth"}
+# Keys anywhere in metrics/evaluate.json, and in the figures of people's votes.
+FIGURES = {
+    "judge": "held_out",
+    "gold": "ground_truth",
+    "verdict": "conclusion",
+    "prompts_to_settle": "prompts_needed",
+}
 # Keys anywhere in metrics/validate.json.
 VALIDATION = {"kept": "valid"}
 
@@ -29,8 +34,14 @@ def with_todays_names(record: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(data, Mapping) and "validate" in data:
         updated["data"] = {**data, "validate": _rename_keys(data["validate"], VALIDATION)}
     if isinstance(figures, Mapping) and "evaluate" in figures:
-        updated["figures"] = {**figures, "evaluate": in_todays_layout(_rename_keys(figures["evaluate"], FIGURES))}
+        updated["figures"] = {**figures, "evaluate": in_todays_layout(figures_with_todays_names(figures["evaluate"]))}
     return updated
+
+
+def figures_with_todays_names(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename figures of an evaluation, or of people's votes on it, of an earlier release; those of today stay."""
+    renamed: dict[str, Any] = _rename_keys(figures, FIGURES)
+    return renamed
 
 
 def _rename_settings(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:

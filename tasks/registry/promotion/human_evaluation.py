@@ -14,6 +14,7 @@ from tasks.registry.dvc_outputs.stages import lock_key, locked_ingredients, outp
 from tasks.registry.mlflow_runs.linked_runs import link_runs
 from tasks.registry.mlflow_runs.store import Store, open_store
 from tasks.registry.promotion.decisions import checkout_lock
+from tasks.registry.promotion.earlier_releases import figures_with_todays_names
 from tasks.settings.fingerprint import flatten
 from tasks.settings.params import Params
 
@@ -82,7 +83,9 @@ def saved_figures(store: Store, run_id: str) -> dict[str, Any] | None:
     if not store.client.list_artifacts(run_id, FOLDER):
         return None
     with tempfile.TemporaryDirectory() as folder:
-        return read_json(Path(store.client.download_artifacts(run_id, f"{FOLDER}/{FIGURES}", folder)))
+        return figures_with_todays_names(
+            read_json(Path(store.client.download_artifacts(run_id, f"{FOLDER}/{FIGURES}", folder)))
+        )
 
 
 def _log_metrics(store: Store, run_id: str, figures: Mapping[str, Any]) -> None:
