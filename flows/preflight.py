@@ -43,7 +43,7 @@ def sources(params: Params) -> dict[str, str]:
 
 
 def check_exists(key: str, source: str) -> None:
-    """Make sure that a source is there; what is in it is for its stage to judge.
+    """Make sure that a source is there; what is in it is for its stage to check.
 
     Raises:
         InputError: there is nothing at that path.

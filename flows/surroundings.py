@@ -159,7 +159,7 @@ def _weights(params: Params) -> int:
     folder = source if source.is_dir() else MODELS / "base"
     try:
         size = sum((folder / file).stat().st_size for file in weight_files(folder, str(folder)))
-    except (InputError, OSError):  # for base to judge
+    except (InputError, OSError):  # for base to report
         return 0
     return 2 * size if _type_of(folder) in HALF_PRECISION else size
 
@@ -167,7 +167,7 @@ def _weights(params: Params) -> int:
 def _type_of(folder: Path) -> object:
     try:
         config: dict[str, Any] = read_json(folder / "config.json")
-    except InputError:  # for base to judge
+    except InputError:  # for base to report
         return None
     return config.get("dtype", config.get("torch_dtype"))
 

@@ -1,6 +1,6 @@
 """Reads data/prepare and models/base, writes data/validate and metrics/validate.json.
 
-Every row is looked at (tasks/data/checks/tables.py), Great Expectations judges what was found (suites.py), and rows
+Every row is looked at (tasks/data/checks/tables.py), Great Expectations tests what was found (suites.py), and rows
 with errors go to data/validate/quarantine.jsonl with their reasons. People read .trueline/data_docs/index.html.
 """
 

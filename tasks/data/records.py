@@ -126,7 +126,7 @@ def as_row(record: Record) -> dict[str, Any]:
 def tidy(text: str) -> str:
     """The text without what no reader sees: Unicode composition, and white space at its ends.
 
-    White space inside and capitals stay: indentation, lists and shouting are things that annotators judge.
+    White space inside and capitals stay: indentation, lists and shouting are things that annotators rate.
     """
     return unicodedata.normalize("NFC", text).strip()
 

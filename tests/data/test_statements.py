@@ -46,9 +46,7 @@ def test_a_bad_answer_is_no_demonstration(value, is_left):
 @pytest.mark.parametrize("value", [0.5, -1, 2, "sports", [0], {"a": 1}])
 @pytest.mark.parametrize("name", ["label", "weight", "train"])
 def test_what_is_no_truth_value_is_refused_with_the_way_out(name, value):
-    with pytest.raises(
-        ShapeError, match=rf"^{name} is .* where true or false, 1 or 0 is needed, if it judges the row$"
-    ):
+    with pytest.raises(ShapeError, match=rf"^{name} is .* where true or false, 1 or 0 is needed, if it rates the row$"):
         reason({name: value})
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.common.errors import InputError, is_out_of_memory, quoted
-from tasks.data.base_model.mismatches import Misfits, load_with_misfits, refuse_misfits
+from tasks.data.base_model.mismatches import Mismatches, load_with_mismatches, refuse_mismatches
 from tasks.data.base_model.model_files import CONFIG, read_settings
 from tasks.data.base_model.sandbox import ExceededError, bounded
 from tasks.data.base_model.soundness import check_sound
@@ -36,13 +36,13 @@ def check_model(folder: Path, name: str) -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     dtypes = {tensor.dtype for tensor in tensors_of(folder, name)}
     try:
-        misfits = bounded(lambda: _laid_out(folder, name), seconds=SECONDS, megabytes=MEGABYTES)
+        mismatches = bounded(lambda: _laid_out(folder, name), seconds=SECONDS, megabytes=MEGABYTES)
     except ExceededError:
         raise InputError(
             f"{name}: the model of {CONFIG} is too large to lay out: fix its numbers, of layers, experts, labels or"
             " positions"
         ) from None
-    refuse_misfits(misfits, name)
+    refuse_mismatches(mismatches, name)
     check_finite(folder, name)
     # As they are saved, so that nothing is copied; but not every family can compute in the 16 bits it is saved in.
     for dtype in [*(kind for stored, kind in HALVES.items() if stored in dtypes), "float32"]:
@@ -58,14 +58,14 @@ def check_model(folder: Path, name: str) -> None:
 # --- Within bounds
 
 
-def _laid_out(folder: Path, name: str) -> Misfits:
+def _laid_out(folder: Path, name: str) -> Mismatches:
     """Lay out the model of config.json without memory for its weights, and put the files' tensors beside it."""
     from transformers import AutoModelForCausalLM
 
     config = _config(folder, name)
     _check_ids(folder, config, name)
     try:
-        model, misfits = load_with_misfits(
+        model, mismatches = load_with_mismatches(
             AutoModelForCausalLM, folder, device_map="meta", ignore_mismatched_sizes=True
         )
     except Exception as error:  # of any type, as each family checks its values in its own way
@@ -73,7 +73,7 @@ def _laid_out(folder: Path, name: str) -> Misfits:
     buffers = sum(buffer.nbytes for _, buffer in model.named_buffers())
     if buffers > LARGEST_BUFFERS:
         raise ExceededError
-    return misfits
+    return mismatches
 
 
 def _config(folder: Path, name: str) -> "PreTrainedConfig":
@@ -119,7 +119,7 @@ def _try(folder: Path, name: str, dtype: str) -> None:
     from transformers import AutoModelForCausalLM
 
     try:
-        model, _ = load_with_misfits(AutoModelForCausalLM, folder, dtype=dtype)
+        model, _ = load_with_mismatches(AutoModelForCausalLM, folder, dtype=dtype)
         ids = torch.tensor([[0, 1, 0]]) % len(model.get_input_embeddings().weight)
         with torch.no_grad():
             logits = model(input_ids=ids).logits

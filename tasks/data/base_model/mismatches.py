@@ -25,7 +25,7 @@ WRAPPERS = {
 HEADS = ("score.", "classifier.", "value_head.", "regression_head.")
 
 
-class Misfits(NamedTuple):
+class Mismatches(NamedTuple):
     """Tensors of the files that the model of config.json does not have, and the other way round."""
 
     missing: list[str]
@@ -33,7 +33,7 @@ class Misfits(NamedTuple):
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]]  # name, shape in the files, shape by config.json
 
 
-def load_with_misfits(kind: Any, folder: Path, **options: object) -> tuple[Any, Misfits]:  # noqa: ANN401
+def load_with_mismatches(kind: Any, folder: Path, **options: object) -> tuple[Any, Mismatches]:  # noqa: ANN401
     """Load a model from safetensors on this machine, and say what did not fit.
 
     Args:
@@ -42,36 +42,36 @@ def load_with_misfits(kind: Any, folder: Path, **options: object) -> tuple[Any, 
         options: of `from_pretrained`.
     """
     model, found = kind.from_pretrained(folder, **SAFELY, output_loading_info=True, **options)
-    return model, misfits_of(found)
+    return model, mismatches_of(found)
 
 
-def misfits_of(found: Mapping[str, Any]) -> Misfits:
+def mismatches_of(found: Mapping[str, Any]) -> Mismatches:
     """Sort what `from_pretrained(..., output_loading_info=True)` found."""
     mismatched = sorted((key, tuple(stored), tuple(meant)) for key, stored, meant in found["mismatched_keys"])
-    return Misfits(sorted(found["missing_keys"]), sorted(found["unexpected_keys"]), mismatched)
+    return Mismatches(sorted(found["missing_keys"]), sorted(found["unexpected_keys"]), mismatched)
 
 
-def refuse_misfits(misfits: Misfits, name: str) -> None:
+def refuse_mismatches(mismatches: Mismatches, name: str) -> None:
     """Say which tensors do not belong to the model, and the cure.
 
     Raises:
         InputError: there are any.
     """
-    if not any(misfits):
+    if not any(mismatches):
         return
-    shapes = [f"{key} of {_shape(stored)} for {_shape(meant)}" for key, stored, meant in misfits.mismatched]
-    parts = {"missing": misfits.missing, "unexpected": misfits.unexpected, "mismatched": shapes}
+    shapes = [f"{key} of {_shape(stored)} for {_shape(meant)}" for key, stored, meant in mismatches.mismatched]
+    parts = {"missing": mismatches.missing, "unexpected": mismatches.unexpected, "mismatched": shapes}
     faults = "; ".join(f"{fault} {_some(names)}" for fault, names in parts.items() if names)
-    raise InputError(f"{name}: its weights do not belong to its config.json ({faults}): {_cure(misfits)}")
+    raise InputError(f"{name}: its weights do not belong to its config.json ({faults}): {_cure(mismatches)}")
 
 
-def _cure(misfits: Misfits) -> str:
+def _cure(mismatches: Mismatches) -> str:
     for mark, cure in WRAPPERS.items():
-        if any(f".{mark}" in f".{key}" for key in misfits.unexpected):
+        if any(f".{mark}" in f".{key}" for key in mismatches.unexpected):
             return cure
-    if any(key.startswith(HEADS) for key in misfits.unexpected):
+    if any(key.startswith(HEADS) for key in mismatches.unexpected):
         return "give the language model that the head was put on"
-    if misfits.missing == ["lm_head.weight"] and not misfits.unexpected:
+    if mismatches.missing == ["lm_head.weight"] and not mismatches.unexpected:
         return "set tie_word_embeddings to true in config.json if its head is its embedding, else copy the folder again"
     return "copy the folder again, or give the config.json that belongs to the weights"
 

@@ -107,7 +107,7 @@ def _truth(value: object, name: str) -> bool | None:
     word = str(value).strip().casefold() if isinstance(value, str | bool | int | float) else ""
     if word not in TRUTHS:
         shown = shown_value(value)
-        raise IgnorableError(f"{name} is {shown} where true or false, 1 or 0 is needed, if it judges the row")
+        raise IgnorableError(f"{name} is {shown} where true or false, 1 or 0 is needed, if it rates the row")
     return TRUTHS[word]
 
 

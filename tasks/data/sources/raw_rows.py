@@ -63,10 +63,10 @@ class BadRows:
 
 
 def _shown(fault: str, rows: list[str]) -> str:
-    cut = fault if len(fault) <= LONGEST_FAULT else f"{fault[:LONGEST_FAULT]}…"
+    shortened = fault if len(fault) <= LONGEST_FAULT else f"{fault[:LONGEST_FAULT]}…"
     if len(rows) == 1:
-        return f"row {rows[0]}{_joined(cut)}"
-    return f"rows {', '.join(rows)}: {cut.removeprefix(': ')}"
+        return f"row {rows[0]}{_joined(shortened)}"
+    return f"rows {', '.join(rows)}: {shortened.removeprefix(': ')}"
 
 
 def _joined(fault: str) -> str:

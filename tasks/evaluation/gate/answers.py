@@ -29,7 +29,7 @@ def length_ratio(evidence: Evidence, least: float, most: float) -> Check:
 
 
 def _limited(evidence: Evidence) -> str:
-    """Say how many answers of each the limit has cut: it may be the cause."""
+    """Say how many answers of each the limit has truncated: it may be the cause."""
     ours, theirs = evidence.evaluation.candidate.eos_rate, evidence.evaluation.opponent.eos_rate
     return (
         f"Of the candidate's answers {number(ours)} end before {LIMIT}, of those of {evidence.opponent} "

@@ -66,7 +66,7 @@ def reasons(checks: Sequence[Check]) -> list[str]:
 
 
 def warnings(evaluation: Evaluation, thresholds: Gate) -> list[str]:
-    """Warn of signs of reward hacking, and of answers that were cut. Warnings decide nothing."""
+    """Warn of signs of reward hacking, and of answers that were truncated. Warnings decide nothing."""
     found = []
     compared = (("SFT", evaluation.difference.vs_sft), ("the opponent", evaluation.difference.vs_opponent))
     for rival, difference in compared:

@@ -1,4 +1,4 @@
-"""The losses of direct preference optimization.
+"""The losses of direct preference optimisation.
 
 Each is a sum over pairs divided by a count that the caller gives, as in `maths.losses`.
 """

@@ -21,7 +21,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from tasks.common.errors import InputError
 from tasks.common.files import replacing
 from tasks.common.full_disk import writing
-from tasks.data.base_model.mismatches import Misfits, load_with_misfits, refuse_misfits
+from tasks.data.base_model.mismatches import Mismatches, load_with_mismatches, refuse_mismatches
 from tasks.data.base_model.soundness import check_sound
 from tasks.data.encoding.context import usable_context
 from tasks.learning import processes
@@ -227,8 +227,8 @@ class ValueHead(nn.Linear):
 def _load(kind: AutoClass, folder: Path, *, new_head: bool = False, **options: int) -> PreTrainedModel:
     """Load a model whose every weight comes from the folder, but those of a new scalar head."""
     try:
-        with _quiet():  # misfits are reported below, by name
-            model, misfits = load_with_misfits(
+        with _quiet():  # mismatches are reported below, by name
+            model, mismatches = load_with_mismatches(
                 kind, folder, dtype=torch.float32, ignore_mismatched_sizes=True, **options
             )
     except (OSError, ValueError) as error:
@@ -239,17 +239,17 @@ def _load(kind: AutoClass, folder: Path, *, new_head: bool = False, **options: i
     assert isinstance(model, PreTrainedModel)
     if new_head:
         score_head(model)
-        misfits = _but_for_head(misfits, f"{model.base_model_prefix}.")
-    refuse_misfits(misfits, str(folder))
+        mismatches = _but_for_head(mismatches, f"{model.base_model_prefix}.")
+    refuse_mismatches(mismatches, str(folder))
     return model
 
 
-def _but_for_head(misfits: Misfits, backbone: str) -> Misfits:
+def _but_for_head(mismatches: Mismatches, backbone: str) -> Mismatches:
     """Leave out the new scalar head, and the head that was in its place."""
-    return Misfits(
-        [key for key in misfits.missing if not key.startswith("score.")],
-        [key for key in misfits.unexpected if key.startswith(backbone)],
-        [each for each in misfits.mismatched if not each[0].startswith("score.")],
+    return Mismatches(
+        [key for key in mismatches.missing if not key.startswith("score.")],
+        [key for key in mismatches.unexpected if key.startswith(backbone)],
+        [each for each in mismatches.mismatched if not each[0].startswith("score.")],
     )
 
 
@@ -278,7 +278,7 @@ def _checkpoint_layers(model: PreTrainedModel) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Print no table of misfits: they are reported in a sentence, and a new head is no misfit."""
+    """Print no table of mismatches: they are reported in a sentence, and a new head is no mismatch."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tasks.common.errors import InputError
-from tasks.data.base_model.mismatches import load_with_misfits, refuse_misfits
+from tasks.data.base_model.mismatches import load_with_mismatches, refuse_mismatches
 
 # Rounding errors of merging and extracting, in units in the last place of the largest weight.
 ROUNDING = 8
@@ -108,7 +108,7 @@ def _too_different(what: str, rank: int) -> InputError:
 
 
 def _load(folder: Path) -> PreTrainedModel:
-    model, misfits = load_with_misfits(AutoModelForCausalLM, folder, dtype=torch.float32)
-    refuse_misfits(misfits, str(folder))
+    model, mismatches = load_with_mismatches(AutoModelForCausalLM, folder, dtype=torch.float32)
+    refuse_mismatches(mismatches, str(folder))
     assert isinstance(model, PreTrainedModel)
     return model.requires_grad_(False)

@@ -25,7 +25,7 @@ class NotRecorded(ChainableUndefined):
         return "not recorded"
 
 
-class Figure(NamedTuple):
+class IndexEntry(NamedTuple):
     """A figure in the hub's model index."""
 
     kind: str  # metric type on the hub
@@ -47,7 +47,7 @@ class Subject(NamedTuple):
     tested_on: str  # such as "478 prompts of the test split"
 
 
-def write_card(subject: Subject, record: Mapping[str, Any], figures: Sequence[Figure], **facts: object) -> str:
+def write_card(subject: Subject, record: Mapping[str, Any], figures: Sequence[IndexEntry], **facts: object) -> str:
     """Write a card; the same record gives the same bytes.
 
     Args:
@@ -112,7 +112,7 @@ def _on_hub(name: str, kind: str = "") -> Written:
     return Written(f"[{markdown(name)}](https://huggingface.co/{address})")
 
 
-def _metadata(subject: Subject, record: Mapping[str, Any], figures: Sequence[Figure]) -> "ModelCardData":
+def _metadata(subject: Subject, record: Mapping[str, Any], figures: Sequence[IndexEntry]) -> "ModelCardData":
     from huggingface_hub import ModelCardData
 
     hub, prepared = record.get("hub", {}), record["data"]["prepare"]
@@ -130,7 +130,7 @@ def _metadata(subject: Subject, record: Mapping[str, Any], figures: Sequence[Fig
     )
 
 
-def _eval_results(subject: Subject, record: Mapping[str, Any], figures: Sequence[Figure]) -> "list[EvalResult]":
+def _eval_results(subject: Subject, record: Mapping[str, Any], figures: Sequence[IndexEntry]) -> "list[EvalResult]":
     from huggingface_hub import EvalResult
 
     source = _sources(record, subject.kinds).get(subject.kinds[-1], "custom")

@@ -7,7 +7,7 @@ from tasks.data.records import Kind
 from tasks.evaluation.figures import FIGURES, MODELS, PAIRED, reward_title, reward_words
 from tasks.evaluation.scores import HELD_OUT, TRAINING
 from tasks.methods import METHODS
-from tasks.registry.export.card import Figure, Subject, figures_of, write_card
+from tasks.registry.export.card import IndexEntry, Subject, figures_of, write_card
 from tasks.registry.promotion.decisions import PolicyVersion
 
 KINDS: tuple[Kind, ...] = ("demonstrations", "preferences", "ratings", "prompts")
@@ -69,19 +69,19 @@ def policy_card(policy: PolicyVersion, *, as_adapter: bool = False) -> str:
     )
 
 
-def _index(record: Mapping[str, Any]) -> list[Figure]:
+def _index(record: Mapping[str, Any]) -> list[IndexEntry]:
     """Return the figures of the whole test split for the hub's model index, with intervals as arguments."""
     evaluation = figures_of(record, "evaluate")
     confidence, kl = evaluation.get("confidence"), evaluation.get("kl")
     figures = [
-        Figure(each.kind, each.name, each.value, {"low": each.low, "high": each.high, "confidence": confidence})
+        IndexEntry(each.kind, each.name, each.value, {"low": each.low, "high": each.high, "confidence": confidence})
         for each in _comparisons(record)
     ]
     if kl and kl.get("mean") is not None:
         name = "KL(policy || SFT), nats per answer"
-        figures.append(Figure("kl", name, kl["mean"], {"standard_error": kl.get("standard_error")}))
+        figures.append(IndexEntry("kl", name, kl["mean"], {"standard_error": kl.get("standard_error")}))
     return figures + [
-        Figure(each.kind, each.name, value)
+        IndexEntry(each.kind, each.name, value)
         for each in _model_figures(evaluation)
         if (value := each.values[0]) is not None
     ]

@@ -5,7 +5,7 @@ from typing import Any
 
 from tasks.data.records import Kind
 from tasks.evaluation.figures import reward_title
-from tasks.registry.export.card import Figure, Subject, figures_of, write_card
+from tasks.registry.export.card import IndexEntry, Subject, figures_of, write_card
 from tasks.registry.promotion.decisions import PolicyVersion
 from tasks.settings.fingerprint import flatten
 
@@ -51,8 +51,8 @@ def reward_card(policy: PolicyVersion) -> str:
         kinds=KINDS,
         tested_on=f"{reward.get('accuracy', {}).get('pairs')} pairs of the test split",
     )
-    index = [Figure("accuracy", name, each["value"], _interval(each)) for name, each in accuracies.items()]
-    index += [Figure(kind, name, others[path]) for path, kind, name in FIGURES if others.get(path) is not None]
+    index = [IndexEntry("accuracy", name, each["value"], _interval(each)) for name, each in accuracies.items()]
+    index += [IndexEntry(kind, name, others[path]) for path, kind, name in FIGURES if others.get(path) is not None]
     return write_card(
         subject,
         record,

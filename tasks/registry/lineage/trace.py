@@ -165,7 +165,7 @@ def _traced(policy: PolicyVersion, promoted: bool, found: Found | None) -> Trace
     record: dict[str, Any] = policy["record"]
     method = record["method"]
     untrained = set() if has_reward_model(record) else {"reward", "held_out_reward"}
-    learned = _learners(found.valid) - untrained if found else set()
+    learned = _trained_stages(found.valid) - untrained if found else set()
     unattributed = found.unattributed if found else None
     return Traced(
         version=policy["version"],
@@ -186,14 +186,14 @@ def _trained(behind: Sequence[str], found: Found | None) -> bool | None:
     """Return whether a model that these stages made was trained on the rows found; None if unknown."""
     if found is None:
         return None
-    if not _learners(found.valid).isdisjoint(behind):
+    if not _trained_stages(found.valid).isdisjoint(behind):
         return True
-    return False if _learners(found.unattributed or {}).isdisjoint(behind) else None
+    return False if _trained_stages(found.unattributed or {}).isdisjoint(behind) else None
 
 
 def _learned(rows: RowCounts) -> int:
     return sum(rows.get(kind, {}).get(split, 0) for kind, split in TRAINED_ON)
 
 
-def _learners(rows: RowCounts) -> set[str]:
+def _trained_stages(rows: RowCounts) -> set[str]:
     return {stage for kind, splits in rows.items() for split in splits for stage in TRAINED_ON.get((kind, split), ())}

@@ -100,7 +100,7 @@ class _Row(_Part):
     review: _Review | None
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_decisions(path: Path) -> list[dict[str, Any]]:
     """Read every decision, oldest first; none where there is no file.
 
     A last line that begins like a decision and is incomplete decided nothing, and is left out.

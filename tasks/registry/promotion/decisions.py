@@ -18,7 +18,7 @@ from filelock import FileLock
 from tasks.common.files import STATE
 from tasks.registry.mlflow_runs.provenance import code_tags
 from tasks.registry.mlflow_runs.store import main_checkout
-from tasks.registry.promotion.decision_log import DECISIONS, append_row, read_rows
+from tasks.registry.promotion.decision_log import DECISIONS, append_row, read_decisions
 
 # hold: the gate passed and a person must approve. refuse: by the gate, or by a person.
 Action = Literal["promote", "rollback", "hold", "refuse"]
@@ -120,7 +120,7 @@ def past_decisions() -> list[Decision]:
     Raises:
         InputError: the log cannot be read, or a row is not a decision.
     """
-    return cast("list[Decision]", read_rows(_path()))
+    return cast("list[Decision]", read_decisions(_path()))
 
 
 def decisions_on(md5: str) -> list[Decision]:
