@@ -128,11 +128,11 @@ def why(
 
 @app.command(rich_help_panel=MODELS)
 def history(as_json: AsJson = False) -> None:
-    """List all decisions with their reasons, the oldest first."""
+    """List the decisions on registry.policy with their reasons, the oldest first."""
     from flows.display import show_history
     from tasks.registry.lineage import explain
 
-    _report(explain.history(), as_json, show_history)
+    _report(explain.history(_params()), as_json, show_history)
 
 
 @app.command(rich_help_panel=MODELS)

@@ -52,7 +52,7 @@ def registry(params: Params) -> dict[str, Any]:
     try:
         store = open_store(params.registry.experiment)
         versions_by_alias = {alias: find_by_alias(store, params, alias) for alias in (CHAMPION, CHALLENGER)}
-        awaited = awaiting(versions_by_alias[CHAMPION])
+        awaited = awaiting(params, versions_by_alias[CHAMPION])
     except InputError as error:  # all the rest is still worth knowing
         return versions | {"error": str(error)}
     numbers = {alias: found and found["version"] for alias, found in versions_by_alias.items()}

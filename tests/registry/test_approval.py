@@ -38,7 +38,7 @@ def test_what_awaits_approval_is_recorded_once_and_moves_nothing(params):
     assert champion.promote(params)["held"]
     assert actions() == [("promote", 1), ("hold", 2)]
     assert aliases()["trueline-policy"] == {"champion": 1, "challenger": 2}
-    assert champion.awaiting(read_policy_version(find(open_store("trueline"), params, "champion"))) == [2]
+    assert champion.awaiting(params, read_policy_version(find(open_store("trueline"), params, "champion"))) == [2]
 
 
 @pytest.mark.slow
@@ -50,14 +50,14 @@ def test_an_approval_promotes_and_is_told_everywhere(params, name):
     }  # fmt: skip
     assert aliases()["trueline-policy"] == {"champion": 2, "previous": 1}
     review = {"by": "Ada", "reason": "I read fifty answers."}
-    assert [decision["review"] for decision in explain.history()] == [None, None, review]
+    assert [decision["review"] for decision in explain.history(params)] == [None, None, review]
     told = explain.why(params, "champion")
     assert told["approval"] == review
     assert [decision["action"] for decision in told["decisions"]] == ["hold", "promote"]
     version = find(open_store("trueline"), params, "champion")
     assert "approved by Ada: I read fifty answers." in str(version.description)
     assert "Approved by Ada: I read fifty answers." in Path(told["card"].removeprefix("file://")).read_text()
-    assert champion.awaiting(read_policy_version(version)) == []
+    assert champion.awaiting(params, read_policy_version(version)) == []
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def test_an_approval_of_what_was_compared_with_another_champion_is_stale(params)
     with pytest.raises(InputError, match=sentence):
         champion.approve(params, "2", "Ada", "Good too.")
     assert actions()[-1] == ("promote", 3)
-    assert champion.awaiting(read_policy_version(find(open_store("trueline"), params, "champion"))) == []
+    assert champion.awaiting(params, read_policy_version(find(open_store("trueline"), params, "champion"))) == []
 
 
 @pytest.mark.slow

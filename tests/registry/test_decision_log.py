@@ -149,7 +149,7 @@ def test_every_command_names_the_row_and_none_acts(challenged, tmp_path):
         "reject": lambda: champion.reject(params, "2", "Ada", "Bad."),
         "rollback": lambda: champion.rollback(params, "it insults people"),
         "why, chat": lambda: explain.why(params, "champion"),
-        "history": explain.history,
+        "history": lambda: explain.history(params),
         "trace": lambda: trace.trace(params, "source", "rows.jsonl"),
         "export": lambda: folders.export(params, "champion", tmp_path / "exported"),
         "sync": lambda: sync.sync(params),

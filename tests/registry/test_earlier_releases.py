@@ -61,12 +61,12 @@ def params(empty_database, tmp_path, monkeypatch):
 
 
 def test_every_decision_is_listed(params):
-    found = explain.history()
+    found = explain.history(params)
     given = [(each["action"], each["policy"]["version"], each["review"] and each["review"]["by"]) for each in found]
     assert given == DECISIONS
     assert aliases() == {"trueline-policy": {"champion": 1, "previous": 2, "challenger": 3}, "trueline-reward": {
         "champion": 1, "previous": 1, "challenger": 1}}  # fmt: skip
-    assert champion.awaiting(None) == []
+    assert champion.awaiting(params, None) == []
 
 
 @pytest.mark.parametrize("name", ["champion", "previous", "3"])
@@ -120,9 +120,9 @@ def test_a_decision_whose_command_was_killed_is_still_reported(params):
     last = [decision for decision in past_decisions() if decision["review"] or decision["action"] == "promote"][-1]
     Path(".trueline").mkdir(exist_ok=True)
     Path(".trueline/deciding").write_text(last["id"])
-    assert unreported_decision() == last
+    assert unreported_decision("trueline-policy") == last
     mark_reported()
-    assert unreported_decision() is None
+    assert unreported_decision("trueline-policy") is None
 
 
 @pytest.mark.slow

@@ -190,4 +190,4 @@ def test_a_new_database_gets_runs_versions_and_aliases_back(challenged, empty_da
     assert all(Path(again[card]).is_file() for card in ("card", "reward_card"))
     assert explain.why(params, "previous")["version"] == 1
     assert explain.why(params, "4")["gate"]["reasons"] == ["Too long."]
-    assert [decision["policy"]["version"] for decision in explain.history()] == [1, 3, 4]
+    assert [decision["policy"]["version"] for decision in explain.history(params)] == [1, 3, 4]

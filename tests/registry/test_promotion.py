@@ -90,7 +90,7 @@ def test_what_a_run_advises_without_a_champion_works(tracked, params):
     advised = next_commands(champion.promote(params))
     assert advised == ["trueline why 1", "trueline chat --version 1", "trueline history"]
     assert version_folder("1", params).is_dir()
-    assert why(params, "1")["version"] == len(history()) == 1
+    assert why(params, "1")["version"] == len(history(params)) == 1
     with pytest.raises(InputError, match=r"has no champion: choose one of the versions 1 or of the aliases challenger"):
         version_folder("champion", params)  # which trueline chat alone would ask for
 
@@ -105,7 +105,7 @@ def test_without_the_gate_nothing_is_promoted(tracked, params, monkeypatch, deci
     assert verdict == {"promoted": False, "held": False, "version": 1, "champion": None, "reasons": reasons}
     assert aliases()["trueline-policy"] == {"challenger": 1}
     champion.promote(params)  # the same candidate on the same grounds: nothing new to record
-    (recorded,) = history()
+    (recorded,) = history(params)
     assert (recorded["action"], recorded["policy"]["version"], recorded["previous"]) == ("refuse", 1, None)
     assert (recorded["reasons"], recorded["gate"], recorded["review"]) == (reasons, gate, None)
 
@@ -168,7 +168,7 @@ def test_a_rollback_swaps_and_another_swaps_back(promoted_twice, params):
     assert aliases()["trueline-policy"] == {"champion": 1, "previous": 2}
     champion.rollback(params, "it was another model")
     assert aliases()["trueline-policy"] == {"champion": 2, "previous": 1}
-    assert [(each["action"], each["policy"]["version"]) for each in history()] == [
+    assert [(each["action"], each["policy"]["version"]) for each in history(params)] == [
         ("promote", 1),
         ("promote", 2),
         ("rollback", 1),
@@ -208,7 +208,7 @@ def test_a_damaged_record_is_named_with_its_row(promoted, params):
     with DECISION_LOG.open("a") as file:
         file.write('{"id": "cut o\n')
     with pytest.raises(InputError, match=r"decisions\.jsonl row 2 is damaged: restore the file from git"):
-        history()
+        history(params)
 
 
 @pytest.mark.slow
@@ -216,7 +216,7 @@ def test_a_damaged_record_is_named_with_its_row(promoted, params):
 def test_a_line_that_a_kill_cut_off_decided_nothing_and_goes_with_the_next(torn, promoted_twice, params, caplog):
     whole = DECISION_LOG.read_bytes()
     DECISION_LOG.write_bytes(whole + torn)
-    assert len(history()) == 2
+    assert len(history(params)) == 2
     assert "decisions.jsonl row 3 is incomplete: it decided nothing" in caplog.text
     champion.rollback(params, "it insults people")
     assert DECISION_LOG.read_bytes().startswith(whole + b'{"id": ')
@@ -227,10 +227,10 @@ def test_a_line_that_a_kill_cut_off_decided_nothing_and_goes_with_the_next(torn,
 def test_a_whole_line_that_lost_its_end_still_counts(promoted_twice, params):
     whole = DECISION_LOG.read_bytes()
     DECISION_LOG.write_bytes(whole.removesuffix(b"\n"))
-    assert len(history()) == 2
+    assert len(history(params)) == 2
     champion.rollback(params, "it insults people")
     assert DECISION_LOG.read_bytes().startswith(whole)
-    assert len(history()) == 3
+    assert len(history(params)) == 3
 
 
 def test_a_version_of_somebody_else_is_no_champion_of_ours(tracked, params):

@@ -6,7 +6,7 @@ from tasks.registry.export.card import has_reward_model
 from tasks.registry.export.mlflow_model import card_path
 from tasks.registry.mlflow_runs.linked_runs import TRACKED, find_run
 from tasks.registry.mlflow_runs.store import Store, open_store
-from tasks.registry.promotion.decisions import Decision, decisions_on, past_decisions, version_id
+from tasks.registry.promotion.decisions import Decision, decisions_of, decisions_on, version_id
 from tasks.registry.promotion.versions import find, read_policy_version, reward_of
 from tasks.settings.params import Params
 
@@ -38,17 +38,17 @@ def why(params: Params, version_or_alias: str) -> dict[str, Any]:
         **record,
         # A version that was registered before a stage existed has no key of it.
         "runs": {stage: _run_id(store, record["keys"][stage]) for stage in TRACKED if stage in record["keys"]},
-        "decisions": [_without_record(decision) for decision in decisions_on(policy["md5"])],
+        "decisions": [_without_record(decision) for decision in decisions_on(policy)],
     }
 
 
-def history() -> list[dict[str, Any]]:
-    """List every decision, oldest first, without the model records.
+def history(params: Params) -> list[dict[str, Any]]:
+    """List every decision on versions of `registry.policy`, oldest first, without the model records.
 
     Raises:
         InputError: a row of the decision log is damaged.
     """
-    return [_without_record(decision) for decision in past_decisions()]
+    return [_without_record(decision) for decision in decisions_of(params.registry.policy)]
 
 
 def _without_record(decision: Decision) -> dict[str, Any]:

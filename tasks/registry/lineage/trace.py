@@ -19,7 +19,7 @@ from tasks.registry.dvc_outputs.cache import NotCachedError, materialise
 from tasks.registry.dvc_outputs.graph import stages_after
 from tasks.registry.export.card import has_reward_model
 from tasks.registry.mlflow_runs.store import open_store
-from tasks.registry.promotion.decisions import MOVES, PolicyVersion, past_decisions
+from tasks.registry.promotion.decisions import MOVES, PolicyVersion, decisions_of
 from tasks.registry.promotion.versions import all_policy_versions
 from tasks.settings.params import Params
 
@@ -100,7 +100,8 @@ def trace(params: Params, what: What, name: str) -> Trace:
     policies = all_policy_versions(open_store(params.registry.experiment), params)
     if not policies:
         raise InputError(f"{params.registry.policy} has no version yet, so none was trained on it: run trueline run")
-    promoted = {decision["policy"]["md5"] for decision in past_decisions() if decision["action"] in MOVES}
+    decisions = decisions_of(params.registry.policy)
+    promoted = {decision["policy"]["md5"] for decision in decisions if decision["action"] in MOVES}
     found = {md5: _look(md5, what, name) for md5 in dict.fromkeys(each["record"]["data"]["md5"] for each in policies)}
     versions = [_traced(each, each["md5"] in promoted, found[each["record"]["data"]["md5"]]) for each in policies]
     in_any = any(each is not None and (each.valid or each.quarantined) for each in found.values())

@@ -12,7 +12,7 @@ from tasks.common.errors import InputError
 from tasks.common.escapes import markdown
 from tasks.registry.mlflow_runs.store import Store
 from tasks.registry.promotion.decision_log import DECISIONS
-from tasks.registry.promotion.decisions import MOVES, Decision, VersionId, past_decisions
+from tasks.registry.promotion.decisions import MOVES, Decision, VersionId, decisions_of, past_decisions
 from tasks.registry.promotion.mlflow_models import write_models
 from tasks.registry.promotion.server_lock import ServerLock, lock_server
 from tasks.registry.promotion.versions import (
@@ -48,7 +48,7 @@ def apply_pending(store: Store, params: Params, lock: ServerLock | None = None) 
     Raises:
         InputError: the registry has applied a decision that the log lacks, or another process keeps the lock.
     """
-    decisions, applied = past_decisions(), _applied_decision_id(store, params)
+    decisions, applied = decisions_of(params.registry.policy), _applied_decision_id(store, params)
     moves = [decision for decision in decisions if decision["action"] in MOVES]
     if applied is not None:
         known = [decision["id"] for decision in moves]
@@ -82,7 +82,7 @@ def apply_decision(store: Store, params: Params, decision: Decision, lock: Serve
     number = str(champion["version"])
     lock.check()
     client.update_model_version(names.policy, number, markdown(_summary(decision))[:5000])  # shown in MLflow's pages
-    moves = [each["id"] for each in past_decisions() if each["action"] in MOVES]
+    moves = [each["id"] for each in decisions_of(names.policy) if each["action"] in MOVES]
     before = moves[moves.index(decision["id"]) - 1] if moves[0] != decision["id"] else "none"
     tags = policy_tags(champion["record"], champion["reward_version"])
     tags |= {"decision": decision["id"], "decided": _summary(decision)[:5000], "decided_after": before}
@@ -119,6 +119,12 @@ def _check_order(moves: list[Decision]) -> None:
 
 def _missing_decision(store: Store, params: Params, applied: str, moves: list[Decision]) -> str:
     """Say how to get a decision that another checkout made, and what to do with one of ours that it overtook."""
+    if any(decision["id"] == applied for decision in past_decisions()):  # as an earlier release did under a new name
+        name = params.registry.policy
+        return (
+            f"the registered model {name} follows decision {applied}, which {DECISIONS} has for another model: delete "
+            f"{name} in MLflow, or name another as registry.policy in params.yaml"
+        )
     last = _applied_version(store, params, applied)
     after = last and last.tags.get("decided_after")
     if moves and after in ("none", *(move["id"] for move in moves)) and after != moves[-1]["id"]:
@@ -166,7 +172,12 @@ def _summary(decision: Decision) -> str:
 def _recreate_versions(store: Store, params: Params, decisions: list[Decision]) -> None:
     """Create the logged versions again under their old numbers, by which opponent.json and people know them."""
     newest = {decision["policy"]["version"]: decision["policy"] for decision in decisions}
-    for policy in sorted(newest.values(), key=lambda policy: policy["reward_version"]):
+    shared = [  # policies of other names count the versions of the same reward model
+        decision["policy"]
+        for decision in past_decisions()
+        if decision["policy"]["record"]["reward"].get("name") == params.registry.reward
+    ]
+    for policy in sorted([*shared, *newest.values()], key=lambda policy: policy["reward_version"]):
         record, number = policy["record"], policy["reward_version"]
         reward = _find_recreated(store, params.registry.reward, record["reward"]["md5"], number)
         _check_number(reward or create_reward(store, params, record, number), number)
@@ -191,5 +202,5 @@ def _check_number(version: "ModelVersion", logged: int) -> None:
     if int(version.version) != logged:
         raise InputError(
             f"the registry has {version.name} version {version.version} where {DECISIONS} has {logged}: "
-            "delete mlflow.db, or name another model as registry.policy in params.yaml, and run trueline sync"
+            f"delete the registered model {version.name} in MLflow, and run trueline sync"
         )

@@ -20,9 +20,10 @@ from tasks.registry.promotion.decisions import (
     Review,
     checkout_lock,
     decide,
+    decisions_of,
     decisions_on,
     mark_reported,
-    past_decisions,
+    registered_model,
     unreported_decision,
     version_id,
 )
@@ -198,13 +199,13 @@ def rollback(params: Params, reason: str) -> Promotion:
         return _move(session, params, decide("rollback", previous, champion, [reason], gate))
 
 
-def awaiting(champion: PolicyVersion | None) -> list[int]:
+def awaiting(params: Params, champion: PolicyVersion | None) -> list[int]:
     """List the versions that await approval and were compared with the present champion.
 
     Raises:
         InputError: a row of the decision log is damaged.
     """
-    newest = {decision["policy"]["version"]: decision for decision in past_decisions()}
+    newest = {decision["policy"]["version"]: decision for decision in decisions_of(params.registry.policy)}
     today = champion and version_id(champion)
     return sorted(version for version, last in newest.items() if last["action"] == "hold" and last["previous"] == today)
 
@@ -215,7 +216,7 @@ def _session(params: Params) -> Iterator[Session]:
     with checkout_lock():
         store = open_store(params.registry.experiment)
         with lock_server(store, params.registry.policy) as lock:
-            before = unreported_decision()
+            before = unreported_decision(params.registry.policy)
             session = Session(store, lock, apply_pending(store, params, lock) or before)
             yield session
         if session.is_reported:
@@ -242,7 +243,7 @@ def _decide_once(
     action: Action, candidate: PolicyVersion, champion: PolicyVersion | None, reasons: list[str], gate: dict[str, Any]
 ) -> None:
     """Log a decision that moves no alias, unless the last one on the candidate is the same, for the same reasons."""
-    past = decisions_on(candidate["md5"])
+    past = decisions_on(candidate)
     new = (action, champion and version_id(champion), gate)
     if not past or (past[-1]["action"], past[-1]["previous"], past[-1]["gate"]) != new:
         decide(action, candidate, champion, reasons, gate)
@@ -263,7 +264,7 @@ def _register(store: Store, params: Params) -> PolicyVersion:
 def _refusal(gate: dict[str, Any], candidate: PolicyVersion) -> list[str]:
     if gate.get("decision") != "promote":
         return [f"The gate says {gate.get('decision', 'nothing')}.", *gate.get("reasons", [])]
-    decisions = past_decisions()
+    decisions = decisions_of(registered_model(candidate))
     last_move = next((decision for decision in reversed(decisions) if decision["action"] in MOVES), None)
     for decision in reversed(decisions):
         is_own, previous = decision["policy"]["md5"] == candidate["md5"], decision["previous"]
@@ -284,9 +285,7 @@ def _found(session: Session, params: Params, version_or_alias: str) -> PolicyVer
 
 def _held(policy: PolicyVersion) -> Decision:
     """Find the decision to hold a version. A rejection since then does not count: people may change their mind."""
-    past = [
-        decision for decision in decisions_on(policy["md5"]) if decision["action"] in MOVES or not decision["review"]
-    ]
+    past = [decision for decision in decisions_on(policy) if decision["action"] in MOVES or not decision["review"]]
     if not past or past[-1]["action"] != "hold":
         last = f"{past[-1]['action']} ({' '.join(past[-1]['reasons'])})" if past else "none"
         raise InputError(

@@ -46,6 +46,10 @@ class _Model(_Content):
     path: _Text
 
 
+class _Policy(_Model):
+    name: _Text  # of the registered model
+
+
 class _Keys(_Part):
     align: _Text
     reward: _Text
@@ -57,7 +61,7 @@ class _Opponent(_Part):
 
 
 class _ModelRecord(_Part):
-    policy: _Model
+    policy: _Policy
     method: _Text
     reward: _Content
     data: _Content

@@ -2,6 +2,8 @@
 
 The log comes first and the registry follows: a line is on the disk before an alias moves. So the registry can be
 rebuilt from the log, and after a crash between the two the last line is applied again.
+
+A decision belongs to the registered model that its model record names: another `registry.policy` starts anew.
 """
 
 import getpass
@@ -62,6 +64,11 @@ class Decision(TypedDict):
     git_commit: str | None
 
 
+def registered_model(policy: PolicyVersion) -> str:
+    """Return the name of the registered model that a version belongs to."""
+    return str(policy["record"]["policy"]["name"])
+
+
 def version_id(policy: VersionId) -> VersionId:
     """Return the version without its model record."""
     return VersionId(version=policy["version"], reward_version=policy["reward_version"], md5=policy["md5"])
@@ -105,17 +112,17 @@ def mark_reported() -> None:
     _unreported_file().unlink(missing_ok=True)
 
 
-def unreported_decision() -> Decision | None:
-    """Return the last promotion, rollback or review if its command was killed before it reported the result."""
+def unreported_decision(model: str) -> Decision | None:
+    """Return the last promotion, rollback or review on a model if its command was killed before it reported it."""
     with suppress(FileNotFoundError):
         _unreported_file().with_name(EARLIER_UNREPORTED).replace(_unreported_file())
-    last = [decision for decision in past_decisions() if _needs_report(decision)][-1:]
+    last = [decision for decision in decisions_of(model) if _needs_report(decision)][-1:]
     was_killed = last and _unreported_file().exists() and _unreported_file().read_bytes() == last[0]["id"].encode()
     return last[0] if was_killed else None
 
 
 def past_decisions() -> list[Decision]:
-    """Read every decision, oldest first.
+    """Read every decision in the log, of whatever registered model, oldest first.
 
     Raises:
         InputError: the log cannot be read, or a row is not a decision.
@@ -123,13 +130,24 @@ def past_decisions() -> list[Decision]:
     return cast("list[Decision]", read_decisions(_path()))
 
 
-def decisions_on(md5: str) -> list[Decision]:
-    """Read the decisions on the version with this content, oldest first.
+def decisions_of(model: str) -> list[Decision]:
+    """Read the decisions on versions of the registered model `model`, oldest first.
 
     Raises:
         InputError: the log cannot be read, or a row is not a decision.
     """
-    return [decision for decision in past_decisions() if decision["policy"]["md5"] == md5]
+    return [decision for decision in past_decisions() if registered_model(decision["policy"]) == model]
+
+
+def decisions_on(policy: PolicyVersion) -> list[Decision]:
+    """Read the decisions on the version of a registered model with this content, oldest first.
+
+    Raises:
+        InputError: the log cannot be read, or a row is not a decision.
+    """
+    return [
+        decision for decision in decisions_of(registered_model(policy)) if decision["policy"]["md5"] == policy["md5"]
+    ]
 
 
 @contextmanager

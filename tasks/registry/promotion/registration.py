@@ -26,7 +26,7 @@ def ensure_versions(store: Store, params: Params, record: dict[str, Any]) -> Pol
     policy = find_version(store, params.registry.policy, record["policy"]["md5"])
     if policy is None:
         policy = create_policy(store, params, record, int(reward.version))
-    elif not _was_promoted(policy.tags["md5"]):
+    elif not _was_promoted(read_policy_version(policy)):
         for name, value in policy_tags(record, int(reward.version)).items():
             store.client.set_model_version_tag(policy.name, policy.version, name, value)
         policy = store.client.get_model_version(policy.name, policy.version)
@@ -35,5 +35,5 @@ def ensure_versions(store: Store, params: Params, record: dict[str, Any]) -> Pol
     return found
 
 
-def _was_promoted(md5: str) -> bool:
-    return any(decision["action"] in MOVES for decision in decisions_on(md5))
+def _was_promoted(policy: PolicyVersion) -> bool:
+    return any(decision["action"] in MOVES for decision in decisions_on(policy))

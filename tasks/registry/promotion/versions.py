@@ -14,7 +14,7 @@ from tasks.registry.lineage.redaction import redact_record
 from tasks.registry.mlflow_runs.linked_runs import find_run
 from tasks.registry.mlflow_runs.send_queue import log_model
 from tasks.registry.mlflow_runs.store import Store
-from tasks.registry.promotion.decisions import PolicyVersion, past_decisions
+from tasks.registry.promotion.decisions import PolicyVersion, decisions_of, past_decisions
 from tasks.registry.promotion.earlier_releases import EARLIER_RECORD, with_todays_names
 from tasks.registry.promotion.server_lock import ensure_model
 from tasks.settings.params import Params
@@ -43,26 +43,29 @@ def find_by_alias(store: Store, params: Params, alias: str) -> PolicyVersion | N
 
 
 def read_policy_version(version: "ModelVersion") -> PolicyVersion:
-    """Read a policy version from its tags.
+    """Read a policy version from its tags; its record names the registered model that has it.
 
     Raises:
         InputError: the version was not registered by this project.
     """
-    record = _record_tag(version)
-    if record is None:
+    tag = _record_tag(version)
+    if tag is None:
         raise InputError(f"{version.name} version {version.version} was not registered by trueline: choose another")
+    record = redact_record(with_todays_names(json.loads(tag)))
+    record["policy"]["name"] = version.name  # an earlier release copied versions into a model of another name
     return PolicyVersion(
         version=int(version.version),
         reward_version=int(version.tags["reward_version"]),
         md5=version.tags["md5"],
-        record=redact_record(with_todays_names(json.loads(record))),
+        record=record,
     )
 
 
 def all_policy_versions(store: Store, params: Params) -> list[PolicyVersion]:
     """List every policy version in the registry or in the decision log, by number."""
-    found = {decision["policy"]["version"]: decision["policy"] for decision in past_decisions()}
-    for version in store.client.search_model_versions(f"name = '{params.registry.policy}'"):
+    name = params.registry.policy
+    found = {decision["policy"]["version"]: decision["policy"] for decision in decisions_of(name)}
+    for version in store.client.search_model_versions(f"name = '{name}'"):
         if _record_tag(version) is not None:
             found[int(version.version)] = read_policy_version(version)
         else:
