@@ -25,7 +25,11 @@ EXPLAINED_ELSEWHERE = {
     for first, sections, keys in [
         ("sft", ["reward", "held_out_reward", "dpo", "kto"], TRAINING),
         ("dpo", ["kto"], ["evaluation_points", "max_new_tokens"]),
-        ("reward", ["held_out_reward"], ["pooling", "margin", "centering", "label_smoothing"]),
+        (
+            "reward",
+            ["held_out_reward"],
+            ["pooling", "head_init", "head_l2", "head_learning_rate", "margin", "centering", "label_smoothing"],
+        ),
         (
             "prepare.demonstrations",
             ["prepare.preferences", "prepare.prompts"],

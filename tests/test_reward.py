@@ -98,6 +98,54 @@ def test_the_pooling_is_saved_with_the_model(make_params: MakeParams):
     assert losses[0] != losses[1]
 
 
+FITTED = {"head_init": "fit", "epochs": 0}
+
+
+def test_the_head_alone_can_be_fitted_and_nothing_else_is_trained(make_params: MakeParams):
+    easy = [record._replace(chosen="yes", rejected="no") for record in records_of(VALIDATED, "preferences")]
+    write_records(VALIDATED, "preferences", easy)
+    reward(make_params(reward=FITTED))
+    metrics, first = read_json(Path("metrics/reward.json")), Path("models/reward/model.safetensors").read_bytes()
+    assert moved_weights(MODELS / "sft", MODELS / "reward") == set()
+    assert (metrics["steps"], metrics["accuracy"]["value"]) == (0, 1.0)
+    assert "training_loss" not in metrics
+    assert metrics["head_fit"]["largest_gradient"] < 1e-6
+    by_penalty = {float(l2): loss for l2, loss in metrics["head_fit"]["cross_validated_loss"].items()}
+    assert metrics["head_fit"]["l2"] == min(by_penalty, key=by_penalty.__getitem__)
+    assert Path("curves/reward.csv").read_text() == "step,loss\n"
+    reward(make_params(reward=FITTED))
+    assert Path("models/reward/model.safetensors").read_bytes() == first
+
+
+def test_training_goes_on_from_the_fitted_head(make_params: MakeParams):
+    reward(make_params(reward=FITTED | {"head_l2": 0.1}))
+    alone = read_json(Path("metrics/reward.json"))
+    reward(make_params(reward={"head_init": "fit", "head_l2": 0.1}, lora={"rank": 2}))
+    metrics = read_json(Path("metrics/reward.json"))
+    assert metrics["head_fit"] == alone["head_fit"]
+    assert metrics["validation"]["loss"]["before"] == pytest.approx(alone["validation"]["loss"]["after"], rel=1e-5)
+    assert metrics["validation"]["loss"]["after"] != metrics["validation"]["loss"]["before"]
+
+
+def test_pairs_of_one_prompt_give_no_folds(make_params: MakeParams):
+    asked = [Message(role="user", content="Where is it?")]
+    same = [record._replace(prompt=asked) for record in records_of(VALIDATED, "preferences")]
+    write_records(VALIDATED, "preferences", same)
+    with pytest.raises(InputError, match=r"reward: head_l2 cannot be chosen .*: all training pairs share one prompt"):
+        reward(make_params(reward=FITTED))
+
+
+def test_the_head_has_a_rate_of_its_own(make_params: MakeParams):
+    moved = []
+    for rate in (1e-9, 0.1):
+        reward(make_params(reward={"head_learning_rate": rate, "schedule": "constant"}))
+        head = load_file("models/reward/model.safetensors")["score.weight"]
+        start = torch.empty(1, 32).normal_(std=33**-0.5, generator=torch.Generator().manual_seed(7))
+        moved.append((head - start).abs().max().item())
+    assert moved[0] < 1e-6
+    assert moved[1] > 0.05
+
+
 def test_it_learns_what_separates_the_pairs(make_params: MakeParams):
     easy = [record._replace(chosen="yes", rejected="no") for record in records_of(VALIDATED, "preferences")]
     write_records(VALIDATED, "preferences", easy)

@@ -12,3 +12,4 @@ Critic = Literal["separate", "shared"]
 Engine = Literal["builtin", "continuous"]
 KLEstimator = Literal["k1", "k2", "k3"]
 Pooling = Literal["last", "mean"]  # what of an answer a reward model's head reads
+HeadInit = Literal["random", "fit"]

@@ -2,9 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from tasks.settings.choices import Pooling, Schedule
+from tasks.settings.choices import HeadInit, Pooling, Schedule
 from tasks.settings.section import Count, NotNegative, Positive, Section, Share
 
 
@@ -27,7 +27,20 @@ class Sft(Training):
 class Reward(Training):
     """The reward model."""
 
+    epochs: Annotated[int, Field(ge=0, le=10**9)]
     pooling: Pooling
+    head_init: HeadInit
+    head_l2: Positive | None
+    head_learning_rate: Positive | None
     margin: NotNegative
     centering: NotNegative
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
+
+    @model_validator(mode="after")
+    def _something_is_learned(self) -> "Reward":
+        if self.epochs == 0 and self.head_init != "fit":
+            raise ValueError(
+                "epochs is 0, which leaves the head as it starts, and it starts at random: set head_init to fit, or "
+                "epochs to 1 or more"
+            )
+        return self

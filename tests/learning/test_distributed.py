@@ -31,6 +31,8 @@ from tests.conftest import ROOT, MakeParams, NotedRun
 from tests.learning.distributed_run import EnoughError, stop_after
 
 STAGES = {"sft": sft, "reward": reward, "dpo": dpo, "kto": kto, "ppo": ppo}
+# All that a reward model has besides its plain training.
+REWARD = {"pooling": "mean", "head_init": "fit", "head_learning_rate": 5e-3}
 PPO = {"iterations": 3, "rollouts": 7, "num_minibatches": 2, "max_new_tokens": 8, "critic_warmup": 1}
 
 Curves = dict[str, list[dict[str, float]]]
@@ -44,7 +46,7 @@ def curve(path: Path) -> list[dict[str, float]]:
 @pytest.fixture
 def alone(workspace: Path, make_params: MakeParams, noted_run: NotedRun) -> Curves:
     """The curves of one process, whose settings and models are left for several."""
-    params = make_params(ppo=PPO)
+    params = make_params(ppo=PPO, reward=REWARD)
     for train in STAGES.values():
         train(params)
         if train is reward:

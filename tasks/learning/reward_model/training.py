@@ -7,8 +7,10 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from transformers import PreTrainedModel
 
+from tasks.common.errors import InputError
 from tasks.common.files import CURVES, METRICS, MODELS, VALIDATED, replacing, write_csv, write_json
 from tasks.common.progress import track
 from tasks.data.encoding.encoded import EncodedRows, encoded_demonstrations, encoded_preferences
@@ -17,20 +19,23 @@ from tasks.data.records import Preference, Record, Split, read_records
 from tasks.data.splits import root_id
 from tasks.learning import processes
 from tasks.learning.batches import Batch, collate_pairs, micro_batches, pair_batches, require_rows, row_batches
-from tasks.learning.maths.pairs import PairValues, reward_loss
+from tasks.learning.maths.pairs import PairValues
 from tasks.learning.models.forward import unwrapped
 from tasks.learning.models.loading import (
     context_length,
     merged,
     new_reward_model,
     normalise_scores,
+    score_head,
     set_up,
     with_adapters,
 )
 from tasks.learning.models.outputs import completion_scores
 from tasks.learning.reward_model.calibration import ScoredPair, accuracy_by, reward_metrics
+from tasks.learning.reward_model.head_fit import LARGEST_FIT, answer_features, fit_head
+from tasks.learning.reward_model.loss import loss_of
 from tasks.learning.sharding import full_model
-from tasks.learning.training.curves import Run, publish
+from tasks.learning.training.curves import NO_STEPS, Run, publish
 from tasks.learning.training.supervised import SupervisedTrainer
 from tasks.settings.fingerprint import Fingerprint, content_fingerprint
 from tasks.settings.params import Params, Reward
@@ -77,7 +82,7 @@ def train_reward_model(
     """
     device, tokens = set_up(params), params.runtime.max_tokens_per_micro_batch
     tokenizer = load_tokenizer(SFT)
-    model = with_adapters(new_reward_model(SFT, params, settings.pooling), params.lora)
+    model: nn.Module = new_reward_model(SFT, params, settings.pooling)
     context = context_length(model)
 
     def pairs_of(split: Split) -> EncodedRows[EncodedPair]:
@@ -90,8 +95,19 @@ def train_reward_model(
     answers = require_rows(demonstrations, DEMONSTRATIONS, "validation")
     fingerprint = fingerprint or content_fingerprint(stage, params, [*INPUTS, SFT])
     with tracked as run:
+        head = start_head(model, pairs, pair_sources(learned_from), settings, params, stage=stage)
+        model = with_adapters(model, params.lora)
         lengths = (2 * pairs.lengths).tolist()
-        trainer = SupervisedTrainer(stage, fingerprint, model, lengths, params=params, settings=settings, run=run)
+        trainer = SupervisedTrainer(
+            stage,
+            fingerprint,
+            model,
+            lengths,
+            params=params,
+            settings=settings,
+            run=run,
+            head_learning_rate=settings.head_learning_rate,
+        )
         before = held_out_loss(model, held_out, settings, f"{stage}: held-out pairs before")
         reward_training_loop(trainer, model, pairs, settings)
         model = merged(full_model(model))
@@ -104,6 +120,7 @@ def train_reward_model(
             "pairs": len(pairs),
             "tokens": int(pairs.counts[:, 1:].sum()),
             **trainer.summary(),
+            **head,
             watched: {"loss": {"before": before, "after": after}},
             **reward_metrics(scored),
             **accuracies(scored, sources),
@@ -111,6 +128,42 @@ def train_reward_model(
         }
         publish(stage, model, tokenizer, metrics=metrics, curve=trainer.curve, run=run)
     trainer.finish()
+
+
+def start_head(
+    model: PreTrainedModel,
+    pairs: Sequence[EncodedPair],
+    sources: Sequence[PairSource],
+    settings: Reward,
+    params: Params,
+    *,
+    stage: str,
+) -> dict[str, Any]:
+    """Give the head its first weights, if they are not the random ones that it has; returns what metrics say of it.
+
+    Of more than `LARGEST_FIT` pairs so many are taken, at even distances.
+
+    Raises:
+        InputError: the penalty cannot be chosen.
+    """
+    if settings.head_init == "random":
+        return {}
+    places = evenly_spaced(len(pairs), LARGEST_FIT)
+    tokens = params.runtime.max_tokens_per_micro_batch
+    features = answer_features(model, [pairs[place] for place in places], tokens, f"{stage}: features")
+    try:
+        fit = fit_head(features, [sources[place].conversation for place in places], settings, params.seed)
+    except InputError as error:
+        raise InputError(f"{stage}: {error}") from None
+    with torch.no_grad():
+        score_head(model).get_parameter("weight").copy_(fit.weights[None])
+    return {"head_fit": fit.figures}
+
+
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """Places of at most so many of `count` rows, at even distances."""
+    taken = min(count, most)
+    return [place * count // taken for place in range(taken)]
 
 
 def leave_untrained(stage: str, tracked: AbstractContextManager[Run]) -> None:
@@ -123,7 +176,7 @@ def leave_untrained(stage: str, tracked: AbstractContextManager[Run]) -> None:
         with replacing(MODELS / stage) as draft:
             draft.mkdir()
             (draft / NOTE).write_text(note + "\n", encoding="utf-8")
-        write_csv(CURVES / f"{stage}.csv", ("step", "loss"), [])
+        write_csv(CURVES / f"{stage}.csv", NO_STEPS, [])
         metrics = {"trained": False}
         write_json(METRICS / f"{stage}.json", metrics)
         run.summary(metrics)
@@ -151,17 +204,6 @@ def reward_training_loop(
 def pair_scores(model: nn.Module, batch: Batch) -> PairValues:
     """Score both answers of every pair of a batch, in fp32."""
     return PairValues(*completion_scores(model, batch).chunk(2))
-
-
-def loss_of(scores: PairValues, pair_count: int, settings: Reward) -> Tensor:
-    """The loss of scored pairs with the terms of the settings, as their part of the mean over `pair_count` pairs."""
-    return reward_loss(
-        scores,
-        pair_count,
-        margin=settings.margin,
-        centering=settings.centering,
-        label_smoothing=settings.label_smoothing,
-    )
 
 
 @torch.no_grad()

@@ -13,6 +13,8 @@ from tasks.learning import processes
 from tasks.learning.models.loading import save_model
 from tasks.learning.training.checkpoints import CurveRow
 
+NO_STEPS = ("step", "loss")  # the columns of a curve without a step
+
 
 class Log(Protocol):
     """Where the metrics of steps go besides the curve's file."""
@@ -52,7 +54,7 @@ class Curve:
     def write(self, path: Path) -> None:
         """Close the bar and write the rows as CSV; the same rows give the same bytes."""
         self._bar.close()
-        write_csv(path, list(self.rows[0]), self.rows)
+        write_csv(path, list(self.rows[0]) if self.rows else NO_STEPS, self.rows)
 
     def _send(self, row: CurveRow) -> None:
         self._log.log(int(row["step"]), {name: value for name, value in row.items() if name != "step"})

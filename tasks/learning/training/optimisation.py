@@ -14,6 +14,8 @@ from tasks.learning.sharding import full_tensors, is_sharded
 from tasks.settings.choices import Schedule
 from tasks.settings.params import Params
 
+RATE_FACTOR = "rate_factor"  # of a group of weights: its learning rate over that of the step
+
 
 def make_accelerator(params: Params) -> Accelerator:
     """Device placement, mixed precision and backward passes as the settings say."""
@@ -21,16 +23,28 @@ def make_accelerator(params: Params) -> Accelerator:
     return Accelerator(mixed_precision=precision, cpu=device_of(params).type == "cpu")
 
 
-def adamw(model: nn.Module, *, weight_decay: float = 0.0, epsilon: float = 1e-5) -> torch.optim.Optimizer:
+def adamw(
+    model: nn.Module,
+    *,
+    weight_decay: float = 0.0,
+    epsilon: float = 1e-5,
+    head: nn.Module | None = None,
+    head_factor: float = 1.0,
+) -> torch.optim.Optimizer:
     """AdamW with betas 0.9 and 0.999 over the trainable weights; vectors (biases, norms) do not decay.
+
+    The learning rate of the weights in `head`, a part of the model, is `head_factor` times that of the others.
 
     Source: Loshchilov and Hutter 2019; the epsilon of 1e-5 is that of Huang et al. 2024 for RLHF.
     """
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    groups = [
-        {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
-    ]
+    of_head = set() if head is None else {id(each) for each in head.parameters()}
+    groups = []
+    for factor, is_of_head in ((1.0, False), (head_factor, True)):
+        weights = [each for each in model.parameters() if each.requires_grad and (id(each) in of_head) == is_of_head]
+        groups += [
+            {"params": [each for each in weights if each.ndim >= 2], "weight_decay": weight_decay, RATE_FACTOR: factor},
+            {"params": [each for each in weights if each.ndim < 2], "weight_decay": 0.0, RATE_FACTOR: factor},
+        ]
     # The rate is set anew at every step; fused is several times faster than the default on a CPU.
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, eps=epsilon, fused=True)
 
@@ -113,7 +127,7 @@ def update(
     norm = float(full_tensors({"norm": accelerator.clip_grad_norm_(weights, max_grad_norm)})["norm"])
     check_finite(step, {"loss": loss, "gradient norm": norm}, last_checkpoint)
     for group in optimiser.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get(RATE_FACTOR, 1.0)
     try:
         optimiser.step()
     except (RuntimeError, MemoryError) as error:

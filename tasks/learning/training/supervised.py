@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tasks.common.errors import is_out_of_memory
 from tasks.learning import processes
 from tasks.learning.batches import steps_in, training_batches
+from tasks.learning.models.loading import score_head
 from tasks.learning.processes import MicroBatch
 from tasks.learning.sharding import shard
 from tasks.learning.training.checkpoints import Checkpoints
@@ -44,6 +45,7 @@ class SupervisedTrainer:
         settings: Training,
         run: Run,
         epsilon: float = 1e-5,
+        head_learning_rate: float | None = None,
         callback: StepCallback | None = None,
     ) -> None:
         """Prepare to train.
@@ -57,13 +59,18 @@ class SupervisedTrainer:
             settings: epochs, batch size, learning rate and so on.
             run: where the curve goes besides its file.
             epsilon: AdamW's.
+            head_learning_rate: peak of the scalar head's; None: that of the settings.
             callback: called before every step and after the last.
         """
         shard(model)
         self._model, self._lengths, self._settings, self._seed = model, lengths, settings, params.seed
         self._limit = MicroBatchLimit(params.runtime.max_tokens_per_micro_batch)
         self._accelerator = make_accelerator(params)
-        self._optimiser = adamw(model, weight_decay=settings.weight_decay, epsilon=epsilon)
+        head = None if head_learning_rate is None else score_head(model)
+        factor = 1.0 if head_learning_rate is None else head_learning_rate / settings.learning_rate
+        self._optimiser = adamw(
+            model, weight_decay=settings.weight_decay, epsilon=epsilon, head=head, head_factor=factor
+        )
         checkpoints = Checkpoints(stage, fingerprint, params.runtime, {"model": model}, {"model": self._optimiser})
         num_steps = steps_in(len(lengths), settings.batch_size, settings.epochs)
         self._loop = TrainingLoop(stage, num_steps, checkpoints, run, callback)
@@ -127,8 +134,9 @@ class SupervisedTrainer:
         return self._loop.curve
 
     def summary(self) -> dict[str, float]:
-        """Give the metrics every trainer reports: steps, and the loss of the last one."""
-        return {"steps": len(self.curve.rows), "training_loss": self.curve.rows[-1]["loss"]}
+        """Give the metrics every trainer reports: steps, and the loss of the last one if there was any."""
+        rows = self.curve.rows
+        return {"steps": len(rows), **({"training_loss": rows[-1]["loss"]} if rows else {})}
 
     def finish(self) -> None:
         """Delete the checkpoints, once the outputs of the stage are written."""
