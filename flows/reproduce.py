@@ -54,7 +54,7 @@ class StageError(RuntimeError):
 def reproduce(stage: str) -> StageRun:
     """Have `dvc repro` run a stage where it has changed, or take its outputs from the cache; those are hashed.
 
-    Where the cache gives back what is not on record, and no place has it whole, the stage makes it again.
+    Where the cache gives back what is not on record, and no copy is intact, the stage makes it again.
 
     Raises:
         InputError: the stage says that its input must be fixed.

@@ -156,7 +156,7 @@ def test_a_damaged_object_is_taken_from_a_place_that_has_it_whole(repository, ca
     damaged, spoilt = flip_sft(mode, which)
     materialise(stages.output_hashes("sft")["models/sft"], Path("elsewhere"))
     assert Path("elsewhere/content.txt").read_bytes() == expected
-    assert "was damaged in DVC's cache, and is whole again" in caplog.text
+    assert "was damaged in DVC's cache, and is repaired" in caplog.text
     [aside] = DAMAGED.iterdir()
     assert aside.read_bytes() == spoilt  # nothing is deleted
     assert aside.name == damaged.parent.name + damaged.name
@@ -293,7 +293,7 @@ def test_no_damaged_weights_become_champion(tracked, caplog):
     assert champion.promote(params)["promoted"]
     assert expected in [file.read_bytes() for file in tracked.glob("mlruns/**/model/content.txt")]
 
-    flip(listed("align", ppo)[1]["content.txt"])  # the working folder has it whole
+    flip(listed("align", ppo)[1]["content.txt"])  # the working folder has it intact
     export(params, "champion", Path("exported"))
     assert Path("exported/content.txt").read_bytes() == expected
 

@@ -133,7 +133,7 @@ def _rows(
     entries.mkdir(parents=True, exist_ok=True)
     with FileLock(entries.with_suffix(".lock")):
         entry = entries / _key(folder / f"{kind}.jsonl", split, tokenizer)
-        if not _is_whole(entry):
+        if not _is_intact(entry):
             of_split = tqdm(
                 read_records(folder, kind, split), desc=f"tokens of {kind}, {split}", unit=" rows", disable=None
             )
@@ -149,7 +149,7 @@ def _rows(
     return rows
 
 
-def _is_whole(entry: Path) -> bool:
+def _is_intact(entry: Path) -> bool:
     """Tell whether there is an entry, and it is as it was written; one that is damaged is logged."""
     if not entry.exists():
         return False

@@ -418,8 +418,8 @@ SHAPES: dict[Kind, list[Shape]] = {
     "preferences": _COMPARED,
     "ratings": [
         *(
-            Shape((*each.required, said), each.optional, _rated(each.read))
-            for said in (LABEL, RATING)
+            Shape((*each.required, label), each.optional, _rated(each.read))
+            for label in (LABEL, RATING)
             for each in _ANSWERED
         ),
         *(each._replace(read=_both_rated(each.read)) for each in _COMPARED),

@@ -105,10 +105,10 @@ class SupervisedTrainer:
                     is_taken = step.is_taken
 
     def summed(self, items: Sequence[int], work: Callable[[Sequence[MicroBatch]], Tensor]) -> Tensor:
-        """Sum up something of a step's items before its gradient is taken, in micro-batches and over all ranks.
+        """Sum up something of a step's items before its gradient is taken, in micro-batches and over all processes.
 
         Args:
-            items: of all ranks.
+            items: of all processes.
             work: gives this rank's part, of its micro-batches; called again where memory does not suffice.
         """
         total = self._limit.run(items, self._lengths, work)

@@ -1,6 +1,6 @@
 """What DVC's cache holds, hashed whenever it is used: a damaged object is brought back, or set aside and reported.
 
-DVC takes an object of mode 444 for whole without looking, hands it out, and keeps it when the stage that made it runs
+DVC takes an object of mode 444 for intact without looking, hands it out, and keeps it when the stage that made it runs
 again; a damaged one of another mode it deletes with an error of its own.
 """
 
@@ -35,7 +35,7 @@ class NotCachedError(InputError):
 
 
 class DamagedError(InputError):
-    """A content is not what the record says, and no place has it whole."""
+    """A content is not what the record says, and no copy is intact."""
 
 
 class Hashed(NamedTuple):
@@ -140,7 +140,7 @@ def object_path(repo: "Repo", oid: str) -> Path:
     return Path(repo.cache.local.oid_to_path(oid))
 
 
-def is_whole(repo: "Repo", oid: str) -> bool | None:
+def is_intact(repo: "Repo", oid: str) -> bool | None:
     """Hash an object in the cache; None where there is none."""
     try:
         return _md5(object_path(repo, oid)) == oid.removesuffix(FOLDER)
@@ -156,17 +156,17 @@ def named(what: str, names: Iterable[str]) -> str:
 
 
 def _need(repo: "Repo", names: Mapping[str, str], md5: str, what: str) -> None:
-    """Have objects whole in the cache; each has a name within the content that has the hash `md5`."""
+    """Have objects intact in the cache; each has a name within the content that has the hash `md5`."""
     found = _look(repo, names)
-    damaged = [oid for oid, whole in found.items() if whole is False]
+    damaged = [oid for oid, intact in found.items() if intact is False]
     if damaged:
         aside = [_set_aside(repo, oid) for oid in damaged]
         _bring_back(repo, damaged)
-        lost = [oid for oid, whole in _look(repo, damaged).items() if not whole]
+        lost = [oid for oid, intact in _look(repo, damaged).items() if not intact]
         shown = named(what, [names[oid] for oid in lost or damaged])
         if lost:
             raise DamagedError(f"{shown} is damaged in DVC's cache (what was there is {aside[0]} now): {_cure(md5)}")
-        logger.warning("%s was damaged in DVC's cache, and is whole again", shown)
+        logger.warning("%s was damaged in DVC's cache, and is repaired", shown)
     if None in found.values():
         raise NotCachedError(f"DVC's cache lacks {md5} (wanted as {what})", how_to_fetch(repo))
 
@@ -191,10 +191,10 @@ def _path(md5: str) -> str | None:
 
 
 def _look(repo: "Repo", oids: Iterable[str]) -> dict[str, bool | None]:
-    """Tell of each object whether it is whole (None: absent); several are hashed at once."""
+    """Tell of each object whether it is intact (None: absent); several are hashed at once."""
     names = list(oids)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(names, pool.map(lambda oid: is_whole(repo, oid), names), strict=True))
+        return dict(zip(names, pool.map(lambda oid: is_intact(repo, oid), names), strict=True))
 
 
 def _set_aside(repo: "Repo", oid: str) -> Path:
@@ -205,7 +205,7 @@ def _set_aside(repo: "Repo", oid: str) -> Path:
 
 
 def _bring_back(repo: "Repo", oids: Sequence[str]) -> None:
-    """Put objects into the cache again that the working folder or DVC's remote has whole."""
+    """Put objects into the cache again of which the working folder or DVC's remote has an intact copy."""
     from dvc.exceptions import DvcException
     from dvc_data.hashfile.hash_info import HashInfo
 
@@ -215,8 +215,8 @@ def _bring_back(repo: "Repo", oids: Sequence[str]) -> None:
             repo.cloud.pull([HashInfo("md5", oid) for oid in left])
         except (DvcException, OSError) as error:
             logger.warning("DVC's remote does not give it: %s", error)
-        for oid, whole in _look(repo, left).items():
-            if whole is False:  # the remote's is damaged too, and must not be what DVC restores next
+        for oid, intact in _look(repo, left).items():
+            if intact is False:  # the remote's is damaged too, and must not be what DVC restores next
                 _set_aside(repo, oid)
 
 
@@ -234,14 +234,14 @@ def _take_from_working_folder(repo: "Repo", oid: str) -> bool:
 
 
 def _in_working_folder(repo: "Repo", oid: str) -> Path | bytes | None:
-    """Find an object in the output that dvc.lock has it in, where that is whole: a file, or a folder's listing."""
+    """Find an object in the output that dvc.lock has it in, where that is intact: a file, or a folder's listing."""
     for path, md5 in recorded_outputs().items():
         place = Path(path)
         if md5 == oid and oid.endswith(FOLDER):
             found = hashed(place) if place.is_dir() else None
             if found and found.md5 == oid:
                 return found.listing
-        elif not md5.endswith(FOLDER) or is_whole(repo, md5):
+        elif not md5.endswith(FOLDER) or is_intact(repo, md5):
             for name in (name for name, recorded in listed(repo, md5).items() if recorded == oid):
                 if (place / name).is_file() and _md5(place / name) == oid:
                     return place / name

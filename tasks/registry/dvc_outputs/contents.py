@@ -1,8 +1,8 @@
 """Holding files against the record before anybody uses them: a stage, a person who talks to a model, the registry.
 
 DVC knows a file in the working folder by its size and time, and one that it took from its cache by the name that it had
-there. Here the bytes are read, once, where they enter or leave. A damaged file is replaced from a place that has it
-whole; where none has, it is reported, and DVC is made to look at it anew, so that the next run makes it again.
+there. Here the bytes are read, once, where they enter or leave. A damaged file is replaced by an intact
+copy; where there is none, it is reported, and DVC is made to look at it anew, so that the next run makes it again.
 """
 
 import logging
@@ -19,7 +19,7 @@ from tasks.registry.dvc_outputs.cache import (
     Files,
     NotCachedError,
     hashed,
-    is_whole,
+    is_intact,
     listed,
     named,
     object_path,
@@ -46,7 +46,7 @@ def check_inputs(stage: str) -> None:
 
     Raises:
         InputError: dvc.yaml has no such stage.
-        DamagedError: a file is damaged, and no place has it whole.
+        DamagedError: a file is damaged, and no copy is intact.
     """
     from dvc.dependency import ParamsDependency
 
@@ -63,7 +63,7 @@ def check_outputs(stage: str, only: Path | None = None) -> None:
 
     Raises:
         InputError: dvc.yaml has no such stage.
-        DamagedError: a file is damaged, and no place has it whole.
+        DamagedError: a file is damaged, and no copy is intact.
     """
     if not in_repository() or lock_entry(stage) is None:
         return
@@ -82,7 +82,7 @@ def check_folder(folder: Path, md5: str) -> None:
     with repository() as repo:
         found = hashed(folder)
         if found.md5 != md5:
-            changed = _differing(listed(repo, md5), found.files) if is_whole(repo, md5) else []
+            changed = _differing(listed(repo, md5), found.files) if is_intact(repo, md5) else []
             raise DamagedError(f"{named(str(folder), changed)} is damaged ({_both_hashes(md5, found.md5)})")
 
 
