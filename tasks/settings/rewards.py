@@ -20,6 +20,7 @@ VERIFIERS: tuple[str, ...] = (
     "json_schema",
     "length_limit",
     "instructions",
+    "code_tests",
 )
 # Names of other figures, which a reward may not have.
 RESERVED = ("reward", "held_out", "held_out_reward", "ground_truth", "kl", "length", "step")
