@@ -26,7 +26,7 @@ class ChatServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/v1"
 
     def handle_error(self, request, client_address):
-        if not isinstance(sys.exception(), ConnectionError):  # whoever asked has gone
+        if not isinstance(sys.exception(), ConnectionError):  # the client has gone
             super().handle_error(request, client_address)
 
 

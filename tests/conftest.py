@@ -80,7 +80,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 class NotedRun:
-    """Stands for a run in MLflow: keeps what it is told, so that tests can ask."""
+    """Stands for a run in MLflow: records what is logged, so that tests can ask."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, dict[str, float]]] = []

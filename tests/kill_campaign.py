@@ -141,7 +141,7 @@ class Checkout:
 
     def ask(self, *command: str) -> Any:
         """Give what a command says with --json."""
-        said = subprocess.run(
+        shown = subprocess.run(
             [str(BIN / "trueline"), *command, "--json"],
             cwd=self.folder,
             env=os.environ | {"PYTHONPATH": str(self.folder)},
@@ -149,7 +149,7 @@ class Checkout:
             capture_output=True,
             text=True,
         )
-        return json.loads(said.stdout)
+        return json.loads(shown.stdout)
 
     def moves(self) -> list[tuple[str, int]]:
         """The decisions on record."""
@@ -187,11 +187,11 @@ class Checkout:
         """The stage that runs, and its process."""
         for note in (self.folder / ".trueline" / "progress").glob("*.json"):
             try:
-                said = json.loads(note.read_text(encoding="utf-8"))
+                shown = json.loads(note.read_text(encoding="utf-8"))
             except (OSError, ValueError):  # it has just ended
                 continue
-            if psutil.pid_exists(said["pid"]):
-                return said["stage"], said["pid"]
+            if psutil.pid_exists(shown["pid"]):
+                return shown["stage"], shown["pid"]
         return None
 
     def kill(self, process: subprocess.Popen[str], victim: Victim) -> Kill | None:

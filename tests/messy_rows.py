@@ -1,6 +1,6 @@
 """Random rows of every shape with random mess, and what must become of each, known before it is written.
 
-A row is first meant (a prompt, its answers, what is said against it) and then written as people write it: in one of the
+A row is first meant (a prompt, its answers, what speaks against it) and then written as people write it: in one of the
 shapes, its values in one of their forms, among columns that nothing reads, in a file of one of the formats. What it was
 meant to be is never read back from what was written.
 """
@@ -77,7 +77,7 @@ class Meant(NamedTuple):
 
 
 class File(NamedTuple):
-    """A file of rows, and what must be told of it."""
+    """A file of rows, and what must be reported of it."""
 
     source: dict[str, Any]  # its settings
     rows: dict[int, Meant]  # by the number that a person finds
@@ -102,7 +102,7 @@ class Style:
         self.is_written = self.format == ".csv" or random.random() < 0.2
         self.has_system = random.random() < 0.4
         self.has_thoughts = random.random() < 0.3
-        self.told = random.choice(
+        self.flag = random.choice(
             [None, "label", "weight", "train", *(["scores", "margin"] if kind == "preferences" else [])]
         )
         self.truths = random.choice([(True, True, False, None), (1, 1, 0, None)])
@@ -126,8 +126,8 @@ class Style:
 
     def value(self, form: str, role: str, content: str, before: list[Row]) -> Any:
         """A prompt or an answer in its form."""
-        said = self.message(role, content)
-        made: Any = {"text": content, "message": said, "list": [said], "whole": [*before, said]}[form]
+        message = self.message(role, content)
+        made: Any = {"text": content, "message": message, "list": [message], "whole": [*before, message]}[form]
         return made if form == "text" else self.written(made)
 
     def written(self, value: Any) -> Any:
@@ -136,7 +136,7 @@ class Style:
         return self.write(value) if self.is_written else value
 
 
-def said(role: str, content: str) -> Row:
+def message_of(role: str, content: str) -> Row:
     """A message of a record."""
     return {"role": role, "content": content}
 
@@ -145,7 +145,7 @@ def _prompted(style: Style, start: str) -> tuple[Row, list[Row], list[Row]]:
     """A prompt in a column of its own: the columns, the prompt of the record, and how it is repeated by an answer."""
     content = style.text(start)
     system = style.random.choice([None, "", style.text("Be kind. ")]) if style.has_system else None
-    prompt = [*([said("system", system)] if system else []), said("user", content)]
+    prompt = [*([message_of("system", system)] if system else []), message_of("user", content)]
     columns = {"prompt": style.value(style.prompt_form, "user", content, [])}
     if style.has_system:
         columns["system"] = system
@@ -169,7 +169,7 @@ def _completion(style: Style, start: str) -> tuple[Row, list[Row]]:
 
 def _instruction(style: Style, start: str) -> tuple[Row, list[Row]]:
     asked, given, answer = style.text(start), style.random.choice(["", style.text("x")]), style.text()
-    prompt = [said("user", f"{asked}\n\n{given}" if given else asked)]
+    prompt = [message_of("user", f"{asked}\n\n{given}" if given else asked)]
     return {"instruction": asked, "input": given, "output": answer}, [{"prompt": prompt, "response": answer}]
 
 
@@ -181,10 +181,10 @@ def _talk(style: Style, start: str, name: str) -> tuple[Row, list[Row]]:
         is_context = turn < turns - 1 and style.random.random() < 0.5
         weight: Row = {"weight": 0} if is_context else style.random.choice([{}, {"weight": 1}, {"weight": None}])
         messages += [style.message("user", asked), style.message("assistant", answer, **weight)]
-        history.append(said("user", asked))
+        history.append(message_of("user", asked))
         if not is_context or style.kind == "prompts":
             entries.append({"prompt": list(history), "response": None if is_context else answer})
-        history.append(said("assistant", answer))
+        history.append(message_of("assistant", answer))
     return {name: style.written(messages)}, entries
 
 
@@ -223,7 +223,7 @@ def _wholes(style: Style, start: str) -> tuple[Row, list[Row]]:
         name: style.written([*before, style.message("assistant", text)])
         for name, text in (("chosen", chosen), ("rejected", rejected))
     }
-    return row, [{"prompt": [said("user", asked)], "chosen": chosen, "rejected": rejected}]
+    return row, [{"prompt": [message_of("user", asked)], "chosen": chosen, "rejected": rejected}]
 
 
 def _hh(style: Style, start: str) -> tuple[Row, list[Row]]:
@@ -231,7 +231,7 @@ def _hh(style: Style, start: str) -> tuple[Row, list[Row]]:
     row = {
         name: f"\n\nHuman: {asked}\n\nAssistant: {text}" for name, text in (("chosen", chosen), ("rejected", rejected))
     }
-    return row, [{"prompt": [said("user", asked)], "chosen": chosen, "rejected": rejected}]
+    return row, [{"prompt": [message_of("user", asked)], "chosen": chosen, "rejected": rejected}]
 
 
 def _references(style: Style, start: str) -> tuple[Row, list[Row]]:
@@ -255,10 +255,10 @@ def _meant(style: Style, start: str) -> Meant:
     said_against, reason = _against(style)
     if style.kind == "prompts":
         answers = [entry.get("references", [entry.get("response")]) for entry in entries]
-        kept = [[] if reason == "label" or None in found else found for found in answers]
+        remaining = [[] if reason == "label" or None in found else found for found in answers]
         entries = [
             {"prompt": entry["prompt"], "references": list(dict.fromkeys(found))}
-            for entry, found in zip(entries, kept, strict=True)
+            for entry, found in zip(entries, remaining, strict=True)
         ]
         reason = None if reason == "label" else reason
     tag = style.random.choice([None, "ann", "worker 7", "7", *([GONE] if style.tag == "annotator" else [])])
@@ -272,7 +272,7 @@ def _with_more_references(style: Style, rows: list[Meant]) -> list[Meant]:
     for number in style.random.sample(range(len(rows)), 5):
         meant, text = rows[number], style.text("more ")
         [entry] = meant.entries
-        if meant.reason or style.told == "label":  # which may take the references away
+        if meant.reason or style.flag == "label":  # which may take the references away
             continue
         rows[number] = meant._replace(entries=[entry | {"references": [*entry["references"], text]}])
         again.append(meant._replace(row=meant.row | {"references": style.written([text])}, is_merged=True))
@@ -308,15 +308,15 @@ def _with_votes(style: Style, rows: list[Meant]) -> list[Meant]:
 
 def _against(style: Style) -> tuple[Row, str | None]:
     """What a row says about itself, and the reason to leave it out where it says something against itself."""
-    if style.told in ("label", "weight", "train"):
+    if style.flag in ("label", "weight", "train"):
         value = style.random.choice(style.truths)
-        reason = "label" if style.told == "label" else "weight"
-        return {style.told: value}, None if value is None or value else reason
+        reason = "label" if style.flag == "label" else "weight"
+        return {style.flag: value}, None if value is None or value else reason
     first, second = style.random.choice([(2.5, 1.0)] * 3 + [(1.0, 2.5), (2.0, 2.0)])
     why = None if first > second else "scores" if first < second else "equal_scores"
-    if style.told == "scores":
+    if style.flag == "scores":
         return {"score_chosen": first, "score_rejected": second}, why
-    return ({"margin": first - second}, why) if style.told == "margin" else ({}, None)
+    return ({"margin": first - second}, why) if style.flag == "margin" else ({}, None)
 
 
 def make_file(random: Random, kind: Kind, name: str, spoil: bool) -> File:
@@ -325,7 +325,7 @@ def make_file(random: Random, kind: Kind, name: str, spoil: bool) -> File:
     rows = [_meant(style, f"{name} {number}: ") for number in range(random.randint(50, 80))]
     if style.shape is _references:
         rows = _with_more_references(style, rows)
-    if style.tag == "annotator" and style.told is None and style.shape in (_pair, _wholes, _hh):
+    if style.tag == "annotator" and style.flag is None and style.shape in (_pair, _wholes, _hh):
         rows = _with_votes(style, rows)
     thinks = sum(meant.has_thought for meant in rows)
     unused: Counter[str] = Counter()
@@ -384,8 +384,10 @@ def _spoilt(style: Style, row: Row) -> bytes:
         json.dumps(row | {"history": [["q", "a"]]}).encode(),
         json.dumps(row | {"images": ["a.png"]}).encode(),
         json.dumps(row | {"train": 0.5}).encode(),
-        json.dumps(row | {vital: [said("user", "q"), said("tool", "t")]}).encode(),
-        json.dumps(row | {vital: [said("user", "q") | {"tool_calls": [1]}, said("assistant", "t")]}).encode(),
+        json.dumps(row | {vital: [message_of("user", "q"), message_of("tool", "t")]}).encode(),
+        json.dumps(
+            row | {vital: [message_of("user", "q") | {"tool_calls": [1]}, message_of("assistant", "t")]}
+        ).encode(),
         b"[1, 2]",
     ]
     if style.format == ".jsonl":

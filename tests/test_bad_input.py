@@ -1,4 +1,4 @@
-"""The promise to people with bad input: exit code 2, one sentence with place and cure, and earlier outputs kept.
+"""The promise to people with bad input: exit code 2, one sentence with place and cure, and earlier outputs unchanged.
 
 One table of all that can be wrong, each case through the very function that runs a stage as a process. What else a
 stage does with bad input is tested beside the stage.
@@ -64,7 +64,7 @@ class Case(NamedTuple):
 
     stage: str
     spoil: Callable[[Workshop], object]
-    said: tuple[str, ...]  # words of the sentence: the place, then the cure
+    sentence: tuple[str, ...]  # words of the sentence: the place, then the cure
 
 
 @pytest.fixture
@@ -371,16 +371,16 @@ def test_a_failing_stage_keeps_the_outputs_that_dvc_has_deleted(tmp_path, monkey
 
     failed = dvc("repro", check=False)
 
-    said = [line for line in failed.stderr.splitlines() if line.startswith("prepare: ")]
+    sentences = [line for line in failed.stderr.splitlines() if line.startswith("prepare: ")]
     assert failed.returncode != 0
-    assert len(said) == 1
-    assert_in_order(("preferences.jsonl row 60 is not valid JSON", "fix or remove the row"), said[0])
+    assert len(sentences) == 1
+    assert_in_order(("preferences.jsonl row 60 is not valid JSON", "fix or remove the row"), sentences[0])
     assert "Traceback" not in failed.stderr
     assert contents() == before | {"preferences.jsonl": whole[:-5]}
     assert Path("dvc.lock").read_bytes() == lock
     failure = last_failure()
     assert failure is not None
-    assert f"prepare: {failure.message}" == said[0]
+    assert f"prepare: {failure.message}" == sentences[0]
 
 
 def prepare_repository() -> None:
@@ -407,7 +407,7 @@ def prepare_repository() -> None:
 
 
 def dvc(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run DVC as people do, with this Python for its stages and nothing kept outside the working folder."""
+    """Run DVC as people do, with this Python for its stages and nothing saved outside the working folder."""
     python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {name: value for name, value in os.environ.items() if name not in ("DVC_ROOT", "DVC_STAGE")}
     environment |= {"PATH": python, "PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1"}

@@ -111,7 +111,7 @@ def test_from_scratch_the_stage_writes_a_model_that_answers_and_its_metrics(sett
 def test_numbers_are_split_into_digits_and_text_comes_back(settings, made):
     tokenizer = load_tokenizer(made)
     assert tokenizer.tokenize("order #4821")[-4:] == ["4", "8", "2", "1"]
-    text = "Zoë said:\n  «4821»  twice 😀"
+    text = "Zoë wrote:\n  «4821»  twice 😀"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
@@ -292,9 +292,9 @@ def test_a_pointer_that_pins_nothing_is_refused(folder, text):
 
 @pytest.mark.parametrize("text", ["{", "hub: &a [*a]", f"hub: {'[' * 3000}", "revision: 0o12"])
 def test_a_pointer_that_is_no_yaml_or_bounds_nothing_is_refused(folder, text):
-    with pytest.raises(InputError, match=r"^model\.yaml") as told:
+    with pytest.raises(InputError, match=r"^model\.yaml") as refused:
         read_pointer(pointer(text))
-    assert len(str(told.value)) < 300
+    assert len(str(refused.value)) < 300
 
 
 def test_a_missing_pointer_is_refused(settings, folder):

@@ -196,9 +196,9 @@ def test_losses_are_compared_with_ours_and_arithmetic_with_the_peak():
 def test_a_variant_runs_in_a_process_of_its_own(tmp_path):
     make_model(SIZES["XS"], tmp_path)
     job = Job("sft", "XS", tmp_path, tmp_path, "fp32", steps=1, batch_size=2)
-    said: list[str] = []
-    [measured] = interleaved({"1x data": (OURS, job)}, 1, said.append)["1x data"]
-    assert len(said) == 1
+    progress: list[str] = []
+    [measured] = interleaved({"1x data": (OURS, job)}, 1, progress.append)["1x data"]
+    assert len(progress) == 1
     assert all(step["loss"] == pytest.approx(math.log(2048), abs=0.5) for step in measured.figures)
     assert len(measured.figures) == 3
     assert measured.cpu > 0
@@ -212,7 +212,7 @@ def test_a_process_that_died_is_not_waited_for():
         answer("TRL", here)
 
 
-def test_growth_is_told_in_tokens(monkeypatch):
+def test_growth_is_given_in_tokens(monkeypatch):
     def measured(contestants, *_):
         return {name: [Measured(job.steps, 1.0, [], 5.0)] for name, (_, job) in contestants.items()}
 
@@ -239,8 +239,8 @@ def test_rows_of_those_who_sample_fill_their_table():
     }
     row |= {"memory": 1.0, "length": 2.0, "seconds_an_answer": 2.0}
     assert len(cells(row)) == len(sampled("CPU").columns)
-    judged = cells(row | {"reward": 1.0, "kl": 0.001, "entropy": 2.0})
-    assert judged[-3:] == ["1.00", "1.0e-03", "2.00"]
+    shown = cells(row | {"reward": 1.0, "kl": 0.001, "entropy": 2.0})
+    assert shown[-3:] == ["1.00", "1.0e-03", "2.00"]
 
 
 def test_made_up_rows_can_be_prepared_and_a_stage_that_fails_ends_the_benchmark(tmp_path):

@@ -54,8 +54,8 @@ def trueline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         monkeypatch.setattr(sys, "argv", ["trueline", *arguments])
         with pytest.raises(SystemExit) as stopped:
             cli.main()
-        said = capsys.readouterr()
-        return int(stopped.value.code or 0), said.out, said.err
+        printed = capsys.readouterr()
+        return int(stopped.value.code or 0), printed.out, printed.err
 
     return call
 
@@ -114,7 +114,7 @@ def test_a_command_that_moved_to_a_group_is_still_there(trueline, old: str) -> N
     assert trueline(old, "--help")[0] == 0
 
 
-# --- What a user must mend
+# --- What a user must fix
 
 
 @pytest.mark.parametrize(
@@ -317,11 +317,11 @@ def traced(**answers: Any) -> dict[str, Any]:
 
 
 def test_a_trace_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = {"prompts": {"train": 1}}
+    rows = {"prompts": {"train": 1}}
     found = {
         "what": "row", "name": "a1", "in_any": True,
         "versions": [
-            traced(policy=True, stages=["ppo"], rows=kept, quarantined=2),
+            traced(policy=True, stages=["ppo"], rows=rows, quarantined=2),
             traced(version=2, promoted=True, policy=None, reward=None, rows=None, quarantined=None),
         ],
     }  # fmt: skip
@@ -336,12 +336,12 @@ def test_a_trace_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_trace_of_an_annotator_says_what_names_nobody(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = {"preferences": {"validation": 4}}
+    rows = {"preferences": {"validation": 4}}
     found = {
         "what": "annotator", "name": "ann", "in_any": True,
         "versions": [
             traced(policy=None, reward=None, unattributed=36),
-            traced(version=2, stages=["held_out_reward"], rows=kept, unattributed=0),
+            traced(version=2, stages=["held_out_reward"], rows=rows, unattributed=0),
         ],
     }  # fmt: skip
     monkeypatch.setattr("tasks.registry.lineage.trace.trace", returning(found))
@@ -397,8 +397,8 @@ def test_export_says_what_lies_where(trueline, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_export_of_a_reward_model_has_no_adapter(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {"model": "rewards", "version": 2, "md5": "x.dir", "folder": "out", "files": ["README.md"]}
-    monkeypatch.setattr("tasks.registry.export.folders.export_reward", returning(told))
+    exported = {"model": "rewards", "version": 2, "md5": "x.dir", "folder": "out", "files": ["README.md"]}
+    monkeypatch.setattr("tasks.registry.export.folders.export_reward", returning(exported))
 
     assert trueline("export", "3", "out", "--reward") == (0, "rewards version 2 in out:\n  README.md\n", "")
     sentence = "trueline: reward models are exported whole: give --adapter or --reward, not both\n"
@@ -413,7 +413,7 @@ def test_an_export_that_cannot_be_is_one_sentence(trueline, checkout: Path) -> N
     assert (code, out, err) == (2, "", "trueline: . is not an empty folder: name another, or empty it first\n")
 
 
-SHEET = {"file": "s.csv", "prompts": 50, "different_answers": 1200, "same_answers": 9}
+ANNOTATION_SHEET = {"file": "s.csv", "prompts": 50, "different_answers": 1200, "same_answers": 9}
 WON = {"value": 0.64, "low": 0.57, "high": 0.71, "ties": 0.1, "wins": 29, "losses": 16, "sign_test": 0.0725}
 FIGURES: dict[str, Any] = {
     "prompts": 50, "same_answers": 9, "votes": 80, "annotators": {"ann": 50, "[ben]": 30},
@@ -427,7 +427,7 @@ def test_a_sheet_says_what_it_holds_and_what_to_do(trueline, monkeypatch: pytest
 
     def write_annotation_sheet(path: Path, prompts: int | None) -> dict[str, Any]:
         asked.append((path, prompts))
-        return SHEET
+        return ANNOTATION_SHEET
 
     monkeypatch.setattr("flows.people.write_annotation_sheet", write_annotation_sheet)
 
@@ -435,7 +435,7 @@ def test_a_sheet_says_what_it_holds_and_what_to_do(trueline, monkeypatch: pytest
     assert out.startswith(
         "s.csv: 50 of the 1,200 prompts with two different answers; 9 more have the same answer twice."
     )
-    assert json.loads(trueline("sheet", "s.csv", "--json")[1]) == SHEET
+    assert json.loads(trueline("sheet", "s.csv", "--json")[1]) == ANNOTATION_SHEET
     assert asked == [(Path("s.csv"), 50), (Path("s.csv"), None)]
     assert trueline("sheet", "s.csv", "--prompts", "0")[0] == 2
 

@@ -38,9 +38,9 @@ def test_the_stage_writes_what_it_says(params: Params, noted_run: NotedRun):
     assert metrics["tokens"] == sum(len(pair.chosen.completion) + len(pair.rejected.completion) for pair in learned)
     assert list(metrics["validation"]["before"]) == list(metrics["validation"]["after"]) == list(PairMetrics._fields)
     assert list(read_curve("dpo")[0]) == COLUMNS
-    # eight marks of six steps are all of them, and the beginning; four validation prompts at each
+    # eight evaluation points of six steps are all of them, and the beginning; four validation prompts at each
     answers = read_answers("dpo")
-    assert {step: len(said) for step, said in answers.items()} == dict.fromkeys(range(7), 4)
+    assert {step: len(given) for step, given in answers.items()} == dict.fromkeys(range(7), 4)
     assert [answer.logp for answer in answers[0]] != [answer.logp for answer in answers[6]]
 
 

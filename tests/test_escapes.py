@@ -73,8 +73,8 @@ def test_what_people_write_stays_as_it_is() -> None:
 
 @given(st.text(st.characters(), max_size=20))
 def test_json_means_what_it_meant(text: str) -> None:
-    printed = safe_json(json.dumps({"said": text}, ensure_ascii=False, indent=2))
-    assert json.loads(printed) == {"said": text}
+    printed = safe_json(json.dumps({"text": text}, ensure_ascii=False, indent=2))
+    assert json.loads(printed) == {"text": text}
     assert visible(printed) == printed
 
 

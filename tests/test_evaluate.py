@@ -87,9 +87,9 @@ def write_points(params):
     answers = []
     for step, name in ((0, "sft"), (9, "ppo")):
         policy = load_policy(Path("models") / name, params, trainable=False)
-        marks = EvaluationPoints(policy, load_tokenizer(Path("models/sft")), asked, params.ppo, params, temperature=1.0)
-        marks.at_step(step, 9)
-        answers += marks.answers
+        along = EvaluationPoints(policy, load_tokenizer(Path("models/sft")), asked, params.ppo, params, temperature=1.0)
+        along.at_step(step, 9)
+        answers += along.answers
     write_answers("ppo", answers)
 
 
@@ -245,12 +245,12 @@ def test_a_language_model_is_asked_where_one_is_set(run, params, monkeypatch, ca
     assert (METRICS.read_bytes(), LLM_JUDGE.read_bytes()) == (first, rows)
     found = figures()["llm_judge"]
     assert (found["model"], found["prompts"], found["without_verdict"]) == ("judge-7b", 4, 0)
-    said = [json.loads(line) for line in rows.decode().splitlines()]
-    assert [row["id"] for row in said] == [row["id"] for row in responses()[:4]]
+    comparisons = [json.loads(line) for line in rows.decode().splitlines()]
+    assert [row["id"] for row in comparisons] == [row["id"] for row in responses()[:4]]
     # The judge that likes an e in an answer is fair, so the outcomes are known.
     liked = [["e" in row[name]["answer"] for name in ("candidate", "opponent")] for row in responses()[:4]]
-    assert [row["outcome"] for row in said] == [(1 + ours - theirs) / 2 for ours, theirs in liked]
-    assert found["vs_opponent"]["value"] == sum(row["outcome"] for row in said) / 4
+    assert [row["outcome"] for row in comparisons] == [(1 + ours - theirs) / 2 for ours, theirs in liked]
+    assert found["vs_opponent"]["value"] == sum(row["outcome"] for row in comparisons) / 4
     texts = [path.read_bytes() for path in Path().rglob("*") if path.is_file()]
     assert not any(b"very-secret" in text for text in texts)
     assert "very-secret" not in "".join([*capfd.readouterr(), caplog.text])
@@ -370,7 +370,7 @@ def test_the_evaluation_points_are_scored_by_every_reward(run, params):
     evaluate(params)
     first, last = figures()["over_optimisation"]
     assert (first["step"], last["step"]) == (0, 9)
-    assert first["kl"]["mean"] == pytest.approx(0, abs=1e-5)  # SFT itself, read by two forward passes
+    assert first["kl"]["mean"] == pytest.approx(0, abs=1e-5)  # SFT itself, read by the forward pass of either
     assert last["kl"]["mean"] > 0.1
     rows = [json.loads(line) for line in POINTS.read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in rows] == [0, 0, 9, 9]

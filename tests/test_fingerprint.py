@@ -1,4 +1,4 @@
-"""What a checkpoint is compared by, and how the difference is said."""
+"""What a checkpoint is compared by, and how the difference is worded."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ BEFORE = Fingerprint(
 
 
 @pytest.mark.parametrize(
-    ("now", "said"),
+    ("now", "message"),
     [
         (BEFORE, ""),
         (BEFORE._replace(contents={"b.py": "1", "data/validate": "a"}), ""),  # in any order
@@ -30,8 +30,8 @@ BEFORE = Fingerprint(
         ),
     ],
 )
-def test_differences_are_in_the_users_words(now: Fingerprint, said: str):
-    assert now.differences(BEFORE) == said
+def test_differences_are_in_the_users_words(now: Fingerprint, message: str):
+    assert now.differences(BEFORE) == message
 
 
 def test_outside_dvc_it_follows_settings_and_bytes(tmp_path: Path, monkeypatch, make_params: MakeParams):

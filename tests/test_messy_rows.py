@@ -1,4 +1,4 @@
-"""Whatever rows people have: each is kept, left out, excluded or merged as it is meant, or its file is refused.
+"""Whatever rows people have: each is taken, left out, excluded or merged as it is meant, or its file is refused.
 
 In `prepare` for every seed, and in `validate` for the records of the seeds of a portion together.
 """
@@ -75,52 +75,52 @@ def _try(seed: int, settings: dict[str, Any], keep: bool) -> None:
                 together.write((PREPARED / f"{kind}.jsonl").read_bytes())
 
 
-def _check_refusal(file: File, said: str, seed: int) -> None:
+def _check_refusal(file: File, message: str, seed: int) -> None:
     """The sentence names the file, the first ten bad rows and how many more there are, and nothing is written."""
-    assert said.startswith(file.source["source"]) and "\n" not in said and len(said) < 4100, (seed, said)
+    assert message.startswith(file.source["source"]) and "\n" not in message and len(message) < 4100, (seed, message)
     if len(file.bad) > 1:
-        assert f" has {len(file.bad)} bad rows: " in said, (seed, said)
+        assert f" has {len(file.bad)} bad rows: " in message, (seed, message)
     if len(file.bad) > 10:
-        assert f"; and {len(file.bad) - 10} more: " in said, (seed, said)
-    words = set(said.replace(",", " ").replace(":", " ").split())
-    assert {str(row) for row in file.bad[:10]} <= words, (seed, said)
+        assert f"; and {len(file.bad) - 10} more: " in message, (seed, message)
+    words = set(message.replace(",", " ").replace(":", " ").split())
+    assert {str(row) for row in file.bad[:10]} <= words, (seed, message)
     assert not PREPARED.exists(), seed
 
 
 def _check(kind: Kind, file: File, seed: int) -> None:
-    """In = kept + left out + excluded + merged, row by row, and no text is changed."""
+    """In = taken + left out + excluded + merged, row by row, and no text is changed."""
     metrics = json.loads((METRICS / "prepare.json").read_text())[kind]
     left = {number: meant.reason for number, meant in file.rows.items() if meant.reason}
     excluded = {number: meant for number, meant in file.rows.items() if meant.is_excluded and not meant.reason}
     merged = [number for number, meant in file.rows.items() if meant.is_merged]
-    kept = {number: meant for number, meant in file.rows.items() if number not in {*left, *excluded, *merged}}
+    taken = {number: meant for number, meant in file.rows.items() if number not in {*left, *excluded, *merged}}
     found: dict[int, list[dict[str, Any]]] = {}
     tags: dict[int, set[str | None]] = {}
     for record in _lines(PREPARED / f"{kind}.jsonl"):
         number = record["row"]
         found.setdefault(number, []).append({name: record[name] for name in file.rows[number].entries[0]})
         tags.setdefault(number, set()).add(record[TAGS[kind]])
-    assert found == {number: meant.entries for number, meant in kept.items()}, seed
-    assert tags == {number: {meant.tag} for number, meant in kept.items()}, seed
+    assert found == {number: meant.entries for number, meant in taken.items()}, seed
+    assert tags == {number: {meant.tag} for number, meant in taken.items()}, seed
     lines = [line for line in _lines(PREPARED / LEFT_OUT) if line["file"] == f"{kind}.jsonl"]
     places = {each["row"]: line["reason"] for line in lines for each in line.get("votes", [line])}
     assert places == left, seed
     assert metrics["rows_read"] == len(file.rows), seed
     assert metrics["left_out"] == Counter(left.values()), seed
     assert metrics["excluded"] == sum(len(meant.entries) for meant in excluded.values()), seed
-    assert metrics["records"] == sum(len(meant.entries) for meant in kept.values()), seed
+    assert metrics["records"] == sum(len(meant.entries) for meant in taken.values()), seed
     assert (metrics["unused"], metrics["ignored"]) == (file.unused, file.ignored), seed
     if kind == "preferences":
         assert metrics.get("votes", {}).get("merged", 0) == len(merged), seed
 
 
 def _check_validated(kind: Kind) -> None:
-    """In = kept + quarantined, each with a reason, and no byte of a kept row is changed."""
+    """In = valid + quarantined, each with a reason, and no byte of a valid row is changed."""
     given = Counter((PREPARED / f"{kind}.jsonl").read_text().split("\n"))
-    kept = Counter((VALIDATED / f"{kind}.jsonl").read_text().split("\n"))
+    valid = Counter((VALIDATED / f"{kind}.jsonl").read_text().split("\n"))
     gone = [line for line in _lines(VALIDATED / "quarantine.jsonl") if line["file"] == f"{kind}.jsonl"]
     assert all(line["reasons"] for line in gone)
-    assert kept + Counter(json.dumps(line["record"], ensure_ascii=False) for line in gone) == given
+    assert valid + Counter(json.dumps(line["record"], ensure_ascii=False) for line in gone) == given
     metrics = json.loads((METRICS / "validate.json").read_text())[kind]
     assert metrics["rows"] == metrics["valid"] + metrics["quarantined"] == given.total() - 1
     assert metrics["quarantined"] == len(gone)

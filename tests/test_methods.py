@@ -1,4 +1,4 @@
-"""The table of methods: whoever adds a row is told what else a method needs."""
+"""The table of methods: a person who adds a row learns what else a method needs."""
 
 from typing import get_args
 

@@ -1,4 +1,4 @@
-"""params.yaml: it loads, every key is explained, and whatever is wrong in it is told in one sentence."""
+"""params.yaml: it loads, every key is explained, and whatever is wrong in it is reported in one sentence."""
 
 import re
 from collections.abc import Iterator
@@ -62,9 +62,9 @@ def changed(**changes: object) -> dict[str, Any]:
 def complaint(settings: dict[str, Any]) -> str:
     with pytest.raises(InputError) as refused:
         parse_params(settings, "params.yaml")
-    said = str(refused.value)
-    assert "\n" not in said
-    return said
+    message = str(refused.value)
+    assert "\n" not in message
+    return message
 
 
 def key_lines(section: CommentedMap, prefix: str = "") -> Iterator[tuple[str, int]]:
@@ -270,12 +270,12 @@ def test_a_launcher_starts_with_a_program():
     "url",
     ["localhost:8000/v1", "ftp://a/v1", "http://me:hush@a/v1", "http://a/v1?key=hush", "http://a/v1 hush", "http://"],
 )
-def test_the_llm_judges_address_holds_no_secret_and_none_is_said(url):
-    said = complaint(changed(evaluate__llm_judge={"url": url, "model": "held_out_reward", "prompts": None}))
-    assert said.startswith(
+def test_the_llm_judges_address_holds_no_secret_and_none_is_shown(url):
+    message = complaint(changed(evaluate__llm_judge={"url": url, "model": "held_out_reward", "prompts": None}))
+    assert message.startswith(
         "params.yaml: evaluate.llm_judge.url: it must begin with http:// or https:// and have neither"
     )
-    assert "hush" not in said
+    assert "hush" not in message
 
 
 @pytest.mark.parametrize("url", ["http://localhost:8000/v1", "https://api.example.org/v1/"])
@@ -302,15 +302,15 @@ def test_settings_at_the_edge_of_a_rule_hold(change):
 
 
 def test_a_section_that_was_taken_apart_is_refused_with_the_new_place() -> None:
-    said = complaint(changed(prepare__example={"demonstrations": 9}))
-    assert said == (
+    message = complaint(changed(prepare__example={"demonstrations": 9}))
+    assert message == (
         "params.yaml: prepare.example is no section any more: write its settings under prepare.demonstrations.options, "
         "prepare.preferences.options and prepare.prompts.options"
     )
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"rows": {"a": [float("nan")]}}, "nan is no number that a setting can have: change it"),
         ({"rows": [-0.0]}, "-0.0 is no number that a setting can have: write 0.0"),
@@ -322,9 +322,9 @@ def test_a_section_that_was_taken_apart_is_refused_with_the_new_place() -> None:
         ({"a\x85": 1}, "it has the character"),
     ],
 )
-def test_options_of_a_function_are_plain_at_any_depth(options: object, said: str) -> None:
+def test_options_of_a_function_are_plain_at_any_depth(options: object, message: str) -> None:
     key = "prepare.prompts.options"
-    assert complaint(changed(prepare__prompts__options=options)).startswith(f"params.yaml: {key}: {said}")
+    assert complaint(changed(prepare__prompts__options=options)).startswith(f"params.yaml: {key}: {message}")
 
 
 @pytest.mark.parametrize("old", RENAMED)
@@ -344,5 +344,5 @@ def test_a_key_under_its_old_name_is_refused_with_the_new_one(old: str) -> None:
 @pytest.mark.parametrize(("key", "old"), [(key, old) for key, values in RENAMED_VALUES.items() for old in values])
 def test_a_value_under_its_old_name_is_refused_with_the_new_one(key: str, old: str) -> None:
     new = RENAMED_VALUES[key][old]
-    said = complaint(changed(**{key.replace(".", "__"): old}))
-    assert said == f"params.yaml: {key}: the value {old} is now called {new}: change it"
+    message = complaint(changed(**{key.replace(".", "__"): old}))
+    assert message == f"params.yaml: {key}: the value {old} is now called {new}: change it"

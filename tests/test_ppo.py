@@ -73,11 +73,11 @@ def test_files_columns_and_figures(ready, noted_run):
     assert all(not torch.equal(a, b) for a, b in zip(policy.parameters(), sft.parameters(), strict=True))
     assert load_tokenizer(MODELS / "ppo").chat_template
     assert not Path(".trueline/checkpoints/ppo").exists()
-    # eight marks of four rounds are all of them, and the beginning; four validation prompts at each
+    # eight evaluation points of four rounds are all of them, and the beginning; four validation prompts at each
     answers = read_answers("ppo")
-    assert {step: len(said) for step, said in answers.items()} == dict.fromkeys(range(5), 4)
-    said = [[(answer.tokens, answer.logp) for answer in answers[step]] for step in range(5)]
-    assert said[0] == said[1] != said[4]  # the first round learns nothing but the critic
+    assert {step: len(given) for step, given in answers.items()} == dict.fromkeys(range(5), 4)
+    given = [[(answer.tokens, answer.logp) for answer in answers[step]] for step in range(5)]
+    assert given[0] == given[1] != given[4]  # the first round learns nothing but the critic
     logged = {name for _, metrics in noted_run.rows for name in metrics}
     assert {*MLFLOW_NAMES.values(), "speed/generate_tokens_per_second"} <= logged
     assert [row["prompt"] for row in noted_run.tables["samples"]] == [

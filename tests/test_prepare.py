@@ -234,7 +234,7 @@ def test_a_prompt_has_the_category_of_its_first_row():
     assert [row.tag for row in distinct_prompts(rows[1:])] == [None]
 
 
-def test_a_category_is_kept_and_changes_neither_ids_nor_what_limit_chooses():
+def test_a_category_is_recorded_and_changes_neither_ids_nor_what_limit_chooses():
     plain = [{"prompt": f"q{n}", "references": [f"a{n}"]} for n in range(100)]
     labelled = [row | {"topic": f"kind {n % 3}"} for n, row in enumerate(plain)]
     others, found = four_sources(100), []

@@ -40,13 +40,13 @@ def test_an_excluded_row_is_as_if_the_source_did_not_hold_it(kind, limit):
     assert {name: metrics()[kind][name] for name in ("rows_read", "excluded", "rows_kept")} == {
         "rows_read": 40, "excluded": 1, "rows_kept": limit or 39
     }  # fmt: skip
-    kept = [line for line in before if line["id"] != gone["id"]]
-    assert [line for line in excluded if line in kept] == kept  # nothing else moves, nor changes its split
+    others = [line for line in before if line["id"] != gone["id"]]
+    assert [line for line in excluded if line in others] == others  # nothing else moves, nor changes its split
 
     Path("exclude.txt").write_text("")
     rows = Path(sources[kind]).read_text().splitlines(keepends=True)
-    said = json.dumps(gone["prompt"][0]["content"])
-    Path(sources[kind]).write_text("".join(row for row in rows if said not in row))
+    prompt = json.dumps(gone["prompt"][0]["content"])
+    Path(sources[kind]).write_text("".join(row for row in rows if prompt not in row))
     prepare(params_with(**changes))
     assert lines_of(kind) == excluded
 
@@ -86,7 +86,7 @@ def annotated_sources(count: int = 40) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", ["demonstrations", "preferences"])
-def test_an_annotator_is_kept_and_changes_neither_ids_nor_splits_nor_what_limit_chooses(kind):
+def test_an_annotator_is_recorded_and_changes_neither_ids_nor_splits_nor_what_limit_chooses(kind):
     found = []
     for make in (four_sources, annotated_sources):
         sources = make(100)
@@ -158,7 +158,7 @@ def test_a_folder_is_excluded_by_its_name(name, caplog):
     assert "exclude.txt excludes source pairs, which nothing matches" in caplog.text
 
 
-def test_who_excludes_all_rows_is_told_so():
+def test_an_exclusion_of_all_rows_is_refused():
     sources = four_sources()
     rows = [json.loads(line) | {"annotator": "Ann"} for line in Path("p.jsonl").read_text().splitlines()]
     write_rows("p.jsonl", rows)

@@ -102,7 +102,7 @@ def test_a_column_for_rewards_says_nothing_about_the_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         (float("inf"), r"holds inf, which is no JSON"),
         ([[float("nan")]], r"holds nan, which is no JSON"),
@@ -112,10 +112,10 @@ def test_a_column_for_rewards_says_nothing_about_the_row() -> None:
         ("a" * LARGEST, r"have 1,\d+,\d+ bytes, more than the 1,048,576 of a row's extra columns"),
     ],
 )
-def test_what_is_no_json_or_too_large_is_told_with_file_and_row(value: object, said: str) -> None:
+def test_what_is_no_json_or_too_large_is_refused_with_file_and_row(value: object, message: str) -> None:
     content = rows()
     content[4]["key"] = value
-    with pytest.raises(InputError, match=rf"^sums\.jsonl row 5: the extra column answer {said}.*: fix or remove"):
+    with pytest.raises(InputError, match=rf"^sums\.jsonl row 5: the extra column answer {message}.*: fix or remove"):
         prepared(write("jsonl", content), {"answer": "key"})
 
 
@@ -136,7 +136,7 @@ def test_values_that_only_parquet_has_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             {"extra_columns": {"answer": "keys"}},
@@ -146,8 +146,8 @@ def test_values_that_only_parquet_has_are_refused() -> None:
         ({"extra_columns": {"the answer": "key"}}, r"prepare\.prompts\.extra_columns.*the answer"),
     ],
 )
-def test_a_map_that_cannot_be_followed_is_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_a_map_that_cannot_be_followed_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         prepared(write("jsonl", rows()), changes.pop("extra_columns"), **changes)
 
 

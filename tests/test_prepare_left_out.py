@@ -1,4 +1,4 @@
-"""What `prepare` leaves out, ignores and refuses of rows: each is counted and told, none dropped without a word."""
+"""What `prepare` leaves out, ignores and refuses of rows: each is counted and reported, none dropped without a word."""
 
 import json
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_a_bad_answer_is_no_reference_but_its_prompt_is_a_prompt():
     assert [record.references for record in read_prompts(PREPARED)] == [[f"a{n}"] for n in range(30)]
 
 
-def test_columns_that_nothing_reads_are_told_once_with_their_rows(caplog):
+def test_columns_that_nothing_reads_are_reported_once_with_their_rows(caplog):
     rows = [{"prompt": f"q{n}", "response": "a", "id": n, **({"note": "n"} if n < 7 else {})} for n in range(30)]
     prepare(params_with(demonstrations=write_rows("d.jsonl", rows)))
     assert metrics()["demonstrations"]["unused"] == {"id": 30, "note": 7}
@@ -82,13 +82,14 @@ def test_a_file_with_many_bad_rows_tells_them_at_once():
     Path(path).write_text(Path(path).read_text() + "\n".join(bad))
     with pytest.raises(InputError) as error:
         prepare(params_with(demonstrations=path))
-    said = str(error.value)
-    assert said.startswith("d.jsonl has 20 bad rows: rows 31, 35, 39: response is the number 4 where")
-    assert "; rows 32, 36, 40: is not valid JSON" in said
+    message = str(error.value)
+    assert message.startswith("d.jsonl has 20 bad rows: rows 31, 35, 39: response is the number 4 where")
+    assert "; rows 32, 36, 40: is not valid JSON" in message
     assert (
-        "; rows 33, 37: the column response is missing; rows 34, 38: names the key 'prompt' twice in one object" in said
+        "; rows 33, 37: the column response is missing; rows 34, 38: names the key 'prompt' twice in one object"
+        in message
     )
-    assert said.endswith("; and 10 more: fix or remove them, or rename or remove one")
+    assert message.endswith("; and 10 more: fix or remove them, or rename or remove one")
 
 
 def test_an_excluded_row_that_is_left_out_anyhow_is_no_warning(caplog):

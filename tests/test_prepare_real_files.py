@@ -66,8 +66,8 @@ def test_what_went_wrong_is_understood_or_refused(kind, file, ignore, expected, 
     found = prepared(kind, cases / file, ignore)
     assert expected.items() <= found.items()
     for record in read_records(PREPARED, kind):
-        said = json.dumps(record._asdict())
-        assert all(sign not in said for sign in ('\\"role\\"', '"response": "WRONG', '"response": "No idea'))
+        text = json.dumps(record._asdict())
+        assert all(sign not in text for sign in ('\\"role\\"', '"response": "WRONG', '"response": "No idea'))
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="../shared/data is not here")

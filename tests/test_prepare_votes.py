@@ -1,4 +1,4 @@
-"""The stage `prepare` on pairs that several annotators judged, up to what `validate` says of them."""
+"""The stage `prepare` on pairs that several annotators compared, up to what `validate` says of them."""
 
 import json
 from pathlib import Path
@@ -21,11 +21,11 @@ def _in_empty_folder(tmp_path, monkeypatch):
     Path("exclude.txt").touch()
 
 
-def voted(*said: str, prompts: int = 30) -> list[dict[str, Any]]:
+def voted(*votes: str, prompts: int = 30) -> list[dict[str, Any]]:
     """A row a vote: an annotator's letter and A, B or tie, of each prompt."""
     return [
         {"prompt": f"q{n}", "response_a": f"a{n}", "response_b": "no", "winner": vote[1:], "annotator": vote[0]}
-        for vote in said
+        for vote in votes
         for n in range(prompts)
     ]
 
@@ -58,7 +58,7 @@ def test_three_votes_on_a_pair_are_one_record():
     assert {inspect("preferences", line).fault for line in Lines(PREPARED / "preferences.jsonl")} == {None}
 
 
-def test_pairs_nobody_preferred_are_kept_aside_with_their_votes():
+def test_pairs_nobody_preferred_are_set_aside_with_their_votes():
     rows = [*voted("xA", prompts=40), *voted("yB", prompts=10), {**voted("zA")[0], "prompt": "own", "winner": "tie"}]
     records = prepared(rows)
     assert counts("rows_read", "merged", "tie", "rows_kept") == [51, 0, 21, 30]

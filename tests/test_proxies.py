@@ -1,4 +1,4 @@
-"""What runs on this machine is reached directly, whatever proxy the surroundings name."""
+"""What runs on this machine is reached directly, whatever network proxy the surroundings name."""
 
 import os
 import socket
@@ -21,9 +21,9 @@ from urllib.request import urlopen
 from flows.server import is_healthy
 for host in ("127.0.0.1", "localhost", "[::1]"):
     url = f"http://{host}:{sys.argv[2 if host == '[::1]' else 1]}"
-    said = [httpx.get(url, timeout=5).text, requests.get(url, timeout=5).text, is_healthy(url)]
-    said += [] if host == "[::1]" else [urlopen(url, timeout=5).read().decode()]
-    print(host, *said)
+    answers = [httpx.get(url, timeout=5).text, requests.get(url, timeout=5).text, is_healthy(url)]
+    answers += [] if host == "[::1]" else [urlopen(url, timeout=5).read().decode()]
+    print(host, *answers)
 """
 
 
@@ -79,7 +79,7 @@ def test_loopback_goes_through_no_proxy(ports: list[str], black_hole: str, spelt
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("given", "expected"),
     [
         ({}, "localhost,127.0.0.1,::1"),
         ({"NO_PROXY": "example.org, ::1"}, "example.org,::1,localhost,127.0.0.1"),
@@ -87,7 +87,7 @@ def test_loopback_goes_through_no_proxy(ports: list[str], black_hole: str, spelt
         ({"NO_PROXY": "*"}, "*"),
     ],
 )
-def test_what_the_user_named_stays(given: dict[str, str], kept: str) -> None:
+def test_what_the_user_named_stays(given: dict[str, str], expected: str) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     script = "import tasks, os; print(os.environ['NO_PROXY'], os.environ['no_proxy'])"
     done = subprocess.run(
@@ -97,4 +97,4 @@ def test_what_the_user_named_stays(given: dict[str, str], kept: str) -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.split() == [kept, kept]
+    assert done.stdout.split() == [expected, expected]

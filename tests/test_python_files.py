@@ -46,7 +46,7 @@ def test_classes_of_the_standard_library_work_in_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("def one(:", r"own\.py:two is no Python file, SyntaxError: invalid syntax \(line 1\): fix it"),
         ("x = '\0'", r"own\.py:two is no Python file, \w+Error: .*null bytes.*: fix it"),
@@ -55,8 +55,8 @@ def test_classes_of_the_standard_library_work_in_it() -> None:
         ("", r"own\.py:two has no such function: write it"),
     ],
 )
-def test_a_file_that_cannot_serve_is_named_with_the_line_and_the_cure(text: str, said: str) -> None:
-    with pytest.raises(InputError, match=f"^{said}"):
+def test_a_file_that_cannot_serve_is_named_with_the_line_and_the_cure(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
         load_function(write(text), "two")
 
 

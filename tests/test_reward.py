@@ -156,7 +156,7 @@ def test_it_learns_what_separates_the_pairs(make_params: MakeParams):
     assert loss["after"] < 0.1 < math.log(2) - 0.1 < loss["before"]
 
 
-def test_accuracy_is_told_by_source_and_annotator(make_params: MakeParams):
+def test_accuracy_is_given_by_source_and_annotator(make_params: MakeParams):
     easy = [record._replace(chosen="yes", rejected="no") for record in records_of(VALIDATED, "preferences")]
     # In one source the answers stand the wrong way round. Shorter prompts come later, and are scored first.
     tests = [
@@ -171,11 +171,11 @@ def test_accuracy_is_told_by_source_and_annotator(make_params: MakeParams):
     reward(make_params(reward={"epochs": 10}))
     metrics = read_json(Path("metrics/reward.json"))
 
-    def told(key: str) -> list[tuple[str, float, int]]:
+    def rows(key: str) -> list[tuple[str, float, int]]:
         return [(name, found["value"], found["pairs"]) for name, found in metrics[key].items()]
 
-    assert told("accuracy_by_source") == [("data/my pairs (v2).jsonl", 0.0, 3), ("org/name", 1.0, 1)]
-    assert told("accuracy_by_annotator") == [("ada", 0.5, 2)]
+    assert rows("accuracy_by_source") == [("data/my pairs (v2).jsonl", 0.0, 3), ("org/name", 1.0, 1)]
+    assert rows("accuracy_by_annotator") == [("ada", 0.5, 2)]
 
 
 def test_an_annotator_is_measured_on_own_votes():
@@ -184,17 +184,17 @@ def test_an_annotator_is_measured_on_own_votes():
 
     votes = [vote("ada", "chosen"), vote("bob", "rejected"), vote("cy", "tie"), vote("dee", "chosen", counted=False)]
     asked = Message(role="user", content="Where is it?")
-    said = Message(role="assistant", content="Here.")
+    answer = Message(role="assistant", content="Here.")
     pair = Preference("1", "test", "p", 1, [asked], "yes", "no", None, 0.5, votes)
     write_records(
         VALIDATED,
         "preferences",
-        [pair, pair._replace(annotator="bob", share=None, votes=None, prompt=[asked, said, asked])],
+        [pair, pair._replace(annotator="bob", share=None, votes=None, prompt=[asked, answer, asked])],
     )
-    judged = pair_sources("test")
-    assert [each.choices for each in judged] == [[("ada", True), ("bob", False)], [("bob", True)]]
-    assert judged[0].conversation == judged[1].conversation
-    found = accuracies([ScoredPair(1.0, 0.0, 1, 1), ScoredPair(1.0, 0.0, 1, 1)], judged)["accuracy_by_annotator"]
+    sources = pair_sources("test")
+    assert [each.choices for each in sources] == [[("ada", True), ("bob", False)], [("bob", True)]]
+    assert sources[0].conversation == sources[1].conversation
+    found = accuracies([ScoredPair(1.0, 0.0, 1, 1), ScoredPair(1.0, 0.0, 1, 1)], sources)["accuracy_by_annotator"]
     # The model follows most votes: ada is right, bob in one of two.
     assert {name: (each["value"], each["pairs"]) for name, each in found.items()} == {"ada": (1.0, 1), "bob": (0.5, 2)}
 

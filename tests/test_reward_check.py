@@ -41,7 +41,7 @@ def test_below_the_threshold_the_pipeline_stops_with_the_figures(make_params: Ma
     assert not Path("metrics/reward_check.json").exists()
 
 
-def test_pairs_that_share_prompts_are_told_apart_from_so_many_prompts(make_params: MakeParams):
+def test_pairs_that_share_prompts_are_distinguished_from_so_many_prompts(make_params: MakeParams):
     shared = reward_model(accuracy=SOUND["accuracy"] | {"effective_pairs": 60.4})
     with pytest.raises(
         InputError, match=r"\[0\.700, 0\.900\] on 120 pairs; the 120 pairs share prompts and count as 60 indep"

@@ -123,7 +123,7 @@ def test_what_dvc_does_not_keep_is_refused(key: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         (float("inf"), "sft.learning_rate: inf is no number that a setting can have: change it"),
         (float("nan"), "sft.learning_rate: nan is no number that a setting can have: change it"),
@@ -131,7 +131,7 @@ def test_what_dvc_does_not_keep_is_refused(key: str, value: object) -> None:
         (2**53 + 1, "sft.learning_rate: 9007199254740993 is larger than any setting: change it"),
     ],
 )
-def test_it_is_said_so(value: float, said: str) -> None:
+def test_a_value_out_of_range_is_refused(value: float, message: str) -> None:
     with pytest.raises(InputError) as refused:
         parse_params(with_value(("sft", "learning_rate"), value), "params.yaml")
-    assert str(refused.value) == f"params.yaml: {said}"
+    assert str(refused.value) == f"params.yaml: {message}"

@@ -37,7 +37,7 @@ VALUES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutate", ["value", "line", "character", "structure", "bytes"])
-def test_any_params_yaml_is_told_of_or_read_alike_by_all(
+def test_any_params_yaml_is_refused_or_read_alike_by_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutate: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -49,10 +49,10 @@ def test_any_params_yaml_is_told_of_or_read_alike_by_all(
         try:
             params = load_params()
         except InputError as error:
-            said = str(error)
-            assert said.startswith("params.yaml"), (seed, said)
-            assert said.isprintable()
-            assert len(said) < LONGEST_SENTENCE + 100
+            message = str(error)
+            assert message.startswith("params.yaml"), (seed, message)
+            assert message.isprintable()
+            assert len(message) < LONGEST_SENTENCE + 100
             assert classify(error)[0] == "input"
         else:
             taken += 1

@@ -129,13 +129,13 @@ def test_every_row_of_the_tables_is_taken_from_every_kind_of_file():
     for kind in SHAPES:
         asked: dict[str, set[str]] = {}
         for record in read_records(PREPARED, kind):
-            said, example = record._asdict(), files[record.source]
+            fields, example = record._asdict(), files[record.source]
             expected = {"references": REFERENCES[example.kind]} if kind == "prompts" else ANSWERS[kind]
             if kind == "prompts" and '"references"' not in example.text and example.kind == "prompts":
                 expected = {"references": []}
-            if kind == "ratings" and not said["desirable"]:
+            if kind == "ratings" and not fields["desirable"]:
                 expected = {"response": "5", "desirable": False}
-            assert {name: said[name] for name in expected} == expected, record
+            assert {name: fields[name] for name in expected} == expected, record
             [message] = record.prompt
             asked.setdefault(record.source, set()).add(message["content"])
         assert asked.keys() == {file for file in files if file.startswith(f"{kind}/")}

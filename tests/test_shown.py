@@ -14,10 +14,10 @@ from tasks.stage import classify
 
 
 def test_a_sentence_that_quotes_five_megabytes_keeps_its_beginning_and_its_cure() -> None:
-    said = str(InputError(f"raw.csv row 3 holds {'x' * 5_000_000}: fix it"))
-    assert len(said) < LONGEST_SENTENCE + 50
-    assert said.startswith("raw.csv row 3 holds xxx")
-    assert said.endswith("xxx: fix it")
+    message = str(InputError(f"raw.csv row 3 holds {'x' * 5_000_000}: fix it"))
+    assert len(message) < LONGEST_SENTENCE + 50
+    assert message.startswith("raw.csv row 3 holds xxx")
+    assert message.endswith("xxx: fix it")
 
 
 @pytest.mark.parametrize("part", ["://", "://a@", "://?", "authorization:", "password=", " ", "\n", "\x1b"])
@@ -28,9 +28,9 @@ def test_no_text_is_looked_through_for_long(part: str) -> None:
 
 
 def test_a_bug_is_noted_within_bounds() -> None:
-    kind, said = classify(ValueError("x" * 5_000_000))
+    kind, message = classify(ValueError("x" * 5_000_000))
     assert kind == "bug"
-    assert len(said) < LONGEST_SENTENCE + 50
+    assert len(message) < LONGEST_SENTENCE + 50
 
 
 def test_a_terminal_has_nothing_to_act_on() -> None:
@@ -112,13 +112,13 @@ def test_neither_logs_nor_the_last_traceback_show_a_secret() -> None:
     done = subprocess.run([sys.executable, "-c", LOGS], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "hush" not in done.stdout + done.stderr
-    for said in (
+    for message in (
         "asks http://host\n",
         "row \\x1b[2J\\u202e left out\n",
         "nothing to hide in 7%\n",
         "ConnectionError: http://host is away\n",
     ):
-        assert said in done.stderr
+        assert message in done.stderr
     assert done.stderr.endswith("ValueError: http://host ends\\x9b all\n")
 
 

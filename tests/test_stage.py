@@ -32,7 +32,7 @@ from tasks.stage import (
 )
 
 ROOT = Path(__file__).parents[1]
-# Says that it is at work, and works until it is told to stop.
+# Says that it is at work, and works until it is asked to stop.
 LONG_STAGE = """
 import time
 from tasks.stage import main
@@ -163,7 +163,7 @@ def test_a_full_disk_without_a_name_is_that_of_the_working_folder(tmp_path):
     assert (kind, sentence) == ("input", f"no space left on the disk of {tmp_path}: free some and run again")
 
 
-def test_a_full_disk_is_told_where_a_library_hides_it(tmp_path):
+def test_a_full_disk_is_reported_where_a_library_hides_it(tmp_path):
     behind, other = RuntimeError("inline_container.cc: unexpected pos"), RuntimeError("another")  # torch
     behind.__context__, other.__context__ = OSError(errno.ENOSPC, "full"), OSError(errno.ENOENT, "missing")
     quoted = "Error while serializing: I/O error: No space left on device (os error 28)"  # safetensors
@@ -254,12 +254,12 @@ def test_an_interruption_that_a_library_swallows_ends_the_process_all_the_same()
         assert process.wait(timeout=30) == -signal.SIGALRM
 
 
-def test_what_an_interruption_tells_is_said(capsys):
+def test_an_interruption_prints_one_sentence(capsys):
     error = KeyboardInterrupt()
     error.add_note("the last good checkpoint, of step 7, lies in x.pt")
     assert exit_code(failing(error)) == 130
-    said = "sft: interrupted; the last good checkpoint, of step 7, lies in x.pt; run again to continue\n"
-    assert capsys.readouterr().err == said
+    message = "sft: interrupted; the last good checkpoint, of step 7, lies in x.pt; run again to continue\n"
+    assert capsys.readouterr().err == message
 
 
 def test_processes_of_a_launcher_end_when_what_started_the_launcher_is_killed():
@@ -298,9 +298,9 @@ def test_of_processes_that_train_together_none_outlives_another(machines: int, h
         )
         for machine in range(machines)
     ]
-    told = "".join(launcher.communicate(timeout=60)[1] for launcher in launchers)
+    printed = "".join(launcher.communicate(timeout=60)[1] for launcher in launchers)
     assert [launcher.returncode for launcher in launchers] == [1] * machines
-    assert f"sft: {failure.message}\n" in told
+    assert f"sft: {failure.message}\n" in printed
     assert last_failure() == failure  # the first process's, who tells what the other left
 
 
@@ -374,7 +374,7 @@ def test_outputs_that_cannot_be_restored_hide_neither_sentence_nor_note(monkeypa
     assert last_failure() == Failure("sft", "input", line.removeprefix("sft: "))
 
 
-def test_outputs_that_cannot_be_restored_are_said_below_the_traceback_of_a_bug(monkeypatch):
+def test_outputs_that_cannot_be_restored_are_reported_below_the_traceback_of_a_bug(monkeypatch):
     monkeypatch.setattr(contents, "restore_outputs", failing(InputError("no cache")))
     with pytest.raises(ValueError, match="what") as raised:
         main(failing(ValueError("what?")))
@@ -387,8 +387,8 @@ def test_a_note_that_cannot_be_written_hides_no_sentence(monkeypatch, capsys):
 
     monkeypatch.setattr(stage_module, "write_json", full)
     assert exit_code(failing(InputError("fix it"))) == 2
-    said = "sft: fix it; .trueline/failure.json could not be written (No space left on device)\n"
-    assert capsys.readouterr().err == said
+    message = "sft: fix it; .trueline/failure.json could not be written (No space left on device)\n"
+    assert capsys.readouterr().err == message
 
 
 def test_a_note_that_cannot_be_removed_is_a_sentence(monkeypatch, capsys):
@@ -398,5 +398,5 @@ def test_a_note_that_cannot_be_removed_is_a_sentence(monkeypatch, capsys):
     monkeypatch.setattr(Path, "unlink", read_only)
     assert exit_code(idle) == 2
     place = "the disk of .trueline/failure.json"
-    said = f"idle: {place} is read-only: mount it for writing, or move the checkout\n"
-    assert capsys.readouterr().err == said
+    message = f"idle: {place} is read-only: mount it for writing, or move the checkout\n"
+    assert capsys.readouterr().err == message

@@ -198,8 +198,8 @@ def test_nothing_else_is_quarantined(planted):
     # A contradiction condemns both rows: number 3 of the clean pairs goes with 109, number 4 of the ratings with 123.
     condemned = {*PLANTED, ("preferences", 3), ("ratings", 4)}
     assert set(quarantine(planted / "data/validate/quarantine.jsonl")) == condemned
-    kept = [row["row"] for row in read_jsonl(planted / "data/validate/preferences.jsonl")]
-    assert kept == [1, 2, *range(4, 31)]
+    valid = [row["row"] for row in read_jsonl(planted / "data/validate/preferences.jsonl")]
+    assert valid == [1, 2, *range(4, 31)]
 
 
 def test_extra_columns_pass_as_they_are(place):
@@ -233,7 +233,7 @@ def test_a_row_in_the_data_docs_is_shown_and_does_nothing(planted):
     assert_harmless(page, {f"#{kind}" for kind in SIDES})
 
 
-def test_clean_rows_are_all_kept_and_a_second_run_gives_the_same_bytes(place):
+def test_clean_rows_are_all_valid_and_a_second_run_gives_the_same_bytes(place):
     prepare()
     outputs = [*(Path(f"data/validate/{kind}.jsonl") for kind in SIDES), Path("data/validate/quarantine.jsonl")]
     outputs.append(Path("metrics/validate.json"))

@@ -31,14 +31,14 @@ def refusal(text: str) -> str:
     Path("params.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(InputError) as refused:
         read_yaml(Path("params.yaml"))
-    said = str(refused.value)
-    assert len(said) < 500
-    assert said.isprintable()
-    return said
+    message = str(refused.value)
+    assert len(message) < 500
+    assert message.isprintable()
+    return message
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (LAUGHS, "params.yaml row 5 exceeds 50,000 values, aliases written out"),  # 9 + 81 + … + 9^5 = 66,429
         ("a: &a [*a]\n", "params.yaml row 1 has *a, but no anchor of that name is before it: write the value out"),
@@ -60,9 +60,9 @@ def refusal(text: str) -> str:
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else None,
 )  # fmt: skip
-def test_what_is_beyond_the_bounds_is_told_at_once(text: str, said: str) -> None:
+def test_what_is_beyond_the_bounds_is_refused_at_once(text: str, message: str) -> None:
     started = time.process_time()
-    assert said in refusal(text)
+    assert message in refusal(text)
     assert time.process_time() - started < 5
 
 
@@ -73,14 +73,14 @@ def test_what_is_no_file_is_not_waited_for(make: Callable[[Path], None]) -> None
         load_params()
 
 
-def test_a_link_to_itself_is_told() -> None:
+def test_a_link_to_itself_is_refused() -> None:
     Path("params.yaml").symlink_to("params.yaml")
     with pytest.raises(InputError, match=r"^params\.yaml cannot be read \(Too many levels of symbolic links\): fix"):
         load_params()
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         # A reader of YAML 1.1 takes words, octal and base-60 numbers for others than DVC's does.
         ("a: {b: yes}\n", "params.yaml: a.b is 'yes' for one YAML parser and True for another: write \"yes\""),
@@ -106,8 +106,8 @@ def test_a_link_to_itself_is_told() -> None:
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else None,
 )
-def test_what_readers_read_differently_is_refused_with_key_values_and_cure(text: str, said: str) -> None:
-    assert said in refusal(text)
+def test_what_readers_read_differently_is_refused_with_key_values_and_cure(text: str, message: str) -> None:
+    assert message in refusal(text)
 
 
 @pytest.mark.parametrize(

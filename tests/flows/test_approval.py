@@ -48,13 +48,13 @@ def test_the_flow_asks_where_a_version_is_held(monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.parametrize("answer", ["approve", "reject"])
 def test_what_the_form_says_is_done(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
-    said: list[Any] = []
+    calls: list[Any] = []
     form = module.Form(answer=answer, by="Ada", reason="Good.")
     monkeypatch.setattr(module, "suspend_flow_run", lambda wait_for_input: form)
     monkeypatch.setattr(module, "load_params", lambda: "params")
     for act in ("approve", "reject"):
-        monkeypatch.setattr(champion, act, lambda *given, act=act: said.append((act, *given)))
+        monkeypatch.setattr(champion, act, lambda *given, act=act: calls.append((act, *given)))
 
     module.approval.fn(3)
 
-    assert said == [(answer, "params", "3", "Ada", "Good.")]
+    assert calls == [(answer, "params", "3", "Ada", "Good.")]

@@ -26,9 +26,9 @@ from tasks.common.escapes import visible
 def test_what_is_advised_after_a_run_is_what_there_is(capsys: pytest.CaptureFixture[str], outcome, advised) -> None:
     verdict = {"promoted": False, "held": False, "version": 3, "reasons": []} | outcome
     show_result({"stages": [], "promotion": verdict, "alarms": [], "places": {}})
-    said = capsys.readouterr().out.splitlines()
-    assert said[-1] == f"next       {advised}"
-    assert said[-2] == "MLflow     .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == f"next       {advised}"
+    assert printed[-2] == "MLflow     .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db"
 
 
 NAME = "\x1b[2J\x9b1m\u202e[bold]:warning:\r\nchampion: 9"

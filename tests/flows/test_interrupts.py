@@ -13,7 +13,7 @@ def _checkout(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_sigterm_unwinds_the_block_and_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sigterm_unwinds_the_block_and_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     earlier, unwound = signal.getsignal(signal.SIGTERM), []
     with pytest.raises(SystemExit) as ended, report_interruption():
         try:

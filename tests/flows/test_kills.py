@@ -49,7 +49,7 @@ def kill_at(step: int, command: list[str]) -> None:
     assert eventually(lambda: not any(psutil.pid_exists(each.pid) for each in family), seconds=60)
 
 
-def kept() -> list[str]:
+def checkpoints() -> list[str]:
     return sorted(path.name for path in Path(".trueline/checkpoints/sft").iterdir())
 
 
@@ -57,9 +57,9 @@ def kept() -> list[str]:
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 def test_dvc_and_flow_killed_then_run_again(training: None) -> None:
     kill_at(4, DVC)
-    assert kept() == ["step-00000002.pt", "step-00000003.pt"]
+    assert checkpoints() == ["step-00000002.pt", "step-00000003.pt"]
     kill_at(6, FLOW)
-    assert kept() == ["step-00000004.pt", "step-00000005.pt"]
+    assert checkpoints() == ["step-00000004.pt", "step-00000005.pt"]
     assert reproduce("sft").outcome == "ran"
     resumed = Path("dvc.lock").read_bytes()
 

@@ -51,6 +51,6 @@ def test_a_killed_holder_holds_no_more(other) -> None:
 def test_nobody_holds_it_before_and_after() -> None:
     assert running_flow() is None
     with one_flow_at_a_time():
-        said = json.loads(Path(".trueline/flow.lock").read_text())
-        assert set(said) == {"pid", "host", "since", "command"}
+        written = json.loads(Path(".trueline/flow.lock").read_text())
+        assert set(written) == {"pid", "host", "since", "command"}
     assert running_flow() is None

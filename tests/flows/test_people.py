@@ -1,4 +1,4 @@
-"""A sheet goes out, is filled in by several, and comes back as figures."""
+"""An annotation sheet goes out, is filled in by several, and comes back as figures."""
 
 import csv
 
@@ -39,7 +39,7 @@ def fill(path, name, prefers):
 
 
 def test_there_and_back(tmp_path):
-    path = tmp_path / "sheet.csv"
+    path = tmp_path / "answers.csv"
     assert write_annotation_sheet(path, None) == {
         "file": str(path),
         "prompts": 10,
@@ -68,5 +68,5 @@ def test_models_that_say_the_same_leave_nothing_to_annotate(tmp_path, monkeypatc
     rows = [response(number, same=True) for number in range(3)]
     monkeypatch.setattr(module, "evaluation", lambda: Evaluation("key", rows, 7, 500, 0.95))
     with pytest.raises(InputError, match="the same answers to all 3 prompts: there is nothing to annotate"):
-        write_annotation_sheet(tmp_path / "sheet.csv", None)
-    assert not (tmp_path / "sheet.csv").exists()
+        write_annotation_sheet(tmp_path / "answers.csv", None)
+    assert not (tmp_path / "answers.csv").exists()

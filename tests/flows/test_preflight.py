@@ -1,4 +1,4 @@
-"""What DVC would trip over, or wait for, is told before it starts."""
+"""What DVC would trip over, or wait for, is reported before it starts."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ def test_settings_come_back_where_all_is_well(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (os.mkfifo, r"pairs/b\.jsonl is a pipe, socket or device"),
         (lambda path: path.symlink_to("nothing"), r"pairs/b\.jsonl is a link to nothing"),
@@ -43,9 +43,9 @@ def test_settings_come_back_where_all_is_well(folder: Path) -> None:
         (lambda path: path.with_name(os.fsdecode(b"\xe9.csv")).touch(), r"the name .* is not UTF-8"),
     ],
 )
-def test_a_file_that_cannot_be_read(folder: Path, make, said: str) -> None:
+def test_a_file_that_cannot_be_read(folder: Path, make, message: str) -> None:
     make(folder / "b.jsonl")
-    with pytest.raises(InputError, match=f"^{said}"):
+    with pytest.raises(InputError, match=f"^{message}"):
         preflight()
 
 
@@ -59,34 +59,34 @@ def test_every_place_that_is_read_from_outside_is_looked_at(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (os.mkfifo, r"is a pipe, socket or device: remove it"),
         (lambda path: path.symlink_to("/dev/zero"), r"is a pipe, socket or device: remove it"),
         (lambda path: path.symlink_to("nothing"), r"is a link that leads nowhere: put the file there"),
     ],
 )
-def test_a_model_folder_that_dvc_could_not_read_to_its_end(make, said: str) -> None:
+def test_a_model_folder_that_dvc_could_not_read_to_its_end(make, message: str) -> None:
     Path("base/onnx").mkdir(parents=True)
     configure(["base.source=base"])
     preflight()
     make(Path("base/onnx/model.onnx"))
-    with pytest.raises(InputError, match=rf"^base/onnx/model\.onnx {said}"):
+    with pytest.raises(InputError, match=rf"^base/onnx/model\.onnx {message}"):
         preflight()
 
 
 def test_a_name_that_no_file_can_have() -> None:
-    said = r"^params\.yaml: base\.source is x*, which cannot be reached \(File name too long\): trueline configure"
-    with pytest.raises(InputError, match=said):
+    message = r"^params\.yaml: base\.source is x*, which cannot be reached \(File name too long\): trueline configure"
+    with pytest.raises(InputError, match=message):
         check_exists("base.source", "x" * 300)
 
 
-def test_what_dvc_cannot_read_is_told_before_it_starts_and_by_doctor() -> None:
+def test_what_dvc_cannot_read_is_reported_before_it_starts_and_by_doctor() -> None:
     text = Path("params.yaml").read_text(encoding="utf-8")
     judge = "llm_judge: {url: http://127.0.0.1:8000/v1, model: m, prompts: 12}"
     Path("params.yaml").write_text(text.replace("llm_judge: null", judge), encoding="utf-8")
-    said = r"evaluate\.llm_judge\.url is 'http://127\.0\.0\.1:8000/v1' for one YAML parser, .* write \"http://127"
-    with pytest.raises(InputError, match=rf"^params\.yaml row \d+: {said}"):
+    message = r"evaluate\.llm_judge\.url is 'http://127\.0\.0\.1:8000/v1' for one YAML parser, .* write \"http://127"
+    with pytest.raises(InputError, match=rf"^params\.yaml row \d+: {message}"):
         preflight()
     [finding] = check_settings()
     assert (finding.check, finding.level) == ("settings", "fail")

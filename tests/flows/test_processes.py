@@ -67,7 +67,7 @@ def test_a_group_that_ignores_sigterm_is_killed() -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-# A stage within a call of torch: no signal is heard before it returns, and then the last step is saved.
+# A stage within a call of torch: no signal is handled before it returns, and then the last step is saved.
 DEAF = """
 import os, pathlib, signal, sys, time
 from tasks.common import progress
@@ -97,7 +97,7 @@ with progress.Bar("sft", 2, "step"):
     ("longest", "asks", "deaf", "is_saved"),
     [
         (5.0, False, 1.5, True),  # known from earlier steps
-        (0.25, True, 0.0, True),  # heard at once, and longer is asked for
+        (0.25, True, 0.0, True),  # noticed at once, and longer is asked for
         (0.0, False, 60.0, False),  # hangs
     ],
 )
@@ -128,6 +128,6 @@ def test_a_parent_that_died_during_the_imports_is_noticed() -> None:
 
 def test_programs_of_this_environment_come_first() -> None:
     with child(["python", "-c", "import sys; print(sys.prefix)"], stdout=subprocess.PIPE) as process:
-        said, _ = process.communicate()
+        output, _ = process.communicate()
 
-    assert said.strip() == sys.prefix
+    assert output.strip() == sys.prefix

@@ -1,4 +1,4 @@
-"""Results that DVC's remote has are fetched and not computed again; what it has is told, and a bad remote too."""
+"""Results that DVC's remote has are fetched and not computed again; what it has is reported, and a bad remote too."""
 
 import shutil
 import subprocess
@@ -66,9 +66,9 @@ def test_a_second_clone_computes_nothing(clone: Path, capsys: pytest.CaptureFixt
     assert Path("two/inner/a").read_text() == "raw\n"
     assert Path("dvc.lock").read_bytes() == Path("../dvc.lock").read_bytes()
     assert graph_status().stale == []
-    told = capsys.readouterr()
-    assert told.out == ""  # a command's JSON goes there
-    assert "trueline: two is fetched from DVC's remote\n" in told.err
+    printed = capsys.readouterr()
+    assert printed.out == ""  # a command's JSON goes there
+    assert "trueline: two is fetched from DVC's remote\n" in printed.err
 
 
 def test_only_what_the_remote_lacks_is_computed(clone: Path) -> None:
@@ -79,7 +79,7 @@ def test_only_what_the_remote_lacks_is_computed(clone: Path) -> None:
     assert Path("three.txt").read_text() == "raw\nraw\n"
 
 
-def test_without_pull_what_could_be_fetched_is_said_and_all_is_computed(
+def test_without_pull_what_could_be_fetched_is_named_and_all_is_computed(
     clone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name_what_can_be_fetched(graph_status())

@@ -23,12 +23,12 @@ def walk() -> list[str]:
     return [reproduce(stage).outcome for stage in plan()]
 
 
-def test_ran_and_reused_are_told_apart(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ran_and_reused_are_distinguished(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert walk() == ["ran", "ran"]
-    said = capsys.readouterr()
-    assert said.out == ""  # a command's JSON goes there
-    assert "> cp raw.txt one.txt" in said.err
-    assert "git add" not in said.err
+    printed = capsys.readouterr()
+    assert printed.out == ""  # a command's JSON goes there
+    assert "> cp raw.txt one.txt" in printed.err
+    assert "git add" not in printed.err
 
     assert walk() == ["reused", "reused"]
     Path("raw.txt").write_text("other\n")

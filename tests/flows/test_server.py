@@ -61,7 +61,7 @@ def test_a_flow_runs_tries_again_and_links_its_report_on_a_server_of_its_own(tmp
 
 
 @pytest.mark.parametrize("damage", ["notes", "cut", "none"])
-def test_a_damaged_database_of_prefect_is_kept_aside(
+def test_a_damaged_database_of_prefect_is_set_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     file = tmp_path / "prefect.db"

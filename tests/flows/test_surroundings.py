@@ -1,4 +1,4 @@
-"""What a run needs around it is told before the work: git, real folders, disks with room that may be written."""
+"""What a run needs around it is reported before the work: git, real folders, disks with room that may be written."""
 
 import errno
 import os
@@ -54,9 +54,9 @@ def look() -> None:
 
 
 def refused() -> str:
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as refused:
         look()
-    return str(told.value)
+    return str(refused.value)
 
 
 @pytest.mark.slow
@@ -72,10 +72,10 @@ def test_all_is_well(checkout: Path) -> None:
 @pytest.mark.parametrize("spoil", [lambda: shutil.rmtree(".git"), lambda: Path("models").symlink_to("missing")])
 def test_run_and_doctor_say_the_same(checkout: Path, spoil: Callable[[], None]) -> None:
     spoil()
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as refused:
         preflight.preflight()
     found = [*doctor.check_repositories(), *doctor.check_disk()]
-    assert str(told.value) in [f"{finding.found}: {finding.cure}" for finding in found if finding.level == "fail"]
+    assert str(refused.value) in [f"{finding.found}: {finding.cure}" for finding in found if finding.level == "fail"]
 
 
 # --- Repositories
@@ -95,7 +95,7 @@ def test_a_folder_of_a_larger_repository_is_in_it(checkout: Path) -> None:
     look()
 
 
-def test_dvc_may_be_told_to_do_without_git(checkout: Path) -> None:
+def test_dvc_may_be_set_to_do_without_git(checkout: Path) -> None:
     shutil.rmtree(".git")
     Path(".dvc/config").write_text("[core]\n    no_scm = True\n")
     look()
@@ -171,9 +171,9 @@ def unwritable(monkeypatch: pytest.MonkeyPatch) -> dict[Path, int]:
 )
 def test_a_place_that_cannot_be_written(checkout: Path, unwritable: dict[Path, int], number: int, fault: str) -> None:
     unwritable[checkout] = number
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as refused:
         output_folders.check_output_folders()
-    assert str(told.value) == f"the checkout {checkout} {fault} move it"
+    assert str(refused.value) == f"the checkout {checkout} {fault} move it"
 
 
 @pytest.mark.slow
@@ -184,7 +184,7 @@ def test_every_place_is_tried(checkout: Path, tmp_path: Path, unwritable: dict[P
     for folder in (tmp_path / "cache", tmp_path / "notes", checkout / "models", checkout / ".trueline"):
         folder.mkdir(exist_ok=True)
     temporary = Path(tempfile.gettempdir())
-    for folder, said in {
+    for folder, message in {
         tmp_path / "cache": f"DVC's cache {known.cache} is on a full disk: free some of it, or name another (dvc cache",
         known.own: f"the folder of DVC's own notes {known.own} is on a full disk",
         checkout / "models": f"the folder {checkout / 'models'} is on a full disk",
@@ -194,9 +194,9 @@ def test_every_place_is_tried(checkout: Path, tmp_path: Path, unwritable: dict[P
     }.items():
         unwritable.clear()
         unwritable[folder] = errno.ENOSPC
-        with pytest.raises(InputError) as told:
+        with pytest.raises(InputError) as refused:
             surroundings.check_locations()
-        assert str(told.value).startswith(said)
+        assert str(refused.value).startswith(message)
 
 
 def test_a_place_that_dvc_cannot_make(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,8 +293,10 @@ def test_room_is_that_of_models_twice_and_of_checkpoints(
     monkeypatch.setattr(surroundings, "free_bytes", lambda _folder: free)
     surroundings.check_room(large, known, pending)
     monkeypatch.setattr(surroundings, "free_bytes", lambda _folder: free - 1)
-    said = f"^the disk of the checkout {checkout} has 152.2 GB free, and this run will write about 152.2 GB there: free"
-    with pytest.raises(InputError, match=said):
+    message = (
+        f"^the disk of the checkout {checkout} has 152.2 GB free, and this run will write about 152.2 GB there: free"
+    )
+    with pytest.raises(InputError, match=message):
         surroundings.check_room(large, known, pending)
 
 
@@ -304,9 +306,9 @@ def test_adapters_leave_small_checkpoints_and_ppo_two_learners(
     monkeypatch.setattr(surroundings, "free_bytes", lambda _folder: 0)
 
     def wanted(params: Params) -> str:
-        with pytest.raises(InputError) as told:
+        with pytest.raises(InputError) as refused:
             surroundings.check_room(params, places(), ["align"])
-        return str(told.value).split("about ")[1].split(" there")[0]
+        return str(refused.value).split("about ")[1].split(" there")[0]
 
     # A model in the checkout and in the cache, and 3 * 24 of checkpoints: 16.25 + 72; of PPO with a critic of its own,
     # 16.25 + 144.
@@ -327,7 +329,7 @@ def test_where_nothing_is_to_do_no_room_is_needed(
 
 @pytest.mark.slow
 @needs_mount
-def test_a_disk_that_is_too_small_is_told_by_its_own_size(checkout: Path, large: Params, small_disk: Path) -> None:
+def test_a_disk_that_is_too_small_is_reported_by_its_own_size(checkout: Path, large: Params, small_disk: Path) -> None:
     dvc("cache", "dir", "--local", str(small_disk))
     with pytest.raises(
         InputError, match=r"^the disk of DVC's cache /.* has 1\.0 MB free, and this run will write about 40"

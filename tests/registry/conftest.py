@@ -162,8 +162,8 @@ def write_pipeline(folder):
         stage["params"] = ["seed", *own.get(name, [])]
         stage["cmd"] = "python make.py " + ("${align.method}" if name == "align" else name)
         code = [path for path in stage["deps"] if not path.startswith(("data/", "models/", "metrics/", "reports/"))]
-        kept = [path for path in stage["deps"] if path not in code or path == "opponent.json"]
-        stage["deps"] = [*kept, "make.py", "figures.json"] if name != "gate" else [*kept, "make.py"]
+        data = [path for path in stage["deps"] if path not in code or path == "opponent.json"]
+        stage["deps"] = [*data, "make.py", "figures.json"] if name != "gate" else [*data, "make.py"]
     (folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
     shutil.copy(ROOT / "params.yaml", folder)
     shutil.copy(ROOT / "opponent.json", folder)

@@ -43,7 +43,7 @@ def test_what_awaits_approval_is_recorded_once_and_moves_nothing(params):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["2", "challenger"])
-def test_an_approval_promotes_and_is_told_everywhere(params, name):
+def test_an_approval_promotes_and_is_shown_everywhere(params, name):
     verdict = champion.approve(params, name, " A\u200bda\u202e ", "I read fifty answers.")
     assert verdict == {
         "promoted": True, "held": False, "version": 2, "champion": 2, "reasons": ["I read fifty answers."]
@@ -51,12 +51,12 @@ def test_an_approval_promotes_and_is_told_everywhere(params, name):
     assert aliases()["trueline-policy"] == {"champion": 2, "previous": 1}
     review = {"by": "Ada", "reason": "I read fifty answers."}
     assert [decision["review"] for decision in explain.history(params)] == [None, None, review]
-    told = explain.why(params, "champion")
-    assert told["approval"] == review
-    assert [decision["action"] for decision in told["decisions"]] == ["hold", "promote"]
+    explained = explain.why(params, "champion")
+    assert explained["approval"] == review
+    assert [decision["action"] for decision in explained["decisions"]] == ["hold", "promote"]
     version = find(open_store("trueline"), params, "champion")
     assert "approved by Ada: I read fifty answers." in str(version.description)
-    assert "Approved by Ada: I read fifty answers." in Path(told["card"].removeprefix("file://")).read_text()
+    assert "Approved by Ada: I read fifty answers." in Path(explained["card"].removeprefix("file://")).read_text()
     assert champion.awaiting(params, read_policy_version(version)) == []
 
 
@@ -83,9 +83,9 @@ def test_an_approval_of_what_was_compared_with_another_champion_is_stale(params)
 def test_two_approvals_at_once_give_one_champion_and_one_sentence(params):
     run_again(content=3)
     assert champion.promote(params)["version"] == 3
-    said = at_once(*(f"champion.approve(load_params(), '{version}', 'Ada', 'Good.')" for version in (2, 3)))
-    (sentence,) = [each for each in said if isinstance(each, str)]
-    (verdict,) = [each for each in said if isinstance(each, dict)]
+    results = at_once(*(f"champion.approve(load_params(), '{version}', 'Ada', 'Good.')" for version in (2, 3)))
+    (sentence,) = [each for each in results if isinstance(each, str)]
+    (verdict,) = [each for each in results if isinstance(each, dict)]
     assert verdict["promoted"]
     assert f"but the champion is now version {verdict['version']}" in sentence
     assert aliases()["trueline-policy"]["champion"] == verdict["version"]

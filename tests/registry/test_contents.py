@@ -99,7 +99,7 @@ def test_by_hand_only_what_is_missing_is_restored(repository):
     assert json.loads(Path("metrics/sft.json").read_text()) == {"loss": 0.5}
 
 
-def test_what_the_cache_lacks_is_said_and_left_alone(repository, caplog):
+def test_what_the_cache_lacks_is_reported_and_left_alone(repository, caplog):
     shutil.rmtree(".dvc/cache")
     shutil.rmtree("models/sft")
     restore_outputs("sft")
@@ -169,15 +169,17 @@ def test_a_damaged_object_is_taken_from_a_place_that_has_it_whole(repository, ca
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("which", ["file", "listing"])
-def test_a_damaged_object_that_no_place_has_is_told_of_and_the_cure_makes_it_again(repository, mode, which):
+def test_a_damaged_object_that_no_place_has_is_reported_and_the_cure_makes_it_again(repository, mode, which):
     expected, lock = (SFT / "content.txt").read_bytes(), lock_file()
     md5 = stages.output_hashes("sft")["models/sft"]
     _, spoilt = flip_sft(mode, which)
     shutil.rmtree(SFT)
-    said = r"(content\.txt of )?models/sft is damaged in DVC's cache \(what was there is (\S+) now\): delete models/sft"
-    with pytest.raises(DamagedError, match=said) as seen:
+    message = (
+        r"(content\.txt of )?models/sft is damaged in DVC's cache \(what was there is (\S+) now\): delete models/sft"
+    )
+    with pytest.raises(DamagedError, match=message) as seen:
         materialise(md5, Path("elsewhere"))
-    found = re.search(said, str(seen.value))
+    found = re.search(message, str(seen.value))
     assert found
     assert Path(found[2]).read_bytes() == spoilt
     assert not Path("elsewhere").exists()
@@ -202,8 +204,8 @@ def test_a_file_that_a_stage_is_about_to_read_is_repaired_though_dvc_sees_no_cha
     assert graph.graph_status().changed(STAGES) == []
     check_inputs("ppo")
     assert [aside.read_bytes() for aside in DAMAGED.iterdir()] == [spoilt]
-    told = path if path.startswith("metrics") else f"{file.name} of {file.parent}"
-    assert caplog.messages == [f"{told} was damaged, and is as the record says again"]
+    damaged = path if path.startswith("metrics") else f"{file.name} of {file.parent}"
+    assert caplog.messages == [f"{damaged} was damaged, and is as the record says again"]
     assert file.read_bytes() == expected
     assert graph.graph_status().changed(STAGES) == []
     check_inputs("ppo")
@@ -238,7 +240,7 @@ def test_what_people_changed_themselves_is_theirs(repository):
     assert (SFT / "content.txt").read_text() == "made by hand"
 
 
-def test_a_source_that_no_stage_makes_is_told_of(repository):
+def test_a_source_that_no_stage_makes_is_reported(repository):
     check_inputs("evaluate")  # DVC gets to know it
     flip(Path("figures.json"), place=3)
     with pytest.raises(
@@ -265,12 +267,12 @@ def test_a_failing_stage_tells_of_an_earlier_output_that_is_damaged(repository, 
     for path in (SFT, Path("curves/sft.csv")):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     restore_outputs("sft")
-    told = (
+    message = (
         r"content\.txt of models/sft is damaged .*: run trueline run"
         if mode == 0o444
         else "content.txt of models/sft is damaged in DVC's"
     )
-    assert re.search(told, caplog.text)
+    assert re.search(message, caplog.text)
     assert Path("curves/sft.csv").exists()
 
 

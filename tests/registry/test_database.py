@@ -76,8 +76,8 @@ def test_what_holds_nothing_is_made_anew(tracked, caplog, left):
     if left == "nothing":
         FILE.unlink()
     assert open_store("trueline").client.search_registered_models() == []
-    said = "is incomplete and empty" if left == "half" else "mlflow.db-journal is left of a deleted database"
-    assert said in caplog.text
+    message = "is incomplete and empty" if left == "half" else "mlflow.db-journal is left of a deleted database"
+    assert message in caplog.text
     assert not list(tracked.glob(".mlflow.db.*"))
 
 
@@ -87,17 +87,17 @@ def half(content):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda content: b"these are notes\n" * 500, "file is not a database"),
         (half, "malformed|not ok|invalid|btree|Tree"),
         (lambda content: content[:16] + bytes(84) + content[100:], "malformed|not a database"),
     ],
 )
-def test_a_damaged_database_is_told_of_and_the_cure_brings_all_back(challenged, spoil, said):
+def test_a_damaged_database_is_reported_and_the_cure_brings_all_back(challenged, spoil, message):
     FILE.write_bytes(spoil(FILE.read_bytes()))
     damaged = FILE.read_bytes()
-    with pytest.raises(InputError, match=rf"mlflow\.db is not an intact database of MLflow \(.*({said})") as seen:
+    with pytest.raises(InputError, match=rf"mlflow\.db is not an intact database of MLflow \(.*({message})") as seen:
         open_store("trueline")
     [cure] = re.findall(r"\((mv .*?)\)", str(seen.value))
     shell("sh", "-c", cure, cwd=challenged)
@@ -116,21 +116,21 @@ def test_a_database_of_another_program_is_not_written_to(tracked):
 
 
 @pytest.mark.parametrize(
-    ("revision", "said"),
+    ("revision", "message"),
     [
         ("b7e2c1a4d9f3", r"the schema of an older MLflow \(b7e2c1a4d9f3\): .*mlflow db upgrade sqlite:///"),
         ("0123456789ab", r"does not know \(0123456789ab\): a newer one has written it"),
     ],
 )
-def test_a_database_of_another_mlflow_is_told_of_and_left_as_it_is(tracked, revision, said):
+def test_a_database_of_another_mlflow_is_reported_and_left_as_it_is(tracked, revision, message):
     execute(f"UPDATE alembic_version SET version_num = '{revision}'")
     before = FILE.read_bytes()
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         open_store("trueline")
     assert FILE.read_bytes() == before
 
 
-def test_a_database_that_another_process_holds_is_said_to_be_locked(tracked, monkeypatch):
+def test_a_database_that_another_process_holds_is_reported_as_locked(tracked, monkeypatch):
     monkeypatch.setattr(database, "SECONDS_TO_WAIT", 0.1)
     with closing(sqlite3.connect(FILE)) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -138,7 +138,7 @@ def test_a_database_that_another_process_holds_is_said_to_be_locked(tracked, mon
             open_store("trueline")
 
 
-def test_a_folder_in_its_place_is_told_of(tracked):
+def test_a_folder_in_its_place_is_reported(tracked):
     FILE.unlink()
     FILE.mkdir()
     with pytest.raises(InputError, match=r"mlflow\.db is not a file"):
@@ -146,7 +146,7 @@ def test_a_folder_in_its_place_is_told_of(tracked):
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
         ("database or disk is full", "no space left on the disk of .*: free some"),
         ("attempt to write a readonly database", "no permission for"),
@@ -155,6 +155,6 @@ def test_a_folder_in_its_place_is_told_of(tracked):
         ("database disk image is malformed", "is not an intact database"),
     ],
 )
-def test_what_sqlite_says_becomes_a_sentence_with_its_cure(tmp_path, fault, said):
-    assert re.search(said, database.sqlite_fault(f"sqlite:///{tmp_path}/mlflow.db", fault) or "")
+def test_what_sqlite_says_becomes_a_sentence_with_its_cure(tmp_path, fault, message):
+    assert re.search(message, database.sqlite_fault(f"sqlite:///{tmp_path}/mlflow.db", fault) or "")
     assert database.sqlite_fault("http://127.0.0.1:5000", fault) is None

@@ -1,4 +1,4 @@
-"""decisions.jsonl: what is no decision is named by every command and kept; a line is written whole or not at all."""
+"""decisions.jsonl: what is no decision is named by every command and stays; a line is written whole or not at all."""
 
 import errno
 import json
@@ -90,7 +90,7 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("line", DAMAGED.values(), ids=DAMAGED)
-def test_a_row_that_is_no_decision_is_named_and_kept(folder, line):
+def test_a_row_that_is_no_decision_is_named_and_stays(folder, line):
     content = changed(id="first") + b"\n" + line + b"\n" + changed(id="last") + b"\n"
     DECISION_LOG.write_bytes(content)
     with pytest.raises(InputError, match=r"^decisions\.jsonl row 2 is damaged: restore .* or delete that row \(.+\)$"):
@@ -118,14 +118,14 @@ def test_a_last_line_without_end_goes_only_where_a_kill_left_it(folder, last):
         past_decisions()
 
 
-def test_what_a_row_holds_besides_is_kept(folder):
+def test_what_a_row_holds_besides_stays(folder):
     row = json.loads(changed(note="of a later release"))
     DECISION_LOG.write_text(json.dumps(row) + "\n")
     assert past_decisions() == [row]
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "dangling"])
-def test_a_record_that_is_no_file_is_said(folder, kind):
+def test_a_record_that_is_no_file_is_reported(folder, kind):
     make = {
         "folder": DECISION_LOG.mkdir,
         "pipe": lambda: os.mkfifo(DECISION_LOG),

@@ -52,16 +52,16 @@ def expected():
 
 @pytest.mark.slow
 def test_an_exported_folder_gives_the_logits_of_the_version(promoted, tmp_path):
-    told = export(load_params(), "champion", tmp_path / "out")
+    exported = export(load_params(), "champion", tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.equal(logits(model, AutoTokenizer.from_pretrained(tmp_path / "out")), expected())
-    assert (told["model"], told["version"], told["folder"]) == ("trueline-policy", 1, str(tmp_path / "out"))
-    assert told["files"] == sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert {*MODEL_FILES, "generation_config.json", "README.md"} <= set(told["files"])
+    assert (exported["model"], exported["version"], exported["folder"]) == ("trueline-policy", 1, str(tmp_path / "out"))
+    assert exported["files"] == sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert {*MODEL_FILES, "generation_config.json", "README.md"} <= set(exported["files"])
 
 
 @pytest.mark.slow
-def test_exporting_gives_the_bytes_that_were_judged_when_models_has_moved_on(real, tmp_path):
+def test_exporting_gives_the_bytes_that_were_evaluated_when_models_has_moved_on(real, tmp_path):
     expected = Path("given/ppo/model.safetensors").read_bytes()
     change_figures(content=2)
     shutil.rmtree("given")
@@ -96,10 +96,10 @@ def test_a_reward_model_leaves_with_a_card_whose_code_gives_the_pipelines_score(
     promoted, params, tmp_path, capsys, template
 ):
     folder, answer = tmp_path / "out", "we refund it today"
-    told = export_reward(load_params(), "champion", folder)
-    assert (told["model"], told["version"]) == ("trueline-reward", 1)
-    assert told["files"] == sorted(path.name for path in folder.iterdir())
-    assert {"README.md", *MODEL_FILES} <= set(told["files"])
+    exported = export_reward(load_params(), "champion", folder)
+    assert (exported["model"], exported["version"]) == ("trueline-reward", 1)
+    assert exported["files"] == sorted(path.name for path in folder.iterdir())
+    assert {"README.md", *MODEL_FILES} <= set(exported["files"])
     assert (folder / "model.safetensors").read_bytes() == Path("given/reward/model.safetensors").read_bytes()
     (folder / "chat_template.jinja").write_text(template)
 
@@ -130,8 +130,8 @@ def test_a_policy_that_learned_from_functions_has_no_reward_model_to_serve_or_ex
     change_figures(reward={"trained": False})
     repro()
     champion.promote(load_params())
-    told = why(load_params(), "champion")
-    assert (told["version"], told["reward_card"]) == (1, None)
+    exported = why(load_params(), "champion")
+    assert (exported["version"], exported["reward_card"]) == (1, None)
     with pytest.raises(InputError, match=r"^version champion has no reward model, it learned from functions: "):
         export_reward(load_params(), "champion", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -158,7 +158,7 @@ def test_weights_that_the_cache_lacks_are_named_and_nothing_is_left(real, tmp_pa
 
 def test_base_and_adapter_give_the_logits_of_the_merged_model(promoted, tmp_path, monkeypatch):
     folder = tmp_path / "out"
-    told = export(load_params(), "champion", folder, as_adapter=True)
+    exported = export(load_params(), "champion", folder, as_adapter=True)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     base = AutoModelForCausalLM.from_pretrained(folder / "base")
     assert (logits(base, tokenizer) - expected()).abs().max() > 0.1  # or there would be nothing to add
@@ -170,8 +170,8 @@ def test_base_and_adapter_give_the_logits_of_the_merged_model(promoted, tmp_path
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "base"
     assert (config["r"], config["lora_alpha"], config["bias"]) == (RANK, 16, "none")
-    assert {"adapter_model.safetensors", "README.md", "base/model.safetensors"} <= set(told["files"])
-    assert "model.safetensors" not in told["files"]
+    assert {"adapter_model.safetensors", "README.md", "base/model.safetensors"} <= set(exported["files"])
+    assert "model.safetensors" not in exported["files"]
     assert (folder / "base/model.safetensors").read_bytes() == given
 
 

@@ -1,4 +1,4 @@
-"""The evaluation people are asked about is that of dvc.lock, and its run keeps what they said."""
+"""The evaluation people are asked about is that of dvc.lock, and its run keeps their votes."""
 
 import json
 import math
@@ -92,7 +92,7 @@ def test_an_earlier_lock_brings_its_evaluation_back(params):
     assert evaluation().responses == ROWS
 
 
-def test_votes_are_not_kept_with_another_evaluation_than_people_were_asked_about(params):
+def test_votes_are_not_saved_with_another_evaluation_than_people_were_asked_about(params):
     asked = evaluation().key
     change_params(evaluate={"bootstrap": 777})
     repro("evaluate", force=True, single_item=True)

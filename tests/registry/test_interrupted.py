@@ -32,7 +32,7 @@ FINISHED = "by a command that was killed before it finished; it is finished now.
 
 
 def killing(patch, is_last):
-    """Have the process die before the first write to MLflow for which `is_last` holds; it is told all the others."""
+    """Have the process die before the first write to MLflow for which `is_last` holds; all the others reach it."""
 
     def killed(name):
         write = getattr(MlflowClient, name)
@@ -71,13 +71,13 @@ def actions():
 def test_a_rollback_killed_after_its_line_and_asked_for_again_goes_back_once(challenged, monkeypatch):
     params = load_params()
     champion.promote(params)
-    told = writes(monkeypatch, lambda: champion.rollback(params, "it insults people"))
+    made = writes(monkeypatch, lambda: champion.rollback(params, "it insults people"))
     number, lines = 1, len(actions())
     # By now its version has all tags, so the next rollback makes the same writes on the other one.
-    for at, write in enumerate(told):
+    for at, write in enumerate(made):
         if not any(each in write for each in ("alias trueline-policy", "set_registered", "delete_model_version")):
             continue
-        count = iter(range(len(told)))
+        count = iter(range(len(made)))
         kill(monkeypatch, lambda: champion.rollback(params, "first"), lambda _, n=count, last=at: next(n) == last)
         verdict = champion.rollback(params, "asked again")
         number, lines = 3 - number, lines + 1
@@ -245,7 +245,7 @@ def test_a_number_that_another_process_has_by_now_keeps_no_run_open(tracked):
 
 
 @pytest.mark.parametrize("host", ["here", "elsewhere"])
-def test_of_two_finished_runs_of_one_machine_one_is_kept(tracked, monkeypatch, host):
+def test_of_two_finished_runs_of_one_machine_one_stays(tracked, monkeypatch, host):
     params, key = load_params(), stages.lock_key("sft")
     with tracking.run("sft", params) as first:
         first.model(Path("models/sft"))
@@ -260,7 +260,7 @@ def test_of_two_finished_runs_of_one_machine_one_is_kept(tracked, monkeypatch, h
     assert sync.sync(params)["stages"][0] == linked
 
 
-def test_runs_that_contradict_one_another_are_both_kept(tracked):
+def test_runs_that_contradict_one_another_both_stay(tracked):
     params, key = load_params(), stages.lock_key("sft")
     with tracking.run("sft", params) as first:
         first.model(Path("models/sft"), "f" * 32 + ".dir")

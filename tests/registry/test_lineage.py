@@ -120,42 +120,42 @@ def test_before_the_first_run_there_is_nothing_to_link(tracked, params):
 @pytest.mark.parametrize("name", ["champion", "1"])
 def test_why_names_everything_that_made_a_version(tracked, params, name):
     champion.promote(params)
-    told = explain.why(params, name)
-    assert (told["version"], told["aliases"], told["method"]) == (1, ["champion"], "ppo")
-    assert told["policy"] == {
+    explained = explain.why(params, name)
+    assert (explained["version"], explained["aliases"], explained["method"]) == (1, ["champion"], "ppo")
+    assert explained["policy"] == {
         "name": "trueline-policy",
         "path": "models/ppo",
         "md5": stages.output_hash("align", Path("models/ppo")),
     }
-    assert told["reward"] == {
+    assert explained["reward"] == {
         "name": "trueline-reward",
         "version": 1,
         "md5": stages.output_hash("reward", Path("models/reward")),
     }
-    assert told["base"]["md5"] == stages.output_hash("base", Path("models/base"))
-    assert told["data"]["md5"] == stages.output_hash("validate", Path("data/validate"))
-    assert told["data"]["prepare"] == FIGURES["prepare"]
-    assert told["data"]["validate"] == {"demonstrations": {"valid": 28, "quarantined": 2}}
-    assert told["gate"]["decision"] == "promote"
-    assert told["gate"]["checks"] == [{"name": "kl", "figure": 1.0}]
-    assert told["opponent"]["name"] == "sft"
-    assert told["champion_then"] is None
-    assert len(told["git_commit"]) == 40
-    assert told["git_dirty"] == "false"
-    assert told["params"]["ppo"]["clip"] == params.ppo.clip
-    assert list(told["runs"]) == TRACKED
-    assert all(told["runs"].values())
-    assert [decision["action"] for decision in told["decisions"]] == ["promote"]
-    assert json.loads(json.dumps(told)) == told
+    assert explained["base"]["md5"] == stages.output_hash("base", Path("models/base"))
+    assert explained["data"]["md5"] == stages.output_hash("validate", Path("data/validate"))
+    assert explained["data"]["prepare"] == FIGURES["prepare"]
+    assert explained["data"]["validate"] == {"demonstrations": {"valid": 28, "quarantined": 2}}
+    assert explained["gate"]["decision"] == "promote"
+    assert explained["gate"]["checks"] == [{"name": "kl", "figure": 1.0}]
+    assert explained["opponent"]["name"] == "sft"
+    assert explained["champion_then"] is None
+    assert len(explained["git_commit"]) == 40
+    assert explained["git_dirty"] == "false"
+    assert explained["params"]["ppo"]["clip"] == params.ppo.clip
+    assert list(explained["runs"]) == TRACKED
+    assert all(explained["runs"].values())
+    assert [decision["action"] for decision in explained["decisions"]] == ["promote"]
+    assert json.loads(json.dumps(explained)) == explained
 
 
 @pytest.mark.slow
 def test_why_still_knows_an_old_version_when_the_folder_has_moved_on(tracked, params):
     champion.promote(params)
-    told = explain.why(params, "champion")
+    explained = explain.why(params, "champion")
     Path("figures.json").write_text(json.dumps({"content": 2}))
     repro()
-    assert explain.why(params, "1") == told
+    assert explain.why(params, "1") == explained
 
 
 @pytest.mark.slow
@@ -176,8 +176,8 @@ def test_a_new_database_gets_runs_versions_and_aliases_back(challenged, empty_da
     assert champion.promote(params)["version"] == 3
     run_again(content=4, gate={"decision": "reject", "reasons": ["Too long."]})
     assert champion.promote(params)["version"] == 4
-    told = explain.why(params, "champion")
-    assert (told["version"], told["champion_then"]["version"]) == (3, 1)
+    explained = explain.why(params, "champion")
+    assert (explained["version"], explained["champion_then"]["version"]) == (3, 1)
 
     shutil.copy(empty_database, "new.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{challenged / 'new.db'}")
@@ -185,7 +185,7 @@ def test_a_new_database_gets_runs_versions_and_aliases_back(challenged, empty_da
     again = explain.why(params, "champion")
     moved = ("runs", "card", "reward_card")
     assert {name: again[name] for name in again if name not in moved} == {
-        name: told[name] for name in told if name not in moved
+        name: explained[name] for name in explained if name not in moved
     }
     assert all(Path(again[card]).is_file() for card in ("card", "reward_card"))
     assert explain.why(params, "previous")["version"] == 1

@@ -174,7 +174,7 @@ def test_the_card_of_the_reward_model_lies_beside_it_and_why_points_there(real_m
 
 
 @pytest.mark.slow
-def test_a_reward_model_is_told_of_by_the_version_it_was_registered_with(tracked):
+def test_a_reward_model_is_named_by_the_version_it_was_registered_with(tracked):
     champion.promote(load_params())
     card = artifacts("trueline-reward") / "README.md"
     first = card.read_text()

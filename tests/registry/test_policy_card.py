@@ -148,7 +148,7 @@ def test_the_model_index_holds_every_figure_with_its_interval():
 
 
 @pytest.mark.parametrize(
-    "said",
+    "text",
     [
         "# our-policy version 4",
         "(llama, 166,208 parameters), aligned with preference data by DPO",
@@ -174,14 +174,14 @@ def test_the_model_index_holds_every_figure_with_its_interval():
         "| key of `align` | `5678` |",
     ],
 )
-def test_the_text_shows_what_the_record_holds(said):
-    assert said in write()
+def test_the_text_shows_what_the_record_holds(text):
+    assert text in write()
 
 
 def test_an_approval_is_named_and_no_other():
     assert "Approved" not in write()
-    said = write(other(approval={"by": "Ada", "reason": "I read fifty answers."}))
-    assert "Decision: **reject**.\n\nApproved by Ada: I read fifty answers.\n" in said
+    text = write(other(approval={"by": "Ada", "reason": "I read fifty answers."}))
+    assert "Decision: **reject**.\n\nApproved by Ada: I read fifty answers.\n" in text
 
 
 def test_a_licence_is_given_where_all_sources_state_the_same():
@@ -222,7 +222,7 @@ def test_an_adapter_says_what_it_stands_on():
     assert "vllm serve FOLDER/base --enable-lora" in text
 
 
-def test_what_intervals_are_over_is_said_where_prompts_are_turns():
+def test_what_intervals_are_over_is_stated_where_prompts_are_turns():
     known = other()
     assert "In brackets: paired bootstrap over prompts, confidence" in write(known)
     known["figures"]["evaluate"]["conversations"] = 40
@@ -300,8 +300,8 @@ def test_a_record_has_no_entries_by_annotator_and_by_category(tracked):
         reward={"accuracy": accuracy, "accuracy_by_annotator": {"ada": accuracy}},
         evaluate={"win_rate": {}, "categories": {"law": {"prompts": 9}}},
     )
-    told = model_record(load_params())["figures"]
-    assert (told["reward"], told["evaluate"]) == ({"accuracy": accuracy}, {"win_rate": {}})
+    figures = model_record(load_params())["figures"]
+    assert (figures["reward"], figures["evaluate"]) == ({"accuracy": accuracy}, {"win_rate": {}})
 
 
 def test_the_record_names_the_repositories_that_prepare_has_read(tracked, monkeypatch):

@@ -113,8 +113,10 @@ def test_the_steps_are_all_there_are(challenged, monkeypatch):
         champion.promote(load_params())
     known = [(step, given) for step, given, _ in STEPS]
     left = iter(seen)
-    assert all(any(name == step and said.startswith(given) for name, said in left) for step, given in known)
-    others = {name for name, said in seen if not any(name == step and said.startswith(given) for step, given in known)}
+    assert all(any(name == step and argument.startswith(given) for name, argument in left) for step, given in known)
+    others = {
+        name for name, argument in seen if not any(name == step and argument.startswith(given) for step, given in known)
+    }
     assert others == {"set_model_version_tag"}  # between `model_record` and `decision`
     assert {name for name, _ in seen} == {step for step, _, _ in STEPS}
 
@@ -136,9 +138,9 @@ def at_once(*calls):
 
 @pytest.mark.slow
 def test_two_promotions_at_once_give_one_champion_and_one_refusal(challenged):
-    said = at_once("champion.promote(load_params())", "champion.promote(load_params())")
-    assert sorted(verdict["promoted"] for verdict in said) == [False, True]
-    refused = next(verdict for verdict in said if not verdict["promoted"])
+    argument = at_once("champion.promote(load_params())", "champion.promote(load_params())")
+    assert sorted(verdict["promoted"] for verdict in argument) == [False, True]
+    refused = next(verdict for verdict in argument if not verdict["promoted"])
     assert refused["reasons"] == ["Version 2 is the champion already."]
     assert [each["policy"]["version"] for each in past_decisions()] == [1, 2]
     assert aliases()["trueline-policy"] == {"champion": 2, "previous": 1}

@@ -20,7 +20,7 @@ from tests.registry.test_policy_card import RECORD
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "shown"),
     [
         ("/home/ann/models/tiny", "tiny"),
         ("../elsewhere/pairs.jsonl", "pairs.jsonl"),
@@ -31,12 +31,12 @@ from tests.registry.test_policy_card import RECORD
         ({"/home/ann/hub.yaml": {"source": "/home/ann/hub.yaml"}}, {"hub.yaml": {"source": "hub.yaml"}}),
     ],
 )
-def test_a_place_is_told_by_its_name(setting: Any, told: Any) -> None:
-    assert redact(setting) == told
-    assert redact(told) == told
+def test_a_place_is_shown_by_its_name(setting: Any, shown: Any) -> None:
+    assert redact(setting) == shown
+    assert redact(shown) == shown
 
 
-def test_a_place_in_the_project_is_told_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_in_the_project_is_shown_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert redact(f"{tmp_path}/models/tiny") == "models/tiny"
 
@@ -54,9 +54,9 @@ def test_paths_in_a_record_of_an_earlier_release_are_redacted() -> None:
 def test_the_record_of_a_candidate_names_no_machine(tracked: Path) -> None:
     params = load_params()
     elsewhere = params.base.model_copy(update={"source": "/home/ann/models/tiny"})
-    told = model_record(params.model_copy(update={"base": elsewhere}))
-    assert told["base"]["source"] == "tiny"
-    assert str(tracked) not in json.dumps(told)
+    shown = model_record(params.model_copy(update={"base": elsewhere}))
+    assert shown["base"]["source"] == "tiny"
+    assert str(tracked) not in json.dumps(shown)
 
 
 @pytest.mark.slow
@@ -77,7 +77,7 @@ def test_nothing_that_leaves_names_this_machine(real: Path, tmp_path: Path, monk
         assert not any(name in path.read_bytes() for name in names), path
     with sqlite3.connect(real / "mlflow.db") as database:
         for table in ("tags", "params", "model_version_tags", "logged_model_tags", "input_tags", "datasets"):
-            told = str(database.execute(f"SELECT * FROM {table}").fetchall()).encode()
-            assert not any(name in told for name in names), table
+            shown = str(database.execute(f"SELECT * FROM {table}").fetchall()).encode()
+            assert not any(name in shown for name in names), table
     assert not any(name in json.dumps(explain.why(params, "champion")).encode() for name in names)
     assert machine_id() not in platform.node()

@@ -1,4 +1,4 @@
-"""The report: the gate's page with lineage and cost in it, kept by the run of the evaluation."""
+"""The report: the gate's page with lineage and cost in it, saved in the run of the evaluation."""
 
 import re
 import shutil
@@ -77,8 +77,8 @@ def test_the_run_of_the_evaluation_keeps_it(params):
     written = write_report(params)
     client = open_store("trueline").client
     assert client.get_run(written["run_id"]).data.tags["stage"] == "evaluate"
-    kept = Path(client.download_artifacts(written["run_id"], "report.html"))
-    assert kept.read_bytes() == REPORT.read_bytes()
+    saved = Path(client.download_artifacts(written["run_id"], "report.html"))
+    assert saved.read_bytes() == REPORT.read_bytes()
     assert write_report(params) == written  # again without harm
     assert [artifact.path for artifact in client.list_artifacts(written["run_id"])] == ["report.html"]
 
@@ -161,7 +161,7 @@ def test_what_was_reused_is_no_cost_of_this_result(params):
         ({"memory": None}, "not measured"),
     ],
 )
-def test_energy_is_told_or_said_to_be_unknown(changes, words):
+def test_energy_is_shown_or_unknown(changes, words):
     assert energy(USAGE._replace(**changes)) == words
 
 
@@ -171,7 +171,7 @@ def test_a_server_shows_it_at_its_own_address():
 
 
 @pytest.mark.slow
-def test_what_people_said_is_on_the_page_once_they_were_asked(params):
+def test_what_people_voted_is_on_the_page_once_they_were_asked(params):
     write_report(params)
     assert "By people" not in REPORT.read_text(encoding="utf-8")
     human_evaluation.save_votes(params, str(stages.lock_key("evaluate")), FIGURES, VOTES)

@@ -63,12 +63,12 @@ def test_the_metadata_are_those_of_the_hub():
     assert {(each.dataset_name, each.dataset_type) for each in results} == {("482 pairs of the test split", SOURCE)}
 
 
-def test_the_intervals_have_the_confidence_that_is_told():
+def test_the_intervals_have_the_confidence_that_is_stated():
     assert CONFIDENCE == calibration.CONFIDENCE
 
 
 @pytest.mark.parametrize(
-    "said",
+    "text",
     [
         "# our-reward version 2",
         "record of policy version 4, with which this version was registered; `trueline why 4` shows",
@@ -92,8 +92,8 @@ def test_the_intervals_have_the_confidence_that_is_told():
         "| key of `reward` | `2345` |",
     ],
 )
-def test_the_text_shows_what_the_record_holds(said):
-    assert said in write(known())
+def test_the_text_shows_what_the_record_holds(text):
+    assert text in write(known())
 
 
 def test_it_tells_nothing_of_people_nor_of_the_policy():
@@ -125,7 +125,7 @@ def test_only_data_that_made_it_are_named():
     assert metadata(write(record)).license == "apache-2.0"
 
 
-def test_pairs_that_share_prompts_are_told_with_what_they_tell():
+def test_pairs_that_share_prompts_are_shown_with_what_they_tell():
     record = known()
     assert "In brackets: Wilson's interval, confidence 0.95.\n" in write(record)
     record["figures"]["reward"]["accuracy"]["effective_pairs"] = 244.3
@@ -141,7 +141,7 @@ def test_a_record_of_an_earlier_release_still_gets_a_card():
     assert "model-index" not in metadata(text).to_dict()
 
 
-def test_figures_of_an_earlier_release_are_told_as_far_as_they_go():
+def test_figures_of_an_earlier_release_are_shown_as_far_as_they_go():
     record = known()
     record["figures"] = {"reward": {"accuracy": {"value": 0.85, "pairs": 482}}}
     record["figures"]["evaluate"] = {"best_of_sft": [{"n": 2, "kl": 0.193, "scores": {"reward": 0.5}}]}

@@ -76,7 +76,7 @@ def test_no_output_file_log_tag_or_link_holds_a_secret(repository, address, monk
     monkeypatch.setattr(sys, "argv", sys.argv)
     give_page(page(responses=[response("a", 2.0, 1.0)]))
     params = load_params()
-    said = trueline(capfd, "doctor", "--json")  # which finds the server by the address with the password
+    printed = trueline(capfd, "doctor", "--json")  # which finds the server by the address with the password
     with tracking.run("sft", params) as run:
         run.log(1, {"loss": 1.0})
         run.table("samples", [{"prompt": "a"}])
@@ -84,23 +84,23 @@ def test_no_output_file_log_tag_or_link_holds_a_secret(repository, address, monk
     written = write_report(params)
     assert written["address"].startswith(f"{address}/#/experiments/")
     for command in ("status", "status --json", "why champion", "why champion --json", "history", "sync", "report"):
-        said += trueline(capfd, *command.split())
-    assert address in said
-    assert "Traceback" not in said
+        printed += trueline(capfd, *command.split())
+    assert address in printed
+    assert "Traceback" not in printed
 
     store = open_store("trueline").client
     experiment = store.get_experiment_by_name("trueline")
     assert experiment is not None
-    kept = [
+    records = [
         json.dumps([vars(run.info), run.data.to_dictionary()], default=str)
         for run in store.search_runs([experiment.experiment_id])
     ]
-    kept += [str(version) for version in store.search_model_versions()]
+    records += [str(version) for version in store.search_model_versions()]
     files = [path for path in Path().rglob("*") if path.is_file() and ".git" not in path.parts]
     texts = [path.read_bytes().decode("utf-8", "replace") for path in files]
     assert {".trueline/report.html", "dvc.lock", "decisions.jsonl"} <= {path.as_posix() for path in files}
-    assert len(kept) > 5
-    for text in (said, caplog.text, *kept, *texts):
+    assert len(records) > 5
+    for text in (printed, caplog.text, *records, *texts):
         assert not any(secret in text for secret in SPELLINGS)
 
 
@@ -125,8 +125,8 @@ def test_a_store_that_cannot_be_used_is_named_without_its_password(tmp_path, mon
     with pytest.raises(Exception) as refused:  # whatever it is, it is shown as a sentence
         open_store("trueline")
     kind, sentence = classify(refused.value)
-    said = sentence + "".join(capfd.readouterr())
-    assert not any(secret in said for secret in SPELLINGS)
+    printed = sentence + "".join(capfd.readouterr())
+    assert not any(secret in printed for secret in SPELLINGS)
     assert kind == "input" or isinstance(refused.value, ImportError)
     assert not FAILURE_FILE.exists()
 

@@ -35,18 +35,18 @@ def hanging(monkeypatch):
 def stuck(tracked, monkeypatch):
     """A way to have what is sent to MLflow stand still, and to let it go on."""
     opened, send_message = threading.Event(), send_queue.send_message
-    monkeypatch.setattr(send_queue, "send_message", lambda *told: opened.wait(60) and send_message(*told))
+    monkeypatch.setattr(send_queue, "send_message", lambda *messages: opened.wait(60) and send_message(*messages))
     monkeypatch.setattr(tracking, "PATIENCE_WITH_A_FILE", 0.2)
     yield opened.set
     opened.set()
 
 
-def kept():
+def unsent():
     return list(Path(".trueline/unsent").glob("*"))
 
 
 @pytest.mark.parametrize("command", [lambda params: tracking.run("sft", params).__enter__(), sync.sync])
-def test_a_server_that_hangs_from_the_start_is_said_in_time(tracked, hanging, command):
+def test_a_server_that_hangs_from_the_start_is_reported_in_time(tracked, hanging, command):
     params, began = load_params(), time.monotonic()
     with pytest.raises(
         InputError, match=r"^MLflow at http://127\.0\.0\.1:\d+ has not answered for 0 seconds: restart it"
@@ -71,11 +71,11 @@ def test_what_a_hanging_server_did_not_take_is_sent_by_the_next_command(stuck, c
     assert time.monotonic() - began < 10
     assert "run trueline sync when it is back, to send the rest" in caplog.text
     assert only_run().info.status == "RUNNING"
-    assert [path.stem for path in kept()] == [run.id]
+    assert [path.stem for path in unsent()] == [run.id]
 
     stuck()
     linked = sync.sync(params)["stages"][0]
-    assert kept() == []
+    assert unsent() == []
     client = open_store("trueline").client
     found, md5 = client.get_run(run.id), stages.output_hash("sft", Path("models/sft"))
     assert found.info.status == status
@@ -91,16 +91,16 @@ def test_what_a_hanging_server_did_not_take_is_sent_by_the_next_command(stuck, c
 def test_what_was_sent_in_part_is_not_sent_twice(tracked):
     opened = open_store("trueline")
     run = tracking.start(opened, "sft", stages.lock_key("sft"), {}, {})
-    told = [
+    messages = [
         Message("metrics", [["loss", 1.0, 1000, 0], ["loss", float("nan"), 2000, 1]]),
         Message("table", {"name": "samples", "columns": {"prompt": ["a"]}}),
         Message("model", {"folder": "models/sft", "md5": None, "key": None}),
         Message("end", {"status": "FINISHED", "end_time": 5000}),
     ]
-    for message in told:
+    for message in messages:
         send_queue.send_message(opened, run.id, message)
     before = opened.client.get_run(run.id).to_dictionary()
-    send_queue.save_unsent(opened, run.id, told)
+    send_queue.save_unsent(opened, run.id, messages)
     send_queue.send_saved(opened)
     assert opened.client.get_run(run.id).to_dictionary()["data"]["tags"] == before["data"]["tags"]
     assert len(opened.client.get_metric_history(run.id, "loss")) == 2
@@ -113,25 +113,25 @@ def test_what_another_server_did_not_take_waits_for_that(tracked):
     elsewhere = opened._replace(uri="http://elsewhere")
     send_queue.save_unsent(elsewhere, "0" * 32, [Message("end", {"status": "KILLED", "end_time": 1})])
     send_queue.send_saved(opened)
-    assert len(kept()) == 1
+    assert len(unsent()) == 1
 
 
 def test_what_was_for_a_run_that_is_gone_is_dropped(tracked, caplog):
     opened = open_store("trueline")
     send_queue.save_unsent(opened, "0" * 32, [Message("end", {"status": "KILLED", "end_time": 1})])
     send_queue.send_saved(opened)
-    assert kept() == []
+    assert unsent() == []
     assert "are dropped" in caplog.text
 
 
 @pytest.mark.parametrize("damage", [lambda text: text[:-9], lambda text: "", lambda text: text.replace("kind", "kjnd")])
-def test_a_kept_file_that_is_damaged_is_told_of_and_set_aside(tracked, caplog, damage):
+def test_a_saved_file_that_is_damaged_is_reported_and_set_aside(tracked, caplog, damage):
     opened = open_store("trueline")
     send_queue.save_unsent(opened, "0" * 32, [Message("end", {"status": "KILLED", "end_time": 1})])
-    [path] = kept()
+    [path] = unsent()
     path.write_text(damage(path.read_text()))
     send_queue.send_saved(opened)
-    assert [path.suffix for path in kept()] == [".damaged"]
+    assert [path.suffix for path in unsent()] == [".damaged"]
     assert "are damaged and not sent: see" in caplog.text
 
 

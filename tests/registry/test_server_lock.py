@@ -1,4 +1,4 @@
-"""One lock at the registry at a time, of all checkouts that share a server: the other is told system_user has it."""
+"""One lock at the registry at a time, of all checkouts that share a server: the other learns who has it."""
 
 import json
 import shutil
@@ -27,10 +27,10 @@ server_lock.POLL_SECONDS = 0.05
 print("ready", flush=True)
 for reason in sys.stdin:
     try:
-        said = champion.rollback(load_params(), reason)["champion"]
+        answers = champion.rollback(load_params(), reason)["champion"]
     except InputError as error:
-        said = str(error)
-    print(json.dumps(said), flush=True)
+        answers = str(error)
+    print(json.dumps(answers), flush=True)
 """
 
 
@@ -53,7 +53,7 @@ def test_a_turn_leaves_no_ticket(tracked):
     assert tickets() == []
 
 
-def test_who_comes_second_is_told_who_has_the_turn(tracked, monkeypatch):
+def test_who_comes_second_learns_who_has_the_turn(tracked, monkeypatch):
     monkeypatch.setattr(server_lock, "WAIT_SECONDS", 0.1)
     monkeypatch.setattr(server_lock, "POLL_SECONDS", 0.01)
     taken_elsewhere(open_store("trueline"))
@@ -98,7 +98,7 @@ def test_a_turn_is_renewed_while_it_lasts(tracked, monkeypatch):
 
 
 @pytest.mark.parametrize("fate", ["taken for dead", "was suspended"])
-def test_whoever_has_lost_the_turn_moves_no_alias(challenged, monkeypatch, fate):
+def test_who_has_lost_the_turn_moves_no_alias(challenged, monkeypatch, fate):
     def furnished(store, *_, **__):
         if fate == "taken for dead":
             server_lock._delete(store, *tickets())
@@ -120,7 +120,7 @@ def test_whoever_has_lost_the_turn_moves_no_alias(challenged, monkeypatch, fate)
 
 
 def test_a_line_that_another_checkout_overtook_is_to_be_taken_out(challenged, monkeypatch):
-    """This one is killed after its line, the other decides; which of the two lines counts is told by their order."""
+    """This one is killed after its line, the other decides; which of the two lines counts is known by their order."""
     params = load_params()
     champion.promote(params)
     before = Path("decisions.jsonl").read_bytes()
@@ -165,10 +165,10 @@ def test_of_two_checkouts_that_roll_back_at_once_one_does_twenty_times(challenge
         for number in range(20):
             for process in processes:
                 print(f"reason {number}", file=process.stdin, flush=True)
-            said = [json.loads(process.stdout.readline()) for process in processes if process.stdout]
+            answers = [json.loads(process.stdout.readline()) for process in processes if process.stdout]
             leader = 3 - leader
-            winner = said.index(leader)
-            (sentence,) = [each for each in said if isinstance(each, str)]
+            winner = answers.index(leader)
+            (sentence,) = [each for each in answers if isinstance(each, str)]
             assert f"(version {leader}: rollback" in sentence
             assert f"reason {number}): pull it" in sentence
             records = [(folder / "decisions.jsonl").read_bytes() for folder in clones]

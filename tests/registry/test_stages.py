@@ -42,7 +42,7 @@ def test_the_key_of_a_templated_stage_is_the_chosen_algorithms(repository):
     assert current_key("ppo") == current_key("align")
 
 
-def test_what_a_stage_follows_from_is_told_in_the_words_of_params_yaml(repository):
+def test_what_a_stage_follows_from_is_given_in_the_words_of_params_yaml(repository):
     earlier = stages.stage_fingerprint("sft")
     assert earlier is not None
     rate = earlier.settings["sft.learning_rate"]
@@ -50,8 +50,8 @@ def test_what_a_stage_follows_from_is_told_in_the_words_of_params_yaml(repositor
     Path("data/validate/demonstrations.jsonl").write_text("other rows")
     now = stages.stage_fingerprint("sft")
     assert now is not None
-    said = f"sft.learning_rate was {rate} and is 0.5; data/validate has changed"
-    assert now.differences(earlier) == said
+    message = f"sft.learning_rate was {rate} and is 0.5; data/validate has changed"
+    assert now.differences(earlier) == message
 
 
 def test_outside_a_repository_there_is_no_key(tmp_path, monkeypatch):
@@ -81,8 +81,8 @@ def test_a_damaged_lock_is_named(repository):
 
 
 def test_the_plan_is_the_order_in_which_dvc_runs(repository):
-    said = dvc("repro", "--dry", "--force", cwd=repository).stdout
-    order = [line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")]
+    message = dvc("repro", "--dry", "--force", cwd=repository).stdout
+    order = [line.split("'")[1] for line in message.splitlines() if line.startswith("Running stage")]
     assert graph.plan() == order
     assert set(order) == set(STAGES)
 

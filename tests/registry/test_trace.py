@@ -30,11 +30,11 @@ def given_data(*rows):
 
 
 def given_line(kind, name, split, source, *tag):
-    origin = {"id": name, "source": source}
+    named = {"id": name, "source": source}
     if kind == "quarantine":
-        record = origin | dict(zip(["annotator"], tag, strict=False))
-        return {"file": "demonstrations.jsonl", **origin, "row": 1, "reasons": ["empty"], "record": record}
-    return origin | {"split": split} | dict(zip([TAGS[kind]], tag, strict=False))
+        record = named | dict(zip(["annotator"], tag, strict=False))
+        return {"file": "demonstrations.jsonl", **named, "row": 1, "reasons": ["empty"], "record": record}
+    return named | {"split": split} | dict(zip([TAGS[kind]], tag, strict=False))
 
 
 # From before rows named annotators.
@@ -94,9 +94,9 @@ def versions_of(params, what, name):
     return trace.trace(params, what, name)["versions"]
 
 
-def test_versions_promoted_or_not_are_told_apart(traced):
-    told = trace.trace(traced, "row", "a")
-    first, second = told["versions"]
+def test_versions_promoted_or_not_are_distinguished(traced):
+    answer = trace.trace(traced, "row", "a")
+    first, second = answer["versions"]
     assert first == {
         "version": 1,
         "reward_version": 1,
@@ -111,7 +111,7 @@ def test_versions_promoted_or_not_are_told_apart(traced):
         "unattributed": None,
     }
     assert (second["version"], second["promoted"], second["policy"], second["reward"]) == (2, False, False, False)
-    assert (second["stages"], second["rows"], told["in_any"]) == ([], {}, True)
+    assert (second["stages"], second["rows"], answer["in_any"]) == ([], {}, True)
 
 
 @pytest.mark.parametrize("kind", ["preferences", "demonstrations"])
@@ -119,9 +119,9 @@ def test_where_no_reward_model_was_trained_no_row_is_behind_it(kind):
     record = {"method": "ppo", "data": {"md5": "d"}, "figures": {"reward": {"trained": False}}}
     policy: Any = {"version": 1, "reward_version": 1, "record": record}
     found = trace.Found({kind: {"train": 1, "validation": 1}}, 0, None)
-    told = trace._traced(policy, True, found)
+    answer = trace._traced(policy, True, found)
     is_behind = kind == "demonstrations"
-    assert (told["policy"], told["reward"], told["stages"]) == (is_behind, False, ["sft"] if is_behind else [])
+    assert (answer["policy"], answer["reward"], answer["stages"]) == (is_behind, False, ["sft"] if is_behind else [])
     del record["figures"]
     assert trace._traced(policy, True, found)["reward"] is True
 
@@ -149,8 +149,8 @@ def test_dpo_learns_from_the_pairs_itself_and_from_no_prompt():
     record = {"data": {"md5": "x.dir"}, "method": "dpo"}
     for kind, policy, stages in (("preferences", True, ["reward", "dpo"]), ("prompts", False, [])):
         found = trace.Found({kind: {"train": 1}}, 0, None)
-        told = trace._traced({"version": 1, "reward_version": 1, "md5": "y", "record": record}, False, found)
-        assert (told["policy"], told["stages"]) == (policy, stages)
+        answer = trace._traced({"version": 1, "reward_version": 1, "md5": "y", "record": record}, False, found)
+        assert (answer["policy"], answer["stages"]) == (policy, stages)
 
 
 def test_a_source_counts_all_its_rows(traced):
@@ -162,9 +162,9 @@ def test_a_source_counts_all_its_rows(traced):
 
 @pytest.mark.parametrize("name", ["week", "./week/"])
 def test_a_folder_counts_the_rows_of_its_files(traced, name):
-    told = trace.trace(traced, "source", name)
-    assert (told["name"], told["versions"][0]["rows"]) == ("week", {})
-    assert told["versions"][1]["rows"] == {"preferences": {"train": 1, "validation": 1}}
+    answer = trace.trace(traced, "source", name)
+    assert (answer["name"], answer["versions"][0]["rows"]) == ("week", {})
+    assert answer["versions"][1]["rows"] == {"preferences": {"train": 1, "validation": 1}}
 
 
 def test_names_may_be_spelt_otherwise_than_in_the_rows(traced):
@@ -207,23 +207,23 @@ def test_a_name_that_nobody_sees_is_not_traced(traced):
     ],
 )
 def test_an_annotator_is_traced_where_rows_name_one(traced, annotator, learned, stages, rows, quarantined):
-    told = trace.trace(traced, "annotator", annotator)
-    first, second = told["versions"]
+    answer = trace.trace(traced, "annotator", annotator)
+    first, second = answer["versions"]
     assert (second["policy"], second["reward"], second["stages"]) == (learned, learned, stages)
     assert (second["rows"], second["quarantined"], second["unattributed"]) == (rows, quarantined, 0)
-    assert told["in_any"]
+    assert answer["in_any"]
     # a, d and e, which sft, reward and judge learned from, may be anybody's.
     assert (first["policy"], first["reward"], first["stages"], first["unattributed"]) == (None, None, [], 3)
     assert (first["rows"], first["quarantined"]) == ({}, 0)
 
 
-def test_who_is_named_nowhere_is_told_apart_from_a_no(traced):
-    told = trace.trace(traced, "annotator", "dee")
-    assert ([each["policy"] for each in told["versions"]], told["in_any"]) == ([None, False], False)
+def test_who_is_named_nowhere_is_distinguished_from_a_no(traced):
+    answer = trace.trace(traced, "annotator", "dee")
+    assert ([each["policy"] for each in answer["versions"]], answer["in_any"]) == ([None, False], False)
 
 
 @pytest.mark.parametrize(
-    ("method", "kept", "unattributed", "policy", "reward", "count"),
+    ("method", "rows", "unattributed", "policy", "reward", "count"),
     [
         ("ppo", {}, {"preferences": {"train": 2, "validation": 1, "test": 4}}, None, None, 3),  # the judge's too
         ("dpo", {}, {"preferences": {"train": 2}}, None, None, 2),
@@ -231,15 +231,15 @@ def test_who_is_named_nowhere_is_told_apart_from_a_no(traced):
         ("ppo", {"preferences": {"train": 1}}, {"demonstrations": {"train": 6}}, True, True, 6),  # one is enough
     ],
 )
-def test_rows_without_annotator_leave_no_sure_no(method, kept, unattributed, policy, reward, count):
-    record, found = {"data": {"md5": "x.dir"}, "method": method}, trace.Found(kept, 0, unattributed)
-    told = trace._traced({"version": 1, "reward_version": 1, "md5": "y", "record": record}, False, found)
-    assert (told["policy"], told["reward"], told["unattributed"]) == (policy, reward, count)
+def test_rows_without_annotator_leave_no_sure_no(method, rows, unattributed, policy, reward, count):
+    record, found = {"data": {"md5": "x.dir"}, "method": method}, trace.Found(rows, 0, unattributed)
+    answer = trace._traced({"version": 1, "reward_version": 1, "md5": "y", "record": record}, False, found)
+    assert (answer["policy"], answer["reward"], answer["unattributed"]) == (policy, reward, count)
 
 
-def test_what_no_data_hold_is_told_apart_from_a_no(traced):
-    told = trace.trace(traced, "source", "d.json")
-    assert not told["in_any"]
+def test_what_no_data_hold_is_distinguished_from_a_no(traced):
+    answer = trace.trace(traced, "source", "d.json")
+    assert not answer["in_any"]
     assert trace.trace(traced, "row", "h")["in_any"]
 
 
@@ -276,11 +276,11 @@ def test_an_exclusion_names_the_stages_and_runs_none(tracked):
         "evaluate",
         "gate",
     ]
-    told = trace.exclude(load_params(), "row", "a")
-    assert (told["file"], told["added"], sorted(told["stages"])) == ("exclude.txt", True, sorted(after))
-    assert told["stages"] == stages_after("prepare")
+    excluded = trace.exclude(load_params(), "row", "a")
+    assert (excluded["file"], excluded["added"], sorted(excluded["stages"])) == ("exclude.txt", True, sorted(after))
+    assert excluded["stages"] == stages_after("prepare")
     assert not trace.exclude(load_params(), "row", "a")["added"]
-    assert trace.exclude(load_params(), "annotator", "ann #7")["stages"] == told["stages"]
+    assert trace.exclude(load_params(), "annotator", "ann #7")["stages"] == excluded["stages"]
     assert Path("exclude.txt").read_text() == 'row a\nannotator "ann #7"\n'
     assert Path("dvc.lock").read_bytes() == lock
     assert stages_after("gate") == ["gate"]

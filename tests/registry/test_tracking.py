@@ -124,7 +124,7 @@ def test_the_data_are_inputs_by_their_content(tracked, params):
     assert json.loads(dataset.source) == {"uri": "data/validate/demonstrations.jsonl"}
 
 
-def test_the_model_is_kept_by_reference(tracked, params):
+def test_the_model_is_saved_by_reference(tracked, params):
     with tracking.run("sft", params) as run:
         run.model(Path("models/sft"))
     client = open_store("trueline").client
@@ -135,12 +135,12 @@ def test_the_model_is_kept_by_reference(tracked, params):
     assert not list(tracked.glob("mlruns/**/*content*"))
 
 
-def test_samples_are_kept_to_read(tracked, params):
+def test_samples_are_saved_to_read(tracked, params):
     with tracking.run("evaluate", params) as run:
         run.table("samples", [{"prompt": "a", "answer": "b"}, {"prompt": "c", "answer": "d"}])
         run.table("none", [])
-    (kept,) = tracked.glob("mlruns/**/samples.json")
-    assert json.loads(kept.read_text())["data"] == [["a", "b"], ["c", "d"]]
+    (saved,) = tracked.glob("mlruns/**/samples.json")
+    assert json.loads(saved.read_text())["data"] == [["a", "b"], ["c", "d"]]
 
 
 def test_many_steps_are_sent_together(tracked, params, monkeypatch):
@@ -157,7 +157,7 @@ def test_many_steps_are_sent_together(tracked, params, monkeypatch):
     assert len(requests) <= 12  # of 200 rows each, 1200 values are two requests; a busy machine may begin one early
 
 
-def test_uncommitted_code_is_said_but_what_runs_write_is_not(tracked, params):
+def test_uncommitted_code_is_reported_but_what_runs_write_is_not(tracked, params):
     Path("dvc.lock").write_text(Path("dvc.lock").read_text() + "# rewritten\n")
     with tracking.run("sft", params):
         pass
@@ -250,7 +250,7 @@ def test_a_server_that_goes_away_costs_a_warning_and_no_metric(params, monkeypat
     assert len(store.client.get_metric_history(only_run().info.run_id, "loss")) == 400
 
 
-def test_a_server_that_stays_away_is_said_at_the_end(params, monkeypatch, caplog):
+def test_a_server_that_stays_away_is_reported_at_the_end(params, monkeypatch, caplog):
     monkeypatch.setattr(tracking, "PATIENCE_WITH_A_FILE", 0.3)
     with tracking.run("sft", params) as run:
 

@@ -51,13 +51,13 @@ def run() -> tuple[dict[str, Any], list[str]]:
 def test_an_unchanged_run_starts_no_dvc_and_no_prefect_and_registers_and_promotes(checkout: Path) -> None:
     lock = Path("dvc.lock").read_bytes()
     for verdict in (True, False):  # promoted by the first, champion already at the second
-        result, told = run()
+        result, printed = run()
 
         assert {stage["outcome"] for stage in result["stages"]} == {"reused"}
         assert len(result["stages"]) == len(STAGES)
         assert result["promotion"]["promoted"] is verdict
-        assert [line for line in told if sys.executable in line] == []
-        assert "prefect False" in told
+        assert [line for line in printed if sys.executable in line] == []
+        assert "prefect False" in printed
     assert aliases()["trueline-policy"] == {"champion": 1}
     assert Path(".trueline/report.html").exists()
     assert Path("dvc.lock").read_bytes() == lock
@@ -65,9 +65,9 @@ def test_an_unchanged_run_starts_no_dvc_and_no_prefect_and_registers_and_promote
 
 def test_where_a_stage_is_stale_only_it_is_started_and_prefect_keeps_a_record(checkout: Path) -> None:
     shutil.rmtree("models/reward")
-    result, told = run()
+    result, printed = run()
 
     assert {stage["outcome"] for stage in result["stages"]} == {"reused"}  # DVC's cache has it
-    assert [line.split()[-1] for line in told if "dvc --wait-for-lock repro" in line] == ["reward"]
-    assert "prefect True" in told
+    assert [line.split()[-1] for line in printed if "dvc --wait-for-lock repro" in line] == ["reward"]
+    assert "prefect True" in printed
     assert Path("models/reward/content.txt").exists()
