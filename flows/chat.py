@@ -10,7 +10,7 @@ from tasks.common.escapes import visible
 from tasks.common.files import MODELS, STATE
 from tasks.data.encoding.tokens import decode, encode_prompt, load_tokenizer
 from tasks.data.records import Message
-from tasks.methods import METHODS
+from tasks.methods import STAGES as ALIGNING
 from tasks.registry.dvc_outputs.cache import DamagedError, materialise
 from tasks.registry.dvc_outputs.contents import check_folder, check_outputs
 from tasks.settings.params import Params
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-STAGES = ("base", "sft", *METHODS)
+STAGES = ("base", "sft", *ALIGNING)
 
 
 class Conversation:

@@ -128,7 +128,7 @@ def why(
 
 @app.command(rich_help_panel=MODELS)
 def history(as_json: AsJson = False) -> None:
-    """List the decisions on registry.policy with their reasons, the oldest first."""
+    """List the decisions with their reasons, the oldest first."""
     from flows.display import show_history
     from tasks.registry.lineage import explain
 
@@ -205,7 +205,7 @@ def export(
 @app.command(rich_help_panel=MODELS)
 def chat(
     message: Annotated[str | None, typer.Argument(help="One message. Without it, a conversation starts.")] = None,
-    stage: Annotated[str | None, typer.Option(help="A stage's model: base, sft, dpo or ppo.")] = None,
+    stage: Annotated[str | None, typer.Option(help="A stage's model: base, sft, dpo, kto or ppo.")] = None,
     version: Annotated[str | None, typer.Option(help="A version or an alias. Default: champion.")] = None,
 ) -> None:
     """Chat with the champion, another version or a stage's model."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from tasks.common.files import METRICS, read_json
 from tasks.common.rounding import number
-from tasks.methods import METHODS, HeadlineFigure
+from tasks.methods import METHODS, STAGES, HeadlineFigure
 from tasks.settings.params import load_params
 
 Metrics = Mapping[str, Any]
@@ -14,7 +14,7 @@ Metrics = Mapping[str, Any]
 
 def headline_figure(stage: str) -> str:
     """Give a stage's telling figure in a few words; empty where the stage has none."""
-    name = load_params().align.method if stage == "align" else stage
+    name = load_params().align.stage if stage == "align" else stage
     tell, path = HEADLINES.get(name), METRICS / f"{name}.json"
     if tell is None or not path.exists():
         return ""
@@ -86,7 +86,7 @@ HEADLINES: dict[str, Callable[[Metrics], str]] = {
     "sft": _sft,
     "reward": _reward,
     "held_out_reward": _reward,
-    **{name: partial(_of_method, figures=method.headline_figures) for name, method in METHODS.items()},
+    **{name: partial(_of_method, figures=METHODS[name].headline_figures) for name in STAGES},
     "evaluate": _evaluate,
     "gate": _gate,
 }

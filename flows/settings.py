@@ -16,6 +16,7 @@ from ruamel.yaml.tokens import CommentToken
 from tasks.common.errors import InputError
 from tasks.common.files import replacing
 from tasks.common.yaml_files import parse_yaml, read_yaml
+from tasks.methods import METHODS
 from tasks.settings.params import PARAMS_FILE, load_params, parse_params
 
 FLOAT, NULL = "tag:yaml.org,2002:float", "tag:yaml.org,2002:null"
@@ -38,7 +39,8 @@ def configure(overlays: list[str], path: Path = PARAMS_FILE) -> list[Change]:
     """Lay settings over params.yaml, later ones over earlier ones, and write it whole or not at all.
 
     Args:
-        overlays: each a YAML file with the shape of params.yaml, or KEY=VALUE, such as align.method=dpo.
+        overlays: each a YAML file with the shape of params.yaml, or KEY=VALUE, such as align.method=dpo. One that names
+            a method brings the settings that this name stands for.
         path: the settings file.
 
     Returns:
@@ -51,7 +53,10 @@ def configure(overlays: list[str], path: Path = PARAMS_FILE) -> list[Change]:
     settings = _editor().load(path.read_text(encoding="utf-8-sig"))
     before = parse_yaml(_written(settings), str(path))
     for overlay in overlays:
-        _merge(settings, _read(overlay))
+        given = _read(overlay)
+        for name, value in _of_method(given).items():
+            _merge(settings, _nested(name.split("."), value))
+        _merge(settings, given)
     text = _written(settings)
     after = parse_yaml(text, str(path))
     assert isinstance(after, dict)
@@ -98,6 +103,14 @@ def _read(overlay: str) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise InputError(f"{overlay} holds no settings: write them as in params.yaml")
     return content
+
+
+def _of_method(overlay: Mapping[str, Any]) -> Mapping[str, object]:
+    """Give the settings that the name of a method stands for, where an overlay names one."""
+    align = overlay.get("align")
+    name = align.get("method") if isinstance(align, Mapping) else None
+    method = METHODS.get(name) if isinstance(name, str) else None
+    return method.settings if method else {}
 
 
 def _exists(overlay: str) -> bool:

@@ -131,7 +131,7 @@ def _needs(params: Params, known: Places, pending: Sequence[str]) -> Iterator[Ne
     if not pending:
         return
     weights = _weights(params)
-    folders = {stage: MODELS / (params.align.method if stage == "align" else stage) for stage in MODEL_STAGES}
+    folders = {stage: MODELS / (params.align.stage if stage == "align" else stage) for stage in MODEL_STAGES}
     models = [folders[stage] for stage in pending if stage in folders]
     new = sum(not folder.exists() for folder in models)
     yield Need("the checkout", Path.cwd(), new * weights + ROOM_BESIDE_MODELS, "move the checkout")
@@ -143,7 +143,7 @@ def _needs(params: Params, known: Places, pending: Sequence[str]) -> Iterator[Ne
 
 
 def _models_that_learn(params: Params) -> int:
-    match params.align.method:
+    match params.align.stage:
         case "dpo" | "kto":
             return 1
         case "ppo":

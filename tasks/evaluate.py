@@ -85,7 +85,7 @@ def evaluate(params: Params) -> None:
 def _check_models(params: Params) -> None:
     """Name what is missing at once, not when all prompts have been answered."""
     rewards = ("reward", "held_out_reward") if params.rewards.use_model else ()
-    for name in (params.align.method, "sft", *rewards):
+    for name in (params.align.stage, "sft", *rewards):
         if not (MODELS / name).is_dir():
             raise InputError(f"{MODELS / name} does not exist: run the stage that writes it (dvc repro)")
 

@@ -34,7 +34,7 @@ def gate(params: Params) -> None:
     evaluation, opponent = read_record(EVALUATION, Evaluation), read_opponent()
     _check_opponent(evaluation, opponent)
     reward = read_reward_model(REWARD)
-    trained = ["sft", *(["reward"] if reward else []), params.align.method]
+    trained = ["sft", *(["reward"] if reward else []), params.align.stage]
     curves = {stage: _read_curve(CURVES / f"{stage}.csv") for stage in trained}
     evidence = Evidence(evaluation, reward, read_reward_model(HELD_OUT_REWARD), opponent)
     checks = run_checks(evidence, params.gate)

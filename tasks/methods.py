@@ -1,25 +1,28 @@
 """The methods that align a policy, a row each: all that stages, registry, report and flows have to know of one.
 
-What a method computes is in its stage, tasks/<name>.py, and in tasks/learning/<name>; its settings are in
-tasks/settings/alignment.py. `align.method` chooses the row.
+What a stage computes is in tasks/<stage>.py and tasks/learning/<stage>; its settings are in
+tasks/settings/alignment.py. `align.method` chooses the row. Several methods may be one stage with other settings: their
+rows name the same stage, and the settings that make the method what its name says.
 """
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from types import MappingProxyType
+from typing import Literal, NamedTuple, get_args
 
-MethodName = Literal["dpo", "kto", "ppo"]
+StageName = Literal["dpo", "kto", "ppo"]
+MethodName = Literal[StageName]  # and names of presets: Literal[StageName, "grpo"]
 Input = Literal["preferences", "ratings", "prompts", "rewards"]
 
 
 class Panel(NamedTuple):
     """A panel of the report's learning curves."""
 
-    column: str  # of curves/<method>.csv
+    column: str  # of curves/<stage>.csv
     title: str
 
 
 class HeadlineFigure(NamedTuple):
-    """A figure of metrics/<method>.json that tells how the training went."""
+    """A figure of metrics/<stage>.json that tells how the training went."""
 
     name: str
     key: str  # dotted
@@ -30,20 +33,28 @@ class Method(NamedTuple):
     """A method of alignment."""
 
     title: str
+    stage: StageName
     family: str  # of its loss
     learns_from: frozenset[Input]  # the training split of kinds of records, and rewards.training of params.yaml
     panels: tuple[Panel, ...]
     headline_figures: tuple[HeadlineFigure, ...]
+    preset: Mapping[str, object] = MappingProxyType({})  # settings of params.yaml by dotted name
 
     @property
     def made_from(self) -> str:
         """The models that the policy follows from, in words."""
         return "the SFT model and the reward model" if "rewards" in self.learns_from else "the SFT model"
 
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """The settings of params.yaml that the method's name stands for, by dotted name."""
+        return {"align.stage": self.stage, **self.preset}
+
 
 METHODS: Mapping[str, Method] = {
     "dpo": Method(
         title="DPO",
+        stage="dpo",
         family="preference loss",
         learns_from=frozenset({"preferences"}),
         panels=(Panel("loss", "DPO: loss"), Panel("reward", "DPO: reward margin")),
@@ -54,6 +65,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "kto": Method(
         title="KTO",
+        stage="kto",
         family="rated answers",
         learns_from=frozenset({"ratings"}),
         panels=(Panel("loss", "KTO: loss"), Panel("reward", "KTO: reward of good answers over bad ones")),
@@ -64,14 +76,21 @@ METHODS: Mapping[str, Method] = {
     ),
     "ppo": Method(
         title="PPO",
+        stage="ppo",
         family="policy gradient",
         learns_from=frozenset({"prompts", "rewards"}),
         panels=(Panel("reward", "PPO: reward"), Panel("kl", "PPO: KL, nats an answer")),
         headline_figures=(HeadlineFigure("reward", "last.reward", before="first.reward"),),
     ),
 }
+STAGES: tuple[StageName, ...] = get_args(StageName)  # each is the name of a method, too
 
 
 def stages_behind(method: str) -> tuple[str, ...]:
     """Name the stages whose training a method's policy follows from, its own last."""
-    return ("sft", *(("reward",) if "rewards" in METHODS[method].learns_from else ()), method)
+    return ("sft", *(("reward",) if "rewards" in METHODS[method].learns_from else ()), METHODS[method].stage)
+
+
+def stages_learning_from(kind: Input) -> tuple[StageName, ...]:
+    """Name the stages of alignment that learn from a kind of records."""
+    return tuple(stage for stage in STAGES if kind in METHODS[stage].learns_from)

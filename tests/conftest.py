@@ -24,6 +24,7 @@ from tasks.data.records import (
     read_records,
     write_records,
 )
+from tasks.methods import METHODS
 from tasks.settings.params import Params, parse_params
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
@@ -151,6 +152,7 @@ def make_tokenizer(template: str | None = CHATML) -> Any:
 def make_params() -> MakeParams:
     """Settings of params.yaml made small, with sections overridden: make_params(sft={"epochs": 3})."""
     settings = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    del settings["align"]["stage"]  # it follows from the method
 
     def make(**sections: Any) -> Params:
         merged = {
@@ -159,6 +161,8 @@ def make_params() -> MakeParams:
             else sections.get(name, section)
             for name, section in settings.items()
         }
+        if method := METHODS.get(merged["align"]["method"]):
+            merged["align"].setdefault("stage", method.stage)
         return parse_params(merged, "test")
 
     return make

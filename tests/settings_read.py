@@ -56,7 +56,7 @@ def is_section(value: object) -> bool:
 
 def listed_settings(stage: str, method: str) -> set[str]:
     """The settings and sections of params.yaml that dvc.yaml names for a stage."""
-    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8").replace("${align.method}", method)
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8").replace("${align.stage}", method)
     given = yaml.safe_load(text)["stages"]["align" if stage == method else stage].get("params", [])
     return {name for each in given for name in (each["params.yaml"] if isinstance(each, dict) else [each])}
 

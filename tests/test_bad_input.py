@@ -194,7 +194,7 @@ def pad_equal_to_eos(shop: Workshop) -> None:
 def unreachable_mlflow(shop: Workshop) -> None:
     write_workspace_records()
     shutil.copy(ROOT / "opponent.json", "opponent.json")
-    for model in (shop.settings["align"]["method"], "sft", "reward", "held_out_reward"):
+    for model in (shop.settings["align"]["stage"], "sft", "reward", "held_out_reward"):
         (MODELS / model).mkdir(parents=True)
     for folder in (TRAINING, GROUND_TRUTH):
         write_copies(folder, [])

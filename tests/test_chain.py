@@ -14,7 +14,7 @@ from tasks.data.records import TYPES
 from tasks.evaluate import evaluate
 from tasks.gate import gate
 from tasks.held_out_reward import held_out_reward
-from tasks.methods import METHODS
+from tasks.methods import STAGES as ALIGNING
 from tasks.prepare import prepare
 from tasks.reward import reward
 from tasks.reward_check import reward_check
@@ -24,7 +24,7 @@ from tasks.validate import validate
 from tests.conftest import EXAMPLE, ROOT, rows_from
 from tests.settings_read import check_settings_read, recorded
 
-ALIGNERS = {name: getattr(import_module(f"tasks.{name}"), name) for name in METHODS}
+ALIGNERS = {name: getattr(import_module(f"tasks.{name}"), name) for name in ALIGNING}
 STAGES = ("prepare", "base", "validate", "sft", "reward", "held_out_reward", "reward_check", "dpo", "evaluate", "gate")
 
 
@@ -67,13 +67,13 @@ def run(params):
         reward,
         held_out_reward,
         reward_check,
-        ALIGNERS[params.align.method],
+        ALIGNERS[params.align.stage],
         evaluate,
         gate,
     ):
         with recorded(params) as read:
             stage(params)
-        check_settings_read(read, stage.__name__, params.align.method)
+        check_settings_read(read, stage.__name__, params.align.stage)
 
 
 def outputs():

@@ -501,7 +501,7 @@ def test_doctor_exits_with_1_where_something_fails(
 
 
 def test_configure_says_what_changed(trueline) -> None:
-    assert trueline("configure", "align.method=dpo")[1] == "align.method: ppo → dpo\n"
+    assert trueline("configure", "align.method=dpo")[1] == "align.method: ppo → dpo\nalign.stage: ppo → dpo\n"
     assert trueline("configure", "align.method=dpo")[1] == "params.yaml has these settings already.\n"
     both = trueline(
         "configure", "evaluate.llm_judge={url: http://a/v1, model: m, prompts: 9}", "registry.approval=true"
@@ -550,7 +550,7 @@ def test_piped_messages(trueline, parrot: None, monkeypatch: pytest.MonkeyPatch)
     ("arguments", "sentence"),
     [
         (["--stage", "sft", "long"], "the conversation is longer than the context"),
-        (["--stage", "reward", "hello"], "reward has no model to talk to: choose one of base, sft, dpo, ppo"),
+        (["--stage", "reward", "hello"], "reward has no model to talk to: choose one of base, sft, dpo, kto, ppo"),
         (["--stage", "ppo", "hello"], "models/ppo does not exist"),
         (["--stage", "sft", "--version", "3", "hello"], "--stage and --version name two models"),
     ],

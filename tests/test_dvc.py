@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from tasks.evaluation.gate.plots import CURVE_COLUMNS, Reliability
-from tasks.methods import METHODS
+from tasks.methods import STAGES as ALIGNING
 
 ROOT = Path(__file__).parents[1]
 PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
@@ -108,9 +108,9 @@ def wanted(graph: grimp.ImportGraph, stage: str) -> set[str]:
     """What dvc.yaml should list; for align what is named after the method by template, and all that either uses."""
     if stage != "align":
         return in_rooms(code_of(graph, stage))
-    used_by_any = set[str]().union(*(code_of(graph, method) for method in METHODS))
-    named_after_one = rf"/({'|'.join(METHODS)})(?=/|\.py|$)"
-    return {re.sub(named_after_one, "/${align.method}", path) for path in in_rooms(used_by_any)}
+    used_by_any = set[str]().union(*(code_of(graph, method) for method in ALIGNING))
+    named_after_one = rf"/({'|'.join(ALIGNING)})(?=/|\.py|$)"
+    return {re.sub(named_after_one, "/${align.stage}", path) for path in in_rooms(used_by_any)}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -121,7 +121,7 @@ def test_code_deps_are_the_import_closure(graph: grimp.ImportGraph, stage: str) 
 def test_every_module_of_a_stage_is_in_the_pipeline(graph: grimp.ImportGraph) -> None:
     modules = {name.removeprefix("tasks.") for name in graph.find_modules_that_directly_import("tasks.stage")}
 
-    assert {"align" if name in METHODS else name for name in modules} == set(STAGES)
+    assert {"align" if name in ALIGNING else name for name in modules} == set(STAGES)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -133,7 +133,7 @@ def test_no_shell_stands_between_dvc_and_a_stage(stage: str) -> None:
 @pytest.mark.slow
 def test_every_plot_can_be_drawn_and_compared(tmp_path: Path) -> None:
     """A plot whose column has another name is a warning to DVC and an empty picture to people."""
-    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8").replace("${align.method}", "ppo")
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8").replace("${align.stage}", "ppo")
     pipeline = yaml.safe_load(text)
     drawn = [plot for stage in pipeline["stages"].values() for plot in stage.get("plots", [])] + pipeline["plots"]
     columns = {

@@ -59,6 +59,10 @@ def changed(**changes: object) -> dict[str, Any]:
     return settings
 
 
+def by(method: str) -> dict[str, str]:
+    return {"method": method, "stage": method}
+
+
 def complaint(settings: dict[str, Any]) -> str:
     with pytest.raises(InputError) as refused:
         parse_params(settings, "params.yaml")
@@ -103,9 +107,9 @@ def test_every_key_has_a_comment():
     ("changes", "sentence"),
     [
         ({"prepare__demonstrations__source": NO_ROWS}, "infra/none.jsonl, which has no rows, but sft learns from them"),
-        ({"prepare__prompts__source": NO_ROWS, "align__method": "dpo"}, "but evaluate answers them: name a source"),
+        ({"prepare__prompts__source": NO_ROWS, "align": by("dpo")}, "but evaluate answers them: name a source"),
         ({"prepare__preferences__source": NO_ROWS}, "but the reward model of rewards.training learns from them"),
-        ({"prepare__ratings__source": NO_ROWS, "align__method": "kto"}, "but align.method kto learns from them"),
+        ({"prepare__ratings__source": NO_ROWS, "align": by("kto")}, "but align.method kto learns from them"),
     ],
 )  # fmt: skip
 def test_what_is_learned_from_cannot_be_without_rows(changes: dict[str, object], sentence: str):

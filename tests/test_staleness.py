@@ -11,7 +11,7 @@ import pytest
 from dvc.repo import Repo
 
 from flows.settings import configure
-from tasks.methods import METHODS
+from tasks.methods import STAGES
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow  # together
@@ -127,10 +127,10 @@ EDITS = [
 def checkouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """By method, the project with a dvc.lock as if every stage had run: outputs of a line, and nothing trained."""
     listed = subprocess.run(("git", "ls-files", "-z"), cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    found = {}
+    found: dict[str, Path] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DVC_NO_ANALYTICS", "1")
-        for method in METHODS:
+        for method in STAGES:
             folder = found[method] = tmp_path_factory.mktemp(method)
             for name in listed.rstrip("\0").split("\0"):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def goes_in(change: str | dict[str, object]) -> bool:
     ("method", "edit"),
     [
         pytest.param(method, edit, id=f"{method}: {edit.what}")
-        for method in METHODS
+        for method in STAGES
         for edit in EDITS
         if edit.method in (None, method)
     ],

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from tasks.methods import MethodName
+from tasks.methods import MethodName, StageName
 from tasks.settings.choices import Critic, Engine, Estimator, KLEstimator, PreferenceLoss, RatedLoss, Schedule
 from tasks.settings.section import Count, Held, NotNegative, Positive, Section, Share
 from tasks.settings.training import Training
@@ -14,6 +14,7 @@ class Align(Section):
     """Which algorithm aligns the policy."""
 
     method: MethodName
+    stage: StageName
 
 
 class MethodSettings(Section):
@@ -124,7 +125,7 @@ class Ppo(MethodSettings):
 
 
 class Methods(Section):
-    """A section for each method; the one that `align.method` names is used."""
+    """A section for each stage of alignment; the one that `align.stage` names is used."""
 
     dpo: Dpo
     kto: Kto

@@ -1,5 +1,6 @@
 """params.yaml as frozen, typed settings: an unknown key or an ill-typed value is an error."""
 
+from functools import reduce
 from pathlib import Path
 from typing import Annotated
 
@@ -104,6 +105,18 @@ class Params(Methods):
     evaluate: Evaluate
     gate: Gate
     registry: Registry
+
+    @model_validator(mode="after")
+    def _method_is_what_its_name_says(self) -> "Params":
+        method = self.align.method
+        for name, wanted in METHODS[method].settings.items():
+            found = reduce(getattr, name.split("."), self)
+            if found != wanted:
+                raise ValueError(
+                    f"{name} is {found}, but align.method {method} means {wanted}: trueline configure "
+                    f"align.method={method} writes it"
+                )
+        return self
 
     @model_validator(mode="after")
     def _what_is_learned_from_is_there(self) -> "Params":

@@ -27,11 +27,15 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_only_the_named_line_changes(params: Path) -> None:
     before = params.read_text().splitlines()
 
-    assert configure(["align.method=dpo"]) == [Change("align.method", "ppo", "dpo")]
+    assert configure(["align.method=dpo"]) == [
+        Change("align.method", "ppo", "dpo"),
+        Change("align.stage", "ppo", "dpo"),
+    ]
 
     after = params.read_text().splitlines()
     assert [(old, new) for old, new in zip(before, after, strict=True) if old != new] == [
-        ("  method: ppo", "  method: dpo")
+        ("  method: ppo", "  method: dpo"),
+        ("  stage: ppo", "  stage: dpo"),
     ]
 
 

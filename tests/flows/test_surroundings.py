@@ -280,7 +280,7 @@ def large(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
 
 
 def aligned(method: str) -> object:
-    return load_params().align.model_copy(update={"method": method})
+    return load_params().align.model_copy(update={"method": method, "stage": method})
 
 
 def test_room_is_that_of_models_twice_and_of_checkpoints(

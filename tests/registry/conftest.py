@@ -157,10 +157,10 @@ def commit(folder, message="work"):
 def write_pipeline(folder):
     """Lay down the project's own graph with stages that cost nothing."""
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-    own = {"sft": ["sft"], "align": ["align", "${align.method}"]}  # few parameters: DVC is slow on a long lock
+    own = {"sft": ["sft"], "align": ["align", "${align.stage}"]}  # few parameters: DVC is slow on a long lock
     for name, stage in pipeline["stages"].items():
         stage["params"] = ["seed", *own.get(name, [])]
-        stage["cmd"] = "python make.py " + ("${align.method}" if name == "align" else name)
+        stage["cmd"] = "python make.py " + ("${align.stage}" if name == "align" else name)
         code = [path for path in stage["deps"] if not path.startswith(("data/", "models/", "metrics/", "reports/"))]
         data = [path for path in stage["deps"] if path not in code or path == "opponent.json"]
         stage["deps"] = [*data, "make.py", "figures.json"] if name != "gate" else [*data, "make.py"]

@@ -142,7 +142,7 @@ def test_what_was_reused_is_no_cost_of_this_result(params):
     with tracking.run("sft", params):
         pass
     write_report(params)
-    change_params(align={"method": "dpo"})
+    change_params(align={"method": "dpo", "stage": "dpo"})
     repro()
     write_report(load_params())
     html = REPORT.read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from tasks.evaluation.figures import reward_title
 from tasks.evaluation.reward_figures import RewardModelFigures
 from tasks.evaluation.schema import BestOfFigures, CurveFigures, PointFigures, Response
 from tasks.evaluation.scores import HELD_OUT, TRAINING
-from tasks.methods import METHODS, Panel
+from tasks.methods import METHODS, STAGES, Panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 CurveRows = Sequence[Mapping[str, float]]
 PointOfCurve = tuple[float | None, int, CurveFigures]  # KL, label, figures
 # What is shown of each trainer's curve.
-PANELS = {
+PANELS: Mapping[str, Sequence[Panel]] = {
     "sft": (Panel("loss", "SFT: loss"),),
     "reward": (Panel("loss", "reward model: loss"),),
-    **{name: method.panels for name, method in METHODS.items()},
+    **{name: METHODS[name].panels for name in STAGES},
 }
 # Line and inside of the markers of each reward, which tell them apart without colour; ground-truth rewards take turns.
 STYLES = {TRAINING: ("o-", "#111111"), HELD_OUT: ("s--", "white")}

@@ -41,7 +41,7 @@ def compare_answers(
     Raises:
         InputError: a prompt leaves no room for an answer, or a file is damaged.
     """
-    candidate, sft = (load_policy(MODELS / name, params, trainable=False) for name in (params.align.method, "sft"))
+    candidate, sft = (load_policy(MODELS / name, params, trainable=False) for name in (params.align.stage, "sft"))
     answers = {
         "candidate": answer("candidate", candidate, tokenizer, prompts, params),
         "sft": answer("sft", sft, tokenizer, prompts, params),

@@ -31,11 +31,11 @@ def read_snapshots(sft: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, par
         InputError: the file is missing or damaged.
     """
     prompts = {prompt.id: prompt for prompt in read_prompts(VALIDATED, "validation")}
-    found, method = [], params.align.method
-    for step, answers in read_answers(method).items():
+    found, stage = [], params.align.stage
+    for step, answers in read_answers(stage).items():
         own = [prompts[answer.id] for answer in answers if answer.id in prompts]
         if len(own) < len(answers):
-            raise InputError(f"{answers_file(method)} answers prompts that are not in {VALIDATED}: run dvc repro")
+            raise InputError(f"{answers_file(stage)} answers prompts that are not in {VALIDATED}: run dvc repro")
         asked = [encode_prompt(tokenizer, prompt.prompt) for prompt in own]
         sampled = as_sampled(sft, tokenizer, asked, [answer.tokens for answer in answers])
         logps = answer_logps(sft, sampled.encoded, params, answers[0].temperature)

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from tasks.common.errors import InputError
-from tasks.methods import METHODS
+from tasks.methods import STAGES
 from tasks.settings.fingerprint import Fingerprint, flatten
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 
 def stage_name(stage: str) -> str:
-    """Give the name of the DVC stage that runs `stage`: `align` for a method of alignment, else the same."""
-    return "align" if stage in METHODS else stage
+    """Give the name of the DVC stage that runs `stage`: `align` for one that aligns, else the same."""
+    return "align" if stage in STAGES else stage
 
 
 def in_repository() -> bool:

@@ -14,7 +14,7 @@ from tasks.common.files import STATE, read_jsonl, temporary_folder
 from tasks.data.exclusions import SPELLINGS, What, add_exclusion
 from tasks.data.names import as_name, stands_for
 from tasks.data.records import TAGS, TYPES, Kind
-from tasks.methods import METHODS, stages_behind
+from tasks.methods import METHODS, stages_behind, stages_learning_from
 from tasks.registry.dvc_outputs.cache import NotCachedError, materialise
 from tasks.registry.dvc_outputs.graph import stages_after
 from tasks.registry.export.card import has_reward_model
@@ -29,11 +29,11 @@ TRAINED_ON = {
     ("demonstrations", "train"): ("sft",),
     ("preferences", "train"): (
         "reward",
-        *(name for name, each in METHODS.items() if "preferences" in each.learns_from),
+        *stages_learning_from("preferences"),
     ),
     ("preferences", "validation"): ("held_out_reward",),
-    ("ratings", "train"): tuple(name for name, each in METHODS.items() if "ratings" in each.learns_from),
-    ("prompts", "train"): tuple(name for name, each in METHODS.items() if "prompts" in each.learns_from),
+    ("ratings", "train"): stages_learning_from("ratings"),
+    ("prompts", "train"): stages_learning_from("prompts"),
 }
 # The stages that make a model. The held-out reward model makes none: it is only used at the gate.
 REWARD_STAGES = ("sft", "reward")
@@ -176,7 +176,7 @@ def _traced(policy: PolicyVersion, promoted: bool, found: Found | None) -> Trace
         data=record["data"]["md5"],
         policy=_trained([stage for stage in stages_behind(method) if stage not in untrained], found),
         reward=_trained(() if untrained else REWARD_STAGES, found),
-        stages=[stage for stage in (*REWARD_STAGES, "held_out_reward", method) if stage in learned],
+        stages=[stage for stage in (*REWARD_STAGES, "held_out_reward", METHODS[method].stage) if stage in learned],
         rows=found and found.valid,
         quarantined=found and found.quarantined,
         unattributed=None if unattributed is None else _learned(unattributed),

@@ -41,11 +41,12 @@ def model_record(params: Params) -> dict[str, Any]:
     """
     stages = plan()
     check_consistent(stages)
+    settings = _params(stages)
     folder, prepared = aligned_folder(), locked_json("prepare", METRICS / "prepare.json")
     assert folder is not None  # dvc.lock is complete
     known = {
         "policy": {"name": params.registry.policy, "path": folder.as_posix(), "md5": output_hash("align", folder)},
-        "method": folder.name,
+        "method": settings["align"]["method"],
         "reward": {"name": params.registry.reward, "md5": output_hash("reward", MODELS / "reward")},
         "sft": {"md5": output_hash("sft", MODELS / "sft")},
         "base": {"source": params.base.source, "md5": output_hash("base", MODELS / "base")},
@@ -63,7 +64,7 @@ def model_record(params: Params) -> dict[str, Any]:
         },
         "gate": locked_json("gate", METRICS / "gate.json"),
         "opponent": gate_opponent(),
-        "params": _params(stages),
+        "params": settings,
         "keys": {stage: lock_key(stage) for stage in stages},
         **code_tags(),
     }
