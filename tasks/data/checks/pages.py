@@ -9,9 +9,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from tasks.common.escapes import into_html
+from tasks.common.html_templates import html_templates
 from tasks.common.rounding import number
 from tasks.data.checks.quarantine import Sorted
 from tasks.data.checks.schema import SPLITS, location_of
@@ -68,15 +66,7 @@ def render(examined: Iterable[Examined], warn: Sequence[str]) -> str:
         examined: the files.
         warn: checks whose findings only warn.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # a row must never act as HTML
-        finalize=into_html,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = html_templates(Path(__file__).parent)
     sections = [_section(each, warn) for each in examined]
     return environment.get_template(TEMPLATE).render(sections=sections, splits=SPLITS)
 

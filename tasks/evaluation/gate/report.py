@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from tasks.common.escapes import into_html
+from tasks.common.html_templates import html_templates
 from tasks.common.rounding import number
 from tasks.evaluation.figures import reward_title
 from tasks.evaluation.gate import tables
@@ -69,15 +67,7 @@ def render(
         background: what came before.
     """
     # Escaping is on for every value: what a model wrote must never act as HTML.
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        finalize=into_html,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = html_templates(Path(__file__).parent)
     environment.filters["number"] = number
     ahead, behind = _samples(responses)
     points, best_of_sft, reward = evaluation.over_optimisation, evaluation.best_of_sft, background.reward

@@ -9,11 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from tasks.common.errors import InputError
-from tasks.common.escapes import into_html
 from tasks.common.files import REPORTS, STATE, replacing
+from tasks.common.html_templates import html_templates
 from tasks.common.rounding import chance, number
 from tasks.common.safe_text import without_secrets
 from tasks.methods import METHODS
@@ -96,14 +94,7 @@ def _render(store: Store, params: Params, usages: Sequence[ResourceUsage], peopl
     opponent_settings = {}
     if opponent_version:
         opponent_settings = read_policy_version(find(store, params, str(opponent_version)))["record"]["params"]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        finalize=into_html,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = html_templates(Path(__file__).parent)
     environment.filters |= {"number": number, "chance": chance, "energy": energy}
     settings = _settings(record["params"], opponent_settings)
     return environment.get_template(TEMPLATE).render(
