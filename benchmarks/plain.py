@@ -19,7 +19,7 @@ from benchmarks.workloads import PAD, SIZES, Texts
 from tasks.data.encoding.tokens import Encoded, load_tokenizer
 from tasks.learning.batches import epoch_order
 from tasks.learning.ppo.advantages import estimate_advantages, kl_estimates, shaped_rewards, whiten
-from tasks.learning.ppo.policy_gradient import policy_loss, value_loss
+from tasks.learning.ppo.policy_gradient import Counts, policy_loss, value_loss
 from tasks.learning.ppo.scoring import PPOModels
 from tasks.learning.sampling.sampler import stop_tokens
 from tasks.learning.seeds import seed_for
@@ -102,7 +102,12 @@ class PlainPPO:
                 tokens = int(part.mask.sum())
                 log_probs = of_tokens(self._distribution(self._models.policy, part), part)
                 loss = policy_loss(
-                    log_probs, old.log_probs, old.advantages, part.mask, token_count=tokens, clip=settings.clip
+                    log_probs,
+                    old.log_probs,
+                    old.advantages,
+                    part.mask,
+                    counts=Counts(tokens, len(rows), settings.max_new_tokens),
+                    clip=settings.clip,
                 ).loss
                 policy_norm = self._move("policy", loss)
                 values = self._head_outputs(self._learning["critic"], part)[:, -part.mask.shape[1] - 1 : -1]

@@ -240,6 +240,36 @@ def test_a_missing_section_is_named():
             "ppo: k1 has no gradient in the loss, where grpo has its KL: set kl_estimator to k2 or k3",
         ),
         (
+            {"ppo__grpo_divide_by_std": False},
+            "ppo: the estimator gae does not divide by a group's deviation: set grpo_divide_by_std to true",
+        ),
+        (
+            {"ppo__policy_loss": "gspo"},
+            "ppo: gspo has one ratio for an answer and needs one advantage for it, but the estimator gae "
+            "has one for each token: set estimator to grpo, rloo or reinforce_plus_plus_baseline",
+        ),
+        (
+            {
+                "ppo__policy_loss": "gspo",
+                "ppo__estimator": "rloo",
+                "ppo__responses_per_prompt": 2,
+                "ppo__critic_warmup": 0,
+            },
+            "ppo: the loss gspo is a mean over answers: set aggregation to sequence",
+        ),
+        (
+            {"ppo__policy_loss": "cispo", "ppo__dual_clip": 3.0},
+            "ppo: the loss cispo bounds every ratio and would ignore dual_clip: set it to null",
+        ),
+        (
+            {"ppo__overlong": "mask"},
+            "ppo: overlong: mask leaves answers without an end out of the update: set missing_eos_penalty to 0",
+        ),
+        (
+            {"ppo__overlong_buffer": 65},
+            "ppo: overlong_buffer must not exceed max_new_tokens, of which it is the end",
+        ),
+        (
             {"runtime__compile": True, "runtime__gradient_checkpointing": True},
             "runtime: layers that compute activations again are not compiled: set one of the two to false",
         ),

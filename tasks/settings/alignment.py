@@ -5,7 +5,18 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from tasks.methods import MethodName, StageName
-from tasks.settings.choices import Critic, Engine, Estimator, KLEstimator, PreferenceLoss, RatedLoss, Schedule
+from tasks.settings.choices import (
+    Aggregation,
+    Critic,
+    Engine,
+    Estimator,
+    KLEstimator,
+    Overlong,
+    PolicyLossName,
+    PreferenceLoss,
+    RatedLoss,
+    Schedule,
+)
 from tasks.settings.section import Count, Held, NotNegative, Positive, Section, Share
 from tasks.settings.training import Training
 
@@ -72,13 +83,19 @@ class Ppo(MethodSettings):
     kl_horizon: Count
     gamma: Share
     gae_lambda: Share
+    grpo_divide_by_std: bool
+    policy_loss: PolicyLossName
+    aggregation: Aggregation
     clip: Positive
+    clip_high: Positive | None
     value_clip: Positive
     value_weight: Positive
     dual_clip: Annotated[float, Field(gt=1)] | None
     entropy_bonus: NotNegative
     score_clip: Positive | None
     missing_eos_penalty: NotNegative
+    overlong: Overlong
+    overlong_buffer: Count | None
     whiten_rewards: bool
     reward_smoothing: Annotated[float, Field(gt=0, le=1)]
     max_update_kl: Positive | None
@@ -86,7 +103,7 @@ class Ppo(MethodSettings):
     @property
     def _is_grouped(self) -> bool:
         """Whether the other answers to a prompt are an answer's yardstick."""
-        return self.estimator in ("rloo", "grpo")
+        return self.estimator in ("rloo", "grpo", "reinforce_plus_plus_baseline")
 
     @model_validator(mode="after")
     def _rounds_are_filled(self) -> "Ppo":
@@ -121,6 +138,29 @@ class Ppo(MethodSettings):
             )
         if self.estimator == "grpo" and self.kl_estimator == "k1":
             raise ValueError("k1 has no gradient in the loss, where grpo has its KL: set kl_estimator to k2 or k3")
+        if self.estimator != "grpo" and not self.grpo_divide_by_std:
+            raise ValueError(
+                f"the estimator {self.estimator} does not divide by a group's deviation: set grpo_divide_by_std to true"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _loss_has_what_it_needs(self) -> "Ppo":
+        if self.policy_loss == "gspo" and not self._is_grouped:
+            raise ValueError(
+                f"gspo has one ratio for an answer and needs one advantage for it, but the estimator {self.estimator} "
+                "has one for each token: set estimator to grpo, rloo or reinforce_plus_plus_baseline"
+            )
+        if self.policy_loss == "gspo" and self.aggregation != "sequence":
+            raise ValueError("the loss gspo is a mean over answers: set aggregation to sequence")
+        if self.policy_loss == "cispo" and self.dual_clip is not None:
+            raise ValueError("the loss cispo bounds every ratio and would ignore dual_clip: set it to null")
+        if self.overlong == "mask" and self.missing_eos_penalty:
+            raise ValueError(
+                "overlong: mask leaves answers without an end out of the update: set missing_eos_penalty to 0"
+            )
+        if self.overlong_buffer is not None and self.overlong_buffer > self.max_new_tokens:
+            raise ValueError("overlong_buffer must not exceed max_new_tokens, of which it is the end")
         return self
 
 

@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 
 from tasks.learning.ppo.advantages import (
     adapted_kl_coefficient,
+    centred_in_groups,
     estimate_advantages,
     explained_variance,
     kl_estimates,
     leave_one_out,
+    overlong_penalties,
     rewards_to_go,
     shaped_rewards,
     smoothed_rewards,
@@ -221,3 +223,14 @@ def test_rewards_to_go_sum_up_what_comes():
     rewards = torch.tensor([[float("nan"), 1.0, 2.0, 4.0], [3.0, 5.0, float("nan"), float("nan")]])
     mask = torch.tensor([[False, True, True, True], [True, True, False, False]])
     assert rewards_to_go(rewards, mask, 0.5).tolist() == [[0, 3, 4, 4], [5.5, 5, 0, 0]]
+
+
+def test_centring_in_groups_by_hand():
+    # means 2 and 5
+    assert centred_in_groups(torch.tensor([1.0, 3.0, 5.0, 5.0]), 2).tolist() == [-1, 1, 0, 0]
+
+
+def test_soft_length_penalty_by_hand():
+    # the last 4 of 10 tokens: nothing up to 6, then a quarter a token
+    lengths = torch.tensor([1, 6, 7, 9, 10])
+    assert overlong_penalties(lengths, longest=10, buffer=4).tolist() == [0, 0, -0.25, -0.75, -1]

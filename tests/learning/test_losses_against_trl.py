@@ -1,7 +1,9 @@
 """Losses and gradients of a tiny Llama equal TRL's on random batches."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from tasks.learning.batches import Batch, collate
 from tasks.learning.maths.losses import sft_loss
 from tasks.learning.maths.pairs import PairValues, reward_loss
 from tasks.learning.models.outputs import completion_log_probs, completion_scores
+from tasks.learning.ppo.policy_gradient import Counts, policy_loss
 from tasks.learning.reference_cache import item_logps
 from tasks.settings.choices import PreferenceLoss
 from tasks.settings.params import Dpo
@@ -151,3 +154,70 @@ def test_dpo(tiny_model: Path, tmp_path: Path, make_params: MakeParams, loss: Pr
         ).loss
 
     same_loss_and_gradient(ours, theirs, lambda: causal(tiny_model, 0))
+
+
+POLICY_LOSSES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "grpo as published": ({"aggregation": "sequence"}, {"loss_type": "grpo"}),
+    "dapo": ({"aggregation": "token", "clip_high": 0.4}, {"loss_type": "dapo", "epsilon_high": 0.4}),
+    "dr_grpo": ({"aggregation": "constant"}, {"loss_type": "dr_grpo"}),
+    "dual clip": ({"aggregation": "token", "dual_clip": 1.5}, {"loss_type": "dapo", "delta": 1.5}),
+    "gspo": (
+        {"kind": "gspo", "aggregation": "sequence"},
+        {"loss_type": "grpo", "importance_sampling_level": "sequence"},
+    ),
+    # TRL's bound of cispo is the ratio itself, and there is none below
+    "cispo": ({"kind": "cispo", "clip": 1.0, "clip_high": 0.3}, {"loss_type": "cispo", "epsilon_high": 1.3}),
+}
+
+
+@pytest.mark.parametrize("name", POLICY_LOSSES)
+def test_policy_losses(name: str):
+    options, theirs = POLICY_LOSSES[name]
+    draw = torch.Generator().manual_seed(5)
+    start, moved = -3 * torch.rand(4, 9, generator=draw), 0.5 * torch.randn(4, 9, generator=draw)
+    advantages = torch.randn(4, generator=draw)
+    mask = torch.arange(9) < torch.tensor([[9], [1], [4], [6]])
+
+    def of_trl(log_probs: Tensor) -> Any:
+        settings = {
+            "model": nn.Identity().eval(),
+            "epsilon_low": 0.2,
+            "epsilon_high": 0.2,
+            "importance_sampling_level": "token",
+            "beta": 0.0,
+            "top_entropy_quantile": 1.0,
+            "off_policy_mask_threshold": None,
+            "use_vllm": False,
+            "aux_loss_enabled": False,
+            "_entropy_bonus_enabled": False,
+            "max_completion_length": 12,
+            "args": SimpleNamespace(delta=theirs.get("delta")),
+            "accelerator": SimpleNamespace(num_processes=1, gather=lambda it: it, reduce=lambda it, **_: it),
+            "_metrics": {"eval": defaultdict(list)},
+            "_get_per_token_logps_and_entropies": lambda *_, **__: (log_probs, torch.zeros(4, 9), None),
+        }
+        inputs = {
+            "prompt_ids": torch.zeros(4, 0),
+            "prompt_mask": torch.zeros(4, 0),
+            "completion_ids": torch.zeros(4, 9),
+            "completion_mask": mask.long(),
+            "advantages": advantages,
+            "old_per_token_logps": start,
+            "num_items_in_batch": mask.sum(),
+        }
+        return TRL.GRPOTrainer._compute_loss(SimpleNamespace(**settings | theirs), None, inputs)
+
+    def of_ours(log_probs: Tensor) -> Tensor:
+        counts = Counts(int(mask.sum()), answers=4, max_new_tokens=12)
+        return policy_loss(
+            log_probs, start, advantages[:, None].expand(4, 9), mask, counts=counts, **{"clip": 0.2} | options
+        ).loss
+
+    results = []
+    for loss_of in (of_ours, of_trl):
+        leaf = (start + moved).requires_grad_()
+        loss = loss_of(leaf)
+        loss.backward()
+        results.append((loss.item(), leaf.grad))
+    assert results[0][0] == pytest.approx(results[1][0], abs=TOLERANCE)
+    torch.testing.assert_close(results[0][1], results[1][1], atol=TOLERANCE, rtol=TOLERANCE)

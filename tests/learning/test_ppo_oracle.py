@@ -25,7 +25,7 @@ from tasks.learning.ppo.advantages import (
     standardised_in_groups,
     whiten,
 )
-from tasks.learning.ppo.policy_gradient import policy_loss, value_loss
+from tasks.learning.ppo.policy_gradient import Counts, policy_loss, value_loss
 from tasks.learning.ppo.scoring import PPOModels
 from tasks.learning.ppo.trainer import PPOTrainer
 from tests.tiny import EOS, tiny_models, tiny_params
@@ -89,13 +89,55 @@ def standardised(rewards: Floats, group: int) -> Floats:
     return [(r - fmean(each)) / (stdev(each) + 1e-4) for each in groups for r in each]
 
 
-def surrogate(ratio: Any, advantage: float, clip: float, dual_clip: float | None) -> Any:
+def centred(rewards: Floats, group: int) -> Floats:
+    """Dr. GRPO: by the mean of the prompt's answers alone."""
+    groups = [rewards[start : start + group] for start in range(0, len(rewards), group)]
+    return [r - fmean(each) for each in groups for r in each]
+
+
+def soft_penalty(length: int, longest: int, buffer: int) -> float:
+    """DAPO, equation 13."""
+    return 0.0 if length <= longest - buffer else ((longest - buffer) - length) / buffer
+
+
+def surrogate(
+    ratio: Any, advantage: float, clip: float, dual_clip: float | None, clip_high: float | None = None
+) -> Any:
     """The loss of a token: Schulman 2017, equation 7; Ye 2020, equation 3."""
-    bounded = min(max(ratio, 1 - clip), 1 + clip)
+    bounded = min(max(ratio, 1 - clip), 1 + (clip_high or clip))
     objective = min(ratio * advantage, bounded * advantage)
     if dual_clip is not None and advantage < 0:
         objective = max(objective, dual_clip * advantage)
     return -objective
+
+
+def losses_of_answer(
+    log_probs: Sequence[Tensor], old: "Rollout", settings: Any
+) -> tuple[list[Any], Floats, list[bool]]:
+    """Loss, ratio and whether it was clipped of each token: PPO; GSPO, equation 7; CISPO, equation 5."""
+    ratios: list[Any] = [torch.exp(new - known) for new, known in zip(log_probs, old.log_probs, strict=True)]
+    if settings.policy_loss == "gspo":
+        product = math.prod(ratios)
+        ratios = [product ** (1 / len(ratios)) for _ in ratios]
+    losses, is_clipped = [], []
+    for ratio, log_prob, advantage in zip(ratios, log_probs, old.advantages, strict=True):
+        if settings.policy_loss == "cispo":
+            weight = min(max(ratio.item(), 1 - settings.clip), 1 + (settings.clip_high or settings.clip))
+            losses.append(-weight * advantage * log_prob)
+            is_clipped.append(weight != ratio.item())
+        else:
+            loss = surrogate(ratio, advantage, settings.clip, settings.dual_clip, settings.clip_high)
+            losses.append(loss)
+            is_clipped.append(bool(loss != -ratio * advantage))
+    return losses, [ratio.item() for ratio in ratios], is_clipped
+
+
+def mean_of(rows: list[list[Any]], settings: Any) -> Any:
+    """Over tokens (DAPO), over answers of the mean over tokens (GRPO), or by a constant (Dr. GRPO)."""
+    if settings.aggregation == "sequence":
+        return sum(sum(row) / len(row) for row in rows) / len(rows)
+    count = sum(map(len, rows)) if settings.aggregation == "token" else len(rows) * settings.max_new_tokens
+    return sum(map(sum, rows)) / count
 
 
 def clipped_error(value: Any, old: float, target: float, clip: float) -> Any:
@@ -161,6 +203,8 @@ def rollouts_of(models: PPOModels, rows: list[Row], settings: Any) -> list[Rollo
         earned = min(max(score, -settings.score_clip), settings.score_clip)
         if row.completion[-1] != EOS:
             earned -= settings.missing_eos_penalty
+        if settings.overlong_buffer is not None:
+            earned += soft_penalty(len(row.completion), settings.max_new_tokens, settings.overlong_buffer)
         penalties = [kl_of_token(p, q, settings.kl_estimator) for p, q in zip(log_probs, references, strict=True)]
         of_tokens = [0.0 if settings.estimator == "grpo" else -BETA * kl for kl in penalties]
         of_tokens[-1] += earned
@@ -182,9 +226,14 @@ def learned_from(rewards: list[Floats], values: list[Floats], settings: Any) -> 
     if settings.estimator == "reinforce_plus_plus":
         returns = [discounted(row, settings.gamma) for row in rewards]
         return white(returns), returns
-    of_responses = (compared_with_others if settings.estimator == "rloo" else standardised)(totals, group)
+    if settings.estimator == "rloo":
+        of_responses = compared_with_others(totals, group)
+    else:
+        divides = settings.estimator == "grpo" and settings.grpo_divide_by_std
+        of_responses = (standardised if divides else centred)(totals, group)
     returns = [discounted(row, 1.0) for row in rewards]
-    return [[a] * len(row) for a, row in zip(of_responses, rewards, strict=True)], returns
+    spread = [[a] * len(row) for a, row in zip(of_responses, rewards, strict=True)]
+    return white(spread) if settings.estimator == "reinforce_plus_plus_baseline" else spread, returns
 
 
 class Adam:
@@ -217,28 +266,35 @@ def updated(models: PPOModels, rows: list[Row], rollouts: list[Rollout], setting
     critic = (
         None if models.critic is None else Adam(models.critic, settings.critic_learning_rate, settings.max_grad_norm)
     )
+    if settings.overlong == "mask":
+        rows, rollouts = map(
+            list,
+            zip(*(pair for pair in zip(rows, rollouts, strict=True) if pair[0].completion[-1] == EOS), strict=True),
+        )
     count = sum(len(row.completion) for row in rows)
     found = []
     for _ in range(settings.epochs):
-        policy_losses, bonuses, penalties, value_losses, ratios = [], [], [], [], []
+        policy_losses, bonuses, penalties, value_losses, ratios, kls = [], [], [], [], [], []
         cut = value_cut = 0
         for row, old in zip(rows, rollouts, strict=True):
             log_probs, entropies = tokens_of(models.policy, row, settings.temperature)
-            for place, log_prob in enumerate(log_probs):
-                ratio, advantage = torch.exp(log_prob - old.log_probs[place]), old.advantages[place]
-                loss = surrogate(ratio, advantage, settings.clip, settings.dual_clip)
-                cut += bool(loss > -ratio * advantage) or bool(loss < -ratio * advantage)
-                policy_losses.append(loss)
-                ratios.append(ratio.item())
-                bonuses.append(entropies[place])
-                penalties.append(kl_of_token(log_prob, old.references[place], settings.kl_estimator))
+            losses, of_answer, is_clipped = losses_of_answer(log_probs, old, settings)
+            policy_losses.append(losses)
+            ratios += of_answer
+            cut += sum(is_clipped)
+            bonuses.append(entropies)
+            pairs = zip(log_probs, old.log_probs, strict=True)
+            kls += [kl_of_token(known, new.item(), "k3") for new, known in pairs]
+            pairs = zip(log_probs, old.references, strict=True)
+            penalties.append([kl_of_token(new, known, settings.kl_estimator) for new, known in pairs])
             for place, value in enumerate(values_of(models, row)):
                 error = clipped_error(value, old.values[place], old.returns[place], settings.value_clip)
                 value_cut += bool(error > (value - old.returns[place]) ** 2 / 2)
                 value_losses.append(error)
-        loss = (sum(policy_losses) - settings.entropy_bonus * sum(bonuses)) / count
+        policy_loss = mean_of(policy_losses, settings)
+        loss = policy_loss - settings.entropy_bonus * mean_of(bonuses, settings)
         if settings.estimator == "grpo":
-            loss = loss + BETA * sum(penalties) / count
+            loss = loss + BETA * mean_of(penalties, settings)
         value = sum(value_losses) / count
         if isinstance(models.critic, ValueHead):
             (loss + settings.value_weight * value).backward()
@@ -247,8 +303,8 @@ def updated(models: PPOModels, rows: list[Row], rollouts: list[Rollout], setting
             if models.critic is not None:
                 value.backward()
         metrics = {
-            "policy_loss": sum(policy_losses).item() / count,
-            "approx_kl": fmean(ratio - 1 - math.log(ratio) for ratio in ratios),
+            "policy_loss": policy_loss.item(),
+            "approx_kl": fmean(kls),
             "ratio_mean": fmean(ratios),
             "clip_fraction": cut / count,
             "grad_norm_policy": policy.step(),
@@ -260,12 +316,31 @@ def updated(models: PPOModels, rows: list[Row], rollouts: list[Rollout], setting
     return found
 
 
+GRPO: dict[str, Any] = {"estimator": "grpo", "responses_per_prompt": 2, "kl_estimator": "k3"}
 CASES: dict[str, dict[str, Any]] = {
     "gae": {"whiten_rewards": True, "reward_smoothing": 0.6, "gamma": 0.97, "entropy_bonus": 0.02},
     "gae, shared critic": {"critic": "shared", "value_weight": 0.3, "kl_estimator": "k2", "entropy_bonus": 0.02},
     "rloo": {"estimator": "rloo", "responses_per_prompt": 2, "kl_estimator": "k3"},
     "grpo": {"estimator": "grpo", "responses_per_prompt": 2, "kl_estimator": "k3"},
     "reinforce_plus_plus": {"estimator": "reinforce_plus_plus", "gamma": 0.9},
+    "grpo as published": GRPO | {"aggregation": "sequence", "entropy_bonus": 0.02, "overlong_buffer": 4},
+    "Dr. GRPO": GRPO | {"aggregation": "constant", "grpo_divide_by_std": False, "clip_high": 0.02},
+    "gspo": {
+        "estimator": "reinforce_plus_plus_baseline",
+        "responses_per_prompt": 2,
+        "policy_loss": "gspo",
+        "aggregation": "sequence",
+        "clip": 0.04,
+        "clip_high": 0.02,
+    },
+    "cispo": {
+        "estimator": "rloo",
+        "responses_per_prompt": 2,
+        "policy_loss": "cispo",
+        "dual_clip": None,
+        "clip_high": 0.1,
+    },
+    "overlong answers masked": {"overlong": "mask", "missing_eos_penalty": 0.0, "clip_high": 0.02},
 }
 COMMON: dict[str, Any] = {
     "num_minibatches": 1,
@@ -306,7 +381,7 @@ def in_float64(models: PPOModels) -> PPOModels:
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_iteration_is_that_of_the_formulas(case: str):
-    params = tiny_params(**COMMON, **CASES[case])
+    params = tiny_params(**COMMON | CASES[case])
     settings = params.ppo
     models = models_for(settings)
     oracle = in_float64(models)
@@ -420,7 +495,12 @@ def test_the_losses_and_their_gradients_are_those_of_the_formulas(seed: int, dua
         return torch.as_tensor(sum(terms) / count)
 
     ours = gradient(
-        lambda it: policy_loss(it, old, advantages, mask, token_count=count, clip=0.2, dual_clip=dual_clip).loss, new
+        lambda it: (
+            policy_loss(
+                it, old, advantages, mask, counts=Counts(count, len(mask), 9), clip=0.2, dual_clip=dual_clip
+            ).loss
+        ),
+        new,
     )
     theirs = gradient(policy_by_formula, new)
     assert ours[0] == pytest.approx(theirs[0], abs=1e-12)

@@ -59,12 +59,19 @@ def test_every_weight_of_policy_and_critic_moves_and_none_of_the_others():
     assert not any(have_moved(old["reward"], models.reward))
 
 
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
 @pytest.mark.parametrize("tokens", [1, 20, 50])
-def test_micro_batches_change_nothing_but_rounding(tokens):
+def test_micro_batches_change_nothing_but_rounding(tokens, aggregation):
     def trained(tokens):
         models = tiny_models()
         trainer = PPOTrainer(
-            models, tiny_params(runtime={"max_tokens_per_micro_batch": tokens}, num_minibatches=2, entropy_bonus=0.01)
+            models,
+            tiny_params(
+                runtime={"max_tokens_per_micro_batch": tokens},
+                num_minibatches=2,
+                entropy_bonus=0.01,
+                aggregation=aggregation,
+            ),
         )
         rollouts = trainer.score(trainer.sample(PROMPTS, seed=1), 0.05)
         return trainer.update(rollouts, 1, "kept"), weights(models.policy) + weights(models.critic)
@@ -94,6 +101,16 @@ def test_remaining_epochs_are_dropped_where_the_policy_has_moved_too_far():
 
     assert steps(None) == 8
     assert steps(1e-6) == 2
+
+
+def test_where_every_answer_was_cut_and_is_masked_nothing_moves():
+    models = tiny_models()
+    before = weights(models.policy) + weights(models.critic)
+    trainer, rollouts = a_round(models, overlong="mask", missing_eos_penalty=0.0)
+    figures = trainer.update(rollouts._replace(has_ended=torch.zeros(6, dtype=torch.bool)), 1, "kept")
+    after = weights(models.policy) + weights(models.critic)
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert (figures["ratio_mean"], figures["grad_norm_policy"], figures["grad_norm_critic"]) == (1, 0, 0)
 
 
 def test_the_entropy_bonus_raises_entropy():
@@ -175,6 +192,7 @@ OTHER_ESTIMATORS: dict[str, dict[str, Any]] = {
     "rloo": {"estimator": "rloo", "responses_per_prompt": 8},
     "grpo": {"estimator": "grpo", "responses_per_prompt": 8, "kl_estimator": "k2"},
     "reinforce_plus_plus": {"estimator": "reinforce_plus_plus"},
+    "reinforce_plus_plus_baseline": {"estimator": "reinforce_plus_plus_baseline", "responses_per_prompt": 8},
 }
 
 

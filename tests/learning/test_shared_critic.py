@@ -17,7 +17,7 @@ from tasks.learning.models.forward import (
 from tasks.learning.models.loading import ValueHead
 from tasks.learning.models.outputs import spread, token_outputs
 from tasks.learning.ppo import trainer as trainer_module
-from tasks.learning.ppo.policy_gradient import policy_loss, value_loss
+from tasks.learning.ppo.policy_gradient import Counts, policy_loss, value_loss
 from tasks.learning.ppo.scoring import PPOModels, Rollouts
 from tasks.learning.ppo.trainer import PPOTrainer
 from tests.learning.test_ppo_trainer import PROMPTS, have_moved, trained_on_a_known_reward, weights
@@ -74,7 +74,14 @@ def test_the_gradient_is_the_weighted_sum_of_two_separate_ones(
     for network in networks:
         network.zero_grad()
     log_probs, entropies, _ = token_outputs(models.policy, rollouts.batch)
-    policy = policy_loss(log_probs, rollouts.log_probs, rollouts.advantages, rollouts.mask, token_count=count, clip=0.2)
+    policy = policy_loss(
+        log_probs,
+        rollouts.log_probs,
+        rollouts.advantages,
+        rollouts.mask,
+        counts=Counts(count, len(rollouts.mask), 6),
+        clip=0.2,
+    )
     (policy.loss - 0.01 * entropies.sum() / count).backward()
     states = last_states(models.policy, rollouts.batch, predicting(rollouts.batch))
     values = spread(value_head(models)(states), rollouts.mask)

@@ -162,6 +162,36 @@ def standardised_in_groups(rewards: Tensor, responses: int) -> Tensor:
     return ((groups - groups.mean(dim=1, keepdim=True)) / (groups.std(dim=1, keepdim=True) + 1e-4)).flatten()
 
 
+def centred_in_groups(rewards: Tensor, responses: int) -> Tensor:
+    """Measure each response by the mean of those to its prompt: Dr. GRPO (Liu et al. 2025, section 3.2).
+
+    REINFORCE++ with a baseline whitens the result over the batch (Hu 2025).
+
+    Args:
+        rewards: (B,) of whole responses; those to one prompt are neighbours.
+        responses: to each prompt, at least 2.
+
+    Returns:
+        (B,); it sums to 0 over each prompt.
+    """
+    groups = rewards.view(-1, responses)
+    return (groups - groups.mean(dim=1, keepdim=True)).flatten()
+
+
+def overlong_penalties(lengths: Tensor, longest: int, buffer: int) -> Tensor:
+    """Soft length penalty: 0 up to `longest - buffer` tokens, then linear down to -1 (Yu et al. 2025, equation 13).
+
+    Args:
+        lengths: (B,) tokens of each answer, at most `longest`.
+        longest: that an answer can be, in tokens.
+        buffer: tokens over which the penalty grows.
+
+    Returns:
+        (B,) between -1 and 0.
+    """
+    return -((lengths - (longest - buffer)) / buffer).clamp(min=0.0)
+
+
 def whiten(values: Tensor, mask: Tensor, keep_mean: bool = False) -> Tensor:
     """Scale to unit variance over all masked entries, and shift the mean to 0 unless `keep_mean`.
 

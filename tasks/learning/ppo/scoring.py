@@ -22,9 +22,11 @@ from tasks.learning.models.outputs import (
 )
 from tasks.learning.ppo.advantages import (
     Advantages,
+    centred_in_groups,
     estimate_advantages,
     kl_estimates,
     leave_one_out,
+    overlong_penalties,
     rewards_to_go,
     shaped_rewards,
     smoothed_rewards,
@@ -182,6 +184,8 @@ def token_rewards(
         scores = scores.clamp(-settings.score_clip, settings.score_clip)
     # After the clip, or a cut answer with a very low score would not be worse than one that ended.
     scores = scores - settings.missing_eos_penalty * ~has_ended
+    if settings.overlong_buffer is not None:
+        scores = scores + overlong_penalties(mask.sum(dim=1), settings.max_new_tokens, settings.overlong_buffer)
     kl = kl_estimates(outputs.log_probs, outputs.reference_log_probs, mask, settings.kl_estimator)
     in_reward = 0.0 if settings.estimator == "grpo" else kl_coefficient  # grpo has it in the loss
     # KL in the reward, not in the loss: there k1 has the exact gradient of KL(policy || reference).
@@ -214,9 +218,15 @@ def advantages_of(rewards: Tensor, values: Tensor, mask: Tensor, settings: Ppo) 
         case "rloo":
             of_responses = leave_one_out(rewards.sum(dim=1), settings.responses_per_prompt)
         case "grpo":
-            of_responses = standardised_in_groups(rewards.sum(dim=1), settings.responses_per_prompt)
+            in_groups = standardised_in_groups if settings.grpo_divide_by_std else centred_in_groups
+            of_responses = in_groups(rewards.sum(dim=1), settings.responses_per_prompt)
+        case "reinforce_plus_plus_baseline":
+            of_responses = centred_in_groups(rewards.sum(dim=1), settings.responses_per_prompt)
     # An answer has one advantage, that of all its tokens. Nothing learns from the returns: there is no critic.
-    return Advantages(torch.where(mask, of_responses[:, None], 0.0), rewards_to_go(rewards, mask, gamma=1.0))
+    of_tokens = torch.where(mask, of_responses[:, None], 0.0)
+    if settings.estimator == "reinforce_plus_plus_baseline":
+        of_tokens = whiten(of_tokens, mask)
+    return Advantages(of_tokens, rewards_to_go(rewards, mask, gamma=1.0))
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from tasks.learning.batches import epoch_order
 from tasks.learning.models.loading import ValueHead
 from tasks.learning.models.outputs import completion_log_probs, token_outputs
 from tasks.learning.ppo.advantages import kl_estimates
-from tasks.learning.ppo.policy_gradient import policy_loss, value_loss
+from tasks.learning.ppo.policy_gradient import Counts, aggregated, policy_loss, value_loss
 from tasks.learning.ppo.scoring import (
     PPOModels,
     Rollouts,
@@ -53,7 +53,7 @@ class Minibatch(NamedTuple):
 
     rows: list[int]  # indices of its rollouts
     iteration: int
-    token_count: int  # response tokens over all ranks: what losses are divided by
+    counts: Counts  # over all ranks: what losses are divided by
     kl_coefficient: float  # for grpo, which has its KL penalty in the loss
     last_checkpoint: str  # which checkpoint is saved, as a clause for messages
 
@@ -147,25 +147,27 @@ class PPOTrainer:
             InputError: a loss or a gradient norm is not finite; `last_checkpoint` says which checkpoint is saved.
         """
         rate = self._rate(iteration, self._settings.learning_rate)
-        return {
-            **averages(list(self.steps(rollouts, iteration, last_checkpoint, kl_coefficient))),
-            "learning_rate": rate,
-        }
+        steps = list(self.steps(rollouts, iteration, last_checkpoint, kl_coefficient))
+        return {**averages(steps or [self._without_a_step]), "learning_rate": rate}
 
     def steps(
         self, rollouts: Rollouts, iteration: int, last_checkpoint: str, kl_coefficient: float = 0.0
     ) -> Iterator[dict[str, float]]:
         """Take the optimiser steps of an iteration one by one, and yield the metrics of each."""
         settings, lengths = self._settings, rollouts.lengths
+        # What was cut has a score of something that was not finished; its tokens teach neither policy nor critic.
+        keep = torch.ones_like(rollouts.has_ended) if settings.overlong == "keep" else rollouts.has_ended
+        learned_from = keep.cpu()
         seed = seed_for(self._seed, "minibatches", iteration)
         for epoch in range(settings.epochs):
             # Shuffled by seed, iteration and epoch alone, so that a resumed run meets the same minibatches.
-            order = epoch_order(len(lengths), epoch, seed)
+            order = torch.tensor(epoch_order(len(lengths), epoch, seed))
+            order = order[learned_from[order]]
             approx_kls = []
-            for part in torch.tensor(order).tensor_split(settings.num_minibatches):
-                minibatch = Minibatch(
-                    part.tolist(), iteration, int(rollouts.mask[part].sum()), kl_coefficient, last_checkpoint
-                )
+            # Where few answers are left, a minibatch may have none.
+            for part in filter(len, order.tensor_split(settings.num_minibatches)):
+                counts = Counts(int(rollouts.mask[part].sum()), len(part), settings.max_new_tokens)
+                minibatch = Minibatch(part.tolist(), iteration, counts, kl_coefficient, last_checkpoint)
                 # During critic_warmup the curve still has every column.
                 metrics = dict(FROZEN_POLICY_METRICS)  # replaced where the policy is trained
                 for names, losses in self._objectives(iteration):
@@ -176,6 +178,12 @@ class PPOTrainer:
             # Whole epochs are skipped, not single steps: every answer of the iteration is learned from equally often.
             if settings.max_update_kl is not None and fmean(approx_kls) > settings.max_update_kl:
                 return
+
+    @property
+    def _without_a_step(self) -> dict[str, float]:
+        """The metrics of an iteration whose answers are all left out of the update."""
+        of_critic = ("value_loss", "value_clip_fraction", "grad_norm_critic") if self.has_critic else ()
+        return {**FROZEN_POLICY_METRICS, **dict.fromkeys(of_critic, 0.0)}
 
     def _objectives(self, iteration: int) -> Iterator[tuple[list[str], Losses]]:
         """Yield the models that a step trains together, and their losses."""
@@ -219,7 +227,8 @@ class PPOTrainer:
             if settings.entropy_bonus:
                 log_probs, entropies, _ = token_outputs(policy, part.batch, settings.temperature, states)
                 # Entropies need the whole distribution of every token: computed only where they have a weight.
-                bonus = settings.entropy_bonus * entropies.sum() / minibatch.token_count
+                mean_entropy = aggregated(entropies, part.mask, settings.aggregation, minibatch.counts)
+                bonus = settings.entropy_bonus * mean_entropy
             else:
                 log_probs, bonus = completion_log_probs(policy, part.batch, settings.temperature, states), 0.0
         found = policy_loss(
@@ -227,15 +236,19 @@ class PPOTrainer:
             part.log_probs,
             part.advantages,
             part.mask,
-            token_count=minibatch.token_count,
+            counts=minibatch.counts,
             clip=settings.clip,
+            clip_high=settings.clip_high,
             dual_clip=settings.dual_clip,
+            kind=settings.policy_loss,
+            aggregation=settings.aggregation,
         )
         # Subtracted: the loss is minimised, and entropy keeps the policy exploring.
         loss = found.loss - bonus
         if settings.estimator == "grpo":
             kl = kl_estimates(log_probs, part.reference_log_probs, part.mask, settings.kl_estimator)
-            loss = loss + minibatch.kl_coefficient * kl.sum() / minibatch.token_count
+            mean_kl = aggregated(kl, part.mask, settings.aggregation, minibatch.counts)
+            loss = loss + minibatch.kl_coefficient * mean_kl
         return {"loss": loss, **dict(zip(POLICY_METRICS, found, strict=True))}
 
     def _value_losses(self, part: Rollouts, minibatch: Minibatch, states: Tensor | None = None) -> dict[str, Tensor]:
@@ -246,7 +259,7 @@ class PPOTrainer:
             part.values,
             part.returns,
             part.mask,
-            token_count=minibatch.token_count,
+            token_count=minibatch.counts.tokens,
             clip=self._settings.value_clip,
         )
         return {"loss": found.loss, "value_loss": found.loss, "value_clip_fraction": found.clip_fraction}
