@@ -11,6 +11,7 @@ import typer
 from tasks.common.errors import InputError
 from tasks.common.escapes import safe_json, visible
 from tasks.common.safe_text import clean_logs, clean_traceback
+from tasks.methods import STAGES
 
 if TYPE_CHECKING:
     from flows.walk import Result
@@ -205,7 +206,7 @@ def export(
 @app.command(rich_help_panel=MODELS)
 def chat(
     message: Annotated[str | None, typer.Argument(help="One message. Without it, a conversation starts.")] = None,
-    stage: Annotated[str | None, typer.Option(help="A stage's model: base, sft, dpo, kto or ppo.")] = None,
+    stage: Annotated[str | None, typer.Option(help=f"A stage's model: base, sft, {', '.join(STAGES)}.")] = None,
     version: Annotated[str | None, typer.Option(help="A version or an alias. Default: champion.")] = None,
 ) -> None:
     """Chat with the champion, another version or a stage's model."""

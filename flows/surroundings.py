@@ -143,11 +143,7 @@ def _needs(params: Params, known: Places, pending: Sequence[str]) -> Iterator[Ne
 
 
 def _models_that_learn(params: Params) -> int:
-    match params.align.stage:
-        case "dpo" | "kto":
-            return 1
-        case "ppo":
-            return 2 if params.ppo.critic == "separate" else 1
+    return 2 if params.align.stage == "ppo" and params.ppo.critic == "separate" else 1
 
 
 def _weights(params: Params) -> int:
