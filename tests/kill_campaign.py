@@ -51,6 +51,7 @@ SETTINGS: dict[str, Any] = {
         "max_new_tokens": 24,
         "critic_warmup": 0,
     },
+    "reward_check": {"on_failure": "warn"},
     "evaluate": {"max_new_tokens": 24, "bootstrap": 200, "best_of": 2},
     "gate": {
         "min_win_rate": 0.0,

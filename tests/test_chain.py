@@ -50,6 +50,7 @@ def chain(make_params, noted_run, tmp_path, monkeypatch):
             base={"scratch": {"vocabulary": 400, "hidden_size": 16, "layers": 1, "heads": 2, "context": 256}},
             align={"method": method},
             gate={"min_reward_accuracy": 0.0},  # and learns nothing
+            reward_check={"on_failure": "warn"},
             ppo={"iterations": 2, "rollouts": 8, "max_new_tokens": 8, "critic_warmup": 0},
             evaluate={"max_new_tokens": 8, "bootstrap": 200},
         )  # fmt: skip

@@ -1,3 +1,5 @@
+"""The reward model's figures before PPO: tests/test_reward_perturbations.py is about what rewards say of answers."""
+
 import json
 from pathlib import Path
 from typing import Any
@@ -5,7 +7,9 @@ from typing import Any
 import pytest
 
 from tasks.common.errors import InputError
-from tasks.reward_check import reward_check
+from tasks.common.files import VALIDATED
+from tasks.data.records import write_records
+from tasks.reward_check import PASSED, reward_check
 from tests.conftest import MakeParams
 from tests.evaluation.evaluations import reward_model
 
@@ -16,12 +20,13 @@ SOUND = reward_model(0.8, 0.7, 0.9)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     Path("metrics").mkdir()
+    write_records(VALIDATED, "prompts", [])
 
 
 def tried(make_params: MakeParams, figures: dict[str, Any], method: str = "ppo", threshold: float = 0.6) -> bytes:
     Path("metrics/reward.json").write_text(json.dumps(figures))
     reward_check(make_params(align={"method": method}, gate={"min_reward_accuracy": threshold}))
-    return Path("metrics/reward_check.json").read_bytes()
+    return PASSED.read_bytes()
 
 
 def test_a_sound_reward_model_passes_and_its_threshold_leaves_no_trace(make_params: MakeParams):
@@ -39,6 +44,7 @@ def test_below_the_threshold_the_pipeline_stops_with_the_figures(make_params: Ma
         "(gate.min_reward_accuracy): "
     )
     assert not Path("metrics/reward_check.json").exists()
+    assert not PASSED.exists()
 
 
 def test_pairs_that_share_prompts_are_distinguished_from_so_many_prompts(make_params: MakeParams):
@@ -75,19 +81,15 @@ def test_an_accuracy_that_could_not_be_computed_does_not_pass(make_params: MakeP
         tried(make_params, reward_model(0.8, None, 0.9))
 
 
-def test_without_a_reward_model_nothing_is_checked(make_params: MakeParams):
-    assert json.loads(tried(make_params, {"trained": False})) == {"learned_from": False}
-
-
 def test_without_a_reward_model_the_functions_are_named(make_params: MakeParams):
     length = {"name": "brevity", "source": "infra/example/rewards.py:score", "weight": 1.0}
     Path("metrics/reward.json").write_text('{"trained": false}')
     reward_check(make_params(align={"method": "ppo"}, rewards={"training": [length]}))
-    assert json.loads(Path("metrics/reward_check.json").read_text()) == {
-        "learned_from": False,
-        "functions": ["brevity"],
-    }
+    assert json.loads(PASSED.read_text()) == {"learned_from": False, "functions": ["brevity"]}
 
 
 def test_dpo_does_not_learn_from_the_reward_model(make_params: MakeParams):
-    assert tried(make_params, SOUND, method="dpo", threshold=0.71)
+    assert json.loads(tried(make_params, SOUND, method="dpo", threshold=0.71)) == {
+        "learned_from": False,
+        "functions": [],
+    }

@@ -76,6 +76,7 @@ EDITS = [
     Edit("a comment in the registry", comment("tasks/registry/promotion/versions.py"), set()),
     Edit("a comment in a flow", comment("flows/pipeline.py"), set()),
     Edit("a gate threshold", setting("gate.max_kl=31.0"), {"gate"}),
+    Edit("how the rewards are checked", setting("reward_check.prompts=64"), {"reward_check"}),
     Edit("the threshold that guards PPO, too", setting("gate.min_reward_accuracy=0.56"), {"reward_check", "gate"}),
     Edit("the report's template", comment("tasks/evaluation/gate/report.html.j2"), {"gate"}),
     Edit(
@@ -93,7 +94,7 @@ EDITS = [
     Edit(
         "a reward that PPO learns from",
         comment("infra/example/rewards.py"),
-        {"reward_functions", "align", "evaluate"},
+        {"reward_functions", "reward_check", "align", "evaluate"},
         "ppo",
         changes=("data/reward_functions/training",),
     ),
@@ -101,7 +102,7 @@ EDITS = [
     Edit(
         "a verifier that PPO learns from",
         comment("tasks/rewards/verifiers/exact_match.py"),
-        {"reward_functions", "align", "evaluate"},
+        {"reward_functions", "reward_check", "align", "evaluate"},
         "ppo",
         changes=("data/reward_functions/training",),
     ),

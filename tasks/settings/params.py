@@ -15,7 +15,7 @@ from tasks.settings.base import Base, Scratch
 from tasks.settings.data import NO_ROWS, Prepare, PromptSource, RatingSource, Source, Split, Validate
 from tasks.settings.evaluation import Evaluate, LlmJudge
 from tasks.settings.promotion import Gate, Registry
-from tasks.settings.rewards import NamedReward, Rewards, TrainingReward
+from tasks.settings.rewards import NamedReward, RewardCheck, Rewards, TrainingReward
 from tasks.settings.runtime import Lora, Runtime
 from tasks.settings.training import Reward, Sft, Training
 
@@ -43,6 +43,7 @@ __all__ = [
     "RatingSource",
     "Registry",
     "Reward",
+    "RewardCheck",
     "Rewards",
     "Runtime",
     "Scratch",
@@ -102,6 +103,7 @@ class Params(Methods):
     held_out_reward: Reward
     align: Align
     rewards: Rewards
+    reward_check: RewardCheck
     evaluate: Evaluate
     gate: Gate
     registry: Registry

@@ -2,12 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from tasks.common.safe_text import quoted
-from tasks.settings.section import Options, Section
+from tasks.settings.section import Count, Options, Section
 
 # As the source of a reward it stands for the reward model.
 MODEL = "model"
@@ -104,3 +104,10 @@ class Rewards(Section):
             if file and not Path(os.path.abspath(file)).is_relative_to(code):  # noqa: PTH100
                 raise ValueError(f"{file} does not lie in {self.code}, which DVC follows: move it, or change code")
         return self
+
+
+class RewardCheck(Section):
+    """The check of the rewards before a policy learns from them."""
+
+    prompts: Count | None
+    on_failure: Literal["stop", "warn"]

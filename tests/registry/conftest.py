@@ -42,11 +42,12 @@ from pathlib import Path
 name = sys.argv[1]
 figures = json.loads(Path("figures.json").read_text())
 folder = {"prepare": "data/prepare", "validate": "data/validate", "evaluate": "reports/evaluate",
-          "gate": "reports/gate", "reward_functions": "data/reward_functions/training"}.get(name, f"models/{name}")
-file = {"validate": "demonstrations.jsonl"}.get(name, "content.txt")
+          "gate": "reports/gate", "reward_functions": "data/reward_functions/training",
+          "reward_check": "data/reward_check"}.get(name, f"models/{name}")
+file = {"validate": "demonstrations.jsonl", "reward_check": "passed.json"}.get(name, "content.txt")
 
 def stage(_params=None):
-    Path(folder).mkdir(parents=True, exist_ok=name == "reward_check")  # which has no folder that DVC would clear
+    Path(folder).mkdir(parents=True, exist_ok=name == "reward_check")  # whose folder DVC does not clear, but the file
     settings = [line for line in Path("params.yaml").read_text().splitlines() if line.strip().startswith("clip: ")]
     Path(folder, file).write_text(f"{name} {figures.get('content', 0)} {settings}")
     if Path("given", name).is_dir():

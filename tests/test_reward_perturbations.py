@@ -1,0 +1,143 @@
+"""Rewards beside references and perturbed answers, before PPO learns from them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.common.errors import InputError
+from tasks.common.files import MODELS, VALIDATED
+from tasks.data.encoding.tokens import load_tokenizer
+from tasks.data.records import Message, Prompt, write_records
+from tasks.evaluation.perturbed import REWARD_CHECK, RewardCheck
+from tasks.evaluation.record import read_record
+from tasks.learning.models.loading import new_reward_model, save_model
+from tasks.reward_check import PASSED, reward_check
+from tasks.rewards.copies import TRAINING
+from tasks.rewards.perturbations import PERTURBATIONS
+from tasks.rewards.sources import write_copies
+from tests.conftest import MakeParams, records_of
+from tests.evaluation.evaluations import reward_model
+
+CODE = """
+def brief(answers):
+    return [-float(len(answer)) for answer in answers]
+
+def polite(answers):
+    return [float("correct" in answer or "refund" in answer or "order" in answer or not answer) for answer in answers]
+"""
+RIGHT = {"name": "right", "source": "exact_match", "weight": 1.0}
+BRIEF = {"name": "brief", "source": "mine/rules.py:brief", "weight": 0.001}
+POLITE = {"name": "polite", "source": "mine/rules.py:polite", "weight": 1.0}
+
+
+@pytest.fixture
+def run(workspace: Path, make_params: MakeParams):
+    Path("mine").mkdir()
+    Path("mine/rules.py").write_text(CODE)
+    Path("metrics").mkdir()
+    Path("metrics/reward.json").write_text('{"trained": false}')
+
+    def checked(*training: dict[str, Any], **settings: Any) -> RewardCheck:
+        params = make_params(
+            align={"method": "ppo"},
+            rewards={"code": "mine", "training": list(training), "ground_truth": []},
+            reward_check=settings,
+            evaluate={"bootstrap": 200},
+        )
+        write_copies(TRAINING, params.rewards.training)
+        reward_check(params)
+        return read_record(REWARD_CHECK, RewardCheck)
+
+    return checked
+
+
+def test_a_verifier_tells_references_from_every_perturbed_answer(run):
+    found = run(RIGHT)
+    assert (found.learned_from, found.functions, found.prompts, found.without_references) == (False, ["right"], 4, 0)
+    of_right = found.rewards["right"]
+    assert (of_right.mean, of_right.full_marks) == (1, 1)
+    assert set(of_right.perturbations) == set(PERTURBATIONS)
+    for figures in of_right.perturbations.values():
+        assert (figures.answers, figures.mean, figures.full_marks, figures.separated) == (4, 0, 0, True)
+        assert figures.difference.as_json() == {"value": 1, "low": 1, "high": 1}
+    assert found.weighted_sum == of_right
+
+
+def test_a_reward_that_an_answer_of_nothing_satisfies_is_refused_with_cases(run):
+    with pytest.raises(InputError) as refused:
+        run(POLITE)
+    said = str(refused.value)
+    assert said.startswith(
+        "PPO would learn to say nothing: by the weighted sum of rewards.training, references of 4 validation prompts "
+        "have "
+    )
+    # Every prompt of the workspace names an order.
+    assert "an empty answer has 1.000, the prompt repeated has 1.000" in said
+    assert "(prompt validation" in said
+    assert said.endswith("repair the rewards (docs/rewards.md), or accept it with reward_check.on_failure: warn")
+    assert not REWARD_CHECK.exists()
+    assert not PASSED.exists()
+
+
+def test_it_can_be_accepted_knowingly(run, caplog: pytest.LogCaptureFixture):
+    found = run(POLITE, on_failure="warn")
+    assert "PPO would learn to say nothing" in caplog.text
+    assert not found.rewards["polite"].perturbations["empty"].separated
+
+
+def test_a_term_of_length_is_no_fault_where_the_sum_is_sound(run):
+    found = run(RIGHT, BRIEF)
+    brief = found.rewards["brief"].perturbations["empty"]
+    assert brief.mean == 0 > found.rewards["brief"].mean
+    assert (brief.full_marks, brief.separated) == (1, False)
+    assert found.weighted_sum is not None
+    assert found.weighted_sum.mean == pytest.approx(1 + 0.001 * found.rewards["brief"].mean)
+    with pytest.raises(InputError, match="an empty answer has 0"):
+        run({**BRIEF, "weight": 1.0})
+
+
+def test_a_reward_model_is_checked_too(run, make_params: MakeParams, caplog: pytest.LogCaptureFixture):
+    params = make_params()
+    model = new_reward_model(MODELS / "sft", params)
+    save_model(model, load_tokenizer(MODELS / "sft"), MODELS / "reward")
+    Path("metrics/reward.json").write_text(json.dumps(reward_model(0.8, 0.7, 0.9)))
+    found = run({"name": "reward_model", "source": "model", "weight": 2.0}, on_failure="warn")
+    assert found.learned_from
+    assert found.weighted_sum is not None
+    of_model = found.rewards["reward_model"]
+    assert len({each.mean for each in of_model.perturbations.values()}) == len(PERTURBATIONS)
+    assert found.weighted_sum.mean == pytest.approx(2 * of_model.mean)
+
+
+def test_what_cannot_be_checked_is_counted(run, caplog: pytest.LogCaptureFixture):
+    prompts = [prompt._replace(references=[]) for prompt in records_of(VALIDATED, "prompts", "validation")]
+    write_records(VALIDATED, "prompts", [*prompts[:3]])
+    found = run(POLITE)
+    assert (found.prompts, found.without_references, found.weighted_sum, found.rewards) == (0, 3, None, {})
+    assert "No validation prompt has a reference answer" in caplog.text
+
+
+def test_fewer_prompts_change_figures_and_not_the_pass(run):
+    before, passed = run(RIGHT), PASSED.read_bytes()
+    after = run(RIGHT, prompts=2)
+    assert (before.prompts, after.prompts) == (4, 2)
+    assert PASSED.read_bytes() == passed
+
+
+def test_perturbed_answers_are_made_from_the_reference():
+    def prompt(number: int, question: str, *references: str) -> Prompt:
+        return Prompt(
+            f"p{number}", "validation", "raw", number, [Message(role="user", content=question)], [*references]
+        )
+
+    prompts = [prompt(1, "How?", "by the sea", "so"), prompt(2, "Why?", "so"), prompt(3, "When?", "by the sea")]
+    assert {kind: perturb(prompts) for kind, perturb in PERTURBATIONS.items()} == {
+        "other_reference": [None, "by the sea", "so"],
+        "empty": ["", "", ""],
+        "prompt": ["How?", "Why?", "When?"],
+        "padding": ["well so and", "well", "well so and"],
+        "half": ["by th", "s", "by th"],
+        "sentinel": ["The answer is correct."] * 3,
+    }
