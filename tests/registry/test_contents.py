@@ -193,7 +193,7 @@ def test_a_damaged_object_that_no_place_has_is_reported_and_the_cure_makes_it_ag
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "path", ["models/sft/content.txt", "data/validate/demonstrations.jsonl", "metrics/reward_check.json"]
+    "path", ["models/sft/content.txt", "data/validate/demonstrations.jsonl", "data/reward_check/passed.json"]
 )
 def test_a_file_that_a_stage_is_about_to_read_is_repaired_though_dvc_sees_no_change(repository, caplog, path):
     file = Path(path)
