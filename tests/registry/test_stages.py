@@ -110,7 +110,7 @@ def test_hashes_of_outputs_are_those_of_the_lock_and_of_the_files(repository):
 def test_changed_stages_are_those_that_dvc_calls_changed(repository):
     assert graph.graph_status().changed(STAGES) == []
     Path("models/reward/content.txt").write_text("other")
-    assert graph.graph_status().changed(STAGES) == ["reward", "align", "evaluate"]
+    assert graph.graph_status().changed(STAGES) == ["reward", "reward_check", "align", "evaluate"]
 
 
 def test_unfinished_stages_are_those_that_a_run_brings_up_to_date(repository):
