@@ -9,6 +9,7 @@ import torch
 
 from tasks import evaluate as stage
 from tasks.common import progress
+from tasks.common.chat_endpoint import KEY_VARIABLE
 from tasks.common.errors import InputError
 from tasks.common.files import VALIDATED
 from tasks.common.python_files import load_function
@@ -17,7 +18,6 @@ from tasks.data.base_model.from_scratch import make_scratch
 from tasks.data.encoding.tokens import Encoded, encode, encode_prompt, load_tokenizer
 from tasks.data.records import Demonstration, Message, Prompt, read_prompts, write_records
 from tasks.evaluate import evaluate
-from tasks.evaluation.llm_judge.endpoint import KEY_VARIABLE
 from tasks.evaluation.prompts import choose_prompts
 from tasks.gate import gate
 from tasks.learning.answering.sampled import Sampled, in_tokens_of

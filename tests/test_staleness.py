@@ -98,6 +98,7 @@ EDITS = [
         "ppo",
         changes=("data/reward_functions/training",),
     ),
+    Edit("how a judge is asked", comment("tasks/rewards/verifiers/judge.py"), {"reward_functions"}),
     Edit("a verifier that no reward uses", comment("tasks/rewards/verifiers/exact_match.py"), {"reward_functions"}),
     Edit(
         "a verifier that PPO learns from",

@@ -50,11 +50,14 @@ class FunctionReward:
 
         Raises:
             InputError: the function raises, or does not give one finite number an answer.
+            ConnectionError, TimeoutError: a server that it asks is lost.
         """
         if not len(answered):
             return []
         try:
             found = self._call(answered)
+        except (ConnectionError, TimeoutError):  # a judge's server: no fault of the function
+            raise
         except Exception as error:
             raise self._failure(answered, error) from error
         return self._checked(found, answered)

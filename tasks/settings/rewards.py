@@ -21,6 +21,7 @@ VERIFIERS: tuple[str, ...] = (
     "length_limit",
     "instructions",
     "code_tests",
+    "judge",
 )
 # Names of other figures, which a reward may not have.
 RESERVED = ("reward", "held_out", "held_out_reward", "ground_truth", "kl", "length", "step")

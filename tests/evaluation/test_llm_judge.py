@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.common.chat_endpoint import AT_ONCE
 from tasks.common.errors import InputError
 from tasks.evaluation.compare import Resampling, win_rate
 from tasks.evaluation.llm_judge.comparisons import (
@@ -17,7 +18,6 @@ from tasks.evaluation.llm_judge.comparisons import (
     comparison_rows,
     summarise_comparisons,
 )
-from tasks.evaluation.llm_judge.endpoint import AT_ONCE
 from tasks.settings.params import LlmJudge
 from tests.chat_server import answers_in, chat_server, prefers
 from tests.evaluation.test_summary import make_prompts

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from tasks.common import chat_endpoint as endpoint
+from tasks.common.chat_endpoint import Endpoint
 from tasks.common.errors import InputError
 from tasks.common.safe_text import LONGEST_SENTENCE
-from tasks.evaluation.llm_judge import endpoint
 from tasks.evaluation.llm_judge.comparisons import _verdict
-from tasks.evaluation.llm_judge.endpoint import Endpoint
 from tasks.stage import classify
 from tests.chat_server import chat_server
 

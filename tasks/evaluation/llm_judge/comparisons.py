@@ -13,12 +13,12 @@ from typing import Any, Literal, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from tasks.common.chat_endpoint import AT_ONCE, SETTING, Endpoint
 from tasks.common.errors import InputError
 from tasks.common.files import REPORTS, write_jsonl
 from tasks.common.progress import Bar
 from tasks.data.records import Message, Prompt
 from tasks.evaluation.compare import Resampling, win_rate
-from tasks.evaluation.llm_judge.endpoint import AT_ONCE, SETTING, Endpoint
 from tasks.evaluation.metrics import mean
 from tasks.settings.params import LlmJudge
 

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from tasks.common import chat_endpoint as endpoint
+from tasks.common.chat_endpoint import KEY_VARIABLE, PAUSES, Endpoint
 from tasks.common.errors import InputError
-from tasks.evaluation.llm_judge import endpoint
-from tasks.evaluation.llm_judge.endpoint import KEY_VARIABLE, PAUSES, Endpoint
 from tasks.stage import classify
 from tests.chat_server import chat_server
 

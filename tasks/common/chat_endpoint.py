@@ -43,13 +43,18 @@ class Answer(NamedTuple):
 class Endpoint:
     """A server by its address; several threads may ask it."""
 
-    def __init__(self, url: str, replies: Path = STATE / "judge") -> None:
+    def __init__(self, url: str, replies: Path = STATE / "judge", setting: str = SETTING) -> None:
         """Read the key, if there is one, from the environment; it is in no file, message or request but the header's.
+
+        Args:
+            url: of the server.
+            replies: the folder in which replies are saved.
+            setting: what messages tell the user to correct.
 
         Raises:
             InputError: no header can hold the key.
         """
-        self._url, self._replies = url.rstrip("/"), replies
+        self._url, self._replies, self._setting = url.rstrip("/"), replies, setting
         self._key = os.environ.get(KEY_VARIABLE, "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise InputError(f"{KEY_VARIABLE} holds characters that no key has: set it anew")
@@ -129,7 +134,7 @@ class Endpoint:
         try:
             yield
         except httpx.InvalidURL as error:
-            raise InputError(f"{self._url} is no address ({error}): correct the url of {SETTING}") from None
+            raise InputError(f"{self._url} is no address ({error}): correct the url of {self._setting}") from None
         except Exception as error:
             if isinstance(error, httpx.ReadTimeout) or time.monotonic() >= until:
                 raise TimeoutError(f"{self._url} has not answered within {SECONDS_TO_REPLY:g} seconds") from None
@@ -141,7 +146,7 @@ class Endpoint:
         if len(answer.body) > MOST_BYTES:
             raise InputError(
                 f"{self._url} answers a question of a few words with over {MOST_BYTES:,} bytes: correct url or model "
-                f"of {SETTING}"
+                f"of {self._setting}"
             )
         try:
             if answer.encoding not in ("", "identity"):
@@ -153,7 +158,7 @@ class Endpoint:
             return str.encode(content, "utf-16", "surrogatepass").decode("utf-16", "replace")
         except (ValueError, LookupError, TypeError, RecursionError):
             raise InputError(
-                f"{self._url} does not answer as an OpenAI-compatible server does: correct the url of {SETTING}"
+                f"{self._url} does not answer as an OpenAI-compatible server does: correct the url of {self._setting}"
             ) from None
 
     def _refusal(self, answer: Answer, model: str) -> InputError:
@@ -162,12 +167,16 @@ class Endpoint:
                 wanted = "refuses the key" if self._key else "asks for a key"
                 return InputError(f"{self._url} {wanted}: set {KEY_VARIABLE} to one that may use {model}")
             case 404:
-                return InputError(f"{self._url} has no chat completions of {model}: correct url or model of {SETTING}")
+                return InputError(
+                    f"{self._url} has no chat completions of {model}: correct url or model of {self._setting}"
+                )
             case _:
                 pass
         detail = " ".join(answer.body[: 10 * LONGEST_DETAIL].decode(errors="replace").split())
         detail = (detail.replace(self._key, "…") if self._key else detail)[:LONGEST_DETAIL]
-        return InputError(f"{self._url} refuses the request, status {answer.status} ({detail}): correct {SETTING}")
+        return InputError(
+            f"{self._url} refuses the request, status {answer.status} ({detail}): correct {self._setting}"
+        )
 
 
 def _saved(file: Path) -> str | None:
