@@ -68,15 +68,15 @@ def test_a_verifier_tells_references_from_every_perturbed_answer(run):
 def test_a_reward_that_an_answer_of_nothing_satisfies_is_refused_with_cases(run):
     with pytest.raises(InputError) as refused:
         run(POLITE)
-    said = str(refused.value)
-    assert said.startswith(
+    message = str(refused.value)
+    assert message.startswith(
         "PPO would learn to say nothing: by the weighted sum of rewards.training, references of 4 validation prompts "
         "have "
     )
     # Every prompt of the workspace names an order.
-    assert "an empty answer has 1.000, the prompt repeated has 1.000" in said
-    assert "(prompt validation" in said
-    assert said.endswith("repair the rewards (docs/rewards.md), or accept it with reward_check.on_failure: warn")
+    assert "an empty answer has 1.000, the prompt repeated has 1.000" in message
+    assert "(prompt validation" in message
+    assert message.endswith("repair the rewards (docs/rewards.md), or accept it with reward_check.on_failure: warn")
     assert not REWARD_CHECK.exists()
     assert not PASSED.exists()
 

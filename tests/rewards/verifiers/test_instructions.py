@@ -104,7 +104,7 @@ CASES: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
         ["Why is it so?", "Because. Why is it so?"],
     ),
     ("startend:end_checker", {"end_phrase": "Any questions?"}, ["Hi. Any QUESTIONS?", '"Any questions?"'], ["Any?"]),
-    ("startend:quotation", {}, ['"Hi."'], ['"', '""', "Hi", '"Hi" he said']),
+    ("startend:quotation", {}, ['"Hi."'], ['"', '""', "Hi", '"Hi" he message']),
     (
         "change_case:capital_word_frequency",
         {"capital_relation": "at least", "capital_frequency": 2},
@@ -149,7 +149,7 @@ def test_rows_without_instructions_have_the_score_that_is_stated():
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ({}, "its row has no 'instruction_id_list'"),
         ({"instruction_id_list": [], "kwargs": []}, "its row needs a list 'instruction_id_list' and one as long"),
@@ -176,7 +176,7 @@ def test_rows_without_instructions_have_the_score_that_is_stated():
         ),
     ],
 )
-def test_what_cannot_be_checked_is_refused(row: dict[str, Any], said: str):
+def test_what_cannot_be_checked_is_refused(row: dict[str, Any], message: str):
     with pytest.raises(InputError) as refused:
         scored(NAME, "a", row=row)
-    assert said in str(refused.value)
+    assert message in str(refused.value)

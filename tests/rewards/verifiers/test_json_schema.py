@@ -67,7 +67,7 @@ def test_a_pattern_that_would_never_end_is_given_up():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({}, "it needs one of schema, column and required"),
         ({"schema": {}, "required": ["a"]}, "it needs one of schema, column and required"),
@@ -78,7 +78,7 @@ def test_a_pattern_that_would_never_end_is_given_up():
         ({"column": "none"}, "its row has no 'none'; give it one"),
     ],
 )
-def test_what_is_no_schema_is_refused(options: dict[str, Any], said: str):
+def test_what_is_no_schema_is_refused(options: dict[str, Any], message: str):
     with pytest.raises(InputError) as refused:
         scored(NAME, "{}", row={"broken": "{", "number": 3}, **options)
-    assert said in str(refused.value)
+    assert message in str(refused.value)

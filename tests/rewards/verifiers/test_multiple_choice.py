@@ -79,14 +79,14 @@ def test_letters_are_an_option():
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ({"key": "Berlin"}, "what is expected, 'Berlin', is no option (A, B, C, D)"),
         ({"key": "B", "of": list("abcde")}, "no list of 4 texts at most: correct it"),
         ({}, "its row has no 'key'"),
     ],
 )
-def test_a_row_that_says_nothing_is_refused(row: dict[str, object], said: str):
+def test_a_row_that_says_nothing_is_refused(row: dict[str, object], message: str):
     with pytest.raises(InputError) as refused:
         scored(NAME, "B", row=row, column="key", options="of")
-    assert said in str(refused.value)
+    assert message in str(refused.value)

@@ -41,7 +41,7 @@ def test_each_row_may_have_its_own():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({}, "it needs one of pattern and column"),
         ({"pattern": "a", "column": "b"}, "it needs one of pattern and column"),
@@ -50,7 +50,7 @@ def test_each_row_may_have_its_own():
         ({"column": "number"}, "3 is no regular expression"),
     ],
 )
-def test_what_is_no_expression_is_refused(options: dict[str, Any], said: str):
+def test_what_is_no_expression_is_refused(options: dict[str, Any], message: str):
     with pytest.raises(InputError) as refused:
         scored(NAME, "a", row={"number": 3}, **options)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
