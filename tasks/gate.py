@@ -15,6 +15,7 @@ from tasks.evaluation.gate.report import Background, render
 from tasks.evaluation.gate.result import GATE, CheckFigures, GateResult, OpponentName
 from tasks.evaluation.opponent import OPPONENT_FILE, Opponent, read_opponent
 from tasks.evaluation.record import read_record, write_record
+from tasks.evaluation.reward_check_record import REWARD_CHECK, RewardCheck
 from tasks.evaluation.reward_figures import HELD_OUT_REWARD, REWARD, read_reward_model
 from tasks.evaluation.schema import EVALUATION, Evaluation, read_responses
 from tasks.settings.params import Params
@@ -46,8 +47,8 @@ def gate(params: Params) -> None:
         warnings=warnings(evaluation, params.gate),
         left_out=left_out(evidence),
     )
-    background = Background(reward, read_json(METRICS / "validate.json"), curves)
-    page = render(result, opponent, evaluation, list(read_responses()), background)
+    before = read_json(METRICS / "validate.json"), curves, read_record(REWARD_CHECK, RewardCheck)
+    page = render(result, opponent, evaluation, list(read_responses()), Background(reward, *before))
     with replacing(REPORT) as draft:
         draft.write_text(page, encoding="utf-8")
     points = reliability_points(reward) if reward else []

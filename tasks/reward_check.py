@@ -16,16 +16,10 @@ from tasks.data.encoding.tokens import encode_prompt, load_tokenizer
 from tasks.data.records import Prompt, read_prompts
 from tasks.evaluation.compare import Resampling
 from tasks.evaluation.gate.reward_models import shared_pairs
-from tasks.evaluation.perturbed import (
-    REWARD_CHECK,
-    RewardCheck,
-    RewardPerturbations,
-    Scored,
-    perturbation_figures,
-    satisfied_by,
-)
+from tasks.evaluation.perturbed import Scored, perturbation_figures, satisfied_by
 from tasks.evaluation.prompts import conversations_of
 from tasks.evaluation.record import write_record
+from tasks.evaluation.reward_check_record import KINDS, REWARD_CHECK, RewardCheck, RewardPerturbations
 from tasks.evaluation.reward_figures import REWARD, AccuracyInterval, RewardModelFigures, read_reward_model
 from tasks.learning.answering.reward_model import ModelReward
 from tasks.learning.models.loading import load_reward, set_up
@@ -38,7 +32,6 @@ from tasks.stage import main
 
 PASSED = Path("data/reward_check/passed.json")
 CASES = 3  # that a message shows
-WORDS = {"empty": "an empty answer", "prompt": "the prompt repeated", "sentinel": '"The answer is correct."'}
 logger = logging.getLogger(__name__)
 
 
@@ -160,7 +153,7 @@ def _refuse(
     if not satisfying:
         return
     score_of = dict(zip(kinds, scores, strict=True))
-    means = [f"{WORDS[kind]} has {number(weighted_sum.perturbations[kind].mean)}" for kind in satisfying]
+    means = [f"{KINDS[kind]} has {number(weighted_sum.perturbations[kind].mean)}" for kind in satisfying]
     gains = sorted(
         (
             (score_of[REFERENCE, place] - score_of[kind, place], place, kind)
@@ -169,7 +162,7 @@ def _refuse(
         )
     )
     cases = [
-        f"prompt {prompts[place].id}: {number(score_of[kind, place])} for {WORDS[kind]}, "
+        f"prompt {prompts[place].id}: {number(score_of[kind, place])} for {KINDS[kind]}, "
         f"{number(score_of[REFERENCE, place])} for {quoted(prompts[place].references[0])}"
         for _, place, kind in gains[:CASES]
     ]

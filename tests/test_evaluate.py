@@ -29,7 +29,7 @@ from tasks.rewards.sources import write_copies
 from tasks.settings.params import LlmJudge, Rewards, load_params
 from tests.chat_server import chat_server, prefers
 from tests.conftest import EXAMPLE, ROOT, records_of
-from tests.evaluation.evaluations import reward_model
+from tests.evaluation.evaluations import NO_REWARD_CHECK, reward_model
 
 METRICS, RESPONSES = Path("metrics/evaluate.json"), Path("reports/evaluate/responses.jsonl")
 POINTS, LLM_JUDGE = Path("reports/evaluate/evaluation_points.jsonl"), Path("reports/evaluate/llm_judge.jsonl")
@@ -107,6 +107,7 @@ def evaluated(made, params, tmp_path_factory):
         evaluate(params)
         for name in ("reward", "held_out_reward"):
             Path(f"metrics/{name}.json").write_text(json.dumps(reward_model()))
+        Path("metrics/reward_check.json").write_text(json.dumps(NO_REWARD_CHECK))
         Path("metrics/validate.json").write_text("{}")
         Path("curves").mkdir()
         for trainer in ("sft", "reward", "ppo"):

@@ -8,7 +8,15 @@ import pytest
 from tasks.common.errors import InputError
 from tasks.gate import gate
 from tasks.settings.params import load_params
-from tests.evaluation.evaluations import GOOD, HELD_OUT_MODEL, REWARD_MODEL, by_reward, changed, reward_model
+from tests.evaluation.evaluations import (
+    GOOD,
+    HELD_OUT_MODEL,
+    NO_REWARD_CHECK,
+    REWARD_MODEL,
+    by_reward,
+    changed,
+    reward_model,
+)
 from tests.evaluation.test_report import VALIDATION, response
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +38,7 @@ def files(tmp_path, monkeypatch):
     write("metrics/evaluate.json", GOOD)
     write("metrics/reward.json", REWARD_MODEL)
     write("metrics/held_out_reward.json", HELD_OUT_MODEL)
+    write("metrics/reward_check.json", NO_REWARD_CHECK)
     write("opponent.json", SFT)
     write("metrics/validate.json", VALIDATION)
     Path("curves").mkdir()

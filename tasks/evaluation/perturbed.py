@@ -1,46 +1,15 @@
-"""How rewards score perturbed answers beside references: metrics/reward_check.json."""
+"""How rewards score perturbed answers beside references."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from tasks.common.files import METRICS
 from tasks.evaluation.compare import Resampling, bootstrap_interval
-from tasks.evaluation.record import Record
+from tasks.evaluation.reward_check_record import PerturbationFigures, RewardPerturbations
 from tasks.evaluation.schema import IntervalFigure
 
-REWARD_CHECK = METRICS / "reward_check.json"
 NO_GAIN = 1e-6  # differences of rounding
-
-
-class PerturbationFigures(Record):
-    """Scores of answers that were perturbed in one way."""
-
-    answers: int
-    mean: float
-    full_marks: float  # share of answers that reach the best reference's score
-    difference: IntervalFigure  # reference minus perturbed answer, by prompt
-    separated: bool  # the interval lies above 0
-
-
-class RewardPerturbations(Record):
-    """Scores that a reward, or all together, give to references and perturbed answers."""
-
-    mean: float  # of references
-    full_marks: float
-    perturbations: dict[str, PerturbationFigures]
-
-
-class RewardCheck(Record):
-    """metrics/reward_check.json: what is learned from, and what was checked of it."""
-
-    learned_from: bool  # whether the reward model is
-    functions: list[str]  # what is learned from besides
-    prompts: int  # that have references, and were checked
-    without_references: int  # prompts of which nothing could be checked
-    weighted_sum: RewardPerturbations | None  # None: there was no prompt to check
-    rewards: dict[str, RewardPerturbations]
 
 
 class Scored(NamedTuple):

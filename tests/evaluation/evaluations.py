@@ -132,6 +132,15 @@ def reward_model(value: float = 0.75, low: float | None = 0.7, high: float = 0.8
     } | changes
 
 
+# As where nothing learns from rewards.
+NO_REWARD_CHECK: dict[str, Any] = {
+    "learned_from": False,
+    "functions": [],
+    "prompts": 0,
+    "without_references": 0,
+    "weighted_sum": None,
+    "rewards": {},
+}
 REWARD_MODEL, HELD_OUT_MODEL = reward_model(), reward_model(0.65, 0.6, 0.7)
 
 

@@ -10,9 +10,11 @@ from tasks.evaluation.gate.checks import decide, left_out, reasons, run_checks
 from tasks.evaluation.gate.report import Background, render
 from tasks.evaluation.gate.result import CheckFigures, GateResult, OpponentName
 from tasks.evaluation.opponent import Opponent
+from tasks.evaluation.reward_check_record import RewardCheck
 from tasks.evaluation.schema import Response
 from tests.evaluation.evaluations import (
     GOOD,
+    NO_REWARD_CHECK,
     REWARD_MODEL,
     SFT,
     THRESHOLDS,
@@ -64,7 +66,15 @@ def response(name, ours, theirs, answer="fine", **more):
     }
 
 
-def page(content=GOOD, responses=(), opponent=SFT, reward=REWARD_MODEL, warnings=(), validation=VALIDATION):
+def page(
+    content=GOOD,
+    responses=(),
+    opponent=SFT,
+    reward=REWARD_MODEL,
+    warnings=(),
+    validation=VALIDATION,
+    check=NO_REWARD_CHECK,
+):
     known = evidence(content, reward, opponent=opponent)
     checks = run_checks(known, THRESHOLDS)
     result = GateResult(
@@ -76,7 +86,8 @@ def page(content=GOOD, responses=(), opponent=SFT, reward=REWARD_MODEL, warnings
         left_out=left_out(known),
     )
     rows = [Response.model_validate(row) for row in responses]
-    return render(result, opponent, evaluation(content), rows, Background(figures(reward), validation, CURVES))
+    background = Background(figures(reward), validation, CURVES, RewardCheck.model_validate(check))
+    return render(result, opponent, evaluation(content), rows, background)
 
 
 def text_of(html):
@@ -275,7 +286,8 @@ def test_either_method_shows_its_curve():
     curves = {"dpo": [{"step": 1.0, "loss": 0.7, "reward": 0.0}]}
     name = OpponentName(name="sft", version=None, policy=None)
     result = GateResult(decision="reject", opponent=name, checks=[], reasons=[], warnings=[], left_out=[])
-    html = render(result, SFT, evaluation(), [], Background(figures(REWARD_MODEL), {}, curves))
+    background = Background(figures(REWARD_MODEL), {}, curves, RewardCheck.model_validate(NO_REWARD_CHECK))
+    html = render(result, SFT, evaluation(), [], background)
     assert "DPO: reward margin" in html
     assert "PPO: reward" not in html
 
@@ -333,3 +345,27 @@ def test_figures_that_could_not_be_computed_are_dashes():
 def test_the_same_facts_give_the_same_bytes():
     rows = [response("a", 2, 1), response("b", 1, 2)]
     assert page(responses=rows) == page(responses=rows)
+
+
+def test_what_rewards_gave_to_answers_of_nothing_is_shown():
+    def perturbed(mean: float) -> dict[str, Any]:
+        difference = {"value": 0.5 - mean, "low": 0.4 - mean, "high": 0.6 - mean}
+        return {"answers": 8, "mean": mean, "full_marks": 0.0, "difference": difference, "separated": True}
+
+    def of_reward(mean: float, **kinds: float) -> dict[str, Any]:
+        return {"mean": mean, "full_marks": 1.0, "perturbations": {kind: perturbed(kinds[kind]) for kind in kinds}}
+
+    rewards = {"right": of_reward(1.0, empty=0.0), "brief": of_reward(-0.25, empty=0.125, half=0.0)}
+    check = NO_REWARD_CHECK | {
+        "prompts": 8,
+        "without_references": 3,
+        "functions": ["right", "brief"],
+        "weighted_sum": of_reward(0.75, empty=0.25),
+        "rewards": rewards,
+    }
+    text = text_of(page(check=check))
+    assert "on 8 validation prompts with references (3 have none)" in text
+    assert "Answer Training reward Training reward right Training reward brief" in text
+    assert "References 0.750 1.000 -0.250" in text
+    assert "An empty answer 0.250; +0.250 (+0.150 to +0.350) 0.000; +0.500 (+0.400 to +0.600)" in text
+    assert "Rewards and answers of nothing" not in page()

@@ -18,6 +18,7 @@ from tasks.evaluation.gate.plots import (
 )
 from tasks.evaluation.gate.result import GateResult
 from tasks.evaluation.opponent import Opponent
+from tasks.evaluation.reward_check_record import RewardCheck
 from tasks.evaluation.reward_figures import RewardModelFigures
 from tasks.evaluation.schema import Evaluation, Response, ResponseFigures
 
@@ -31,6 +32,7 @@ class Background(NamedTuple):
     reward: RewardModelFigures | None  # None: no reward model was trained
     validation: Mapping[str, Any]  # metrics/validate.json
     curves: Mapping[str, CurveRows]  # by trainer, in the order in which they ran
+    reward_check: RewardCheck
 
 
 class SampleAnswer(NamedTuple):
@@ -88,6 +90,8 @@ def render(
         plots=[plot for plot in plots if plot],
         reward_model=tables.reward_model(reward) if reward else [],
         provenance=tables.provenance(reward) if reward else [],
+        reward_check=background.reward_check,
+        perturbations=tables.perturbation_rows(background.reward_check),
         data=tables.data_rows(background.validation),
         samples=(("The candidate is far ahead", ahead), ("The candidate is far behind", behind)),
     )

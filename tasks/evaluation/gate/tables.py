@@ -7,6 +7,7 @@ from tasks.common.rounding import ABSENT, chance, number
 from tasks.evaluation.figures import FIGURES, MODELS, PAIRED, reward_title, reward_words
 from tasks.evaluation.gate.check import bounds
 from tasks.evaluation.opponent import Opponent
+from tasks.evaluation.reward_check_record import KINDS, RewardCheck
 from tasks.evaluation.reward_figures import AccuracyInterval, RewardModelFigures
 from tasks.evaluation.schema import (
     BestOfFigures,
@@ -248,3 +249,16 @@ def interval(figure: IntervalFigure | AccuracyInterval | None, digits: int = 3, 
         return ABSENT
     value, low, high = (number(each, digits, sign) for each in (figure.value, figure.low, figure.high))
     return f"{value} ({low} to {high})"
+
+
+def perturbation_rows(check: RewardCheck) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """What rewards gave to references and perturbed answers before PPO: their titles, and a row for each kind."""
+    rewards = {reward_title(name, check.rewards): found for name, found in check.rewards.items()}
+    if len(rewards) > 1 and check.weighted_sum:
+        rewards = {reward_title(TRAINING): check.weighted_sum} | rewards
+    rows = [("References", [number(found.mean) for found in rewards.values()])]
+    for kind, words in KINDS.items():
+        perturbed = [found.perturbations.get(kind) for found in rewards.values()]
+        cells = [f"{number(each.mean)}; {interval(each.difference)}" if each else ABSENT for each in perturbed]
+        rows.append((words[0].upper() + words[1:], cells))
+    return list(rewards), rows
