@@ -7,6 +7,7 @@ samples responses, scores them and learns from them; docs/ppo.md numbers the ste
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ from tasks.learning.models.loading import (
 )
 from tasks.learning.models.outputs import completion_scores
 from tasks.learning.ppo.advantages import adapted_kl_coefficient, explained_variance, masked_mean
+from tasks.learning.ppo.groups import Round, Scored, sample_dynamically
 from tasks.learning.ppo.rewards import (
     by_reward,
     curve_name,
@@ -66,6 +68,8 @@ MLFLOW_NAMES = {
     "kl": "objective/kl",
     "kl_per_token": "objective/kl_per_token",
     "score_std": "objective/score_std",
+    "uniform_prompts": "objective/uniform_prompts",
+    "prompts_sampled": "objective/prompts_sampled",
     "eos_rate": "response/eos_rate",
     "response_length": "response/length",
     "entropy": "policy/entropy",
@@ -92,6 +96,8 @@ SUMMARISED = (
     "approx_kl",
     "clip_fraction",
     "explained_variance",
+    "uniform_prompts",
+    "prompts_sampled",
 )
 
 
@@ -100,6 +106,25 @@ class TrainingPrompts(NamedTuple):
 
     encoded: Sequence[list[int]]
     records: Sequence[Prompt]  # the same prompts, for reward functions
+
+
+class Clock:
+    """Seconds of each phase of an iteration."""
+
+    def __init__(self) -> None:
+        """Start without phases."""
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Time a phase."""
+        start = time.perf_counter()
+        yield
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def tokens_per_second(self, tokens: int) -> dict[str, float]:
+        """Give the speed of each phase in response tokens per second. For MLflow only: no output may hold a time."""
+        return {f"speed/{phase}_tokens_per_second": tokens / seconds for phase, seconds in self._seconds.items()}
 
 
 def ppo(params: Params) -> None:
@@ -149,15 +174,23 @@ def ppo_training_loop(
     for iteration in loop.steps():
         kl_coefficient = loop.state.get("kl_coefficient", settings.kl_coefficient)
         clock = Clock()
-        drawn = drawn_prompts(len(prompts.encoded), iteration, per_iteration, params.seed)
-        drawn = [index for index in drawn for _ in range(settings.responses_per_prompt)]
-        with clock("generate"):
-            seed = seed_for(params.seed, "sampling", iteration)
-            responses = trainer.sample([prompts.encoded[index] for index in drawn], seed)
+        # Dynamic sampling takes further prompts: the place in their sequence is no function of the iteration.
+        start: int = loop.state.get("prompts_drawn", (iteration - 1) * per_iteration)
+        sample = partial(
+            scored_round, trainer, prompts, functions, params=params, iteration=iteration, start=start, clock=clock
+        )
+        sampled = sample_dynamically(
+            sample, per_iteration, settings.responses_per_prompt, settings.dynamic_sampling or 0
+        )
+        if settings.dynamic_sampling is not None:
+            loop.state["prompts_drawn"] = start + sampled.num_prompts
         with clock("score"):
-            of_functions = function_scores(functions, prompts.records, drawn, responses, trainer.tokenizer)
-            rollouts = trainer.score(responses, kl_coefficient, of_functions)
+            rollouts = trainer.score(sampled.responses, kl_coefficient, sampled.scores)
         metrics = objective(rollouts, kl_coefficient, has_critic=trainer.has_critic)
+        if settings.responses_per_prompt > 1:
+            metrics["uniform_prompts"] = sampled.num_uniform / sampled.num_prompts
+        if settings.dynamic_sampling is not None:
+            metrics["prompts_sampled"] = sampled.num_prompts
         loop.check(iteration, {"mean score": metrics["reward"], "mean KL": metrics["kl"]})
         with clock("update"):
             metrics |= trainer.update(rollouts, iteration, loop.last_checkpoint, kl_coefficient)
@@ -168,6 +201,29 @@ def ppo_training_loop(
         names = (*MLFLOW_NAMES, *map(curve_name, rollouts.by_reward))
         loop.record(iteration, {name: metrics[name] for name in names if name in metrics}, "reward", "kl")
         run.log(iteration, clock.tokens_per_second(int(rollouts.mask.sum())))
+
+
+def scored_round(
+    trainer: PPOTrainer,
+    prompts: TrainingPrompts,
+    functions: Sequence[Reward],
+    asked: Round,
+    *,
+    params: Params,
+    iteration: int,
+    start: int,
+    clock: Clock,
+) -> Scored:
+    """Answer the prompts of a round of sampling and score the answers; the iteration's first lies at `start`."""
+    drawn = drawn_prompts(len(prompts.encoded), start + asked.skipped, asked.num_prompts, params.seed)
+    drawn = [index for index in drawn for _ in range(params.ppo.responses_per_prompt)]
+    with clock("generate"):
+        seed = seed_for(params.seed, f"sampling, round {asked.number}" if asked.number else "sampling", iteration)
+        responses = trainer.sample([prompts.encoded[index] for index in drawn], seed)
+    with clock("score"):
+        of_functions = function_scores(functions, prompts.records, drawn, responses, trainer.tokenizer)
+        scores = trainer.reward_scores(responses, of_functions)
+    return Scored(responses, scores, trainer.learned_scores(responses, scores))
 
 
 def inputs_of(params: Params) -> list[Path]:
@@ -216,19 +272,19 @@ def prompts_of(split: Split, models: PPOModels, params: Params) -> EncodedRows[l
     return require_rows(encoded_prompts(VALIDATED, split, models.tokenizer, context, new_tokens), PROMPTS, split)
 
 
-def drawn_prompts(count: int, iteration: int, per_iteration: int, seed: int) -> list[int]:
-    """Choose the prompts of an iteration: the next ones of an endless sequence of shuffled epochs.
+def drawn_prompts(count: int, start: int, number: int, seed: int) -> list[int]:
+    """Choose prompts to answer: the next ones of an endless sequence of shuffled epochs.
 
     Args:
         count: number of prompts.
-        iteration: from 1.
-        per_iteration: prompts in each iteration.
+        start: how many were drawn before.
+        number: how many are drawn now.
         seed: of the shuffling.
 
     Returns:
-        Indices; all prompts are drawn equally often, whatever the number of an iteration.
+        Indices; all prompts are drawn equally often.
     """
-    positions = range((iteration - 1) * per_iteration, iteration * per_iteration)
+    positions = range(start, start + number)
     orders = {epoch: epoch_order(count, epoch, seed) for epoch in {position // count for position in positions}}
     return [orders[position // count][position % count] for position in positions]
 
@@ -331,25 +387,6 @@ class NamedForMlflow:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics of an iteration."""
         self._run.log(step, {MLFLOW_NAMES.get(name, name): value for name, value in metrics.items()})
-
-
-class Clock:
-    """Seconds of each phase of an iteration."""
-
-    def __init__(self) -> None:
-        """Start without phases."""
-        self._seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Time a phase."""
-        start = time.perf_counter()
-        yield
-        self._seconds[phase] = time.perf_counter() - start
-
-    def tokens_per_second(self, tokens: int) -> dict[str, float]:
-        """Give the speed of each phase in response tokens per second. For MLflow only: no output may hold a time."""
-        return {f"speed/{phase}_tokens_per_second": tokens / seconds for phase, seconds in self._seconds.items()}
 
 
 if __name__ == "__main__":

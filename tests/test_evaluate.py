@@ -163,7 +163,8 @@ def write_rewards(params):
 
 
 def rewarded(params, training, ground_truth, code="mine.py"):
-    return params.model_copy(update={"rewards": Rewards(code=code, training=training, ground_truth=ground_truth)})
+    rewards = Rewards(code=code, training=training, combine="sum", ground_truth=ground_truth)
+    return params.model_copy(update={"rewards": rewards})
 
 
 def write_opponent(name, version, policy):

@@ -240,6 +240,28 @@ def test_a_missing_section_is_named():
             "ppo: k1 has no gradient in the loss, where grpo has its KL: set kl_estimator to k2 or k3",
         ),
         (
+            {"ppo__dynamic_sampling": 2},
+            "ppo: dynamic_sampling drops prompts whose answers all earn the same, but the estimator gae "
+            "learns from them, too: set it to null",
+        ),
+        (
+            {"rewards__combine": "normalise_then_sum"},
+            "rewards.combine: normalise_then_sum compares the answers to one prompt, but the estimator gae does not: "
+            "set ppo.estimator to grpo, rloo or reinforce_plus_plus_baseline",
+        ),
+        (
+            {
+                "rewards__combine": "normalise_then_sum",
+                "ppo__estimator": "grpo",
+                "ppo__kl_estimator": "k2",
+                "ppo__responses_per_prompt": 2,
+                "ppo__critic_warmup": 0,
+                "ppo__grpo_divide_by_std": False,
+            },
+            "rewards.combine: normalise_then_sum divides by each reward's deviation: "
+            "set ppo.grpo_divide_by_std to true",
+        ),
+        (
             {"ppo__grpo_divide_by_std": False},
             "ppo: the estimator gae does not divide by a group's deviation: set grpo_divide_by_std to true",
         ),

@@ -30,6 +30,8 @@ SETTINGS = {
     "kl_target": 0.05,
     "kl_horizon": 50,
 }
+OF_GROUPS = {"uniform_prompts", "prompts_sampled"}
+ALWAYS = [name for name in MLFLOW_NAMES if name not in OF_GROUPS]
 OUTPUTS = ("models/ppo/model.safetensors", "metrics/ppo.json", "curves/ppo.csv", "reports/ppo/answers.jsonl")
 
 
@@ -55,7 +57,7 @@ def curve():
 def test_files_columns_and_figures(ready, noted_run):
     ppo(ready)
     rows = curve()
-    assert list(rows[0]) == ["step", *MLFLOW_NAMES, "reward/reward_model"]
+    assert list(rows[0]) == ["step", *ALWAYS, "reward/reward_model"]
     assert all(row["reward/reward_model"] == row["reward"] for row in rows)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     # the first round learns nothing but the critic
@@ -79,7 +81,7 @@ def test_files_columns_and_figures(ready, noted_run):
     given = [[(answer.tokens, answer.logp) for answer in answers[step]] for step in range(5)]
     assert given[0] == given[1] != given[4]  # the first round learns nothing but the critic
     logged = {name for _, metrics in noted_run.rows for name in metrics}
-    assert {*MLFLOW_NAMES.values(), "speed/generate_tokens_per_second"} <= logged
+    assert {*map(MLFLOW_NAMES.get, ALWAYS), "speed/generate_tokens_per_second"} <= logged
     assert [row["prompt"] for row in noted_run.tables["samples"]] == [
         record.prompt[-1]["content"] for record in read_prompts(VALIDATED, "validation")
     ]
@@ -128,6 +130,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(ready, make_params, m
         {"estimator": "rloo", "responses_per_prompt": 3},
         {"estimator": "grpo", "responses_per_prompt": 2, "kl_estimator": "k3"},
         {"estimator": "reinforce_plus_plus"},
+        {"estimator": "reinforce_plus_plus_baseline", "responses_per_prompt": 2},
     ],
     ids=lambda settings: settings["estimator"],
 )
@@ -135,6 +138,7 @@ def test_estimators_without_a_critic(ready, make_params, noted_run, settings):
     ppo(make_params(ppo=SETTINGS | {"critic_warmup": 0} | settings))
     rows = curve()
     without = {"value_loss", "value_clip_fraction", "explained_variance", "grad_norm_critic"}
+    without |= {"prompts_sampled"} if "responses_per_prompt" in settings else OF_GROUPS
     names = [name for name in MLFLOW_NAMES if name not in without]
     assert list(rows[0]) == ["step", *names, "reward/reward_model"]
     assert rows[-1]["kl"] != 0
@@ -195,12 +199,12 @@ def test_a_prompt_that_leaves_no_room_is_named(ready):
 
 
 def test_prompts_are_drawn_in_epochs():
-    rounds = [drawn_prompts(10, iteration, 4, seed=3) for iteration in range(1, 6)]
+    rounds = [drawn_prompts(10, start, 4, seed=3) for start in range(0, 20, 4)]
     flat = [index for indices in rounds for index in indices]
     assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
     assert flat[:10] != flat[10:]
-    assert drawn_prompts(10, 2, 4, seed=3) == rounds[1]
-    assert sorted(drawn_prompts(3, 1, 6, seed=3)) == [0, 0, 1, 1, 2, 2]  # fewer prompts than a round takes
+    assert drawn_prompts(10, 4, 4, seed=3) == rounds[1]
+    assert sorted(drawn_prompts(3, 0, 6, seed=3)) == [0, 0, 1, 1, 2, 2]  # fewer prompts than a round takes
 
 
 RULES = """
@@ -211,6 +215,9 @@ def keyed(answers, references):
     return [
         sum(1 if letter in known[0] else -1 for letter in answer) for answer, known in zip(answers, references)
     ]
+
+def ends_with_a_vowel(answers):
+    return [float(answer[-1:] in tuple("aeiou")) for answer in answers]
 
 def fails_on_long(answers):
     return [1 / (len(answer) < 1) for answer in answers]
@@ -286,3 +293,58 @@ def test_a_function_that_fails_on_what_the_policy_says_names_the_prompt(by_rules
     with pytest.raises(InputError, match=r"^mine\.py:fails_on_long raised ZeroDivisionError: .* of prompt train\d+ \("):
         ppo(by_rules(rule("fails_on_long")))
     assert not Path("models/ppo").exists()
+
+
+GROUPED = {"estimator": "grpo", "responses_per_prompt": 2, "kl_estimator": "k3", "critic_warmup": 0, "kl_target": None}
+BARE = {"missing_eos_penalty": 0.0}
+
+
+def test_prompts_whose_answers_earn_the_same_are_counted(by_rules):
+    ppo(by_rules(rule("ends_with_a_vowel"), **GROUPED, **BARE))
+    shares = [row["uniform_prompts"] for row in curve()]
+    assert {round(3 * share, 6) for share in shares} <= {0, 1, 2, 3}  # of three prompts
+    assert max(shares) > 0
+    assert read_json(Path("metrics/ppo.json"))["first"]["uniform_prompts"] == shares[0]
+
+
+def test_dynamic_sampling_draws_further_prompts_and_goes_on_where_a_killed_run_ended(by_rules, monkeypatch):
+    params = by_rules(rule("ends_with_a_vowel"), **GROUPED, **BARE, dynamic_sampling=2)
+    params = params.model_copy(update={"runtime": params.runtime.model_copy(update={"checkpoint_every": 1})})
+    learned, learn = [], PPOTrainer.update
+
+    def noted(self, rollouts, iteration, *rest):
+        learned.append(rollouts.learned_scores.view(-1, 2))
+        return learn(self, rollouts, iteration, *rest)
+
+    monkeypatch.setattr(PPOTrainer, "update", noted)
+    ppo(params)
+    rows, expected = curve(), written()
+    assert all(3 <= row["prompts_sampled"] <= 9 for row in rows)
+    assert rows[0]["prompts_sampled"] > 3
+    for row, scores in zip(rows, learned, strict=True):
+        varied = int((scores[:, 0] != scores[:, 1]).sum())
+        assert len(scores) == 3
+        # those that vary are all learned from, and stand first
+        assert varied == round(row["prompts_sampled"] * (1 - row["uniform_prompts"]))
+        assert bool((scores[:varied, 0] != scores[:varied, 1]).all())
+
+    def killed(self, rollouts, iteration, *rest):
+        if iteration == 3:
+            raise KeyboardInterrupt
+        return learn(self, rollouts, iteration, *rest)
+
+    monkeypatch.setattr(PPOTrainer, "update", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ppo(params)
+    monkeypatch.setattr(PPOTrainer, "update", learn)
+    ppo(params)
+    assert written() == expected
+
+
+def test_normalised_rewards_are_learned_from_and_reported_raw(by_rules):
+    rewards = [rule("brief", 1.0), rule("ends_with_a_vowel", 2.0)]
+    params = by_rules(*rewards, **GROUPED, **BARE)
+    params = params.model_copy(update={"rewards": params.rewards.model_copy(update={"combine": "normalise_then_sum"})})
+    ppo(params)
+    for row in curve():
+        assert row["reward"] == pytest.approx(row["reward/brief"] + 2 * row["reward/ends_with_a_vowel"], rel=1e-5)

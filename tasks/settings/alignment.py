@@ -69,6 +69,7 @@ class Ppo(MethodSettings):
     iterations: Count
     rollouts: Held
     responses_per_prompt: Held
+    dynamic_sampling: Count | None
     epochs: Count
     num_minibatches: Count
     temperature: Positive
@@ -101,7 +102,7 @@ class Ppo(MethodSettings):
     max_update_kl: Positive | None
 
     @property
-    def _is_grouped(self) -> bool:
+    def is_grouped(self) -> bool:
         """Whether the other answers to a prompt are an answer's yardstick."""
         return self.estimator in ("rloo", "grpo", "reinforce_plus_plus_baseline")
 
@@ -113,7 +114,7 @@ class Ppo(MethodSettings):
             raise ValueError(
                 "rollouts must be a multiple of responses_per_prompt: whole groups of answers to one prompt"
             )
-        if self._is_grouped and self.responses_per_prompt < 2:
+        if self.is_grouped and self.responses_per_prompt < 2:
             raise ValueError(
                 f"the estimator {self.estimator} compares answers to one prompt: raise responses_per_prompt to 2"
             )
@@ -131,7 +132,7 @@ class Ppo(MethodSettings):
             raise ValueError(
                 f"the estimator {self.estimator} has no critic that could share a backbone: set critic to separate"
             )
-        if self._is_grouped and (self.gamma, self.reward_smoothing, self.whiten_rewards) != (1, 1, False):
+        if self.is_grouped and (self.gamma, self.reward_smoothing, self.whiten_rewards) != (1, 1, False):
             raise ValueError(
                 f"the estimator {self.estimator} takes an answer's reward as a whole: "
                 "set gamma and reward_smoothing to 1 and whiten_rewards to false"
@@ -145,8 +146,17 @@ class Ppo(MethodSettings):
         return self
 
     @model_validator(mode="after")
+    def _groups_are_what_is_learned_from(self) -> "Ppo":
+        if self.dynamic_sampling is not None and not self.is_grouped:
+            raise ValueError(
+                f"dynamic_sampling drops prompts whose answers all earn the same, but the estimator {self.estimator} "
+                "learns from them, too: set it to null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _loss_has_what_it_needs(self) -> "Ppo":
-        if self.policy_loss == "gspo" and not self._is_grouped:
+        if self.policy_loss == "gspo" and not self.is_grouped:
             raise ValueError(
                 f"gspo has one ratio for an answer and needs one advantage for it, but the estimator {self.estimator} "
                 "has one for each token: set estimator to grpo, rloo or reinforce_plus_plus_baseline"

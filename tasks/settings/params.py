@@ -121,6 +121,21 @@ class Params(Methods):
         return self
 
     @model_validator(mode="after")
+    def _rewards_can_be_normalised(self) -> "Params":
+        if self.rewards.combine == "normalise_then_sum" and METHODS[self.align.method].stage == "ppo":
+            if not self.ppo.is_grouped:
+                raise ValueError(
+                    "rewards.combine: normalise_then_sum compares the answers to one prompt, but the estimator "
+                    f"{self.ppo.estimator} does not: set ppo.estimator to grpo, rloo or reinforce_plus_plus_baseline"
+                )
+            if not self.ppo.grpo_divide_by_std:
+                raise ValueError(
+                    "rewards.combine: normalise_then_sum divides by each reward's deviation: "
+                    "set ppo.grpo_divide_by_std to true"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _what_is_learned_from_is_there(self) -> "Params":
         method = METHODS[self.align.method]
         needed: dict[str, str] = {"demonstrations": "sft learns from them", "prompts": "evaluate answers them"}

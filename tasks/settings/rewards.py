@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tasks.common.safe_text import quoted
+from tasks.settings.choices import Combination
 from tasks.settings.section import Count, Options, Section
 
 # As the source of a reward it stands for the reward model.
@@ -81,6 +82,7 @@ class Rewards(Section):
 
     code: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]  # a path
     training: Annotated[list[TrainingReward], Field(min_length=1)]
+    combine: Combination
     ground_truth: list[NamedReward]
 
     @property

@@ -108,7 +108,19 @@ def test_two_processes_train_a_shared_critic_as_one_does(
 
 
 @pytest.mark.slow
-def test_two_processes_score_by_functions_as_one_does(workspace: Path, make_params: MakeParams, noted_run: NotedRun):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"estimator": "rloo"},
+        {"estimator": "grpo", "kl_estimator": "k2", "aggregation": "sequence", "dynamic_sampling": 2},
+        {"estimator": "rloo", "policy_loss": "gspo", "aggregation": "sequence"},
+        {"estimator": "rloo", "policy_loss": "cispo", "aggregation": "constant"},
+    ],
+    ids=str,
+)
+def test_two_processes_score_by_functions_as_one_does(
+    workspace: Path, make_params: MakeParams, noted_run: NotedRun, options: dict[str, object]
+):
     Path("mine.py").write_text(
         "def keyed(answers, references):\n"
         "    return [sum(each in known[0] for each in answer) for answer, known in zip(answers, references)]\n"
@@ -117,8 +129,10 @@ def test_two_processes_score_by_functions_as_one_does(workspace: Path, make_para
         {"name": "keyed", "source": "mine.py:keyed", "weight": 0.5},
         {"name": "reward_model", "source": "model", "weight": 1.0},
     ]
-    grouped = {"estimator": "rloo", "rollouts": 8, "responses_per_prompt": 2, "critic_warmup": 0}
-    params = make_params(ppo=PPO | grouped, rewards={"code": "mine.py", "training": rewards, "ground_truth": []})
+    grouped: dict[str, object] = {"rollouts": 8, "responses_per_prompt": 2, "critic_warmup": 0}
+    params = make_params(
+        ppo=PPO | grouped | options, rewards={"code": "mine.py", "training": rewards, "ground_truth": []}
+    )
     write_copies(TRAINING, params.rewards.training)
     save_model(new_reward_model(MODELS / "sft", params), load_tokenizer(MODELS / "sft"), MODELS / "reward")
     ppo(params)

@@ -6,10 +6,24 @@ import torch
 from tasks.data.encoding.tokens import Encoded
 from tasks.learning.batches import collate
 from tasks.learning.models.outputs import completion_log_probs, completion_scores, completion_values
-from tasks.learning.ppo.scoring import ModelOutputs, model_outputs, score_rollouts, token_rewards
+from tasks.learning.ppo.rewards import normalised_sum
+from tasks.learning.ppo.scoring import (
+    ModelOutputs,
+    learned_scores,
+    model_outputs,
+    reward_model_scores,
+    score_rollouts,
+    token_rewards,
+)
 from tasks.learning.ppo.trainer import PPOTrainer
 from tasks.learning.sampling.sampler import Response
+from tasks.settings.params import TrainingReward
 from tests.tiny import EOS, PAD, tiny_models, tiny_params
+
+
+def parse_rewards(weights):
+    return [TrainingReward(name=name, source="mine.py:score", options={}, weight=weight) for name, weight in weights]
+
 
 ROWS = [
     Encoded([4, 3], [5, 6, EOS]),
@@ -29,13 +43,14 @@ def scored(models, rows=ROWS, groups=((1, 0), (2,)), **ppo):
 
 
 def scored_responses(models, responses, groups, as_sampled, params):
+    batch = collate([response.row for response in responses])
     return score_rollouts(
         models,
         responses,
         [EOS],
         params.ppo,
-        params.rewards.training,
-        of_functions={},
+        params.rewards,
+        scores={"reward_model": reward_model_scores(models.reward, batch, groups)},
         kl_coefficient=0.1,
         groups=groups,
         as_sampled=as_sampled,
@@ -87,7 +102,7 @@ def test_policy_equal_to_reference_has_no_kl_and_rewards_sum_to_the_penalised_sc
     assert torch.equal(rollouts.log_probs, rollouts.reference_log_probs)
     outputs = model_outputs(models, rollouts.batch, 1.0, [[1, 0], [2]], None)
     settings = tiny_params(missing_eos_penalty=1.0, score_clip=None).ppo
-    rewards = token_rewards(outputs, rollouts.mask, rollouts.has_ended, settings, 0.1)
+    rewards = token_rewards(outputs, rollouts.learned_scores, rollouts.mask, settings, 0.1)
     assert rollouts.has_ended.tolist() == [True, False, True]
     expected = rollouts.scores - torch.tensor([0.0, 1.0, 0.0])  # the second did not end by itself
     torch.testing.assert_close(rewards.sum(dim=1), expected, atol=1e-6, rtol=0)
@@ -113,9 +128,13 @@ def test_advantages_are_white_over_the_round(models):
 def rewards_of(score, has_ended=True, **ppo):
     """Two tokens without KL."""
     nothing = torch.zeros(1, 2)
-    outputs = ModelOutputs(nothing, nothing, nothing, nothing, torch.tensor([score]))
+    params = tiny_params(**ppo)
+    responses = [Response(Encoded([4], [5, EOS if has_ended else 6]), torch.empty(0), torch.empty(0))]
+    scores = {"reward_model": torch.tensor([score])}
+    learned = learned_scores(responses, [EOS], scores, params.ppo, params.rewards)
     mask = torch.ones(1, 2, dtype=torch.bool)
-    return token_rewards(outputs, mask, torch.tensor([has_ended]), tiny_params(**ppo).ppo, 0.1)[0].tolist()
+    outputs = ModelOutputs(nothing, nothing, nothing, nothing)
+    return token_rewards(outputs, learned, mask, params.ppo, 0.1)[0].tolist()
 
 
 def test_score_is_clipped_before_the_penalty():
@@ -132,6 +151,32 @@ def test_integration_touches_rewards_but_not_the_reported_score(models):
 def test_whitened_rewards_keep_their_mean_sign():
     # rewards 0 and 4: mean 2, standard deviation 2; divided, not moved
     assert rewards_of(4.0, whiten_rewards=True) == pytest.approx([0, 2], abs=1e-6)
+
+
+def test_rewards_are_normalised_in_their_group_and_the_sum_over_the_batch():
+    rewards = parse_rewards([("big", 1.0), ("small", 2.0)])
+    scores = {"big": torch.tensor([0.0, 100.0, 100.0, 100.0]), "small": torch.tensor([0.0, 0.0, 1.0, 0.0])}
+    # Group of two: (0, 100) is -+1/sqrt 2 = -+.7071 whatever its size, as is (1, 0): +-.7071; alike is 0.
+    # Sums: -.7071, .7071, 2 * .7071, -2 * .7071; mean 0; sample deviation sqrt((.5 + .5 + 2 + 2) / 3) = 1.2910
+    expected = [-0.5477, 0.5477, 1.0954, -1.0954]
+    assert normalised_sum(rewards, scores, 2).tolist() == pytest.approx(expected, abs=1e-3)
+    # their plain sum would tell (0, 100) from (0, 101) by 1 %
+    scores["big"] *= 1000
+    assert normalised_sum(rewards, scores, 2).tolist() == pytest.approx(expected, abs=1e-3)
+
+
+def test_grpo_does_not_divide_normalised_rewards_again(models):
+    def found(combine):
+        params = tiny_params(estimator="grpo", responses_per_prompt=2, kl_estimator="k2")
+        params = params.model_copy(update={"rewards": params.rewards.model_copy(update={"combine": combine})})
+        responses = [Response(row, torch.empty(0), torch.empty(0)) for row in (*ROWS, ROWS[0])]
+        return scored_responses(models, responses, [[0, 1, 2, 3]], False, params)
+
+    ours = found("normalise_then_sum")
+    learned = ours.learned_scores.view(2, 2)
+    expected = (learned - learned.mean(dim=1, keepdim=True)).flatten()
+    torch.testing.assert_close(ours.advantages.sum(dim=1) / ours.mask.sum(dim=1), expected)
+    assert torch.equal(ours.scores, found("sum").scores)
 
 
 def test_take_gives_rows_without_columns_of_padding(models):

@@ -1,4 +1,4 @@
-"""The rewards of an iteration: what functions give its responses, and the weighted sum that PPO learns from."""
+"""The rewards of an iteration: what functions give its responses, and the sum that PPO learns from."""
 
 from array import array
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from tasks.common.lines import Lines
 from tasks.data.encoding.tokens import decode
 from tasks.data.records import Prompt, Split
 from tasks.learning import processes
+from tasks.learning.ppo.advantages import standardised_in_groups
 from tasks.learning.sampling.sampler import Response
 from tasks.rewards.answered import Reward, answered
 from tasks.settings.params import TrainingReward
@@ -79,6 +80,24 @@ def weighted_sum(rewards: Sequence[TrainingReward], scores: Mapping[str, Tensor]
     """Sum up the scores (B,) of all rewards, each times its weight."""
     first, *others = (reward.weight * scores[reward.name] for reward in rewards)
     return sum(others, start=first)
+
+
+def normalised_sum(rewards: Sequence[TrainingReward], scores: Mapping[str, Tensor], responses: int) -> Tensor:
+    """Normalise each reward in its prompt's group, sum them up by weight, and whiten: GDPO (arXiv 2601.05242).
+
+    A reward of large numbers does not drown the others, and answers that differ in one reward only are told apart.
+
+    Args:
+        rewards: with their weights.
+        scores: (B,) by the reward's name; those to one prompt are neighbours.
+        responses: to each prompt, at least 2.
+
+    Returns:
+        (B,), of mean 0 and sample deviation 1 unless all are alike.
+    """
+    total = weighted_sum(rewards, {name: standardised_in_groups(of_one, responses) for name, of_one in scores.items()})
+    # 1e-4 as in the groups: it is small beside a deviation of about 1.
+    return (total - total.mean()) / (total.std() + 1e-4)
 
 
 def curve_name(reward: str) -> str:

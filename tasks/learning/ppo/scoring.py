@@ -33,9 +33,9 @@ from tasks.learning.ppo.advantages import (
     standardised_in_groups,
     whiten,
 )
-from tasks.learning.ppo.rewards import by_reward, weighted_sum
+from tasks.learning.ppo.rewards import normalised_sum, weighted_sum
 from tasks.learning.sampling.sampler import Response
-from tasks.settings.params import Ppo, TrainingReward
+from tasks.settings.params import Ppo, Rewards
 
 # Nats by which two fp32 passes over a token may differ: rounding is a hundred times smaller, an error larger.
 LARGEST_SAMPLING_ERROR = 1e-4
@@ -58,7 +58,6 @@ class ModelOutputs(NamedTuple):
     reference_log_probs: Tensor  # (B, L) under the reference, at the same temperature
     entropies: Tensor  # (B, L) nats, of the distribution each token was drawn from
     values: Tensor  # (B, L) the critic's V(prompt, tokens before t), in the column of token t
-    scores: Tensor  # (B,) of the reward model, on its normalised scale; 0 without one
 
 
 class Rollouts(NamedTuple):
@@ -74,6 +73,7 @@ class Rollouts(NamedTuple):
     | advantages          | (B, L)      | whitened over the rollouts, or computed within groups               |
     | returns             | (B, L)      | targets of the critic, not whitened                                 |
     | scores              | (B,)        | weighted sum of the rewards: before clip, penalty, KL and smoothing |
+    | learned_scores      | (B,)        | what is learned from: combined, clipped, less penalties             |
     | has_ended           | (B,) bool   | the response ended with a stop token                                |
     | by_reward           | names: (B,) | scores of each reward, before its weight                            |
 
@@ -88,6 +88,7 @@ class Rollouts(NamedTuple):
     advantages: Tensor
     returns: Tensor
     scores: Tensor
+    learned_scores: Tensor
     has_ended: Tensor
     by_reward: dict[str, Tensor]
 
@@ -120,9 +121,9 @@ def score_rollouts(
     responses: Sequence[Response],
     stops: Sequence[int],
     settings: Ppo,
-    rewards: Sequence[TrainingReward],
+    rewards: Rewards,
     *,
-    of_functions: Mapping[str, Tensor],
+    scores: Mapping[str, Tensor],
     kl_coefficient: float,
     groups: Sequence[Sequence[int]],
     as_sampled: bool,
@@ -135,7 +136,7 @@ def score_rollouts(
         stops: ids that end a response.
         settings: of PPO.
         rewards: what is learned from.
-        of_functions: scores (B,) of those rewards that are functions, by name.
+        scores: (B,) of each reward, by name.
         kl_coefficient: weight of the KL penalty in this iteration.
         groups: indices of the responses of each micro-batch of this rank.
         as_sampled: take the policy's log-probabilities and entropies from the responses, not from a forward pass.
@@ -143,12 +144,13 @@ def score_rollouts(
     rows = [response.row for response in responses]
     batch = collate(rows, unwrapped(models.policy).device)
     outputs = model_outputs(models, batch, settings.temperature, groups, responses if as_sampled else None)
-    scores = by_reward(rewards, outputs.scores, of_functions)
-    outputs = outputs._replace(scores=weighted_sum(rewards, scores))
-    # By the last token's id and not by length: an answer may end exactly at the limit.
-    has_ended = torch.tensor([row.completion[-1] in stops for row in rows], device=outputs.scores.device)
-    of_tokens = token_rewards(outputs, batch.completion_mask, has_ended, settings, kl_coefficient)
-    advantages, returns = advantages_of(of_tokens, outputs.values, batch.completion_mask, settings)
+    learned = learned_scores(responses, stops, scores, settings, rewards)
+    of_tokens = token_rewards(outputs, learned, batch.completion_mask, settings, kl_coefficient)
+    # A sum of normalised rewards is not normalised again.
+    divide_by_std = settings.grpo_divide_by_std and rewards.combine == "sum"
+    advantages, returns = advantages_of(
+        of_tokens, outputs.values, batch.completion_mask, settings, divide_by_std=divide_by_std
+    )
     return Rollouts(
         batch=batch,
         log_probs=outputs.log_probs,
@@ -157,35 +159,66 @@ def score_rollouts(
         values=outputs.values,
         advantages=advantages,
         returns=returns,
-        scores=outputs.scores,
-        has_ended=has_ended,
-        by_reward=scores,
+        scores=weighted_sum(rewards.training, scores),
+        learned_scores=learned,
+        has_ended=have_ended(responses, stops, learned.device),
+        by_reward=dict(scores),
     )
 
 
-def token_rewards(
-    outputs: ModelOutputs, mask: Tensor, has_ended: Tensor, settings: Ppo, kl_coefficient: float
+def learned_scores(
+    responses: Sequence[Response],
+    stops: Sequence[int],
+    scores: Mapping[str, Tensor],
+    settings: Ppo,
+    rewards: Rewards,
 ) -> Tensor:
-    """Clip and penalise the scores, add the KL penalty, then smooth and whiten if the settings say so.
+    """Combine the scores of all rewards, clip the result, and subtract what the answers' ends cost.
+
+    Args:
+        responses: B; those to one prompt are neighbours.
+        stops: ids that end a response.
+        scores: (B,) of each reward, by name.
+        settings: of PPO.
+        rewards: how to combine them.
+
+    Returns:
+        (B,).
+    """
+    if rewards.combine == "sum":
+        found = weighted_sum(rewards.training, scores)
+    else:
+        found = normalised_sum(rewards.training, scores, settings.responses_per_prompt)
+    if settings.score_clip is not None:
+        # Of the sum, for training only: what is reported stays as the rewards gave it.
+        found = found.clamp(-settings.score_clip, settings.score_clip)
+    # After the clip, or a cut answer with a very low score would not be worse than one that ended.
+    found = found - settings.missing_eos_penalty * ~have_ended(responses, stops, found.device)
+    if settings.overlong_buffer is not None:
+        lengths = torch.tensor([len(response.row.completion) for response in responses], device=found.device)
+        found = found + overlong_penalties(lengths, settings.max_new_tokens, settings.overlong_buffer)
+    return found
+
+
+def have_ended(responses: Sequence[Response], stops: Sequence[int], device: torch.device) -> Tensor:
+    """Whether each response ended with a stop token, (B,) bool."""
+    # By the last token's id and not by length: an answer may end exactly at the limit.
+    return torch.tensor([response.row.completion[-1] in stops for response in responses], device=device)
+
+
+def token_rewards(outputs: ModelOutputs, scores: Tensor, mask: Tensor, settings: Ppo, kl_coefficient: float) -> Tensor:
+    """Give the last token the score, add the KL penalty, then smooth and whiten if the settings say so.
 
     Args:
         outputs: of B responses.
+        scores: (B,) to learn from.
         mask: (B, L) bool, the response's tokens.
-        has_ended: (B,) bool.
         settings: of PPO.
         kl_coefficient: weight of the KL penalty.
 
     Returns:
         (B, L) rewards.
     """
-    scores = outputs.scores
-    if settings.score_clip is not None:
-        # Of the sum, for training only: what is reported stays as the rewards gave it.
-        scores = scores.clamp(-settings.score_clip, settings.score_clip)
-    # After the clip, or a cut answer with a very low score would not be worse than one that ended.
-    scores = scores - settings.missing_eos_penalty * ~has_ended
-    if settings.overlong_buffer is not None:
-        scores = scores + overlong_penalties(mask.sum(dim=1), settings.max_new_tokens, settings.overlong_buffer)
     kl = kl_estimates(outputs.log_probs, outputs.reference_log_probs, mask, settings.kl_estimator)
     in_reward = 0.0 if settings.estimator == "grpo" else kl_coefficient  # grpo has it in the loss
     # KL in the reward, not in the loss: there k1 has the exact gradient of KL(policy || reference).
@@ -196,7 +229,9 @@ def token_rewards(
     return whiten(rewards, mask, keep_mean=True) if settings.whiten_rewards else rewards
 
 
-def advantages_of(rewards: Tensor, values: Tensor, mask: Tensor, settings: Ppo) -> Advantages:
+def advantages_of(
+    rewards: Tensor, values: Tensor, mask: Tensor, settings: Ppo, *, divide_by_std: bool = True
+) -> Advantages:
     """Turn the rewards of tokens into advantages by the estimator of the settings.
 
     Args:
@@ -204,6 +239,7 @@ def advantages_of(rewards: Tensor, values: Tensor, mask: Tensor, settings: Ppo) 
         values: (B, L) of the critic.
         mask: (B, L) bool, the responses' tokens.
         settings: of PPO.
+        divide_by_std: of grpo: the rewards have not been divided by a deviation yet, and are to be.
 
     Returns:
         Advantages and returns, (B, L) each, 0 outside the mask.
@@ -218,7 +254,7 @@ def advantages_of(rewards: Tensor, values: Tensor, mask: Tensor, settings: Ppo) 
         case "rloo":
             of_responses = leave_one_out(rewards.sum(dim=1), settings.responses_per_prompt)
         case "grpo":
-            in_groups = standardised_in_groups if settings.grpo_divide_by_std else centred_in_groups
+            in_groups = standardised_in_groups if divide_by_std else centred_in_groups
             of_responses = in_groups(rewards.sum(dim=1), settings.responses_per_prompt)
         case "reinforce_plus_plus_baseline":
             of_responses = centred_in_groups(rewards.sum(dim=1), settings.responses_per_prompt)
@@ -257,7 +293,6 @@ def model_outputs(
     """
     shape = batch.input_ids.shape
     log_probs, references, entropies, values = (torch.zeros(shape, device=batch.input_ids.device) for _ in range(4))
-    scores = torch.zeros(shape[0], device=batch.input_ids.device)
     if sampled is not None:
         log_probs = spread(torch.cat([each.log_probs for each in sampled]), batch.completion_mask)
         known = [each.entropies for each in sampled if each.entropies is not None]
@@ -275,11 +310,19 @@ def model_outputs(
             references[index, :width] = completion_log_probs(frozen, part, temperature)
         if models.critic is not None:
             values[index, :width] = critic_values(models, part, states)
-        if models.reward is not None:
-            scores[index] = completion_scores(models.reward, part)
     # Each rank filled its own rows and left zeros elsewhere, so the sum is the whole.
-    processes.all_reduce(references, values, scores, *(() if sampled is not None else (log_probs, entropies)))
-    return ModelOutputs(log_probs, references, entropies, values, scores)
+    processes.all_reduce(references, values, *(() if sampled is not None else (log_probs, entropies)))
+    return ModelOutputs(log_probs, references, entropies, values)
+
+
+@torch.no_grad()
+def reward_model_scores(model: nn.Module, batch: Batch, groups: Sequence[Sequence[int]]) -> Tensor:
+    """Scores (B,) of the reward model on its normalised scale; `groups` as in `model_outputs`, all ranks take part."""
+    scores = torch.zeros(len(batch.input_ids), device=batch.input_ids.device)
+    for rows in groups:
+        scores[torch.tensor(rows, device=scores.device)] = completion_scores(model, batch.take(rows))
+    processes.all_reduce(scores)
+    return scores
 
 
 def shared_states(models: PPOModels, batch: Batch) -> Tensor | None:

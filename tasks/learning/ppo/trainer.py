@@ -10,15 +10,19 @@ import torch
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from tasks.learning.batches import epoch_order
+from tasks.learning.batches import collate, epoch_order
+from tasks.learning.models.forward import unwrapped
 from tasks.learning.models.loading import ValueHead
 from tasks.learning.models.outputs import completion_log_probs, token_outputs
 from tasks.learning.ppo.advantages import kl_estimates
 from tasks.learning.ppo.policy_gradient import Counts, aggregated, policy_loss, value_loss
+from tasks.learning.ppo.rewards import by_reward
 from tasks.learning.ppo.scoring import (
     PPOModels,
     Rollouts,
     critic_values,
+    learned_scores,
+    reward_model_scores,
     sampler_matches_training,
     score_rollouts,
     shared_states,
@@ -68,7 +72,7 @@ class PPOTrainer:
     def __init__(self, models: PPOModels, params: Params) -> None:
         """Prepare to train; policy and critic have an optimiser each, AdamW with epsilon 1e-5."""
         self._models, self._settings, self._seed = models, params.ppo, params.seed
-        self._rewards = params.rewards.training
+        self._rewards = params.rewards
         self._runtime, self._limit = params.runtime, MicroBatchLimit(params.runtime.max_tokens_per_micro_batch)
         self._accelerator = make_accelerator(params)
         self._stops = stop_tokens(models.policy, models.tokenizer)
@@ -109,13 +113,34 @@ class PPOTrainer:
         )
         return answer_in_shares(ask, policy, prompts)
 
-    def score(
-        self, responses: Sequence[Response], kl_coefficient: float, of_functions: Mapping[str, Tensor] | None = None
-    ) -> Rollouts:
-        """Phase 2: log-probabilities, values, scores, rewards and advantages of the responses.
+    def reward_scores(
+        self, responses: Sequence[Response], of_functions: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Give the scores (B,) of every reward by its name; `of_functions` has those of functions already."""
+        model, of_model = self._models.reward, torch.zeros(0)
+        if model is not None:
+            batch = collate([response.row for response in responses], unwrapped(self._models.policy).device)
 
-        The rewards that are functions have scored the responses already: `of_functions`, (B,) each, by name.
+            def scored(micro_batches: Sequence[MicroBatch]) -> Tensor:
+                with self._accelerator.autocast():
+                    return reward_model_scores(model, batch, [each.items for each in micro_batches if each.weight])
+
+            lengths = [response.row.length for response in responses]
+            of_model = self._limit.run(range(len(lengths)), lengths, scored)
+        return by_reward(self._rewards.training, of_model, of_functions or {})
+
+    def learned_scores(self, responses: Sequence[Response], scores: Mapping[str, Tensor]) -> Tensor:
+        """Give what would be learned from responses, (B,), of which the rewards have given `scores`."""
+        return learned_scores(responses, self._stops, scores, self._settings, self._rewards)
+
+    def score(
+        self, responses: Sequence[Response], kl_coefficient: float, scores: Mapping[str, Tensor] | None = None
+    ) -> Rollouts:
+        """Phase 2: log-probabilities, values, rewards and advantages of the responses.
+
+        The rewards have scored the responses already: `scores`, (B,) each, by name. None: only the model is one.
         """
+        scores = self.reward_scores(responses) if scores is None else scores
         lengths = [response.row.length for response in responses]
         # Once for all micro-batches: ranks that differed here would wait for each other for ever.
         as_sampled = self._use_sampled(responses)
@@ -128,7 +153,7 @@ class PPOTrainer:
                     self._stops,
                     self._settings,
                     self._rewards,
-                    of_functions=of_functions or {},
+                    scores=scores,
                     kl_coefficient=kl_coefficient,
                     groups=[each.items for each in micro_batches if each.weight],
                     as_sampled=as_sampled,
