@@ -13,7 +13,7 @@ from tasks.rewards.sources import load_functions, write_copies, write_model_use
 from tasks.settings.params import Params
 from tasks.stage import main
 
-TRIED = 64  # prompts
+SAMPLE = 64  # prompts
 
 
 def reward_functions(params: Params) -> None:
@@ -32,13 +32,13 @@ def reward_functions(params: Params) -> None:
 
 def held_out_answers() -> Answered:
     """Give answers to some validation prompts: the first reference, where there is one, and no text."""
-    prompts = sorted(read_prompts(VALIDATED, "validation"), key=lambda prompt: prompt.id)[:TRIED]
+    prompts = sorted(read_prompts(VALIDATED, "validation"), key=lambda prompt: prompt.id)[:SAMPLE]
     pairs = [(prompt, text) for prompt in prompts for text in (*prompt.references[:1], "")]
     return answered([prompt for prompt, _ in pairs], [text for _, text in pairs], [[] for _ in pairs])
 
 
 def try_out(function: FunctionReward, held_out: Answered) -> None:
-    """Have a function score answers; one that asks for tokens is not tried, for these answers have none.
+    """Have a function score answers; one that asks for tokens is left out, for these answers have none.
 
     Raises:
         InputError: it fails.

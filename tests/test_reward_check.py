@@ -23,19 +23,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_records(VALIDATED, "prompts", [])
 
 
-def tried(make_params: MakeParams, figures: dict[str, Any], method: str = "ppo", threshold: float = 0.6) -> bytes:
+def checked(make_params: MakeParams, figures: dict[str, Any], method: str = "ppo", threshold: float = 0.6) -> bytes:
     Path("metrics/reward.json").write_text(json.dumps(figures))
     reward_check(make_params(align={"method": method}, gate={"min_reward_accuracy": threshold}))
     return PASSED.read_bytes()
 
 
 def test_a_sound_reward_model_passes_and_its_threshold_leaves_no_trace(make_params: MakeParams):
-    assert tried(make_params, SOUND, threshold=0.6) == tried(make_params, SOUND, threshold=0.7)
+    assert checked(make_params, SOUND, threshold=0.6) == checked(make_params, SOUND, threshold=0.7)
 
 
 def test_below_the_threshold_the_pipeline_stops_with_the_figures(make_params: MakeParams):
     with pytest.raises(InputError) as caught:
-        tried(make_params, SOUND, threshold=0.71)
+        checked(make_params, SOUND, threshold=0.71)
     assert str(caught.value).startswith(
         "PPO would learn from a reward model that fails its check: "
         "held-out accuracy 0.800 [0.700, 0.900] on 120 pairs, calibration error 0.050, "
@@ -52,7 +52,7 @@ def test_pairs_that_share_prompts_are_distinguished_from_so_many_prompts(make_pa
     with pytest.raises(
         InputError, match=r"\[0\.700, 0\.900\] on 120 pairs; the 120 pairs share prompts and count as 60 indep"
     ):
-        tried(make_params, shared, threshold=0.71)
+        checked(make_params, shared, threshold=0.71)
 
 
 def test_the_source_that_the_model_surely_knows_less_is_named(make_params: MakeParams):
@@ -63,7 +63,7 @@ def test_the_source_that_the_model_surely_knows_less_is_named(make_params: MakeP
         "data/d.jsonl": {"value": 0.4, "low": 0.1, "high": 0.7, "pairs": 5},  # its interval touches that of all pairs
     }
     with pytest.raises(InputError) as caught:
-        tried(make_params, SOUND | {"accuracy_by_source": sources}, threshold=0.71)
+        checked(make_params, SOUND | {"accuracy_by_source": sources}, threshold=0.71)
     assert (
         "accuracy 0.800 [0.700, 0.900] on 120 pairs "
         "(weakest source: data/c.jsonl, 0.500 [0.300, 0.680] on 15 pairs), calibration error" in str(caught.value)
@@ -72,13 +72,13 @@ def test_the_source_that_the_model_surely_knows_less_is_named(make_params: MakeP
 
 def test_one_source_is_not_named(make_params: MakeParams):
     with pytest.raises(InputError) as caught:
-        tried(make_params, SOUND | {"accuracy_by_source": {"data/a.jsonl": SOUND["accuracy"]}}, threshold=0.71)
+        checked(make_params, SOUND | {"accuracy_by_source": {"data/a.jsonl": SOUND["accuracy"]}}, threshold=0.71)
     assert "source" not in str(caught.value)
 
 
 def test_an_accuracy_that_could_not_be_computed_does_not_pass(make_params: MakeParams):
     with pytest.raises(InputError, match=r"held-out accuracy 0\.800 \[—, 0\.900\] on 120 pairs"):
-        tried(make_params, reward_model(0.8, None, 0.9))
+        checked(make_params, reward_model(0.8, None, 0.9))
 
 
 def test_without_a_reward_model_the_functions_are_named(make_params: MakeParams):
@@ -89,7 +89,7 @@ def test_without_a_reward_model_the_functions_are_named(make_params: MakeParams)
 
 
 def test_dpo_does_not_learn_from_the_reward_model(make_params: MakeParams):
-    assert json.loads(tried(make_params, SOUND, method="dpo", threshold=0.71)) == {
+    assert json.loads(checked(make_params, SOUND, method="dpo", threshold=0.71)) == {
         "learned_from": False,
         "functions": [],
     }

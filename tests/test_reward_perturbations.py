@@ -98,6 +98,24 @@ def test_a_term_of_length_is_no_fault_where_the_sum_is_sound(run):
         run({**BRIEF, "weight": 1.0})
 
 
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("length_limit", {"longest": 9}, "an empty answer has 1.000, the prompt repeated has 1.000, "),
+        (
+            "regular_expression",
+            {"pattern": "[a-z]"},
+            'the prompt repeated has 1.000, "The answer is correct." has 1.000 (',
+        ),
+        ("exact_match", {"marker": "####"}, "have 0.000 on average, and an empty answer has 0.000"),
+    ],
+)
+def test_a_verifier_that_can_be_gamed_is_refused(run, source: str, options: dict[str, Any], message: str):
+    with pytest.raises(InputError) as refused:
+        run({"name": "gamed", "source": source, "options": options, "weight": 1.0})
+    assert message in str(refused.value)
+
+
 def test_a_reward_model_is_checked_too(run, make_params: MakeParams, caplog: pytest.LogCaptureFixture):
     params = make_params()
     model = new_reward_model(MODELS / "sft", params)

@@ -1,4 +1,4 @@
-"""A reward function in a user's file: loaded from that file alone, called with what it asks for, held to its word."""
+"""A reward function in a user's file: loaded from that file alone, called with what it asks for, and checked."""
 
 import copy
 import inspect

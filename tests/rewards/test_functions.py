@@ -56,8 +56,8 @@ def complaint(code: str | bytes, answered: Answered | None = None, **options: An
         ("class Score:\n    def __call__(self, answers): return [1, 2]\nscore = Score()", [1, 2]),
         (
             "from __future__ import annotations\nfrom dataclasses import dataclass\n"
-            "@dataclass\nclass Kept:\n    number: int\n"
-            "def score(answers): return [Kept(7).number for _ in answers]",
+            "@dataclass\nclass Number:\n    number: int\n"
+            "def score(answers): return [Number(7).number for _ in answers]",
             [7, 7],
         ),
     ],
@@ -97,7 +97,7 @@ def test_two_functions_of_one_name_are_two():
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "message"),
     [
         ("def score(answers) return 1", "is no Python file, SyntaxError: expected ':' (line 1)"),
         (b"\xff\xfe", "is no Python file, SyntaxError"),
@@ -121,10 +121,10 @@ def test_two_functions_of_one_name_are_two():
         ("def score(limit=3): return []", "asks for nothing, but a reward is given by name: prompts, "),
     ],
 )
-def test_what_cannot_be_loaded_is_told_with_its_cure(code: str | bytes, said: str):
+def test_what_cannot_be_loaded_is_reported_with_its_cure(code: str | bytes, message: str):
     text = complaint(code)
     assert text.startswith("mine.py:score ")
-    assert said in text
+    assert message in text
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_options_are_the_same_at_every_call():
 
 
 @pytest.mark.parametrize(
-    ("parameters", "options", "said"),
+    ("parameters", "options", "message"),
     [
         ("answers", {"limit": 3}, "has no option 'limit', but none: correct it in params.yaml"),
         ("answers, limit, words=()", {"limits": 3, "limit": 1}, "has no option 'limits', but limit, words: correct it"),
@@ -155,8 +155,8 @@ def test_options_are_the_same_at_every_call():
         ("answers, words: list[str]", {"words": ["a", 1]}, "the option words is ['a', 1], but "),
     ],
 )
-def test_wrong_options_are_refused(parameters: str, options: dict[str, Any], said: str):
-    assert said in complaint(f"def score({parameters}): return []", **options)
+def test_wrong_options_are_refused(parameters: str, options: dict[str, Any], message: str):
+    assert message in complaint(f"def score({parameters}): return []", **options)
 
 
 def test_an_error_of_its_own_for_the_user_is_that_sentence_with_the_row():
@@ -170,13 +170,13 @@ def test_an_error_of_its_own_for_the_user_is_that_sentence_with_the_row():
     )
 
 
-def test_a_missing_file_is_told():
+def test_a_missing_file_is_refused():
     with pytest.raises(InputError, match=r"^gone\.py:score does not exist: "):
         FunctionReward("mine", Path("gone.py"), "score", "gone.py:score")
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         ("return [1.0]", "gave 1 numbers for 2 answers: return a list with one number an answer"),
         ("return [1.0] * 3", "gave 3 numbers for 2 answers"),
@@ -197,12 +197,12 @@ def test_a_missing_file_is_told():
         ("assert len(answers) == 1\n    return [0.0]", "raised AssertionError (line 1) when it was given several "),
     ],
 )  # fmt: skip
-def test_a_wrong_return_is_told_with_the_row_and_the_cure(body: str, said: str):
+def test_a_wrong_return_is_reported_with_the_row_and_the_cure(body: str, message: str):
     text = complaint(
         f"def score(answers): {body}" if "\n" not in body else f"def score(answers):\n    {body}", ANSWERED
     )
     assert text.startswith("mine.py:score ")
-    assert said.replace("(line 1)", "(line 2)") in text if "\n" in body else said in text
+    assert message.replace("(line 1)", "(line 2)") in text if "\n" in body else message in text
 
 
 def test_without_ids_the_answer_is_counted():

@@ -1,4 +1,4 @@
-"""The section `rewards` of params.yaml: whatever is wrong in it is told before anything runs."""
+"""The section `rewards` of params.yaml: whatever is wrong in it is refused before anything runs."""
 
 import ast
 from pathlib import Path
@@ -64,7 +64,7 @@ def modules_imported(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"code": "other"}, "mine/rules.py does not lie in other, which DVC follows: move it, or change code"),
         ({"code": "mine/other.py"}, "mine/rules.py does not lie in mine/other.py"),
@@ -85,7 +85,7 @@ def modules_imported(path: Path) -> set[str]:
         ({"ground_truth": [RULE | {"weight": 1.0}]}, "rewards.ground_truth.0.weight is not a setting"),
     ],
 )
-def test_what_is_wrong_is_told(make_params: MakeParams, changes: dict[str, Any], said: str):
+def test_what_is_wrong_is_refused(make_params: MakeParams, changes: dict[str, Any], message: str):
     with pytest.raises(InputError) as refused:
         make_params(rewards=section(**changes))
-    assert said in str(refused.value)
+    assert message in str(refused.value)

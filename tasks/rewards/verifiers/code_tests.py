@@ -95,6 +95,8 @@ def _check_machine(limits: str) -> None:
     Raises:
         InputError: the machine offers no namespaces, or the limits let nothing run.
     """
+    if sys.platform != "linux":
+        raise InputError("it needs Linux, whose namespaces and limits keep code apart: run there, or do without it")
     printed = _run({"code": "print('yes')", "input": ""} | json.loads(limits))
     if printed.startswith(REFUSED):
         raise InputError(
