@@ -97,7 +97,7 @@ def fit_head(features: PairValues, conversations: Sequence[str], settings: Rewar
     losses = {} if settings.head_l2 is not None else _cross_validated(scaled, conversations, settings, seed)
     l2 = settings.head_l2 if settings.head_l2 is not None else min(losses, key=losses.__getitem__)
     weights, gradient = _solved(scaled, settings, l2)
-    figures = {"l2": l2, "pairs": len(scaled.chosen), "loss": _loss(weights, scaled, settings).item()}
+    figures: dict[str, Any] = {"l2": l2, "pairs": len(scaled.chosen), "loss": _loss(weights, scaled, settings).item()}
     figures |= {"cross_validated_loss": {f"{each:g}": loss for each, loss in losses.items()}} if losses else {}
     return Fit(weights / deviations, {**figures, "largest_gradient": gradient})
 

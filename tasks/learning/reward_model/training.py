@@ -82,8 +82,8 @@ def train_reward_model(
     """
     device, tokens = set_up(params), params.runtime.max_tokens_per_micro_batch
     tokenizer = load_tokenizer(SFT)
-    model: nn.Module = new_reward_model(SFT, params, settings.pooling)
-    context = context_length(model)
+    started = new_reward_model(SFT, params, settings.pooling)
+    context = context_length(started)
 
     def pairs_of(split: Split) -> EncodedRows[EncodedPair]:
         return require_rows(encoded_preferences(VALIDATED, split, tokenizer, context), PREFERENCES, split)
@@ -95,8 +95,8 @@ def train_reward_model(
     answers = require_rows(demonstrations, DEMONSTRATIONS, "validation")
     fingerprint = fingerprint or content_fingerprint(stage, params, [*INPUTS, SFT])
     with tracked as run:
-        head = start_head(model, pairs, pair_sources(learned_from), settings, params, stage=stage)
-        model = with_adapters(model, params.lora)
+        head = start_head(started, pairs, pair_sources(learned_from), settings, params, stage=stage)
+        model = with_adapters(started, params.lora)
         lengths = (2 * pairs.lengths).tolist()
         trainer = SupervisedTrainer(
             stage,
