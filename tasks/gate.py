@@ -35,7 +35,7 @@ def gate(params: Params) -> None:
     evaluation, opponent = read_record(EVALUATION, Evaluation), read_opponent()
     _check_opponent(evaluation, opponent)
     reward = read_reward_model(REWARD)
-    trained = ["sft", *(["reward"] if reward else []), params.align.stage]
+    trained = ["sft", *(["reward"] if reward and reward.steps else []), params.align.stage]
     curves = {stage: _read_curve(CURVES / f"{stage}.csv") for stage in trained}
     evidence = Evidence(evaluation, reward, read_reward_model(HELD_OUT_REWARD), opponent)
     checks = run_checks(evidence, params.gate)
@@ -44,7 +44,7 @@ def gate(params: Params) -> None:
         opponent=OpponentName(**opponent._asdict()),
         checks=[CheckFigures(**check._asdict()) for check in checks],
         reasons=reasons(checks),
-        warnings=warnings(evaluation, params.gate),
+        warnings=warnings(evidence, params.gate),
         left_out=left_out(evidence),
     )
     before = read_json(METRICS / "validate.json"), curves, read_record(REWARD_CHECK, RewardCheck)

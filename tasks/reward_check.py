@@ -15,7 +15,7 @@ from tasks.data.encoding.context import context_of
 from tasks.data.encoding.tokens import encode_prompt, load_tokenizer
 from tasks.data.records import Prompt, read_prompts
 from tasks.evaluation.compare import Resampling
-from tasks.evaluation.gate.reward_models import shared_pairs
+from tasks.evaluation.gate.reward_models import baseline_sentence, baselines_not_beaten, shared_pairs
 from tasks.evaluation.perturbed import Scored, perturbation_figures, satisfied_by
 from tasks.evaluation.prompts import conversations_of
 from tasks.evaluation.record import write_record
@@ -42,9 +42,9 @@ def reward_check(params: Params) -> None:
     promoted.
 
     Raises:
-        InputError: the lower bound of the reward model's held-out accuracy is below the gate's threshold; or empty
-            answers, repeated prompts or a sentinel sentence score as high as references by the weighted sum of the
-            rewards, and `reward_check.on_failure` is stop.
+        InputError: the lower bound of the reward model's held-out accuracy is below the gate's threshold; the model
+            does not beat the baselines though it must; or empty answers, repeated prompts or a sentinel sentence score
+            as high as references by the weighted sum of the rewards, and `reward_check.on_failure` is stop.
     """
     figures = read_reward_model(REWARD)
     learns_from_rewards = "rewards" in METHODS[params.align.method].learns_from
@@ -59,6 +59,7 @@ def reward_check(params: Params) -> None:
     )
     if learns_from_rewards:
         _check_accuracy(figures, params)
+        _check_baselines(figures, is_required=params.gate.reward_beats_baselines)
         check = _checked(check, params)
     write_record(REWARD_CHECK, check)
     write_json(PASSED, {"learned_from": check.learned_from, "functions": functions})
@@ -73,6 +74,16 @@ def _check_accuracy(figures: RewardModelFigures | None, params: Params) -> None:
             f"{described(figures)}; the lower bound of the accuracy must reach {threshold:g} "
             f"(gate.min_reward_accuracy): {cure}"
         )
+
+
+def _check_baselines(figures: RewardModelFigures | None, *, is_required: bool) -> None:
+    """Warn of a reward model that knows no more than length or words, or refuse it."""
+    for name in baselines_not_beaten(figures) if figures else ():
+        sentence = baseline_sentence(figures, name)
+        if is_required:
+            cure = "give more or other pairs, train it better (reward), or set gate.reward_beats_baselines to false"
+            raise InputError(f"{sentence.removesuffix('.')}: {cure}")
+        logger.warning("%s", sentence)
 
 
 def _checked(check: RewardCheck, params: Params) -> RewardCheck:

@@ -146,6 +146,13 @@ def test_the_plot_has_a_column_for_every_ground_truth_reward(files, params):
     assert "ground_truth.order_rule" in [check["name"] for check in decided()["checks"]]
 
 
+def test_a_head_that_was_only_fitted_has_no_curve(files, params):
+    write("metrics/reward.json", reward_model(steps=0))
+    Path("curves/reward.csv").write_text("step,loss\n")
+    gate(params)
+    assert decided()["decision"] == "promote"
+
+
 def test_without_reward_models_their_checks_are_left_out_and_named(files, params):
     for path in ("metrics/reward.json", "metrics/held_out_reward.json"):
         write(path, {"trained": False})

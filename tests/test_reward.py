@@ -72,6 +72,7 @@ def test_the_figures_are_those_of_the_written_model_on_the_test_split(params: Pa
     assert metrics["validation"]["loss"]["after"] == pytest.approx(held_out, rel=1e-6)
     assert metrics["accuracy"]["low"] <= metrics["accuracy"]["value"] <= metrics["accuracy"]["high"]
     assert (metrics["pairs"], metrics["accuracy"]["pairs"]) == (10, 4)
+    assert [each["accuracy"]["pairs"] for each in metrics["baselines"].values()] == [4, 4]
     learned = encoded_preferences(VALIDATED, "train", tokenizer, None)
     assert metrics["tokens"] == sum(len(pair.chosen.completion) + len(pair.rejected.completion) for pair in learned)
 

@@ -1,6 +1,7 @@
 """The reward model's figures before PPO: tests/test_reward_perturbations.py is about what rewards say of answers."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tasks.common.files import VALIDATED
 from tasks.data.records import write_records
 from tasks.reward_check import PASSED, reward_check
 from tests.conftest import MakeParams
-from tests.evaluation.evaluations import reward_model
+from tests.evaluation.evaluations import baseline, reward_model
 
 SOUND = reward_model(0.8, 0.7, 0.9)
 
@@ -23,9 +24,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_records(VALIDATED, "prompts", [])
 
 
-def checked(make_params: MakeParams, figures: dict[str, Any], method: str = "ppo", threshold: float = 0.6) -> bytes:
+def checked(
+    make_params: MakeParams,
+    figures: dict[str, Any],
+    method: str = "ppo",
+    threshold: float = 0.6,
+    beats_baselines: bool = False,
+) -> bytes:
     Path("metrics/reward.json").write_text(json.dumps(figures))
-    reward_check(make_params(align={"method": method}, gate={"min_reward_accuracy": threshold}))
+    gate = {"min_reward_accuracy": threshold, "reward_beats_baselines": beats_baselines}
+    reward_check(make_params(align={"method": method}, gate=gate))
     return PASSED.read_bytes()
 
 
@@ -45,6 +53,30 @@ def test_below_the_threshold_the_pipeline_stops_with_the_figures(make_params: Ma
     )
     assert not Path("metrics/reward_check.json").exists()
     assert not PASSED.exists()
+
+
+COUNTS_WORDS = reward_model(
+    0.8, 0.7, 0.9, baselines={"longer_wins": baseline(0.5, 0.1), "tf_idf": baseline(0.79, -0.05)}
+)
+SENTENCE = (
+    "The reward model is not significantly better than a baseline without a model (TF-IDF with logistic regression) on "
+    "the same held-out pairs: accuracy 0.800 and 0.790, difference 0.050 [-0.050, 0.150]"
+)
+
+
+def test_a_model_that_is_no_better_than_counting_words_is_warned_of(make_params: MakeParams, caplog):
+    passed = checked(make_params, COUNTS_WORDS)
+    assert caplog.messages[0] == f"{SENTENCE}."
+    assert passed == checked(make_params, SOUND)
+    caplog.clear()
+    checked(make_params, COUNTS_WORDS, method="dpo")
+    assert caplog.messages == []  # dpo does not learn from it
+
+
+def test_it_is_refused_where_it_must_be_better(make_params: MakeParams):
+    with pytest.raises(InputError, match=re.escape(SENTENCE + ": give more or other pairs")):
+        checked(make_params, COUNTS_WORDS, beats_baselines=True)
+    checked(make_params, SOUND, beats_baselines=True)
 
 
 def test_pairs_that_share_prompts_are_distinguished_from_so_many_prompts(make_params: MakeParams):

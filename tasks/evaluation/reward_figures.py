@@ -1,13 +1,21 @@
 """The layout of metrics/reward.json and metrics/held_out_reward.json, as far as gate and reward_check read them."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ConfigDict
 
 from tasks.common.files import METRICS, read_json
 from tasks.evaluation.record import Number, Record, Text, parsed
+from tasks.evaluation.schema import IntervalFigure
 
 REWARD, HELD_OUT_REWARD = METRICS / "reward.json", METRICS / "held_out_reward.json"
+
+BaselineName = Literal["longer_wins", "tf_idf"]
+BASELINES: dict[BaselineName, str] = {
+    "longer_wins": "the longer answer wins",
+    "tf_idf": "TF-IDF with logistic regression",
+}
 
 
 class Accuracy(Record):
@@ -35,11 +43,19 @@ class Margins(Record):
     histogram: list[int]
 
 
+class Baseline(Record):
+    """What needs no model, on the same pairs."""
+
+    accuracy: AccuracyInterval
+    difference: IntervalFigure  # accuracy of the reward model minus this one; paired, prompts drawn whole
+
+
 class RewardModelFigures(Record):
     """metrics/reward.json and metrics/held_out_reward.json: what the gate reads of them."""
 
     model_config = ConfigDict(extra="ignore")  # the figures of the training are not the gate's
 
+    steps: int
     accuracy: AccuracyInterval
     margin: Margins
     calibration_error: Number
@@ -48,6 +64,7 @@ class RewardModelFigures(Record):
     accuracy_by_confidence: dict[str, Accuracy]
     accuracy_by_source: dict[Text, AccuracyInterval]
     accuracy_by_annotator: dict[Text, AccuracyInterval]
+    baselines: dict[BaselineName, Baseline]
 
 
 def read_reward_model(path: Path) -> RewardModelFigures | None:

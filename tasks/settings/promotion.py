@@ -17,6 +17,7 @@ class Gate(Section):
     max_kl: Positive
     min_reward_accuracy: Share
     min_held_out_accuracy: Share
+    reward_beats_baselines: bool
     min_length_ratio: NotNegative
     max_length_ratio: Positive
     min_eos_rate: Share

@@ -20,6 +20,7 @@ THRESHOLDS = Gate(
     max_kl=10.0,
     min_reward_accuracy=0.6,
     min_held_out_accuracy=0.5,
+    reward_beats_baselines=False,
     min_length_ratio=0.5,
     max_length_ratio=1.5,
     min_eos_rate=0.9,
@@ -118,9 +119,15 @@ GOOD: dict[str, Any] = {
 }
 
 
+def baseline(accuracy: float, low: float) -> dict[str, Any]:
+    interval = {"value": accuracy, "pairs": 120, "low": accuracy - 0.1, "high": accuracy + 0.1}
+    return {"accuracy": interval, "difference": {"value": low + 0.1, "low": low, "high": low + 0.2}}
+
+
 def reward_model(value: float = 0.75, low: float | None = 0.7, high: float = 0.8, **changes: Any) -> dict[str, Any]:
     accuracy = {"value": value, "pairs": 120, "low": low, "high": high, "ties": 0}
     return {
+        "steps": 10,
         "accuracy": accuracy,
         "margin": {"mean": 0.5, "std": 1.0, "largest": 0.0, "histogram": []},
         "calibration_error": 0.05,
@@ -129,6 +136,7 @@ def reward_model(value: float = 0.75, low: float | None = 0.7, high: float = 0.8
         "accuracy_by_confidence": {},
         "accuracy_by_source": {},
         "accuracy_by_annotator": {},
+        "baselines": {"longer_wins": baseline(0.5, 0.1), "tf_idf": baseline(0.6, 0.02)},
     } | changes
 
 

@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 
@@ -10,12 +11,12 @@ from tests.evaluation.evaluations import (
     GOOD,
     HELD_OUT_MODEL,
     THRESHOLDS,
+    baseline,
     by_reward,
     category,
     changed,
     checks,
     difference,
-    evaluation,
     evidence,
     interval,
     point,
@@ -168,9 +169,9 @@ def test_a_comparison_that_could_not_be_computed_excuses_nobody(name, ours, gap)
 
 
 def test_where_the_answers_of_both_are_cut_a_warning_says_so():
-    [warning] = warnings(evaluation(compared("eos_rate", 0.175, 0.2, -0.06, 0.01)), THRESHOLDS)
+    [warning] = warnings(evidence(compared("eos_rate", 0.175, 0.2, -0.06, 0.01)), THRESHOLDS)
     assert warning.startswith("Of the answers of candidate and opponent, 0.175 and 0.200 end by EOS; evaluate.max_new")
-    assert warnings(evaluation(compared("eos_rate", 0.175, 0.95, -0.9, -0.7)), THRESHOLDS) == []
+    assert warnings(evidence(compared("eos_rate", 0.175, 0.95, -0.9, -0.7)), THRESHOLDS) == []
 
 
 def test_lengths_that_the_limit_has_cut_are_named():
@@ -470,11 +471,11 @@ def test_reward_up_and_ground_truth_down_is_a_warning():
         "vs_sft": difference(reward=up, ground_truth={"politeness": down}),
         "vs_opponent": difference(reward=down, ground_truth={"politeness": down}),
     }
-    assert warnings(evaluation(hacked), THRESHOLDS) == [
+    assert warnings(evidence(hacked), THRESHOLDS) == [
         "Reward hacking: over SFT the training reward rose by 0.300 [0.200, 0.400] while the ground-truth reward "
         "politeness changed by -0.200 [-0.300, -0.100]."
     ]
-    assert warnings(evaluation(), THRESHOLDS) == []
+    assert warnings(evidence(), THRESHOLDS) == []
 
 
 def test_check_is_plain_data():
@@ -485,3 +486,36 @@ def test_check_is_plain_data():
         "verdict": "passed",
         "sentence": "Well.",
     }
+
+
+# --- Baselines without a model
+
+
+def with_baselines(longer_wins: float, tf_idf: float) -> dict[str, Any]:
+    """A reward model whose differences from the baselines have these lower bounds."""
+    return reward_model(baselines={"longer_wins": baseline(0.5, longer_wins), "tf_idf": baseline(0.7, tf_idf)})
+
+
+@pytest.mark.parametrize(
+    ("lows", "verdict"), [((0.1, 0.02), "passed"), ((0.1, 0.0), "failed"), ((-0.1, 0.2), "failed")]
+)
+def test_where_it_must_the_reward_model_beats_every_baseline(lows: tuple[float, float], verdict: str):
+    required = THRESHOLDS.model_copy(update={"reward_beats_baselines": True})
+    check = checks(reward=with_baselines(*lows), thresholds=required)["reward_baselines"]
+    assert (check.figure, check.verdict) == (min(lows), verdict)
+    assert "reward_baselines" not in checks(reward=with_baselines(*lows))
+
+
+def test_a_difference_that_could_not_be_computed_does_not_pass():
+    unknown = {"value": None, "low": None, "high": None}
+    reward = changed(with_baselines(0.1, 0.1), "baselines", "tf_idf", "difference", to=unknown)
+    required = THRESHOLDS.model_copy(update={"reward_beats_baselines": True})
+    assert checks(reward=reward, thresholds=required)["reward_baselines"].verdict == "failed"
+
+
+def test_reward_models_that_know_no_more_than_words_are_warned_of():
+    [warning] = warnings(evidence(held_out=with_baselines(0.1, -0.01)), THRESHOLDS)
+    assert warning == (
+        "The held-out reward model is not significantly better than a baseline without a model (TF-IDF with logistic "
+        "regression) on the same held-out pairs: accuracy 0.750 and 0.700, difference 0.090 [-0.010, 0.190]."
+    )

@@ -18,6 +18,7 @@ from tests.evaluation.evaluations import (
     REWARD_MODEL,
     SFT,
     THRESHOLDS,
+    baseline,
     by_reward,
     changed,
     difference,
@@ -229,6 +230,15 @@ def test_the_reward_models_accuracy_is_shown_by_source_and_annotator():
     text = text_of(page(reward=reward_model(accuracy_by_annotator={"ada": sources["org/name"]})))
     assert "Annotator Pairs Accuracy ada 12 0.500 (0.250 to 0.750)" in text
     assert "Source Pairs" not in text
+
+
+@pytest.mark.slow
+def test_the_reward_model_stands_beside_baselines_without_a_model():
+    text = text_of(page(reward=reward_model(baselines={"tf_idf": baseline(0.6, -0.02)})))
+    assert (
+        "Baseline: TF-IDF with logistic regression; the model minus it 0.600 (0.500 to 0.700); "
+        "+0.080 (-0.020 to +0.180)" in text
+    )
 
 
 @pytest.mark.slow

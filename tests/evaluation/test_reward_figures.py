@@ -6,6 +6,7 @@ import numpy as np
 
 from tasks.evaluation.record import parsed
 from tasks.evaluation.reward_figures import RewardModelFigures
+from tasks.learning.reward_model.baselines import Texts, baselines
 from tasks.learning.reward_model.calibration import ScoredPair, accuracy_by, reward_metrics
 
 
@@ -19,8 +20,11 @@ def test_the_figures_of_a_reward_model_have_the_layout_that_the_gate_reads():
         "accuracy_by_source": accuracy_by({"a.jsonl": pairs[:30], "b.jsonl": pairs[30:]}),
         "accuracy_by_annotator": accuracy_by({}),
     }
-    written = {"pairs": 300, "loss": 0.5, **reward_metrics(pairs), **origins}
+    texts = [Texts(f"yes {number}", "no") for number in range(40)]
+    compared = baselines(pairs, texts, texts, seed=1)
+    written = {"pairs": 300, "steps": 5, "loss": 0.5, **reward_metrics(pairs), **origins, "baselines": compared}
     read = parsed(written, RewardModelFigures, Path("metrics/reward.json"))
     assert read.accuracy.model_dump(exclude_unset=True) == written["accuracy"]
     assert set(read.accuracy_by_source) == {"a.jsonl", "b.jsonl"}
+    assert read.as_json()["baselines"] == compared
     assert read.margin.histogram == written["margin"]["histogram"]

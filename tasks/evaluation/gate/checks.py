@@ -9,9 +9,8 @@ from tasks.evaluation.gate.categories import category_regressions
 from tasks.evaluation.gate.check import Check, Evidence, bounds
 from tasks.evaluation.gate.over_optimisation import over_optimisation
 from tasks.evaluation.gate.result import GateDecision
-from tasks.evaluation.gate.reward_models import accuracy
+from tasks.evaluation.gate.reward_models import accuracy, baseline_warnings, beats_baselines
 from tasks.evaluation.gate.win_rates import ground_truth, held_out_reward, llm_judge, win_rate, win_rate_at_equal_length
-from tasks.evaluation.schema import Evaluation
 from tasks.evaluation.scores import HELD_OUT
 from tasks.settings.params import Gate
 
@@ -31,6 +30,7 @@ def run_checks(evidence: Evidence, thresholds: Gate) -> list[Check]:
         accuracy(
             "held_out_accuracy", reward_words(HELD_OUT), evidence.held_out_reward, thresholds.min_held_out_accuracy
         ),
+        beats_baselines(evidence.reward, is_required=thresholds.reward_beats_baselines),
         length_ratio(evidence, thresholds.min_length_ratio, thresholds.max_length_ratio),
         eos_rate(evidence, thresholds.min_eos_rate),
         repetition(evidence, thresholds.max_repetition),
@@ -65,9 +65,9 @@ def reasons(checks: Sequence[Check]) -> list[str]:
     return [check.sentence for check in checks if check.verdict != "passed"] or [check.sentence for check in checks]
 
 
-def warnings(evaluation: Evaluation, thresholds: Gate) -> list[str]:
-    """Warn of signs of reward hacking, and of answers that were truncated. Warnings decide nothing."""
-    found = []
+def warnings(evidence: Evidence, thresholds: Gate) -> list[str]:
+    """Warn of signs of reward hacking, of weak reward models, and of truncated answers. Warnings decide nothing."""
+    evaluation, found = evidence.evaluation, baseline_warnings(evidence)
     compared = (("SFT", evaluation.difference.vs_sft), ("the opponent", evaluation.difference.vs_opponent))
     for rival, difference in compared:
         reward = bounds(difference.reward)

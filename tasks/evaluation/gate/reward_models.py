@@ -1,8 +1,8 @@
 """Checks of the reward models: who orders the pairs of people no better than chance has no say."""
 
-from tasks.common.rounding import number
-from tasks.evaluation.gate.check import Check, at_least, not_computed
-from tasks.evaluation.reward_figures import AccuracyInterval, RewardModelFigures
+from tasks.common.rounding import ABSENT, number
+from tasks.evaluation.gate.check import Check, Evidence, at_least, bounds, not_computed
+from tasks.evaluation.reward_figures import BASELINES, AccuracyInterval, BaselineName, RewardModelFigures
 
 HARDLY_FEWER = 0.95  # of the pairs: their intervals differ by less than a fortieth
 
@@ -23,3 +23,47 @@ def shared_pairs(accuracy: AccuracyInterval) -> str:
     if independent is None or independent > HARDLY_FEWER * accuracy.pairs:
         return ""
     return f"The {accuracy.pairs:,} pairs share prompts and count as {number(independent, 0)} independent ones."
+
+
+def beats_baselines(figures: RewardModelFigures | None, *, is_required: bool) -> Check | None:
+    """The reward model must be more accurate than each baseline, if that is required; None where no model was trained.
+
+    The figure is the least lower bound of a difference in accuracy, which must be above 0.
+    """
+    if figures is None or not is_required:
+        return None
+    name, words = "reward_baselines", "Accuracy of the reward model minus that of the best baseline, lower bound"
+    lows = [each.difference.low for each in figures.baselines.values() if each.difference.low is not None]
+    if len(lows) < len(figures.baselines):
+        return not_computed(name, words, 0.0)
+    unbeaten = baselines_not_beaten(figures)
+    details = " ".join(baseline_sentence(figures, each) for each in unbeaten)
+    return at_least(name, words, min(lows), 0.0, details=details, verdict="failed" if unbeaten else "passed")
+
+
+def baselines_not_beaten(figures: RewardModelFigures) -> list[BaselineName]:
+    """Name the baselines over which the reward model's accuracy is not significantly higher."""
+    found = {name: bounds(each.difference) for name, each in figures.baselines.items()}
+    return [name for name, interval in found.items() if interval is None or interval.low <= 0]
+
+
+def baseline_sentence(figures: RewardModelFigures, name: BaselineName, model: str = "the reward model") -> str:
+    """Compare the model with a baseline that it does not beat."""
+    baseline, interval = figures.baselines[name], bounds(figures.baselines[name].difference)
+    ours, theirs = number(figures.accuracy.value), number(baseline.accuracy.value)
+    return (
+        f"{model[0].upper()}{model[1:]} is not significantly better than a baseline without a model "
+        f"({BASELINES[name]}) on the same held-out pairs: accuracy {ours} and {theirs}, difference "
+        f"{interval or ABSENT}."
+    )
+
+
+def baseline_warnings(evidence: Evidence) -> list[str]:
+    """Warn of reward models that know no more than length or words."""
+    models = (("the reward model", evidence.reward), ("the held-out reward model", evidence.held_out_reward))
+    return [
+        baseline_sentence(figures, name, model)
+        for model, figures in models
+        if figures
+        for name in baselines_not_beaten(figures)
+    ]

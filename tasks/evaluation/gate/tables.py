@@ -8,7 +8,7 @@ from tasks.evaluation.figures import FIGURES, MODELS, PAIRED, reward_title, rewa
 from tasks.evaluation.gate.check import bounds
 from tasks.evaluation.opponent import Opponent
 from tasks.evaluation.reward_check_record import KINDS, RewardCheck
-from tasks.evaluation.reward_figures import AccuracyInterval, RewardModelFigures
+from tasks.evaluation.reward_figures import BASELINES, AccuracyInterval, RewardModelFigures
 from tasks.evaluation.schema import (
     BestOfFigures,
     CategoryFigures,
@@ -210,6 +210,13 @@ def reward_model(reward: RewardModelFigures) -> list[tuple[str, str]]:
         *(
             (f"Accuracy where the {longer} answer is longer", number(by_length[f"{longer}_longer"].value))
             for longer in ("chosen", "rejected")
+        ),
+        *(
+            (
+                f"Baseline: {BASELINES[name]}; the model minus it",
+                f"{interval(each.accuracy, sign='-')}; {interval(each.difference)}",
+            )
+            for name, each in reward.baselines.items()
         ),
     ]
 

@@ -31,6 +31,7 @@ from tasks.learning.models.loading import (
     with_adapters,
 )
 from tasks.learning.models.outputs import completion_scores
+from tasks.learning.reward_model.baselines import Texts, baselines
 from tasks.learning.reward_model.calibration import ScoredPair, accuracy_by, reward_metrics
 from tasks.learning.reward_model.head_fit import LARGEST_FIT, answer_features, fit_head
 from tasks.learning.reward_model.loss import loss_of
@@ -124,6 +125,7 @@ def train_reward_model(
             watched: {"loss": {"before": before, "after": after}},
             **reward_metrics(scored),
             **accuracies(scored, sources),
+            "baselines": baselines(scored, answer_texts("test"), answer_texts(learned_from), params.seed),
             "normalisation": normalisation,
         }
         publish(stage, model, tokenizer, metrics=metrics, curve=trainer.curve, run=run)
@@ -236,6 +238,12 @@ def scored_pairs(model: nn.Module, pairs: EncodedRows[EncodedPair], tokens: int,
 def pair_sources(split: Split) -> list[PairSource]:
     """Say of every pair of a split where it comes from and who chose which answer, in the order of the pairs."""
     return [_pair_source(record) for record in read_records(VALIDATED, "preferences", split)]
+
+
+def answer_texts(split: Split) -> list[Texts]:
+    """Both answers of every pair of a split, in the order of the pairs."""
+    records = read_records(VALIDATED, "preferences", split)
+    return [Texts(record.chosen, record.rejected) for record in records if isinstance(record, Preference)]
 
 
 def _pair_source(record: Record) -> PairSource:
