@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple, get_args
 
 StageName = Literal["dpo", "kto", "ppo"]
-MethodName = Literal[StageName]  # and names of presets: Literal[StageName, "grpo"]
+MethodName = Literal[StageName, "grpo", "rloo", "reinforce"]
 Input = Literal["preferences", "ratings", "prompts", "rewards"]
 
 
@@ -51,6 +51,26 @@ class Method(NamedTuple):
         return {"align.stage": self.stage, **self.preset}
 
 
+_PPO = Method(
+    title="PPO",
+    stage="ppo",
+    family="policy gradient",
+    learns_from=frozenset({"prompts", "rewards"}),
+    panels=(Panel("reward", "PPO: reward"), Panel("kl", "PPO: KL, nats an answer")),
+    headline_figures=(HeadlineFigure("reward", "last.reward", before="first.reward"),),
+)
+
+
+def _without_critic(title: str, **settings: object) -> Method:
+    """Give the row of a preset: the stage ppo, without a critic, with other settings."""
+    return _PPO._replace(
+        title=title,
+        panels=(Panel("reward", f"{title}: reward"), Panel("kl", f"{title}: KL, nats an answer")),
+        preset={f"ppo.{name}": value for name, value in settings.items()}
+        | {"ppo.critic": "separate", "ppo.critic_warmup": 0},
+    )
+
+
 METHODS: Mapping[str, Method] = {
     "dpo": Method(
         title="DPO",
@@ -74,14 +94,17 @@ METHODS: Mapping[str, Method] = {
             HeadlineFigure("answers on their side", "validation.after.accuracy"),
         ),
     ),
-    "ppo": Method(
-        title="PPO",
-        stage="ppo",
-        family="policy gradient",
-        learns_from=frozenset({"prompts", "rewards"}),
-        panels=(Panel("reward", "PPO: reward"), Panel("kl", "PPO: KL, nats an answer")),
-        headline_figures=(HeadlineFigure("reward", "last.reward", before="first.reward"),),
+    "ppo": _PPO,
+    "grpo": _without_critic(  # as Shao et al. 2024 published it
+        "GRPO",
+        estimator="grpo",
+        grpo_divide_by_std=True,
+        policy_loss="clip",
+        aggregation="sequence",
+        kl_estimator="k3",
     ),
+    "rloo": _without_critic("RLOO", estimator="rloo", kl_estimator="k1"),
+    "reinforce": _without_critic("REINFORCE++", estimator="reinforce_plus_plus", kl_estimator="k1"),
 }
 STAGES: tuple[StageName, ...] = get_args(StageName)  # each is the name of a method, too
 

@@ -62,3 +62,27 @@ def test_a_method_that_is_not_what_its_name_says_is_refused(preset: Path, writte
     preset.write_text(re.sub(rf"(?m)^{name}: ppo$", written, preset.read_text()))
     with pytest.raises(InputError, match=re.escape(sentence)):
         load_params()
+
+
+@pytest.mark.parametrize(
+    ("name", "estimator", "aggregation", "kl_estimator"),
+    [
+        ("grpo", "grpo", "sequence", "k3"),
+        ("rloo", "rloo", "token", "k1"),
+        ("reinforce", "reinforce_plus_plus", "token", "k1"),
+    ],
+)
+def test_the_presets_over_ppo(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, estimator: str, aggregation: str, kl_estimator: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    configure(["ppo.responses_per_prompt=8", f"align.method={name}"])
+    params = load_params()
+    assert params.align.stage == "ppo"
+    found = (params.ppo.estimator, params.ppo.aggregation, params.ppo.kl_estimator, params.ppo.critic_warmup)
+    assert found == (estimator, aggregation, kl_estimator, 0)
+    text = (tmp_path / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace(f"  kl_estimator: {kl_estimator}", "  kl_estimator: k2"))
+    with pytest.raises(InputError, match=f"ppo.kl_estimator is k2, but align.method {name} means {kl_estimator}"):
+        load_params()
