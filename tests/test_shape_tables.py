@@ -13,7 +13,8 @@ import pytest
 
 from tasks.common.files import PREPARED
 from tasks.data.records import Kind, read_records
-from tasks.data.shapes.convert import SHAPES, recognise
+from tasks.data.shapes.convert import recognise
+from tasks.data.shapes.known import SHAPES
 from tasks.data.shapes.statements import RATING
 from tasks.prepare import prepare
 from tasks.settings.params import Source

@@ -8,7 +8,8 @@ import pytest
 from tasks.common.errors import InputError
 from tasks.data.records import Kind
 from tasks.data.shapes.columns import Tally
-from tasks.data.shapes.convert import SHAPES, ShapedRow, shape_rows
+from tasks.data.shapes.convert import ShapedRow, shape_rows
+from tasks.data.shapes.known import SHAPES
 from tasks.data.sources.raw_rows import BadRows, RawRow
 from tasks.settings.params import RatingSource, Source
 
