@@ -329,7 +329,9 @@ def _raw_rows(kind: Kind, file: Source, settings: Prepare, seed: int, bad: BadRo
 def _records(rows: Iterable[ShapedRow], kind: Kind, shares: Shares) -> Iterator[Record]:
     for shaped in rows:
         voted = {"share": share_of(shaped.votes), "votes": shaped.votes} if shaped.votes else {}
-        extra = {"columns": shaped.columns} if shaped.columns else {}
+        extra: dict[str, Any] = {"columns": shaped.columns} if shaped.columns else {}
+        if kind == "preferences":
+            extra |= {"weight": shaped.weight, "strength": shaped.strength}
         for entry in shaped.entries:
             split, fields = split_of(entry["prompt"], shares), entry | {TAGS[kind]: shaped.tag} | voted | extra
             yield TYPES[kind](id=content_id([kind, entry]), split=split, source=shaped.source, row=shaped.row, **fields)

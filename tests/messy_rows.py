@@ -102,9 +102,8 @@ class Style:
         self.is_written = self.format == ".csv" or random.random() < 0.2
         self.has_system = random.random() < 0.4
         self.has_thoughts = random.random() < 0.3
-        self.flag = random.choice(
-            [None, "label", "weight", "train", *(["scores", "margin"] if kind == "preferences" else [])]
-        )
+        own: dict[Kind, list[str | None]] = {"preferences": ["label", "scores", "margin"], "ratings": []}
+        self.flag = random.choice([None, "weight", "train", *own.get(kind, ["label"])])
         self.truths = random.choice([(True, True, False, None), (1, 1, 0, None)])
         self.tag = random.choice([None, "category" if kind == "prompts" else "annotator"])
         self.thought = False  # whether the row that is being written has a thought
@@ -241,10 +240,24 @@ def _references(style: Style, start: str) -> tuple[Row, list[Row]]:
     return columns, [{"prompt": prompt, "references": references}]
 
 
+def _thumbs_up_or_down(style: Style, start: str) -> tuple[Row, list[Row]]:
+    columns, [entry] = _response(style, start)
+    word, is_desirable = style.random.choice([("good", True), ("Yes", True), ("thumbs down", False), ("0", False)])
+    return columns | {"label": word}, [entry | {"desirable": is_desirable}]
+
+
+def _scored(style: Style, start: str) -> tuple[Row, list[Row]]:
+    """An answer with a number, of which 3 is the threshold."""
+    columns, [entry] = _instruction(style, start)
+    rating = style.random.choice([1.0, 2.5, 3.5, 5.0])
+    return columns | {"rating": rating}, [entry | {"desirable": rating > 3}]
+
+
 DEMONSTRATIONS = (_response, _completion, _instruction, _messages, _conversations)
 SHAPES = {
     "demonstrations": DEMONSTRATIONS,
     "preferences": (_pair, _labelled_pair, _wholes, _hh),
+    "ratings": (_thumbs_up_or_down, _scored),
     "prompts": (_references, *DEMONSTRATIONS),
 }
 

@@ -39,6 +39,7 @@ def _in_empty_folder(tmp_path, monkeypatch):
 def test_every_row_is_accounted_for(first, tiny_model):
     settings = settings_with()
     settings["validate"] |= {"max_quarantined": 1.0, "min_rows": 1}
+    settings["prepare"]["ratings"]["threshold"] = 3.0
     seeds = range(first, min(first + PORTION, SEEDS))
     for seed in seeds:
         _try(seed, settings, keep=seed % PORTION < CHECKED)

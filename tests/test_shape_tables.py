@@ -126,7 +126,9 @@ def test_every_row_of_the_tables_is_taken_from_every_kind_of_file():
             for folder in folders_of(example):
                 files[f"{folder}/{of}"] = example
                 write(Path(folder) / of, example.rows(of))
-    prepare(params_with(**{kind: kind for kind in SHAPES}))
+    folders: dict[str, Any] = {kind: {"source": kind} for kind in SHAPES}
+    folders["ratings"]["threshold"] = 5.0  # for lists with scores
+    prepare(params_with(**folders))
     for kind in SHAPES:
         asked: dict[str, set[str]] = {}
         for record in read_records(PREPARED, kind):

@@ -57,6 +57,8 @@ class Preference(NamedTuple):
     annotator: str | None = None  # who chose; None where several have voted
     share: float | None = None  # of the counted votes that are for the chosen answer; None where one row is all
     votes: list[Vote] | None = None  # of all rows of the pair
+    weight: float | None = None  # in a loss, where it is not 1: pairs of a ranked list share the weight of one
+    strength: float | None = None  # by how much the chosen answer is better, where the source says so
 
 
 class Rating(NamedTuple):
@@ -103,7 +105,7 @@ TAGS: dict[Kind, str] = {
 # Fields of the pairs alone that several annotators have voted on.
 VOTED = ("share", "votes")
 # Fields that a row has only where they say something.
-OPTIONAL = (*VOTED, "columns")
+OPTIONAL = (*VOTED, "weight", "strength", "columns")
 # The fields with answers to the prompt.
 ANSWERS: dict[Kind, tuple[str, ...]] = {
     "demonstrations": ("response",),
@@ -138,9 +140,9 @@ def read_records(folder: Path, kind: Kind, split: Split | None = None) -> Iterat
         InputError: the file is missing, or a row is damaged.
     """
     path, fields = folder / f"{kind}.jsonl", set(TYPES[kind]._fields)
-    shapes = (fields, fields.difference(OPTIONAL))
+    needed = fields.difference(OPTIONAL)
     for number, row in enumerate(read_jsonl(path), start=1):
-        if row.keys() not in shapes:
+        if not needed <= row.keys() <= fields:
             raise damaged_row(path, number)
         if split is None or row["split"] == split:
             yield TYPES[kind](**row)

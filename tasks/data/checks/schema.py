@@ -1,5 +1,6 @@
 """The shape of a prepared row: its fields and their types, and the texts it holds."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, get_args
 
@@ -72,7 +73,8 @@ def _fault(kind: Kind, record: Mapping[str, Any]) -> str | None:
     if unknown := [field for field in record if field not in fields]:
         return f"{unknown[0]} is not a field of {kind}"
     faults = (_field_fault(field, record[field]) for field in fields if field not in OPTIONAL)
-    return next((fault for fault in faults if fault), None) or _vote_fault(record) or _columns_fault(record)
+    beside = (_vote_fault, _number_fault, _columns_fault)
+    return next((fault for fault in (*faults, *(find(record) for find in beside)) if fault), None)
 
 
 def _field_fault(field: str, value: object) -> str | None:
@@ -100,6 +102,14 @@ def _vote_fault(record: Mapping[str, Any]) -> str | None:
         return "share and votes are not a number and a list of votes"
     sound = all(isinstance(vote, dict) and set(vote) == _OF_A_VOTE for vote in votes)
     return None if sound else f"votes has one that is not {', '.join(Vote.__annotations__)}"
+
+
+def _number_fault(record: Mapping[str, Any]) -> str | None:
+    for field in ("weight", "strength"):
+        value = record.get(field)
+        if value is not None and not (isinstance(value, float) and math.isfinite(value)):
+            return f"{field} is no finite number"
+    return None
 
 
 def _columns_fault(record: Mapping[str, Any]) -> str | None:

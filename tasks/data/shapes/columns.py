@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from tasks.common.errors import InputError
 from tasks.data.extra_columns import columns_fault
 from tasks.data.shapes.messages import ShapeError, is_nothing
-from tasks.data.shapes.serialized import read_written, read_written_texts
+from tasks.data.shapes.serialized import read_written, read_written_list, read_written_texts
 from tasks.settings.params import PromptSource, Source
 
 Fields = dict[str, Any]
@@ -15,6 +15,8 @@ Fields = dict[str, Any]
 CONVERSATIONS = {"prompt", "response", "completion", "messages", "conversations", "chosen", "rejected"} | {
     *("response_a", "response_b", "output_1", "output_2", "conversation_a", "conversation_b")
 }
+# Columns with several answers to one prompt, or what is beside them.
+LISTS = {"responses", "completions", "answers", "scores", "ranks"}
 MOST_COLUMNS, LONGEST_NAME = 100, 100  # that are counted by name, and its characters
 OTHERS = "(others)"
 
@@ -71,6 +73,7 @@ def opened(fields: Mapping[str, Any], source: Source, tally: Tally) -> Fields:
             named[name] = _without(named[name], source.ignore, ignored)
     if "references" in named:
         named["references"] = read_written_texts(named["references"], "references")
+    named |= {name: read_written_list(named[name], name) for name in LISTS & named.keys()}
     tally.ignored.update(ignored)
     return named
 

@@ -4,7 +4,7 @@ A shape is a set of columns and the way to read them. It is recognised once, fro
 the column map has renamed them; known.py lists every shape that is taken, in order of preference.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tasks.common.errors import InputError, quoted
@@ -35,10 +35,13 @@ from tasks.data.shapes.statements import (
     is_bad,
     is_read,
     reason_to_leave_out,
+    strength_of,
 )
 from tasks.data.sources.raw_rows import BadRows, RawRow
 from tasks.settings.params import RatingSource, Source
 
+# What entries say about themselves, beside their content.
+ABOUT = ("tied", "annotator", "weight", "strength")
 LONGEST_TAG = 100  # characters: a longer one is no name, but a column taken for another
 
 
@@ -57,6 +60,8 @@ class ShapedRow(NamedTuple):
     left: Left | None = None  # why it is left out, by what it says about itself
     votes: list[Vote] | None = None  # of the rows that it stands for (votes.py)
     columns: Fields = {}  # noqa: RUF012 - extra ones, of all its entries; nobody changes a row
+    weight: float | None = None  # of its pair in a loss, where that is not 1
+    strength: float | None = None  # by how much the chosen answer is better, as the row says
 
 
 def shape_rows(
@@ -83,21 +88,21 @@ def shape_rows(
             better = _better_columns(shape, kind, source)
         try:
             _check_same_shape(fields, shape, better, source)
-            shaped = _shaped(fields, shape, kind, source, tally)._replace(source=name, row=row)
+            shaped = _shaped(fields, shape, kind, source, tally)
         except ShapeError as error:
             way_out = f" (to leave it out, name it in prepare.{kind}.ignore in params.yaml)"
             bad.add(row, f": {error}{way_out if isinstance(error, IgnorableError) else ''}")
             continue
-        yield shaped
+        for each in shaped:
+            yield each._replace(source=name, row=row)
     bad.stop()
 
 
-def _shaped(fields: Fields, shape: Shape, kind: Kind, source: Source, tally: Tally) -> ShapedRow:
+def _shaped(fields: Fields, shape: Shape, kind: Kind, source: Source, tally: Tally) -> list[ShapedRow]:
     """Read one row; whose it is, the caller knows."""
     whole = opened(fields, source, tally)
     named = _of_shape(whole, shape, source.columns)
     entries = [_by_threshold(entry, source) for entry in shape.read(named)]
-    tied = True in {entry.pop("tied", False) for entry in entries}
     # A column that rewards are given, and that no field of ours is read from, says nothing about the row.
     extra = {*extra_of(source).values()}.difference(source.columns.values())
     statements = {name: value for name, value in whole.items() if name not in {*extra, *shape.required}}
@@ -106,8 +111,22 @@ def _shaped(fields: Fields, shape: Shape, kind: Kind, source: Source, tally: Tal
         entries = [entry | {"references": []} for entry in entries]
     read = {*shape.required, *shape.optional, *(name for name in statements if is_read(name, kind))}
     count_unused(fields, read, source, tally)
-    tag, columns = _tag(named[TAGS[kind]], TAGS[kind]), extra_columns(fields, source)
-    return ShapedRow("", 0, entries, tag, tied, left, columns=columns)
+    about = {"strength": strength_of(statements)} if kind == "preferences" else {}
+    common = ShapedRow("", 0, [], _tag(named[TAGS[kind]], TAGS[kind]), left=left, columns=extra_columns(fields, source))
+    groups = [[entry] for entry in entries] if shape.are_apart else [entries]
+    return [_of_entries(common, group, about) for group in groups]
+
+
+def _of_entries(common: ShapedRow, entries: Sequence[Fields], about: Fields) -> ShapedRow:
+    """Give a row its entries, and what they or their row say about them."""
+    found = {**about, **{name: entry.pop(name) for entry in entries for name in ABOUT if name in entry}}
+    return common._replace(
+        entries=list(entries),
+        tag=found.get("annotator", common.tag),
+        tied=found.get("tied", False),
+        weight=found.get("weight"),
+        strength=found.get("strength"),
+    )
 
 
 def recognise(fields: Mapping[str, Any], kind: Kind, source: Source) -> Shape:

@@ -9,17 +9,23 @@ from typing import NamedTuple
 from tasks.data.records import Kind, Message
 from tasks.data.shapes.columns import Fields
 from tasks.data.shapes.conversations import Turn, answered_turns, as_answer, as_pair, as_prompt, with_system
-from tasks.data.shapes.labels import LABEL_COLUMNS, compared
+from tasks.data.shapes.labels import ANNOTATORS, LABEL_COLUMNS, compared, compared_by
 from tasks.data.shapes.messages import ShapeError, as_messages, as_text, context_only
-from tasks.data.shapes.statements import LABEL, RATING, as_rating, is_desirable
+from tasks.data.shapes.ranked import ranked_answers, ranked_pairs
+from tasks.data.shapes.statements import LABEL, RATING, as_number, is_desirable
 
 
 class Shape(NamedTuple):
-    """The columns of a shape and how one row of it is read."""
+    """The columns of a shape and how one row of it is read.
+
+    Each entry that is read becomes a record. It has the fields that hold content, and may say of itself that it is
+    `tied`, its `rating`, its `weight` and its `annotator`.
+    """
 
     required: tuple[str, ...]
     optional: tuple[str, ...]
     read: Callable[[Fields], list[Fields]]
+    are_apart: bool = False  # whether its entries stand for themselves, as pairs of a ranked list do
 
 
 def _answered_prompt(fields: Fields) -> list[Fields]:
@@ -81,6 +87,41 @@ def _preference(given: list[Message], fields: Fields) -> Fields:
     return {"prompt": chosen.prompt, "chosen": chosen.response, "rejected": rejected.response}
 
 
+def _ranked(prompt_of: Callable[[Fields], list[Message]]) -> Callable[[Fields], list[Fields]]:
+    """Read several answers with ranks or scores as pairs."""
+
+    def ranked(fields: Fields) -> list[Fields]:
+        given = prompt_of(fields)
+        return [pair | _preference(given, pair) for pair in ranked_pairs(ranked_answers(fields))]
+
+    return ranked
+
+
+def _each_rated(prompt_of: Callable[[Fields], list[Message]]) -> Callable[[Fields], list[Fields]]:
+    """Read several answers with scores as ratings."""
+
+    def each_rated(fields: Fields) -> list[Fields]:
+        given = prompt_of(fields)
+        ranked = ranked_answers(fields)
+        if ranked[0].is_rank:
+            raise ShapeError("ranks do not tell good answers from bad ones, as scores with a threshold do")
+        return [_demonstration(as_answer(each.answer, given, "an answer")) | {RATING: each.score} for each in ranked]
+
+    return each_rated
+
+
+def _by_annotators(fields: Fields) -> list[Fields]:
+    """Read two answers and a label of each of several annotators, a column each, as the rows that they would be."""
+    entries = []
+    for name in ANNOTATORS:
+        if fields[name] is None:
+            continue
+        ordered, tied = compared_by(fields, name)
+        [entry] = _compared_instruction(ordered)
+        entries.append(entry | {"annotator": name} | ({"tied": True} if tied else {}))
+    return entries
+
+
 def _rated(read: Callable[[Fields], list[Fields]]) -> Callable[[Fields], list[Fields]]:
     """Read an answer with its label, or with its rating, a number; of a conversation the last answer is rated."""
 
@@ -88,7 +129,7 @@ def _rated(read: Callable[[Fields], list[Fields]]) -> Callable[[Fields], list[Fi
         entry = read(fields)[-1]
         if LABEL in fields:
             return [entry | {"desirable": is_desirable(fields[LABEL])}]
-        return [entry | {RATING: as_rating(fields[RATING])}]
+        return [entry | {RATING: as_number(fields[RATING], RATING)}]
 
     return rated
 
@@ -104,10 +145,10 @@ def _both_rated(read: Callable[[Fields], list[Fields]]) -> Callable[[Fields], li
     """Read a pair as two ratings: the chosen answer is a good one, the rejected one is not."""
 
     def both_rated(fields: Fields) -> list[Fields]:
-        [pair] = read(fields)
-        tied = {"tied": True} if "tied" in pair else {}
         return [
-            {"prompt": pair["prompt"], "response": pair[name], "desirable": name == "chosen", **tied}
+            {name: value for name, value in pair.items() if name not in ("chosen", "rejected")}
+            | {"response": pair[name], "desirable": name == "chosen"}
+            for pair in read(fields)
             for name in ("chosen", "rejected")
         ]
 
@@ -204,6 +245,18 @@ _COMPARED = [
     Shape(("conversations", "response_a", "response_b"), _LABELLED, _labelled(_compared_conversation)),
     Shape(("conversation_a", "conversation_b"), _LABELLED, _labelled(_compared_wholes)),
 ]
+_SEVERAL: list[tuple[tuple[str, ...], tuple[str, ...], Callable[[Fields], list[Message]]]] = [
+    (("prompt", "responses"), ("scores", "ranks", "system", "annotator"), _prompt),
+    (("instruction", "completions"), ("input", "system", "annotator"), _instruction),  # UltraFeedback
+    (("prompt", "completions"), ("system", "annotator"), _prompt),
+    (("prompt", "answers"), ("system", "annotator"), _prompt),  # Nectar
+]
+_VOTED = Shape(  # PandaLM
+    ("instruction", "response1", "response2", ANNOTATORS[0]),
+    ("input", "system", "annotator", *ANNOTATORS[1:]),
+    _by_annotators,
+    are_apart=True,
+)
 SHAPES: dict[Kind, list[Shape]] = {
     "demonstrations": [
         Shape(("prompt", "response"), ("system", "annotator"), _answered_prompt),
@@ -212,14 +265,20 @@ SHAPES: dict[Kind, list[Shape]] = {
         Shape(("conversations",), ("system", "annotator"), _answered_conversation),
         Shape(("instruction", "output"), ("input", "system", "annotator"), _answered_instruction),
     ],
-    "preferences": _COMPARED,
+    "preferences": [
+        *_COMPARED,
+        *(Shape(required, optional, _ranked(of), are_apart=True) for required, optional, of in _SEVERAL),
+        _VOTED,
+    ],
     "ratings": [
         *(
-            Shape((*each.required, said), each.optional, _rated(each.read))
-            for said in (LABEL, RATING)
+            Shape((*each.required, column), each.optional, _rated(each.read))
+            for column in (LABEL, RATING)
             for each in _ANSWERED
         ),
         *(each._replace(read=_both_rated(each.read)) for each in _COMPARED),
+        *(Shape(required, optional, _each_rated(of), are_apart=True) for required, optional, of in _SEVERAL),
+        _VOTED._replace(read=_both_rated(_VOTED.read)),
     ],
     "prompts": [
         Shape(("prompt", "references"), ("system", "category"), _referenced_prompt),

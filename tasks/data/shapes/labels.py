@@ -11,7 +11,12 @@ from tasks.data.shapes.messages import ShapeError, shown_value
 
 Outcome = Literal["first", "second", "tie"]
 # The columns of the two answers, of which a row has one pair.
-ANSWER_PAIRS = (("response_a", "response_b"), ("output_1", "output_2"), ("conversation_a", "conversation_b"))
+ANSWER_PAIRS = (
+    ("response_a", "response_b"),
+    ("output_1", "output_2"),
+    ("conversation_a", "conversation_b"),
+    ("response1", "response2"),
+)
 LABELS: Mapping[str, Outcome] = {
     **dict.fromkeys(("a", "1", "first", "model_a", "response_a", "output_1"), "first"),
     **dict.fromkeys(("b", "2", "second", "model_b", "response_b", "output_2"), "second"),
@@ -28,6 +33,9 @@ SINGLE: Mapping[str, Mapping[str, Outcome]] = {
 }
 # One column an outcome, of which one says yes.
 ONE_HOT: Mapping[str, Outcome] = {"winner_model_a": "first", "winner_model_b": "second", "winner_tie": "tie"}
+# A column an annotator, as PandaLM has them.
+ANNOTATORS = ("annotator1", "annotator2", "annotator3")
+COUNTED: Mapping[str, Outcome] = {"0": "tie", "1": "first", "2": "second"}
 LABEL_COLUMNS = (*SINGLE, *ONE_HOT)
 LARGEST = 2  # whole number that is a label: Python refuses to write out some larger ones
 
@@ -40,11 +48,25 @@ def compared(fields: Mapping[str, Any]) -> tuple[dict[str, Any], str, bool]:
     Raises:
         ShapeError: no column or several that differ tell the outcome, or one holds another value than it may.
     """
+    ordered, chosen, outcome = _ordered(fields, _outcome(fields))
+    return ordered, chosen, outcome == "tie"
+
+
+def compared_by(fields: Mapping[str, Any], annotator: str) -> tuple[dict[str, Any], bool]:
+    """Do the same by the column of one annotator: 1 or 2, or 0 for a tie.
+
+    Raises:
+        ShapeError: it holds another value.
+    """
+    ordered, _, outcome = _ordered(fields, _outcome_of(annotator, fields[annotator], COUNTED))
+    return ordered, outcome == "tie"
+
+
+def _ordered(fields: Mapping[str, Any], outcome: Outcome) -> tuple[dict[str, Any], str, Outcome]:
     first, second = next(pair for pair in ANSWER_PAIRS if pair[0] in fields)
-    outcome = _outcome(fields)
     chosen, rejected = (second, first) if outcome == "second" else (first, second)
     others = {name: value for name, value in fields.items() if name not in (first, second, *LABEL_COLUMNS)}
-    return others | {"chosen": fields[chosen], "rejected": fields[rejected]}, chosen, outcome == "tie"
+    return others | {"chosen": fields[chosen], "rejected": fields[rejected]}, chosen, outcome
 
 
 def _outcome(fields: Mapping[str, Any]) -> Outcome:

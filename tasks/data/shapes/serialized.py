@@ -59,6 +59,15 @@ def read_written_texts(value: object, name: str) -> object:
     return value
 
 
+def read_written_list(value: object, name: str) -> object:
+    """Give the list that a text is as a whole, as in a CSV file; anything else is given as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        found = _parsed(value, name)
+        if isinstance(found, list):
+            return found
+    return value
+
+
 def _parsed(text: str, name: str) -> object:
     try:
         return parse_json(text)

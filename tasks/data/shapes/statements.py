@@ -3,6 +3,7 @@
 Such a row is left out, with its reason; a column that means something else is named in the source's `ignore`.
 """
 
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -66,15 +67,15 @@ def is_desirable(label: object) -> bool:
     return found
 
 
-def as_rating(value: object) -> float:
-    """Read the rating of an answer.
+def as_number(value: object, name: str) -> float:
+    """Read a rating, rank or strength.
 
     Raises:
         ShapeError: it is no number.
     """
     found = _number(value)
     if found is None:
-        raise ShapeError(f"{RATING} is {shown_value(value)} where a number is needed")
+        raise ShapeError(f"{name} is {shown_value(value)} where a number is needed")
     return found
 
 
@@ -109,6 +110,18 @@ def _truth(value: object, name: str) -> bool | None:
         shown = shown_value(value)
         raise IgnorableError(f"{name} is {shown} where true or false, 1 or 0 is needed, if it rates the row")
     return TRUTHS[word]
+
+
+def strength_of(fields: Mapping[str, Any]) -> float | None:
+    """Find by how much the chosen answer of a pair is better: its margin, or the difference of the first scores."""
+    for name, value in fields.items():
+        twin = _twin(name)
+        if name != MARGIN and twin is None:
+            continue
+        chosen, rejected = _number(value), _number(fields.get(twin)) if twin else 0.0
+        if chosen is not None and rejected is not None and math.isfinite(chosen - rejected):
+            return chosen - rejected
+    return None
 
 
 def _wrong_scores(fields: Mapping[str, Any]) -> Left | None:
