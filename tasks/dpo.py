@@ -18,7 +18,7 @@ from tasks.learning.batches import collate_pairs, micro_batches, require_rows
 from tasks.learning.dpo.preference_losses import implicit_rewards, preference_loss
 from tasks.learning.evaluation_points import EvaluationPoints
 from tasks.learning.maths.pairs import PairValues
-from tasks.learning.models.forward import unwrapped
+from tasks.learning.models.forward import compute_device
 from tasks.learning.models.loading import context_length, load_policy, merged, set_up, with_adapters
 from tasks.learning.reference_cache import ReferenceCache, all_logps, item_logps
 from tasks.learning.sharding import full_model
@@ -119,7 +119,7 @@ def dpo_training_loop(
         counts = StepCounts(len(step.items), sum(len(pairs[item].chosen.completion) for item in step.items))
         with step.attempt():
             for micro_batch in step.micro_batches:
-                batch = collate_pairs([pairs[index] for index in micro_batch.items], unwrapped(policy).device)
+                batch = collate_pairs([pairs[index] for index in micro_batch.items], compute_device(policy))
                 with trainer.autocast():
                     logps = PairValues(*item_logps(policy, batch, 2))
                 reference_logps = PairValues(*(values[micro_batch.items] for values in reference))

@@ -21,7 +21,7 @@ from tasks.learning.batches import micro_batches, require_rows
 from tasks.learning.evaluation_points import EvaluationPoints
 from tasks.learning.kto.mismatched import mismatched
 from tasks.learning.kto.rated_losses import rated_loss, reference_point
-from tasks.learning.models.forward import unwrapped
+from tasks.learning.models.forward import compute_device
 from tasks.learning.models.loading import context_length, load_policy, merged, set_up, with_adapters
 from tasks.learning.processes import MicroBatch
 from tasks.learning.reference_cache import Item, ReferenceCache, all_logps, collate_items, item_logps
@@ -105,7 +105,7 @@ def kto(params: Params) -> None:
     settings = params.kto
     tokenizer = load_tokenizer(SFT)
     policy = with_adapters(load_policy(SFT, params, trainable=True), params.lora)
-    device, context = unwrapped(policy).device, context_length(policy)
+    device, context = compute_device(policy), context_length(policy)
 
     def rated_of(split: Split) -> Rated:
         found = require_rows(encoded_ratings(VALIDATED, split, tokenizer, context), RATINGS, split)
@@ -228,7 +228,7 @@ def point_of(
 
 def batch_logps(policy: nn.Module, items: Sequence[Item], indices: Sequence[int]) -> Tensor:
     """Log-probabilities (B,) of some answers, in fp32."""
-    batch = collate_items([items[index] for index in indices], unwrapped(policy).device)
+    batch = collate_items([items[index] for index in indices], compute_device(policy))
     return item_logps(policy, batch, 1).squeeze(0)
 
 

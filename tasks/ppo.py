@@ -21,7 +21,7 @@ from tasks.data.encoding.tokens import decode, encode_prompts, load_tokenizer
 from tasks.data.records import Prompt, Split, read_prompts
 from tasks.learning.batches import collate, epoch_order, require_rows
 from tasks.learning.evaluation_points import EvaluationPoints
-from tasks.learning.models.forward import unwrapped
+from tasks.learning.models.forward import compute_device
 from tasks.learning.models.loading import (
     ValueHead,
     context_length,
@@ -362,7 +362,7 @@ def samples(
             seed=seed_for(params.seed, "samples", 0),
             max_concurrent_sequences=SAMPLES,
         )
-        batch = collate([response.row for response in responses], unwrapped(policy).device)
+        batch = collate([response.row for response in responses], compute_device(policy))
         of_functions = function_scores(functions, records, range(len(records)), responses, tokenizer)
         with torch.no_grad():
             of_model = torch.zeros(0) if models.reward is None else completion_scores(models.reward, batch)

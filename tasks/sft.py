@@ -17,7 +17,7 @@ from tasks.data.encoding.tokens import Encoded, load_tokenizer
 from tasks.data.records import Split
 from tasks.learning.batches import Batch, collate, require_rows, row_batches
 from tasks.learning.maths.losses import sft_loss
-from tasks.learning.models.forward import unwrapped
+from tasks.learning.models.forward import compute_device
 from tasks.learning.models.loading import context_length, load_policy, merged, set_up, with_adapters
 from tasks.learning.models.outputs import completion_log_probs, token_outputs
 from tasks.learning.sharding import full_model
@@ -83,7 +83,7 @@ def sft_training_loop(trainer: SupervisedTrainer, policy: nn.Module, rows: Seque
         token_count = sum(len(rows[item].completion) for item in step.items)
         with step.attempt():
             for micro_batch in step.micro_batches:
-                batch = collate([rows[index] for index in micro_batch.items], unwrapped(policy).device)
+                batch = collate([rows[index] for index in micro_batch.items], compute_device(policy))
                 with trainer.autocast():
                     log_probs = completion_log_probs(policy, batch)
                 step.backward(micro_batch, {"loss": sft_loss(log_probs, batch.completion_mask, token_count)})

@@ -26,7 +26,7 @@ from tasks.common.progress import Bar
 from tasks.data.encoding.tokens import Encoded
 from tasks.learning import processes
 from tasks.learning.batches import Batch, collate
-from tasks.learning.models.forward import unwrapped
+from tasks.learning.models.forward import compute_device
 from tasks.learning.models.outputs import completion_log_probs
 from tasks.learning.sharding import unsharded
 
@@ -67,7 +67,7 @@ def all_logps(
         autocast: gives the precision of the forward passes.
         title: names the progress bar.
     """
-    device = unwrapped(policy).device
+    device = compute_device(policy)
     width = len(items[0])
     found = torch.zeros(width, len(items), device=device)
     with Bar(title, len(items), "item") as bar, unsharded(policy):
@@ -105,7 +105,7 @@ class ReferenceCache:
             autocast: as in `all_logps`.
             title: as in `all_logps`.
         """
-        device = unwrapped(policy).device
+        device = compute_device(policy)
         digests = processes.gathered([_digest(items, groups)])
         key = self._key(device, digests, autocast) if processes.is_main() else ""
         file = FOLDER / f"{key}.safetensors"

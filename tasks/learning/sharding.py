@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tasks.learning import processes
-from tasks.learning.models.forward import BODY, plain_head, unwrapped
+from tasks.learning.models.forward import BODY, compute_device, plain_head, set_compute_device, unwrapped
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -43,6 +43,7 @@ def shard(model: nn.Module) -> None:
         for weight in model.parameters()
     }
     _copies[model] = copy.deepcopy(model, memo=without_weights)
+    set_compute_device(model, compute_device(model))
     _fully_shard(model)
 
 
@@ -51,7 +52,7 @@ def _fully_shard(model: nn.Module) -> None:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     inner = unwrapped(model)
-    mesh = init_device_mesh(inner.device.type, (processes.world_size(),))
+    mesh = init_device_mesh(compute_device(model).type, (processes.world_size(),))
     for layer in inner.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             fully_shard(layer, mesh=mesh, reshard_after_forward=True)

@@ -11,6 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from tasks.common.errors import InputError
 from tasks.learning import processes
 from tasks.learning.models.attention import PACKED, attend
+from tasks.learning.models.forward import compute_device
 
 BACKEND = "inductor"
 
@@ -24,7 +25,7 @@ def compile_layers(model: PreTrainedModel) -> None:
         InputError: they cannot be compiled here.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if reason := _obstacle(model.device, has_layers=bool(layers)):
+    if reason := _obstacle(compute_device(model), has_layers=bool(layers)):
         raise InputError(f"runtime.compile: {reason}: set it to false in params.yaml")
     AttentionInterface.register(PACKED, torch.compiler.disable(attend))  # type: ignore[no-untyped-call]
     for layer in layers:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _heads: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # whether a model's head alone makes its logits
+# Where models compute whose weights lie elsewhere between their passes.
+_compute_devices: WeakKeyDictionary[nn.Module, torch.device] = WeakKeyDictionary()
 
 # Rows on which a model shows whether it may read them packed; every vocabulary has these ids.
 PROBES = [Encoded([2, 3, 4, 5], [6, 7, 8]), Encoded([9, 8], [7, 6, 5, 4, 3]), Encoded([2, 3, 4, 5], [3, 9, 2, 5, 7])]
@@ -76,7 +78,7 @@ def plain_head(policy: nn.Module) -> nn.Module | None:
 
 @torch.no_grad()
 def _makes_logits(head: nn.Module, policy: nn.Module) -> bool:
-    batch = collate(PROBES, unwrapped(policy).device)
+    batch = collate(PROBES, compute_device(policy))
     expected, found = completion_logits(policy, batch), head(last_states(policy, batch, predicting(batch)))
     return torch.allclose(found, expected, rtol=0, atol=1e-3 * expected.abs().max().item())
 
@@ -94,9 +96,9 @@ def pack_if_exact(model: PreTrainedModel) -> None:
     family may mix tokens in other ways than by attention, or attend as `attend` cannot. They are read once more with
     one of them at the end of the context, for a family may place all tokens by the last position that it meets.
     """
-    batch = collate(PROBES, model.device)
+    batch = collate(PROBES, compute_device(model))
     every = batch.attention_mask
-    others = every & (torch.arange(len(PROBES), device=model.device) != MOVED)[:, None]
+    others = every & (torch.arange(len(PROBES), device=compute_device(model)) != MOVED)[:, None]
     padded, before = last_states(model, batch, every), model.config._attn_implementation
     try:
         if getattr(model.config.get_text_config(), "attention_chunk_size", None):
@@ -178,3 +180,14 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
     inner = model.get_base_model() if has_adapters(model) else model
     assert isinstance(inner, PreTrainedModel)
     return inner
+
+
+def compute_device(model: nn.Module) -> torch.device:
+    """Give the device that a model computes on, where its batches belong; its weights may lie elsewhere (sharding)."""
+    inner = unwrapped(model)
+    return _compute_devices.get(inner, inner.device)
+
+
+def set_compute_device(model: nn.Module, device: torch.device) -> None:
+    """Record the device that a model goes on to compute on when its weights are about to lie elsewhere."""
+    _compute_devices[unwrapped(model)] = device

@@ -26,7 +26,7 @@ from tasks.data.base_model.soundness import check_sound
 from tasks.data.encoding.context import usable_context
 from tasks.learning import processes
 from tasks.learning.models.compiling import compile_layers
-from tasks.learning.models.forward import has_adapters, pack_if_exact, recompute_layers, unwrapped
+from tasks.learning.models.forward import compute_device, has_adapters, pack_if_exact, recompute_layers, unwrapped
 from tasks.settings.choices import Pooling
 from tasks.settings.params import Lora, Params
 
@@ -214,7 +214,7 @@ class ValueHead(nn.Linear):
     def __init__(self, policy: nn.Module) -> None:
         """Take the width and the device of a policy."""
         inner = unwrapped(policy)
-        super().__init__(inner.config.get_text_config().hidden_size, 1, device=inner.device)
+        super().__init__(inner.config.get_text_config().hidden_size, 1, device=compute_device(inner))
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 

@@ -11,7 +11,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from tasks.learning import processes
 from tasks.learning.batches import Batch, collate
-from tasks.learning.models.forward import last_states, predicting, unwrapped
+from tasks.learning.models.forward import compute_device, last_states, predicting
 from tasks.learning.models.loading import ValueHead, reference
 from tasks.learning.models.outputs import (
     completion_log_probs,
@@ -142,7 +142,7 @@ def score_rollouts(
         as_sampled: take the policy's log-probabilities and entropies from the responses, not from a forward pass.
     """
     rows = [response.row for response in responses]
-    batch = collate(rows, unwrapped(models.policy).device)
+    batch = collate(rows, compute_device(models.policy))
     outputs = model_outputs(models, batch, settings.temperature, groups, responses if as_sampled else None)
     learned = learned_scores(responses, stops, scores, settings, rewards)
     of_tokens = token_rewards(outputs, learned, batch.completion_mask, settings, kl_coefficient)
@@ -268,7 +268,7 @@ def advantages_of(
 @torch.no_grad()
 def sampler_matches_training(policy: nn.Module, responses: Sequence[Response], temperature: float) -> bool:
     """Whether the log-probabilities of the sampler are those of the policy's training pass."""
-    batch = collate([response.row for response in responses], unwrapped(policy).device)
+    batch = collate([response.row for response in responses], compute_device(policy))
     expected = completion_log_probs(policy, batch, temperature)[batch.completion_mask]
     sampled = torch.cat([response.log_probs for response in responses])
     return bool((expected - sampled).abs().max() <= LARGEST_SAMPLING_ERROR)

@@ -21,7 +21,7 @@ from tasks.data.encoding.tokens import EncodedPair
 from tasks.learning import processes
 from tasks.learning.batches import collate_pairs, micro_batches
 from tasks.learning.maths.pairs import PairValues
-from tasks.learning.models.forward import unwrapped
+from tasks.learning.models.forward import compute_device
 from tasks.learning.models.outputs import pooled_states
 from tasks.learning.reward_model.loss import loss_of
 from tasks.settings.params import Reward
@@ -68,7 +68,7 @@ def answer_features(model: torch.nn.Module, pairs: Sequence[EncodedPair], tokens
     groups = list(micro_batches(processes.share(range(len(pairs)), lengths), lengths, tokens))
     found: list[tuple[int, Tensor, Tensor]] = []
     for group in track(groups, title, "batch"):
-        states = pooled_states(model, collate_pairs([pairs[place] for place in group], unwrapped(model).device))
+        states = pooled_states(model, collate_pairs([pairs[place] for place in group], compute_device(model)))
         found += zip(group, *states.float().cpu().chunk(2), strict=True)
     _, chosen, rejected = zip(*sorted(processes.gathered(found), key=lambda each: each[0]), strict=True)
     return PairValues(torch.stack(chosen), torch.stack(rejected))

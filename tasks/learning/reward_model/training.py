@@ -20,7 +20,7 @@ from tasks.data.splits import root_id
 from tasks.learning import processes
 from tasks.learning.batches import Batch, collate_pairs, micro_batches, pair_batches, require_rows, row_batches
 from tasks.learning.maths.pairs import PairValues
-from tasks.learning.models.forward import unwrapped
+from tasks.learning.models.forward import compute_device
 from tasks.learning.models.loading import (
     context_length,
     merged,
@@ -192,7 +192,7 @@ def reward_training_loop(
         pair_count = len(step.items)
         with step.attempt():
             for micro_batch in step.micro_batches:
-                batch = collate_pairs([pairs[index] for index in micro_batch.items], unwrapped(model).device)
+                batch = collate_pairs([pairs[index] for index in micro_batch.items], compute_device(model))
                 with trainer.autocast():
                     scores = pair_scores(model, batch)
                 losses = {
@@ -228,7 +228,7 @@ def scored_pairs(model: nn.Module, pairs: EncodedRows[EncodedPair], tokens: int,
     scored: dict[int, ScoredPair] = {}
     groups = list(micro_batches(range(len(pairs)), (2 * pairs.lengths).tolist(), tokens))
     for indices in track(groups, title, "batch"):
-        batch = collate_pairs([pairs[index] for index in indices], unwrapped(model).device)
+        batch = collate_pairs([pairs[index] for index in indices], compute_device(model))
         lengths = batch.completion_mask.sum(dim=1).chunk(2)
         columns = [values.tolist() for values in (*pair_scores(model, batch), *lengths)]
         scored |= zip(indices, map(ScoredPair, *columns), strict=True)

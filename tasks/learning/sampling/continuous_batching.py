@@ -15,7 +15,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from tasks.common.errors import InputError
 from tasks.data.encoding.tokens import Encoded
-from tasks.learning.models.forward import is_packed, layers_as_written, unwrapped
+from tasks.learning.models.forward import compute_device, is_packed, layers_as_written, unwrapped
 from tasks.learning.sampling.sampler import Response, check_context, stop_tokens
 
 PAGE = 32  # tokens of one sequence that lie together in the cache
@@ -70,10 +70,11 @@ def generate(
         return_logprobs=True,
         seed=seed + wanted[0],  # several processes answer other prompts, by other numbers
     )
+    device = compute_device(body)
     with _prepared(body):
         found = _answers(_manager(body, drawing, batching), asked, max_new_tokens, on_progress)
     return [
-        Response(Encoded(prompt, answer.generated_tokens), torch.tensor(answer.logprobs, device=body.device), None)
+        Response(Encoded(prompt, answer.generated_tokens), torch.tensor(answer.logprobs, device=device), None)
         for prompt, answer in zip(asked, found, strict=True)
     ]
 
@@ -82,8 +83,8 @@ def generate(
 def _prepared(body: PreTrainedModel) -> Iterator[None]:
     """Give the model an attention that continuous batching knows; leave it, and torch's random state, as they were."""
     before = body.config._attn_implementation
-    devices = [body.device] if body.device.type == "cuda" else []
-    with layers_as_written(body), torch.random.fork_rng(devices):
+    device = compute_device(body)
+    with layers_as_written(body), torch.random.fork_rng([device] if device.type == "cuda" else []):
         if is_packed(body):
             body.set_attn_implementation(ATTENTION)
         try:

@@ -8,7 +8,7 @@ from torch import nn
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from tasks.learning import processes
-from tasks.learning.models.forward import unwrapped
+from tasks.learning.models.forward import compute_device
 from tasks.learning.sampling import continuous_batching, sampler
 from tasks.learning.sampling.sampler import Response
 from tasks.learning.sharding import unsharded
@@ -62,5 +62,5 @@ def answer_in_shares(
     mine = sorted(processes.share(range(len(prompts)), [len(prompt) for prompt in prompts]))
     with unsharded(policy):
         responses = ask(indices=mine)
-    numbered = processes.gathered(list(zip(mine, responses, strict=True)), unwrapped(policy).device)
+    numbered = processes.gathered(list(zip(mine, responses, strict=True)), compute_device(policy))
     return [response for _, response in sorted(numbered, key=itemgetter(0))]

@@ -15,7 +15,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from tasks.common.errors import InputError
 from tasks.data.encoding.tokens import Encoded
 from tasks.learning.batches import collate, positions
-from tasks.learning.models.forward import is_packed, layers_as_written, unwrapped
+from tasks.learning.models.forward import compute_device, is_packed, layers_as_written, unwrapped
 from tasks.learning.models.loading import context_length
 from tasks.learning.sampling.kv_cache import RaggedCache
 
@@ -118,7 +118,7 @@ class Transcript:
         seed: int,
         on_progress: Callable[[int], object] | None,
     ) -> None:
-        device, shape = unwrapped(model).device, (count, max_new_tokens)
+        device, shape = compute_device(model), (count, max_new_tokens)
         # On the CPU whatever the device, and for all prompts at once: an answer's numbers depend on its place alone.
         generator = torch.Generator().manual_seed(seed)
         self._noise = torch.rand(shape, generator=generator, dtype=torch.float64).to(device)
@@ -175,7 +175,7 @@ def _answer_packed(
     count: int,
 ) -> None:
     """Answer the prompts that are wanted, `count` side by side."""
-    device, waiting = unwrapped(model).device, deque(wanted)
+    device, waiting = compute_device(model), deque(wanted)
     count = min(count, len(wanted))
     longest = max((len(prompt) for prompt in prompts), default=0)
     cache = RaggedCache(count, longest + transcript.max_new_tokens, device)
@@ -206,7 +206,7 @@ def _answer_padded(
     model: nn.Module, prompts: Sequence[Sequence[int]], transcript: Transcript, indices: Sequence[int]
 ) -> None:
     """Answer some prompts in one batch, with the model's own cache: for families that cannot read packed rows."""
-    device = unwrapped(model).device
+    device = compute_device(model)
     input_ids, attention_mask = _padded_left([prompts[number] for number in indices], device)
     rows = torch.tensor(indices, device=device)
     is_open, cache = torch.ones_like(rows, dtype=torch.bool), None
