@@ -78,7 +78,9 @@ def _check_accuracy(figures: RewardModelFigures | None, params: Params) -> None:
 
 def _check_baselines(figures: RewardModelFigures | None, *, is_required: bool) -> None:
     """Warn of a reward model that knows no more than length or words, or refuse it."""
-    for name in baselines_not_beaten(figures) if figures else ():
+    if figures is None:
+        return
+    for name in baselines_not_beaten(figures):
         sentence = baseline_sentence(figures, name)
         if is_required:
             cure = "give more or other pairs, train it better (reward), or set gate.reward_beats_baselines to false"
