@@ -334,6 +334,30 @@ def test_the_llm_judges_address_holds_no_secret_and_none_is_shown(url):
     assert "hush" not in message
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("messages", "x", "messages has its own meaning in a chat template: take it out"),
+        ("tools", [], "tools has its own meaning"),
+        ("add_generation_prompt", True, "add_generation_prompt has its own meaning"),
+        ("eos_token", "x", "eos_token has its own meaning"),
+        ("if", 1, "if has its own meaning"),
+        ("set", 1, "set has its own meaning"),
+        ("enable-thinking", False, "'enable-thinking' is no name of a variable: give letters, digits and _"),
+        ("größe", 1, "is no name of a variable"),
+        ("x", None, "x is neither text, number, true, false nor a list of them: change it"),
+        ("x", {"a": 1}, "x is neither"),
+        ("x", [["a"]], "x is neither"),
+        ("x", float("nan"), "nan is no number"),
+    ],
+)
+def test_what_a_template_cannot_be_given_is_refused(name: str, value: object, said: str) -> None:
+    assert parse_params(changed(base__template_arguments={"x": ["a", 1, 1.5, True]})).base.template_arguments["x"][2]
+    with pytest.raises(InputError, match=r"base\.template_arguments") as error:
+        parse_params(changed(base__template_arguments={name: value}))
+    assert said in str(error.value)
+
+
 @pytest.mark.parametrize("url", ["http://localhost:8000/v1", "https://api.example.org/v1/"])
 def test_an_llm_judge_may_be_set(url):
     settings = parse_params(

@@ -1,10 +1,23 @@
 """The base model."""
 
-from typing import Annotated
+import keyword
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from tasks.settings.section import Count, Held, Section
+from tasks.common.safe_text import quoted
+from tasks.settings.section import Count, Held, Options, Section
+
+# Names in a chat template that libraries or Jinja give a meaning.
+RESERVED = frozenset(
+    {
+        *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "strftime_now"),
+        *("raise_exception", "tojson", "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token"),
+        *("mask_token", "additional_special_tokens", "true", "false", "none", "loop", "self", "super", "caller"),
+        *("varargs", "kwargs", "namespace", "range", "dict", "cycler", "joiner", "lipsum", "set", "block", "macro"),
+        *("call", "filter", "autoescape", "include", "extends", "do", "recursive", "ignore", "missing", "scoped"),
+    }
+)
 
 
 class Scratch(Section):
@@ -23,10 +36,24 @@ class Scratch(Section):
         return self
 
 
+def _arguments_of_a_template(arguments: dict[str, Any]) -> dict[str, Any]:
+    for name, value in arguments.items():
+        if not (name.isascii() and name.isidentifier()):
+            raise ValueError(f"{quoted(name)} is no name of a variable: give letters, digits and _")
+        if name in RESERVED or keyword.iskeyword(name):
+            raise ValueError(f"{name} has its own meaning in a chat template: take it out")
+        if not all(
+            isinstance(each, bool | int | float | str) for each in (value if isinstance(value, list) else [value])
+        ):
+            raise ValueError(f"{name} is neither text, number, true, false nor a list of them: change it")
+    return arguments
+
+
 class Base(Section):
     """The model everything starts from."""
 
     source: str
     chat_template: str | None
+    template_arguments: Annotated[Options, AfterValidator(_arguments_of_a_template)]
     pad_token: str | None
     scratch: Scratch

@@ -46,12 +46,12 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, moment: datetime) -> None:
 @pytest.mark.parametrize("choice", ["chatml", "plain"])
 def test_the_setting_takes_the_place_of_whatever_the_model_brings(tokenizer: Any, own: Any, choice: str) -> None:
     tokenizer.chat_template = own
-    choose_template(tokenizer, choice, "given")
+    choose_template(tokenizer, choice, {}, "given")
     assert tokenizer.chat_template == TEMPLATES[choice]
 
 
 def test_without_a_setting_the_models_own_stays_as_it_is(tokenizer: Any) -> None:
-    choose_template(tokenizer, None, "given")
+    choose_template(tokenizer, None, {}, "given")
     assert tokenizer.chat_template == CHATML
 
 
@@ -61,13 +61,13 @@ def test_with_neither_the_sentence_names_the_setting(tokenizer: Any, own: Any) -
     with pytest.raises(
         InputError, match=r"^given has no chat template: set base.chat_template: chatml, plain or a file"
     ):
-        choose_template(tokenizer, None, "given")
+        choose_template(tokenizer, None, {}, "given")
 
 
 def test_of_several_templates_one_must_be_the_default(tokenizer: Any) -> None:
     tokenizer.chat_template = {"rag": CHATML, "tool_use": CHATML}
     with pytest.raises(InputError, match=r"chat templates rag, tool_use, but none called default: set base.chat_templ"):
-        choose_template(tokenizer, None, "given")
+        choose_template(tokenizer, None, {}, "given")
 
 
 @pytest.mark.parametrize("own", [5, ["x"], {"default": None}, {"default": CHATML, "rag": 5}])
@@ -76,7 +76,7 @@ def test_what_is_no_text_is_refused(tokenizer: Any, own: Any) -> None:
     with pytest.raises(
         InputError, match=r"^given has a chat template that is no text: fix it or set base.chat_template"
     ):
-        choose_template(tokenizer, None, "given")
+        choose_template(tokenizer, None, {}, "given")
 
 
 def test_a_file_of_ones_own_is_read_where_dvc_follows_it(
@@ -88,12 +88,12 @@ def test_a_file_of_ones_own_is_read_where_dvc_follows_it(
     for file in (inside, outside):
         file.write_text(TEMPLATES["plain"].replace("Assistant", "Agent"))
     for path in (inside, inside.absolute()):
-        choose_template(tokenizer, str(path), "given")
+        choose_template(tokenizer, str(path), {}, "given")
         assert tokenizer.chat_template == inside.read_text()
     Path("infra/templates/link.jinja").symlink_to(outside.absolute())
     for path in (outside, Path("infra/templates/link.jinja")):
         with pytest.raises(InputError, match=r"lies outside infra/templates, where DVC would not follow it: put it"):
-            choose_template(tokenizer, str(path), "given")
+            choose_template(tokenizer, str(path), {}, "given")
 
 
 @pytest.mark.parametrize("name", ["missing", ".", "pipe", "large", "latin", "a\0b", "x" * 300])
@@ -108,7 +108,7 @@ def test_a_file_that_is_no_template_is_refused(
     Path("large").write_bytes(b"x" * (2**20 + 1))
     Path("latin").write_bytes("Größe".encode("latin-1"))
     with pytest.raises(InputError, match="is no text file of at most a megabyte: give chatml, plain or a Jinja file"):
-        choose_template(tokenizer, name, "given")
+        choose_template(tokenizer, name, {}, "given")
 
 
 def test_chatml_needs_its_tokens() -> None:
@@ -117,7 +117,7 @@ def test_chatml_needs_its_tokens() -> None:
 
     words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"word": 0}, unk_token="word")))
     with pytest.raises(InputError, match=r"lacks <\|im_start\|>: set base.chat_template: plain"):
-        choose_template(words, "chatml", "given")
+        choose_template(words, "chatml", {}, "given")
 
 
 def test_what_is_no_jinja_is_refused(tokenizer: Any) -> None:
@@ -125,7 +125,74 @@ def test_what_is_no_jinja_is_refused(tokenizer: Any) -> None:
     with pytest.raises(
         InputError, match=r"^given: its chat template is no Jinja \(.*\): fix it or set base.chat_template"
     ):
-        choose_template(tokenizer, None, "given")
+        choose_template(tokenizer, None, {}, "given")
+
+
+# --- Arguments
+
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("in_list", [False, True])
+@pytest.mark.parametrize("first", ["", "\n", FROZEN_CLOCK + DATED])
+def test_whoever_loads_the_saved_folder_renders_with_the_arguments_and_nobody_can_give_others(
+    tokenizer: Any, tmp_path: Path, first: str, in_list: bool
+) -> None:
+    from transformers import AutoTokenizer
+
+    whole = first + THINKING
+    tokenizer.chat_template = whole
+    asked = tokenizer.apply_chat_template(ASKED, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    assert asked.endswith("</think>\n\n")
+    tokenizer.chat_template = {"default": whole, "tool_use": whole} if in_list else whole
+    choose_template(tokenizer, None, {"enable_thinking": False}, "given")
+    assert try_template(tokenizer, "given") == []
+    tokenizer.save_pretrained(tmp_path)
+    others = AutoTokenizer.from_pretrained(tmp_path)
+    for given in ({}, {"enable_thinking": True}, {"chat_template": "tool_use"} if in_list else {}):
+        assert others.apply_chat_template(ASKED, tokenize=False, add_generation_prompt=True, **given) == asked
+    assert tokenizer.decode(encode_prompt(others, ASKED)) == tokenizer.decode(
+        tokenizer(asked, add_special_tokens=False)["input_ids"]
+    )
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("26 Jul 2026", "", "\"'{{ x }} %} {# \\ \n\r\t\x1f \u2028 Größe \N{GRINNING FACE}"),
+        *(True, False, 0, -3, 2**53, 1.5, -1e-05, 1e15, ["low", 1, True], []),
+    ],
+)
+def test_every_value_arrives_as_it_is(tokenizer: Any, value: Any) -> None:
+    tokenizer.chat_template = "{{ x | tojson }}{% macro inner() %}{{ x | tojson }}{% endmacro %}|{{ inner() }}"
+    asked = tokenizer.apply_chat_template(ASKED, tokenize=False, x=value).split("|")[0]
+    choose_template(tokenizer, None, {"x": value}, "given")
+    assert tokenizer.apply_chat_template(ASKED, tokenize=False) == f"{asked}|{asked}"
+
+
+def test_a_later_value_takes_the_place_of_one_that_the_model_came_with(tokenizer: Any) -> None:
+    own = "{{ a }} {{ b }} {{ strftime_now('%Y') }} "
+    tokenizer.chat_template = own
+    choose_template(tokenizer, None, {"a": "one", "b": "two"}, "given")
+    choose_template(tokenizer, None, {"a": 1}, "given")
+    assert tokenizer.apply_chat_template(ASKED, tokenize=False) == "1 two 2026 "
+    again = tokenizer.chat_template
+    choose_template(tokenizer, None, {}, "given")
+    assert tokenizer.chat_template == again
+    tokenizer.chat_template = own
+    choose_template(tokenizer, None, {"b": "two", "a": 1}, "given")
+    assert tokenizer.chat_template == again
+
+
+def test_an_argument_that_the_template_does_not_read_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(InputError, match=r"does not read enable_thinkin \(base.template_arguments\): fix the name"):
+        choose_template(tokenizer, None, {"enable_thinkin": False}, "given")
 
 
 # --- The clock
@@ -153,7 +220,7 @@ def test_a_template_that_asks_for_the_time_is_told_the_same_at_every_reading(
 
     whole = template + CHATML
     tokenizer.chat_template = {"default": whole, "tool_use": whole} if in_list else whole
-    choose_template(tokenizer, None, "given")
+    choose_template(tokenizer, None, {}, "given")
     assert try_template(tokenizer, "given") == []
     tokenizer.save_pretrained(tmp_path)
     for moment in (datetime(1999, 12, 31, 23, 59), datetime(2031, 5, 6)):
@@ -168,7 +235,7 @@ def test_a_template_that_asks_for_the_time_is_told_the_same_at_every_reading(
 
 def test_a_template_whose_clock_stands_already_stays_as_it_is(tokenizer: Any) -> None:
     tokenizer.chat_template = FROZEN_CLOCK + DATED + CHATML
-    choose_template(tokenizer, None, "given")
+    choose_template(tokenizer, None, {}, "given")
     assert tokenizer.chat_template == FROZEN_CLOCK + DATED + CHATML
 
 
@@ -283,7 +350,7 @@ def test_our_templates_begin_as_the_tokenizer_does(tmp_path: Path, kind: str, ch
     tokenizer = first_of(kind)
     if kind == "llama":
         tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    choose_template(tokenizer, choice, "given")
+    choose_template(tokenizer, choice, {}, "given")
     text = tokenizer.apply_chat_template(ASKED, tokenize=False, add_generation_prompt=True)
     without = text.removeprefix("<s>")
     expected = tokenizer(without)["input_ids"]  # by the tokenizer's own habit

@@ -3,10 +3,10 @@
 import json
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, TemplateError
 
@@ -43,6 +43,8 @@ FROZEN_CLOCK = (
     f"{{% for code, meaning in {json.dumps(FIRST_OF_JANUARY)}.items() %}}"
     "{% set result.text = result.text | replace(code, meaning) %}{% endfor %}{{ result.text }}{% endmacro %}\n"
 )
+# Behind each line that gives a template argument its value, in front of the template.
+BOUND = "{# base.template_arguments #}\n"
 FOLDER = Path("infra/templates")  # a dependency of the stage: DVC would not see a file change anywhere else
 MOST_BYTES = 2**20  # of a template's file
 CURE = "fix it or set base.chat_template"
@@ -75,16 +77,20 @@ FORMS = {
 }
 
 
-def choose_template(tokenizer: "PreTrainedTokenizerBase", choice: str | None, name: str) -> None:
-    """Give a tokenizer the chosen chat template, which takes the place of its own, and take the clock out of it.
+def choose_template(
+    tokenizer: "PreTrainedTokenizerBase", choice: str | None, arguments: Mapping[str, Any], name: str
+) -> None:
+    """Give a tokenizer the chosen chat template, which takes the place of its own; take the clock out, set arguments.
 
     Args:
         tokenizer: changed in place.
         choice: chatml, plain or a Jinja file in FOLDER; None: its own.
+        arguments: values of variables that the template reads, for everybody who renders it from now on.
         name: what people call the model.
 
     Raises:
-        InputError: there is none, it is no Jinja, or the vocabulary lacks what it writes.
+        InputError: there is none, it is no Jinja, the vocabulary lacks what it writes, or it reads no variable of an
+            argument's name.
     """
     if choice is not None:
         tokenizer.chat_template = _read_template(tokenizer, choice, name)
@@ -98,12 +104,15 @@ def choose_template(tokenizer: "PreTrainedTokenizerBase", choice: str | None, na
             f"{name} has the chat templates {', '.join(own)}, but none called default: set base.chat_template"
         )
     try:
-        frozen = (
-            {key: _without_clock(text) for key, text in own.items()} if isinstance(own, dict) else _without_clock(own)
+        _check_arguments(list(own.values()) if isinstance(own, dict) else [own], arguments, name)
+        fixed = (
+            {key: _fixed(text, arguments) for key, text in own.items()}
+            if isinstance(own, dict)
+            else _fixed(own, arguments)
         )
     except TemplateError as error:
         raise InputError(f"{name}: its chat template is no Jinja ({in_short(error)}): {CURE}") from None
-    tokenizer.chat_template = frozen
+    tokenizer.chat_template = fixed
 
 
 def try_template(tokenizer: "PreTrainedTokenizerBase", name: str) -> list[str]:
@@ -157,9 +166,41 @@ def _beginning(tokenizer: "PreTrainedTokenizerBase") -> str:
     return "".join("{{ bos_token }}" if token == tokenizer.bos_token else token for token in tokens)
 
 
-def _without_clock(template: str) -> str:
-    asks = any(kind == "name" and value == CLOCK for _, kind, value in Environment(autoescape=False).lex(template))
-    return FROZEN_CLOCK + template if asks and not template.startswith(FROZEN_CLOCK) else template
+def _fixed(template: str, arguments: Mapping[str, Any]) -> str:
+    """A template that writes the same whenever and by whomever it is rendered: its clock and arguments are set."""
+    text = template.removeprefix(FROZEN_CLOCK)
+    clock = FROZEN_CLOCK if text != template or CLOCK in _names(text) else ""
+    return clock + _bound(text, arguments)
+
+
+def _names(template: str) -> set[str]:
+    return {value for _, kind, value in Environment(autoescape=False).lex(template) if kind == "name"}
+
+
+def _check_arguments(templates: Sequence[str], arguments: Mapping[str, Any], name: str) -> None:
+    for argument in arguments:
+        if not any(argument in _names(template) for template in templates):
+            raise InputError(
+                f"{name}: its chat template does not read {argument} (base.template_arguments): fix the name or take"
+                " it out"
+            )
+
+
+def _bound(template: str, arguments: Mapping[str, Any]) -> str:
+    """Put the values in front of a template, in the place of those that an earlier `base` put there.
+
+    In its text they come with every copy of the model, and no caller can forget them or give others.
+    """
+    lines = {argument: f"{{% set {argument} = {_literal(value)} %}}{BOUND}" for argument, value in arguments.items()}
+    while BOUND in template and template.startswith("{% set "):
+        line, template = template.split(BOUND, 1)
+        lines.setdefault(line.split()[2], line + BOUND)
+    return "".join(lines[argument] for argument in sorted(lines)) + template
+
+
+def _literal(value: Any) -> str:  # noqa: ANN401 - text, number, boolean, or a list of them
+    # Jinja reads JSON, except for characters written as two escapes: these stay as they are.
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _try_answer(render: Render, name: str) -> None:

@@ -47,7 +47,7 @@ def resolve_tokenizer(folder: Path, settings: Base) -> None:
             " use the tokenizer the model was trained with"
         )
     template = tokenizer.chat_template
-    choose_template(tokenizer, settings.chat_template, name)
+    choose_template(tokenizer, settings.chat_template, settings.template_arguments, name)
     _set_pad_token(tokenizer, settings)
     troubles = try_template(tokenizer, name)
     if troubles:
