@@ -348,3 +348,9 @@ def test_normalised_rewards_are_learned_from_and_reported_raw(by_rules):
     ppo(params)
     for row in curve():
         assert row["reward"] == pytest.approx(row["reward/brief"] + 2 * row["reward/ends_with_a_vowel"], rel=1e-5)
+
+
+def test_a_training_without_evaluation_points(ready, make_params):
+    ppo(make_params(ppo=SETTINGS | {"evaluation_points": 0}))
+    assert read_answers("ppo") == {}
+    assert read_json(Path("metrics/ppo.json"))["iterations"] == 4

@@ -9,7 +9,7 @@ from tasks.common.files import REPORTS, damaged_row, read_jsonl, write_jsonl
 
 
 class Answer(NamedTuple):
-    """One answer; each mark has one to each of the same prompts, in the same order."""
+    """One answer; each evaluation point has one to each of the same prompts, in the same order."""
 
     step: int  # of the training: steps done
     id: str  # of the prompt
@@ -29,10 +29,10 @@ def write_answers(stage: str, answers: Iterable[Answer]) -> None:
 
 
 def read_answers(stage: str) -> dict[int, list[Answer]]:
-    """Read the answers by mark.
+    """Read the answers by evaluation point; an empty file is of a training without any.
 
     Raises:
-        InputError: the file is missing or damaged, which it also is where a mark has not the prompts of the first.
+        InputError: the file is missing or damaged, which it also is where a point has not the prompts of the first.
     """
     path, points = answers_file(stage), dict[int, list[Answer]]()
     for number, row in enumerate(read_jsonl(path), start=1):
@@ -40,6 +40,6 @@ def read_answers(stage: str) -> dict[int, list[Answer]]:
             raise damaged_row(path, number)
         points.setdefault(row["step"], []).append(Answer(**row))
     asked = [[answer.id for answer in answers] for answers in points.values()]
-    if len(asked) < 2 or any(ids != asked[0] for ids in asked):  # there is one at the beginning and one at the end
-        raise InputError(f"{path} is damaged, a mark lacks answers: delete it and run dvc repro")
+    if len(asked) == 1 or any(ids != asked[0] for ids in asked):  # there is one at the beginning and one at the end
+        raise InputError(f"{path} is damaged, an evaluation point lacks answers: delete it and run dvc repro")
     return points

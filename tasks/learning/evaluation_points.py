@@ -21,8 +21,6 @@ from tasks.learning.sampling.sampler import generate
 from tasks.learning.training.optimisation import check_finite
 from tasks.settings.params import MethodSettings, Params
 
-PROMPTS = 128  # at most: enough to tell a win rate of .37 or .63 from a half
-
 
 class EvaluationPoints:
     """The evaluation points of one training, and the answers at each; a callback of the training loop.
@@ -46,15 +44,15 @@ class EvaluationPoints:
         Args:
             policy: answers with its current weights.
             tokenizer: its tokenizer.
-            prompts: of which `PROMPTS` are answered.
-            settings: of the method: number of evaluation points, longest answer.
+            prompts: of which the first `evaluation_prompts` are answered.
+            settings: of the method: number of evaluation points and of prompts at each, longest answer.
             params: seed and runtime.
             temperature: of the sampling.
 
         Raises:
             InputError: a prompt leaves no room for an answer.
         """
-        chosen = sorted(prompts, key=lambda prompt: prompt.id)[:PROMPTS]
+        chosen = sorted(prompts, key=lambda prompt: prompt.id)[: settings.evaluation_prompts]
         self._policy, self._tokenizer, self._settings = policy, tokenizer, settings
         self._ids = [prompt.id for prompt in chosen]
         self._prompts = encode_prompts(tokenizer, chosen, context_length(policy), settings.max_new_tokens)
@@ -103,5 +101,10 @@ class EvaluationPoints:
 
 
 def evaluation_steps(num_steps: int, num_points: int) -> set[int]:
-    """After which steps the evaluation points lie: evenly spaced, one before the first step, one after the last."""
+    """After which steps the evaluation points lie: evenly spaced, one before the first step, one after the last.
+
+    None lie anywhere where `num_points` is 0.
+    """
+    if not num_points:
+        return set()
     return {round(num_steps * part / num_points) for part in range(num_points + 1)}

@@ -31,7 +31,8 @@ class Align(Section):
 class MethodSettings(Section):
     """What the settings of every method hold."""
 
-    evaluation_points: Held
+    evaluation_points: Annotated[int, Field(ge=0, le=10**6)]
+    evaluation_prompts: Held | None
     max_new_tokens: Count
 
 

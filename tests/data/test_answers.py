@@ -21,13 +21,18 @@ def test_what_was_written_is_read_by_mark():
     assert read_answers("ppo") == {0: ANSWERS[:2], 4: ANSWERS[2:]}
 
 
-@pytest.mark.parametrize("answers", [[], ANSWERS[:3], [*ANSWERS[:2], ANSWERS[3], ANSWERS[2]]])
+@pytest.mark.parametrize("answers", [ANSWERS[:2], ANSWERS[:3], [*ANSWERS[:2], ANSWERS[3], ANSWERS[2]]])
 def test_a_mark_without_the_others_prompts_is_damage(answers: list[Answer]):
     write_answers("ppo", answers)
     with pytest.raises(
-        InputError, match=r"answers.jsonl is damaged, a mark lacks answers: delete it and run dvc repro"
+        InputError, match=r"answers.jsonl is damaged, an evaluation point lacks answers: delete it and run dvc repro"
     ):
         read_answers("ppo")
+
+
+def test_a_training_without_evaluation_points_has_no_answers():
+    write_answers("ppo", [])
+    assert read_answers("ppo") == {}
 
 
 @pytest.mark.parametrize("line", ["{", json.dumps(ANSWERS[0]._asdict() | {"more": 1}), "{}"])

@@ -305,6 +305,12 @@ def test_what_no_reward_can_show_is_left_out_and_named():
     assert left_out(evidence()) == []
 
 
+def test_a_training_without_evaluation_points_has_no_over_optimisation_and_says_so():
+    content = GOOD | {"over_optimisation": []}
+    assert "over_optimisation" not in checks(content)
+    assert left_out(evidence(content)) == ["over_optimisation was not measured: the training had no evaluation points."]
+
+
 @pytest.mark.parametrize("key", ["value", "low", "high"])
 @pytest.mark.parametrize("name", ["reward", "held_out"])
 def test_an_over_optimisation_curve_with_a_gap_does_not_pass(key, name):
@@ -314,8 +320,9 @@ def test_an_over_optimisation_curve_with_a_gap_does_not_pass(key, name):
     assert check.sentence == "Over-optimised evaluation points could not be computed: failed."
 
 
-def test_an_empty_over_optimisation_curve_does_not_pass():
-    assert checks(GOOD | {"over_optimisation": []})["over_optimisation"].verdict == "failed"
+def test_an_over_optimisation_curve_without_a_point_before_the_last_does_not_pass():
+    content = GOOD | {"over_optimisation": GOOD["over_optimisation"][-1:]}
+    assert checks(content)["over_optimisation"].verdict == "failed"
 
 
 @pytest.mark.parametrize(("high", "outcome"), [(0.5, "promote"), (0.49, "reject")])

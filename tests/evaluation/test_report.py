@@ -218,6 +218,11 @@ def test_without_a_reward_model_the_page_says_so():
     assert "reward_accuracy is left out: rewards.training names no reward model, so none was trained." in text
 
 
+def test_without_evaluation_points_the_page_says_so():
+    text = text_of(page(GOOD | {"over_optimisation": []}))
+    assert "over_optimisation was not measured: the training had no evaluation points." in text
+
+
 @pytest.mark.slow
 def test_the_reward_models_accuracy_is_shown_by_source_and_annotator():
     sources = {

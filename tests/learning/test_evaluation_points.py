@@ -7,7 +7,7 @@ from tasks.data.answers import Answer
 from tasks.data.encoding.tokens import Encoded, encode_prompt
 from tasks.data.records import Message, Prompt
 from tasks.learning.batches import collate
-from tasks.learning.evaluation_points import PROMPTS, EvaluationPoints, evaluation_steps
+from tasks.learning.evaluation_points import EvaluationPoints, evaluation_steps
 from tasks.learning.models.outputs import completion_log_probs
 from tests.tiny import EOS, WORDS, tiny_params, tiny_policy, tiny_tokenizer
 
@@ -36,7 +36,7 @@ def points(policy: torch.nn.Module, count: int = 5) -> EvaluationPoints:
 
 @pytest.mark.parametrize(
     ("steps", "count", "expected"),
-    [(50, 5, {0, 10, 20, 30, 40, 50}), (3, 8, {0, 1, 2, 3}), (7, 2, {0, 4, 7}), (9, 1, {0, 9})],
+    [(50, 5, {0, 10, 20, 30, 40, 50}), (3, 8, {0, 1, 2, 3}), (7, 2, {0, 4, 7}), (9, 1, {0, 9}), (9, 0, set())],
 )
 def test_evaluation_points_lie_evenly_from_beginning_to_end(steps: int, count: int, expected: set[int]):
     assert evaluation_steps(steps, count) == expected
@@ -79,7 +79,9 @@ def test_a_checkpoint_brings_answers_back_that_its_policy_could_not_give_again()
     assert fresh.answers == []
 
 
-def test_no_more_prompts_than_are_needed_the_first_by_id():
-    found = points(tiny_policy(), count=PROMPTS + 3)
+@pytest.mark.parametrize(("most", "answered"), [(3, 3), (9, 5), (None, 5)])
+def test_no_more_prompts_than_the_settings_say_the_first_by_id(most: int | None, answered: int):
+    settings = PARAMS.ppo.model_copy(update={"evaluation_prompts": most})
+    found = EvaluationPoints(tiny_policy(), tiny_tokenizer(), prompts(5), settings, PARAMS, temperature=1.0)
     found.at_step(0, 6)
-    assert [answer.id for answer in found.answers] == [f"{number:03}" for number in range(PROMPTS)]
+    assert [answer.id for answer in found.answers] == [f"{number:03}" for number in range(answered)]

@@ -41,7 +41,7 @@ def run_checks(evidence: Evidence, thresholds: Gate) -> list[Check]:
 
 
 def left_out(evidence: Evidence) -> list[str]:
-    """Say which checks do not apply because there is no reward model, and why."""
+    """Say which checks do not apply because a reward model or evaluation points are missing, and why."""
     found = []
     if evidence.reward is None:
         found.append("reward_accuracy is left out: rewards.training names no reward model, so none was trained.")
@@ -49,6 +49,9 @@ def left_out(evidence: Evidence) -> list[str]:
         found.append("held_out_reward and held_out_accuracy are left out: no held-out reward model was trained.")
         if not evidence.evaluation.ground_truth:
             found.append("over_optimisation is left out: no reward is independent of the training reward.")
+            return found
+    if not evidence.evaluation.over_optimisation:
+        found.append("over_optimisation was not measured: the training had no evaluation points.")
     return found
 
 

@@ -24,10 +24,11 @@ class Since(NamedTuple):
 def over_optimisation(evidence: Evidence, threshold: int) -> Check | None:
     """Count the evaluation points that the final policy beats by the training reward and loses to by another.
 
-    The other is the held-out reward model, or, where there is none, each ground-truth reward. None without either.
+    The other is the held-out reward model, or, where there is none, each ground-truth reward. None without either,
+    and where the training had no evaluation points.
     """
     evaluation = evidence.evaluation
-    if evaluation.held_out is None and not evaluation.ground_truth:
+    if (evaluation.held_out is None and not evaluation.ground_truth) or not evaluation.over_optimisation:
         return None
     earlier = evaluation.over_optimisation[:-1]
     found = [since for point in earlier for since in _comparisons(point)]
