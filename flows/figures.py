@@ -5,7 +5,9 @@ from functools import partial
 from typing import Any
 
 from tasks.common.files import METRICS, read_json
+from tasks.common.record import parsed
 from tasks.common.rounding import number
+from tasks.data.checks.validation import VALIDATION, Validation
 from tasks.methods import METHODS, STAGES, HeadlineFigure
 from tasks.settings.params import load_params
 
@@ -30,8 +32,8 @@ def _base(metrics: Metrics) -> str:
 
 
 def _validate(metrics: Metrics) -> str:
-    kinds = [kind for kind in metrics.values() if isinstance(kind, Mapping)]
-    return f"{sum(kind['quarantined'] for kind in kinds):,} of {sum(kind['rows'] for kind in kinds):,} rows quarantined"
+    files = parsed(metrics, Validation, VALIDATION).by_kind.values()
+    return f"{sum(file.quarantined for file in files):,} of {sum(file.rows for file in files):,} rows quarantined"
 
 
 def _sft(metrics: Metrics) -> str:

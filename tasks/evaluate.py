@@ -11,6 +11,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase as Toke
 
 from tasks.common.errors import InputError
 from tasks.common.files import MODELS, REPORTS, STATE, VALIDATED, temporary_folder, write_jsonl
+from tasks.common.record import write_record
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import Prompt
 from tasks.evaluation.best_of import BestOf, best_of
@@ -21,7 +22,6 @@ from tasks.evaluation.metrics import Answers
 from tasks.evaluation.opponent import Opponent, read_opponent
 from tasks.evaluation.over_optimisation import EvaluationPoint, point_rows
 from tasks.evaluation.prompts import choose_prompts, conversations_of
-from tasks.evaluation.record import write_record
 from tasks.evaluation.schema import EVALUATION, RESPONSES
 from tasks.evaluation.scorer import Scorer
 from tasks.evaluation.scores import HELD_OUT, in_groups

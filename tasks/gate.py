@@ -7,14 +7,15 @@ import csv
 from pathlib import Path
 
 from tasks.common.errors import InputError
-from tasks.common.files import CURVES, METRICS, REPORTS, read_json, replacing, write_csv
+from tasks.common.files import CURVES, REPORTS, replacing, write_csv
+from tasks.common.record import read_record, write_record
+from tasks.data.checks.validation import VALIDATION, Validation
 from tasks.evaluation.gate.check import Evidence
 from tasks.evaluation.gate.checks import decide, left_out, reasons, run_checks, warnings
 from tasks.evaluation.gate.plots import CURVE_COLUMNS, Reliability, curve_points, reliability_points
 from tasks.evaluation.gate.report import Background, render
 from tasks.evaluation.gate.result import GATE, CheckFigures, GateResult, OpponentName
 from tasks.evaluation.opponent import OPPONENT_FILE, Opponent, read_opponent
-from tasks.evaluation.record import read_record, write_record
 from tasks.evaluation.reward_check_record import REWARD_CHECK, RewardCheck
 from tasks.evaluation.reward_figures import HELD_OUT_REWARD, REWARD, read_reward_model
 from tasks.evaluation.schema import EVALUATION, Evaluation, read_responses
@@ -47,7 +48,7 @@ def gate(params: Params) -> None:
         warnings=warnings(evidence, params.gate),
         left_out=left_out(evidence),
     )
-    before = read_json(METRICS / "validate.json"), curves, read_record(REWARD_CHECK, RewardCheck)
+    before = read_record(VALIDATION, Validation), curves, read_record(REWARD_CHECK, RewardCheck)
     page = render(result, opponent, evaluation, list(read_responses()), Background(reward, *before))
     with replacing(REPORT) as draft:
         draft.write_text(page, encoding="utf-8")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tasks.common.errors import InputError, quoted
 from tasks.common.files import MODELS, VALIDATED, write_json
+from tasks.common.record import write_record
 from tasks.common.rounding import number
 from tasks.data.encoding.context import context_of
 from tasks.data.encoding.tokens import encode_prompt, load_tokenizer
@@ -18,7 +19,6 @@ from tasks.evaluation.compare import Resampling
 from tasks.evaluation.gate.reward_models import baseline_sentence, baselines_not_beaten, shared_pairs
 from tasks.evaluation.perturbed import Scored, perturbation_figures, satisfied_by
 from tasks.evaluation.prompts import conversations_of
-from tasks.evaluation.record import write_record
 from tasks.evaluation.reward_check_record import KINDS, REWARD_CHECK, RewardCheck, RewardPerturbations
 from tasks.evaluation.reward_figures import REWARD, AccuracyInterval, RewardModelFigures, read_reward_model
 from tasks.learning.answering.reward_model import ModelReward

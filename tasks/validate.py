@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.common.errors import InputError
-from tasks.common.files import METRICS, MODELS, PREPARED, STATE, VALIDATED, replacing, write_json, write_jsonl
+from tasks.common.files import MODELS, PREPARED, STATE, VALIDATED, replacing, write_jsonl
 from tasks.common.lines import Lines
+from tasks.common.record import write_record
 from tasks.data.checks.pages import Examined, render
-from tasks.data.checks.quarantine import Sorted, file_metrics, quarantine_lines, sort_rows, summary, warnings
+from tasks.data.checks.quarantine import Sorted, file_figures, quarantine_lines, sort_rows, summary, warnings
 from tasks.data.checks.suites import (
     FILE_CHECKS,
     MAY_BE_EMPTY,
@@ -27,6 +28,7 @@ from tasks.data.checks.suites import (
     valid_suite,
 )
 from tasks.data.checks.tables import tables
+from tasks.data.checks.validation import VALIDATION, Validation
 from tasks.data.encoding.context import context_described, context_of
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import TYPES, Kind
@@ -69,7 +71,7 @@ def validate(params: Params) -> None:
     for sentence in sentences:
         logger.warning(sentence)
     _write(files)
-    write_json(METRICS / "validate.json", {**{file.kind: file_metrics(file) for file in files}, "warnings": sentences})
+    write_record(VALIDATION, Validation(**{file.kind: file_figures(file) for file in files}, warnings=sentences))
 
 
 def _longest(settings: Validate, base: Path) -> dict[Kind, int]:

@@ -40,7 +40,7 @@ def files(tmp_path, monkeypatch):
     write("metrics/held_out_reward.json", HELD_OUT_MODEL)
     write("metrics/reward_check.json", NO_REWARD_CHECK)
     write("opponent.json", SFT)
-    write("metrics/validate.json", VALIDATION)
+    write("metrics/validate.json", VALIDATION.as_json())
     Path("curves").mkdir()
     for stage in ("sft", "reward", "ppo"):
         Path(f"curves/{stage}.csv").write_text("step,loss,reward,kl\n1,0.7,0.1,0.0\n2,0.5,0.3,1.5\n")
@@ -106,6 +106,7 @@ def test_a_figure_that_could_not_be_computed_is_a_rejection(files, params):
         ("metrics/evaluate.json", changed(GOOD, "kl", "mean", to=float("nan"))),
         ("metrics/reward.json", {"accuracy": 0.9}),
         ("metrics/held_out_reward.json", changed(HELD_OUT_MODEL, "accuracy", "low", to="0.6")),
+        ("metrics/validate.json", changed(VALIDATION.as_json(), "preferences", to={"kept": 47})),
     ],
 )
 def test_a_file_of_another_layout_is_an_error_and_no_rejection(files, params, path, content):

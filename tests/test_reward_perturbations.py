@@ -8,9 +8,9 @@ import pytest
 
 from tasks.common.errors import InputError
 from tasks.common.files import MODELS, VALIDATED
+from tasks.common.record import read_record
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import Message, Prompt, write_records
-from tasks.evaluation.record import read_record
 from tasks.evaluation.reward_check_record import REWARD_CHECK, RewardCheck
 from tasks.learning.models.loading import new_reward_model, save_model
 from tasks.reward_check import PASSED, reward_check

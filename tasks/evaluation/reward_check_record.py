@@ -1,7 +1,7 @@
 """The layout of metrics/reward_check.json: how rewards score perturbed answers beside references."""
 
 from tasks.common.files import METRICS
-from tasks.evaluation.record import Record
+from tasks.common.record import Record
 from tasks.evaluation.schema import IntervalFigure
 
 REWARD_CHECK = METRICS / "reward_check.json"

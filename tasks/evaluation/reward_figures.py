@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import ConfigDict
 
 from tasks.common.files import METRICS, read_json
-from tasks.evaluation.record import Number, Record, Text, parsed
+from tasks.common.record import Number, Record, Text, parsed
 from tasks.evaluation.schema import IntervalFigure
 
 REWARD, HELD_OUT_REWARD = METRICS / "reward.json", METRICS / "held_out_reward.json"

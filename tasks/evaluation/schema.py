@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from tasks.common.files import METRICS, REPORTS, damaged_row, read_jsonl
-from tasks.evaluation.record import Number, Record, Text
+from tasks.common.record import Number, Record, Text
 
 Conclusion = Literal["better", "worse", "inconclusive"]  # of a comparison of two models
 EVALUATION = METRICS / "evaluate.json"

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tasks.common.record import parsed
 from tasks.data.records import Prompt
 from tasks.evaluation.best_of import BestOf
 from tasks.evaluation.categories import by_category
@@ -13,7 +14,6 @@ from tasks.evaluation.measured import Measured, model_figures, win_rates
 from tasks.evaluation.metrics import corpus_overlap, mean, meteor_variant, standard_error
 from tasks.evaluation.opponent import Opponent
 from tasks.evaluation.over_optimisation import EvaluationPoint, curve_figures, over_optimisation_curve
-from tasks.evaluation.record import parsed
 from tasks.evaluation.schema import EVALUATION, Evaluation
 
 DIGITS = 6

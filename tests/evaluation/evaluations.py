@@ -3,10 +3,10 @@
 import copy
 from typing import Any
 
+from tasks.common.record import parsed
 from tasks.evaluation.gate.check import Check, Evidence
 from tasks.evaluation.gate.checks import run_checks
 from tasks.evaluation.opponent import Opponent
-from tasks.evaluation.record import parsed
 from tasks.evaluation.reward_figures import REWARD, RewardModelFigures
 from tasks.evaluation.schema import EVALUATION, Evaluation
 from tasks.settings.params import Gate

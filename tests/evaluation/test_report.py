@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tasks.data.checks.validation import FileFigures, SplitCounts, TokenFigures, Validation
 from tasks.evaluation.gate.checks import decide, left_out, reasons, run_checks
 from tasks.evaluation.gate.report import Background, render
 from tasks.evaluation.gate.result import CheckFigures, GateResult, OpponentName
@@ -32,17 +33,24 @@ from tests.evaluation.evaluations import (
 
 CHAMPION = Opponent("champion", 3, "ab.dir")
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)> & \"quoted\""
-VALIDATION: dict[str, Any] = {
-    "preferences": {
-        "rows": 50,
-        "valid": 47,
-        "quarantined": 3,
-        "splits": {"train": 37, "validation": 5, "test": 5},
-        "findings": {"length": {"train": 2, "test": 1}},
-        "tokens": {"mean": 66.39, "max": 116},
-    },
-    "warnings": [],
-}
+NO_ROWS = FileFigures(
+    rows=0,
+    valid=0,
+    quarantined=0,
+    splits=SplitCounts(train=0, validation=0, test=0),
+    findings={},
+    tokens=TokenFigures(mean=None, p50=None, p95=None, max=None),
+)
+PAIRS = FileFigures(
+    rows=50,
+    valid=47,
+    quarantined=3,
+    splits=SplitCounts(train=37, validation=5, test=5),
+    findings={"length": {"train": 2, "test": 1}},
+    tokens=TokenFigures(mean=66.39, p50=60, p95=110, max=116),
+    longer_chosen=0.5,
+)
+VALIDATION = Validation(demonstrations=NO_ROWS, preferences=PAIRS, ratings=NO_ROWS, prompts=NO_ROWS, warnings=[])
 CURVES = {
     "sft": [{"step": 1.0, "loss": 2.0}, {"step": 2.0, "loss": 1.0}],
     "reward": [{"step": 1.0, "loss": 0.7}, {"step": 2.0, "loss": 0.5}],
@@ -301,7 +309,7 @@ def test_either_method_shows_its_curve():
     curves = {"dpo": [{"step": 1.0, "loss": 0.7, "reward": 0.0}]}
     name = OpponentName(name="sft", version=None, policy=None)
     result = GateResult(decision="reject", opponent=name, checks=[], reasons=[], warnings=[], left_out=[])
-    background = Background(figures(REWARD_MODEL), {}, curves, RewardCheck.model_validate(NO_REWARD_CHECK))
+    background = Background(figures(REWARD_MODEL), VALIDATION, curves, RewardCheck.model_validate(NO_REWARD_CHECK))
     html = render(result, SFT, evaluation(), [], background)
     assert "DPO: reward margin" in html
     assert "PPO: reward" not in html

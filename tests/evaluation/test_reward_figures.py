@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.evaluation.record import parsed
+from tasks.common.record import parsed
 from tasks.evaluation.reward_figures import RewardModelFigures
 from tasks.learning.reward_model.baselines import Texts, baselines
 from tasks.learning.reward_model.calibration import ScoredPair, accuracy_by, reward_metrics

@@ -14,6 +14,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from markdown_it import MarkdownIt
 
 from tasks.common.escapes import visible
+from tasks.data.checks.validation import FileFigures, SplitCounts, TokenFigures
 from tasks.registry.export.policy_card import policy_card
 from tasks.registry.promotion import candidate
 from tasks.registry.promotion.candidate import model_record
@@ -41,13 +42,14 @@ RECORD: dict[str, Any] = {
             for kind in ("demonstrations", "preferences", "prompts")
         },
         "validate": {
-            "demonstrations": {
-                "rows": 110,
-                "valid": 103,
-                "quarantined": 7,
-                "splits": {"train": 80, "validation": 12, "test": 11},
-                "findings": {"contamination": {"train": 7}},
-            }
+            "demonstrations": FileFigures(
+                rows=110,
+                valid=103,
+                quarantined=7,
+                splits=SplitCounts(train=80, validation=12, test=11),
+                findings={"contamination": {"train": 7}},
+                tokens=TokenFigures(mean=66.39, p50=60, p95=110, max=116),
+            ).as_json()
         },
     },
     "hub": {},

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from tasks.common.rounding import number
 from tasks.data.checks.schema import SPLITS, location_of
 from tasks.data.checks.suites import FOUND_IN, ROW_CHECKS, SHARES, CheckResult
+from tasks.data.checks.validation import FileFigures, SplitCounts, TokenFigures
 from tasks.data.records import Kind
 
 if TYPE_CHECKING:
@@ -77,20 +78,21 @@ def quarantine_lines(files: Iterable[Sorted]) -> Iterator[dict[str, Any]]:
             yield {"file": f"{file.kind}.jsonl", **place, "reasons": reasons, "found": found, "record": record}
 
 
-def file_metrics(file: Sorted) -> dict[str, Any]:
-    """Counts by split and check, and token lengths of the valid rows; checks without findings are left out."""
+def file_figures(file: Sorted) -> FileFigures:
+    """Counts by split and check, and token lengths of the valid rows."""
     table, split = file.valid_table, file.table["split"]
     by_split = Counter(table["split"])
     findings = {check: Counter(split[flags]) for check, flags in file.found.items()}
-    return {
-        "rows": len(split),
-        "valid": len(table),
-        "quarantined": file.quarantined,
-        "splits": {split: by_split[split] for split in SPLITS},
-        "findings": {check: dict(sorted(counts.items())) for check, counts in findings.items() if counts},
-        "tokens": _statistics(table["tokens"]),
-        **({"longer_chosen": _mean(table["longer_chosen"])} if file.kind == "preferences" else {}),
-    }
+    of_pairs = {"longer_chosen": _mean(table["longer_chosen"])} if file.kind == "preferences" else {}
+    return FileFigures(
+        rows=len(split),
+        valid=len(table),
+        quarantined=file.quarantined,
+        splits=SplitCounts(**{split: by_split[split] for split in SPLITS}),
+        findings={check: dict(sorted(counts.items())) for check, counts in findings.items() if counts},
+        tokens=_lengths(table["tokens"]),
+        **of_pairs,
+    )
 
 
 def warnings(file: Sorted, unmet: Mapping[str, CheckResult], limits: Mapping[str, float]) -> Iterator[str]:
@@ -122,12 +124,12 @@ def summary(file: Sorted) -> str:
     return f"{file.quarantined} quarantined: {named}; first {location_of(first)}"
 
 
-def _statistics(tokens: "pd.Series[float]") -> dict[str, float | int | None]:
+def _lengths(tokens: "pd.Series[float]") -> TokenFigures:
     known = tokens.dropna()
     if known.empty:
-        return dict.fromkeys(("mean", "p50", "p95", "max"))
+        return TokenFigures(mean=None, p50=None, p95=None, max=None)
     middle, high = known.quantile([0.5, 0.95], interpolation="lower")
-    return {"mean": round(float(known.mean()), 2), "p50": int(middle), "p95": int(high), "max": int(known.max())}
+    return TokenFigures(mean=round(float(known.mean()), 2), p50=int(middle), p95=int(high), max=int(known.max()))
 
 
 def _mean(column: "pd.Series[float]") -> float | None:

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tasks.common.html_templates import html_templates
 from tasks.common.rounding import number
+from tasks.data.checks.validation import Validation
 from tasks.evaluation.figures import reward_title
 from tasks.evaluation.gate import tables
 from tasks.evaluation.gate.plots import (
@@ -30,7 +31,7 @@ class Background(NamedTuple):
     """What came before the comparison, as the other stages wrote it."""
 
     reward: RewardModelFigures | None  # None: no reward model was trained
-    validation: Mapping[str, Any]  # metrics/validate.json
+    validation: Validation
     curves: Mapping[str, CurveRows]  # by trainer, in the order in which they ran
     reward_check: RewardCheck
 

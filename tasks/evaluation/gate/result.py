@@ -3,7 +3,7 @@
 from typing import Literal
 
 from tasks.common.files import METRICS
-from tasks.evaluation.record import Number, Record, Text
+from tasks.common.record import Number, Record, Text
 
 Verdict = Literal["passed", "failed", "inconclusive"]  # of a check
 GateDecision = Literal["promote", "reject", "inconclusive"]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tasks.common.rounding import ABSENT, chance, number
+from tasks.data.checks.validation import FileFigures, Validation
 from tasks.evaluation.figures import FIGURES, MODELS, PAIRED, reward_title, reward_words
 from tasks.evaluation.gate.check import bounds
 from tasks.evaluation.opponent import Opponent
@@ -231,23 +232,19 @@ def provenance(reward: RewardModelFigures) -> list[tuple[str, list[tuple[str, st
     ]
 
 
-def data_rows(validation: Mapping[str, Any]) -> list[DataRow]:
+def data_rows(validation: Validation) -> list[DataRow]:
     """A row a file of metrics/validate.json."""
-    counts, splits = ("rows", "valid", "quarantined"), ("train", "validation", "test")
-    return [
-        DataRow(
-            name,
-            [
-                *(number(kind[key], 0) for key in counts),
-                *(number(kind["splits"][split], 0) for split in splits),
-                number(kind["tokens"]["mean"], 1),
-                number(kind["tokens"]["max"], 0),
-            ],
-            ", ".join(f"{finding} {sum(by_split.values())}" for finding, by_split in kind["findings"].items()),
-        )
-        for name, kind in validation.items()
-        if isinstance(kind, Mapping)
-    ]
+    return [DataRow(name, _counts(file), _findings(file)) for name, file in validation.by_kind.items()]
+
+
+def _findings(file: FileFigures) -> str:
+    return ", ".join(f"{check} {sum(by_split.values())}" for check, by_split in file.findings.items())
+
+
+def _counts(file: FileFigures) -> list[str]:
+    splits, tokens = file.splits, file.tokens
+    counts = (file.rows, file.valid, file.quarantined, splits.train, splits.validation, splits.test)
+    return [*(number(count, 0) for count in counts), number(tokens.mean, 1), number(tokens.max, 0)]
 
 
 def interval(figure: IntervalFigure | AccuracyInterval | None, digits: int = 3, sign: str = "+") -> str:

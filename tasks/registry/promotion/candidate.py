@@ -9,6 +9,7 @@ from typing import Any
 from tasks.common.errors import InputError
 from tasks.common.files import METRICS, MODELS, VALIDATED, read_json
 from tasks.common.yaml_files import read_yaml
+from tasks.data.checks.validation import VALIDATION
 from tasks.data.names import name_in_outputs
 from tasks.data.records import TYPES
 from tasks.registry.dvc_outputs.cache import materialise
@@ -53,7 +54,7 @@ def model_record(params: Params) -> dict[str, Any]:
         "data": {
             "md5": output_hash("validate", VALIDATED),
             "prepare": prepared,
-            "validate": locked_json("validate", METRICS / "validate.json"),
+            "validate": locked_json("validate", VALIDATION),
         },
         "hub": _hub_sources(params, prepared),
         # Without entries by annotator and by category: a tag in MLflow has at most 100,000 characters.
