@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tasks.common.files import MODELS, VALIDATED
 from tasks.data.encoding.encoded import EncodedRows, encoded_preferences
 from tasks.data.encoding.tokens import EncodedPair, load_tokenizer
-from tasks.data.records import Split, read_prompts
+from tasks.data.records import Split, read_pair_weights, read_prompts
 from tasks.learning import processes
 from tasks.learning.batches import collate_pairs, micro_batches, require_rows
 from tasks.learning.dpo.preference_losses import implicit_rewards, preference_loss
@@ -54,6 +54,7 @@ class StepCounts(NamedTuple):
 
     pairs: int
     chosen_tokens: int
+    weight: float  # of the pairs in the loss
 
 
 def dpo(params: Params) -> None:
@@ -72,6 +73,7 @@ def dpo(params: Params) -> None:
         return require_rows(found, PREFERENCES, split)
 
     pairs, validation = pairs_of("train"), pairs_of("validation")
+    weights, validation_weights = (weights_of(split, unwrapped(policy).device) for split in ("train", "validation"))
     prompts = require_rows(read_prompts(VALIDATED, "validation"), PROMPTS, "validation")
     evaluation_points = EvaluationPoints(policy, tokenizer, prompts, settings, params, temperature=1.0)
     fingerprint = stage_fingerprint("dpo") or content_fingerprint("dpo", params, [PREFERENCES, PROMPTS, SFT])
@@ -89,11 +91,12 @@ def dpo(params: Params) -> None:
             *reference_cache.logps(policy, pairs, list(trainer.first_epoch()), trainer.autocast, title=title)
         )
         logps_before = PairValues(*reference_cache.logps(policy, validation, held_out, title=title))
-        dpo_training_loop(trainer, policy, pairs, reference, settings)
+        dpo_training_loop(trainer, policy, pairs, reference, settings, weights=weights)
         policy = merged(full_model(policy))
         logps_after = PairValues(*all_logps(policy, validation, held_out, title="dpo: validation"))
         before, after = (
-            held_out_metrics(logps, logps_before, validation, settings) for logps in (logps_before, logps_after)
+            held_out_metrics(logps, logps_before, validation, settings, weights=validation_weights)
+            for logps in (logps_before, logps_after)
         )
         trainer.check({"held-out loss": after["loss"]})
         metrics = {
@@ -107,16 +110,25 @@ def dpo(params: Params) -> None:
     trainer.finish()
 
 
+def weights_of(split: Split, device: torch.device) -> Tensor | None:
+    """Give the weights (N,) of a split's pairs; None where each counts 1."""
+    weights = read_pair_weights(VALIDATED, split).weights
+    return torch.tensor(weights, device=device) if {*weights} != {1.0} else None
+
+
 def dpo_training_loop(
     trainer: SupervisedTrainer,
     policy: nn.Module,
     pairs: Sequence[EncodedPair],
     reference: PairValues,
     settings: Dpo,
+    *,
+    weights: Tensor | None = None,
 ) -> None:
-    """Minimise the preference loss, averaged over the pairs of a step; `reference` is of all pairs."""
+    """Minimise the preference loss, averaged over the pairs of a step; `reference` and `weights` are of all pairs."""
     for step in trainer.steps():
-        counts = StepCounts(len(step.items), sum(len(pairs[item].chosen.completion) for item in step.items))
+        weight = float(len(step.items)) if weights is None else float(weights[step.items].sum())
+        counts = StepCounts(len(step.items), sum(len(pairs[item].chosen.completion) for item in step.items), weight)
         with step.attempt():
             for micro_batch in step.micro_batches:
                 batch = collate_pairs([pairs[index] for index in micro_batch.items], compute_device(policy))
@@ -124,20 +136,37 @@ def dpo_training_loop(
                     logps = PairValues(*item_logps(policy, batch, 2))
                 reference_logps = PairValues(*(values[micro_batch.items] for values in reference))
                 tokens = PairValues(*batch.completion_mask.sum(dim=1).chunk(2))
-                metrics = pair_metrics(logps, reference_logps, tokens, counts, settings)
+                of_batch = None if weights is None else weights[micro_batch.items]
+                metrics = pair_metrics(logps, reference_logps, tokens, counts, settings, weights=of_batch)
                 if step.number == 1:
                     check_first_rewards(metrics, settings)
                 step.backward(micro_batch, metrics._asdict())
 
 
 def pair_metrics(
-    logps: PairValues, reference: PairValues, tokens: PairValues, counts: StepCounts, settings: Dpo
+    logps: PairValues,
+    reference: PairValues,
+    tokens: PairValues,
+    counts: StepCounts,
+    settings: Dpo,
+    *,
+    weights: Tensor | None = None,
 ) -> PairMetrics:
-    """Loss and metrics of some pairs, as their part of a step of `counts`; `tokens` are the completions' lengths."""
+    """Loss and metrics of some pairs, as their part of a step of `counts`.
+
+    Args:
+        logps: under the policy; carry the gradient.
+        reference: under the reference.
+        tokens: lengths of the completions.
+        counts: of the step.
+        settings: of the loss.
+        weights: (B,) of the pairs in the loss, which other metrics do not heed; None: each counts 1.
+    """
     rewards = implicit_rewards(logps, reference, tokens, settings.loss, settings.beta)
     loss = preference_loss(
         rewards.margins,
-        counts.pairs,
+        weights,
+        counts.weight,
         settings.loss,
         beta=settings.beta,
         label_smoothing=settings.label_smoothing,
@@ -157,12 +186,19 @@ def pair_metrics(
 
 
 def held_out_metrics(
-    logps: PairValues, reference: PairValues, pairs: Sequence[EncodedPair], settings: Dpo
+    logps: PairValues,
+    reference: PairValues,
+    pairs: Sequence[EncodedPair],
+    settings: Dpo,
+    *,
+    weights: Tensor | None = None,
 ) -> dict[str, float]:
     """Mean metrics over pairs, in fp32."""
     lengths = [[len(row.completion) for row in pair] for pair in pairs]
     tokens = PairValues(*torch.tensor(lengths, device=logps.chosen.device).unbind(dim=1))
-    metrics = pair_metrics(logps, reference, tokens, StepCounts(len(pairs), int(tokens.chosen.sum())), settings)
+    weight = float(len(pairs)) if weights is None else float(weights.sum())
+    counts = StepCounts(len(pairs), int(tokens.chosen.sum()), weight)
+    metrics = pair_metrics(logps, reference, tokens, counts, settings, weights=weights)
     return {name: value.item() for name, value in metrics._asdict().items()}
 
 

@@ -122,3 +122,19 @@ def test_an_empty_split_says_the_cure(params: Params):
     write_records(VALIDATED, "preferences", records)
     with pytest.raises(InputError, match=r"preferences.jsonl has no row in the train split: .*prepare.split"):
         dpo(params)
+
+
+def test_pairs_of_a_ranked_list_count_as_one(make_params: MakeParams):
+    """A pair in three copies of a third each is learned from as the pair alone."""
+    [*pairs] = records_of(VALIDATED, "preferences")
+    settings = {"epochs": 1, "learning_rate": 1e-2, "nll_weight": 0.0}
+    thirds = [each._replace(weight=1 / 3) for each in pairs for _ in range(3)]
+    losses = []
+    for rows, size in ((pairs, 10), (thirds, 30)):
+        write_records(VALIDATED, "preferences", rows)
+        dpo(make_params(dpo=settings | {"batch_size": size}, runtime={"max_tokens_per_micro_batch": 2000}))
+        losses.append(read_json(Path("metrics/dpo.json"))["validation"]["after"]["loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    write_records(VALIDATED, "preferences", [*pairs[:-8], *(each._replace(weight=9.0) for each in pairs[-8:])])
+    dpo(make_params(dpo=settings | {"batch_size": 10}))
+    assert read_json(Path("metrics/dpo.json"))["validation"]["after"]["loss"] == pytest.approx(losses[0], abs=1e-6)

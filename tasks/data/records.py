@@ -148,6 +148,27 @@ def read_records(folder: Path, kind: Kind, split: Split | None = None) -> Iterat
             yield TYPES[kind](**row)
 
 
+class PairWeights(NamedTuple):
+    """What each pair of a split counts."""
+
+    weights: list[float]  # in a loss; 1 where the pair says nothing
+    strengths: list[float]  # 0 where the pair says nothing
+
+
+def read_pair_weights(folder: Path, split: Split) -> PairWeights:
+    """Read the weights and strengths of a split's pairs, in their order.
+
+    Raises:
+        InputError: the file is missing, or a row is damaged.
+    """
+    found = PairWeights([], [])
+    for record in read_records(folder, "preferences", split):
+        assert isinstance(record, Preference)
+        found.weights.append(1.0 if record.weight is None else record.weight)
+        found.strengths.append(record.strength or 0.0)
+    return found
+
+
 def read_ratings(folder: Path, split: Split | None = None) -> Iterator[Rating]:
     """Read the ratings of a folder one at a time, of one split or of all.
 

@@ -20,7 +20,7 @@ def pair(chosen: list[float], rejected: list[float]) -> PairValues:
 
 def loss_at(margin: float, loss: PreferenceLoss, *, beta: float = 0.5, smoothing: float = 0.0, gamma: float = 0.0):
     margins = torch.tensor([margin], dtype=torch.float64)
-    found = preference_loss(margins, 1, loss, beta=beta, label_smoothing=smoothing, simpo_gamma=gamma)
+    found = preference_loss(margins, None, 1, loss, beta=beta, label_smoothing=smoothing, simpo_gamma=gamma)
     return found.item()
 
 
@@ -99,7 +99,7 @@ def test_parts_of_a_step_add_up(loss: PreferenceLoss):
 
     def preference(rows: slice) -> float:
         terms = {"beta": 0.1, "label_smoothing": 0.0, "simpo_gamma": 0.5}
-        return preference_loss(margins[rows], 6, loss, **terms).item()
+        return preference_loss(margins[rows], None, 6, loss, **terms).item()
 
     def reward(rows: slice) -> float:
         part = PairValues(scores.chosen[rows], scores.rejected[rows])
@@ -107,3 +107,13 @@ def test_parts_of_a_step_add_up(loss: PreferenceLoss):
 
     for whole in (preference, reward):
         assert whole(slice(0, 1)) + whole(slice(1, 6)) == pytest.approx(whole(slice(0, 6)), rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_pairs_count_as_much_as_they_weigh(loss: PreferenceLoss):
+    margins, weights = torch.tensor([0.3, -1.0, 2.0]), torch.tensor([1 / 3, 1 / 3, 1.0])
+    terms = {"beta": 0.5, "label_smoothing": 0.0, "simpo_gamma": 0.0}
+    one, two, three = (preference_loss(margins[[each]], None, 1, loss, **terms) for each in range(3))
+    weighted = preference_loss(margins, weights, float(weights.sum()), loss, **terms)
+    # (1/3 a + 1/3 b + c) / (5/3) = (a + b + 3 c) / 5
+    assert weighted.item() == pytest.approx((one + two + 3 * three).item() / 5, abs=1e-6)

@@ -150,7 +150,7 @@ def test_dpo(tiny_model: Path, tmp_path: Path, make_params: MakeParams, loss: Pr
             held_to = PairValues(*item_logps(reference, batch, 2))
         tokens = PairValues(*batch.completion_mask.sum(dim=1).chunk(2))
         return pair_metrics(
-            PairValues(*item_logps(model, batch, 2)), held_to, tokens, StepCounts(4, chosen_tokens), settings
+            PairValues(*item_logps(model, batch, 2)), held_to, tokens, StepCounts(4, chosen_tokens, 4.0), settings
         ).loss
 
     same_loss_and_gradient(ours, theirs, lambda: causal(tiny_model, 0))

@@ -34,9 +34,16 @@ def implicit_rewards(
 
 
 def preference_loss(
-    margins: Tensor, pair_count: int, loss: PreferenceLoss, *, beta: float, label_smoothing: float, simpo_gamma: float
+    margins: Tensor,
+    weights: Tensor | None,
+    total_weight: float,
+    loss: PreferenceLoss,
+    *,
+    beta: float,
+    label_smoothing: float,
+    simpo_gamma: float,
 ) -> Tensor:
-    """The loss of direct preference optimisation, as these pairs' part of the mean over `pair_count` pairs.
+    """The loss of direct preference optimisation, as these pairs' part of the weighted mean over a step's pairs.
 
     With m the margin of the implicit rewards, e the label smoothing and b beta:
 
@@ -49,7 +56,8 @@ def preference_loss(
 
     Args:
         margins: (N,), from `implicit_rewards` with the same loss and beta.
-        pair_count: pairs of the whole step.
+        weights: (N,); None: each counts 1.
+        total_weight: what the pairs of the whole step weigh: their number, where each counts 1.
         loss: which of the above.
         beta: b; only ipo needs it beyond the margins.
         label_smoothing: e, the chance that a label is wrong; 0 for the losses without it.
@@ -72,4 +80,4 @@ def preference_loss(
             losses = -logsigmoid(margins)
         case "simpo":
             losses = -logsigmoid(margins - simpo_gamma)
-    return losses.sum() / pair_count
+    return (losses if weights is None else weights * losses).sum() / total_weight
