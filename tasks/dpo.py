@@ -73,7 +73,7 @@ def dpo(params: Params) -> None:
         return require_rows(found, PREFERENCES, split)
 
     pairs, validation = pairs_of("train"), pairs_of("validation")
-    weights, validation_weights = (weights_of(split, unwrapped(policy).device) for split in ("train", "validation"))
+    weights, validation_weights = (weights_of(split, compute_device(policy)) for split in ("train", "validation"))
     prompts = require_rows(read_prompts(VALIDATED, "validation"), PROMPTS, "validation")
     evaluation_points = EvaluationPoints(policy, tokenizer, prompts, settings, params, temperature=1.0)
     fingerprint = stage_fingerprint("dpo") or content_fingerprint("dpo", params, [PREFERENCES, PROMPTS, SFT])
