@@ -32,6 +32,7 @@ def held_out_reward(params: Params) -> None:
         params.held_out_reward,
         learned_from="validation",
         watched="test",
+        stopped_by="train",
         fingerprint=stage_fingerprint("held_out_reward"),
         tracked=tracking.run("held_out_reward", params, INPUTS),
     )

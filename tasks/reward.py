@@ -28,6 +28,7 @@ def reward(params: Params) -> None:
         params.reward,
         learned_from="train",
         watched="validation",
+        stopped_by="validation",
         fingerprint=stage_fingerprint("reward"),
         tracked=tracking.run("reward", params, INPUTS),
     )

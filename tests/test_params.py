@@ -20,6 +20,7 @@ from tasks.settings.params import NO_ROWS, RENAMED, RENAMED_VALUES, LlmJudge, Pa
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 TRAINING = ["epochs", "batch_size", "learning_rate", "warmup_ratio", "schedule", "weight_decay", "max_grad_norm"]
 # Explained where they come first; the comment above the section, or the order, says so.
+HEAD = ["pooling", "head_init", "head_l2", "head_learning_rate"]
 EXPLAINED_ELSEWHERE = {
     f"{section}.{key}": f"{first}.{key}"
     for first, sections, keys in [
@@ -28,7 +29,13 @@ EXPLAINED_ELSEWHERE = {
         (
             "reward",
             ["held_out_reward"],
-            ["pooling", "head_init", "head_l2", "head_learning_rate", "margin", "centering", "label_smoothing"],
+            [
+                *HEAD,
+                "early_stopping",
+                "margin",
+                "centering",
+                "label_smoothing",
+            ],
         ),
         (
             "prepare.demonstrations",

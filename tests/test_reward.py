@@ -24,6 +24,7 @@ from tasks.learning.reward_model.training import accuracies, held_out_loss, pair
 from tasks.reward import reward
 from tasks.settings.params import Params
 from tests.conftest import MODEL_FILES, MakeParams, NotedRun, file_names, moved_weights, records_of
+from tests.learning.distributed_run import EnoughError, stop_after
 from tests.test_sft import read_curve
 
 pytestmark = pytest.mark.usefixtures("workspace", "noted_run")
@@ -134,6 +135,48 @@ def test_pairs_of_one_prompt_give_no_folds(make_params: MakeParams):
     write_records(VALIDATED, "preferences", same)
     with pytest.raises(InputError, match=r"reward: head_l2 cannot be chosen .*: all training pairs share one prompt"):
         reward(make_params(reward=FITTED))
+
+
+# Labels of training and validation contradict each other, so every step makes the loss larger.
+STOPPED = {"epochs": 30, "learning_rate": 1e-2, "early_stopping": 2, "batch_size": 5, "schedule": "constant"}
+
+
+def contradict() -> None:
+    easy = [
+        record._replace(
+            **dict(zip(("chosen", "rejected"), ("yes", "no")[:: 1 if record.split == "train" else -1], strict=True))
+        )
+        for record in records_of(VALIDATED, "preferences")
+    ]
+    write_records(VALIDATED, "preferences", easy)
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_training_that_no_longer_helps_ends_and_the_best_weights_come_back(make_params: MakeParams, lora: int):
+    contradict()
+    reward(make_params(reward=STOPPED, lora={"rank": lora}))
+    metrics = read_json(Path("metrics/reward.json"))
+    evaluations, best_step = metrics["early_stopping"]["evaluations"], metrics["early_stopping"]["best_step"]
+    best = min(evaluations, key=lambda each: each["loss"])
+    assert best_step == best["step"]
+    assert metrics["steps"] == evaluations[-1]["step"] == best_step + 2
+    assert metrics["validation"]["loss"]["after"] == pytest.approx(best["loss"], rel=1e-5)
+    assert evaluations[-1]["loss"] > best["loss"] + 0.01
+
+
+def test_a_killed_run_stops_where_an_unbroken_one_does_with_the_same_bytes(make_params: MakeParams):
+    contradict()
+    params = make_params(reward=STOPPED, runtime={"checkpoint_every": 1})
+    reward(params)
+    files = [Path("models/reward/model.safetensors"), Path("metrics/reward.json"), Path("curves/reward.csv")]
+    expected = [file.read_bytes() for file in files]
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(1, patch)
+        with pytest.raises(EnoughError):
+            reward(params)
+    assert list(Path(".trueline/checkpoints/reward").iterdir())
+    reward(params)
+    assert [file.read_bytes() for file in files] == expected
 
 
 def test_the_head_has_a_rate_of_its_own(make_params: MakeParams):

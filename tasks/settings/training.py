@@ -32,6 +32,7 @@ class Reward(Training):
     head_init: HeadInit
     head_l2: Positive | None
     head_learning_rate: Positive | None
+    early_stopping: Count | None
     margin: NotNegative
     centering: NotNegative
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]

@@ -32,7 +32,7 @@ from tests.learning.distributed_run import EnoughError, stop_after
 
 STAGES = {"sft": sft, "reward": reward, "dpo": dpo, "kto": kto, "ppo": ppo}
 # All that a reward model has besides its plain training.
-REWARD = {"pooling": "mean", "head_init": "fit", "head_learning_rate": 5e-3}
+REWARD = {"pooling": "mean", "head_init": "fit", "head_learning_rate": 5e-3, "early_stopping": 9}
 PPO = {"iterations": 3, "rollouts": 7, "num_minibatches": 2, "max_new_tokens": 8, "critic_warmup": 1}
 
 Curves = dict[str, list[dict[str, float]]]

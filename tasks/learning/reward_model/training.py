@@ -2,7 +2,7 @@
 
 import logging
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Sized
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -18,7 +18,15 @@ from tasks.data.encoding.tokens import EncodedPair, load_tokenizer
 from tasks.data.records import Preference, Record, Split, read_records
 from tasks.data.splits import root_id
 from tasks.learning import processes
-from tasks.learning.batches import Batch, collate_pairs, micro_batches, pair_batches, require_rows, row_batches
+from tasks.learning.batches import (
+    Batch,
+    collate_pairs,
+    micro_batches,
+    pair_batches,
+    require_rows,
+    row_batches,
+    steps_in,
+)
 from tasks.learning.maths.pairs import PairValues
 from tasks.learning.models.forward import compute_device
 from tasks.learning.models.loading import (
@@ -37,6 +45,7 @@ from tasks.learning.reward_model.head_fit import LARGEST_FIT, answer_features, f
 from tasks.learning.reward_model.loss import loss_of
 from tasks.learning.sharding import full_model
 from tasks.learning.training.curves import NO_STEPS, Run, publish
+from tasks.learning.training.early_stopping import EarlyStopping
 from tasks.learning.training.supervised import SupervisedTrainer
 from tasks.settings.fingerprint import Fingerprint, content_fingerprint
 from tasks.settings.params import Params, Reward
@@ -46,6 +55,8 @@ DEMONSTRATIONS, PREFERENCES = VALIDATED / "demonstrations.jsonl", VALIDATED / "p
 INPUTS = [PREFERENCES, DEMONSTRATIONS]
 # What lies in the place of a model that was not wanted, and says so.
 NOTE, NOTHING_TRAINED = "NOTE.txt", "No reward model was trained"
+EVALUATIONS_PER_EPOCH = 4
+MOST_EVALUATED = 512  # pairs, in an evaluation of early stopping
 logger = logging.getLogger(__name__)
 
 
@@ -64,6 +75,7 @@ def train_reward_model(
     *,
     learned_from: Split,
     watched: Split,
+    stopped_by: Split,
     fingerprint: Fingerprint | None,
     tracked: AbstractContextManager[Run],
 ) -> None:
@@ -75,6 +87,7 @@ def train_reward_model(
         settings: of the training.
         learned_from: the split that is trained on.
         watched: the split whose loss is measured before and after; the other figures are of the test split.
+        stopped_by: the split on which early stopping measures the loss, if the settings ask for it.
         fingerprint: what the stage's result follows from; None where DVC does not know it.
         tracked: gives the run, and ends it; entered when the input has been checked.
 
@@ -99,6 +112,7 @@ def train_reward_model(
         head = start_head(started, pairs, pair_sources(learned_from), settings, params, stage=stage)
         model = with_adapters(started, params.lora)
         lengths = (2 * pairs.lengths).tolist()
+        stopping = early_stopping(model, pairs, lambda: pairs_of(stopped_by), settings, tokens)
         trainer = SupervisedTrainer(
             stage,
             fingerprint,
@@ -108,9 +122,11 @@ def train_reward_model(
             settings=settings,
             run=run,
             head_learning_rate=settings.head_learning_rate,
+            callback=stopping,
         )
         before = held_out_loss(model, held_out, settings, f"{stage}: held-out pairs before")
         reward_training_loop(trainer, model, pairs, settings)
+        stopped = {"early_stopping": stopping.restore_best()} if stopping else {}
         model = merged(full_model(model))
         after = held_out_loss(model, held_out, settings, f"{stage}: held-out pairs after")
         raw = scored_pairs(model, test, tokens, f"{stage}: test pairs")  # raw scores: their margins are the log-odds
@@ -122,6 +138,7 @@ def train_reward_model(
             "tokens": int(pairs.counts[:, 1:].sum()),
             **trainer.summary(),
             **head,
+            **stopped,
             watched: {"loss": {"before": before, "after": after}},
             **reward_metrics(scored),
             **accuracies(scored, sources),
@@ -160,6 +177,24 @@ def start_head(
     with torch.no_grad():
         score_head(model).get_parameter("weight").copy_(fit.weights[None])
     return {"head_fit": fit.figures}
+
+
+def early_stopping(
+    model: nn.Module, learned: Sized, asked: Callable[[], Sequence[EncodedPair]], settings: Reward, tokens: int
+) -> EarlyStopping | None:
+    """Give what stops training on the loss of held-out pairs `asked`, at most `MOST_EVALUATED`, if it is asked for."""
+    if settings.early_stopping is None:
+        return None
+    held_out = asked()
+    pairs = [held_out[place] for place in evenly_spaced(len(held_out), MOST_EVALUATED)]
+    batches = pair_batches(pairs, tokens, compute_device(model))
+    every = max(1, steps_in(len(learned), settings.batch_size, 1) // EVALUATIONS_PER_EPOCH)
+    return EarlyStopping(
+        model,
+        lambda: held_out_loss(model, batches, settings, "early stopping"),
+        every=every,
+        patience=settings.early_stopping,
+    )
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:

@@ -36,7 +36,7 @@ class Progress(NamedTuple):
 
     step: int = 0  # steps done
     rows: Sequence[CurveRow] = ()  # the curve so far
-    extra: Mapping[str, Any] = {}  # what else the trainer carries from step to step, as JSON can hold it
+    extra: Mapping[str, Any] = {}  # what else the trainer carries from step to step: plain data and tensors
 
 
 class Checkpoints:
@@ -196,15 +196,16 @@ def _warn(message: str, *arguments: object) -> None:
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: weight.detach() for name, weight in full_tensors(_trainable(model)).items()}
+    return {name: weight.detach() for name, weight in full_tensors(trainable_weights(model)).items()}
 
 
-def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+def trainable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that learn, by name."""
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def _load_trainable(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    for name, weight in _trainable(model).items():
+    for name, weight in trainable_weights(model).items():
         set_full_value(weight, saved[name])
 
 

@@ -15,13 +15,13 @@ class StepCallback(Protocol):
 
     @property
     def state(self) -> Mapping[str, Any]:
-        """What a checkpoint saves of it, as JSON can hold it."""
+        """What a checkpoint saves of it: plain data and tensors."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take the state of a checkpoint back."""
 
-    def at_step(self, step: int, num_steps: int) -> None:
-        """Look at the model after `step` of `num_steps` steps."""
+    def at_step(self, step: int, num_steps: int) -> bool | None:
+        """Look at the model after `step` of `num_steps` steps; True ends the training."""
 
 
 class TrainingLoop:
@@ -70,7 +70,8 @@ class TrainingLoop:
         if self._callback:
             self._callback.restore(done.extra)
         for step in range(done.step + 1, self.num_steps + 1):
-            self._call(step - 1)
+            if self._call(step - 1):
+                return
             yield step
         self._call(self.num_steps)
 
@@ -101,6 +102,5 @@ class TrainingLoop:
         if processes.is_main():
             self._checkpoints.finish()
 
-    def _call(self, step: int) -> None:
-        if self._callback:
-            self._callback.at_step(step, self.num_steps)
+    def _call(self, step: int) -> bool:
+        return bool(self._callback and self._callback.at_step(step, self.num_steps))
