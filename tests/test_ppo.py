@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tasks import ppo as stage
 from tasks.common.errors import InputError
 from tasks.common.files import MODELS, VALIDATED, read_json
 from tasks.data.answers import read_answers
@@ -316,9 +317,17 @@ def test_dynamic_sampling_draws_further_prompts_and_goes_on_where_a_killed_run_e
         learned.append(rollouts.learned_scores.view(-1, 2))
         return learn(self, rollouts, iteration, *rest)
 
+    drawn = []
+
+    def draw(count, start, number, seed):
+        drawn.extend(range(start, start + number))
+        return drawn_prompts(count, start, number, seed)
+
+    monkeypatch.setattr(stage, "drawn_prompts", draw)
     monkeypatch.setattr(PPOTrainer, "update", noted)
     ppo(params)
     rows, expected = curve(), written()
+    assert drawn == list(range(int(sum(row["prompts_sampled"] for row in rows))))  # no prompt is skipped or met twice
     assert all(3 <= row["prompts_sampled"] <= 9 for row in rows)
     assert rows[0]["prompts_sampled"] > 3
     for row, scores in zip(rows, learned, strict=True):
