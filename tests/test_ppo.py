@@ -317,7 +317,7 @@ def test_dynamic_sampling_draws_further_prompts_and_goes_on_where_a_killed_run_e
         learned.append(rollouts.learned_scores.view(-1, 2))
         return learn(self, rollouts, iteration, *rest)
 
-    drawn = []
+    drawn: list[int] = []
 
     def draw(count, start, number, seed):
         drawn.extend(range(start, start + number))

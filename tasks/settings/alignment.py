@@ -125,7 +125,7 @@ class Ppo(MethodSettings):
     def _nothing_is_ignored(self) -> "Ppo":
         if self.max_update_kl is not None and self.epochs == 1:
             raise ValueError(
-                "max_update_kl ends a round's further epochs, and there is one only: raise epochs or null it"
+                "max_update_kl ends an iteration's further epochs, and there is one only: raise epochs or null it"
             )
         if self.estimator != "gae" and self.critic_warmup:
             raise ValueError(f"the estimator {self.estimator} has no critic to warm up: set critic_warmup to 0")
