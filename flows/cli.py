@@ -14,7 +14,7 @@ from tasks.common.safe_text import clean_logs, clean_traceback
 from tasks.methods import STAGES
 
 if TYPE_CHECKING:
-    from flows.walk import Result
+    from flows.steps import Result
     from tasks.data.exclusions import What
     from tasks.settings.params import Params
 
@@ -64,7 +64,7 @@ def run(
     from flows.locks import refuse_a_second
     from flows.preflight import preflight
     from flows.server import named_server
-    from flows.walk import finish_unchanged
+    from flows.steps import finish_unchanged
     from tasks.registry.dvc_outputs.remote import check_default_remote
 
     refuse_a_second()

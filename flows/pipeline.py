@@ -1,4 +1,4 @@
-"""The flow: name the opponent, walk DVC's plan, sync the lineage, register, report, promote if the gate says so."""
+"""The flow under Prefect, which keeps a record of each step and tries a stage again after a fault that may pass."""
 
 from typing import Any
 
@@ -9,15 +9,15 @@ from prefect.client.schemas.objects import State, TaskRun
 
 from flows.approval import ask
 from flows.locks import one_flow_at_a_time
-from flows.preflight import preflight
 from flows.reproduce import StageError, StageRun
-from flows.walk import Result, Walk, name_what_can_be_fetched
+from flows.steps import Result, Steps, begin, finish
+from flows.steps import name_opponent as name_the_opponent
+from flows.walk import Walk, name_what_can_be_fetched
 from tasks.common.safe_text import clean_logs
-from tasks.registry.dvc_outputs.graph import GraphStatus, graph_status
+from tasks.registry.dvc_outputs.graph import GraphStatus
 from tasks.registry.lineage import sync
 from tasks.registry.lineage.report import write_report
 from tasks.registry.promotion import champion
-from tasks.registry.promotion.opponent import refresh_opponent
 from tasks.settings.params import Params, load_params
 
 RETRY_DELAYS = [10.0, 60.0]  # seconds
@@ -45,10 +45,14 @@ def run_stage(walk: Walk, stage: str) -> StageRun:
     return walk.bring_up_to_date(stage)
 
 
+def _run_by_name(walk: Walk, stage: str) -> StageRun:
+    return run_stage.with_options(name=stage)(walk, stage)
+
+
 @task(name="opponent", cache_policy=NO_CACHE)
 def name_opponent(params: Params, graph: GraphStatus) -> GraphStatus:
     """Write whom the candidate must beat into opponent.json; gives what DVC says of the stages then."""
-    return graph_status() if refresh_opponent(params, graph) else graph
+    return name_the_opponent(params, graph)
 
 
 @task(name="lineage", cache_policy=NO_CACHE)
@@ -93,13 +97,8 @@ def pipeline(*, pull: bool = False) -> Result:
     """
     clean_logs()  # here too: a scheduled run is a process that Prefect starts
     with one_flow_at_a_time():
-        params, graph = preflight()
-        graph = name_opponent(params, graph)
+        steps = Steps(name_opponent, _run_by_name, sync_lineage, register, report, promote)
+        params, graph = begin(steps)
         if not pull:
             name_what_can_be_fetched(graph)
-        walk = Walk(graph, pull=pull)
-        stages = [run_stage.with_options(name=stage)(walk, stage) for stage in walk.plan]
-        synced = sync_lineage(params)
-        registered = register(params)
-        report(params)  # before a person is asked, who wants to read it
-        return Result(stages, registered, promote(params), synced["alarms"])
+        return finish(steps, params, Walk(graph, pull=pull))

@@ -4,32 +4,16 @@ import logging
 import sys
 import threading
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
 
 from flows.figures import headline_figure
-from flows.locks import one_flow_at_a_time
-from flows.preflight import preflight
 from flows.reproduce import StageRun, reproduce
 from tasks.common.errors import InputError
 from tasks.registry.dvc_outputs.graph import GraphStatus, graph_status
 from tasks.registry.dvc_outputs.remote import default_remote, fetch, fetchable
-from tasks.registry.lineage import sync
-from tasks.registry.lineage.report import write_report
-from tasks.registry.promotion import champion
-from tasks.registry.promotion.opponent import refresh_opponent
 from tasks.stage import FAILURE_FILE
 
 ANSWER_SECONDS = 30.0  # for a remote to say what it has
 logger = logging.getLogger(__name__)
-
-
-class Result(NamedTuple):
-    """What came of a flow."""
-
-    stages: list[StageRun]
-    registered: champion.Registered
-    promotion: champion.Promotion
-    alarms: list[str]  # stages that gave other bytes than before on the same input
 
 
 class Walk:
@@ -90,23 +74,3 @@ def name_what_can_be_fetched(graph: GraphStatus) -> None:
     elif found:
         message = f"DVC's remote has {', '.join(found)}: trueline run --pull fetches instead of computing again"
         sys.stderr.write(f"trueline: {message}\n")
-
-
-def finish_unchanged() -> Result | None:
-    """Do all that the flow does where no stage is stale, without Prefect; None where one is.
-
-    Raises:
-        InputError: something must be fixed, or another flow runs in this checkout.
-    """
-    with one_flow_at_a_time():
-        params, graph = preflight()
-        if refresh_opponent(params, graph):
-            graph = graph_status()
-        if graph.stale:
-            return None
-        walk = Walk(graph)
-        stages = [walk.bring_up_to_date(stage) for stage in walk.plan]
-        synced = sync.sync(params)
-        registered = champion.register(params)
-        write_report(params)
-        return Result(stages, registered, champion.promote(params), synced["alarms"])

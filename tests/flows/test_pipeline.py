@@ -43,7 +43,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     verdict = {"promoted": True, "held": False, "version": 1, "champion": 1, "reasons": []}
     graph = GraphStatus({"prepare": [], "sft": []}, {"prepare": set(), "sft": {"prepare"}})
-    monkeypatch.setattr(module, "preflight", step("preflight", (None, graph)))
+    monkeypatch.setattr("flows.steps.preflight", step("preflight", (None, graph)))
     monkeypatch.setattr(module, "name_opponent", step("opponent", graph))
     monkeypatch.setattr(module, "run_stage", Plain(lambda _walk, stage: StageRun(stage, "ran", 1.0, ""), calls))
     monkeypatch.setattr(module, "sync_lineage", step("lineage", {"stages": [], "alarms": ["sft differs"]}))

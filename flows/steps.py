@@ -1,0 +1,76 @@
+"""The steps of a flow in their order: tasks under Prefect, and plain calls where no stage is stale."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from flows.locks import one_flow_at_a_time
+from flows.preflight import preflight
+from flows.reproduce import StageRun
+from flows.walk import Walk
+from tasks.registry.dvc_outputs.graph import GraphStatus, graph_status
+from tasks.registry.lineage import sync
+from tasks.registry.lineage.report import write_report
+from tasks.registry.promotion import champion
+from tasks.registry.promotion.opponent import refresh_opponent
+from tasks.settings.params import Params
+
+
+class Result(NamedTuple):
+    """What came of a flow."""
+
+    stages: list[StageRun]
+    registered: champion.Registered
+    promotion: champion.Promotion
+    alarms: list[str]  # stages that gave other bytes than before on the same input
+
+
+class Steps(NamedTuple):
+    """What a flow calls, in this order."""
+
+    name_opponent: Callable[[Params, GraphStatus], GraphStatus]
+    run_stage: Callable[[Walk, str], StageRun]
+    sync_lineage: Callable[[Params], sync.Synced]
+    register: Callable[[Params], champion.Registered]
+    report: Callable[[Params], object]
+    promote: Callable[[Params], champion.Promotion]
+
+
+def name_opponent(params: Params, graph: GraphStatus) -> GraphStatus:
+    """Write whom the candidate must beat into opponent.json; gives what DVC says of the stages then."""
+    return graph_status() if refresh_opponent(params, graph) else graph
+
+
+def begin(steps: Steps) -> tuple[Params, GraphStatus]:
+    """Check what a run needs, and name the opponent; give the settings, and what DVC says of the stages.
+
+    Raises:
+        InputError: something must be fixed.
+    """
+    params, graph = preflight()
+    return params, steps.name_opponent(params, graph)
+
+
+def finish(steps: Steps, params: Params, walk: Walk) -> Result:
+    """Bring every stage up to date, then link, register, report and promote what came of them.
+
+    Raises:
+        InputError: something must be fixed.
+        StageError: a stage failed for a reason of its own.
+    """
+    stages = [steps.run_stage(walk, stage) for stage in walk.plan]
+    synced = steps.sync_lineage(params)
+    registered = steps.register(params)
+    steps.report(params)  # before a person is asked, who wants to read it
+    return Result(stages, registered, steps.promote(params), synced["alarms"])
+
+
+def finish_unchanged() -> Result | None:
+    """Do all that the flow does where no stage is stale, without Prefect; None where one is.
+
+    Raises:
+        InputError: something must be fixed, or another flow runs in this checkout.
+    """
+    steps = Steps(name_opponent, Walk.bring_up_to_date, sync.sync, champion.register, write_report, champion.promote)
+    with one_flow_at_a_time():
+        params, graph = begin(steps)
+        return None if graph.stale else finish(steps, params, Walk(graph))
