@@ -19,6 +19,7 @@ OLD = {
     "tokens_per_pass": "max_tokens_per_micro_batch",
     "trial": "reward_check",
     "trunk": "shared backbone",
+    "unnoted": "unrecorded",
     "visited": "evaluation points",
 }
 # Where old words must stand: they say what was renamed, or read what an earlier release wrote.

@@ -21,7 +21,7 @@ backward = TrainingStep.backward
 
 
 @contextmanager
-def unnoted(*_: Any, **__: Any) -> Any:
+def unrecorded(*_: Any, **__: Any) -> Any:
     yield NotedRun()
 
 
@@ -33,6 +33,6 @@ def wait_in_backward(self: TrainingStep, micro_batch: MicroBatch, losses: Mappin
 
 
 if __name__ == "__main__":
-    tracking.run = unnoted
+    tracking.run = unrecorded
     TrainingStep.backward = wait_in_backward  # type: ignore[method-assign]
     main(sft)

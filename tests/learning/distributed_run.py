@@ -24,7 +24,7 @@ from tests.conftest import NotedRun
 
 
 @contextmanager
-def unnoted(*_: Any, **__: Any) -> Any:
+def unrecorded(*_: Any, **__: Any) -> Any:
     yield NotedRun()
 
 
@@ -45,7 +45,7 @@ def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def main(settings: str, *stages: str) -> None:
-    tracking.run = unnoted
+    tracking.run = unrecorded
     params = parse_params(yaml.safe_load(Path(settings).read_text(encoding="utf-8")))
     for stage, _, last in (each.partition("@") for each in stages):
         if last:
