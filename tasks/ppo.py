@@ -221,7 +221,9 @@ def scored_round(
         seed = seed_for(params.seed, f"sampling, round {asked.number}" if asked.number else "sampling", iteration)
         responses = trainer.sample([prompts.encoded[index] for index in drawn], seed)
     with clock("score"):
-        of_functions = function_scores(functions, prompts.records, drawn, responses, trainer.tokenizer)
+        of_functions = function_scores(
+            functions, prompts.records, drawn, responses, trainer.tokenizer, reasoning=params.base.reasoning
+        )
         scores = trainer.reward_scores(responses, of_functions)
     return Scored(responses, scores, trainer.learned_scores(responses, scores))
 
@@ -363,7 +365,9 @@ def samples(
             max_concurrent_sequences=SAMPLES,
         )
         batch = collate([response.row for response in responses], compute_device(policy))
-        of_functions = function_scores(functions, records, range(len(records)), responses, tokenizer)
+        of_functions = function_scores(
+            functions, records, range(len(records)), responses, tokenizer, reasoning=params.base.reasoning
+        )
         with torch.no_grad():
             of_model = torch.zeros(0) if models.reward is None else completion_scores(models.reward, batch)
         scores = weighted_sum(rewards, by_reward(rewards, of_model, of_functions))

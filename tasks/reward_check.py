@@ -14,6 +14,7 @@ from tasks.common.record import write_record
 from tasks.common.rounding import number
 from tasks.data.encoding.context import context_of
 from tasks.data.encoding.tokens import encode_prompt, load_tokenizer
+from tasks.data.reasoning import references_without_reasoning, without_reasoning
 from tasks.data.records import Prompt, read_prompts
 from tasks.evaluation.compare import Resampling
 from tasks.evaluation.gate.reward_models import baseline_sentence, baselines_not_beaten, shared_pairs
@@ -129,8 +130,10 @@ def _answers(prompts: Sequence[Prompt], params: Params) -> tuple[Kinds, Answered
         ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         return ids if context is None else ids[: context - asked[place]]
 
-    given = [prompts[place] for _, place, _ in found]
-    rows = answered(given, [text for *_, text in found], [tokens(text, place) for _, place, text in found])
+    reasoning = params.base.reasoning
+    given = [references_without_reasoning(prompts[place], reasoning) for _, place, _ in found]
+    texts_given = [without_reasoning(text, reasoning) for *_, text in found]
+    rows = answered(given, texts_given, [tokens(text, place) for _, place, text in found])
     return [(kind, place) for kind, place, _ in found], rows
 
 

@@ -5,6 +5,7 @@ anything is trained.
 """
 
 from tasks.common.files import VALIDATED
+from tasks.data.reasoning import references_without_reasoning
 from tasks.data.records import read_prompts
 from tasks.rewards.answered import Answered, answered
 from tasks.rewards.copies import GROUND_TRUTH, TRAINING
@@ -22,7 +23,7 @@ def reward_functions(params: Params) -> None:
     Raises:
         InputError: a function cannot be loaded, or fails on an answer.
     """
-    rewards, held_out = params.rewards, held_out_answers()
+    rewards, held_out = params.rewards, held_out_answers(params)
     for function in load_functions([*rewards.training, *rewards.ground_truth]):
         try_out(function, held_out)
     write_copies(TRAINING, rewards.training)
@@ -30,9 +31,10 @@ def reward_functions(params: Params) -> None:
     write_model_use(rewards)
 
 
-def held_out_answers() -> Answered:
+def held_out_answers(params: Params) -> Answered:
     """Give answers to some validation prompts: the first reference, where there is one, and no text."""
     prompts = sorted(read_prompts(VALIDATED, "validation"), key=lambda prompt: prompt.id)[:SAMPLE]
+    prompts = [references_without_reasoning(prompt, params.base.reasoning) for prompt in prompts]
     pairs = [(prompt, text) for prompt in prompts for text in (*prompt.references[:1], "")]
     return answered([prompt for prompt, _ in pairs], [text for _, text in pairs], [[] for _ in pairs])
 

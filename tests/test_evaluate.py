@@ -329,7 +329,7 @@ def test_prompts_too_long_for_the_champion_alone_are_its_limit(run, params, monk
 def test_translated_answers_end_only_if_they_did(run, params):
     tokenizer = load_tokenizer(Path("models/sft"))
     prompts = choose_prompts(params)[:2]
-    sampled = Sampled([Encoded([1], [2])] * 2, ["We are sorry."] * 2, [True, False])
+    sampled = Sampled([Encoded([1], [2])] * 2, ["sorry"] * 2, ["We are sorry."] * 2, [True, False])
     ended, cut = in_tokens_of(tokenizer, sampled, prompts).encoded
     assert ended == encode(tokenizer, prompts[0].prompt, "We are sorry.")
     assert cut.prompt == encode_prompt(tokenizer, prompts[1].prompt)

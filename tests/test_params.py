@@ -365,6 +365,23 @@ def test_what_a_template_cannot_be_given_is_refused(name: str, value: object, sa
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("marks", "said"),
+    [
+        ({"start": "<t>", "end": "<t>"}, "start and end must differ"),
+        ({"start": "a", "end": "ab"}, "neither may hold the other"),
+        ({"start": " <t>", "end": "</t>"}, "has white space around it"),
+        ({"start": "", "end": "</t>"}, "reasoning.start"),
+        ({"start": "<t>"}, "reasoning.end"),
+    ],
+)
+def test_marks_of_reasoning_that_cannot_be_told_apart_are_refused(marks: dict[str, str], said: str) -> None:
+    assert parse_params(changed(base__reasoning=None)).base.reasoning is None
+    with pytest.raises(InputError) as error:
+        parse_params(changed(base__reasoning=marks))
+    assert said in str(error.value)
+
+
 @pytest.mark.parametrize("url", ["http://localhost:8000/v1", "https://api.example.org/v1/"])
 def test_an_llm_judge_may_be_set(url):
     settings = parse_params(

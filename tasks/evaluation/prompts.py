@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from tasks.common.errors import InputError
 from tasks.common.files import VALIDATED
+from tasks.data.reasoning import references_without_reasoning
 from tasks.data.records import Prompt, read_prompts
 from tasks.data.splits import root_id
 from tasks.settings.params import Params
@@ -19,7 +20,7 @@ def choose_prompts(params: Params) -> list[Prompt]:
     if not prompts:
         cure = "raise prepare.split.test in params.yaml or give more prompts"
         raise InputError(f"{VALIDATED / 'prompts.jsonl'} has no prompt in the test split: {cure}")
-    return prompts
+    return [references_without_reasoning(prompt, params.base.reasoning) for prompt in prompts]
 
 
 def conversations_of(prompts: Sequence[Prompt]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, model_validator
 
 from tasks.common.safe_text import quoted
-from tasks.settings.section import Count, Held, Options, Section
+from tasks.settings.section import Count, Held, Name, Options, Section
 
 # Names in a chat template that libraries or Jinja give a meaning.
 RESERVED = frozenset(
@@ -49,11 +49,28 @@ def _arguments_of_a_template(arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+class Reasoning(Section):
+    """How the reasoning before an answer is marked."""
+
+    start: Name
+    end: Name
+
+    @model_validator(mode="after")
+    def _are_told_apart(self) -> "Reasoning":
+        for mark in (self.start, self.end):
+            if mark != mark.strip():
+                raise ValueError(f"{quoted(mark)} has white space around it: take it out")
+        if self.start in self.end or self.end in self.start:
+            raise ValueError("start and end must differ, and neither may hold the other")
+        return self
+
+
 class Base(Section):
     """The model everything starts from."""
 
     source: str
     chat_template: str | None
     template_arguments: Annotated[Options, AfterValidator(_arguments_of_a_template)]
+    reasoning: Reasoning | None
     pad_token: str | None
     scratch: Scratch

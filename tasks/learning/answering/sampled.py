@@ -8,6 +8,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from tasks.common.progress import Bar
 from tasks.data.encoding.tokens import Encoded, decode, encode, encode_prompts
+from tasks.data.reasoning import answer_text
 from tasks.data.records import Prompt
 from tasks.learning.models.loading import context_length
 from tasks.learning.sampling.sampler import generate, stop_tokens
@@ -18,7 +19,8 @@ class Sampled(NamedTuple):
     """Answers of a policy to n prompts, in their order."""
 
     encoded: list[Encoded]  # prompt and answer as sampled
-    texts: list[str]
+    texts: list[str]  # without reasoning
+    full_texts: list[str]
     ended: list[bool]  # by the policy itself, before the limit
 
     @property
@@ -45,7 +47,7 @@ def answer(
     encoded = encode_prompts(tokenizer, prompts, context_length(policy), settings.max_new_tokens)
     asked = [prompt for prompt in encoded for _ in range(per_prompt)]
     answers = sample(name, policy, tokenizer, asked, temperature=settings.temperature, params=params)
-    return as_sampled(policy, tokenizer, asked, answers)
+    return as_sampled(policy, tokenizer, asked, answers, params)
 
 
 def sample(
@@ -77,11 +79,14 @@ def as_sampled(
     tokenizer: PreTrainedTokenizerBase,
     asked: Sequence[list[int]],
     answers: Sequence[list[int]],
+    params: Params,
 ) -> Sampled:
     """Put tokens and texts together; the stop tokens of `model` say which answers ended."""
     stops = stop_tokens(model, tokenizer)
+    rows = [Encoded(*pair) for pair in zip(asked, answers, strict=True)]
     return Sampled(
-        [Encoded(*pair) for pair in zip(asked, answers, strict=True)],
+        rows,
+        [answer_text(tokenizer, row, params.base.reasoning) for row in rows],
         [decode(tokenizer, tokens) for tokens in answers],
         [tokens[-1] in stops for tokens in answers],
     )
@@ -90,7 +95,7 @@ def as_sampled(
 def in_tokens_of(tokenizer: PreTrainedTokenizerBase, sampled: Sampled, prompts: Sequence[Prompt]) -> Sampled:
     """Encode the answers of a policy with another tokenizer; one that did not end gets no end-of-sequence token."""
     # To the policy that wrote it this token was a text like any other; here it ends the answer.
-    texts = [text.split(str(tokenizer.eos_token))[0] for text in sampled.texts]
+    texts = [text.split(str(tokenizer.eos_token))[0] for text in sampled.full_texts]
     encoded = [encode(tokenizer, prompt.prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
     without_end = [
         row if ended else row._replace(completion=row.completion[:-1])

@@ -9,6 +9,7 @@ from tasks.common.errors import InputError
 from tasks.common.files import VALIDATED
 from tasks.data.answers import answers_file, read_answers
 from tasks.data.encoding.tokens import encode_prompt
+from tasks.data.reasoning import references_without_reasoning
 from tasks.data.records import Prompt, read_prompts
 from tasks.learning.answering.likelihoods import answer_logps
 from tasks.learning.answering.sampled import Sampled, as_sampled
@@ -30,14 +31,15 @@ def read_snapshots(sft: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, par
     Raises:
         InputError: the file is missing or damaged.
     """
-    prompts = {prompt.id: prompt for prompt in read_prompts(VALIDATED, "validation")}
+    kept = (references_without_reasoning(each, params.base.reasoning) for each in read_prompts(VALIDATED, "validation"))
+    prompts = {prompt.id: prompt for prompt in kept}
     found, stage = [], params.align.stage
     for step, answers in read_answers(stage).items():
         own = [prompts[answer.id] for answer in answers if answer.id in prompts]
         if len(own) < len(answers):
             raise InputError(f"{answers_file(stage)} answers prompts that are not in {VALIDATED}: run dvc repro")
         asked = [encode_prompt(tokenizer, prompt.prompt) for prompt in own]
-        sampled = as_sampled(sft, tokenizer, asked, [answer.tokens for answer in answers])
+        sampled = as_sampled(sft, tokenizer, asked, [answer.tokens for answer in answers], params)
         logps = answer_logps(sft, sampled.encoded, params, answers[0].temperature)
         kl = [answer.logp - logp for answer, logp in zip(answers, logps, strict=True)]
         found.append(Snapshot(step, own, sampled, kl))

@@ -10,12 +10,13 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from tasks.common.lazy import LazySequence
 from tasks.common.lines import Lines
-from tasks.data.encoding.tokens import decode
+from tasks.data.reasoning import answer_text, references_without_reasoning
 from tasks.data.records import Prompt, Split
 from tasks.learning import processes
 from tasks.learning.ppo.advantages import standardised_in_groups
 from tasks.learning.sampling.sampler import Response
 from tasks.rewards.answered import Reward, answered
+from tasks.settings.base import Reasoning
 from tasks.settings.params import TrainingReward
 
 OF_A_REWARD = "reward/"
@@ -38,6 +39,8 @@ def function_scores(
     asked: Sequence[int],
     responses: Sequence[Response],
     tokenizer: PreTrainedTokenizerBase,
+    *,
+    reasoning: Reasoning | None,
 ) -> dict[str, Tensor]:
     """Have functions score B responses; of several processes each scores a share.
 
@@ -47,6 +50,7 @@ def function_scores(
         asked: the place among them of each response's prompt.
         responses: to be scored.
         tokenizer: that turns their tokens into text.
+        reasoning: the marks of what functions are not given; None: they are given all.
 
     Returns:
         Scores (B,) by the function's name.
@@ -58,8 +62,12 @@ def function_scores(
         return {}
     device = responses[0].log_probs.device
     share = list(range(processes.rank(), len(responses), processes.world_size()))
-    ids = [responses[place].row.completion for place in share]
-    given = answered([prompts[asked[place]] for place in share], [decode(tokenizer, each) for each in ids], ids)
+    rows = [responses[place].row for place in share]
+    given = answered(
+        [references_without_reasoning(prompts[asked[place]], reasoning) for place in share],
+        [answer_text(tokenizer, row, reasoning) for row in rows],
+        [row.completion for row in rows],
+    )
     scores = {}
     for function in functions:
         found = torch.zeros(len(responses), device=device)
