@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Content = TypeVar("Content")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
+PLACES = {"report": Path(".trueline/report.html"), "data docs": Path(".trueline/data_docs/index.html")}
 Version = Annotated[str, typer.Argument(metavar="VERSION|ALIAS", help="Such as 3, champion or challenger.")]
 By = Annotated[str, typer.Option(help="Who decides; recorded with the decision.")]
 Reason = Annotated[str, typer.Option(help="Why; recorded with the decision.")]
@@ -33,7 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-label = typer.Typer(help="Have people compare answers, on annotation sheets.", no_args_is_help=True)
+label = typer.Typer(help="Have people, a reward or a judge compare answers.", no_args_is_help=True)
 app.add_typer(label, name="label", rich_help_panel=PEOPLE)
 
 
@@ -105,10 +106,7 @@ def configure(
 
 @app.command(rich_help_panel=PIPELINE)
 def report(as_json: AsJson = False) -> None:
-    """Write the report of the current result.
-
-    A run writes it, too: the command is for a plain dvc repro.
-    """
+    """Write the report of the current result, as a run does."""
     from flows.display import show_report
     from tasks.registry.lineage.report import write_report
 
@@ -224,6 +222,25 @@ def chat(
 
 
 @app.command(rich_help_panel=PEOPLE)
+def collect(
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    *,
+    policy: Annotated[str, typer.Option(help="champion, another version, or sft or another stage.")] = "champion",
+    answers: Annotated[int, typer.Option(min=2, help="Answers to each prompt.")] = 4,
+    prompts: Annotated[int | None, typer.Option(min=1, help="How many prompts, the first by id. Default: all.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.01, help="Sampling temperature.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the sampling. Default: that of params.yaml.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Have a policy answer prompts of the training split."""
+    from flows.display import show_collected
+    from flows.feedback import Wanted, collect_answers
+
+    wanted = Wanted(policy, prompts, answers, temperature, seed)
+    _report(collect_answers(_params(), folder, wanted), as_json, show_collected)
+
+
+@app.command(rich_help_panel=PEOPLE)
 def approve(version: Version, by: By, reason: Reason, as_json: AsJson = False) -> None:
     """Make a version that waits for approval champion."""
     from flows.display import show_promotion
@@ -234,10 +251,7 @@ def approve(version: Version, by: By, reason: Reason, as_json: AsJson = False) -
 
 @app.command(rich_help_panel=PEOPLE)
 def reject(version: Version, by: By, reason: Reason, as_json: AsJson = False) -> None:
-    """Refuse a version that waits for approval.
-
-    No later run promotes it.
-    """
+    """Refuse a version that waits for approval, for good."""
     from flows.display import show_promotion
     from tasks.registry.promotion import champion
 
@@ -322,6 +336,26 @@ def import_annotation_sheets(
         _report({**imported.figures, "run_id": run_id}, as_json, show_votes)
 
 
+@label.command("answers")
+def label_answers(
+    folder: Annotated[Path, typer.Argument(help="A folder that trueline collect wrote.")],
+    *,
+    reward: Annotated[str | None, typer.Option(help="A name in rewards.training. Default: the first.")] = None,
+    judge: Annotated[str | None, typer.Option(metavar="URL", help="An OpenAI-compatible server instead.")] = None,
+    model: Annotated[str | None, typer.Option(help="The name of the judge's model there.")] = None,
+    min_gap: Annotated[float, typer.Option(min=0.0, help="Least gap between the scores of a pair.")] = 0.0,
+    min_agreement: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least agreement with people.")] = 0.5,
+    as_json: AsJson = False,
+) -> None:
+    """Have a reward or a judge make pairs of collected answers."""
+    from flows.display import show_labels
+    from flows.feedback import Named, label_folder
+    from tasks.feedback.label import Thresholds
+
+    by, thresholds = Named(reward, judge, model), Thresholds(min_gap, min_agreement)
+    _report(label_folder(_params(), folder, by, thresholds), as_json, show_labels)
+
+
 def _run_by_prefect(pull: bool) -> "Result":
     from flows.reproduce import StageError
     from flows.server import local_server
@@ -350,9 +384,6 @@ def _result_data(result: "Result") -> dict[str, Any]:
         "alarms": result.alarms,
         "places": {name: str(path) for name, path in PLACES.items() if path.exists()},
     }
-
-
-PLACES = {"report": Path(".trueline/report.html"), "data docs": Path(".trueline/data_docs/index.html")}
 
 
 def _report(content: Content, as_json: bool, show: Callable[[Content], None]) -> None:

@@ -176,6 +176,29 @@ def show_annotation_sheet(written: Mapping[str, Any]) -> None:
     _line("Then: trueline label import FILE...")
 
 
+def show_collected(collected: Mapping[str, Any]) -> None:
+    """Whose answers there are, and what to do with them."""
+    policy, sampling = collected["policy"], collected["sampling"]
+    version = f" (version {policy['version']})" if policy["version"] else ""
+    _sentence(
+        f"{collected['folder']}: {sampling['answers']} answers of {policy['name']}{version} to each of "
+        f"{collected['prompts']['count']:,} prompts."
+    )
+    _line(f"Then: trueline label answers {collected['folder']}")
+
+
+def show_labels(labels: Mapping[str, Any]) -> None:
+    """How many pairs there are, what was dropped, and how far people agree."""
+    counts, agreement = labels["counts"], labels["agreement"]
+    _sentence(
+        f"{labels['folder']}/pairs.jsonl: {counts['pairs']:,} pairs by {labels['annotator']}, of {counts['prompts']:,} "
+        f"prompts; {counts['ties']:,} ties, {counts['small_gaps']:,} small gaps, {counts['single']:,} with fewer than "
+        f"two different answers; {counts['unusable']:,} answers without an end, empty or too long."
+    )
+    _line(f"agreement with people   {number(agreement['share'])} of {agreement['pairs']:,} validation pairs")
+    _line(f"Then: trueline configure prepare.preferences.source={labels['folder']}/pairs.jsonl")
+
+
 def show_votes(votes: Mapping[str, Any]) -> None:
     """Who wins, and how far the annotators agree."""
     won, needed = votes["vs_opponent"], votes["vs_opponent"]["prompts_needed"]

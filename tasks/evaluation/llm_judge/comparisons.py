@@ -64,16 +64,20 @@ class Comparison(NamedTuple):
         return first if first == second else 0.5
 
 
-def check(judge: LlmJudge) -> None:
+def check(judge: LlmJudge, setting: str = SETTING) -> None:
     """Ask the LLM judge for an easy verdict, before hours of work are done that need it.
+
+    Args:
+        judge: the settings.
+        setting: what messages tell the user to correct.
 
     Raises:
         InputError: the server refuses, or the model gives no verdict even there.
         ConnectionError: the server cannot be reached; TimeoutError: it does not answer.
     """
-    with Endpoint(judge.url) as endpoint:
+    with Endpoint(judge.url, setting=setting) as endpoint:
         if _read(endpoint, judge.model, *EASY).verdict is None:
-            raise InputError(f"{judge.model} gives no verdict on two answers: name another model in {SETTING}")
+            raise InputError(f"{judge.model} gives no verdict on two answers: name another model in {setting}")
 
 
 def compare(
@@ -106,6 +110,8 @@ def ask(
     ours: Sequence[str],
     theirs: Sequence[str],
     on_progress: Callable[[int], object],
+    *,
+    setting: str = SETTING,
 ) -> list[Comparison]:
     """Have the judge compare the two answers to each of n prompts, in both orders.
 
@@ -115,6 +121,7 @@ def ask(
         ours: n answers of the candidate.
         theirs: n answers of the opponent.
         on_progress: called with the number of prompts done since.
+        setting: what messages tell the user to correct.
 
     Raises:
         InputError: the server refuses.
@@ -136,7 +143,7 @@ def ask(
             raise
 
     # An interrupt leaves the pool's threads, which are daemons, as they are: a reply may take minutes.
-    with Endpoint(judge.url) as endpoint, ThreadPool(AT_ONCE) as pool:
+    with Endpoint(judge.url, setting=setting) as endpoint, ThreadPool(AT_ONCE) as pool:
         try:
             for comparison in pool.imap(compared, zip(prompts, ours, theirs, strict=True)):
                 found.append(comparison)

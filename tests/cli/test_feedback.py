@@ -1,0 +1,97 @@
+"""trueline collect and trueline label answers: what they ask for, print and refuse."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import feedback
+from flows.feedback import Named
+from tasks.common.files import MODELS
+from tasks.feedback.collect import Policy, Sampling
+from tasks.feedback.label import Thresholds
+from tests.cli.conftest import returning
+
+LABELS: dict[str, Any] = {
+    "folder": "round", "annotator": "reward:reward_model", "agreement": {"pairs": 96, "share": 0.8125},
+    "counts": {"prompts": 1200, "unusable": 31, "single": 9, "ties": 4, "small_gaps": 2, "pairs": 1185},
+}  # fmt: skip
+
+
+def test_collect_names_the_policy_by_its_hash(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def collect(folder: Path, policy: Policy, sampling: Sampling, prompts: int | None, _params: Any) -> dict[str, Any]:
+        asked.append((folder, policy, sampling, prompts))
+        return {"policy": policy._asdict(), "prompts": {"count": 1200}, "sampling": sampling._asdict()}
+
+    monkeypatch.setattr(feedback, "collect", collect)
+    monkeypatch.setattr(feedback, "output_hash", lambda stage, _path: f"hash of {stage}")
+    (MODELS / "sft").mkdir(parents=True)
+    (MODELS / "dpo").mkdir()
+
+    out = trueline("collect", "round", "--policy", "sft", "--answers", "8", "--seed", "3")[1]
+    trueline("collect", "again", "--policy", "dpo", "--prompts", "5")
+
+    assert out.splitlines() == [
+        "round: 8 answers of sft to each of 1,200 prompts.",
+        "Then: trueline label answers round",
+    ]
+    assert asked == [
+        (Path("round"), Policy("sft", None, "hash of sft", MODELS / "sft"), Sampling(8, 1.0, 64, 3), None),
+        (Path("again"), Policy("dpo", None, "hash of align", MODELS / "dpo"), Sampling(4, 1.0, 64, 7), 5),
+    ]
+
+
+def test_a_version_is_fetched_from_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"version": 3, "policy": {"md5": "abc.dir"}}
+    monkeypatch.setattr("tasks.registry.lineage.explain.why", returning(known))
+    monkeypatch.setattr(feedback, "version_folder", returning(Path("fetched")))
+    params: Any = None
+    assert feedback._policy("champion", params) == Policy("champion", 3, "abc.dir", Path("fetched"))
+
+
+def test_labels_say_what_was_dropped_and_how_far_people_agree(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def label_folder(_params: Any, *arguments: Any) -> dict[str, Any]:
+        asked.append(arguments)
+        return LABELS
+
+    monkeypatch.setattr(feedback, "label_folder", label_folder)
+
+    assert " ".join(trueline("label", "answers", "round", "--min-gap", "0.5")[1].split()) == (
+        "round/pairs.jsonl: 1,185 pairs by reward:reward_model, of 1,200 prompts; 4 ties, 2 small gaps, 9 with fewer "
+        "than two different answers; 31 answers without an end, empty or too long. "
+        "agreement with people 0.812 of 96 validation pairs "
+        "Then: trueline configure prepare.preferences.source=round/pairs.jsonl"
+    )
+    assert json.loads(trueline("label", "answers", "round", "--json")[1]) == LABELS
+    assert asked == [
+        (Path("round"), Named(), Thresholds(0.5, 0.5)),
+        (Path("round"), Named(), Thresholds(0.0, 0.5)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["collect", "round", "--policy", "sft"], "models/sft does not exist: run the stage that writes it"),
+        (["collect", "round", "--policy", "sft", "--answers", "1"], "'--answers'"),
+        (["label", "answers", "round", "--reward", "a", "--judge", "http://b"], "--reward and --judge both order"),
+        (["label", "answers", "round", "--judge", "http://b"], "give --judge URL and --model NAME"),
+        (["label", "answers", "round", "--model", "b"], "give --judge URL and --model NAME"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(trueline, arguments: list[str], sentence: str) -> None:
+    code, out, err = trueline(*arguments)
+
+    assert (code, out) == (2, "")
+    assert sentence in err
+
+
+def test_a_stage_that_dvc_knows_nothing_of_is_refused(trueline) -> None:
+    (MODELS / "sft").mkdir(parents=True)
+    code, _, err = trueline("collect", "round", "--policy", "sft")
+    assert (code, err) == (2, "trueline: dvc.lock has no models/sft: run trueline run\n")

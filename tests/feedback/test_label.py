@@ -1,0 +1,158 @@
+"""Collected answers become pairs, best against worst, where the labeller agrees with people."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.common.errors import InputError
+from tasks.common.files import MODELS, VALIDATED, read_json, read_jsonl, write_json, write_jsonl
+from tasks.data.records import Preference, read_records, write_records
+from tasks.feedback.label import Thresholds, agreement_with_people, label
+from tasks.feedback.labellers import ByJudge, ByReward, Group
+from tasks.prepare import prepare
+from tasks.settings.params import Params
+from tests.chat_server import chat_server, prefers
+from tests.conftest import EXAMPLE, ROOT, MakeParams, records_of, rows_from
+
+ANY = Thresholds(gap=0.0, agreement=0.0)
+
+
+class Lengths:
+    """Scores an answer by its words."""
+
+    annotator = "reward:words"
+
+    def identity(self) -> dict[str, Any]:
+        return {"source": "words"}
+
+    def can_score(self, _group: Group) -> bool:
+        return True
+
+    def score(self, groups: Sequence[Group]) -> list[list[float]]:
+        return [[float(len(answer.split())) for answer in group.answers] for group in groups]
+
+
+def collected(*answers: list[str], cut: Sequence[str] = ()) -> Path:
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"order {number}"}],
+            "answers": [{"text": text, "ended": text not in cut} for text in texts],
+        }
+        for number, texts in enumerate(answers)
+    ]
+    write_jsonl(Path("round/answers.jsonl"), rows)
+    write_json(Path("round/manifest.json"), {"policy": {"name": "champion", "version": 3, "md5": "abc.dir"}})
+    return Path("round")
+
+
+@pytest.fixture(autouse=True)
+def _workspace(workspace: Path) -> None:
+    """The models and records of the workspace."""
+
+
+def test_best_against_worst_and_what_is_dropped_is_counted(params: Params) -> None:
+    folder = collected(
+        ["one", "one two three", "one two"],
+        ["one", "two"],  # a tie
+        ["one", "one two"],  # a small gap
+        ["one", " one ", "one"],  # the same
+        ["", "one", "one two three"],  # the longest did not end
+        cut=["", "nobody"],
+    )
+    labels = label(folder, Lengths(), Thresholds(gap=1.5, agreement=0.0), params)
+
+    pairs = list(read_jsonl(folder / "pairs.jsonl"))
+    first = {"prompt": [{"role": "user", "content": "order 0"}], "chosen": "one two three", "rejected": "one"}
+    assert pairs[0] == {**first, "annotator": "reward:words"}
+    assert labels["counts"] == {"prompts": 5, "unusable": 1, "single": 1, "ties": 1, "small_gaps": 1, "pairs": 2}
+    assert labels["policy"]["version"] == 3
+    assert labels == read_json(folder / "labels.json")
+
+
+def test_answers_without_an_end_and_too_long_ones_teach_nothing(make_params: MakeParams) -> None:
+    folder = collected(["one", "one two", "one two three four", " ".join(["one"] * 60)], cut=["one two three four"])
+    labels = label(folder, Lengths(), ANY, make_params(validate={"max_tokens": 40}))
+
+    assert [pair["chosen"] for pair in read_jsonl(folder / "pairs.jsonl")] == ["one two"]
+    assert labels["counts"]["unusable"] == 2
+
+
+def test_pairs_are_a_source_of_the_next_run(make_params: MakeParams) -> None:
+    folder = collected(*([f"a{number}", f"a{number} b"] for number in range(60)))
+    label(folder, Lengths(), ANY, make_params())
+    pairs = rows_from("preferences", str(folder / "pairs.jsonl")) | {"options": {}}
+    Path("exclude.txt").touch()
+    Path(EXAMPLE).parent.mkdir(parents=True)
+    shutil.copy(ROOT / EXAMPLE, EXAMPLE)
+    prepare(make_params(prepare={"preferences": pairs}))
+
+    found = records_of(Path("data/prepare"), "preferences")
+    assert (len(found), {record.annotator for record in found}) == (60, {"reward:words"})
+    assert read_json(Path("metrics/prepare.json"))["preferences"]["unused"] == {}
+
+
+def test_a_labeller_that_disagrees_with_people_is_refused_and_writes_nothing(params: Params) -> None:
+    people = [record for record in read_records(VALIDATED, "preferences") if isinstance(record, Preference)]
+    worse = [record._replace(chosen="one", rejected="one two") for record in people[:13]]
+    by_machine = people[13]._replace(chosen="one two", rejected="one", annotator="judge:other")
+    write_records(VALIDATED, "preferences", [*worse, by_machine])
+    folder = collected(["one", "one two"])
+
+    assert agreement_with_people(Lengths()) == {"pairs": 3, "share": 0.0}
+    with pytest.raises(InputError, match=r"reward:words orders 0.000 of 3 validation pairs as people do, less than"):
+        label(folder, Lengths(), Thresholds(gap=0.0, agreement=0.5), params)
+    assert not (folder / "pairs.jsonl").exists()
+
+
+def test_without_two_answers_that_differ_there_are_no_pairs(params: Params) -> None:
+    with pytest.raises(InputError, match=r"no prompt has two answers that reward:words tells apart .*single 1"):
+        label(collected(["one", "one"]), Lengths(), ANY, params)
+    with pytest.raises(InputError, match=r"nothing has no manifest.json: trueline collect nothing writes it"):
+        label(Path("nothing"), Lengths(), ANY, params)
+
+
+@pytest.mark.usefixtures("tiny_reward_model")
+def test_the_reward_model_gives_the_same_pairs_again(params: Params) -> None:
+    folder = collected(["one", "one two", "three"], ["four five", "six"])
+    labels = label(folder, ByReward(None, params), ANY, params)
+    first = (folder / "pairs.jsonl").read_bytes()
+
+    assert labels["annotator"] == "reward:reward_model"
+    assert labels["agreement"]["pairs"] == 4
+    assert len(labels["labeller"]["sha256"]) == 64
+    label(folder, ByReward("reward_model", params), ANY, params)
+    assert (folder / "pairs.jsonl").read_bytes() == first
+    with pytest.raises(InputError, match=r"--reward order_rule is not in rewards.training: choose one of reward_model"):
+        ByReward("order_rule", params)  # nothing may learn from a ground-truth reward
+
+
+@pytest.fixture
+def tiny_reward_model(params: Params) -> None:
+    from tasks.data.encoding.tokens import load_tokenizer
+    from tasks.learning.models.loading import new_reward_model, save_model
+
+    save_model(new_reward_model(MODELS / "sft", params), load_tokenizer(MODELS / "sft"), MODELS / "reward")
+
+
+def judged(params: Params, say: Callable[[str], str]) -> tuple[dict[str, Any], int]:
+    with chat_server(say) as server:
+        folder = collected(["good a", "bad a", "fair a"], ["bad b", "bad c"])
+        write_records(VALIDATED, "preferences", [])
+        return label(folder, ByJudge(server.url, "judge-7b"), ANY, params), len(server.requests)
+
+
+def test_a_judge_compares_each_with_each_in_both_orders(params: Params) -> None:
+    labels, asked = judged(params, prefers("good", "Four."))
+
+    [pair] = read_jsonl(Path("round/pairs.jsonl"))
+    assert (pair["chosen"], pair["rejected"], pair["annotator"]) == ("good a", "bad a", "judge:judge-7b")
+    assert (labels["counts"]["ties"], labels["agreement"]) == (1, {"pairs": 0, "share": None})
+    assert asked == 1 + 2 * (3 + 1)  # the easy question has one order
+
+
+def test_a_judge_that_prefers_the_first_place_tells_nothing_apart(params: Params) -> None:
+    with pytest.raises(InputError, match=r"tells apart .*ties 2"):
+        judged(params, lambda _question: "[[A]]")
