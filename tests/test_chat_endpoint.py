@@ -61,10 +61,10 @@ def test_nothing_is_asked_twice_and_another_request_is_another():
 def test_a_damaged_reply_is_asked_for_again(damage, caplog):
     with chat_server(lambda question: question) as server:
         ask(server)
-        [kept] = Path(".trueline/judge").iterdir()
-        whole = kept.read_text()
+        [saved] = Path(".trueline/judge").iterdir()
+        whole = saved.read_text()
         ask(server, REQUEST | {"messages": [{"role": "user", "content": "B"}]})
-        [other] = set(Path(".trueline/judge").iterdir()) - {kept}
+        [other] = set(Path(".trueline/judge").iterdir()) - {saved}
         spoilt = {
             "flipped": whole.replace("Größer?", "Größes?"),
             "cut": whole[:-10],
@@ -72,11 +72,11 @@ def test_a_damaged_reply_is_asked_for_again(damage, caplog):
             "without a seal": '{"model": "judge", "reply": "Kleiner!"}',
             "another request's": other.read_text(),
         }
-        kept.write_text(spoilt[damage])
+        saved.write_text(spoilt[damage])
         assert ask(server) == "Größer?"
         assert len(server.requests) == 3
-    assert caplog.messages == [f"{kept} is damaged: the judge is asked again"]
-    assert kept.read_text() == whole
+    assert caplog.messages == [f"{saved} is damaged: the judge is asked again"]
+    assert saved.read_text() == whole
 
 
 def test_a_slash_behind_the_address_is_no_other_server():
@@ -101,34 +101,37 @@ def test_an_overloaded_server_is_asked_again_after_a_pause(status, pauses):
 
 
 def test_one_that_stays_overloaded_is_worth_another_run(pauses):
-    with chat_server(lambda _: "yes", [500] * 20) as server, pytest.raises(ConnectionError, match="status 500") as told:
+    with (
+        chat_server(lambda _: "yes", [500] * 20) as server,
+        pytest.raises(ConnectionError, match="status 500") as error,
+    ):
         ask(server)
     assert pauses == [0, *PAUSES]
-    assert classify(told.value)[0] == "transient"
+    assert classify(error.value)[0] == "transient"
     assert not Path(".trueline").exists()
 
 
 def test_one_that_is_away_is_worth_another_run():
     with chat_server(lambda _: "yes") as server:
         url = server.url
-    with Endpoint(url) as opened, pytest.raises(ConnectionError, match=f"{url} cannot be reached") as told:
+    with Endpoint(url) as opened, pytest.raises(ConnectionError, match=f"{url} cannot be reached") as error:
         opened.reply(REQUEST)
-    assert classify(told.value)[0] == "transient"
+    assert classify(error.value)[0] == "transient"
 
 
 def test_one_that_does_not_answer_is_worth_another_run(monkeypatch, pauses):
     monkeypatch.setattr(endpoint, "SECONDS_TO_REPLY", 0.05)
     blocked = threading.Event()
     with chat_server(lambda _: str(blocked.wait(5))) as server:
-        with Endpoint(server.url) as opened, pytest.raises(TimeoutError, match=r"within 0\.05 seconds") as told:
+        with Endpoint(server.url) as opened, pytest.raises(TimeoutError, match=r"within 0\.05 seconds") as error:
             opened.reply(REQUEST)
         blocked.set()
     assert pauses == [0]
-    assert classify(told.value)[0] == "transient"
+    assert classify(error.value)[0] == "transient"
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "message"),
     [
         (401, f"refuses the key: set {KEY_VARIABLE} to one that may use judge"),
         (403, f"refuses the key: set {KEY_VARIABLE}"),
@@ -137,30 +140,30 @@ def test_one_that_does_not_answer_is_worth_another_run(monkeypatch, pauses):
         (302, "refuses the request, status 302 "),
     ],
 )
-def test_a_refusal_is_told_with_its_cure_and_without_the_key(status, said):
-    with chat_server(lambda _: "yes", [status]) as server, pytest.raises(InputError) as told:
+def test_a_refusal_is_reported_with_its_cure_and_without_the_key(status, message):
+    with chat_server(lambda _: "yes", [status]) as server, pytest.raises(InputError) as error:
         ask(server)
-    assert said in str(told.value)
-    assert KEY not in str(told.value)
+    assert message in str(error.value)
+    assert KEY not in str(error.value)
     assert len(server.requests) == 1
 
 
-def test_a_missing_key_is_told(monkeypatch):
+def test_a_missing_key_is_reported(monkeypatch):
     monkeypatch.delenv(KEY_VARIABLE)
     with chat_server(lambda _: "yes", [401]) as server, pytest.raises(InputError, match=f"a key: set {KEY_VARIABLE}"):
         ask(server)
 
 
 @pytest.mark.parametrize("key", ["sk-ä", "sk-\x01"])
-def test_a_key_that_no_header_can_hold_is_not_said(key, monkeypatch):
+def test_a_key_that_no_header_can_hold_is_not_shown(key, monkeypatch):
     monkeypatch.setenv(KEY_VARIABLE, key)
-    with pytest.raises(InputError, match="set it anew") as told:
+    with pytest.raises(InputError, match="set it anew") as error:
         Endpoint("http://127.0.0.1/v1")
-    assert "sk-" not in str(told.value)
+    assert "sk-" not in str(error.value)
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"choices": []}', b'{"choices": [{"message": null}]}'])
-def test_a_server_of_another_kind_is_told(body):
+def test_a_server_of_another_kind_is_refused(body):
     with chat_server(lambda _: "yes") as server:
         server.body = body
         with pytest.raises(InputError, match="does not answer as an OpenAI-compatible server does: correct the url"):
@@ -171,8 +174,8 @@ def test_the_key_is_in_no_file():
     with chat_server(lambda _: "yes") as server:
         ask(server)
     files = [path for path in Path().rglob("*") if path.is_file()]
-    [kept] = [json.loads(path.read_text()) for path in files]
-    assert (kept["model"], kept["reply"], sorted(kept)) == ("judge", "yes", ["model", "reply", "seal"])
+    [saved] = [json.loads(path.read_text()) for path in files]
+    assert (saved["model"], saved["reply"], sorted(saved)) == ("judge", "yes", ["model", "reply", "seal"])
 
 
 def test_who_has_given_up_begins_no_request_nor_waits_for_one(monkeypatch):
@@ -270,7 +273,7 @@ def as_reply(content):
     ],
     ids=["deep", "digits", "digits in place", "list", "object", "half", "no UTF-8", "nothing"],
 )
-def test_a_reply_that_json_cannot_hold_is_told(body):
+def test_a_reply_that_json_cannot_hold_is_refused(body):
     with chat_server(lambda _: "yes") as server:
         server.raw = [HEAD + b"Content-Length: " + str(len(body)).encode() + b"\r\n\r\n" + body]
         with pytest.raises(InputError, match="does not answer as an OpenAI-compatible server does"):
@@ -284,17 +287,17 @@ def test_a_half_of_a_character_is_none_and_two_are_one():
 
 
 @pytest.mark.parametrize("url", ["http://a b", "http://%zz", "http://\u2028", "http://a:b:c", "http://[v1.x]"])
-def test_an_address_that_is_none_is_told(url):
-    with pytest.raises((InputError, ConnectionError)) as told, Endpoint(url) as opened:
+def test_an_address_that_is_none_is_refused(url):
+    with pytest.raises((InputError, ConnectionError)) as error, Endpoint(url) as opened:
         opened.reply(REQUEST)
-    assert classify(told.value)[0] in ("input", "transient")
+    assert classify(error.value)[0] in ("input", "transient")
 
 
 def test_a_refusal_does_not_reach_the_terminal():
-    said = b"\x1b]0;owned\x07\x1b[31m" + b"x" * 10**6
+    body = b"\x1b]0;owned\x07\x1b[31m" + b"x" * 10**6
     with chat_server(lambda _: "yes") as server:
-        server.raw = [b"HTTP/1.1 400 Bad\r\nContent-Length: " + str(len(said)).encode() + b"\r\n\r\n" + said]
-        with pytest.raises(InputError, match="refuses the request, status 400") as told:
+        server.raw = [b"HTTP/1.1 400 Bad\r\nContent-Length: " + str(len(body)).encode() + b"\r\n\r\n" + body]
+        with pytest.raises(InputError, match="refuses the request, status 400") as error:
             ask(server)
-    assert str(told.value).isprintable()
-    assert len(str(told.value)) < 500
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 500

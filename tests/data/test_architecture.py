@@ -44,10 +44,10 @@ def configure(folder: Path, file: str = CONFIG, **changes: Any) -> None:
 def refusal(folder: Path) -> str:
     with pytest.raises(InputError) as refused:
         check_model(folder, "given")
-    said = str(refused.value)
-    assert said.startswith("given: ")
-    assert "\n" not in said
-    return said
+    message = str(refused.value)
+    assert message.startswith("given: ")
+    assert "\n" not in message
+    return message
 
 
 def without(*parts: str) -> Callable[[Weights], Weights]:
@@ -79,9 +79,9 @@ def test_a_model_that_is_what_it_says_is_taken(folder: Path):
 )
 def test_names_with_a_wrappers_prefix_are_refused_with_the_cure(folder: Path, prefix: str, cure: str):
     rewrite(folder, with_prefix(prefix))
-    said = refusal(folder)
-    assert f"unexpected {prefix}" in said
-    assert cure in said
+    message = refusal(folder)
+    assert f"unexpected {prefix}" in message
+    assert cure in message
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_weights_that_do_not_belong_to_the_config_are_named(folder: Path, change
     assert sentence in refusal(folder)
 
 
-def test_the_first_names_are_told_and_how_many_more(folder: Path):
+def test_the_first_names_are_given_and_how_many_more(folder: Path):
     rewrite(folder, without(".layers.1."))  # a layer has two norms, four of attention, three of the feed-forward
     assert "and 6 more" in refusal(folder)
 
@@ -136,9 +136,9 @@ def test_every_family_is_taken_as_it_saves_itself_and_not_without_a_tensor(famil
 def test_a_model_with_another_head_is_no_language_model(tmp_path: Path):
     model: Any = AutoModelForSequenceClassification.from_config(deepcopy(FAMILIES["llama"]))
     model.save_pretrained(tmp_path)
-    said = refusal(tmp_path)
-    assert "missing lm_head.weight; unexpected score.weight" in said
-    assert "give the language model that the head was put on" in said
+    message = refusal(tmp_path)
+    assert "missing lm_head.weight; unexpected score.weight" in message
+    assert "give the language model that the head was put on" in message
 
 
 # Numbers
@@ -161,9 +161,9 @@ def test_weights_that_are_no_floating_point_numbers_are_refused(folder: Path, dt
     rewrite(
         folder, lambda found: {key: tensor.to(dtype) if "up_proj" in key else tensor for key, tensor in found.items()}
     )
-    said = refusal(folder)
-    assert "'model.layers.0.mlp.up_proj.weight' in model.safetensors holds " in said
-    assert "and 1 more: give the model that it was made from" in said
+    message = refusal(folder)
+    assert "'model.layers.0.mlp.up_proj.weight' in model.safetensors holds " in message
+    assert "and 1 more: give the model that it was made from" in message
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -46,9 +46,9 @@ def forever() -> None:
 
 
 def grow() -> None:
-    kept = []
+    blocks = []
     while True:
-        kept.append(bytes(2**20))
+        blocks.append(bytes(2**20))
 
 
 def give_up() -> None:

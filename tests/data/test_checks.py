@@ -30,8 +30,8 @@ def test_every_check_of_rows_is_expected_and_documented() -> None:
 def pair(number: int, prompt: str, chosen: str, rejected: str, split: str = "train") -> Row:
     record = {"id": str(number), "split": split, "source": "raw.jsonl", "row": number}
     messages = [{"role": "user", "content": prompt}]
-    said = {"prompt": messages, "chosen": chosen, "rejected": rejected, "annotator": None}
-    return inspect("preferences", record | said)
+    columns = {"prompt": messages, "chosen": chosen, "rejected": rejected, "annotator": None}
+    return inspect("preferences", record | columns)
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,11 @@ def test_the_shape_of_a_row(change, fault):
     ],
 )
 def test_a_category_is_a_text_or_nothing_and_no_text_of_the_row(category, fault):
-    record = Prompt("1", "train", "raw.jsonl", 1, [{"role": "user", "content": "asked"}], ["said"], category)._asdict()
+    record = Prompt(
+        "1", "train", "raw.jsonl", 1, [{"role": "user", "content": "asked"}], ["answer"], category
+    )._asdict()
     assert inspect("prompts", record).fault == fault
-    assert list(texts(record)) == ["user", "asked", "said"]
+    assert list(texts(record)) == ["user", "asked", "answer"]
 
 
 @pytest.mark.parametrize(
@@ -78,11 +80,11 @@ def test_a_category_is_a_text_or_nothing_and_no_text_of_the_row(category, fault)
 )
 def test_an_annotator_is_a_text_or_nothing_and_no_text_of_the_row(annotator, fault):
     asked: list[Message] = [{"role": "user", "content": "asked"}]
-    written = Demonstration("1", "train", "raw.jsonl", 1, asked, "said", annotator)._asdict()
-    chosen = Preference("1", "train", "raw.jsonl", 1, asked, "said", "other", annotator)._asdict()
+    written = Demonstration("1", "train", "raw.jsonl", 1, asked, "answer", annotator)._asdict()
+    chosen = Preference("1", "train", "raw.jsonl", 1, asked, "answer", "other", annotator)._asdict()
     assert inspect("demonstrations", written).fault == fault
     assert inspect("preferences", chosen).fault == fault
-    assert list(texts(written)) == ["user", "asked", "said"]
+    assert list(texts(written)) == ["user", "asked", "answer"]
 
 
 def test_tidy_keeps_what_annotators_judge():

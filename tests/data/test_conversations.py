@@ -110,7 +110,7 @@ def test_plain_pair_loses_nothing_but_the_space_at_the_seam(question, first, sec
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         ({"text": "Hi"}, "message 1 of prompt has the keys text"),
         (7, "prompt is the number 7"),
@@ -118,28 +118,28 @@ def test_plain_pair_loses_nothing_but_the_space_at_the_seam(question, first, sec
         ([system("s")], "prompt ends with the system"),
     ],
 )
-def test_bad_prompt(value, said):
+def test_bad_prompt(value, message):
     with pytest.raises(ShapeError) as error:
         as_prompt(value)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         ([user("u")], "chosen ends with the user where the assistant's answer is needed"),
         ([user("v"), assistant("a")], "chosen is a conversation that does not go on from the prompt"),
         (None, "chosen is null"),
     ],
 )
-def test_bad_answer(value, said):
+def test_bad_answer(value, message):
     with pytest.raises(ShapeError) as error:
         as_answer(value, [user("u")], "chosen")
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("chosen", "rejected", "said"),
+    ("chosen", "rejected", "message"),
     [
         ("yes", "no", "share no beginning"),
         ("yes", [user("u"), assistant("a")], "one of chosen and rejected is a conversation"),
@@ -150,10 +150,10 @@ def test_bad_answer(value, said):
         ("yes", None, "rejected is null"),
     ],
 )
-def test_bad_pair(chosen, rejected, said):
+def test_bad_pair(chosen, rejected, message):
     with pytest.raises(ShapeError) as error:
         as_pair(chosen, rejected)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_conversation_tells_which_answers_are_only_context():
@@ -190,7 +190,7 @@ def test_an_answer_in_a_message_is_what_it_says():
     assert as_answer(assistant(text), [user("u")], "chosen") == Turn([user("u")], text)
 
 
-def test_a_prompt_that_quotes_a_dialogue_is_told_how():
+def test_a_prompt_that_quotes_a_dialogue_is_refused_with_the_cure():
     with pytest.raises(ShapeError, match="a prompt that quotes a dialogue goes into one message"):
         as_prompt("Human: Hi\n\nAssistant: Hello")
     assert as_prompt(user("Human: Hi\n\nAssistant: Hello")) == [user("Human: Hi\n\nAssistant: Hello")]

@@ -1,4 +1,4 @@
-"""Encoded rows on disk: the ids of `encode`, kept by content, written once whoever comes together."""
+"""Encoded rows on disk: the ids of `encode`, cached by content, written once by processes that come together."""
 
 import multiprocessing
 import os
@@ -166,7 +166,7 @@ def test_a_split_without_rows_is_empty(tokenizer: Any):
     assert (list(rows), rows.lengths.tolist()) == ([], [])
 
 
-def test_contents_used_last_are_kept_and_those_that_are_open_stay_readable(tokenizer: Any):
+def test_contents_used_last_stay_and_those_that_are_open_stay_readable(tokenizer: Any):
     records, opened = records_of(VALIDATED, "preferences"), []
     for dropped in range(MAX_ENTRIES + 1):
         write_records(VALIDATED, "preferences", records[dropped:])
@@ -176,9 +176,9 @@ def test_contents_used_last_are_kept_and_those_that_are_open_stay_readable(token
         if dropped == 0:
             [first] = contents("preferences-train")
             (ENCODED / "preferences-train" / ".killed.abc").mkdir()
-    kept = contents("preferences-train")
-    assert len(kept) == MAX_ENTRIES
-    assert first not in kept
+    remaining = contents("preferences-train")
+    assert len(remaining) == MAX_ENTRIES
+    assert first not in remaining
     assert [len(list(rows)) for rows in opened] == [10, 9, 8]
 
 

@@ -185,7 +185,7 @@ def test_jsonl_is_an_object_a_line():
     assert OUTPUT.read_bytes() == '{"b": 1, "a": "ü\\n\u2028"}\n{}\n'.encode()
 
 
-def test_half_a_surrogate_pair_is_kept_as_its_escape():
+def test_half_a_surrogate_pair_stays_as_its_escape():
     write_json(OUTPUT, {"text": "\ud83d"})
     assert b'"\\ud83d"' in OUTPUT.read_bytes()
     write_jsonl(OUTPUT, [{"text": "\ud83d"}])
@@ -240,10 +240,10 @@ def test_a_row_that_fails_leaves_the_old_rows():
 
 
 def test_a_missing_file_says_what_makes_it():
-    said = r"^outputs/result does not exist: run the stage that writes it \(dvc repro\)$"
-    with pytest.raises(InputError, match=said):
+    message = r"^outputs/result does not exist: run the stage that writes it \(dvc repro\)$"
+    with pytest.raises(InputError, match=message):
         read_json(OUTPUT)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         next(read_jsonl(OUTPUT))
 
 

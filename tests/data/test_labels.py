@@ -32,12 +32,12 @@ def outcome(label: dict[str, Any], **columns: str) -> tuple[str, str, bool]:
 
 
 @pytest.mark.parametrize(
-    ("label", "told"),
+    ("label", "preferred"),
     [
-        *(({"preference": word.upper()}, told) for word, told in LABELS.items()),
-        *(({"winner": f" {word}\n"}, told) for word, told in LABELS.items()),
-        *(({"preferred_index": int(word)}, told) for word, told in INDICES.items()),
-        *(({"first_preferred": word}, told) for word, told in TRUTHS.items()),
+        *(({"preference": word.upper()}, preferred) for word, preferred in LABELS.items()),
+        *(({"winner": f" {word}\n"}, preferred) for word, preferred in LABELS.items()),
+        *(({"preferred_index": int(word)}, preferred) for word, preferred in INDICES.items()),
+        *(({"first_preferred": word}, preferred) for word, preferred in TRUTHS.items()),
         ({"preference": 1}, "first"),
         ({"preference": 2.0}, "second"),  # as pandas has it where others are null
         ({"preference": 1.5}, "tie"),
@@ -49,8 +49,8 @@ def outcome(label: dict[str, Any], **columns: str) -> tuple[str, str, bool]:
         ({"preference": "A", "winner": "model_a", "preferred_index": None}, "first"),
     ],
 )
-def test_every_label_that_is_taken(label, told):
-    assert outcome(label) == (*OUTCOMES[told], told == "tie")
+def test_every_label_that_is_taken(label, preferred):
+    assert outcome(label) == (*OUTCOMES[preferred], preferred == "tie")
 
 
 def test_labels_under_other_names_are_mapped():

@@ -1,4 +1,4 @@
-"""What is no source is told by its name, and the way out that is told works."""
+"""What is no source is refused by its name, and the cure in the message works."""
 
 import re
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_values_have_lost_their_columns():
 
 
 @pytest.mark.parametrize("orient", ["records", "table"])
-def test_layouts_by_rows_are_read_and_in_a_jsonl_file_told(orient):
+def test_layouts_by_rows_are_read_and_in_a_jsonl_file_refused(orient):
     pd.DataFrame(ROWS).to_json("a.json", orient=orient)
     found = [{name: row[name] for name in ("prompt", "response")} for row in fields_of("a.json")]
     assert found == ROWS

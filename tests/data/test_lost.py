@@ -54,7 +54,7 @@ def tokenizer() -> Any:
         (CUTTING, ["user: twenty characters"], {}),
         (CHATML, ['user: "it\'s" {{ a }} {% b %} é\n\\'], {}),
         (ESCAPING, ['user: "it\'s" {{ a }} {% b %} é\n\\'], {}),
-        # It refuses whatever has the roles' marks, but wrote the row.
+        # It refuses whatever has the markers of the roles, but wrote the row.
         ("{% if 'mark' in messages[0].content %}{{ raise_exception('no') }}{% endif %}" + CHATML, ["user: one"], {}),
     ],
 )

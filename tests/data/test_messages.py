@@ -1,4 +1,4 @@
-"""Messages: who speaks, what is said, whether it may be learned, and nothing beside it that is dropped."""
+"""Messages: the role, the text, whether it may be learned, and nothing beside it that is dropped."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_transcript():
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         (None, "x is null where a text is needed"),
         (4, "x is the number 4 where"),
@@ -46,14 +46,14 @@ def test_transcript():
         ("a\ud800", "x holds half a character ('\\ud800') at position 1"),
     ],
 )
-def test_bad_text(value, said):
+def test_bad_text(value, message):
     with pytest.raises(ShapeError) as error:
         as_text(value, "x")
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         ("Hi", "x is a text where a list of messages is needed"),
         ([], "x is an empty list"),
@@ -68,10 +68,10 @@ def test_bad_text(value, said):
         ),
     ],
 )
-def test_bad_messages(value, said):
+def test_bad_messages(value, message):
     with pytest.raises(ShapeError) as error:
         as_messages(value, "x")
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_bad_messages(value, said):
         {"function_call": {"name": "f"}},
         {"anything": False},
         {"anything": 0},
-        {"value": "said otherwise"},
+        {"value": "written otherwise"},
     ],
 )
 def test_what_a_message_holds_beside_its_text_is_refused(more):
@@ -115,13 +115,13 @@ def test_what_a_message_holds_beside_its_text_is_refused(more):
     ],
 )
 def test_weights_of_a_message(weight, is_context):
-    said = [user("u"), assistant("a") | weight]
-    assert as_messages(said, "messages") == [user("u"), assistant("a")]
-    assert context_only(said) == [1] * is_context
+    messages = [user("u"), assistant("a") | weight]
+    assert as_messages(messages, "messages") == [user("u"), assistant("a")]
+    assert context_only(messages) == [1] * is_context
 
 
 @pytest.mark.parametrize(
-    ("weight", "said"),
+    ("weight", "message"),
     [
         (
             {"weight": 0.5},
@@ -135,10 +135,10 @@ def test_weights_of_a_message(weight, is_context):
         ({"weight": 1, "train": False}, "the weight and train of message 1 of messages say different things"),
     ],
 )
-def test_other_weights_are_refused(weight, said):
+def test_other_weights_are_refused(weight, message):
     with pytest.raises(ShapeError) as error:
         as_messages([assistant("a") | weight], "messages")
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("weight", [{"weight": 1}, {"train": True}])

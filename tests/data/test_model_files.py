@@ -71,17 +71,17 @@ def copied_again(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("left", ["adapter alone", "adapter beside whole weights", "without its settings"])
-def test_an_adapter_is_told_to_be_merged(folder: Path, left: str):
+def test_an_adapter_is_refused_with_how_to_merge_it(folder: Path, left: str):
     if left == "adapter alone":
         for name in (WEIGHTS, CONFIG):
             (folder / name).unlink()
     save_file({"base_model.model.x.lora_A.weight": torch.zeros(1)}, folder / "adapter_model.safetensors")
     if left != "without its settings":
         (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "some/base"}))
-    said = refusal(folder)
-    assert "adapter" in said
-    assert "merge_and_unload" in said
-    assert ("some/base" in said) == (left != "without its settings")
+    message = refusal(folder)
+    assert "adapter" in message
+    assert "merge_and_unload" in message
+    assert ("some/base" in message) == (left != "without its settings")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_an_adapter_is_told_to_be_merged(folder: Path, left: str):
         ([], "no safetensors weights: convert"),
     ],
 )
-def test_weights_by_another_name_are_told_how_to_be_saved(folder: Path, names: list[str], sentence: str):
+def test_weights_by_another_name_are_refused_with_how_to_save_them(folder: Path, names: list[str], sentence: str):
     for name in names:
         shutil.copy(folder / WEIGHTS, folder / name)
     (folder / WEIGHTS).unlink()
@@ -140,11 +140,11 @@ def test_a_shard_that_is_not_there_is_named(folder: Path):
 def test_quantised_weights_are_refused(folder: Path, settings: object, nested: bool):
     found = {"quantization_config": settings}
     change(folder, **({"text_config": found} if nested else found))
-    said = refusal(folder)
-    assert "quantised" in said
-    assert "give the model that it was made from" in said
+    message = refusal(folder)
+    assert "quantised" in message
+    assert "give the model that it was made from" in message
     if isinstance(settings, dict) and settings:
-        assert settings["quant_method"] in said
+        assert settings["quant_method"] in message
 
 
 def test_a_config_that_says_it_is_not_quantised_is_taken(folder: Path):

@@ -63,7 +63,7 @@ def test_row_by_row_gives_the_same(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("columns", "said"),
+    ("columns", "name"),
     [
         (lambda: pa.table([pa.array(["a"])] * 2, names=["chosen", "chosen"]), "'chosen'"),
         (
@@ -72,10 +72,10 @@ def test_row_by_row_gives_the_same(monkeypatch):
         ),
     ],
 )
-def test_a_name_that_stands_twice_is_refused(columns, said):
+def test_a_name_that_stands_twice_is_refused(columns, name):
     made = columns()
     pyarrow.parquet.write_table(made if isinstance(made, pa.Table) else pa.table(made), FILE)
-    with pytest.raises(InputError, match=rf"^a\.parquet names the column {said} twice: rename one$"):
+    with pytest.raises(InputError, match=rf"^a\.parquet names the column {name} twice: rename one$"):
         list(rows())
 
 

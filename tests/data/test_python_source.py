@@ -36,7 +36,7 @@ def test_rows_are_those_of_the_function_of_the_kind_called_with_seed_and_options
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("def others(seed, options): pass", r"own\.py:prompts has no such function: write it"),
         (
@@ -59,8 +59,8 @@ def test_rows_are_those_of_the_function_of_the_kind_called_with_seed_and_options
         ("def prompts(seed, options):\n    yield {1: 'a'}", r"own\.py row 1 is not a dict with texts as keys"),
     ],
 )
-def test_a_function_that_fails_is_told_with_file_row_and_cure(text: str, said: str) -> None:
-    with pytest.raises(InputError, match=f"^{said}"):
+def test_a_function_that_fails_is_reported_with_file_row_and_cure(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
         rows_of(text)
 
 

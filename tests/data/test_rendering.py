@@ -26,7 +26,7 @@ def written(tokenizer: Any, template: str, content: str = "send it") -> str:
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
         (NESTED + "{% endfor %}", "runs over 0.2 seconds"),
         ("{% set ns = namespace(x=2) %}{% for i in range(40) %}{% set ns.x = ns.x * ns.x %}{% endfor %}", "runs over"),
@@ -39,19 +39,19 @@ def written(tokenizer: Any, template: str, content: str = "send it") -> str:
     ],
 )
 def test_a_template_that_knows_no_end_is_stopped(
-    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, template: str, said: str
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, template: str, message: str
 ) -> None:
     monkeypatch.setattr("tasks.data.encoding.rendering.SECONDS", 0.2)
     monkeypatch.setattr("tasks.data.encoding.rendering.MEMORY", 2**27)
     started = time.process_time()
-    with pytest.raises(EndlessError, match=said):
+    with pytest.raises(EndlessError, match=message):
         written(tokenizer, template)
     assert time.process_time() - started < 5  # memory that is asked for at once takes its time
     assert written(tokenizer, CHATML).startswith("<|im_start|>user\nsend it")  # the next one is none the worse
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
         ("{{ raise_exception('no\nsystem\x1b[2J role') }}", "(no system\\x1b[2J role)"),
         ("{{ 1 / 0 }}", "(division by zero)"),
@@ -62,10 +62,10 @@ def test_a_template_that_knows_no_end_is_stopped(
         ("{{ raise_exception(messages[0].content) }}", "x" * 149 + "…" + "x" * 150 + ")"),
     ],
 )
-def test_whatever_a_template_raises_is_one_short_line(tokenizer: Any, template: str, said: str) -> None:
+def test_whatever_a_template_raises_is_one_short_line(tokenizer: Any, template: str, message: str) -> None:
     with pytest.raises(RefusedError) as refused:
         written(tokenizer, template, "x" * 5_000_000)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert len(str(refused.value)) < 500
     assert str(refused.value).isprintable()
 
@@ -80,17 +80,17 @@ def test_limits_are_gone_afterwards(tokenizer: Any) -> None:
 
 
 def test_beside_the_main_thread_memory_alone_is_bounded(tokenizer: Any) -> None:
-    said: list[str] = []
+    texts: list[str] = []
 
     def in_thread() -> None:
-        said.append(written(tokenizer, CHATML))
+        texts.append(written(tokenizer, CHATML))
         with pytest.raises(EndlessError, match="1 GiB"):
             written(tokenizer, "{{ 'x' * 10 ** 11 }}")
 
     thread = threading.Thread(target=in_thread)
     thread.start()
     thread.join()
-    assert said == ["<|im_start|>user\nsend it<|im_end|>\n<|im_start|>assistant\n"]
+    assert texts == ["<|im_start|>user\nsend it<|im_end|>\n<|im_start|>assistant\n"]
 
 
 @pytest.mark.parametrize(

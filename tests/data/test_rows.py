@@ -28,21 +28,21 @@ def test_one_bad_row():
     )
 
 
-def test_several_are_told_with_their_faults():
+def test_several_are_reported_with_their_faults():
     assert sentence((3, ": chosen is null"), (4, "is not valid JSON"), (9, ": chosen is null")) == (
         "a.csv has 3 bad rows: rows 3, 9: chosen is null; row 4 is not valid JSON: fix or remove them"
     )
 
 
-def test_of_many_the_first_ten_are_told_and_the_others_counted():
-    said = sentence(*((row, f": fault {row % 2}") for row in range(1, 2001)))
-    assert said == (
+def test_of_many_the_first_ten_are_reported_and_the_others_counted():
+    message = sentence(*((row, f": fault {row % 2}") for row in range(1, 2001)))
+    assert message == (
         "a.csv has 2,000 bad rows: rows 1, 3, 5, 7, 9: fault 1; rows 2, 4, 6, 8, 10: fault 0; and 1,990 more: "
         "fix or remove them"
     )
 
 
-def test_the_cures_are_told_once():
+def test_the_cures_are_given_once():
     bad = BadRows("a.csv")
     bad.add(1, "is not UTF-8", "save the file as UTF-8")
     bad.add(2, ": chosen is null")
@@ -51,7 +51,7 @@ def test_the_cures_are_told_once():
         bad.stop()
 
 
-def test_long_faults_are_cut_so_that_all_ten_can_be_told():
-    said = sentence(*((row, f": fault {row} {'x' * 5000}") for row in range(1, 11)))
-    assert len(said) < LONGEST_SENTENCE
-    assert all(f"row {row}: fault {row} x" in said for row in range(1, 11))
+def test_long_faults_are_cut_so_that_all_ten_can_be_reported():
+    message = sentence(*((row, f": fault {row} {'x' * 5000}") for row in range(1, 11)))
+    assert len(message) < LONGEST_SENTENCE
+    assert all(f"row {row}: fault {row} x" in message for row in range(1, 11))

@@ -27,8 +27,8 @@ def test_an_answer_about_messages_is_refused_unless_it_goes_on_from_the_prompt()
         entries("demonstrations", {"prompt": "Hi", "response": about})
     row = {"prompt": "Hi", "response": {"role": "assistant", "content": about}}
     assert entries("demonstrations", row) == [{"prompt": [U], "response": about}]
-    for told in (f"Here: {about}", f"{about} is it."):
-        assert entries("demonstrations", {"prompt": "Hi", "response": told}) == [{"prompt": [U], "response": told}]
+    for answer in (f"Here: {about}", f"{about} is it."):
+        assert entries("demonstrations", {"prompt": "Hi", "response": answer}) == [{"prompt": [U], "response": answer}]
 
 
 def test_an_instruction_is_what_it_says_whatever_it_quotes():
@@ -78,8 +78,8 @@ def test_the_column_map_may_name_what_a_row_says_about_itself():
     ],
 )
 def test_a_row_that_has_more_than_the_first_is_refused(kind, first, later, more):
-    said = rf"row 2: it has {more}, which the first row has not \(give all rows the same columns"
-    with pytest.raises(InputError, match=said):
+    message = rf"row 2: it has {more}, which the first row has not \(give all rows the same columns"
+    with pytest.raises(InputError, match=message):
         shaped(kind, first, later)
     nothing = dict.fromkeys(later)
     assert len(shaped(kind, first, nothing | first)) == 2
@@ -100,10 +100,10 @@ def test_columns_that_are_ignored_are_no_part_of_a_shape():
 
 
 @pytest.mark.parametrize("more", [{"label": "law"}, {"images": ["a.png"]}, {"messages": [U, A | {"thinking": "Hm."}]}])
-def test_the_way_out_of_what_is_not_read_is_told_and_leads_out(more):
+def test_the_way_out_of_what_is_not_read_is_given_and_leads_out(more):
     row = {"messages": [U, A]} | more
-    said = r"\(to leave it out, name it in prepare\.demonstrations\.ignore in params\.yaml\): fix or remove the row$"
-    with pytest.raises(InputError, match=said):
+    message = r"\(to leave it out, name it in prepare\.demonstrations\.ignore in params\.yaml\): fix or remove the row$"
+    with pytest.raises(InputError, match=message):
         shaped("demonstrations", row)
     source = Source(source="f.jsonl", columns={}, ignore=["label", "images", "thinking"], limit=None, options={})
     bad, tally = BadRows("f.jsonl"), Tally.empty()

@@ -103,7 +103,7 @@ def test_preference_shapes(row):
         {"system": "Be kind.", "chosen": [U, A], "rejected": [U, B]},
     ],
 )
-def test_system_messages_are_kept(row):
+def test_system_messages_stay(row):
     assert entries("preferences", row) == [{"prompt": [S, U], "chosen": "Hello", "rejected": "No"}]
 
 
@@ -392,7 +392,7 @@ def test_column_map_decides_where_a_file_has_two_shapes():
     assert entries("demonstrations", row, messages="log") == [{"prompt": [U], "response": "Hello"}]
 
 
-def test_row_numbers_are_kept_and_optional_columns_may_come_and_go():
+def test_row_numbers_stay_and_optional_columns_may_come_and_go():
     rows = shaped("prompts", {"prompt": "a"}, {"prompt": "b", "system": "s"}, {"prompt": "c"})
     assert [row.row for row in rows] == [1, 2, 3]
     assert [len(row.entries[0]["prompt"]) for row in rows] == [1, 2, 1]
@@ -406,7 +406,7 @@ def test_every_shape_is_reached():
 
 
 @pytest.mark.parametrize(
-    ("kind", "columns", "said"),
+    ("kind", "columns", "message"),
     [
         (
             "preferences",
@@ -420,14 +420,14 @@ def test_every_shape_is_reached():
         ("prompts", {}, "but prompts need (prompt, references) or"),
     ],
 )
-def test_columns_that_do_not_fit(kind, columns, said):
+def test_columns_that_do_not_fit(kind, columns, message):
     with pytest.raises(InputError) as error:
         shaped(kind, {"a": "x", "b": "y"}, **columns)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("kind", "bad", "said"),
+    ("kind", "bad", "message"),
     [
         (
             "preferences",
@@ -448,15 +448,15 @@ def test_columns_that_do_not_fit(kind, columns, said):
         ),
     ],
 )
-def test_bad_row_is_named(kind, bad, said):
+def test_bad_row_is_named(kind, bad, message):
     with pytest.raises(InputError) as error:
         shaped(kind, {"prompt": "p", "chosen": "c", "rejected": "r"}, bad)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert str(error.value).endswith(": fix or remove the row")
 
 
 @pytest.mark.parametrize(
-    ("kind", "row", "said"),
+    ("kind", "row", "message"),
     [
         ("demonstrations", {"prompt": "p", "response": ["a"]}, "message 1 of response is a text"),
         ("demonstrations", {"messages": [U]}, "the conversation has no answer of the assistant"),
@@ -475,10 +475,10 @@ def test_bad_row_is_named(kind, bad, said):
         ("prompts", {"prompt": "p", "category": "x" * 101}, "category has 101 characters where a name of at most 100"),
     ],
 )
-def test_wrong_types(kind, row, said):
+def test_wrong_types(kind, row, message):
     with pytest.raises(InputError) as error:
         shaped(kind, row)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_missing_mapped_column_is_named_as_the_file_names_it():

@@ -145,7 +145,7 @@ def test_hub_pointer_loads_the_pinned_revision(loaded):
 
 
 @pytest.mark.parametrize(
-    ("pointer", "said"),
+    ("pointer", "message"),
     [
         ("hub: org/name\nsplit: train\n", "revision must be the full commit hash"),
         (POINTER.replace(REVISION, "main"), "revision must be the full commit hash"),
@@ -159,10 +159,10 @@ def test_hub_pointer_loads_the_pinned_revision(loaded):
         ("hub: [\n", "is not valid YAML"),
     ],
 )
-def test_bad_hub_pointer(loaded, pointer, said):
+def test_bad_hub_pointer(loaded, pointer, message):
     with pytest.raises(InputError, match=r"^set\.yaml") as error:
         rows_of(write("set.yaml", pointer))
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert not loaded
 
 
@@ -198,7 +198,7 @@ def test_lost_connection_stays_what_it_is(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("a.jsonl", "", "a.jsonl holds no rows"),
         ("a.jsonl", "\n \n", "a.jsonl holds no rows"),
@@ -239,10 +239,10 @@ def test_lost_connection_stays_what_it_is(monkeypatch):
         ("rows", "a", "rows ends in nothing"),
     ],
 )
-def test_bad_file(name, content, said):
+def test_bad_file(name, content, message):
     with pytest.raises(InputError) as error:
         rows_of(write(name, content))
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -298,7 +298,7 @@ def test_a_pointer_of_dvc_stands_for_what_it_tracks():
         rows_of("week/b.jsonl")
 
 
-def test_outside_the_project_only_the_name_of_the_source_is_told(tmp_path_factory):
+def test_outside_the_project_only_the_name_of_the_source_is_shown(tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "week").mkdir()
     path = write(f"{elsewhere}/week/a.jsonl", as_jsonl(ROWS))
@@ -316,7 +316,7 @@ def bind_socket(path):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (os.mkfifo, "a.jsonl is a pipe, socket or device: write its rows to a file"),  # to open it would take for ever
         (bind_socket, "a.jsonl is a pipe, socket or device"),
@@ -324,11 +324,11 @@ def bind_socket(path):
         (lambda path: Path(path).symlink_to(path), "a.jsonl cannot be read (Too many levels of symbolic links)"),
     ],
 )
-def test_only_regular_files_are_read(make, said):
+def test_only_regular_files_are_read(make, message):
     make("a.jsonl")
     with pytest.raises(InputError) as error:
         rows_of("a.jsonl")
-    assert str(error.value).startswith(said)
+    assert str(error.value).startswith(message)
 
 
 def test_a_name_that_no_file_can_have():

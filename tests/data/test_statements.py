@@ -60,7 +60,7 @@ def test_one_statement_hides_no_other(kind):
     assert reason({"weight": 0, "train": False}, kind) == "weight"
 
 
-def test_the_words_are_told_apart():
+def test_the_words_are_distinguished():
     assert all(word == word.strip().casefold() for word in TRUTHS)
 
 
@@ -114,7 +114,7 @@ def test_other_numbers_say_nothing(fields):
     assert reason(fields) is None
 
 
-def test_the_reason_is_told_with_its_values():
+def test_the_reason_is_given_with_its_values():
     left = reason_to_leave_out({"score_chosen": 1.5, "score_rejected": 3}, "preferences")
     assert left is not None and left.detail == "score_chosen is 1.5 and score_rejected 3"
 

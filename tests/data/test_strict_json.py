@@ -13,7 +13,7 @@ def test_json_is_read_as_ever():
 
 
 @pytest.mark.parametrize(
-    ("text", "said", "cure"),
+    ("text", "message", "cure"),
     [
         ('{"a": 1, "a": 1}', "names the key 'a' twice in one object", "rename or remove one"),
         ('[{"b": {"c": [{"a": 1, "b": 2, "a": 3}]}}]', "names the key 'a' twice", "rename or remove one"),
@@ -27,14 +27,14 @@ def test_json_is_read_as_ever():
         ('{"a": ', "is not valid JSON, perhaps cut off (Expecting value)", None),
     ],
 )
-def test_faults(text, said, cure):
+def test_faults(text, message, cure):
     with pytest.raises(JsonError) as error:
         parse_json(text)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert error.value.cure == cure
 
 
-def test_what_follows_is_told_apart_from_what_is_broken():
+def test_what_follows_is_distinguished_from_what_is_broken():
     for text, goes_on in (('{"a": 1}\n{"a": 2}', True), ('{"a": 1', False)):
         with pytest.raises(JsonError) as error:
             parse_json(text)

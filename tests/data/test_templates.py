@@ -141,7 +141,7 @@ THINKING = (
 
 @pytest.mark.parametrize("in_list", [False, True])
 @pytest.mark.parametrize("first", ["", "\n", FROZEN_CLOCK + DATED])
-def test_whoever_loads_the_saved_folder_renders_with_the_arguments_and_nobody_can_give_others(
+def test_users_who_load_the_saved_folder_render_with_the_arguments_and_nobody_can_give_others(
     tokenizer: Any, tmp_path: Path, first: str, in_list: bool
 ) -> None:
     from transformers import AutoTokenizer
@@ -199,7 +199,7 @@ def test_an_argument_that_the_template_does_not_read_is_refused(tokenizer: Any) 
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "date"),
     [
         (DATED, "01 Jan 2026\n"),
         ("\n" + DATED, "\n01 Jan 2026\n"),  # the first line break is the template's own, and stays
@@ -213,8 +213,8 @@ def test_an_argument_that_the_template_does_not_read_is_refused(tokenizer: Any) 
     ],
 )
 @pytest.mark.parametrize("in_list", [False, True])
-def test_a_template_that_asks_for_the_time_is_told_the_same_at_every_reading(
-    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, said: str, in_list: bool
+def test_a_template_that_asks_for_the_time_gets_the_same_at_every_reading(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, date: str, in_list: bool
 ) -> None:
     from transformers import AutoTokenizer
 
@@ -225,10 +225,10 @@ def test_a_template_that_asks_for_the_time_is_told_the_same_at_every_reading(
     tokenizer.save_pretrained(tmp_path)
     for moment in (datetime(1999, 12, 31, 23, 59), datetime(2031, 5, 6)):
         set_clock(monkeypatch, moment)
-        others = AutoTokenizer.from_pretrained(tmp_path)  # whoever loads the saved folder
+        others = AutoTokenizer.from_pretrained(tmp_path)  # as users who load the saved folder get it
         for each in (tokenizer, others):
             text = each.apply_chat_template(ASKED, tokenize=False)
-            assert text == f"{said}<|im_start|>user\nsend it<|im_end|>\n"
+            assert text == f"{date}<|im_start|>user\nsend it<|im_end|>\n"
         if in_list:
             assert others.apply_chat_template(ASKED, chat_template="tool_use", tokenize=False) == text
 
@@ -242,8 +242,8 @@ def test_a_template_whose_clock_stands_already_stays_as_it_is(tokenizer: Any) ->
 def test_the_frozen_clock_says_what_a_clock_would() -> None:
     moment = datetime(2026, 1, 1)
     local = {"%c", "%x", "%X", "%s"}  # as the machine's language and time zone have it
-    told = {code: moment.strftime(code) for code in FIRST_OF_JANUARY if code not in local}
-    assert told == {code: meaning for code, meaning in FIRST_OF_JANUARY.items() if code not in local}
+    formatted = {code: moment.strftime(code) for code in FIRST_OF_JANUARY if code not in local}
+    assert formatted == {code: meaning for code, meaning in FIRST_OF_JANUARY.items() if code not in local}
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_a_template_that_writes_something_else_each_time_is_refused(tokenizer: A
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
         (
             "{{ raise_exception('roles must\nalternate') }}",
@@ -281,14 +281,14 @@ def test_a_template_that_writes_something_else_each_time_is_refused(tokenizer: A
         ),
     ],
 )
-def test_a_template_must_write_a_question_and_behind_it_the_answer(tokenizer: Any, template: str, said: str) -> None:
+def test_a_template_must_write_a_question_and_behind_it_the_answer(tokenizer: Any, template: str, message: str) -> None:
     tokenizer.chat_template = template
-    with pytest.raises(InputError, match=f"^given: its chat template {said}"):
+    with pytest.raises(InputError, match=f"^given: its chat template {message}"):
         try_template(tokenizer, "given")
 
 
 @pytest.mark.parametrize(
-    ("before", "said"),
+    ("before", "faults"),
     [
         ("", []),
         (
@@ -313,12 +313,12 @@ def test_a_template_must_write_a_question_and_behind_it_the_answer(tokenizer: An
         ),
     ],
 )
-def test_forms_that_rows_may_have_are_tried_and_told(tokenizer: Any, before: str, said: list[str]) -> None:
+def test_forms_that_rows_may_have_are_tried_and_reported(tokenizer: Any, before: str, faults: list[str]) -> None:
     tokenizer.chat_template = before + CHATML
-    assert try_template(tokenizer, "given") == said
+    assert try_template(tokenizer, "given") == faults
 
 
-def test_thinking_that_is_taken_out_of_earlier_turns_is_told(tokenizer: Any) -> None:
+def test_thinking_that_is_taken_out_of_earlier_turns_is_reported(tokenizer: Any) -> None:
     tokenizer.chat_template = CHATML.replace("{{ message.content }}", "{{ message.content.split('</think>')[-1] }}")
     assert try_template(tokenizer, "given") == ["loses thinking in earlier turns"]
 

@@ -1,4 +1,4 @@
-"""Rows that judge one pair: merged to what most of their annotators said, with every vote kept."""
+"""Rows that judge one pair: merged to what most of their annotators chose, with no vote lost."""
 
 import random
 from collections import Counter
@@ -10,11 +10,11 @@ from tasks.data.shapes.convert import ShapedRow
 from tasks.data.shapes.votes import gathered, ids_of, pair_id, share_of
 
 
-def rows(*said: tuple[str | None, str], prompt: str = "q", start: int = 1) -> list[ShapedRow]:
+def rows(*votes: tuple[str | None, str], prompt: str = "q", start: int = 1) -> list[ShapedRow]:
     """Rows by annotator: A prefers the answer a, B b, and = neither; a lower-case letter has white space at its end."""
     return [
         ShapedRow("f.jsonl", number, [entry(choice, prompt)], annotator, tied=choice == "=")
-        for number, (annotator, choice) in enumerate(said, start=start)
+        for number, (annotator, choice) in enumerate(votes, start=start)
     ]
 
 
@@ -24,9 +24,9 @@ def entry(choice: str, prompt: str = "q") -> dict[str, Any]:
     return {"prompt": [{"role": "user", "content": prompt}], "chosen": chosen + end, "rejected": rejected}
 
 
-def told(*said: tuple[str | None, str]) -> tuple[str, float, str]:
+def merged_label(*votes: tuple[str | None, str]) -> tuple[str, float, str]:
     """The chosen answer, the share, and a letter a row: c(hosen), r(ejected), t(ie); capital where it counts."""
-    [merged] = gathered(rows(*said))
+    [merged] = gathered(rows(*votes))
     assert merged.votes is not None
     letters = (vote["choice"][0].upper() if vote["counted"] else vote["choice"][0] for vote in merged.votes)
     answer = "=" if merged.tied else merged.entries[0]["chosen"].strip()
@@ -34,7 +34,7 @@ def told(*said: tuple[str | None, str]) -> tuple[str, float, str]:
 
 
 @pytest.mark.parametrize(
-    ("said", "answer", "share", "letters"),
+    ("votes", "answer", "share", "letters"),
     [
         ("AAB", "a", 0.667, "CCR"),
         ("BAA", "a", 0.667, "RCC"),
@@ -49,27 +49,27 @@ def told(*said: tuple[str | None, str]) -> tuple[str, float, str]:
         ("aAB", "a", 0.667, "CCR"),  # white space that nobody sees makes no other pair
     ],
 )
-def test_most_votes_make_the_label(said, answer, share, letters):
-    assert told(*((f"w{number}", choice) for number, choice in enumerate(said))) == (answer, share, letters)
+def test_most_votes_make_the_label(votes, answer, share, letters):
+    assert merged_label(*((f"w{number}", choice) for number, choice in enumerate(votes))) == (answer, share, letters)
 
 
 @pytest.mark.parametrize(
-    ("said", "answer", "share", "letters"),
+    ("votes", "answer", "share", "letters"),
     [
         ("xA xA yB", "=", 0, "CcR"),  # one vote, however often it is given
         ("xA xA yB zA", "a", 0.667, "CcRC"),
         ("xA xB yB", "b", 1.0, "rcC"),  # two that differ are none
         ("xA xB yA yB", "=", 0, "crcr"),
-        ("xA x=", "=", 0, "ct"),  # not even where nobody else has judged
+        ("xA x=", "=", 0, "ct"),  # not even where nobody else has voted
         ("xA x= yA", "a", 1.0, "ctC"),
     ],
 )
-def test_one_annotator_has_one_vote(said, answer, share, letters):
-    assert told(*((each[0], each[1]) for each in said.split())) == (answer, share, letters)
+def test_one_annotator_has_one_vote(votes, answer, share, letters):
+    assert merged_label(*((each[0], each[1]) for each in votes.split())) == (answer, share, letters)
 
 
 @pytest.mark.parametrize(
-    "said",
+    "votes",
     [
         [(None, "A"), (None, "A"), (None, "B"), (None, "=")],
         [("x", "A"), ("x", "A"), ("x", "B")],  # validate finds the copy and the contradiction
@@ -77,8 +77,8 @@ def test_one_annotator_has_one_vote(said, answer, share, letters):
         [("x", "="), ("x", "=")],
     ],
 )
-def test_rows_that_are_no_votes_of_several_stay_as_they_are(said):
-    assert list(gathered(rows(*said))) == rows(*said)
+def test_rows_that_are_no_votes_of_several_stay_as_they_are(votes):
+    assert list(gathered(rows(*votes))) == rows(*votes)
 
 
 def test_a_pair_of_equal_answers_is_left_to_the_checks():

@@ -8,16 +8,16 @@ from hypothesis import given, strategies
 from tasks.data.shapes.messages import ShapeError
 from tasks.data.shapes.serialized import LONGEST_PYTHON, read_written, read_written_texts
 
-TALK = [{"role": "user", "content": "It's “2+2”?\n"}, {"role": "assistant", "content": 'He said "4"'}]
+TALK = [{"role": "user", "content": "It's “2+2”?\n"}, {"role": "assistant", "content": 'He wrote "4"'}]
 GPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
 
 
-@pytest.mark.parametrize("said", [TALK, GPT, TALK[:1], TALK[1], [{"content": "no role first", "role": "User"}]])
+@pytest.mark.parametrize("messages", [TALK, GPT, TALK[:1], TALK[1], [{"content": "no role first", "role": "User"}]])
 @pytest.mark.parametrize(
-    "write", [json.dumps, str, lambda said: f"\n {json.dumps(said, indent=2, ensure_ascii=False)}"]
+    "write", [json.dumps, str, lambda messages: f"\n {json.dumps(messages, indent=2, ensure_ascii=False)}"]
 )
-def test_messages_are_read_in_either_dialect(said, write):
-    assert read_written(write(said), "chosen") == said
+def test_messages_are_read_in_either_dialect(messages, write):
+    assert read_written(write(messages), "chosen") == messages
 
 
 def test_json_of_json_is_read():
@@ -63,7 +63,7 @@ def test_what_is_no_text_is_left_as_it_is(value):
     [
         "[{'content': 'Hi', 'role': 'user'}\n {'content': 'Hello', 'role': 'assistant'}]",  # numpy, in a CSV of pandas
         "array([{'content': 'Hi', 'role': 'user'}], dtype=object)",
-        '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "He said "4""}]',
+        '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "He wrote "4""}]',
         '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "4",}]\n'.replace("4", "a\nb"),
     ],
 )
@@ -85,12 +85,12 @@ def test_no_text_takes_long():
 
 @given(strategies.lists(strategies.text(), min_size=1))
 def test_no_text_in_a_message_is_changed(texts):
-    said = [{"role": "user", "content": text} for text in texts]
-    assert read_written(json.dumps(said), "messages") == said
-    assert read_written(str(said), "messages") == said
+    messages = [{"role": "user", "content": text} for text in texts]
+    assert read_written(json.dumps(messages), "messages") == messages
+    assert read_written(str(messages), "messages") == messages
 
 
-@pytest.mark.parametrize("texts", [["4"], ["it's", 'he said "4"', "ü\n"]])
+@pytest.mark.parametrize("texts", [["4"], ["it's", 'he wrote "4"', "ü\n"]])
 def test_a_list_of_texts_is_read(texts):
     assert read_written_texts(json.dumps(texts), "references") == texts
     assert read_written_texts(str(texts), "references") == texts

@@ -36,14 +36,14 @@ def test_alpha_as_published(given, alpha, published):
     assert round(alpha, 3) == published
 
 
-def test_alpha_leaves_out_what_one_person_judged():
+def test_alpha_leaves_out_what_one_person_rated():
     both = ratings(meg="0100000010", owen="1110010000")
     more = [*both, Rating("meg", "more", "0"), Rating("cleo", "other", "2")]
     assert krippendorff_alpha(more) == krippendorff_alpha(both)
 
 
 @pytest.mark.parametrize("given", [ratings(a="lll", b="lll"), ratings(a="lr.", b="..r"), ratings(a="lrs"), []])
-def test_no_alpha_where_nothing_was_shared_or_told_apart(given):
+def test_no_alpha_where_nothing_was_shared_or_distinguished(given):
     assert krippendorff_alpha(given) is None
     assert cohen_kappa(given) is None
 

@@ -17,7 +17,7 @@ RESAMPLING = Resampling(resamples=100, confidence=0.95, seed=1)
 
 def answered(rewards):
     count = len(rewards)
-    answers = Answers(["said"] * count, list(range(count)), [True] * count)
+    answers = Answers(["answer"] * count, list(range(count)), [True] * count)
     scores = Scores(list(rewards), {"reward_model": list(rewards)}, [2 * reward for reward in rewards], {})
     return Measured(answers, scores, [None] * count, [0.0] * count)
 
@@ -73,7 +73,7 @@ def test_turns_of_a_conversation_do_not_make_a_category_large():
 
 def test_every_metric_is_that_of_the_category_alone():
     prompts = [*asked(["tax", "law"], ["pay the tax today"]), *asked(["tax"], ["ask a judge"])]
-    said = {
+    answers = {
         "candidate": ["pay the tax today", "no idea", "ask a judge"],
         "opponent": ["no idea", "pay the tax today", "no idea"],
     }
@@ -83,7 +83,7 @@ def test_every_metric_is_that_of_the_category_alone():
             Answers(texts, [4, 2, 3], [True, True, False]),
             Scores([0.0] * 3, {}, [0.0] * 3, {"characters": [float(len(text)) for text in texts]}),
         )
-        for name, texts in said.items()
+        for name, texts in answers.items()
     }
     found = by_category(prompts, models, RESAMPLING)
     own = {"tax": [0, 2], "law": [1]}

@@ -47,7 +47,7 @@ def outcomes(say, ours, theirs):
 
 
 def comparison(first, second):
-    return Comparison("id", Judgement(first, ["said"]), Judgement(second, ["said"]))
+    return Comparison("id", Judgement(first, ["reply"]), Judgement(second, ["reply"]))
 
 
 def test_a_fair_judge_is_asked_in_both_orders():
@@ -129,20 +129,20 @@ def test_prompts_without_verdict_are_counted_and_have_no_part_in_the_win_rate():
 
 
 def test_prompts_with_a_verdict_keep_their_conversations():
-    told, silent = comparison("A", "B"), comparison("A", None)
+    decided, undecided = comparison("A", "B"), comparison("A", None)
     draws = RESAMPLING._replace(conversations=("a", "a", "b"))
-    found = summarise_comparisons([told, silent, told], "judge-7b", draws)["vs_opponent"]
+    found = summarise_comparisons([decided, undecided, decided], "judge-7b", draws)["vs_opponent"]
     assert found == win_rate([1.0, 1.0], [0.0, 0.0], RESAMPLING)
     assert (
-        summarise_comparisons([told, told, silent], "judge-7b", draws)["vs_opponent"].sign_test == 1
+        summarise_comparisons([decided, decided, undecided], "judge-7b", draws)["vs_opponent"].sign_test == 1
     )  # one conversation
 
 
 def test_a_judge_that_says_too_little_has_no_win_rate():
-    silent, told = comparison(None, None), comparison("A", "B")
-    assert summarise_comparisons([told, silent], "judge-7b", RESAMPLING)["vs_opponent"] is not None
-    assert summarise_comparisons([told, silent, silent], "judge-7b", RESAMPLING)["vs_opponent"] is None
-    assert summarise_comparisons([silent], "judge-7b", RESAMPLING)["agreement"] is None
+    undecided, decided = comparison(None, None), comparison("A", "B")
+    assert summarise_comparisons([decided, undecided], "judge-7b", RESAMPLING)["vs_opponent"] is not None
+    assert summarise_comparisons([decided, undecided, undecided], "judge-7b", RESAMPLING)["vs_opponent"] is None
+    assert summarise_comparisons([undecided], "judge-7b", RESAMPLING)["agreement"] is None
 
 
 @pytest.mark.parametrize(
@@ -153,11 +153,11 @@ def test_a_preference_counts_where_it_survives_the_exchange(first, second, outco
     assert comparison(first, second).outcome == outcome
 
 
-def test_rows_hold_what_was_said():
-    same, told = comparison_rows([Comparison("1", None, None), comparison("A", "tie")])
+def test_rows_hold_the_replies():
+    same, compared = comparison_rows([Comparison("1", None, None), comparison("A", "tie")])
     assert same == {"id": "1", "candidate_first": None, "opponent_first": None, "outcome": 0.5}
-    assert told["candidate_first"] == {"verdict": "A", "replies": ["said"]}
-    assert told["outcome"] == 0.5
+    assert compared["candidate_first"] == {"verdict": "A", "replies": ["reply"]}
+    assert compared["outcome"] == 0.5
 
 
 def test_answers_are_material_and_no_template():
@@ -183,8 +183,8 @@ def test_a_refusal_ends_the_asking():
     assert len(server.requests) <= AT_ONCE
 
 
-def test_the_first_fault_is_told_and_nobody_pauses_after_it():
-    # One request is refused; the others, told to come again later, would pause for a minute.
+def test_the_first_fault_is_reported_and_nobody_pauses_after_it():
+    # One request is refused; the others, asked to come again later, would pause for a minute.
     begun = time.monotonic()
     with (
         chat_server(prefers("good"), [429, 401, *[429] * 1000]) as server,
@@ -209,7 +209,7 @@ main(judging)
 
 
 @pytest.mark.slow
-def test_whoever_is_interrupted_does_not_wait_for_a_reply():
+def test_an_interrupted_judging_does_not_wait_for_a_reply():
     answer = threading.Event()
     Path("params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     with chat_server(lambda _: answer.wait(60)) as server:
@@ -219,7 +219,7 @@ def test_whoever_is_interrupted_does_not_wait_for_a_reply():
             assert eventually(lambda: len(server.requests) == AT_ONCE)
             process.terminate()
             begun = time.monotonic()
-            _, said = process.communicate(timeout=40)
+            _, printed = process.communicate(timeout=40)
         answer.set()
-    assert (process.returncode, said) == (143, "judging: interrupted; run again to continue\n")
+    assert (process.returncode, printed) == (143, "judging: interrupted; run again to continue\n")
     assert time.monotonic() - begun < 20

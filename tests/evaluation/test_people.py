@@ -25,7 +25,7 @@ from tasks.evaluation.people.annotation_sheets import (
 RESAMPLING = Resampling(resamples=500, confidence=0.95, seed=1)
 AWKWARD = [
     ("=HYPERLINK(1)", "-1; -2"),
-    ('she said "no", twice', "two\nlines\r\nand a\ttab"),
+    ('she wrote "no", twice', "two\nlines\r\nand a\ttab"),
     ("ünïcode 日本語 🙂", " @spaces around "),
     ("a, b; c", "'quoted'"),
     ("1/2", "007"),
@@ -56,14 +56,14 @@ def save(path, filled, separator=",", encoding="utf-8-sig"):
 
 @pytest.fixture
 def shown():
-    """Ten pairs of long answers, in the order of a sheet."""
+    """Ten pairs of long answers, in the order of an annotation sheet."""
     words = "Thank you for writing to us. We will send the tracking link for order"
     return pairs([response(f"{number:04}", f"{words} #{number}.", f"Sorry! {words} #1.") for number in range(10)], 7)
 
 
 @pytest.fixture
 def filled(shown, tmp_path):
-    """Their sheet, filled by somebody who always prefers the candidate."""
+    """Their annotation sheet, filled by somebody who always prefers the candidate."""
     write_annotation_sheet(tmp_path / "empty.csv", shown)
     sides = {pair.id: pair.candidate for pair in shown}
     return [row | {"choice": sides[row["id"]]} for row in read_sheet(tmp_path / "empty.csv")]
@@ -181,9 +181,9 @@ def test_any_text_goes_there_and_back(texts, separator):
         filled = [row | {"choice": "left"} for row in read_sheet(Path(folder, "s.csv"))]
         assert len(read_votes([save(Path(folder, "ann.csv"), filled, separator)], shown)) == len(shown)
     for row, pair in zip(filled, shown, strict=True):
-        cells, said = [row["prompt"], row["left"], row["right"]], [pair.conversation, pair.left, pair.right]
+        cells, texts = [row["prompt"], row["left"], row["right"]], [pair.conversation, pair.left, pair.right]
         assert not any(cell.lstrip().startswith(("=", "+", "-", "@")) for cell in cells)
-        assert [cell.replace("'", "") for cell in cells] == [text.replace("'", "") for text in said]
+        assert [cell.replace("'", "") for cell in cells] == [text.replace("'", "") for text in texts]
 
 
 def test_what_spreadsheets_make_of_short_texts_does_no_harm(tmp_path):
@@ -298,9 +298,9 @@ def test_nobody_judges_a_prompt_twice(shown, filled, tmp_path):
 )
 def test_a_file_that_is_no_filled_sheet_is_named_with_the_cure(content, words, shown, tmp_path):
     (tmp_path / "ann.csv").write_bytes(content)
-    told = sentence([tmp_path / "ann.csv"], shown)
-    assert told.startswith(str(tmp_path / "ann.csv"))
-    assert words in told
+    message = sentence([tmp_path / "ann.csv"], shown)
+    assert message.startswith(str(tmp_path / "ann.csv"))
+    assert words in message
 
 
 def test_a_file_that_is_not_there(shown, tmp_path):
@@ -312,12 +312,12 @@ def test_a_file_that_is_not_there(shown, tmp_path):
 # --- Figures
 
 
-def votes_of(said):
-    """Votes as {annotator: letters}, a letter a prompt; the candidate stands on the left, "-" is not judged."""
+def votes_of(letters_of):
+    """Votes as {annotator: letters}, a letter a prompt; the candidate stands on the left, "-" is no vote."""
     choices: dict[str, Choice] = {"l": "left", "r": "right", "s": "same"}
     return [
         Vote(f"{prompt:02}", name, choices[letter], "left")
-        for name, letters in said.items()
+        for name, letters in letters_of.items()
         for prompt, letter in enumerate(letters)
         if letter != "-"
     ]
@@ -353,8 +353,8 @@ def test_turns_of_a_conversation_do_not_pass_for_many():
 
 def test_many_items_of_one_person_do_not_pass_for_many_people():
     # ann and ben always say left, cleo and dan always right, but for six prompts on which all say left.
-    said = {"ann": "l" * 36, "ben": "l" * 36, "cleo": "r" * 30 + "l" * 6, "dan": "r" * 30 + "l" * 6}
-    found = summarise_votes(votes_of(said), 0, RESAMPLING, OWN)["vs_opponent"]
+    letters_of = {"ann": "l" * 36, "ben": "l" * 36, "cleo": "r" * 30 + "l" * 6, "dan": "r" * 30 + "l" * 6}
+    found = summarise_votes(votes_of(letters_of), 0, RESAMPLING, OWN)["vs_opponent"]
     by_prompt = win_rate([0.5] * 30 + [1.0] * 6, [0.5] * 36, RESAMPLING)
     assert (found["value"], by_prompt.conclusion) == (pytest.approx(by_prompt.value, abs=1e-6), "better")
     assert (found["low"], found["high"], found["conclusion"]) == (0.0, 1.0, "inconclusive")

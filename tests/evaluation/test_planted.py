@@ -45,7 +45,7 @@ def decided(
     def sampled(more, reward):
         lengths = generator.normal(50 + more, 15, len(PROMPTS)).clip(5)
         rewards = generator.normal(reward, 1, len(PROMPTS)) + reward_of_length * (lengths - 50)
-        return Answers(["well said"] * len(PROMPTS), lengths.tolist(), [True] * len(PROMPTS)), rewards.tolist()
+        return Answers(["well written"] * len(PROMPTS), lengths.tolist(), [True] * len(PROMPTS)), rewards.tolist()
 
     def measured(replies, seen):
         answers, rewards = replies

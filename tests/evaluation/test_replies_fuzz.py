@@ -46,7 +46,7 @@ def _patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", ["shape", "body", "head", "bytes", "packed"])
-def test_any_reply_is_a_text_or_told(kind: str) -> None:
+def test_any_reply_is_a_text_or_an_error(kind: str) -> None:
     outcomes: dict[str, int] = {}
     with chat_server(lambda _: "yes") as server, Endpoint(server.url) as opened:
         for seed in range(SEEDS):
@@ -57,10 +57,10 @@ def test_any_reply_is_a_text_or_told(kind: str) -> None:
             try:
                 text = opened.reply(request)
             except (InputError, ConnectionError, TimeoutError) as error:
-                fault, said = classify(error)
+                fault, message = classify(error)
                 outcomes[fault] = outcomes.get(fault, 0) + 1
-                assert said.isprintable(), seed
-                assert len(said) < LONGEST_SENTENCE + 200
+                assert message.isprintable(), seed
+                assert len(message) < LONGEST_SENTENCE + 200
             else:
                 outcomes["text"] = outcomes.get("text", 0) + 1
                 text.encode()

@@ -138,7 +138,7 @@ def test_the_decision_reads_without_colour(low, word):
 
 
 @pytest.mark.slow
-def test_what_intervals_are_over_is_said_where_prompts_are_turns():
+def test_what_intervals_are_over_is_reported_where_prompts_are_turns():
     assert "interval over the 40 conversations that the prompts are turns of, conf" in text_of(
         page(GOOD | {"conversations": 40})
     )

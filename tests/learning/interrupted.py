@@ -37,7 +37,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "saved": (Checkpoints, "_drop_others"),  # the older ones are still there
     "half published": (curves, "write_json"),  # the model is written, its metrics are not
 }
-WAITS, SAID, LOGGED = Path("waits"), Path("said"), Path("logged.json")
+WAITS, PRINTED, LOGGED = Path("waits"), Path("printed"), Path("logged.json")
 
 
 class Blow(NamedTuple):
@@ -97,7 +97,7 @@ def train(name: str, blow: Blow | None, act: Callable[[], None]) -> None:
     stage.exit_with_parent = lambda: None
     if blow:
         strike(blow, act)
-    with SAID.open("w", encoding="utf-8", buffering=1) as sys.stderr:
+    with PRINTED.open("w", encoding="utf-8", buffering=1) as sys.stderr:
         stage.main(getattr(import_module(f"tasks.{name}"), name))
 
 

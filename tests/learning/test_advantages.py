@@ -115,9 +115,9 @@ def test_whitening_by_hand():
     # mean 3, population variance (4 + 1 + 0 + 1 + 4) / 5 = 2, standard deviation 1.41421
     expected = torch.tensor([[0, -1.41421, -0.70711, 0, 0], [0, 0, 0.70711, 1.41421, 0]])
     torch.testing.assert_close(whiten(values, MASK), expected, atol=1e-5, rtol=0)
-    kept = whiten(values, MASK, keep_mean=True)
-    assert kept[1, 2].item() == pytest.approx(4 / 1.41421, abs=1e-4)
-    assert kept[0, 0].item() == 0
+    with_mean = whiten(values, MASK, keep_mean=True)
+    assert with_mean[1, 2].item() == pytest.approx(4 / 1.41421, abs=1e-4)
+    assert with_mean[0, 0].item() == 0
 
 
 def test_whitening_of_a_constant_is_finite():

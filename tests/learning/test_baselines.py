@@ -18,7 +18,7 @@ def test_the_longer_answer_wins_and_equal_lengths_are_a_tie():
     assert found["difference"]["value"] == pytest.approx(3 / 4 - 2.5 / 4)
 
 
-def test_words_that_told_the_training_pairs_apart_order_the_held_out_ones():
+def test_words_that_separated_the_training_pairs_order_the_held_out_ones():
     learned = [Texts(f"it is true that {number}", f"it is false that {number}") for number in range(20)]
     margins = word_margins(learned, [Texts("true", "false"), Texts("false", "true"), Texts("new words", "other ones")])
     assert margins[0] > 0

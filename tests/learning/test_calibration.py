@@ -118,7 +118,7 @@ def test_one_name_for_all_gives_the_accuracy_of_all():
 def pairs_of(*prompts: str) -> list[ScoredPair]:
     """A prompt a text, a pair a character: + is right, - wrong, = a tie."""
     scores = {"+": 1.0, "-": -1.0, "=": 0.0}
-    return [ScoredPair(scores[each], 0.0, 1, 1, f"q{place}") for place, said in enumerate(prompts) for each in said]
+    return [ScoredPair(scores[each], 0.0, 1, 1, f"q{place}") for place, pairs in enumerate(prompts) for each in pairs]
 
 
 def test_pairs_that_share_no_prompt_all_count():
@@ -135,7 +135,7 @@ def test_effective_count_by_hand():
     assert effective_count(pairs_of("++", "++", "--")) == pytest.approx(0.951829, abs=1e-6)
 
 
-def test_shared_prompts_are_told_beside_the_count_of_pairs():
+def test_shared_prompts_are_reported_beside_the_count_of_pairs():
     assert accuracy_by({"x": pairs_of("++", "++", "--")})["x"]["effective_pairs"] == 1.0
     assert "effective_pairs" not in accuracy_by({"x": PAIRS})["x"]
 
@@ -147,7 +147,7 @@ def test_pairs_of_one_prompt_never_tell_more_than_they_are():
     assert effective_count(pairs_of("+++++")) < 1  # one prompt says next to nothing of others
 
 
-def test_whoever_chose_the_other_answer_finds_the_model_wrong():
+def test_an_annotator_who_chose_the_other_answer_finds_the_model_wrong():
     assert [pair.swapped.correct for pair in PAIRS] == [0.0, 1.0, 0.5, 0.0]
     assert PAIRS[0].swapped == ScoredPair(0.0, 2.0, 3, 9)
     assert pairs_of("+")[0].swapped.prompt == "q0"

@@ -72,13 +72,15 @@ def test_a_restored_run_goes_on_as_if_nothing_had_happened(make_params: MakePara
         assert ours.equal(theirs)
 
 
-def test_only_weights_that_learn_are_kept(make_params: MakeParams):
+def test_only_weights_that_learn_are_saved(make_params: MakeParams):
     Trained(make_params).save(2)
     state = torch.load(file(2), weights_only=True)  # nothing that would need a pickle
     assert sorted(state["models"]["critic"]) == ["weight"]
 
 
-def test_one_of_another_origin_is_refused_with_the_reason(make_params: MakeParams, caplog: pytest.LogCaptureFixture):
+def test_one_of_another_fingerprint_is_refused_with_the_reason(
+    make_params: MakeParams, caplog: pytest.LogCaptureFixture
+):
     Trained(make_params).save(2, 4)
     other = Trained(make_params, seed=1, fingerprint=Fingerprint({"sft.learning_rate": 0.002}, {"data/validate": "b"}))
     before = other.weights()
@@ -123,10 +125,10 @@ def test_zero_keeps_none(make_params: MakeParams):
     assert not Path(".trueline").exists()
 
 
-@pytest.mark.parametrize(("kept", "steps"), [(1, [8]), (2, [6, 8]), (3, [4, 6, 8])])
-def test_the_last_few_stay_also_over_a_restart(make_params: MakeParams, kept: int, steps: list[int]):
-    Trained(make_params, max_checkpoints=kept).save(2, 4, 6)
-    again = Trained(make_params, max_checkpoints=kept)
+@pytest.mark.parametrize(("max_checkpoints", "steps"), [(1, [8]), (2, [6, 8]), (3, [4, 6, 8])])
+def test_the_last_few_stay_also_over_a_restart(make_params: MakeParams, max_checkpoints: int, steps: list[int]):
+    Trained(make_params, max_checkpoints=max_checkpoints).save(2, 4, 6)
+    again = Trained(make_params, max_checkpoints=max_checkpoints)
     assert again.checkpoints.restore().step == 6
     again.save(8)
     assert sorted(FOLDER.iterdir()) == [file(step) for step in steps]
@@ -150,7 +152,7 @@ def test_finished_stages_leave_nothing(make_params: MakeParams):
 def test_an_interrupted_save_keeps_the_last_one(make_params: MakeParams, monkeypatch: pytest.MonkeyPatch):
     trained = Trained(make_params)
     trained.save(2)
-    kept = file(2).read_bytes()
+    saved = file(2).read_bytes()
 
     def killed(_state, opened):
         opened.write(b"half")
@@ -160,7 +162,7 @@ def test_an_interrupted_save_keeps_the_last_one(make_params: MakeParams, monkeyp
     with pytest.raises(KeyboardInterrupt):
         trained.save(4)
     assert list(FOLDER.iterdir()) == [file(2)]
-    assert file(2).read_bytes() == kept
+    assert file(2).read_bytes() == saved
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999])

@@ -84,7 +84,7 @@ def launch(config: str, *stages: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["ddp", "fsdp"])
 def test_two_processes_train_as_one_does(config: str, alone: Curves):
-    # The last first, so that each begins with what one process left; dpo twice, the second time with a kept reference.
+    # The last first, so that each begins with what one process left; dpo twice, the second time from cache.
     launch(config, "ppo", "kto", "dpo", "dpo", "reward", "sft")
     for stage, expected in alone.items():
         of_both = curve(Path("together") / stage / f"{stage}.csv")

@@ -153,7 +153,7 @@ def test_continuous_batching_serves_every_family(family):
     torch.testing.assert_close(sampled_log_probs, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_failure_inside_continuous_batching_is_told_with_its_cure():
+def test_a_failure_inside_continuous_batching_is_reported_with_its_cure():
     policy = a_policy()
     with torch.no_grad():
         policy.lm_head.weight.fill_(float("nan"))

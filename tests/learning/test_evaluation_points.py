@@ -1,4 +1,4 @@
-"""EvaluationPoints along a training: where they lie, what is kept of them, and that a stop changes nothing."""
+"""Evaluation points along a training: where they lie, what is saved there, and that a stop changes nothing."""
 
 import pytest
 import torch

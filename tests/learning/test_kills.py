@@ -12,7 +12,7 @@ from tasks.data.encoding.tokens import load_tokenizer
 from tasks.learning.models.loading import new_reward_model, normalise_scores, save_model
 from tasks.settings.params import Params
 from tests.conftest import MakeParams, output_hashes
-from tests.learning.interrupted import LOGGED, SAID, WAITS, Blow, end_of, linger, start, wait
+from tests.learning.interrupted import LOGGED, PRINTED, WAITS, Blow, end_of, linger, start, wait
 
 PPO = {"iterations": 4, "rollouts": 6, "num_minibatches": 2, "max_new_tokens": 8, "critic_warmup": 1, "kl_target": 0.05}
 # Six steps, of which every second is saved.
@@ -43,7 +43,7 @@ def params(workspace: Path, make_params: MakeParams) -> Params:
     return found
 
 
-def kept(stage: str) -> list[int]:
+def saved_steps(stage: str) -> list[int]:
     """The steps whose checkpoints there are."""
     return sorted(int(path.stem[-8:]) for path in Path(".trueline/checkpoints", stage).glob("step-*.pt"))
 
@@ -54,7 +54,7 @@ def left(stage: str) -> tuple[dict[str, str], str]:
 
 
 def undisturbed(stage: str, params: Params) -> tuple[dict[str, str], str]:
-    assert end_of(start(stage, params)) == 0, SAID.read_text()
+    assert end_of(start(stage, params)) == 0, PRINTED.read_text()
     return left(stage)
 
 
@@ -69,7 +69,7 @@ def test_killed_again_and_again(stage, rank, every, blows, params: Params, make_
     expected = undisturbed(stage, params)
     for blow, steps in blows:
         assert end_of(start(stage, params, blow)) == -signal.SIGKILL
-        assert kept(stage) == steps
+        assert saved_steps(stage) == steps
     assert undisturbed(stage, params) == expected
     assert not Path(".trueline/checkpoints", stage).exists()
 
@@ -80,7 +80,7 @@ def struck(stage: str, params: Params, blow: Blow, *signals: signal.Signals, act
     for number in signals:
         while not WAITS.exists() and process.is_alive():
             time.sleep(0.01)
-        assert process.pid is not None, SAID.read_text()
+        assert process.pid is not None, PRINTED.read_text()
         WAITS.unlink()
         os.kill(process.pid, number)
     started = time.monotonic()
@@ -99,11 +99,11 @@ def test_an_interruption_keeps_the_last_step(stage, blow, number, code, params: 
     params = make_params(ppo=PPO, runtime={"checkpoint_every": 50, "max_tokens_per_micro_batch": 2000})
     expected = undisturbed(stage, params)
     assert struck(stage, params, blow, number) == code
-    [step] = kept(stage)
+    [step] = saved_steps(stage)
     assert step == blow.call - 1
     file = f".trueline/checkpoints/{stage}/step-{step:08}.pt"
     message = f"{stage}: interrupted; the last good checkpoint, of step {step}, lies in {file}; run again to continue"
-    assert SAID.read_text().endswith(f"{message}\n")
+    assert PRINTED.read_text().endswith(f"{message}\n")
     assert undisturbed(stage, params) == expected
 
 
@@ -111,7 +111,7 @@ def test_an_interruption_keeps_the_last_step(stage, blow, number, code, params: 
 def test_a_step_that_has_begun_to_move_weights_is_finished(params: Params):
     expected = undisturbed("sft", params)
     assert struck("sft", params, Blow("moved", 3), signal.SIGINT, act=linger) == 130
-    assert kept("sft") == [2, 3]
+    assert saved_steps("sft") == [2, 3]
     assert undisturbed("sft", params) == expected
 
 
@@ -120,6 +120,6 @@ def test_a_round_whose_update_is_interrupted_is_done_again(params: Params, make_
     params = make_params(ppo=PPO, runtime={"checkpoint_every": 1})
     expected = undisturbed("ppo", params)
     assert struck("ppo", params, Blow("moved", 15), signal.SIGTERM) == 143  # in the third round
-    assert kept("ppo") == [1, 2]
-    assert "the last good checkpoint, of step 2, lies in" in SAID.read_text()
+    assert saved_steps("ppo") == [1, 2]
+    assert "the last good checkpoint, of step 2, lies in" in PRINTED.read_text()
     assert undisturbed("ppo", params) == expected

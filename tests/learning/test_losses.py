@@ -24,10 +24,10 @@ def loss_at(margin: float, loss: PreferenceLoss, *, beta: float = 0.5, smoothing
     return found.item()
 
 
-def test_sft_loss_is_the_mean_over_the_tokens_it_is_told():
+def test_sft_loss_is_the_mean_over_the_tokens_it_is_given():
     log_probs = torch.tensor([[0.0, -1.0, -2.0], [0.0, 0.0, -3.0]])
     mask = torch.tensor([[False, True, True], [False, False, True]])
-    # (1 + 2 + 3) / 3 tokens = 2; told that the step holds 6 tokens, this is half of it: 1
+    # (1 + 2 + 3) / 3 tokens = 2; given that the step holds 6 tokens, this is half of it: 1
     assert sft_loss(log_probs, mask, 3).item() == 2.0
     assert sft_loss(log_probs, mask, 6).item() == 1.0
 

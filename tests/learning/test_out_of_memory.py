@@ -84,7 +84,7 @@ def test_ppo_continues_in_smaller_micro_batches(critic: Critic, name: str, monke
             models, tiny_params(runtime={"max_tokens_per_micro_batch": 1000}, num_minibatches=2, critic=critic)
         )
         rollouts = trainer.score(trainer.sample(PROMPTS, seed=1), 0.05)
-        return trainer.update(rollouts, 1, "kept"), weights(models.policy) + weights(models.critic)
+        return trainer.update(rollouts, 1, "no checkpoint"), weights(models.policy) + weights(models.critic)
 
     expected_figures, expected = trained()
     too_large_above(14, monkeypatch, trainer_module, name)

@@ -255,7 +255,7 @@ def test_packing_changes_nothing_nor_any_gradient(config: PreTrainedConfig, read
         torch.testing.assert_close(gradient, expected[name], atol=1e-4, rtol=1e-4, msg=name)
 
 
-def test_the_company_a_row_is_packed_with_does_not_change_it():
+def test_the_rows_a_row_is_packed_with_do_not_change_it():
     policy = read_as(True, causal(FAMILIES["llama"]))
     of_all = completion_log_probs(policy, collate(ROWS))
     for row, found in zip(ROWS, of_all, strict=True):

@@ -30,7 +30,7 @@ def have_moved(before, model):
 
 def test_first_step_starts_from_the_policy_that_sampled():
     trainer, rollouts = a_round(tiny_models(), num_minibatches=1, epochs=2)
-    first, second = trainer.steps(rollouts, 1, "kept")
+    first, second = trainer.steps(rollouts, 1, "no checkpoint")
     assert first["ratio_mean"] == pytest.approx(1, abs=1e-6)
     assert first["squared_change"] == pytest.approx(0, abs=1e-10)
     assert first["approx_kl"] == pytest.approx(0, abs=1e-6)
@@ -43,7 +43,7 @@ def test_first_step_starts_from_the_policy_that_sampled():
 
 def test_loss_of_a_minibatch_is_minus_the_mean_of_its_advantages_as_whitened_over_the_round():
     trainer, rollouts = a_round(tiny_models(), num_minibatches=2, epochs=1)
-    first = next(trainer.steps(rollouts, 1, "kept"))
+    first = next(trainer.steps(rollouts, 1, "no checkpoint"))
     # Both minibatches have their own mean, and together, weighted by tokens, they have mean 0: not whitened anew.
     assert abs(first["policy_loss"]) > 1e-3
 
@@ -52,7 +52,7 @@ def test_every_weight_of_policy_and_critic_moves_and_none_of_the_others():
     models = tiny_models()
     old = {name: weights(getattr(models, name)) for name in ("policy", "critic", "reference", "reward")}
     trainer, rollouts = a_round(models)
-    trainer.update(rollouts, 1, "kept")
+    trainer.update(rollouts, 1, "no checkpoint")
     assert all(have_moved(old["policy"], models.policy))
     assert all(have_moved(old["critic"], models.critic))
     assert not any(have_moved(old["reference"], models.reference))
@@ -74,7 +74,7 @@ def test_micro_batches_change_nothing_but_rounding(tokens, aggregation):
             ),
         )
         rollouts = trainer.score(trainer.sample(PROMPTS, seed=1), 0.05)
-        return trainer.update(rollouts, 1, "kept"), weights(models.policy) + weights(models.critic)
+        return trainer.update(rollouts, 1, "no checkpoint"), weights(models.policy) + weights(models.critic)
 
     (figures, moved), (expected_figures, expected) = trained(tokens), trained(1000)
     assert figures == pytest.approx(expected_figures, abs=1e-4)
@@ -86,18 +86,18 @@ def test_the_policy_stands_still_while_the_critic_warms_up():
     models = tiny_models()
     policy, critic = weights(models.policy), weights(models.critic)
     trainer, rollouts = a_round(models, critic_warmup=1)
-    figures = trainer.update(rollouts, 1, "kept")
+    figures = trainer.update(rollouts, 1, "no checkpoint")
     assert not any(have_moved(policy, models.policy))
     assert any(have_moved(critic, models.critic))
     assert (figures["ratio_mean"], figures["ratio_var"], figures["grad_norm_policy"]) == (1, 0, 0)
-    trainer.update(rollouts, 2, "kept")
+    trainer.update(rollouts, 2, "no checkpoint")
     assert any(have_moved(policy, models.policy))
 
 
 def test_remaining_epochs_are_dropped_where_the_policy_has_moved_too_far():
     def steps(limit):
         trainer, rollouts = a_round(tiny_models(), epochs=4, num_minibatches=2, learning_rate=3e-2, max_update_kl=limit)
-        return len(list(trainer.steps(rollouts, 1, "kept")))
+        return len(list(trainer.steps(rollouts, 1, "no checkpoint")))
 
     assert steps(None) == 8
     assert steps(1e-6) == 2
@@ -107,7 +107,7 @@ def test_where_every_answer_was_cut_and_is_masked_nothing_moves():
     models = tiny_models()
     before = weights(models.policy) + weights(models.critic)
     trainer, rollouts = a_round(models, overlong="mask", missing_eos_penalty=0.0)
-    figures = trainer.update(rollouts._replace(has_ended=torch.zeros(6, dtype=torch.bool)), 1, "kept")
+    figures = trainer.update(rollouts._replace(has_ended=torch.zeros(6, dtype=torch.bool)), 1, "no checkpoint")
     after = weights(models.policy) + weights(models.critic)
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
     assert (figures["ratio_mean"], figures["grad_norm_policy"], figures["grad_norm_critic"]) == (1, 0, 0)
@@ -117,7 +117,7 @@ def test_the_entropy_bonus_raises_entropy():
     def entropy_after(bonus):
         trainer, rollouts = a_round(tiny_models(), entropy_bonus=bonus, epochs=4, learning_rate=1e-2)
         rollouts = rollouts._replace(advantages=torch.zeros_like(rollouts.advantages))
-        trainer.update(rollouts, 1, "kept")
+        trainer.update(rollouts, 1, "no checkpoint")
         after = trainer.score(trainer.sample(PROMPTS, seed=1), 0.05)
         return after.entropies[after.mask].mean().item()
 
@@ -170,7 +170,7 @@ def trained_on_a_known_reward(monkeypatch, kl_coefficient, rounds=24, **ppo):
     for iteration in range(1, rounds + 1):
         answered = trainer.sample([prompt for prompt in PROMPTS for _ in range(8)], seed_for(0, "sampling", iteration))
         rollouts = trainer.score(answered, kl_coefficient)
-        trainer.update(rollouts, iteration, "kept", kl_coefficient)
+        trainer.update(rollouts, iteration, "no checkpoint", kl_coefficient)
         scores.append(rollouts.scores.mean().item())
         kls.append((rollouts.log_probs - rollouts.reference_log_probs).sum(dim=1).mean().item())
     return scores, kls
@@ -212,7 +212,7 @@ def test_without_a_critic_only_the_policy_learns():
     trainer = PPOTrainer(models, tiny_params(estimator="rloo", responses_per_prompt=2))
     assert list(trainer.optimisers) == ["policy"]
     rollouts = trainer.score(trainer.sample([prompt for prompt in PROMPTS[:3] for _ in range(2)], seed=1), 0.05)
-    figures = trainer.update(rollouts, 1, "kept")
+    figures = trainer.update(rollouts, 1, "no checkpoint")
     assert not [name for name in figures if "value" in name or "critic" in name]
 
 
@@ -237,7 +237,7 @@ def test_the_gradient_of_grpo_holds_that_of_its_kl():
     distance = (log_probs - rollouts.reference_log_probs)[rollouts.mask]
     expected = 0.3 * (distance.detach() * distance).sum() / len(distance)
     norm = torch.stack([part.norm() for part in torch.autograd.grad(expected, list(models.policy.parameters()))]).norm()
-    [figures] = trainer.steps(rollouts, 1, "kept", 0.3)
+    [figures] = trainer.steps(rollouts, 1, "no checkpoint", 0.3)
     assert figures["grad_norm_policy"] == pytest.approx(norm.item(), rel=1e-4)
 
 

@@ -136,7 +136,7 @@ def test_a_flipped_bit_anywhere_in_an_entry_gives_no_other_values(policy: nn.Mod
             assert all(one.equal(other) for one, other in zip(values, first, strict=True)), place
 
 
-def test_the_entries_used_last_are_kept(policy: nn.Module, computed: list[str]):
+def test_the_entries_used_last_stay(policy: nn.Module, computed: list[str]):
     ask(policy)
     [first] = FOLDER.iterdir()
     (FOLDER / ".killed").mkdir()  # what kill -9 leaves in the middle of a write

@@ -1,4 +1,4 @@
-"""Rows and answers are read alike alone and in company, whatever a rope does beyond the original context."""
+"""Rows and answers are read alike alone and beside other rows, whatever a rope does beyond the original context."""
 
 import logging
 from copy import deepcopy

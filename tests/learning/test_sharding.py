@@ -23,7 +23,7 @@ def model_devices(code: str) -> list[int]:
     return found
 
 
-def test_a_model_computes_where_its_weights_lie_or_where_it_was_said_to():
+def test_a_model_computes_where_its_weights_lie_or_on_a_given_device():
     policy, other = tiny_policy(), tiny_policy()
     set_compute_device(policy, torch.device("meta"))
     assert (compute_device(policy).type, compute_device(other).type) == ("meta", "cpu")

@@ -68,7 +68,7 @@ def test_the_gradient_is_the_weighted_sum_of_two_separate_ones(
         return 0.0
 
     monkeypatch.setattr(trainer_module, "update", take_down)
-    [figures] = trainer.steps(rollouts, 1, "kept")
+    [figures] = trainer.steps(rollouts, 1, "no checkpoint")
 
     networks, count = (models.policy, value_head(models)), int(rollouts.mask.sum())
     for network in networks:
@@ -105,14 +105,14 @@ def test_one_pass_serves_policy_and_critic():
     unwrapped(models.policy).base_model.register_forward_hook(lambda *_: passes.append(1))
     rollouts = trainer.score(answered, 0.05)
     assert len(passes) == 1
-    list(trainer.steps(rollouts, 1, "kept"))
+    list(trainer.steps(rollouts, 1, "no checkpoint"))
     assert len(passes) == 2
 
 
 def test_first_step_starts_from_the_policy_that_sampled_and_from_a_critic_that_predicts_nothing():
     trainer, rollouts = a_round(tiny_models("shared"), num_minibatches=1, epochs=1)
     assert rollouts.values.abs().max() == 0
-    [first] = trainer.steps(rollouts, 1, "kept")
+    [first] = trainer.steps(rollouts, 1, "no checkpoint")
     assert first["ratio_mean"] == pytest.approx(1, abs=1e-6)
     assert first["squared_change"] == pytest.approx(0, abs=1e-10)
     assert first["clip_fraction"] == first["value_clip_fraction"] == 0
@@ -134,11 +134,11 @@ def test_the_backbone_is_frozen_while_the_value_head_warms_up():
     models = models_that_have_learned()
     policy, head = weights(models.policy), weights(value_head(models))
     trainer, rollouts = a_round(models, critic_warmup=1)
-    figures = trainer.update(rollouts, 1, "kept")
+    figures = trainer.update(rollouts, 1, "no checkpoint")
     assert not any(have_moved(policy, models.policy))
     assert all(have_moved(head, value_head(models)))
     assert (figures["ratio_mean"], figures["ratio_var"], figures["grad_norm_policy"]) == (1, 0, 0)
-    trainer.update(rollouts, 2, "kept")
+    trainer.update(rollouts, 2, "no checkpoint")
     assert all(have_moved(policy, models.policy))
 
 
@@ -147,7 +147,7 @@ def test_the_head_learns_as_much_beside_the_policy_as_alone():
 
     def norm(warmup: int) -> float:
         trainer, rollouts = a_round(models_that_have_learned(), num_minibatches=1, epochs=1, critic_warmup=warmup)
-        [figures] = trainer.steps(rollouts, 1, "kept")
+        [figures] = trainer.steps(rollouts, 1, "no checkpoint")
         return figures["grad_norm_critic"]
 
     assert norm(1) == pytest.approx(norm(0), rel=1e-5)
@@ -157,7 +157,7 @@ def test_the_value_loss_reaches_the_backbone_by_its_weight():
     def moved(weight: float) -> float:
         trainer, rollouts = a_round(models_that_have_learned(), num_minibatches=1, epochs=1, value_weight=weight)
         rollouts = rollouts._replace(advantages=torch.zeros_like(rollouts.advantages))
-        [figures] = trainer.steps(rollouts, 1, "kept")
+        [figures] = trainer.steps(rollouts, 1, "no checkpoint")
         return figures["grad_norm_policy"]
 
     assert moved(0.4) == pytest.approx(4 * moved(0.1), rel=1e-4)

@@ -98,8 +98,8 @@ def test_a_nan_stops_at_its_step_and_keeps_checkpoint_and_outputs(
         InputError, match=r"stopped at step 5: the gradient norm is nan; the last good checkpoint, of step 4"
     ):
         STAGES[stage](params)
-    *_, kept = sorted(Path(".trueline/checkpoints").rglob("*.pt"))
-    state = torch.load(kept, weights_only=True)
+    *_, last_saved = sorted(Path(".trueline/checkpoints").rglob("*.pt"))
+    state = torch.load(last_saved, weights_only=True)
     assert state["step"] == 4
     assert all(weight.isfinite().all() for weight in state["models"]["model"].values())
     assert output_hashes(stage) == earlier

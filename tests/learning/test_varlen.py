@@ -19,7 +19,7 @@ Bounds = tuple[tuple[int, ...], ...]
 CPU = torch.device("cpu")
 TREES: dict[str, Bounds] = {
     "a prompt and its answer": ((0, 3, 9),),
-    "rows without company": ((0, 2, 5), (5, 9, 10), (10, 11, 18)),
+    "rows that share no prompt": ((0, 2, 5), (5, 9, 10), (10, 11, 18)),
     "two answers": ((0, 3, 7, 12),),
     "one, two and five": ((0, 4, 6), (6, 8, 11, 17), (17, 20, 22, 23, 27, 28, 34)),
     "an empty answer": ((0, 3, 3, 8), (8, 10, 12, 12, 15)),

@@ -139,7 +139,7 @@ def test_partial_credit_is_the_share_of_tests():
         ("import sys\nprint(sys.stdin.read())", 0),
     ],
 )
-def test_a_program_is_told_its_input_and_compared_by_its_output(answer: str, score: float):
+def test_a_program_is_given_its_input_and_compared_by_its_output(answer: str, score: float):
     assert passes(answer, {"input": "1 2\n", "output": "3\n"}) == score
 
 

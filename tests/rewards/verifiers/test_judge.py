@@ -85,7 +85,7 @@ def test_an_empty_answer_is_not_asked_about():
     assert server.requests == []
 
 
-def test_a_server_that_refuses_is_told_with_the_option():
+def test_a_server_that_refuses_is_reported_with_the_option():
     with chat_server(lambda _: "", [404]) as server, pytest.raises(InputError) as refused:
         scored(NAME, "Hello.", url=server.url, **RUBRIC)
     assert "has no chat completions of m: correct url or model of the judge's options in rewards" in str(refused.value)

@@ -1,4 +1,4 @@
-"""Each verifier on references and perturbed answers: the share that it gives full marks, worked by hand."""
+"""Each verifier on references and perturbed answers: the share that gets the full score, worked by hand."""
 
 from typing import Any
 
