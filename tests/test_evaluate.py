@@ -30,6 +30,7 @@ from tasks.settings.params import LlmJudge, Rewards, load_params
 from tests.chat_server import chat_server, prefers
 from tests.conftest import EXAMPLE, ROOT, records_of
 from tests.evaluation.evaluations import NO_REWARD_CHECK, reward_model
+from tests.evaluation.test_report import VALIDATION
 
 METRICS, RESPONSES = Path("metrics/evaluate.json"), Path("reports/evaluate/responses.jsonl")
 POINTS, LLM_JUDGE = Path("reports/evaluate/evaluation_points.jsonl"), Path("reports/evaluate/llm_judge.jsonl")
@@ -108,7 +109,7 @@ def evaluated(made, params, tmp_path_factory):
         for name in ("reward", "held_out_reward"):
             Path(f"metrics/{name}.json").write_text(json.dumps(reward_model()))
         Path("metrics/reward_check.json").write_text(json.dumps(NO_REWARD_CHECK))
-        Path("metrics/validate.json").write_text("{}")
+        Path("metrics/validate.json").write_text(json.dumps(VALIDATION.as_json()))
         Path("curves").mkdir()
         for trainer in ("sft", "reward", "ppo"):
             Path(f"curves/{trainer}.csv").write_text("step,loss,reward,kl\n1,0.7,0.1,0.0\n")
