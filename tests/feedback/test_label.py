@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tasks.common.errors import InputError
-from tasks.common.files import MODELS, VALIDATED, read_json, read_jsonl, write_json, write_jsonl
+from tasks.common.files import MODELS, PREPARED, VALIDATED, read_json, read_jsonl, write_json, write_jsonl
 from tasks.data.records import Preference, read_records, write_records
 from tasks.feedback.label import Thresholds, agreement_with_people, label
 from tasks.feedback.labellers import ByJudge, ByReward, Group
@@ -80,18 +80,33 @@ def test_answers_without_an_end_and_too_long_ones_teach_nothing(make_params: Mak
     assert labels["counts"]["unusable"] == 2
 
 
-def test_pairs_are_a_source_of_the_next_run(make_params: MakeParams) -> None:
-    folder = collected(*([f"a{number}", f"a{number} b"] for number in range(60)))
-    label(folder, Lengths(), ANY, make_params())
-    pairs = rows_from("preferences", str(folder / "pairs.jsonl")) | {"options": {}}
+@pytest.mark.slow
+def test_pairs_of_training_prompts_are_a_source_beside_those_of_people(make_params: MakeParams) -> None:
     Path("exclude.txt").touch()
     Path(EXAMPLE).parent.mkdir(parents=True)
     shutil.copy(ROOT / EXAMPLE, EXAMPLE)
-    prepare(make_params(prepare={"preferences": pairs}))
+    prepare(make_params())  # the example's prompts and pairs
+    prompts = records_of(PREPARED, "prompts", "train")[:40]
+    people = records_of(PREPARED, "preferences")
+    rows = [{**each._asdict(), "answers": [{"text": t, "ended": True} for t in ("a", "a b")]} for each in prompts]
+    folder = collected()
+    write_jsonl(folder / "answers.jsonl", rows)
+    label(folder, Lengths(), ANY, make_params())
+    with pytest.raises(InputError, match="its 40 preferences leave nothing for validation and test"):
+        prepare(make_params(prepare={"preferences": pairs_of(folder / "pairs.jsonl")}))
 
-    found = records_of(Path("data/prepare"), "preferences")
-    assert (len(found), {record.annotator for record in found}) == (60, {"reward:words"})
+    names = ("prompt", "chosen", "rejected")
+    write_jsonl(Path("pairs/people.jsonl"), ({name: getattr(each, name) for name in names} for each in people))
+    shutil.copy(folder / "pairs.jsonl", "pairs/round.jsonl")
+    prepare(make_params(prepare={"preferences": pairs_of(Path("pairs"))}))
+
+    found = [each for each in records_of(PREPARED, "preferences") if each.annotator]
+    assert [(each.split, each.annotator) for each in found] == [("train", "reward:words")] * 40
     assert read_json(Path("metrics/prepare.json"))["preferences"]["unused"] == {}
+
+
+def pairs_of(source: Path) -> dict[str, Any]:
+    return rows_from("preferences", str(source)) | {"options": {}}
 
 
 def test_a_labeller_that_disagrees_with_people_is_refused_and_writes_nothing(params: Params) -> None:
