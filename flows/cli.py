@@ -259,11 +259,20 @@ def reject(version: Version, by: By, reason: Reason, as_json: AsJson = False) ->
 
 
 @app.command(rich_help_panel=OPERATIONS)
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    row: Annotated[
+        str | None, typer.Option(metavar="ID", help="Show this row as models are given it, instead of the checks.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Check machine and checkout, and say how to fix what is wrong."""
-    from flows.display import show_findings
+    from flows.display import show_findings, show_rows
     from flows.doctor import examine
+    from flows.rows import examine_row
 
+    if row is not None:
+        _report(examine_row(row), as_json, show_rows)
+        return
     findings = examine()
     _report([finding._asdict() for finding in findings], as_json, show_findings)
     if any(finding.level == "fail" for finding in findings):

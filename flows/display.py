@@ -224,6 +224,30 @@ def show_findings(findings: Sequence[Mapping[str, Any]]) -> None:
     _table(("check", "", "found", "cure"), rows)
 
 
+def show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A row's place, its text, and a line a token."""
+    for row in rows:
+        _line(f"{row['kind']}, {row['split']}: {row['source']} row {row['row']}")
+        for reason in row["quarantined"]:
+            _line(f"In quarantine: {reason} ({row['found'].get(reason, 'see docs/validation.md')})")
+        for part in row["parts"]:
+            if "refused" in part:
+                _line(f"Refused: {part['refused']}")
+                continue
+            _line(f"{part['part']}, in the chat template:")
+            for line in part["text"].split("\n"):
+                _line(line)
+            columns = ("token", "id", "text", "loss")
+            tokens = enumerate(part["tokens"], start=1)
+            _table(
+                columns,
+                [
+                    (str(n), str(each["id"]), json.dumps(each["text"]), "yes" if each["learned"] else "")
+                    for n, each in tokens
+                ],
+            )
+
+
 def show_changes(changes: Sequence[Mapping[str, Any]]) -> None:
     """A line a setting."""
     for change in changes:

@@ -188,6 +188,21 @@ def test_doctor_exits_with_1_where_something_fails(
     ]
 
 
+def test_doctor_shows_a_row_instead_of_the_checks(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {
+        "kind": "prompts",
+        "split": "test",
+        "source": "a.jsonl",
+        "row": 1,
+        "quarantined": [],
+        "found": {},
+        "parts": [],
+    }
+    monkeypatch.setattr("flows.rows.examine_row", lambda row_id: [row | {"id": row_id}])
+    assert trueline("doctor", "--row", "ab")[:2] == (0, "prompts, test: a.jsonl row 1\n")
+    assert json.loads(trueline("doctor", "--row", "ab", "--json")[1]) == [row | {"id": "ab"}]
+
+
 def test_configure_says_what_changed(trueline) -> None:
     assert trueline("configure", "align.method=dpo")[1] == "align.method: ppo → dpo\nalign.stage: ppo → dpo\n"
     assert trueline("configure", "align.method=dpo")[1] == "params.yaml has these settings already.\n"
