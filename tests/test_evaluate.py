@@ -1,7 +1,6 @@
 import json
 import math
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,42 +11,32 @@ from tasks.common import progress
 from tasks.common.chat_endpoint import KEY_VARIABLE
 from tasks.common.errors import InputError
 from tasks.common.files import VALIDATED
-from tasks.common.python_files import load_function
-from tasks.data.answers import write_answers
 from tasks.data.base_model.from_scratch import make_scratch
 from tasks.data.encoding.tokens import Encoded, encode, encode_prompt, load_tokenizer
-from tasks.data.records import Demonstration, Message, Prompt, read_prompts, write_records
+from tasks.data.records import write_records
 from tasks.evaluate import evaluate
 from tasks.evaluation.prompts import choose_prompts
 from tasks.gate import gate
 from tasks.learning.answering.sampled import Sampled, in_tokens_of
-from tasks.learning.evaluation_points import EvaluationPoints
 from tasks.learning.models.loading import load_policy, new_reward_model, save_model
-from tasks.registry.mlflow_runs import tracking
-from tasks.rewards.copies import GROUND_TRUTH, TRAINING
-from tasks.rewards.sources import write_copies
-from tasks.settings.params import LlmJudge, Rewards, load_params
+from tasks.settings.params import LlmJudge, load_params
 from tests.chat_server import chat_server, prefers
 from tests.conftest import EXAMPLE, ROOT, records_of
+from tests.evaluated_checkout import (
+    COUNT,
+    LLM_JUDGE,
+    METRICS,
+    POINTS,
+    figures,
+    responses,
+    rewarded,
+    set_out,
+    write_opponent,
+    write_prompts,
+    write_rewards,
+)
 from tests.evaluation.evaluations import NO_REWARD_CHECK, reward_model
 from tests.evaluation.test_report import VALIDATION
-
-METRICS, RESPONSES = Path("metrics/evaluate.json"), Path("reports/evaluate/responses.jsonl")
-POINTS, LLM_JUDGE = Path("reports/evaluate/evaluation_points.jsonl"), Path("reports/evaluate/llm_judge.jsonl")
-COUNT = 10
-
-
-class RecordingRun:
-    """Stands in for MLflow, which has tests of its own and takes seconds to open."""
-
-    def __init__(self):
-        self.figures, self.tables = {}, {}
-
-    def summary(self, figures):
-        self.figures = figures
-
-    def table(self, name, rows):
-        self.tables[name] = rows
 
 
 @pytest.fixture(scope="module")
@@ -82,18 +71,6 @@ def made(params, tmp_path_factory):
     return models
 
 
-def write_points(params):
-    """SFT and the candidate, at the beginning and at the end of a training of nine steps."""
-    asked = [prompt for prompt in read_prompts(Path("data/validate")) if prompt.split == "validation"]
-    answers = []
-    for step, name in ((0, "sft"), (9, "ppo")):
-        policy = load_policy(Path("models") / name, params, trainable=False)
-        along = EvaluationPoints(policy, load_tokenizer(Path("models/sft")), asked, params.ppo, params, temperature=1.0)
-        along.at_step(step, 9)
-        answers += along.answers
-    write_answers("ppo", answers)
-
-
 @pytest.fixture
 def run(made, params, tmp_path, monkeypatch):
     """A checkout with models and prompts; gives the run that would go to MLflow."""
@@ -115,69 +92,6 @@ def evaluated(made, params, tmp_path_factory):
             Path(f"curves/{trainer}.csv").write_text("step,loss,reward,kl\n1,0.7,0.1,0.0\n")
         gate(params)
         return recorded, figures(), responses(), json.loads(Path("metrics/gate.json").read_text())
-
-
-def set_out(made, params, folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    shutil.copytree(made, folder / "models")
-    write_prompts(params)
-    write_points(params)
-    shutil.copytree(ROOT / "infra/example", folder / "infra/example")
-    write_rewards(params)
-    write_opponent("sft", None, None)
-    recorded = RecordingRun()
-
-    @contextmanager
-    def record(name, _params, inputs):
-        assert name == "evaluate"
-        assert all(path.exists() for path in inputs)
-        yield recorded
-
-    monkeypatch.setattr(tracking, "run", record)
-    return recorded
-
-
-def write_prompts(params, source=EXAMPLE, references=True):
-    records = [
-        Prompt(
-            id=f"{COUNT + 2 - number:04}",
-            split="test" if number < COUNT else "validation",
-            source=source,
-            row=number + 1,
-            prompt=[Message(role="user", content=row["prompt"])],
-            references=row["references"] if references else [],
-            category=row["category"],
-        )
-        for number, row in enumerate(load_function(ROOT / EXAMPLE, "prompts")(3, {"rows": COUNT + 2}))
-    ]
-    write_records(Path("data/validate"), "prompts", records)
-    answered = [
-        Demonstration(*record[:5], "We are sorry for the trouble.") for record in records if record.split == "test"
-    ]
-    write_records(Path("data/validate"), "demonstrations", answered)
-
-
-def write_rewards(params):
-    """What the stage reward_functions leaves."""
-    write_copies(TRAINING, params.rewards.training)
-    write_copies(GROUND_TRUTH, params.rewards.ground_truth)
-
-
-def rewarded(params, training, ground_truth, code="mine.py"):
-    rewards = Rewards(code=code, training=training, combine="sum", ground_truth=ground_truth)
-    return params.model_copy(update={"rewards": rewards})
-
-
-def write_opponent(name, version, policy):
-    Path("opponent.json").write_text(json.dumps({"name": name, "version": version, "policy": policy}))
-
-
-def figures():
-    return json.loads(METRICS.read_text())
-
-
-def responses():
-    return [json.loads(line) for line in RESPONSES.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.slow

@@ -1,0 +1,110 @@
+"""A checkout as the stage evaluate finds it, for its tests, and what the stage leaves there."""
+
+import json
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+from tasks.common.python_files import load_function
+from tasks.data.answers import write_answers
+from tasks.data.encoding.tokens import load_tokenizer
+from tasks.data.records import Demonstration, Message, Prompt, read_prompts, write_records
+from tasks.learning.evaluation_points import EvaluationPoints
+from tasks.learning.models.loading import load_policy
+from tasks.registry.mlflow_runs import tracking
+from tasks.rewards.copies import GROUND_TRUTH, TRAINING
+from tasks.rewards.sources import write_copies
+from tasks.settings.params import Rewards
+from tests.conftest import EXAMPLE, ROOT
+
+METRICS, RESPONSES = Path("metrics/evaluate.json"), Path("reports/evaluate/responses.jsonl")
+POINTS, LLM_JUDGE = Path("reports/evaluate/evaluation_points.jsonl"), Path("reports/evaluate/llm_judge.jsonl")
+COUNT = 10
+
+
+class RecordingRun:
+    """Stands in for MLflow, which has tests of its own and takes seconds to open."""
+
+    def __init__(self):
+        self.figures, self.tables = {}, {}
+
+    def summary(self, figures):
+        self.figures = figures
+
+    def table(self, name, rows):
+        self.tables[name] = rows
+
+
+def write_points(params):
+    """SFT and the candidate, at the beginning and at the end of a training of nine steps."""
+    asked = [prompt for prompt in read_prompts(Path("data/validate")) if prompt.split == "validation"]
+    answers = []
+    for step, name in ((0, "sft"), (9, "ppo")):
+        policy = load_policy(Path("models") / name, params, trainable=False)
+        along = EvaluationPoints(policy, load_tokenizer(Path("models/sft")), asked, params.ppo, params, temperature=1.0)
+        along.at_step(step, 9)
+        answers += along.answers
+    write_answers("ppo", answers)
+
+
+def set_out(made, params, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    shutil.copytree(made, folder / "models")
+    write_prompts(params)
+    write_points(params)
+    shutil.copytree(ROOT / "infra/example", folder / "infra/example")
+    write_rewards(params)
+    write_opponent("sft", None, None)
+    recorded = RecordingRun()
+
+    @contextmanager
+    def record(name, _params, inputs):
+        assert name == "evaluate"
+        assert all(path.exists() for path in inputs)
+        yield recorded
+
+    monkeypatch.setattr(tracking, "run", record)
+    return recorded
+
+
+def write_prompts(params, source=EXAMPLE, references=True):
+    records = [
+        Prompt(
+            id=f"{COUNT + 2 - number:04}",
+            split="test" if number < COUNT else "validation",
+            source=source,
+            row=number + 1,
+            prompt=[Message(role="user", content=row["prompt"])],
+            references=row["references"] if references else [],
+            category=row["category"],
+        )
+        for number, row in enumerate(load_function(ROOT / EXAMPLE, "prompts")(3, {"rows": COUNT + 2}))
+    ]
+    write_records(Path("data/validate"), "prompts", records)
+    answered = [
+        Demonstration(*record[:5], "We are sorry for the trouble.") for record in records if record.split == "test"
+    ]
+    write_records(Path("data/validate"), "demonstrations", answered)
+
+
+def write_rewards(params):
+    """What the stage reward_functions leaves."""
+    write_copies(TRAINING, params.rewards.training)
+    write_copies(GROUND_TRUTH, params.rewards.ground_truth)
+
+
+def rewarded(params, training, ground_truth, code="mine.py"):
+    rewards = Rewards(code=code, training=training, combine="sum", ground_truth=ground_truth)
+    return params.model_copy(update={"rewards": rewards})
+
+
+def write_opponent(name, version, policy):
+    Path("opponent.json").write_text(json.dumps({"name": name, "version": version, "policy": policy}))
+
+
+def figures():
+    return json.loads(METRICS.read_text())
+
+
+def responses():
+    return [json.loads(line) for line in RESPONSES.read_text(encoding="utf-8").splitlines()]
