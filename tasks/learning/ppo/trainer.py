@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from tasks.learning.batches import collate, epoch_order
-from tasks.learning.models.forward import unwrapped
+from tasks.learning.models.forward import compute_device
 from tasks.learning.models.loading import ValueHead
 from tasks.learning.models.outputs import completion_log_probs, token_outputs
 from tasks.learning.ppo.advantages import kl_estimates
@@ -119,7 +119,7 @@ class PPOTrainer:
         """Give the scores (B,) of every reward by its name; `of_functions` has those of functions already."""
         model, of_model = self._models.reward, torch.zeros(0)
         if model is not None:
-            batch = collate([response.row for response in responses], unwrapped(self._models.policy).device)
+            batch = collate([response.row for response in responses], compute_device(self._models.policy))
 
             def scored(micro_batches: Sequence[MicroBatch]) -> Tensor:
                 with self._accelerator.autocast():
