@@ -26,8 +26,8 @@ class MicroBatch(NamedTuple):
 
 
 def initialise(device: torch.device) -> None:
-    """Connect to the other processes of this run, if there are any."""
-    if world_size() > 1 and not distributed.is_initialized():
+    """Connect to the other processes of this run, if there are any; FSDP needs a group of one process too."""
+    if (world_size() > 1 or uses_fsdp()) and not distributed.is_initialized():
         from accelerate import PartialState
 
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # every process loads its models itself
@@ -52,12 +52,19 @@ def is_main() -> bool:
 def uses_fsdp() -> bool:
     """Whether `accelerate launch` asks for FSDP: each rank holds a shard of the trainable weights.
 
+    A single process has nothing to shard, but may offload to the CPU.
+
     Raises:
         InputError: it asks for FSDP's first version.
     """
     if os.environ.get("FSDP_VERSION", "2") != "2":
         raise InputError("runtime.launcher: only FSDP version 2 is supported: take infra/accelerate/fsdp.yaml")
-    return os.environ.get("ACCELERATE_USE_FSDP") == "true" and world_size() > 1
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true" and (world_size() > 1 or offloads_to_cpu())
+
+
+def offloads_to_cpu() -> bool:
+    """Whether FSDP keeps shards, gradients and optimiser state in CPU memory (`fsdp_offload_params`)."""
+    return os.environ.get("FSDP_OFFLOAD_PARAMS") == "true"
 
 
 def share(items: Sequence[int], lengths: Sequence[int]) -> list[int]:

@@ -2,6 +2,7 @@
 
 A layer's weights are gathered just before it runs and freed after it, so all ranks must run the model equally often.
 Where they cannot (sampling, measuring shares of unequal size) all weights are gathered first, by `unsharded`.
+With offload the shards lie in CPU memory with their gradients and optimiser state, where clipping and AdamW run too.
 
 Source: Zhao et al. 2023, "PyTorch FSDP".
 """
@@ -49,14 +50,18 @@ def shard(model: nn.Module) -> None:
 
 def _fully_shard(model: nn.Module) -> None:
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
 
-    inner = unwrapped(model)
-    mesh = init_device_mesh(compute_device(model).type, (processes.world_size(),))
+    inner, device = unwrapped(model), compute_device(model)
+    mesh = init_device_mesh(device.type, (processes.world_size(),))
+    policy: OffloadPolicy = OffloadPolicy()
+    if processes.offloads_to_cpu():
+        policy = CPUOffloadPolicy(pin_memory=device.type == "cuda")  # torch pins nothing without a GPU
     for layer in inner.modules():
         if isinstance(layer, GradientCheckpointingLayer):
-            fully_shard(layer, mesh=mesh, reshard_after_forward=True)
-    fully_shard(inner, mesh=mesh, reshard_after_forward=False)  # the head is needed again for the gradient
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True, offload_policy=policy)
+    # The head is needed again for the gradient.
+    fully_shard(inner, mesh=mesh, reshard_after_forward=False, offload_policy=policy)
     for part in _fsdp_modules(model):
         part.set_force_sum_reduction_for_comms(True)  # gloo can neither scale nor average
         part.set_gradient_divide_factor(1.0)
@@ -91,7 +96,9 @@ def full_model(model: nn.Module) -> nn.Module:
     for part in _fsdp_modules(model):
         part.reshard()
     full = _copies.pop(model)
-    full.load_state_dict(full_tensors(dict(model.named_parameters())), strict=False, assign=True)
+    device = compute_device(model)
+    weights = {name: weight.to(device) for name, weight in full_tensors(dict(model.named_parameters())).items()}
+    full.load_state_dict(weights, strict=False, assign=True)
     unwrapped(full).tie_weights()
     return full
 
@@ -132,7 +139,8 @@ def shard_like(tensor: Tensor, weight: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     assert isinstance(weight, DTensor)
-    return distribute_tensor(tensor.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
+    part = distribute_tensor(tensor, weight.device_mesh, weight.placements, src_data_rank=None)
+    return part.to(weight.device)  # of an offloaded weight the mesh's device is another
 
 
 def _fsdp_modules(model: nn.Module) -> "list[FSDPModule]":

@@ -1,6 +1,7 @@
 """Two processes that train together take the steps that one would take alone, but for rounding."""
 
 import csv
+import json
 import os
 import pickle
 import shutil
@@ -65,16 +66,23 @@ def replace_reward_model(params: Params) -> None:
     save_model(model, load_tokenizer(MODELS / "sft"), MODELS / "reward")
 
 
-def launch(config: str, *stages: str) -> None:
-    """Train in two processes, in the way of a file in infra/accelerate."""
+def launch(config: str, *stages: str, count: int = 2) -> None:
+    """Train in two processes, or another count, in the way of a file in infra/accelerate."""
+    launch_module(config, "tests.learning.distributed_run", "settings.yaml", *stages, count=count)
+
+
+def launch_module(config: str, *arguments: str, count: int) -> None:
     command = [
         sys.executable,
         "-m",
         "accelerate.commands.launch",
         "--config_file",
         f"{ROOT}/infra/accelerate/{config}.yaml",
+        "--num_processes",
+        str(count),
+        "-m",
+        *arguments,
     ]
-    command += ["-m", "tests.learning.distributed_run", "settings.yaml", *stages]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
@@ -82,7 +90,7 @@ def launch(config: str, *stages: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["ddp", "fsdp"])
+@pytest.mark.parametrize("config", ["ddp", "fsdp", "fsdp_offload"])
 def test_two_processes_train_as_one_does(config: str, alone: Curves):
     # The last first, so that each begins with what one process left; dpo twice, the second time from cache.
     launch(config, "ppo", "kto", "dpo", "dpo", "reward", "sft")
@@ -144,11 +152,10 @@ def test_two_processes_score_by_functions_as_one_does(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["fsdp"])
-@pytest.mark.parametrize("lora", [0, 2])
+@pytest.mark.parametrize(("config", "lora"), [("fsdp", 0), ("fsdp", 2), ("fsdp_offload", 0)])
 def test_a_checkpoint_of_shards_is_taken_up_by_one_process_and_the_other_way_round(
-    lora: int,
     config: str,
+    lora: int,
     workspace: Path,
     make_params: MakeParams,
     noted_run: NotedRun,
@@ -179,6 +186,31 @@ def test_a_checkpoint_of_shards_is_taken_up_by_one_process_and_the_other_way_rou
     launch(config, "sft")
     for one, other in zip(curve(Path("together/sft/sft.csv")), curve(Path("curves/sft.csv")), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_one_process_may_offload_and_resume(workspace: Path, make_params: MakeParams, noted_run: NotedRun):
+    params = make_params(runtime={"checkpoint_every": 1})
+    Path("settings.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True)), encoding="utf-8")
+    sft(params)
+    launch("fsdp_offload", "sft@2", "sft", count=1)
+    for one, other in zip(curve(Path("together/sft/sft.csv")), curve(Path("curves/sft.csv")), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "count", "policy"),
+    [("fsdp", 2, "OffloadPolicy"), ("fsdp_offload", 2, "CPUOffloadPolicy"), ("fsdp_offload", 1, "CPUOffloadPolicy")],
+)
+def test_every_weight_is_sharded_and_offloaded_where_the_launcher_says_so(
+    config: str, count: int, policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    launch_module(config, "tests.learning.sharded_placement", count=count)
+    placements = [json.loads(Path(f"placement-{rank}.json").read_text(encoding="utf-8")) for rank in range(count)]
+    # Two layers and the root; clipping can mix no shards with other weights, which may lie on another device.
+    assert placements == [{"policies": [policy] * 3, "not_sharded": []}] * count
 
 
 def test_alone_there_is_nothing_to_add_up(monkeypatch: pytest.MonkeyPatch):

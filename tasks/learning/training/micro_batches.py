@@ -22,12 +22,11 @@ class MicroBatchLimit:
         """Lower the limit for the next attempt; `failed` are the micro-batches of the one that ran out of memory.
 
         Raises:
-            InputError: each held one item only, or other processes wait for this one inside a forward pass (FSDP).
+            InputError: each held one item only, or FSDP stopped inside a pass, where other processes wait.
         """
         if processes.uses_fsdp():
             raise InputError(
-                "out of memory on one of several processes that shard the weights: "
-                "lower runtime.max_tokens_per_micro_batch"
+                "out of memory in a process that shards or offloads weights: lower runtime.max_tokens_per_micro_batch"
             )
         if max(len(each.items) for each in failed) == 1:
             cure = "lower validate.max_tokens, train adapters (lora.rank), or take a smaller base model"

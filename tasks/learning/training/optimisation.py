@@ -133,7 +133,7 @@ def update(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        cure = "train adapters (lora.rank), or shard its state (infra/accelerate/fsdp.yaml)"
+        cure = "train adapters (lora.rank), or shard its state (infra/accelerate/fsdp.yaml, fsdp_offload.yaml)"
         raise InputError(f"out of memory in optimiser step {step}; {last_checkpoint}; {cure}") from error
     optimiser.zero_grad()
     return norm
