@@ -23,7 +23,7 @@ from rich.table import Table
 from ruamel.yaml import YAML
 
 from tasks.common.files import MODELS, VALIDATED, write_jsonl
-from tasks.settings.params import PARAMS_FILE
+from tasks.settings.params import NO_ROWS, PARAMS_FILE
 
 ROOT = Path(__file__).parents[1]
 SEED, LONGEST = 7, 1024
@@ -73,6 +73,7 @@ def write_settings(folder: Path) -> None:
     editor = YAML()
     editor.preserve_quotes = True  # parsers of YAML disagree about a colon in a text without them
     settings: dict[str, Any] = editor.load(ROOT / PARAMS_FILE)
+    settings["prepare"]["ratings"]["source"] = NO_ROWS
     for kind in ("demonstrations", "preferences", "prompts"):
         settings["prepare"][kind]["source"] = f"{kind}.jsonl"
     settings["base"]["source"] = str(ROOT / settings["base"]["source"])
