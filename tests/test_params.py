@@ -33,6 +33,7 @@ EXPLAINED_ELSEWHERE = {
                 *HEAD,
                 "early_stopping",
                 "margin",
+                "strength_margin",
                 "centering",
                 "label_smoothing",
             ],

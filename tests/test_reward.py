@@ -294,3 +294,22 @@ def test_where_only_functions_are_learned_from_nothing_is_trained(stage, make_pa
     assert file_names(name) == ["NOTE.txt"]
     assert read_json(Path(f"metrics/{name}.json")) == {"trained": False}
     assert Path(f"curves/{name}.csv").read_text() == "step,loss\n"
+
+
+def test_pairs_of_a_ranked_list_count_as_one_and_strong_ones_ask_for_more(make_params: MakeParams):
+    """A pair in three copies of a third each is learned from as the pair alone; strength moves the loss."""
+    pairs = records_of(VALIDATED, "preferences")
+    thirds = [each._replace(weight=1 / 3) for each in pairs for _ in range(3)]
+    losses = []
+    for rows, size in ((pairs, 10), (thirds, 30)):
+        write_records(VALIDATED, "preferences", rows)
+        reward(make_params(reward={"epochs": 2, "batch_size": size}, runtime={"max_tokens_per_micro_batch": 4000}))
+        losses.append([row["loss"] for row in read_curve("reward")])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    strong = [each._replace(strength=2.0) for each in pairs]
+    write_records(VALIDATED, "preferences", strong)
+    settings = {"epochs": 1, "batch_size": 10, "centering": 0.0}
+    for strength_margin, margin in ((0.5, 0.0), (0.0, 1.0)):  # 0.5 for each of 2 points is a margin of 1
+        reward(make_params(reward=settings | {"strength_margin": strength_margin, "margin": margin}))
+        losses.append([row["loss"] for row in read_curve("reward")])
+    assert losses[2] == losses[3]

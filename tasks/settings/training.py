@@ -34,6 +34,7 @@ class Reward(Training):
     head_learning_rate: Positive | None
     early_stopping: Count | None
     margin: NotNegative
+    strength_margin: NotNegative
     centering: NotNegative
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
 

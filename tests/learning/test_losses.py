@@ -117,3 +117,11 @@ def test_pairs_count_as_much_as_they_weigh(loss: PreferenceLoss):
     weighted = preference_loss(margins, weights, float(weights.sum()), loss, **terms)
     # (1/3 a + 1/3 b + c) / (5/3) = (a + b + 3 c) / 5
     assert weighted.item() == pytest.approx((one + two + 3 * three).item() / 5, abs=1e-6)
+
+
+def test_a_stronger_preference_asks_for_a_larger_margin_and_pairs_weigh():
+    # d = 2 - 1 - (0, 1): log(1 + e^-1) = 0.313262 and log 2 = 0.693147; weights 1 and 1/2 over 3/2:
+    # (0.313262 + 0.346574) / 1.5 = 0.439890
+    scores, margins, weights = pair([2.0, 2.0], [1.0, 1.0]), torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.5])
+    found = reward_loss(scores, 1.5, margin=margins, weights=weights)
+    assert found.item() == pytest.approx(0.439890, abs=1e-6)

@@ -23,13 +23,14 @@ class PairValues(NamedTuple):
 
 def reward_loss(
     scores: PairValues,
-    pair_count: int,
+    total_weight: float,
     *,
-    margin: float = 0.0,
+    margin: float | Tensor = 0.0,
     centering: float = 0.0,
     label_smoothing: float = 0.0,
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """Bradley-Terry loss of a reward model, as these pairs' part of the mean over `pair_count` pairs.
+    """Bradley-Terry loss of a reward model, as these pairs' part of the weighted mean over a step's pairs.
 
     -(1 - e) log sigmoid(d) - e log sigmoid(-d) + c (r_chosen + r_rejected)^2, with d = r_chosen - r_rejected - m.
     Sources: Ouyang et al. 2022, equation 1; the margin m of Touvron et al. 2023 ("Llama 2"), equation 2; the
@@ -37,15 +38,16 @@ def reward_loss(
 
     Args:
         scores: of the chosen and the rejected completions.
-        pair_count: pairs of the whole step.
-        margin: m, by how much the chosen score must win before the loss falls below log 2.
+        total_weight: what the pairs of the whole step weigh: their number, where each counts 1.
+        margin: m, by how much the chosen score must win before the loss falls below log 2; of all, or (N,).
         centering: c, weight of the penalty on the pair's summed score.
         label_smoothing: e, the chance that a label is wrong.
+        weights: (N,); None: each counts 1. Pairs of a ranked list share the weight of one (Ouyang et al. 2022).
     """
     differences = scores.margins - margin
     # Bradley-Terry fixes differences of scores alone; the penalty fixes where their 0 lies.
     losses = smoothed_log_loss(differences, label_smoothing) + centering * (scores.chosen + scores.rejected).square()
-    return losses.sum() / pair_count
+    return (losses if weights is None else weights * losses).sum() / total_weight
 
 
 def smoothed_log_loss(differences: Tensor, label_smoothing: float) -> Tensor:

@@ -42,7 +42,7 @@ from tasks.learning.models.outputs import completion_scores
 from tasks.learning.reward_model.baselines import Texts, baselines
 from tasks.learning.reward_model.calibration import ScoredPair, accuracy_by, reward_metrics
 from tasks.learning.reward_model.head_fit import LARGEST_FIT, answer_features, fit_head
-from tasks.learning.reward_model.loss import loss_of
+from tasks.learning.reward_model.loss import PairTerms, loss_of, pair_terms
 from tasks.learning.sharding import full_model
 from tasks.learning.training.curves import NO_STEPS, Run, publish
 from tasks.learning.training.early_stopping import EarlyStopping
@@ -125,7 +125,7 @@ def train_reward_model(
             callback=stopping,
         )
         before = held_out_loss(model, held_out, settings, f"{stage}: held-out pairs before")
-        reward_training_loop(trainer, model, pairs, settings)
+        reward_training_loop(trainer, model, pairs, settings, terms=pair_terms(learned_from, device))
         stopped = {"early_stopping": stopping.restore_best()} if stopping else {}
         model = merged(full_model(model))
         after = held_out_loss(model, held_out, settings, f"{stage}: held-out pairs after")
@@ -220,18 +220,24 @@ def leave_untrained(stage: str, tracked: AbstractContextManager[Run]) -> None:
 
 
 def reward_training_loop(
-    trainer: SupervisedTrainer, model: nn.Module, pairs: Sequence[EncodedPair], settings: Reward
+    trainer: SupervisedTrainer,
+    model: nn.Module,
+    pairs: Sequence[EncodedPair],
+    settings: Reward,
+    *,
+    terms: PairTerms | None = None,
 ) -> None:
-    """Minimise the Bradley-Terry loss, averaged over the pairs of a step."""
+    """Minimise the Bradley-Terry loss, averaged over the pairs of a step by their weights; `terms` are of all pairs."""
     for step in trainer.steps():
         pair_count = len(step.items)
+        total_weight = pair_count if terms is None else float(terms.take(step.items).weights.sum())
         with step.attempt():
             for micro_batch in step.micro_batches:
                 batch = collate_pairs([pairs[index] for index in micro_batch.items], compute_device(model))
                 with trainer.autocast():
                     scores = pair_scores(model, batch)
                 losses = {
-                    "loss": loss_of(scores, pair_count, settings),
+                    "loss": loss_of(scores, total_weight, settings, terms and terms.take(micro_batch.items)),
                     "accuracy": (scores.margins > 0).sum() / pair_count,
                     "margin": scores.margins.sum() / pair_count,
                 }
