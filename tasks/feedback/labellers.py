@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple, Protocol
 
+from pydantic import ValidationError
+
 from tasks.common.errors import InputError
 from tasks.common.files import MODELS, VALIDATED, hash_files
 from tasks.common.progress import Bar
@@ -108,10 +110,14 @@ class ByJudge:
         """Ask it for an easy verdict.
 
         Raises:
-            InputError: the server refuses, or the model gives no verdict.
+            InputError: the address is none, the server refuses, or the model gives no verdict.
             ConnectionError: the server cannot be reached; TimeoutError: it does not answer.
         """
-        self._judge, self.annotator = LlmJudge.model_construct(url=url, model=model, prompts=None), BY_JUDGE + model
+        try:
+            self._judge, self.annotator = LlmJudge(url=url, model=model, prompts=None), BY_JUDGE + model
+        except ValidationError as error:
+            fault = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise InputError(f"{OPTION} names no server that can be asked: {fault}") from None
         comparisons.check(self._judge, OPTION)
 
     def identity(self) -> Mapping[str, Any]:

@@ -82,6 +82,10 @@ def test_labels_say_what_was_dropped_and_how_far_people_agree(trueline, monkeypa
         (["label", "answers", "round", "--reward", "a", "--judge", "http://b"], "--reward and --judge both order"),
         (["label", "answers", "round", "--judge", "http://b"], "give --judge URL and --model NAME"),
         (["label", "answers", "round", "--model", "b"], "give --judge URL and --model NAME"),
+        (
+            ["label", "answers", "round", "--judge", "b", "--model", "m"],
+            "no server that can be asked: it must begin with",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_sentence(trueline, arguments: list[str], sentence: str) -> None:
