@@ -81,6 +81,20 @@ def run(
 
 
 @app.command(rich_help_panel=PIPELINE)
+def plan(as_json: AsJson = False) -> None:
+    """Predict rows, steps, time, and what the gate can tell.
+
+    It runs prepare and base where they have changed, and trains nothing.
+    """
+    from flows.display import show_plan
+    from flows.locks import refuse_a_second
+    from flows.plan import make_plan
+
+    refuse_a_second()
+    _report(make_plan(_params()), as_json, show_plan)
+
+
+@app.command(rich_help_panel=PIPELINE)
 def status(as_json: AsJson = False) -> None:
     """Show the stages, the champion, what runs and what failed last."""
     from flows.display import show_status

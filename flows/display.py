@@ -49,6 +49,57 @@ def show_promotion(promotion: Mapping[str, Any]) -> None:
         _line(f"To decide: trueline approve {which}, or trueline reject {which}")
 
 
+def show_plan(plan: Mapping[str, Any]) -> None:
+    """Rows, the work of the stages, and what the gate can tell."""
+    shares = next(iter(plan["rows"].values()))["limit_that_keeps"]
+    kinds = [
+        (kind, split, str(counts["rows"]), str(counts["kept"]), str(found["limit"]))
+        for kind, found in plan["rows"].items()
+        for split, counts in found["splits"].items()
+    ]
+    _table(("rows", "split", "all", "kept", "limit"), kinds, right=(2, 3, 4))
+    keeping = [
+        (kind, *("none" if limit is None else str(limit) for limit in found["limit_that_keeps"].values()))
+        for kind, found in plan["rows"].items()
+    ]
+    _table(("tokens that keep", *(f"{float(share):.0%}" for share in shares)), keeping, right=(1, 2, 3))
+    stages = [
+        (each["stage"], *(str(each[name]) for name in ("rows", "steps", "tokens", "sampled")), _rough(each["seconds"]))
+        for each in plan["stages"]
+    ]
+    _table(("stage", "rows", "steps", "tokens", "sampled", "about"), stages, right=(1, 2, 3, 4, 5))
+    _sentence(
+        f"Times are rough, from {plan['measured']['how']}. Starting, loading, optimiser "
+        "steps and evaluation points come on top; other checks of validate may take more rows out."
+    )
+    gate = plan["gate"]
+    _sentence(
+        f"With {gate['prompts']} test prompts the gate can call a win rate from {_share(gate['win_rate'])} better than "
+        f"0.5 (confidence {gate['confidence']:g}); a true one of {_share(gate['found'])} is found 4 times out of 5."
+    )
+    if gate["pairs"] is not None:
+        _sentence(
+            f"With {gate['pairs']} held-out pairs a reward model passes gate.min_reward_accuracy "
+            f"{gate['min_reward_accuracy']:g} from an accuracy of {_share(gate['accuracy'])}."
+        )
+    for warning in plan["warnings"]:
+        _sentence(f"Warning: {warning}.")
+
+
+def _rough(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _share(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
+
+
 def show_status(status: Mapping[str, Any]) -> None:
     """A row a stage, then what runs, the registry, the flow and the last failure."""
     untrained = dict.fromkeys(status["untrained"], "; trains nothing: PPO learns from functions only")

@@ -54,7 +54,7 @@ def validate(params: Params) -> None:
     """
     settings = params.validate_
     STOPPED_QUARANTINE.unlink(missing_ok=True)
-    longest = _longest(settings, MODELS / "base")
+    longest = longest_rows(settings, MODELS / "base")
     tokenizer = load_tokenizer(MODELS / "base")
     prepared = {kind: Lines(PREPARED / f"{kind}.jsonl") for kind in TYPES}
     looked_at = tables(prepared, tokenizer)
@@ -74,8 +74,12 @@ def validate(params: Params) -> None:
     write_record(VALIDATION, Validation(**{file.kind: file_figures(file) for file in files}, warnings=sentences))
 
 
-def _longest(settings: Validate, base: Path) -> dict[Kind, int]:
-    """Most tokens of a row of each kind; a prompt must leave room for the longest answer."""
+def longest_rows(settings: Validate, base: Path) -> dict[Kind, int]:
+    """Most tokens of a row of each kind; a prompt must leave room for the longest answer.
+
+    Raises:
+        InputError: the settings do not fit the context of the base model.
+    """
     context = context_of(base)
     _check_settings(settings, base, context)
     longest_prompt = settings.max_tokens - 1

@@ -13,7 +13,7 @@ from tasks.common.errors import InputError
 from tasks.common.files import read_jsonl, write_jsonl
 from tasks.data.records import read_prompts
 from tasks.settings.params import Params, load_params
-from tasks.validate import _longest, validate
+from tasks.validate import longest_rows, validate
 from tests.pages import SHOWN, Elements, assert_harmless
 from tests.rows_to_validate import LONG, PLANTED, SIDES, clean, record
 
@@ -292,7 +292,7 @@ def test_lost_thinking_may_only_warn_but_not_a_row_that_cannot_be_written(losing
 
 def test_a_prompt_must_leave_room_for_the_longest_answer(base):
     def longest(new_tokens, max_tokens=512):
-        return _longest(settings(max_tokens=max_tokens, max_new_tokens=new_tokens).validate_, base)
+        return longest_rows(settings(max_tokens=max_tokens, max_new_tokens=new_tokens).validate_, base)
 
     # A context of 512 less 200 new tokens.
     assert longest(200) == {"demonstrations": 512, "preferences": 512, "ratings": 512, "prompts": 312}
