@@ -191,7 +191,7 @@ def test_who_has_given_up_begins_no_request_nor_waits_for_one(monkeypatch):
 
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
-TOLD = r"with over 1,048,576 bytes: correct url or model of evaluate\.llm_judge"
+TOO_LONG = r"with over 1,048,576 bytes: correct url or model of evaluate\.llm_judge"
 
 
 def chunks(count=None):
@@ -215,7 +215,7 @@ def test_a_reply_of_any_size_is_read_within_bounds(parts):
     sent = itertools.count()
     with chat_server(lambda _: "yes") as server:
         server.raw = (part for part, _ in zip(parts(), sent, strict=False))
-        with pytest.raises(InputError, match=TOLD):
+        with pytest.raises(InputError, match=TOO_LONG):
             ask(server)
     assert next(sent) < 512  # parts of 64 KiB: what lay in the system's buffers
 

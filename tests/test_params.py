@@ -343,7 +343,7 @@ def test_the_llm_judges_address_holds_no_secret_and_none_is_shown(url):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("messages", "x", "messages has its own meaning in a chat template: take it out"),
         ("tools", [], "tools has its own meaning"),
@@ -359,15 +359,15 @@ def test_the_llm_judges_address_holds_no_secret_and_none_is_shown(url):
         ("x", float("nan"), "nan is no number"),
     ],
 )
-def test_what_a_template_cannot_be_given_is_refused(name: str, value: object, said: str) -> None:
+def test_what_a_template_cannot_be_given_is_refused(name: str, value: object, message: str) -> None:
     assert parse_params(changed(base__template_arguments={"x": ["a", 1, 1.5, True]})).base.template_arguments["x"][2]
     with pytest.raises(InputError, match=r"base\.template_arguments") as error:
         parse_params(changed(base__template_arguments={name: value}))
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("marks", "said"),
+    ("markers", "message"),
     [
         ({"start": "<t>", "end": "<t>"}, "start and end must differ"),
         ({"start": "a", "end": "ab"}, "neither may hold the other"),
@@ -376,11 +376,11 @@ def test_what_a_template_cannot_be_given_is_refused(name: str, value: object, sa
         ({"start": "<t>"}, "reasoning.end"),
     ],
 )
-def test_marks_of_reasoning_that_cannot_be_told_apart_are_refused(marks: dict[str, str], said: str) -> None:
+def test_markers_of_reasoning_that_cannot_be_distinguished_are_refused(markers: dict[str, str], message: str) -> None:
     assert parse_params(changed(base__reasoning=None)).base.reasoning is None
     with pytest.raises(InputError) as error:
-        parse_params(changed(base__reasoning=marks))
-    assert said in str(error.value)
+        parse_params(changed(base__reasoning=markers))
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("url", ["http://localhost:8000/v1", "https://api.example.org/v1/"])

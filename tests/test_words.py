@@ -9,18 +9,33 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # The old word, as a whole word in any case, and what the field says.
 OLD = {
+    "company": "other processes, or other rows",
+    "fitting": "training loop",
     "foreseen": "expected",
     "foretell": "predict",
+    "foretold": "predicted",
     "frontier": "over-optimisation curve",
+    "furnish": "give, or provide",
+    "gold": "ground-truth reward",
     "heard": "imported, or noticed",
+    "holder": "owner",
     "integration_alpha": "reward_smoothing",
+    "learner": "PPO trainer",
     "mend": "fix, or repair",
+    "meters": "system metrics",
+    "parted": "over-optimised",
+    "read_off": "model outputs",
+    "readings": "model outputs",
+    "said": "message, or logged",
+    "settle": "resolve",
     "token_statistics": "model outputs",
     "tokens_per_pass": "max_tokens_per_micro_batch",
+    "told": "reported, or message",
     "trial": "reward_check",
     "trunk": "shared backbone",
     "unnoted": "unrecorded",
     "visited": "evaluation points",
+    "whoever": "users who",
 }
 # Where old words must stand: they say what was renamed, or read what an earlier release wrote.
 EXCEPT = (

@@ -38,10 +38,10 @@ def test_a_sheet_says_what_it_holds_and_what_to_do(trueline, monkeypatch: pytest
 
 
 def test_votes_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
-    noted: list[Any] = []
+    saved: list[Any] = []
 
     def keep(_params: Any, _key: str, figures: Any, votes: Any) -> str:
-        noted.append((figures, votes))
+        saved.append((figures, votes))
         return "r1"
 
     monkeypatch.setattr(
@@ -60,7 +60,7 @@ def test_votes_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatch
         "MLflow      run r1; trueline report shows it on the page",
     ]
     assert json.loads(trueline("votes", "a.csv", "--json")[1]) == FIGURES | {"run_id": "r1"}
-    assert noted == [(FIGURES, [{"files": 2}]), (FIGURES, [{"files": 1}])]
+    assert saved == [(FIGURES, [{"files": 2}]), (FIGURES, [{"files": 1}])]
 
 
 def test_votes_are_shown_where_mlflow_is_away(trueline, monkeypatch: pytest.MonkeyPatch) -> None:

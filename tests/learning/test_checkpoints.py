@@ -89,7 +89,7 @@ def test_one_of_another_fingerprint_is_refused_with_the_reason(
         assert ours.equal(theirs)
     reason = "sft.learning_rate was 0.004 and is 0.002; data/validate has changed"
     assert caplog.messages == [f"{file(4)} is not used: {reason}; training starts from the beginning"]
-    # Whoever takes the change back goes on; the first checkpoint of the new training takes the place of the old ones.
+    # Users who take the change back go on; the first checkpoint of the new training takes the place of the old ones.
     assert Trained(make_params).checkpoints.restore().step == 4
     other.save(2)
     assert sorted(FOLDER.iterdir()) == [file(2)]

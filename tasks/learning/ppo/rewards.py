@@ -93,7 +93,7 @@ def weighted_sum(rewards: Sequence[TrainingReward], scores: Mapping[str, Tensor]
 def normalised_sum(rewards: Sequence[TrainingReward], scores: Mapping[str, Tensor], responses: int) -> Tensor:
     """Normalise each reward in its prompt's group, sum them up by weight, and whiten: GDPO (arXiv 2601.05242).
 
-    A reward of large numbers does not drown the others, and answers that differ in one reward only are told apart.
+    A reward of large numbers does not drown the others, and answers that differ in one reward only are distinguished.
 
     Args:
         rewards: with their weights.
