@@ -5,7 +5,8 @@ from typing import Any
 
 from tasks.common.record import parsed
 from tasks.evaluation.gate.check import Check, Evidence
-from tasks.evaluation.gate.checks import run_checks
+from tasks.evaluation.gate.checks import decide, run_checks
+from tasks.evaluation.gate.result import GateDecision
 from tasks.evaluation.opponent import Opponent
 from tasks.evaluation.reward_figures import REWARD, RewardModelFigures
 from tasks.evaluation.schema import EVALUATION, Evaluation
@@ -183,3 +184,11 @@ def evidence(
 def checks(*arguments: Any, thresholds: Gate = THRESHOLDS, **more: Any) -> dict[str, Check]:
     """The checks of an evaluation, by name."""
     return {check.name: check for check in run_checks(evidence(*arguments, **more), thresholds)}
+
+
+def decision(*arguments: Any, **more: Any) -> GateDecision:
+    return decide(list(checks(*arguments, **more).values()))
+
+
+def allowing(**thresholds: Any) -> Gate:
+    return THRESHOLDS.model_copy(update=thresholds)

@@ -1,27 +1,23 @@
 import copy
-from typing import Any
 
 import pytest
 
 from tasks.common.errors import InputError
 from tasks.evaluation.gate.check import Check
-from tasks.evaluation.gate.checks import decide, left_out, reasons, warnings
+from tasks.evaluation.gate.checks import decide, reasons, warnings
 from tasks.evaluation.opponent import Opponent
 from tests.evaluation.evaluations import (
     GOOD,
-    HELD_OUT_MODEL,
     THRESHOLDS,
-    baseline,
+    allowing,
     by_reward,
-    category,
     changed,
     checks,
+    decision,
     difference,
     evidence,
     interval,
-    point,
     rate,
-    reward_model,
 )
 
 NAMES = [
@@ -54,14 +50,6 @@ PLACES: dict[str, list[tuple[str, ...]]] = {
     "perplexity": [("perplexity", "candidate"), ("perplexity", "sft")],
 }
 CASES = [(name, path) for name, paths in PLACES.items() for path in paths]
-
-
-def decision(*arguments, **more):
-    return decide(list(checks(*arguments, **more).values()))
-
-
-def allowing(**thresholds):
-    return THRESHOLDS.model_copy(update=thresholds)
 
 
 def test_all_good_is_promoted_with_every_line_as_a_reason():
@@ -192,31 +180,6 @@ def test_answers_may_be_neither_much_longer_nor_much_shorter():
     assert (check.verdict, check.figure, check.threshold) == ("failed", 1.6, 1.5)
 
 
-def test_a_held_out_reward_model_no_better_than_chance_fails():
-    assert decision(held_out=reward_model(0.6, 0.5)) == "promote"
-    check = checks(held_out=reward_model(0.55, 0.49))["held_out_accuracy"]
-    assert (check.verdict, check.figure) == ("failed", 0.49)
-    assert decision(held_out=reward_model(0.55, 0.49)) == "reject"
-
-
-def test_pairs_that_share_prompts_are_counted_as_fewer():
-    def sentence(pairs, effective_pairs):
-        accuracy = HELD_OUT_MODEL["accuracy"] | {"pairs": pairs, "effective_pairs": effective_pairs}
-        return checks(held_out=reward_model(accuracy=accuracy))["held_out_accuracy"].sentence
-
-    assert sentence(646, 244.3).endswith(
-        "0.600 >= 0.5: passed. The 646 pairs share prompts and count as 244 independent ones."
-    )
-    assert sentence(482, 480.8).endswith("0.600 >= 0.5: passed.")
-
-
-def test_the_lower_bound_of_the_reward_models_accuracy_counts():
-    assert checks(reward=reward_model(0.7, 0.6))["reward_accuracy"].verdict == "passed"
-    assert decision(reward=reward_model(0.7, 0.59)) == "reject"
-    check = checks(reward=reward_model(0.7, None))["reward_accuracy"]
-    assert (check.verdict, check.figure) == ("failed", None)
-
-
 @pytest.mark.parametrize(
     ("low", "high", "conclusion", "threshold", "outcome"),
     [
@@ -243,167 +206,6 @@ def test_a_gain_that_is_only_length_is_no_gain(low, high, outcome):
     versus = interval((low + high) / 2, low, high)
     content = changed(GOOD, "length_controlled_win_rate", "vs_opponent", to=versus)
     assert checks(content)["win_rate_at_equal_length"].verdict == outcome
-
-
-def test_a_gain_by_the_training_reward_that_is_a_loss_by_the_held_out_one_fails():
-    better = rate(0.7, conclusion="better")
-    content = changed(GOOD, "over_optimisation", 1, "last_over_this", "reward", to=better)
-    check = checks(content)["over_optimisation"]
-    assert (check.verdict, check.figure, check.threshold) == ("failed", 1, 0)
-    assert check.sentence == (
-        "Over-optimised evaluation points 1 <= 0: failed. Over the policy at step 40, the final policy wins "
-        "0.700 [0.400, 0.600] by the training reward and 0.400 [0.400, 0.600] by the held-out reward model."
-    )
-    assert decision(content) == "reject"
-    allowed = checks(content, thresholds=allowing(max_over_optimised_points=1))["over_optimisation"]
-    assert (allowed.verdict, allowed.figure, allowed.threshold) == ("passed", 1, 1)
-
-
-def test_of_over_optimised_points_the_one_that_lost_most_is_named():
-    better, worse = rate(conclusion="better"), rate(conclusion="worse")
-    points = [
-        point(0, 0.0, rate(), {"reward": better, "held_out": worse}),
-        point(5, 1.0, rate(), {"reward": better, "held_out": worse | {"high": 0.3}}),
-        point(9, 2.0, rate(), {"reward": rate(), "held_out": worse | {"high": 0.1}}),
-        point(12, 3.0, rate(), None),
-    ]
-    for each in points:
-        each["scores"] = each["win_rate"] = {name: interval(0.5, 0.4, 0.6) for name in ("reward", "held_out")}
-    check = checks(GOOD | {"over_optimisation": points})["over_optimisation"]
-    assert check.figure == 2
-    assert "Over the policy at step 5, " in check.sentence
-
-
-def test_without_a_held_out_reward_model_the_ground_truth_shows_over_optimisation():
-    over = {"reward": rate(conclusion="better"), "politeness": rate(), "brevity": rate(0.3, conclusion="worse")}
-    content = GOOD | {"held_out": None, "ground_truth": {"politeness": by_reward(), "brevity": by_reward()}}
-    content["difference"] = {
-        key: difference(held_out=None, ground_truth=dict.fromkeys(("politeness", "brevity"), interval(0, -1, 1)))
-        for key in ("vs_sft", "vs_opponent")
-    }
-    content["over_optimisation"] = [
-        changed(GOOD["over_optimisation"][0], "last_over_this", to=over),
-        GOOD["over_optimisation"][2],
-    ]
-    found = checks(content, reward=None, held_out=None)
-    check = found["over_optimisation"]
-    assert (check.verdict, check.figure) == ("failed", 1)
-    assert check.sentence.endswith("and 0.300 [0.400, 0.600] by the ground-truth reward brevity.")
-    assert not {"held_out_reward", "reward_accuracy", "held_out_accuracy"} & set(found)
-    assert [line.split(" ", 1)[0] for line in left_out(evidence(content, None, None))] == [
-        "reward_accuracy",
-        "held_out_reward",
-    ]
-
-
-def test_what_no_reward_can_show_is_left_out_and_named():
-    content = GOOD | {"held_out": None}
-    assert "over_optimisation" not in checks(content, reward=None, held_out=None)
-    assert left_out(evidence(content, None, None))[-1] == (
-        "over_optimisation is left out: no reward is independent of the training reward."
-    )
-    assert left_out(evidence()) == []
-
-
-def test_a_training_without_evaluation_points_has_no_over_optimisation_and_says_so():
-    content = GOOD | {"over_optimisation": []}
-    assert "over_optimisation" not in checks(content)
-    assert left_out(evidence(content)) == ["over_optimisation was not measured: the training had no evaluation points."]
-
-
-@pytest.mark.parametrize("key", ["value", "low", "high"])
-@pytest.mark.parametrize("name", ["reward", "held_out"])
-def test_an_over_optimisation_curve_with_a_gap_does_not_pass(key, name):
-    content = changed(GOOD, "over_optimisation", 0, "last_over_this", name, key, to=None)
-    check = checks(content)["over_optimisation"]
-    assert (check.verdict, check.figure) == ("failed", None)
-    assert check.sentence == "Over-optimised evaluation points could not be computed: failed."
-
-
-def test_an_over_optimisation_curve_without_a_point_before_the_last_does_not_pass():
-    content = GOOD | {"over_optimisation": GOOD["over_optimisation"][-1:]}
-    assert checks(content)["over_optimisation"].verdict == "failed"
-
-
-@pytest.mark.parametrize(("high", "outcome"), [(0.5, "promote"), (0.49, "reject")])
-def test_every_ground_truth_reward_has_a_veto(high, outcome):
-    content = GOOD | {
-        "ground_truth": {"brevity": by_reward(), "politeness": by_reward(vs_opponent=rate(0.45, high=high))}
-    }
-    assert decision(content) == outcome
-    check = checks(content)["ground_truth.politeness"]
-    assert check.sentence.startswith(
-        f"Win rate over SFT by the ground-truth reward politeness, upper bound {high:.3f} >= 0.5: "
-    )
-    assert checks(content)["ground_truth.brevity"].verdict == "passed"
-
-
-JUDGE = {
-    "model": "judge-7b",
-    "prompts": 120,
-    "same_answers": 0,
-    "without_verdict": 0,
-    "asked_again": 0,
-    "agreement": 0.75,
-    "first_preferred": 0.5,
-    "vs_opponent": rate(),
-}
-
-
-@pytest.mark.parametrize(
-    ("silent", "high", "verdict", "end"),
-    [
-        (0, 0.6, "passed", "0.600 >= 0.5: passed. The win rate is 0.500 [0.400, 0.600]."),
-        (3, 0.5, "passed", "[0.400, 0.500]. 3 prompts have no verdict."),
-        (0, 0.49, "failed", "0.490 >= 0.5: failed. The win rate is 0.500 [0.400, 0.490]."),
-    ],
-)
-def test_an_llm_judge_has_a_veto_where_one_is_set(silent, high, verdict, end):
-    content = GOOD | {"llm_judge": JUDGE | {"without_verdict": silent, "vs_opponent": rate(high=high)}}
-    check = checks(content)["llm_judge"]
-    assert (check.verdict, check.figure, check.threshold) == (verdict, high, 0.5)
-    assert check.sentence.startswith("Win rate over SFT by the LLM judge judge-7b, upper bound ")
-    assert check.sentence.endswith(end)
-    assert decision(content) == ("promote" if verdict == "passed" else "reject")
-
-
-def test_an_llm_judge_with_too_few_verdicts_does_not_pass():
-    check = checks(GOOD | {"llm_judge": JUDGE | {"vs_opponent": None}})["llm_judge"]
-    assert (check.verdict, check.figure) == ("failed", None)
-
-
-def test_a_category_that_is_worse_is_one_too_many():
-    worse = category(vs_opponent=rate(0.2, 0.1, 0.3, conclusion="worse"))
-    content = GOOD | {"categories": GOOD["categories"] | {"war": worse}}
-    check = checks(content)["category_regressions"]
-    assert (check.verdict, check.figure, check.threshold) == ("failed", 1, 0)
-    assert check.sentence == (
-        "Categories worse than SFT 1 <= 0: failed. Win rates there: war 0.200 [0.100, 0.300]. 1 of 3 have too few "
-        "prompts for a conclusion: tax."
-    )
-    assert decision(content) == "reject"
-    assert decision(content, thresholds=allowing(max_category_regressions=1)) == "promote"
-
-
-def test_prompts_without_categories_pass():
-    check = checks(GOOD | {"categories": {}})["category_regressions"]
-    assert (check.verdict, check.figure) == ("passed", 0)
-    assert check.sentence.endswith(" The prompts have no categories.")
-
-
-def test_of_many_small_categories_some_are_named():
-    few = {f"kind {number}": category(enough=False) for number in range(10)}
-    sentence = checks(GOOD | {"categories": few})["category_regressions"].sentence
-    assert sentence.endswith(
-        "10 of 10 have too few prompts for a conclusion: " + ", ".join(list(few)[:8]) + " and 2 more."
-    )
-
-
-@pytest.mark.parametrize("key", ["value", "low", "high"])
-def test_categories_with_a_gap_do_not_pass(key):
-    content = changed(GOOD, "categories", "tax", "win_rate", "vs_opponent", key, to=None)
-    check = checks(content)["category_regressions"]
-    assert (check.verdict, check.figure) == ("failed", None)
 
 
 @pytest.mark.parametrize(
@@ -493,36 +295,3 @@ def test_check_is_plain_data():
         "verdict": "passed",
         "sentence": "Well.",
     }
-
-
-# --- Baselines without a model
-
-
-def with_baselines(longer_wins: float, tf_idf: float) -> dict[str, Any]:
-    """A reward model whose differences from the baselines have these lower bounds."""
-    return reward_model(baselines={"longer_wins": baseline(0.5, longer_wins), "tf_idf": baseline(0.7, tf_idf)})
-
-
-@pytest.mark.parametrize(
-    ("lows", "verdict"), [((0.1, 0.02), "passed"), ((0.1, 0.0), "failed"), ((-0.1, 0.2), "failed")]
-)
-def test_where_it_must_the_reward_model_beats_every_baseline(lows: tuple[float, float], verdict: str):
-    required = THRESHOLDS.model_copy(update={"reward_beats_baselines": True})
-    check = checks(reward=with_baselines(*lows), thresholds=required)["reward_baselines"]
-    assert (check.figure, check.verdict) == (min(lows), verdict)
-    assert "reward_baselines" not in checks(reward=with_baselines(*lows))
-
-
-def test_a_difference_that_could_not_be_computed_does_not_pass():
-    unknown = {"value": None, "low": None, "high": None}
-    reward = changed(with_baselines(0.1, 0.1), "baselines", "tf_idf", "difference", to=unknown)
-    required = THRESHOLDS.model_copy(update={"reward_beats_baselines": True})
-    assert checks(reward=reward, thresholds=required)["reward_baselines"].verdict == "failed"
-
-
-def test_reward_models_that_know_no_more_than_words_are_warned_of():
-    [warning] = warnings(evidence(held_out=with_baselines(0.1, -0.01)), THRESHOLDS)
-    assert warning == (
-        "The held-out reward model is not significantly better than a baseline without a model (TF-IDF with logistic "
-        "regression) on the same held-out pairs: accuracy 0.750 and 0.700, difference 0.090 [-0.010, 0.190]."
-    )
