@@ -9,7 +9,7 @@ from tasks.data.shapes.columns import Tally
 from tasks.data.shapes.convert import recognise, shape_rows
 from tasks.data.sources.raw_rows import BadRows, RawRow
 from tasks.settings.params import Source
-from tests.data.test_shapes import GPT, A, B, S, U, entries, shaped
+from tests.data.shaping import GPT, A, B, S, U, entries, shaped
 
 
 def test_conversations_written_out_as_text_are_read():

@@ -1,36 +1,13 @@
 """Every accepted shape, recognised from its columns or through the column map."""
 
-import re
 from typing import Any
 
 import pytest
 
 from tasks.common.errors import InputError
-from tasks.data.records import Kind
-from tasks.data.shapes.columns import Tally
-from tasks.data.shapes.convert import ShapedRow, shape_rows
+from tasks.data.shapes.convert import ShapedRow
 from tasks.data.shapes.known import SHAPES
-from tasks.data.sources.raw_rows import BadRows, RawRow
-from tasks.settings.params import RatingSource, Source
-
-U, A, B = (
-    {"role": role, "content": text} for role, text in (("user", "Hi"), ("assistant", "Hello"), ("assistant", "No"))
-)
-S = {"role": "system", "content": "Be kind."}
-GPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
-
-
-def shaped(kind: Kind, *rows: dict[str, Any], **columns: str) -> list[ShapedRow]:
-    raw = [RawRow(number, fields) for number, fields in enumerate(rows, start=1)]
-    source = Source(source="file.jsonl", columns=columns, ignore=[], limit=None, options={})
-    if kind == "ratings":
-        source = RatingSource(**source.model_dump(), threshold=3.0)
-    return list(shape_rows(raw, kind, source, "file.jsonl", bad=BadRows("file.jsonl"), tally=Tally.empty()))
-
-
-def entries(kind: Kind, row: dict[str, Any], **columns: str) -> list[dict[str, Any]]:
-    [only] = shaped(kind, row, **columns)
-    return only.entries
+from tests.data.shaping import GPT, A, B, S, U, entries, shaped
 
 
 @pytest.mark.parametrize(
@@ -129,163 +106,6 @@ def test_system_messages_stay(row):
 )
 def test_prompt_shapes(row, references):
     assert entries("prompts", row) == [{"prompt": [U], "references": references}]
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"prompt": "Hi", "response": "Hello", "label": True},
-        {"prompt": "Hi", "completion": "Hello", "label": 1},
-        {"prompt": [U], "completion": [A], "label": "thumbs up"},
-        {"messages": [U, A], "label": True},
-        {"conversations": GPT, "label": "true"},
-        {"instruction": "Hi", "input": "", "output": "Hello", "label": "good"},
-        {"prompt": "Hi", "response": "Hello", "rating": 4},
-        {"prompt": "Hi", "response": "Hello", "rating": "3.5"},
-    ],
-)
-def test_rated_answers(row):
-    good = {"prompt": [U], "response": "Hello", "desirable": True}
-    assert entries("ratings", row) == [good]
-    bad = row | ({"label": 0} if "label" in row else {"rating": 2})
-    assert entries("ratings", bad) == [good | {"desirable": False}]
-
-
-def test_of_a_conversation_the_last_answer_is_rated():
-    row = {"messages": [S, U, A, U, B], "label": False}
-    assert entries("ratings", row) == [{"prompt": [S, U, A, U], "response": "No", "desirable": False}]
-
-
-def test_a_pair_is_two_ratings():
-    row = {"prompt": "Hi", "output_1": "No", "output_2": "Hello", "preference": 2}
-    both = [
-        {"prompt": [U], "response": "Hello", "desirable": True},
-        {"prompt": [U], "response": "No", "desirable": False},
-    ]
-    assert entries("ratings", row) == both
-    [tie] = shaped("ratings", row | {"preference": "tie"})
-    assert tie.tied
-
-
-def test_a_rating_at_the_threshold_is_neither_good_nor_bad():
-    [row] = shaped("ratings", {"prompt": "Hi", "response": "Hello", "rating": 3.0})
-    assert row.tied
-
-
-@pytest.mark.parametrize(
-    ("row", "fault"),
-    [
-        ({"prompt": "Hi", "response": "Hello", "label": None}, "label is null where true or false, 1 or 0 is needed"),
-        ({"prompt": "Hi", "response": "Hello", "label": "maybe"}, "label is the text 'maybe' where true or false"),
-        ({"prompt": "Hi", "response": "Hello", "rating": "high"}, "rating is the text 'high' where a number is needed"),
-        ({"prompt": "Hi", "response": "Hello", "rating": None}, "rating is null where a number is needed"),
-        ({"messages": [U, A, U], "label": True}, "the conversation ends with the user where the assistant's answer"),
-    ],
-)
-def test_what_rates_nothing_is_refused(row, fault):
-    with pytest.raises(InputError, match=re.escape(fault)):
-        entries("ratings", row)
-
-
-def test_ratings_that_are_numbers_need_a_threshold():
-    source = RatingSource(source="file.jsonl", columns={}, ignore=[], limit=None, options={}, threshold=None)
-    raw = [RawRow(1, {"prompt": "Hi", "response": "Hello", "rating": 4})]
-    rows = shape_rows(raw, "ratings", source, "file.jsonl", bad=BadRows("file.jsonl"), tally=Tally.empty())
-    with pytest.raises(InputError, match=r"file.jsonl rates answers by numbers: set prepare.ratings.threshold"):
-        list(rows)
-
-
-RANKED: list[dict[str, Any]] = [
-    {"prompt": "Hi", "responses": ["Hello", "No", "Go"], "scores": [9, 5, 1]},
-    {"prompt": "Hi", "responses": ["No", "Hello", "Go"], "ranks": [2, 1, 3]},
-    {
-        "instruction": "Hi",
-        "completions": [
-            {"response": "Hello", "overall_score": 9.0},
-            {"response": "No", "overall_score": 5},
-            {"response": "Go", "overall_score": 1},
-        ],
-    },
-    {
-        "prompt": "Hi",
-        "answers": [{"answer": "Go", "rank": 3.0}, {"answer": "Hello", "rank": 1}, {"answer": "No", "rank": 2}],
-    },
-]
-
-
-@pytest.mark.parametrize("row", RANKED)
-def test_each_two_answers_of_a_ranked_list_are_a_pair(row):
-    pairs = shaped("preferences", row)
-    strengths = {(pair.entries[0]["chosen"], pair.entries[0]["rejected"]): pair.strength for pair in pairs}
-    expected = {("Hello", "No"): 4.0, ("Hello", "Go"): 8.0, ("No", "Go"): 4.0}
-    if "ranks" in row or "answers" in row:
-        assert strengths == dict.fromkeys(expected)
-    else:
-        assert strengths == expected
-    assert {(pair.row, pair.weight) for pair in pairs} == {(1, 1 / 3)}  # three pairs weigh as much as one
-    assert entries("prompts", row) == [{"prompt": [U], "references": []}]
-
-
-def test_answers_of_one_score_are_tied_and_a_single_pair_has_no_weight():
-    [pair] = shaped("preferences", {"prompt": "Hi", "responses": ["Hello", "No"], "scores": [3, 3.0]})
-    assert (pair.tied, pair.weight, pair.strength) == (True, None, 0.0)
-    pairs = shaped("preferences", {"prompt": "Hi", "responses": ["a", "b", "c"], "scores": [3, 3, 1]})
-    assert [pair.tied for pair in pairs] == [True, False, False]
-
-
-def test_answers_with_scores_are_ratings():
-    row = {"prompt": "Hi", "responses": ["Hello", "No", "Go"], "scores": [5, 3, 1]}
-    rated = shaped("ratings", row)
-    assert [(each.entries[0]["response"], each.entries[0]["desirable"], each.tied) for each in rated] == [
-        ("Hello", True, False),
-        ("No", False, True),  # at the threshold, 3
-        ("Go", False, False),
-    ]
-    with pytest.raises(InputError, match="ranks do not tell good answers from bad ones"):
-        shaped("ratings", {"prompt": "Hi", "responses": ["Hello", "No"], "ranks": [1, 2]})
-
-
-@pytest.mark.parametrize(
-    ("changes", "fault"),
-    [
-        ({"responses": ["Hello"], "scores": [1]}, "responses has 1 answers where 2 to 50 are needed"),
-        ({"responses": ["a"] * 51, "scores": [1] * 51}, "responses has 51 answers where 2 to 50 are needed"),
-        ({"scores": [1]}, "scores has 1 numbers for 2 responses"),
-        ({"scores": [1, "high"]}, "one of scores is the text 'high' where a number is needed"),
-        ({"scores": None}, "neither scores nor ranks stand beside responses"),
-        ({"scores": [1, 2], "ranks": [2, 1]}, "scores and ranks stand beside responses"),
-        ({"responses": "Hello", "scores": [1]}, "responses is the text 'Hello' where a list is needed"),
-        ({"responses": ["Hello", 7], "scores": [2, 1]}, "rejected is the number 7 where"),
-    ],
-)
-def test_ranked_lists_that_cannot_be_read(changes, fault):
-    row = {"prompt": "Hi", "responses": ["Hello", "No"], "scores": [2, 1]} | changes
-    with pytest.raises(InputError, match=re.escape(fault)):
-        shaped("preferences", row)
-
-
-def test_a_column_for_each_annotator_is_a_vote_of_each():
-    row = {"instruction": "Hi", "input": "", "response1": "No", "response2": "Hello"}
-    votes = shaped("preferences", row | {"annotator1": 2, "annotator2": 0, "annotator3": None})
-    assert [(vote.tag, vote.entries[0]["chosen"], vote.tied) for vote in votes] == [
-        ("annotator1", "Hello", False),
-        ("annotator2", "No", True),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("about", "strength"),
-    [
-        ({"margin": 2}, 2.0),
-        ({"score_chosen": 8.5, "score_rejected": "6"}, 2.5),
-        ({"chosen-rating": 5, "rejected-rating": 4}, 1.0),
-        ({"score_chosen": None, "score_rejected": 6}, None),
-        ({}, None),
-    ],
-)
-def test_a_pair_is_as_strong_as_its_scores_differ(about, strength):
-    [pair] = shaped("preferences", {"prompt": "Hi", "chosen": "Hello", "rejected": "No"} | about)
-    assert pair.strength == strength
 
 
 @pytest.mark.parametrize(
