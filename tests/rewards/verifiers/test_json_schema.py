@@ -62,6 +62,7 @@ def test_each_row_may_have_its_own(own: object):
     assert scored(NAME, "{}", row={}, column="of", otherwise=0.5) == 0.5
 
 
+@pytest.mark.slow
 def test_a_pattern_that_would_never_end_is_given_up():
     assert scored(NAME, json.dumps("a" * 60 + "!"), schema={"pattern": r"^(a|aa)+$"}) == 0
 

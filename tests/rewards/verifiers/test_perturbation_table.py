@@ -70,7 +70,7 @@ def test_every_verifier_is_in_the_table():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_share_of_full_marks_by_perturbation(name: str):
+def test_the_share_of_full_scores_by_perturbation(name: str):
     prompts, options, not_zero = CASES[name]
     reward = verifier(name, **options)
 
