@@ -16,7 +16,7 @@ THINK = Reasoning(start="<think>", end="</think>")
 @pytest.mark.parametrize(
     ("text", "left"),
     [
-        (" no marks, spaces stay ", " no marks, spaces stay "),
+        (" no markers, spaces stay ", " no markers, spaces stay "),
         ("<think>\nhm\n</think>\n\nyes", "yes"),
         ("<think></think>yes", "yes"),
         ("<think>a</think>one <think>b\nc</think>two", "one two"),
@@ -44,9 +44,9 @@ def test_an_answer_that_begins_within_the_reasoning(text: str, left: str) -> Non
 
 
 def test_the_marks_are_text_not_a_pattern() -> None:
-    marks = Reasoning(start="(*", end="*)")
-    assert without_reasoning("(* a.b *)c", marks) == "c"
-    assert without_reasoning("<think>a</think>c", marks) == "<think>a</think>c"
+    markers = Reasoning(start="(*", end="*)")
+    assert without_reasoning("(* a.b *)c", markers) == "c"
+    assert without_reasoning("<think>a</think>c", markers) == "<think>a</think>c"
 
 
 @pytest.mark.parametrize("special", [False, True])

@@ -17,7 +17,7 @@ from tasks.settings.fingerprint import Fingerprint
 from tests.conftest import SMALL, MakeParams
 
 FOLDER = Path(".trueline/checkpoints/sft")
-ORIGIN = Fingerprint({"sft.learning_rate": 0.004}, {"data/validate": "a"})
+FINGERPRINT = Fingerprint({"sft.learning_rate": 0.004}, {"data/validate": "a"})
 
 
 def file(step: int) -> Path:
@@ -33,7 +33,7 @@ class Trained:
     """Two small models, of which one has a frozen weight, and their optimisers."""
 
     def __init__(
-        self, make_params: MakeParams, seed: int = 0, fingerprint: Fingerprint = ORIGIN, **runtime: int
+        self, make_params: MakeParams, seed: int = 0, fingerprint: Fingerprint = FINGERPRINT, **runtime: int
     ) -> None:
         torch.manual_seed(seed)
         self.models = {"policy": nn.Linear(3, 2), "critic": nn.Linear(3, 1)}
@@ -213,7 +213,7 @@ def test_one_of_an_earlier_release_is_read(make_params: MakeParams):
 def test_one_of_another_stage_is_passed_over(make_params: MakeParams):
     Trained(make_params).save(2)
     settings = make_params().runtime
-    other = Checkpoints("reward", ORIGIN, settings, {}, {})
+    other = Checkpoints("reward", FINGERPRINT, settings, {}, {})
     Path(".trueline/checkpoints/reward").mkdir()
     Path(".trueline/checkpoints/reward", file(2).name).write_bytes(file(2).read_bytes())
     assert other.restore() == Progress(0, (), {})

@@ -10,7 +10,7 @@ from tasks.common.errors import InputError
 from tasks.learning.training.optimisation import adamw, check_finite, learning_rate, make_accelerator, update
 from tests.conftest import MakeParams
 
-KEPT = "the last good checkpoint, of step 4, lies in .trueline"
+LAST_SAVED = "the last good checkpoint, of step 4, lies in .trueline"
 
 
 def rates(schedule, steps=4, warmup_ratio=0.0):
@@ -51,7 +51,7 @@ def step(model: nn.Linear, make_params: MakeParams, loss: float = 1.0, weight_de
         loss=loss,
         learning_rate=0.1,
         max_grad_norm=1.0,
-        last_checkpoint=KEPT,
+        last_checkpoint=LAST_SAVED,
     )
 
 
@@ -98,6 +98,6 @@ def test_nothing_that_is_no_number_reaches_the_weights(make_params: MakeParams, 
 
 
 def test_finite_figures_pass_and_the_first_broken_one_is_named():
-    check_finite(1, {"loss": 1.0, "gradient norm": 0.0}, KEPT)
+    check_finite(1, {"loss": 1.0, "gradient norm": 0.0}, LAST_SAVED)
     with pytest.raises(InputError, match=r"step 3: the value loss is nan; .*step 4, lies in .trueline; lower"):
-        check_finite(3, {"loss": 1.0, "value loss": math.nan}, KEPT)
+        check_finite(3, {"loss": 1.0, "value loss": math.nan}, LAST_SAVED)

@@ -16,7 +16,7 @@ from tasks.settings.params import load_params
 from tests.conftest import ROOT
 
 PARAMS = load_params(ROOT / "params.yaml")
-MARKS = PARAMS.base.reasoning
+REASONING = PARAMS.base.reasoning
 PROMPT = Prompt("id", "train", "x", 1, [{"role": "user", "content": "send it"}], ["<think>send</think>order"])
 
 
@@ -42,7 +42,7 @@ def test_functions_in_ppo_are_given_the_rest_and_all_ids(tiny_model: Path) -> No
     tokenizer, answers = thinking(tiny_model)
     responses = [Response(Encoded([1], ids), *[torch.zeros(len(ids))] * (len(Response._fields) - 1)) for ids in answers]
     reward = Recording()
-    scores = function_scores([reward], [PROMPT], [0, 0], responses, tokenizer, reasoning=MARKS)
+    scores = function_scores([reward], [PROMPT], [0, 0], responses, tokenizer, reasoning=REASONING)
     assert [text.strip() for text in reward.given.answers] == ["order", ""]
     assert list(reward.given.answer_ids) == answers
     assert reward.given.references == [["order"], ["order"]]
