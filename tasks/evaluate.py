@@ -133,7 +133,11 @@ def _measured(prompts: Sequence[Prompt], sampled: Sampled, scorer: Scorer) -> Me
     return measure(prompts, Answers(sampled.texts, sampled.lengths, sampled.ended), scorer(_answered(prompts, sampled)))
 
 
-def _best_of(prompts: Sequence[Prompt], sampled: Sampled, scorer: Scorer, sft: Measured, each: int) -> list[BestOf]:
+def _best_of(
+    prompts: Sequence[Prompt], sampled: Sampled | None, scorer: Scorer, sft: Measured, each: int
+) -> list[BestOf]:
+    if sampled is None:
+        return []
     repeated = [prompt for prompt in prompts for _ in range(each)]
     return best_of(in_groups(scorer(_answered(repeated, sampled)).by_name, each), sft.scores.by_name)
 

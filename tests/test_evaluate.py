@@ -17,6 +17,7 @@ from tasks.data.records import write_records
 from tasks.evaluate import evaluate
 from tasks.evaluation.prompts import choose_prompts
 from tasks.gate import gate
+from tasks.learning.answering import compared
 from tasks.learning.answering.sampled import Sampled, in_tokens_of
 from tasks.learning.models.loading import load_policy, new_reward_model, save_model
 from tasks.settings.params import LlmJudge, load_params
@@ -281,6 +282,21 @@ def test_best_of_n_is_no_worse_the_more_there_are(evaluated):
     assert all(0 <= each["scores"]["order_rule"]["value"] <= 1 for each in yardstick)
     wins = [each["win_rate"]["reward"]["value"] for each in yardstick]
     assert sorted(wins) == wins
+
+
+@pytest.mark.slow
+def test_best_of_one_samples_nothing(run, params, monkeypatch):
+    titles = []
+    ask = compared.answer
+
+    def noting(title, *given, **options):
+        titles.append(title)
+        return ask(title, *given, **options)
+
+    monkeypatch.setattr(compared, "answer", noting)
+    evaluate(changed(params, best_of=1))
+    assert titles == ["candidate", "sft"]
+    assert figures()["best_of_sft"] == []
 
 
 def test_the_evaluation_points_are_scored_by_every_reward(run, params):

@@ -21,7 +21,7 @@ class ComparedAnswers(NamedTuple):
     """What policies answered to n prompts; all answers are in the tokens of SFT's tokenizer."""
 
     by_model: dict[str, Sampled]  # candidate, sft, and opponent where it is a champion
-    best_of: Sampled  # evaluate.best_of answers of SFT to each prompt, side by side
+    best_of: Sampled | None  # evaluate.best_of answers of SFT to each prompt, side by side; None where that is 1
     kl: list[float]  # KL(candidate || SFT) in nats, one estimate a prompt
     perplexity: dict[str, float | None]  # of the demonstrated answers, under candidate and SFT
     snapshots: list[Snapshot]  # the candidate at the evaluation points of its training
@@ -52,7 +52,7 @@ def compare_answers(
         "sft": perplexity(sft, tokenizer, params),
     }
     each = params.evaluate.best_of
-    best_of = answer("sft, best of n", sft, tokenizer, prompts, params, per_prompt=each)
+    best_of = answer("sft, best of n", sft, tokenizer, prompts, params, per_prompt=each) if each > 1 else None
     snapshots = read_snapshots(sft, tokenizer, params)
     del candidate, sft
     if champion:
