@@ -18,7 +18,7 @@ from tasks.evaluate import evaluate
 from tasks.evaluation.prompts import choose_prompts
 from tasks.gate import gate
 from tasks.learning.answering import compared
-from tasks.learning.answering.sampled import Sampled, in_tokens_of
+from tasks.learning.answering.sampled import Sampled, answer, in_tokens_of
 from tasks.learning.models.loading import load_policy, new_reward_model, save_model
 from tasks.settings.params import LlmJudge, load_params
 from tests.chat_server import chat_server, prefers
@@ -287,11 +287,10 @@ def test_best_of_n_is_no_worse_the_more_there_are(evaluated):
 @pytest.mark.slow
 def test_best_of_one_samples_nothing(run, params, monkeypatch):
     titles = []
-    ask = compared.answer
 
     def noting(title, *given, **options):
         titles.append(title)
-        return ask(title, *given, **options)
+        return answer(title, *given, **options)
 
     monkeypatch.setattr(compared, "answer", noting)
     evaluate(changed(params, best_of=1))
