@@ -97,6 +97,7 @@ def test_every_import_of_a_run_is_declared() -> None:
     assert undeclared(imports(RUN), names(requirements("nvidia"))) == {}
 
 
+@pytest.mark.slow
 def test_every_import_of_tests_and_benchmarks_is_declared() -> None:
     assert undeclared(imports(OWN), names(requirements("nvidia", "dev"))) == {}
 

@@ -132,7 +132,7 @@ def test_an_excluded_row_that_no_source_holds_is_named(caplog):
     Path("exclude.txt").write_text("row 0123456789abcdef\n")
     prepare(params_with(**four_sources()))
     assert "exclude.txt excludes row 0123456789abcdef, which nothing matches: it may have been deleted" in caplog.text
-    assert [metrics()[kind]["excluded"] for kind in metrics()] == [0, 0, 0]
+    assert {metrics()[kind]["excluded"] for kind in metrics()} == {0}
 
 
 def test_an_excluded_source_is_not_read():

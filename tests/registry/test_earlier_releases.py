@@ -80,6 +80,7 @@ def test_a_version_explains_itself_in_the_words_of_today(params, name):
     assert Path(known["reward_card"]).is_file()
 
 
+@pytest.mark.slow
 def test_a_row_is_traced_to_every_version(params, tmp_path):
     materialise(explain.why(params, "1")["data"]["md5"], tmp_path / "data")
     rows = list(read_jsonl(tmp_path / "data/preferences.jsonl"))
