@@ -138,6 +138,7 @@ def test_a_candidate_of_today_beats_a_champion_of_an_earlier_release(params):
     assert "champion version 1" in page
 
 
+@pytest.mark.slow
 def test_the_registry_comes_back_from_an_earlier_release_s_decisions(params, empty_database):
     shutil.copy(empty_database, "mlflow.db")
     shutil.rmtree("mlruns")

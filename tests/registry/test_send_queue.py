@@ -4,9 +4,11 @@ import socket
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from tasks.common.errors import InputError
 from tasks.registry.dvc_outputs import stages
@@ -106,6 +108,36 @@ def test_what_was_sent_in_part_is_not_sent_twice(tracked):
     assert len(opened.client.get_metric_history(run.id, "loss")) == 2
     assert len(opened.client.search_logged_models([opened.experiment_id])) == 1
     assert opened.client.get_run(run.id).info.end_time == 5000
+
+
+@pytest.mark.parametrize(
+    ("refusal", "tries"),
+    [
+        ("(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.experiment_id, datasets.name", 2),
+        ('duplicate key value violates unique constraint "dataset_uk"', 2),
+        ("Invalid value", 1),
+    ],
+)
+def test_a_data_set_that_another_run_stores_at_the_same_time_is_found_at_the_second_try(
+    tracked, monkeypatch, refusal, tries
+):
+    opened = open_store("trueline")
+    run = tracking.start(opened, "sft", stages.lock_key("sft"), {}, {})
+    asked, log_inputs = [], opened.client.log_inputs
+
+    def refuse_once(*given):
+        asked.append(given)
+        if len(asked) == 1:
+            raise MlflowException(refusal)
+        log_inputs(*given)
+
+    monkeypatch.setattr(opened.client, "log_inputs", refuse_once)
+    data = {"name": "d.jsonl", "digest": "0", "source_type": "local", "source": "{}"}
+    with nullcontext() if tries > 1 else pytest.raises(MlflowException, match=refusal):
+        send_queue.send_message(opened, run.id, Message("inputs", [data]))
+    assert len(asked) == tries
+    found = opened.client.get_run(run.id).inputs
+    assert found and len(found.dataset_inputs) == tries - 1
 
 
 def test_what_another_server_did_not_take_waits_for_that(tracked):

@@ -119,6 +119,7 @@ def test_who_has_lost_the_turn_moves_no_alias(challenged, monkeypatch, fate):
     assert champion.promote(params)["champion"] == 2  # the record says so, and nobody has decided otherwise
 
 
+@pytest.mark.slow
 def test_a_line_that_another_checkout_overtook_is_to_be_taken_out(challenged, monkeypatch):
     """This one is killed after its line, the other decides; which of the two lines counts is known by their order."""
     params = load_params()

@@ -10,11 +10,15 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tasks.common.files import STATE, replacing
 from tasks.common.safe_text import without_secrets
 from tasks.registry.mlflow_runs.store import Store, is_transient, main_checkout
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 SEND_EVERY_SECONDS, SEND_EVERY_ROWS = 2.0, 200
@@ -41,7 +45,7 @@ def send_message(store: Store, run_id: str, message: Message) -> None:
         client.log_batch(run_id, metrics=[Metric(*value) for value in content])
     elif message.kind == "inputs":
         tags = [InputTag("mlflow.data.context", "training")]
-        client.log_inputs(run_id, [DatasetInput(Dataset(**dataset), tags) for dataset in content])
+        log_inputs(client, run_id, [DatasetInput(Dataset(**dataset), tags) for dataset in content])
     elif message.kind == "table":
         file = f"{content['name']}.json"
         if not any(stored.path == file for stored in client.list_artifacts(run_id)):  # MLflow would append
@@ -51,6 +55,22 @@ def send_message(store: Store, run_id: str, message: Message) -> None:
             _send_model(store, run_id, **content)
     else:
         client.set_terminated(run_id, content["status"], content["end_time"])
+
+
+def log_inputs(client: "MlflowClient", run_id: str, inputs: "list[DatasetInput]") -> None:
+    """Log the data sets of a run.
+
+    MLflow looks for a data set and then stores it: if another run stores the same one in between, its database refuses.
+    At the second try MLflow finds it.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.log_inputs(run_id, inputs)
+    except MlflowException as error:
+        if "unique constraint" not in str(error).lower():  # in the words of SQLite, PostgreSQL and others
+            raise
+        client.log_inputs(run_id, inputs)
 
 
 def log_model(store: Store, folder: Path, md5: str | None, key: str | None, run_id: str | None = None) -> str:
