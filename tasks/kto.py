@@ -36,7 +36,8 @@ from tasks.stage import main
 
 SFT = MODELS / "sft"
 RATINGS, PROMPTS = VALIDATED / "ratings.jsonl", VALIDATED / "prompts.jsonl"
-# At the first step policy and reference are one model in the same micro-batches: any difference is an error.
+# At the first step policy and reference are one model in the same micro-batches: any difference is an error. As large
+# as the one that DPO takes, 1e-4, which is of a reward with a beta of 0.1.
 LARGEST_FIRST_RATIO = 1e-3
 # Ethayarajh et al. 2024, section 4.2: what good and bad answers weigh together should be about equal.
 LARGEST_IMBALANCE = 4 / 3
@@ -56,7 +57,7 @@ class RatedLogps(NamedTuple):
     """Log-probabilities of rated answers and of those to other prompts, summed over their tokens."""
 
     answers: Tensor  # (N,)
-    others: Tensor  # (N,)
+    others: Tensor | None  # (N,); None where no loss compares with them
 
 
 class Answers(NamedTuple):
@@ -133,15 +134,14 @@ def kto(params: Params) -> None:
         # Before training the policy is the reference, with or without adapters: no second model is loaded.
         cache = ReferenceCache(SFT, are_compiled=params.runtime.compile)
         groups, title = list(trainer.first_epoch()), "kto: reference"
-        reference = RatedLogps(
-            *(cache.logps(policy, items, groups, trainer.autocast, title=title)[0] for items in train[:2])
-        )
-        before = RatedLogps(*(cache.logps(policy, items, held_out, title=title)[0] for items in validation[:2]))
-        kto_training_loop(trainer, policy, train, reference, settings)
+        of_answers = cache.logps(policy, train.answers, groups, trainer.autocast, title=title)[0]
+        of_others = None  # apo_zero compares with none
+        if settings.loss == "kto":
+            of_others = cache.logps(policy, train.others, groups, trainer.autocast, title=title)[0]
+        before = [cache.logps(policy, items, held_out, title=title)[0] for items in validation[:2]]
+        kto_training_loop(trainer, policy, train, RatedLogps(of_answers, of_others), settings)
         policy = merged(full_model(policy))
-        after = RatedLogps(
-            *(all_logps(policy, items, held_out, title="kto: validation")[0] for items in validation[:2])
-        )
+        after = [all_logps(policy, items, held_out, title="kto: validation")[0] for items in validation[:2]]
         at_first, at_last = (
             held_out_metrics(logps, before, validation.is_desirable, settings) for logps in (before, after)
         )
@@ -195,7 +195,7 @@ def kto_training_loop(
     for step in trainer.steps():
         counts = StepCounts.of(train.is_desirable[step.items])
         # That of the whole step, whatever its micro-batches are; one that is taken again has it already.
-        if step.number != number and settings.loss == "kto":
+        if step.number != number and reference.others is not None:
             number, point = step.number, point_of(step, trainer, policy, train.others, reference.others)
         with step.attempt():
             for micro_batch in step.micro_batches:
@@ -263,10 +263,12 @@ def rated_metrics(answers: Answers, point: Tensor, counts: StepCounts, settings:
     )
 
 
-def held_out_metrics(logps: RatedLogps, reference: RatedLogps, is_desirable: Tensor, settings: Kto) -> dict[str, float]:
-    """Mean metrics over answers, in fp32."""
-    point = reference_point((logps.others - reference.others).sum(), len(is_desirable))
-    answers = Answers(logps.answers, reference.answers, is_desirable)
+def held_out_metrics(
+    logps: Sequence[Tensor], reference: Sequence[Tensor], is_desirable: Tensor, settings: Kto
+) -> dict[str, float]:
+    """Mean metrics over answers, in fp32; of both models (N,) for the answers and for those to other prompts."""
+    point = reference_point((logps[1] - reference[1]).sum(), len(is_desirable))
+    answers = Answers(logps[0], reference[0], is_desirable)
     metrics = rated_metrics(answers, point, StepCounts.of(is_desirable), settings)
     return {name: value.item() for name, value in metrics._asdict().items()}
 

@@ -236,8 +236,9 @@ def reward_training_loop(
                 batch = collate_pairs([pairs[index] for index in micro_batch.items], compute_device(model))
                 with trainer.autocast():
                     scores = pair_scores(model, batch)
+                of_batch = None if terms is None else terms.take(micro_batch.items)
                 losses = {
-                    "loss": loss_of(scores, total_weight, settings, terms and terms.take(micro_batch.items)),
+                    "loss": loss_of(scores, total_weight, settings, of_batch),
                     "accuracy": (scores.margins > 0).sum() / pair_count,
                     "margin": scores.margins.sum() / pair_count,
                 }
