@@ -23,7 +23,7 @@ from tasks.learning.batches import collate_pairs, micro_batches
 from tasks.learning.maths.pairs import PairValues
 from tasks.learning.models.forward import compute_device
 from tasks.learning.models.outputs import pooled_states
-from tasks.learning.reward_model.loss import loss_of
+from tasks.learning.reward_model.loss import PairTerms, loss_of
 from tasks.settings.params import Reward
 
 LARGEST_FIT = 20_000  # pairs: their features lie in memory
@@ -48,10 +48,11 @@ class _Features(NamedTuple):
 
     chosen: Tensor  # (N, d) fp64
     rejected: Tensor  # (N, d) fp64
+    terms: PairTerms
 
     def take(self, places: NDArray[np.int64]) -> "_Features":
         index = torch.from_numpy(places)
-        return _Features(self.chosen[index], self.rejected[index])
+        return _Features(self.chosen[index], self.rejected[index], self.terms.take(places.tolist()))
 
 
 @torch.no_grad()
@@ -74,7 +75,7 @@ def answer_features(model: torch.nn.Module, pairs: Sequence[EncodedPair], tokens
     return PairValues(torch.stack(chosen), torch.stack(rejected))
 
 
-def fit_head(features: PairValues, conversations: Sequence[str], settings: Reward, seed: int) -> Fit:
+def fit_head(features: PairValues, terms: PairTerms, conversations: Sequence[str], settings: Reward, seed: int) -> Fit:
     """Minimise the loss of the reward model over the head alone, plus an L2 penalty, by L-BFGS in fp64.
 
     The penalty is on weights of features that are divided by their deviation; there is no intercept, which differences
@@ -83,6 +84,7 @@ def fit_head(features: PairValues, conversations: Sequence[str], settings: Rewar
 
     Args:
         features: of N pairs, (N, d) each.
+        terms: of the pairs in the loss, on the CPU.
         conversations: of each pair.
         settings: of the loss, and `head_l2`.
         seed: of the folds.
@@ -93,7 +95,8 @@ def fit_head(features: PairValues, conversations: Sequence[str], settings: Rewar
     both = torch.cat([features.chosen, features.rejected]).double()
     deviations = both.std(dim=0, correction=0)
     deviations[deviations == 0] = 1.0
-    scaled = _Features(*(each.double() / deviations for each in features))
+    chosen, rejected = (each.double() / deviations for each in features)
+    scaled = _Features(chosen, rejected, terms)
     losses = {} if settings.head_l2 is not None else _cross_validated(scaled, conversations, settings, seed)
     l2 = settings.head_l2 if settings.head_l2 is not None else min(losses, key=losses.__getitem__)
     weights, gradient = _solved(scaled, settings, l2)
@@ -117,8 +120,8 @@ def _cross_validated(
         part, other, weights = features.take(fitted), features.take(held_out), None
         for l2 in PENALTIES:
             weights, _ = _solved(part, settings, l2, weights)
-            sums[l2] += _loss(weights, other, settings).item() * len(held_out)
-    return {l2: total / len(conversations) for l2, total in sums.items()}
+            sums[l2] += _loss(weights, other, settings).item() * float(other.terms.weights.sum())
+    return {l2: total / float(features.terms.weights.sum()) for l2, total in sums.items()}
 
 
 def _solved(features: _Features, settings: Reward, l2: float, start: Tensor | None = None) -> tuple[Tensor, float]:
@@ -138,4 +141,4 @@ def _solved(features: _Features, settings: Reward, l2: float, start: Tensor | No
 
 def _loss(weights: Tensor, features: _Features, settings: Reward) -> Tensor:
     scores = PairValues(features.chosen @ weights, features.rejected @ weights)
-    return loss_of(scores, len(scores.chosen), settings)
+    return loss_of(scores, float(features.terms.weights.sum()), settings, features.terms)

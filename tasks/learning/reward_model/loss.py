@@ -22,15 +22,19 @@ class PairTerms(NamedTuple):
         """Give the terms of some of the pairs."""
         return PairTerms(self.weights[list(places)], self.strengths[list(places)])
 
+    def to(self, device: torch.device) -> "PairTerms":
+        """Give the terms on a device."""
+        return PairTerms(self.weights.to(device), self.strengths.to(device))
 
-def pair_terms(split: Split, device: torch.device) -> PairTerms:
-    """Read the terms of a split's pairs.
+
+def pair_terms(split: Split) -> PairTerms:
+    """Read the terms of a split's pairs; they are on the CPU.
 
     Raises:
         InputError: the file is missing, or a row is damaged.
     """
     found = read_pair_weights(VALIDATED, split)
-    return PairTerms(torch.tensor(found.weights, device=device), torch.tensor(found.strengths, device=device))
+    return PairTerms(torch.tensor(found.weights), torch.tensor(found.strengths))
 
 
 def loss_of(scores: PairValues, total_weight: float, settings: Reward, terms: PairTerms | None = None) -> Tensor:

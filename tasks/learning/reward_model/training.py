@@ -109,7 +109,8 @@ def train_reward_model(
     answers = require_rows(demonstrations, DEMONSTRATIONS, "validation")
     fingerprint = fingerprint or content_fingerprint(stage, params, [*INPUTS, SFT])
     with tracked as run:
-        head = start_head(started, pairs, pair_sources(learned_from), settings, params, stage=stage)
+        terms = pair_terms(learned_from)
+        head = start_head(started, pairs, pair_sources(learned_from), settings, params, stage=stage, terms=terms)
         model = with_adapters(started, params.lora)
         lengths = (2 * pairs.lengths).tolist()
         stopping = early_stopping(model, pairs, lambda: pairs_of(stopped_by), settings, tokens)
@@ -125,7 +126,7 @@ def train_reward_model(
             callback=stopping,
         )
         before = held_out_loss(model, held_out, settings, f"{stage}: held-out pairs before")
-        reward_training_loop(trainer, model, pairs, settings, terms=pair_terms(learned_from, device))
+        reward_training_loop(trainer, model, pairs, settings, terms=terms.to(device))
         stopped = {"early_stopping": stopping.restore_best()} if stopping else {}
         model = merged(full_model(model))
         after = held_out_loss(model, held_out, settings, f"{stage}: held-out pairs after")
@@ -157,6 +158,7 @@ def start_head(
     params: Params,
     *,
     stage: str,
+    terms: PairTerms,
 ) -> dict[str, Any]:
     """Give the head its first weights, if they are not the random ones that it has; returns what metrics say of it.
 
@@ -171,7 +173,8 @@ def start_head(
     tokens = params.runtime.max_tokens_per_micro_batch
     features = answer_features(model, [pairs[place] for place in places], tokens, f"{stage}: features")
     try:
-        fit = fit_head(features, [sources[place].conversation for place in places], settings, params.seed)
+        conversations = [sources[place].conversation for place in places]
+        fit = fit_head(features, terms.take(places), conversations, settings, params.seed)
     except InputError as error:
         raise InputError(f"{stage}: {error}") from None
     with torch.no_grad():
