@@ -139,7 +139,7 @@ SERVE = "import sys; from flows.deploy import schedule; schedule('0 3 1 1 *', 'U
 def eventually(look):
     deadline = time.monotonic() + 150
     while not (found := look()):
-        assert time.monotonic() < deadline, f"waited in vain: {look.__name__}"
+        assert time.monotonic() < deadline, f"waited in vain: {look.__name__}, {[run.state for run in runs()]}"
         time.sleep(0.2)
     return found
 
@@ -154,6 +154,9 @@ with local_server() as url, subprocess.Popen([sys.executable, "-c", SERVE, url],
             return client.read_flow_runs()
         def suspended():
             return [run for run in runs() if run.state.is_paused()]
+        def filled_in():  # refused until the suspended run has saved the form's schema
+            answer = {"answer": "approve", "by": "Ada", "reason": "Good."}
+            return client.resume_flow_run(run.id, run_input=answer).status.value == "ACCEPT"
         def ended():
             return all(run.state.is_final() for run in runs())
         try:
@@ -161,7 +164,7 @@ with local_server() as url, subprocess.Popen([sys.executable, "-c", SERVE, url],
             for _ in range(2):
                 ask({"version": 2, "champion": 1})
             (run,) = eventually(suspended)
-            client.resume_flow_run(run.id, run_input={"answer": "approve", "by": "Ada", "reason": "Good."})
+            eventually(filled_in)
             eventually(ended)
             print(json.dumps([[run.name, run.state.name] for run in runs()]))
         finally:
