@@ -33,7 +33,9 @@ def _base(metrics: Metrics) -> str:
 
 def _validate(metrics: Metrics) -> str:
     files = parsed(metrics, Validation, VALIDATION).by_kind.values()
-    return f"{sum(file.quarantined for file in files):,} of {sum(file.rows for file in files):,} rows quarantined"
+    cut = sum(each.rows for file in files for each in (file.truncated or {}).values())
+    message = f"{sum(file.quarantined for file in files):,} of {sum(file.rows for file in files):,} rows quarantined"
+    return message + (f", {cut:,} prompts and answers truncated" if cut else "")
 
 
 def _sft(metrics: Metrics) -> str:

@@ -70,27 +70,29 @@ def _examined(
         **{field: record.get(field) for field in ("id", "split", "source", "row")},
         "quarantined": quarantine.get("reasons", []),
         "found": {check: what for check, what in quarantine.get("found", {}).items() if what},
-        "parts": _parts(tokenizer, record, ANSWERS[kind]),
+        "truncated": record.get("truncated") or {},
+        "parts": _parts(tokenizer, kind, record),
     }
 
 
-def _parts(tokenizer: "PreTrainedTokenizerBase", record: Mapping[str, Any], answers: tuple[str, ...]) -> Any:  # noqa: ANN401
-    from tasks.data.encoding.tokens import Text, encode_written, write_texts
+def _parts(tokenizer: "PreTrainedTokenizerBase", kind: Kind, record: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    from tasks.data.encoding.tokens import as_text, encode_written, write_texts
 
-    [written] = write_texts(tokenizer, [Text(record["prompt"], [record[name] for name in answers])])
+    answers = ANSWERS[kind]
+    [written] = write_texts(tokenizer, [as_text(kind, record)])
     [encoded] = encode_written(tokenizer, [written])
     if isinstance(written, InputError) or isinstance(encoded, InputError):
         return [{"part": "prompt", "refused": str(written if isinstance(written, InputError) else encoded)}]
     prompt = _tokens(tokenizer, encoded[0], learned=False)
     if not answers:
-        return [{"part": "prompt", "text": written[0], "tokens": prompt}]
+        return [{"part": "prompt", "text": written.prompt, "tokens": prompt}]
     return [
         {
             "part": name,
-            "text": f"{text}{tokenizer.eos_token}",
+            "text": text if place in written.cut else f"{text}{tokenizer.eos_token}",
             "tokens": [*prompt, *_tokens(tokenizer, completion, learned=True)],
         }
-        for name, text, completion in zip(answers, written[1:], encoded[1:], strict=True)
+        for place, (name, text, completion) in enumerate(zip(answers, written.answers, encoded[1:], strict=True))
     ]
 
 

@@ -5,12 +5,14 @@ with errors go to data/validate/quarantine.jsonl with their reasons. People read
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.common.errors import InputError
-from tasks.common.files import MODELS, PREPARED, STATE, VALIDATED, replacing, write_jsonl
+from tasks.common.files import MODELS, PREPARED, STATE, VALIDATED, read_jsonl, replacing, write_jsonl
 from tasks.common.lines import Lines
 from tasks.common.record import write_record
 from tasks.data.checks.pages import Examined, render
@@ -28,6 +30,7 @@ from tasks.data.checks.suites import (
     valid_suite,
 )
 from tasks.data.checks.tables import tables
+from tasks.data.checks.truncation import truncated
 from tasks.data.checks.validation import VALIDATION, Validation
 from tasks.data.encoding.context import context_described, context_of
 from tasks.data.encoding.tokens import load_tokenizer
@@ -37,6 +40,7 @@ from tasks.stage import main
 
 if TYPE_CHECKING:
     from great_expectations.data_context import EphemeralDataContext
+    from transformers import PreTrainedTokenizerBase
 
 DATA_DOCS = STATE / "data_docs"
 # Where the quarantine lies when the stage has stopped, and its outputs are those of an earlier run.
@@ -56,7 +60,16 @@ def validate(params: Params) -> None:
     STOPPED_QUARANTINE.unlink(missing_ok=True)
     longest = longest_rows(settings, MODELS / "base")
     tokenizer = load_tokenizer(MODELS / "base")
-    prepared = {kind: Lines(PREPARED / f"{kind}.jsonl") for kind in TYPES}
+    with within_length(settings, longest, tokenizer) as prepared:
+        _check(settings, longest, prepared, tokenizer)
+
+
+def _check(
+    settings: Validate,
+    longest: Mapping[Kind, int],
+    prepared: Mapping[Kind, Lines],
+    tokenizer: "PreTrainedTokenizerBase",
+) -> None:
     looked_at = tables(prepared, tokenizer)
     context, examined = data_context(), []
     for kind, table in looked_at.items():
@@ -71,7 +84,31 @@ def validate(params: Params) -> None:
     for sentence in sentences:
         logger.warning(sentence)
     _write(files)
-    write_record(VALIDATION, Validation(**{file.kind: file_figures(file) for file in files}, warnings=sentences))
+    figures = {file.kind: file_figures(file, truncates=settings.truncate is not None) for file in files}
+    write_record(VALIDATION, Validation(**figures, warnings=sentences))
+
+
+@contextmanager
+def within_length(
+    settings: Validate, longest: Mapping[Kind, int], tokenizer: "PreTrainedTokenizerBase"
+) -> Iterator[dict[Kind, Lines]]:
+    """Give the prepared rows; where validate.truncate says so, long ones cut to the most tokens of their kind.
+
+    Cut rows lie in a temporary file, which is gone afterwards.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    if settings.truncate is None:
+        yield {kind: Lines(PREPARED / f"{kind}.jsonl") for kind in TYPES}
+        return
+    STATE.mkdir(parents=True, exist_ok=True)  # the system's folder for temporary files may be in memory
+    with tempfile.TemporaryDirectory(dir=STATE) as temporary_folder:
+        files = {kind: Path(temporary_folder) / f"{kind}.jsonl" for kind in TYPES}
+        for kind, file in files.items():
+            rows = read_jsonl(PREPARED / file.name)
+            write_jsonl(file, truncated(kind, rows, tokenizer, settings.truncate, longest[kind]))
+        yield {kind: Lines(file) for kind, file in files.items()}
 
 
 def longest_rows(settings: Validate, base: Path) -> dict[Kind, int]:

@@ -225,6 +225,50 @@ def test_too_few_rows_stop(place, kind, rows, message):
         validate(settings())
 
 
+LONG_ANSWER = LONG + "good"  # 404 tokens: one a byte
+LONG_QUESTION = f"Read {LONG}and say: what is it?"
+
+
+@pytest.mark.parametrize("how", ["answer_end", "prompt_start"])
+def test_long_rows_are_cut_and_counted(place, how):
+    prepare(
+        demonstrations=[record("demonstrations", 41, "train", response=LONG_ANSWER)],
+        preferences=[
+            record("preferences", 42, "train", chosen=LONG_ANSWER, rejected="Bad."),
+            record("preferences", 43, "train", chosen=LONG_ANSWER, rejected=LONG + "bad"),  # alike until there
+        ],
+        prompts=[record("prompts", 44, "train", prompt=LONG_QUESTION)],
+    )
+    validate(settings(max_tokens=256, max_new_tokens=300, truncate=how))
+
+    rows = {(kind, row["row"]): row for kind in SIDES for row in read_jsonl(Path(f"data/validate/{kind}.jsonl"))}
+    asked = rows["prompts", 44]
+    assert asked["prompt"][0]["content"].endswith("word and say: what is it?")
+    lost = len(LONG_QUESTION) - len(asked["prompt"][0]["content"])
+    assert asked["truncated"] == {"prompt": lost}
+    assert figures()["prompts"]["truncated"] == {"prompt": {"rows": 1, "tokens": lost}}
+    assert figures()["ratings"]["truncated"] == {}
+    if how == "prompt_start":  # the answers alone are longer than 256 tokens
+        assert quarantine() == {
+            ("demonstrations", 41): ["length"],
+            ("preferences", 42): ["length"],
+            ("preferences", 43): ["length", "truncation"],
+        }
+        return
+    assert quarantine() == {("preferences", 43): ["equal", "truncation"]}
+    answer = rows["demonstrations", 41]["response"]
+    assert LONG.startswith(answer)
+    assert answer.endswith("word")
+    # The end-of-sequence token went too.
+    assert rows["demonstrations", 41]["truncated"] == {"response": len(LONG_ANSWER) + 1 - len(answer)}
+    assert rows["preferences", 42]["truncated"].keys() == {"chosen"}
+    assert figures()["demonstrations"]["tokens"]["max"] <= 256
+    assert [row for row in rows.values() if "truncated" in row] == [
+        rows[key] for key in (("demonstrations", 41), ("preferences", 42), ("prompts", 44))
+    ]
+    assert sorted(Path(".trueline").iterdir()) == [Path(".trueline/data_docs")]
+
+
 def test_a_missing_file_stops(place):
     with pytest.raises(InputError, match=r"demonstrations\.jsonl does not exist"):
         validate(settings())

@@ -31,6 +31,7 @@ class Demonstration(NamedTuple):
     prompt: list[Message]  # ends with the user's turn
     response: str  # the assistant's turn
     annotator: str | None = None  # who wrote the answer, where the source names somebody; no part of the content
+    truncated: dict[str, int] | None = None  # by the field that was cut: tokens that it lost
 
 
 class Vote(TypedDict):
@@ -59,6 +60,7 @@ class Preference(NamedTuple):
     votes: list[Vote] | None = None  # of all rows of the pair
     weight: float | None = None  # in a loss, where it is not 1: pairs of a ranked list share the weight of one
     strength: float | None = None  # by how much the chosen answer is better, where the source says so
+    truncated: dict[str, int] | None = None
 
 
 class Rating(NamedTuple):
@@ -72,6 +74,7 @@ class Rating(NamedTuple):
     response: str
     desirable: bool
     annotator: str | None = None  # who rated it
+    truncated: dict[str, int] | None = None
 
 
 class Prompt(NamedTuple):
@@ -86,6 +89,7 @@ class Prompt(NamedTuple):
     category: str | None = None  # what kind of prompt it is, where the source says so; no part of the content
     # Extra columns of its row, for rewards (extra_columns.py); no part of the content.
     columns: dict[str, Any] = {}  # noqa: RUF012 - nobody changes a record
+    truncated: dict[str, int] | None = None
 
 
 Record = Demonstration | Preference | Rating | Prompt
@@ -105,7 +109,7 @@ TAGS: dict[Kind, str] = {
 # Fields of the pairs alone that several annotators have voted on.
 VOTED = ("share", "votes")
 # Fields that a row has only where they say something.
-OPTIONAL = (*VOTED, "weight", "strength", "columns")
+OPTIONAL = (*VOTED, "weight", "strength", "columns", "truncated")
 # The fields with answers to the prompt.
 ANSWERS: dict[Kind, tuple[str, ...]] = {
     "demonstrations": ("response",),

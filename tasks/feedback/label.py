@@ -72,11 +72,15 @@ def label(folder: Path, labeller: Labeller, thresholds: Thresholds, params: Para
 def agreement_with_people(labeller: Labeller) -> dict[str, Any]:
     """Give the share of validation pairs that the labeller orders as people do; a tie counts half.
 
+    Truncated pairs are left out: people saw them whole.
+
     Returns:
         pairs: how many, at most 128, the first by id; share: None where there are none.
     """
     records = (each for each in read_records(VALIDATED, "preferences", "validation") if isinstance(each, Preference))
-    ordered = sorted((each for each in records if _is_of_people(each)), key=lambda record: record.id)
+    ordered = sorted(
+        (each for each in records if _is_of_people(each) and not each.truncated), key=lambda record: record.id
+    )
     groups = [Group(record.prompt, (record.chosen, record.rejected)) for record in ordered]
     chosen = [group for group in groups if labeller.can_score(group)][:PAIRS_OF_PEOPLE]
     if not chosen:

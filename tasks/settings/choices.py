@@ -16,4 +16,5 @@ Critic = Literal["separate", "shared"]
 Engine = Literal["builtin", "continuous"]
 KLEstimator = Literal["k1", "k2", "k3"]
 Pooling = Literal["last", "mean"]  # what of an answer a reward model's head reads
+Truncate = Literal["prompt_start", "answer_end"]  # what a row that is too long loses
 HeadInit = Literal["random", "fit"]

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from tasks.settings.choices import Truncate
 from tasks.settings.section import Count, Options, Section, Share
 
 # The path of the file without rows: the source of a kind that nothing learns from. Any other empty file is an error.
@@ -63,6 +64,7 @@ class Validate(Section):
     """Thresholds of the data checks."""
 
     max_tokens: Count
+    truncate: Truncate | None
     max_new_tokens: Count
     max_quarantined: Share
     min_rows: Count

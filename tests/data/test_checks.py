@@ -44,6 +44,8 @@ def pair(number: int, prompt: str, chosen: str, rejected: str, split: str = "tra
         ({"prompt": "hello"}, "prompt is not a list of messages"),
         ({"prompt": [{"role": "user"}]}, "prompt has a message that is not a role and a content"),
         ({"prompt": [{"role": "assistant", "content": "hello"}]}, "prompt does not end with the user's turn"),
+        ({"truncated": {"rejected": 3}}, None),
+        ({"truncated": 3}, "truncated is not an object of tokens by field"),
         ({"rejected": "\ud800"}, "rejected holds half a surrogate pair, which is no character"),
     ],
 )

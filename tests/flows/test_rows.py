@@ -62,6 +62,16 @@ def test_a_row_in_quarantine_says_why(folder: Path, capsys: pytest.CaptureFixtur
     assert "In quarantine: lost_system (the chat template leaves out the system text)" in capsys.readouterr().out
 
 
+def test_a_truncated_answer_is_shown_as_it_is_learned(capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(VALIDATED / "preferences.jsonl", [PAIR | {"chosen": "the", "truncated": {"chosen": 4}}])
+    [row] = examine_row("p")
+    assert row["truncated"] == {"chosen": 4}
+    assert [part["text"].endswith("<|im_end|>") for part in row["parts"]] == [False, True]
+    assert [part["tokens"][-1]["text"] == "<|im_end|>" for part in row["parts"]] == [False, True]
+    show_rows([row])
+    assert "Truncated: chosen lost 4 tokens" in capsys.readouterr().out
+
+
 def test_what_the_template_refuses_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     (MODELS / "base/chat_template.jinja").write_text("{{ raise_exception('no') }}")
     [row] = examine_row("d")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from tasks.common.errors import InputError
 from tasks.data.checks.lost import Losses, Reader
 from tasks.data.checks.schema import Row
-from tasks.data.encoding.tokens import Parts, Text, encode_written, write_texts
-from tasks.data.records import ANSWERS, Kind
+from tasks.data.encoding.tokens import Parts, Written, as_text, encode_written, write_texts
+from tasks.data.records import Kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,16 +42,16 @@ def measure(
 ) -> list[Measured | None]:
     """Write rows in the chat template and measure them in tokens; None for a row whose shape is wrong."""
     sound = [row for row in rows if not row.fault]
-    written = write_texts(tokenizer, [Text(row.prompt, [row.record[name] for name in ANSWERS[kind]]) for row in sound])
+    written = write_texts(tokenizer, [as_text(kind, row.record) for row in sound])
     encoded = encode_written(tokenizer, written)
     measured = (_measured(*each, reader) for each in zip(sound, written, encoded, strict=True))
     return [None if row.fault else next(measured) for row in rows]
 
 
-def _measured(row: Row, written: list[str] | InputError, encoded: Parts | InputError, reader: Reader) -> Measured:
+def _measured(row: Row, written: Written | InputError, encoded: Parts | InputError, reader: Reader) -> Measured:
     if isinstance(written, InputError):
         return Measured(None, str(written), {})
-    losses = reader.losses(row.prompt, written[0])
+    losses = reader.losses(row.prompt, written.prompt)
     if isinstance(encoded, InputError):
         return Measured(None, str(encoded), losses)
     prompt, *answers = encoded

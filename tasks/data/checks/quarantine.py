@@ -11,7 +11,7 @@ import numpy.typing as npt
 from tasks.common.rounding import number
 from tasks.data.checks.schema import SPLITS, location_of
 from tasks.data.checks.suites import FOUND_IN, ROW_CHECKS, SHARES, CheckResult
-from tasks.data.checks.validation import FileFigures, SplitCounts, TokenFigures
+from tasks.data.checks.validation import Cut, FileFigures, SplitCounts, TokenFigures
 from tasks.data.records import Kind
 
 if TYPE_CHECKING:
@@ -78,12 +78,14 @@ def quarantine_lines(files: Iterable[Sorted]) -> Iterator[dict[str, Any]]:
             yield {"file": f"{file.kind}.jsonl", **place, "reasons": reasons, "found": found, "record": record}
 
 
-def file_figures(file: Sorted) -> FileFigures:
-    """Counts by split and check, and token lengths of the valid rows."""
+def file_figures(file: Sorted, *, truncates: bool) -> FileFigures:
+    """Counts by split and check, and lengths of the valid rows in tokens; where long rows are cut, what they lost."""
     table, split = file.valid_table, file.table["split"]
     by_split = Counter(table["split"])
     findings = {check: Counter(split[flags]) for check, flags in file.found.items()}
-    of_pairs = {"longer_chosen": _mean(table["longer_chosen"])} if file.kind == "preferences" else {}
+    beside: dict[str, Any] = {"longer_chosen": _mean(table["longer_chosen"])} if file.kind == "preferences" else {}
+    if truncates:
+        beside["truncated"] = _truncated(file)
     return FileFigures(
         rows=len(split),
         valid=len(table),
@@ -91,8 +93,17 @@ def file_figures(file: Sorted) -> FileFigures:
         splits=SplitCounts(**{split: by_split[split] for split in SPLITS}),
         findings={check: dict(sorted(counts.items())) for check, counts in findings.items() if counts},
         tokens=_lengths(table["tokens"]),
-        **of_pairs,
+        **beside,
     )
+
+
+def _truncated(file: Sorted) -> dict[str, Cut]:
+    rows, tokens = Counter[str](), Counter[str]()
+    for record in file.valid:
+        for field, lost in (record.get("truncated") or {}).items():
+            rows[field] += 1
+            tokens[field] += lost
+    return {field: Cut(rows=rows[field], tokens=tokens[field]) for field in sorted(rows)}
 
 
 def warnings(file: Sorted, unmet: Mapping[str, CheckResult], limits: Mapping[str, float]) -> Iterator[str]:

@@ -73,7 +73,7 @@ def _fault(kind: Kind, record: Mapping[str, Any]) -> str | None:
     if unknown := [field for field in record if field not in fields]:
         return f"{unknown[0]} is not a field of {kind}"
     faults = (_field_fault(field, record[field]) for field in fields if field not in OPTIONAL)
-    beside = (_vote_fault, _number_fault, _columns_fault)
+    beside = (_vote_fault, _number_fault, _columns_fault, _truncated_fault)
     return next((fault for fault in (*faults, *(find(record) for find in beside)) if fault), None)
 
 
@@ -118,6 +118,12 @@ def _columns_fault(record: Mapping[str, Any]) -> str | None:
         return "columns is not an object"
     fault = columns_fault(columns)
     return f"the extra column {fault}" if fault else None
+
+
+def _truncated_fault(record: Mapping[str, Any]) -> str | None:
+    lost = record.get("truncated")
+    sound = lost is None or (isinstance(lost, dict) and all(isinstance(tokens, int) for tokens in lost.values()))
+    return None if sound else "truncated is not an object of tokens by field"
 
 
 def _prompt_fault(prompt: object) -> str | None:

@@ -23,6 +23,13 @@ class TokenFigures(Record):
     max: int | None
 
 
+class Cut(Record):
+    """What one field of the valid rows has lost."""
+
+    rows: int
+    tokens: int
+
+
 class FileFigures(Record):
     """One file of prepared rows."""
 
@@ -33,6 +40,7 @@ class FileFigures(Record):
     findings: dict[str, dict[str, int]]  # rows by check and split; checks without findings are left out
     tokens: TokenFigures
     longer_chosen: Number = None  # share of the pairs; not set: these rows are no pairs
+    truncated: dict[str, Cut] | None = None  # by field; not set: validate.truncate is null
 
 
 class Validation(Record):

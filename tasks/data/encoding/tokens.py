@@ -4,10 +4,10 @@ A completion is written behind the template's generation prompt, so training see
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.common.errors import InputError
 from tasks.data.encoding.rendering import Render, rendering
@@ -25,13 +25,22 @@ class Text(NamedTuple):
 
     prompt: Sequence[Message]
     responses: Sequence[str] = ()
+    cut: Collection[int] = ()  # places of the responses that have lost their end: no end-of-sequence token follows
+
+
+class Written(NamedTuple):
+    """A `Text` in the chat template."""
+
+    prompt: str  # with the generation prompt
+    answers: list[str]  # the same followed by each answer, without the end-of-sequence token
+    cut: Collection[int]
 
 
 class Encoded(NamedTuple):
     """A prompt and an answer as token ids."""
 
     prompt: list[int]  # ends with the template's generation prompt
-    completion: list[int]  # ends with the end-of-sequence token, which it holds once
+    completion: list[int]  # ends with the end-of-sequence token, which it holds once; none where its end was cut
 
     @property
     def length(self) -> int:
@@ -111,6 +120,13 @@ def encode(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], resp
     return Encoded(*_sound(parts))
 
 
+def as_text(kind: Kind, row: Mapping[str, Any]) -> Text:
+    """Give a row's conversation and the answers to it."""
+    names, truncated = ANSWERS[kind], row.get("truncated") or {}
+    cut = [place for place, name in enumerate(names) if name in truncated]
+    return Text(row["prompt"], [row[name] for name in names], cut)
+
+
 def encode_texts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[Text]) -> list[Parts | InputError]:
     """Encode prompts and the answers to each as `encode` does, all in one call of the tokenizer, which is faster.
 
@@ -119,24 +135,24 @@ def encode_texts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[Text]) ->
     return encode_written(tokenizer, write_texts(tokenizer, texts))
 
 
-def write_texts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[Text]) -> list[list[str] | InputError]:
-    """Write prompts and the answers to each in the chat template: the prompt, then the same followed by each answer.
+def write_texts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[Text]) -> list[Written | InputError]:
+    """Write prompts and the answers to each in the chat template.
 
-    Where the template refuses one, its error stands in the place of the strings.
+    Where the template refuses one, its error stands in its place.
     """
     with rendering(tokenizer) as render:
         return [_written(tokenizer, render, text) for text in texts]
 
 
 def encode_written(
-    tokenizer: "PreTrainedTokenizerBase", written: Sequence[list[str] | InputError]
+    tokenizer: "PreTrainedTokenizerBase", written: Sequence[Written | InputError]
 ) -> list[Parts | InputError]:
     """Encode what `write_texts` gave, all in one call of the tokenizer."""
-    sound = [strings for strings in written if not isinstance(strings, InputError)]
-    ids = iter(_ids(tokenizer, [string for strings in sound for string in strings]))
+    sound = [each for each in written if not isinstance(each, InputError)]
+    ids = iter(_ids(tokenizer, [string for each in sound for string in (each.prompt, *each.answers)]))
     return [
-        strings if isinstance(strings, InputError) else _parts(tokenizer, strings, list(islice(ids, len(strings))))
-        for strings in written
+        each if isinstance(each, InputError) else _parts(tokenizer, each, list(islice(ids, 1 + len(each.answers))))
+        for each in written
     ]
 
 
@@ -155,7 +171,7 @@ def encode_records(tokenizer: "PreTrainedTokenizerBase", kind: Kind, records: It
     """
     waiting = iter(records)
     while some := list(islice(waiting, RECORDS_AT_ONCE)):
-        texts = [Text(record.prompt, [getattr(record, name) for name in ANSWERS[kind]]) for record in some]
+        texts = [as_text(kind, record._asdict()) for record in some]
         for record, parts in zip(some, encode_texts(tokenizer, texts), strict=True):
             if isinstance(parts, InputError):
                 raise of_record(record, parts)
@@ -195,38 +211,42 @@ def _sound(parts: Parts | InputError) -> Parts:
     return parts
 
 
-def _written(tokenizer: "PreTrainedTokenizerBase", render: Render, text: Text) -> list[str] | InputError:
+def _written(tokenizer: "PreTrainedTokenizerBase", render: Render, text: Text) -> Written | InputError:
     end = str(tokenizer.eos_token)
     try:
         asked = render(text.prompt, generation_prompt=True)
-        return [asked, *(asked + _answer(render, end, asked, text.prompt, each) for each in text.responses)]
+        answers = [
+            asked + _answer(render, None if place in text.cut else end, asked, text.prompt, response)
+            for place, response in enumerate(text.responses)
+        ]
+        return Written(asked, answers, text.cut)
     except InputError as error:
         return error
 
 
-def _parts(tokenizer: "PreTrainedTokenizerBase", written: list[str], ids: Parts) -> Parts | InputError:
-    asked, *answered = written
+def _parts(tokenizer: "PreTrainedTokenizerBase", written: Written, ids: Parts) -> Parts | InputError:
     prompt, *joints = ids
     parts = [prompt]
-    for string, joint in zip(answered, joints, strict=True):
+    for place, (string, joint) in enumerate(zip(written.answers, joints, strict=True)):
         # A token may span the seam of prompt and answer; generation starts from the prompt's own tokens, so does
         # training.
         continues = joint[: len(prompt)] == prompt
-        completion = joint[len(prompt) :] if continues else _ids(tokenizer, [string[len(asked) :]])[0]
+        completion = joint[len(prompt) :] if continues else _ids(tokenizer, [string[len(written.prompt) :]])[0]
         if tokenizer.eos_token_id in completion:
             return InputError(f"the answer holds the control token {tokenizer.eos_token}: remove it or the row")
-        parts.append([*completion, tokenizer.eos_token_id])
+        parts.append(completion if place in written.cut else [*completion, tokenizer.eos_token_id])
     return parts
 
 
-def _answer(render: Render, end_of_sequence: str, asked: str, prompt: Sequence[Message], response: str) -> str:
-    """The text behind the generation prompt, without the end-of-sequence token."""
+def _answer(render: Render, end_of_sequence: str | None, asked: str, prompt: Sequence[Message], response: str) -> str:
+    """The text behind the generation prompt, up to the end-of-sequence token; None: up to the end of the response."""
     rendered = render([*prompt, Message(role="assistant", content=response)], generation_prompt=False)
     start = rendered.find(response.strip(), len(asked))
     if not rendered.startswith(asked) or start < 0:
         return response  # the template rewrites an answered conversation: the bare answer follows the prompt
     end = start + len(response.strip())
-    return rendered[len(asked) : end] + rendered[end:].split(end_of_sequence)[0]
+    closing = rendered[end:].split(end_of_sequence)[0] if end_of_sequence else ""
+    return rendered[len(asked) : end] + closing
 
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> Parts:

@@ -238,7 +238,8 @@ def data_rows(validation: Validation) -> list[DataRow]:
 
 
 def _findings(file: FileFigures) -> str:
-    return ", ".join(f"{check} {sum(by_split.values())}" for check, by_split in file.findings.items())
+    found = [f"{check} {sum(by_split.values())}" for check, by_split in file.findings.items()]
+    return ", ".join([*found, *(f"{field} truncated {cut.rows}" for field, cut in (file.truncated or {}).items())])
 
 
 def _counts(file: FileFigures) -> list[str]:
