@@ -58,6 +58,9 @@ def show_plan(plan: Mapping[str, Any]) -> None:
         for split, counts in found["splits"].items()
     ]
     _table(("rows", "split", "all", "kept", "limit"), kinds, right=(2, 3, 4))
+    for kind, found in plan["rows"].items():
+        if found["truncated"]:
+            _sentence(f"Of {kind}, {found['truncated']} rows are truncated to the limit (validate.truncate).")
     keeping = [
         (kind, *("none" if limit is None else str(limit) for limit in found["limit_that_keeps"].values()))
         for kind, found in plan["rows"].items()
@@ -281,6 +284,8 @@ def show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
         _line(f"{row['kind']}, {row['split']}: {row['source']} row {row['row']}")
         for reason in row["quarantined"]:
             _line(f"In quarantine: {reason} ({row['found'].get(reason, 'see docs/validation.md')})")
+        for field, tokens in row["truncated"].items():
+            _line(f"Truncated: {field} lost {tokens} tokens")
         for part in row["parts"]:
             if "refused" in part:
                 _line(f"Refused: {part['refused']}")

@@ -4,7 +4,7 @@ Only the stages prepare and base run, which are cheap. Times are rough: `flows/s
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from flows.reproduce import reproduce
 from flows.speed import Speed, measure_speed
-from tasks.common.files import MODELS, PREPARED
-from tasks.common.lines import Lines
+from tasks.common.files import MODELS
 from tasks.data.checks.look import look
 from tasks.data.checks.schema import SPLITS
 from tasks.data.encoding.tokens import load_tokenizer
@@ -24,9 +23,10 @@ from tasks.learning.reward_model.calibration import wilson_interval
 from tasks.methods import METHODS
 from tasks.registry.dvc_outputs.graph import graph_status
 from tasks.settings.params import Params
-from tasks.validate import longest_rows
+from tasks.validate import longest_rows, within_length
 
 SHARES = (0.9, 0.95, 0.99)
+MANY_LOST = 0.1  # of the rows of a kind, to its length limit
 EVEN = 0.5  # win rate of two models that are alike
 HARDLY_REACHED = 0.9  # a win rate or accuracy above it is not to be expected
 ANSWERS_A_PAIR = 2
@@ -37,7 +37,8 @@ COMPARED = 3  # models that evaluate samples from: candidate, SFT and opponent
 class Lengths(NamedTuple):
     """The rows of one kind: tokens of the longest answer with its prompt, and splits."""
 
-    tokens: npt.NDArray[np.float64]  # (N,)
+    tokens: npt.NDArray[np.float64]  # (N,) as they are trained on
+    whole: npt.NDArray[np.float64]  # (N,) before long rows are cut
     splits: npt.NDArray[np.int8]  # (N,) places in SPLITS
     limit: int
 
@@ -85,26 +86,45 @@ def plan_of(params: Params, measure: Callable[[Params, int, int], Speed]) -> dic
         "stages": [_timed(work, speed) for work in works],
         "measured": speed._asdict(),
         "gate": gate,
-        "warnings": list(gate_warnings(gate)),
+        "warnings": [*length_warnings(params, lengths), *gate_warnings(gate)],
     }
 
 
 def _lengths(params: Params) -> dict[Kind, Lengths]:
     tokenizer = load_tokenizer(MODELS / "base")
-    limits = longest_rows(params.validate_, MODELS / "base")
+    settings = params.validate_
+    limits = longest_rows(settings, MODELS / "base")
+    with within_length(settings.model_copy(update={"truncate": None}), limits, tokenizer) as prepared:
+        whole = {kind: look(kind, lines, tokenizer) for kind, lines in prepared.items()}
+    trained = whole
+    if settings.truncate:
+        with within_length(settings, limits, tokenizer) as cut:
+            trained = {kind: look(kind, lines, tokenizer) for kind, lines in cut.items()}
     found = {}
     for kind in TYPES:
-        looked = look(kind, Lines(PREPARED / f"{kind}.jsonl"), tokenizer)
-        tokens = looked.figures["tokens"]
-        is_sound = looked.is_sound & ~np.isnan(tokens)
-        found[kind] = Lengths(tokens[is_sound], looked.splits[is_sound], limits[kind])
+        tokens, as_trained = (looked[kind].figures["tokens"] for looked in (whole, trained))
+        is_sound = whole[kind].is_sound & ~np.isnan(tokens)
+        found[kind] = Lengths(as_trained[is_sound], tokens[is_sound], whole[kind].splits[is_sound], limits[kind])
     return found
 
 
+def length_warnings(params: Params, lengths: Mapping[Kind, Lengths]) -> Iterator[str]:
+    """Name the kinds of which the length limit takes many rows out."""
+    for kind, found in lengths.items():
+        lost = int((found.tokens > found.limit).sum())
+        if lost > MANY_LOST * len(found.tokens):
+            cure = "" if params.validate_.truncate else ", or cut them (validate.truncate)"
+            yield (
+                f"{lost} of {len(found.tokens)} {kind} are longer than {found.limit} tokens and go to quarantine: "
+                f"raise validate.max_tokens{cure}"
+            )
+
+
 def _rows(found: Lengths) -> dict[str, Any]:
-    ordered = np.sort(found.tokens)
+    ordered = np.sort(found.whole)
     return {
         "limit": found.limit,
+        "truncated": int(((found.whole > found.limit) & (found.tokens <= found.limit)).sum()),
         "splits": {
             split: {"rows": int((found.splits == place).sum()), "kept": len(found.kept(split))}
             for place, split in enumerate(SPLITS)

@@ -45,6 +45,30 @@ def test_rows_and_limits_are_those_of_the_data(make_params: MakeParams) -> None:
         assert sum(each < of_share for each in tokens) < float(share) * 18
 
 
+def test_many_long_rows_are_named_and_cut_ones_are_kept(
+    make_params: MakeParams, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = Lines(PREPARED / "demonstrations.jsonl")
+    tokens = sorted(look("demonstrations", lines, load_tokenizer(MODELS / "base")).figures["tokens"])
+    limit = int(tokens[13])
+    lost = sum(each > limit for each in tokens)
+    sentence = f"{lost} of 18 demonstrations are longer than {limit} tokens and go to quarantine"
+
+    dropping = plan_of(make_params(validate={"max_tokens": limit}), given)
+    cutting = plan_of(make_params(validate={"max_tokens": limit, "truncate": "answer_end"}), given)
+
+    assert lost > 0.1 * 18
+    assert f"{sentence}: raise validate.max_tokens, or cut them (validate.truncate)" in dropping["warnings"]
+    assert not [each for each in cutting["warnings"] if "demonstrations" in each]
+    rows, cut_rows = (plan["rows"]["demonstrations"] for plan in (dropping, cutting))
+    assert sum(split["kept"] for split in rows["splits"].values()) == 18 - lost
+    assert sum(split["kept"] for split in cut_rows["splits"].values()) == 18
+    assert (rows["truncated"], cut_rows["truncated"]) == (0, lost)
+    assert rows["limit_that_keeps"] == cut_rows["limit_that_keeps"]
+    show_plan(cutting)
+    assert f"Of demonstrations, {lost} rows are truncated to the limit" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("method", ["dpo", "kto", "ppo"])
 def test_steps_tokens_and_times_follow_from_the_settings(make_params: MakeParams, method: str) -> None:
     params = make_params(
