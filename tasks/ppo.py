@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -33,22 +32,17 @@ from tasks.learning.models.loading import (
     with_adapters,
 )
 from tasks.learning.models.outputs import completion_scores
-from tasks.learning.ppo.advantages import adapted_kl_coefficient, explained_variance, masked_mean
+from tasks.learning.ppo.advantages import adapted_kl_coefficient
 from tasks.learning.ppo.groups import Round, Scored, sample_dynamically
-from tasks.learning.ppo.rewards import (
-    by_reward,
-    curve_name,
-    function_scores,
-    is_of_a_reward,
-    prompts_on_disk,
-    weighted_sum,
-)
-from tasks.learning.ppo.scoring import PPOModels, Rollouts, reference_policy
+from tasks.learning.ppo.metrics import MLFLOW_NAMES, objective, summary
+from tasks.learning.ppo.missing_eos import SFTAnswers, missing_eos_penalty
+from tasks.learning.ppo.rewards import by_reward, curve_name, function_scores, prompts_on_disk, weighted_sum
+from tasks.learning.ppo.scoring import PPOModels, reference_policy
 from tasks.learning.ppo.trainer import PPOTrainer
 from tasks.learning.sampling.sampler import generate
 from tasks.learning.seeds import seed_for
 from tasks.learning.sharding import full_model
-from tasks.learning.training.checkpoints import Checkpoints, CurveRow
+from tasks.learning.training.checkpoints import Checkpoints
 from tasks.learning.training.curves import publish
 from tasks.learning.training.loop import TrainingLoop
 from tasks.registry.dvc_outputs.stages import stage_fingerprint
@@ -61,44 +55,7 @@ from tasks.stage import main
 
 SFT, REWARD, PROMPTS = MODELS / "sft", MODELS / "reward", VALIDATED / "prompts.jsonl"
 SAMPLES = 8
-# The curve's columns in their order, and their names in MLflow, in the groups that PPO's users know.
-MLFLOW_NAMES = {
-    "reward": "objective/reward",
-    "rlhf_reward": "objective/rlhf_reward",
-    "kl": "objective/kl",
-    "kl_per_token": "objective/kl_per_token",
-    "score_std": "objective/score_std",
-    "uniform_prompts": "objective/uniform_prompts",
-    "prompts_sampled": "objective/prompts_sampled",
-    "eos_rate": "response/eos_rate",
-    "response_length": "response/length",
-    "entropy": "policy/entropy",
-    "approx_kl": "policy/approx_kl",
-    "clip_fraction": "policy/clip_fraction",
-    "ratio_mean": "policy/ratio_mean",
-    "ratio_var": "policy/ratio_var",
-    "policy_loss": "policy/loss",
-    "value_loss": "value/loss",
-    "value_clip_fraction": "value/clip_fraction",
-    "explained_variance": "value/explained_variance",
-    "grad_norm_policy": "policy/grad_norm",
-    "grad_norm_critic": "value/grad_norm",
-    "kl_coefficient": "objective/kl_coefficient",
-    "learning_rate": "policy/learning_rate",
-}
-SUMMARISED = (
-    "reward",
-    "rlhf_reward",
-    "kl",
-    "entropy",
-    "response_length",
-    "eos_rate",
-    "approx_kl",
-    "clip_fraction",
-    "explained_variance",
-    "uniform_prompts",
-    "prompts_sampled",
-)
+SFT_ANSWERS = "sft_answers"  # in the training's state
 
 
 class TrainingPrompts(NamedTuple):
@@ -177,7 +134,15 @@ def ppo_training_loop(
         # Dynamic sampling takes further prompts: the place in their sequence is no function of the iteration.
         start: int = loop.state.get("prompts_drawn", (iteration - 1) * per_iteration)
         sample = partial(
-            scored_round, trainer, prompts, functions, params=params, iteration=iteration, start=start, clock=clock
+            scored_round,
+            trainer,
+            prompts,
+            functions,
+            params=params,
+            iteration=iteration,
+            start=start,
+            state=loop.state,
+            clock=clock,
         )
         sampled = sample_dynamically(
             sample, per_iteration, settings.responses_per_prompt, settings.dynamic_sampling or 0
@@ -185,12 +150,15 @@ def ppo_training_loop(
         if settings.dynamic_sampling is not None:
             loop.state["prompts_drawn"] = start + sampled.num_prompts
         with clock("score"):
-            rollouts = trainer.score(sampled.responses, kl_coefficient, sampled.scores)
+            penalty = missing_eos_penalty(settings.missing_eos_penalty, SFTAnswers(*loop.state[SFT_ANSWERS]))
+            rollouts = trainer.score(sampled.responses, kl_coefficient, sampled.scores, penalty)
         metrics = objective(rollouts, kl_coefficient, has_critic=trainer.has_critic)
         if settings.responses_per_prompt > 1:
             metrics["uniform_prompts"] = sampled.num_uniform / sampled.num_prompts
         if settings.dynamic_sampling is not None:
             metrics["prompts_sampled"] = sampled.num_prompts
+        if settings.missing_eos_penalty:
+            metrics["missing_eos_penalty"] = penalty
         loop.check(iteration, {"mean score": metrics["reward"], "mean KL": metrics["kl"]})
         with clock("update"):
             metrics |= trainer.update(rollouts, iteration, loop.last_checkpoint, kl_coefficient)
@@ -212,9 +180,13 @@ def scored_round(
     params: Params,
     iteration: int,
     start: int,
+    state: dict[str, Any],
     clock: Clock,
 ) -> Scored:
-    """Answer the prompts of a round of sampling and score the answers; the iteration's first lies at `start`."""
+    """Answer the prompts of a round of sampling and score the answers; the iteration's first lies at `start`.
+
+    The training's `state` gets what the first answers say of the SFT model's.
+    """
     drawn = drawn_prompts(len(prompts.encoded), start + asked.skipped, asked.num_prompts, params.seed)
     drawn = [index for index in drawn for _ in range(params.ppo.responses_per_prompt)]
     with clock("generate"):
@@ -225,7 +197,11 @@ def scored_round(
             functions, prompts.records, drawn, responses, trainer.tokenizer, reasoning=params.base.reasoning
         )
         scores = trainer.reward_scores(responses, of_functions)
-    return Scored(responses, scores, trainer.learned_scores(responses, scores))
+    known = state.get(SFT_ANSWERS)
+    answers = trainer.observe(known and SFTAnswers(*known), responses, scores)
+    state[SFT_ANSWERS] = [*answers]  # as a list: checkpoints hold plain data
+    penalty = missing_eos_penalty(params.ppo.missing_eos_penalty, answers)
+    return Scored(responses, scores, trainer.learned_scores(responses, scores, penalty))
 
 
 def inputs_of(params: Params) -> list[Path]:
@@ -289,47 +265,6 @@ def drawn_prompts(count: int, start: int, number: int, seed: int) -> list[int]:
     positions = range(start, start + number)
     orders = {epoch: epoch_order(count, epoch, seed) for epoch in {position // count for position in positions}}
     return [orders[position // count][position % count] for position in positions]
-
-
-def objective(rollouts: Rollouts, kl_coefficient: float, *, has_critic: bool) -> dict[str, float]:
-    """Metrics of an iteration before the update: scores, KL, responses, and how well the critic predicted the returns.
-
-    The KL is the k1 estimate whichever estimator is in the reward, so that curves can be compared; it may be a little
-    below 0 by chance.
-    """
-    mask, log_ratios = rollouts.mask, rollouts.log_probs - rollouts.reference_log_probs
-    kl = log_ratios.sum(dim=1)
-    metrics = {
-        "reward": rollouts.scores.mean(),
-        "rlhf_reward": (rollouts.scores - kl_coefficient * kl).mean(),
-        "kl": kl.mean(),
-        "kl_per_token": masked_mean(log_ratios, mask),
-        "score_std": rollouts.scores.std(correction=0),
-        "eos_rate": rollouts.has_ended.float().mean(),
-        "response_length": mask.sum(dim=1).float().mean(),
-        "entropy": masked_mean(rollouts.entropies, mask),
-    }
-    metrics |= {curve_name(name): scores.mean() for name, scores in rollouts.by_reward.items()}
-    if has_critic:
-        metrics["explained_variance"] = explained_variance(rollouts.returns, rollouts.values, mask)
-    return {**{name: value.item() for name, value in metrics.items()}, "kl_coefficient": kl_coefficient}
-
-
-def summary(rows: Sequence[CurveRow], rollouts: int) -> dict[str, Any]:
-    """Condense the curve: means over its first and its last tenth, and what was used."""
-    tenth = max(1, len(rows) // 10)
-
-    def means(part: Sequence[CurveRow]) -> dict[str, float]:
-        names = [*SUMMARISED, *(name for name in rows[0] if is_of_a_reward(name))]
-        return {name: fmean(row[name] for row in part) for name in names if name in rows[0]}
-
-    return {
-        "first": means(rows[:tenth]),
-        "last": means(rows[-tenth:]),
-        "iterations": len(rows),
-        "episodes": len(rows) * rollouts,
-        "tokens": round(sum(row["response_length"] for row in rows) * rollouts),
-    }
 
 
 def prompts_to_show(models: PPOModels, params: Params) -> list[tuple[Prompt, list[int]]]:

@@ -15,8 +15,10 @@ from tasks.data.answers import read_answers
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import Prompt, read_prompts, write_records
 from tasks.learning.models.loading import load_policy, load_reward, new_reward_model, normalise_scores, save_model
+from tasks.learning.ppo import trainer
+from tasks.learning.ppo.metrics import MLFLOW_NAMES
 from tasks.learning.ppo.trainer import PPOTrainer
-from tasks.ppo import MLFLOW_NAMES, drawn_prompts, ppo
+from tasks.ppo import drawn_prompts, ppo
 from tasks.rewards.copies import TRAINING
 from tasks.rewards.sources import write_copies
 
@@ -357,6 +359,42 @@ def test_normalised_rewards_are_learned_from_and_reported_raw(by_rules):
     ppo(params)
     for row in curve():
         assert row["reward"] == pytest.approx(row["reward/brief"] + 2 * row["reward/ends_with_a_vowel"], rel=1e-5)
+
+
+def test_the_penalty_of_a_missing_end_stays_that_of_the_first_answers_after_a_kill_too(by_rules, monkeypatch):
+    params = by_rules(rule("brief"), critic_warmup=0, missing_eos_penalty=2.0)
+    params = params.model_copy(update={"runtime": params.runtime.model_copy(update={"checkpoint_every": 1})})
+    # The model of this folder ends no answer: let half of its vocabulary end one.
+    monkeypatch.setattr(trainer, "stop_tokens", lambda *_: range(0, 10**6, 2))
+    learned, learn = [], PPOTrainer.update
+
+    def noted(self, rollouts, iteration, *rest):
+        learned.append(rollouts)
+        return learn(self, rollouts, iteration, *rest)
+
+    monkeypatch.setattr(PPOTrainer, "update", noted)
+    ppo(params)
+    expected = written()
+    [penalty] = {row["missing_eos_penalty"] for row in curve()}
+    first = learned[0]
+    clipped, ended = first.scores.clamp(-10, 10), first.has_ended.float().mean().item()
+    assert 0 < ended < 1  # or the share would not be seen
+    assert penalty == pytest.approx(2.0 * ended * clipped.std(correction=0).item())
+    for rollouts in learned:
+        lost = rollouts.scores.clamp(-10, 10) - rollouts.learned_scores
+        torch.testing.assert_close(lost, ~rollouts.has_ended * penalty, atol=1e-5, rtol=0)
+
+    def killed(self, rollouts, iteration, *rest):
+        if iteration == 2:
+            raise KeyboardInterrupt
+        return learn(self, rollouts, iteration, *rest)
+
+    monkeypatch.setattr(PPOTrainer, "update", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ppo(params)
+    monkeypatch.setattr(PPOTrainer, "update", learn)
+    ppo(params)
+    assert written() == expected
 
 
 def test_a_training_without_evaluation_points(ready, make_params):

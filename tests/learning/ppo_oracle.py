@@ -178,6 +178,7 @@ def values_of(models: Any, row: Row) -> list[Tensor]:
 @torch.no_grad()
 def rollouts_of(models: PPOModels, rows: list[Row], settings: Any) -> list[Rollout]:
     found, rewards = [], []
+    cut = penalty_of_a_cut(models, rows, settings)
     for row in rows:
         log_probs, entropies = ([float(x) for x in xs] for xs in tokens_of(models.policy, row, settings.temperature))
         assert models.reference is not None
@@ -186,7 +187,7 @@ def rollouts_of(models: PPOModels, rows: list[Row], settings: Any) -> list[Rollo
         score = float(scalar(models.reward, row.prompt + row.completion))
         earned = min(max(score, -settings.score_clip), settings.score_clip)
         if row.completion[-1] != EOS:
-            earned -= settings.missing_eos_penalty
+            earned -= cut
         if settings.overlong_buffer is not None:
             earned += soft_penalty(len(row.completion), settings.max_new_tokens, settings.overlong_buffer)
         penalties = [kl_of_token(p, q, settings.kl_estimator) for p, q in zip(log_probs, references, strict=True)]
@@ -198,6 +199,14 @@ def rollouts_of(models: PPOModels, rows: list[Row], settings: Any) -> list[Rollo
         rewards = white(rewards, keep_mean=True)
     advantages, returns = learned_from(rewards, [each.values for each in found], settings)
     return [each._replace(advantages=a, returns=r) for each, a, r in zip(found, advantages, returns, strict=True)]
+
+
+def penalty_of_a_cut(models: PPOModels, rows: list[Row], settings: Any) -> float:
+    """In deviations of the clipped scores, times the share of answers that end."""
+    scores = [float(scalar(models.reward, row.prompt + row.completion)) for row in rows]
+    clipped = [min(max(score, -settings.score_clip), settings.score_clip) for score in scores]
+    ended = sum(row.completion[-1] == EOS for row in rows) / len(rows)
+    return float(settings.missing_eos_penalty * pstdev(clipped) * ended)
 
 
 def learned_from(rewards: list[Floats], values: list[Floats], settings: Any) -> tuple[list[Floats], list[Floats]]:

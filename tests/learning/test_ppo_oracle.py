@@ -22,6 +22,7 @@ from tasks.learning.ppo.advantages import (
     standardised_in_groups,
     whiten,
 )
+from tasks.learning.ppo.missing_eos import missing_eos_penalty
 from tasks.learning.ppo.policy_gradient import Counts, policy_loss, value_loss
 from tasks.learning.ppo.scoring import PPOModels
 from tasks.learning.ppo.trainer import PPOTrainer
@@ -82,7 +83,7 @@ COMMON: dict[str, Any] = {
     "schedule": "constant",
     "gae_lambda": 0.9,
     "score_clip": 1.0,
-    "missing_eos_penalty": 0.4,
+    "missing_eos_penalty": 0.9,
     "dual_clip": 1.3,
     "clip": 0.15,
     "value_clip": 0.1,
@@ -118,7 +119,9 @@ def test_an_iteration_is_that_of_the_formulas(case: str):
 
     trainer = PPOTrainer(models, params)
     responses = trainer.sample(PROMPTS, seed=2)
-    ours = trainer.score(responses, BETA)
+    scores = trainer.reward_scores(responses)
+    penalty = missing_eos_penalty(settings.missing_eos_penalty, trainer.observe(None, responses, scores))
+    ours = trainer.score(responses, BETA, scores, penalty)
     rows = [Row(list(each.row.prompt), list(each.row.completion)) for each in responses]
     theirs = rollouts_of(oracle, rows, settings)
     assert {row.completion[-1] == EOS for row in rows} == {True, False}  # some have ended, some have not

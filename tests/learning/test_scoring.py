@@ -9,7 +9,8 @@ from tasks.learning.models.outputs import completion_log_probs, completion_score
 from tasks.learning.ppo.rewards import normalised_sum
 from tasks.learning.ppo.scoring import (
     ModelOutputs,
-    learned_scores,
+    combined_scores,
+    less_penalties,
     model_outputs,
     reward_model_scores,
     score_rollouts,
@@ -37,12 +38,12 @@ def models():
     return tiny_models()
 
 
-def scored(models, rows=ROWS, groups=((1, 0), (2,)), **ppo):
+def scored(models, rows=ROWS, groups=((1, 0), (2,)), penalty=0.0, **ppo):
     responses = [Response(row, torch.empty(0), torch.empty(0)) for row in rows]
-    return scored_responses(models, responses, groups, False, tiny_params(**ppo))
+    return scored_responses(models, responses, groups, False, tiny_params(**ppo), penalty)
 
 
-def scored_responses(models, responses, groups, as_sampled, params):
+def scored_responses(models, responses, groups, as_sampled, params, penalty=0.0):
     batch = collate([response.row for response in responses])
     return score_rollouts(
         models,
@@ -52,6 +53,7 @@ def scored_responses(models, responses, groups, as_sampled, params):
         params.rewards,
         scores={"reward_model": reward_model_scores(models.reward, batch, groups)},
         kl_coefficient=0.1,
+        missing_eos_penalty=penalty,
         groups=groups,
         as_sampled=as_sampled,
     )
@@ -98,10 +100,10 @@ def test_what_the_sampler_computed_saves_its_pass_and_changes_nothing_but_roundi
 
 
 def test_policy_equal_to_reference_has_no_kl_and_rewards_sum_to_the_penalised_score(models):
-    rollouts = scored(models, missing_eos_penalty=1.0, score_clip=None)
+    rollouts = scored(models, penalty=1.0, score_clip=None)
     assert torch.equal(rollouts.log_probs, rollouts.reference_log_probs)
     outputs = model_outputs(models, rollouts.batch, 1.0, [[1, 0], [2]], None)
-    settings = tiny_params(missing_eos_penalty=1.0, score_clip=None).ppo
+    settings = tiny_params(score_clip=None).ppo
     rewards = token_rewards(outputs, rollouts.learned_scores, rollouts.mask, settings, 0.1)
     assert rollouts.has_ended.tolist() == [True, False, True]
     expected = rollouts.scores - torch.tensor([0.0, 1.0, 0.0])  # the second did not end by itself
@@ -125,20 +127,21 @@ def test_advantages_are_white_over_the_round(models):
     assert rollouts.advantages[~rollouts.mask].abs().max() == 0
 
 
-def rewards_of(score, has_ended=True, **ppo):
+def rewards_of(score, has_ended=True, penalty=0.0, **ppo):
     """Two tokens without KL."""
     nothing = torch.zeros(1, 2)
     params = tiny_params(**ppo)
     responses = [Response(Encoded([4], [5, EOS if has_ended else 6]), torch.empty(0), torch.empty(0))]
     scores = {"reward_model": torch.tensor([score])}
-    learned = learned_scores(responses, [EOS], scores, params.ppo, params.rewards)
+    combined = combined_scores(scores, params.ppo, params.rewards)
+    learned = less_penalties(combined, responses, [EOS], params.ppo, penalty)
     mask = torch.ones(1, 2, dtype=torch.bool)
     outputs = ModelOutputs(nothing, nothing, nothing, nothing)
     return token_rewards(outputs, learned, mask, params.ppo, 0.1)[0].tolist()
 
 
 def test_score_is_clipped_before_the_penalty():
-    assert rewards_of(30.0, has_ended=False, score_clip=5.0, missing_eos_penalty=1.5) == [0, 3.5]  # 5 - 1.5
+    assert rewards_of(30.0, has_ended=False, score_clip=5.0, penalty=1.5) == [0, 3.5]  # 5 - 1.5
     assert rewards_of(-30.0, score_clip=5.0) == [0, -5]
     assert rewards_of(30.0, score_clip=None) == [0, 30]
 

@@ -125,6 +125,7 @@ def score_rollouts(
     *,
     scores: Mapping[str, Tensor],
     kl_coefficient: float,
+    missing_eos_penalty: float,
     groups: Sequence[Sequence[int]],
     as_sampled: bool,
 ) -> Rollouts:
@@ -138,13 +139,15 @@ def score_rollouts(
         rewards: what is learned from.
         scores: (B,) of each reward, by name.
         kl_coefficient: weight of the KL penalty in this iteration.
+        missing_eos_penalty: what an answer without an end costs.
         groups: indices of the responses of each micro-batch of this rank.
         as_sampled: take the policy's log-probabilities and entropies from the responses, not from a forward pass.
     """
     rows = [response.row for response in responses]
     batch = collate(rows, compute_device(models.policy))
     outputs = model_outputs(models, batch, settings.temperature, groups, responses if as_sampled else None)
-    learned = learned_scores(responses, stops, scores, settings, rewards)
+    combined = combined_scores(scores, settings, rewards)
+    learned = less_penalties(combined, responses, stops, settings, missing_eos_penalty)
     of_tokens = token_rewards(outputs, learned, batch.completion_mask, settings, kl_coefficient)
     # A sum of normalised rewards is not normalised again.
     divide_by_std = settings.grpo_divide_by_std and rewards.combine == "sum"
@@ -166,34 +169,42 @@ def score_rollouts(
     )
 
 
-def learned_scores(
-    responses: Sequence[Response],
-    stops: Sequence[int],
-    scores: Mapping[str, Tensor],
-    settings: Ppo,
-    rewards: Rewards,
-) -> Tensor:
-    """Combine the scores of all rewards, clip the result, and subtract what the answers' ends cost.
+def combined_scores(scores: Mapping[str, Tensor], settings: Ppo, rewards: Rewards) -> Tensor:
+    """Combine the scores of all rewards, (B,) each by name, and clip the result, (B,).
 
-    Args:
-        responses: B; those to one prompt are neighbours.
-        stops: ids that end a response.
-        scores: (B,) of each reward, by name.
-        settings: of PPO.
-        rewards: how to combine them.
-
-    Returns:
-        (B,).
+    Those to one prompt are neighbours.
     """
     if rewards.combine == "sum":
         found = weighted_sum(rewards.training, scores)
     else:
         found = normalised_sum(rewards.training, scores, settings.responses_per_prompt)
-    if settings.score_clip is not None:
-        # Of the sum, for training only: what is reported stays as the rewards gave it.
-        found = found.clamp(-settings.score_clip, settings.score_clip)
+    if settings.score_clip is None:
+        return found
+    # Of the sum, for training only: what is reported stays as the rewards gave it.
+    return found.clamp(-settings.score_clip, settings.score_clip)
+
+
+def less_penalties(
+    combined: Tensor,
+    responses: Sequence[Response],
+    stops: Sequence[int],
+    settings: Ppo,
+    missing_eos_penalty: float,
+) -> Tensor:
+    """Subtract what the answers' ends cost from their combined scores.
+
+    Args:
+        combined: (B,), clipped.
+        responses: B.
+        stops: ids that end a response.
+        settings: of PPO.
+        missing_eos_penalty: what an answer without an end costs.
+
+    Returns:
+        (B,), what is learned from.
+    """
     # After the clip, or a cut answer with a very low score would not be worse than one that ended.
-    found = found - settings.missing_eos_penalty * ~have_ended(responses, stops, found.device)
+    found = combined - missing_eos_penalty * ~have_ended(responses, stops, combined.device)
     if settings.overlong_buffer is not None:
         lengths = torch.tensor([len(response.row.completion) for response in responses], device=found.device)
         found = found + overlong_penalties(lengths, settings.max_new_tokens, settings.overlong_buffer)

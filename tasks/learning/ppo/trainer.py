@@ -15,13 +15,16 @@ from tasks.learning.models.forward import compute_device
 from tasks.learning.models.loading import ValueHead
 from tasks.learning.models.outputs import completion_log_probs, token_outputs
 from tasks.learning.ppo.advantages import kl_estimates
+from tasks.learning.ppo.missing_eos import SFTAnswers, observe
 from tasks.learning.ppo.policy_gradient import Counts, aggregated, policy_loss, value_loss
 from tasks.learning.ppo.rewards import by_reward
 from tasks.learning.ppo.scoring import (
     PPOModels,
     Rollouts,
+    combined_scores,
     critic_values,
-    learned_scores,
+    have_ended,
+    less_penalties,
     reward_model_scores,
     sampler_matches_training,
     score_rollouts,
@@ -129,12 +132,26 @@ class PPOTrainer:
             of_model = self._limit.run(range(len(lengths)), lengths, scored)
         return by_reward(self._rewards.training, of_model, of_functions or {})
 
-    def learned_scores(self, responses: Sequence[Response], scores: Mapping[str, Tensor]) -> Tensor:
+    def observe(
+        self, known: SFTAnswers | None, responses: Sequence[Response], scores: Mapping[str, Tensor]
+    ) -> SFTAnswers:
+        """Learn from an iteration's responses, scored by name, what `missing_eos_penalty` depends on."""
+        combined = combined_scores(scores, self._settings, self._rewards)
+        return observe(known, combined, have_ended(responses, self._stops, combined.device))
+
+    def learned_scores(
+        self, responses: Sequence[Response], scores: Mapping[str, Tensor], missing_eos_penalty: float
+    ) -> Tensor:
         """Give what would be learned from responses, (B,), of which the rewards have given `scores`."""
-        return learned_scores(responses, self._stops, scores, self._settings, self._rewards)
+        combined = combined_scores(scores, self._settings, self._rewards)
+        return less_penalties(combined, responses, self._stops, self._settings, missing_eos_penalty)
 
     def score(
-        self, responses: Sequence[Response], kl_coefficient: float, scores: Mapping[str, Tensor] | None = None
+        self,
+        responses: Sequence[Response],
+        kl_coefficient: float,
+        scores: Mapping[str, Tensor] | None = None,
+        missing_eos_penalty: float = 0.0,
     ) -> Rollouts:
         """Phase 2: log-probabilities, values, rewards and advantages of the responses.
 
@@ -155,6 +172,7 @@ class PPOTrainer:
                     self._rewards,
                     scores=scores,
                     kl_coefficient=kl_coefficient,
+                    missing_eos_penalty=missing_eos_penalty,
                     groups=[each.items for each in micro_batches if each.weight],
                     as_sampled=as_sampled,
                 )
