@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,8 @@ FLOAT, NULL = "tag:yaml.org,2002:float", "tag:yaml.org,2002:null"
 ASSIGNMENT = re.compile(r"(\w+(?:\.[^.=]+){0,9})=(.*)", re.DOTALL)
 # Text that every reader of YAML takes for the same text without quotes, unless it is one of these words.
 PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*(?: [A-Za-z0-9_./-]+)*")
+# Whose keys are the user's to name.
+OPEN = ("columns.", "options.")
 WORDS = {"yes", "no", "y", "n", "on", "off", "true", "false", "null"}
 
 
@@ -127,15 +129,28 @@ def _nested(parts: list[str], value: object) -> dict[str, Any]:
 def _merge(settings: MutableMapping[str, Any], overlay: Mapping[str, Any], path: str = "") -> None:
     for name, value in overlay.items():
         here = f"{path}{name}"
-        if name not in settings and not path.endswith("columns."):
+        if name not in settings and not path.endswith(OPEN):
             raise InputError(f"{here} is not a setting: fix its spelling (params.yaml lists them all)")
         present = settings.get(name)
-        if isinstance(value, Mapping) and isinstance(present, MutableMapping):
+        is_of_new_source = name == "options" and "source" in overlay
+        if isinstance(value, Mapping) and isinstance(present, MutableMapping) and not is_of_new_source:
             _merge(present, value, f"{here}.")
+        elif isinstance(value, Mapping) and isinstance(present, MutableSequence):
+            _merge_named(present, value, here)
         else:
             settings[name] = _unmistakable(value)
             if isinstance(settings, CommentedMap) and isinstance(present, CommentedSeq):
                 _keep_comments_behind(present, settings, name)
+
+
+def _merge_named(entries: MutableSequence[Any], overlay: Mapping[str, Any], path: str) -> None:
+    """Lay settings over the entries of a list that have names, such as rewards.training.reward_model.weight."""
+    named = {each["name"]: each for each in entries if isinstance(each, MutableMapping) and "name" in each}
+    for name, value in overlay.items():
+        if name not in named or not isinstance(value, Mapping):
+            known = ", ".join(named) or "none"
+            raise InputError(f"{path}.{name} names no entry of the list: give KEY=VALUE of one of them ({known})")
+        _merge(named[name], value, f"{path}.{name}.")
 
 
 def _keep_comments_behind(replaced: CommentedSeq, settings: CommentedMap, name: str) -> None:

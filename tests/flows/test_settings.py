@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,8 @@ def test_later_overlays_win_over_a_file(tmp_path: Path) -> None:
         ("sft.epochs=two", "sft.epochs is 'two'"),
         ("sft.epochs=[1", "not valid YAML"),
         ("sft=3", "sft is 3"),
+        ("rewards.training.model.weight=2", "rewards.training.model names no entry of the list: .* (reward_model)"),
+        ("validate.warn.length_bias=2", "validate.warn.length_bias names no entry of the list: .* (none)"),
         ("absent.yaml", "absent.yaml does not exist"),
         ("folder", "folder is not a file"),
         ("words.yaml", "holds no settings"),
@@ -92,7 +95,7 @@ def test_bad_overlays_write_nothing(params: Path, tmp_path: Path, overlay: str, 
     (tmp_path / "words.yaml").write_text("only words\n")
     before = params.read_bytes()
 
-    with pytest.raises(InputError, match=sentence.replace("[", r"\[")):
+    with pytest.raises(InputError, match=re.sub(r"([\[()])", r"\\\1", sentence)):
         configure(["seed=8", overlay])
 
     assert params.read_bytes() == before
@@ -107,6 +110,22 @@ def test_a_list_that_is_replaced_leaves_the_comments_behind_it(params: Path) -> 
     comments = [[line for line in text.splitlines() if "#" in line] for text in (before, params.read_text())]
     assert comments[0] == comments[1]
     assert load_params().rewards.ground_truth == []
+
+
+def test_an_entry_of_a_list_is_found_by_its_name() -> None:
+    configure(["rewards.training.reward_model.weight=0.5", "rewards.ground_truth.order_rule.options.strict=true"])
+
+    rewards = load_params().rewards
+    assert rewards.training[0].weight == 0.5
+    assert rewards.ground_truth[0].options == {"strict": True}
+
+
+def test_a_new_source_brings_its_own_options() -> None:
+    configure(["prepare.prompts={source: rows.py, options: {folder: films}}"])
+    assert load_params().prepare.prompts.options == {"folder": "films"}
+
+    configure(["prepare.prompts.options.folder=books", "prepare.prompts.options.size=3"])
+    assert load_params().prepare.prompts.options == {"folder": "books", "size": 3}
 
 
 @pytest.mark.parametrize("named", NAMED, ids=lambda path: path.stem)
