@@ -105,7 +105,7 @@ def test_earlier_turns_go_first_and_whole_and_the_system_stays(tokenizer: Any) -
     first, second = ([turn("user", name), turn("assistant", name * 3)] for name in "EF")
     row = {**PLACE, "prompt": [system, *first, *second, asked], "references": ["R"], "category": None}
 
-    def length(prompt: list[dict[str, str]]) -> int:
+    def length(prompt: object) -> int:
         return len(parts(tokenizer, "prompts", row | {"prompt": prompt})[0])
 
     whole = length(row["prompt"])
