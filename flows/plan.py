@@ -141,8 +141,10 @@ def _works(params: Params, lengths: Mapping[Kind, Lengths]) -> list[Work]:
     method = METHODS[params.align.method].stage
     works = [_supervised(params, "sft", lengths["demonstrations"].kept("train"), 1, 1)]
     if params.rewards.use_model:
-        works.append(_supervised(params, "reward", pairs.kept("train"), ANSWERS_A_PAIR, 1))
-        works.append(_supervised(params, "held_out_reward", pairs.kept("validation"), ANSWERS_A_PAIR, 1))
+        for stage, split in (("reward", "train"), ("held_out_reward", "validation")):
+            work = _supervised(params, stage, pairs.kept(split), ANSWERS_A_PAIR, 1)
+            models = getattr(params, stage).ensemble
+            works.append(work._replace(steps=work.steps * models, tokens=work.tokens * models))
     if method == "ppo":
         works.append(_ppo(params, lengths["prompts"]))
     elif method == "kto":  # policy, reference, and the mismatched answers of both

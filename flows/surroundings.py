@@ -133,11 +133,18 @@ def _needs(params: Params, known: Places, pending: Sequence[str]) -> Iterator[Ne
     weights = _weights(params)
     folders = {stage: MODELS / (params.align.stage if stage == "align" else stage) for stage in MODEL_STAGES}
     models = [folders[stage] for stage in pending if stage in folders]
-    new = sum(not folder.exists() for folder in models)
+    counts = {MODELS / stage: getattr(params, stage).ensemble for stage in ("reward", "held_out_reward")}
+    new, written = (
+        sum(counts.get(folder, 1) for folder in some)
+        for some in ([folder for folder in models if not folder.exists()], models)
+    )
     yield Need("the checkout", Path.cwd(), new * weights + ROOM_BESIDE_MODELS, "move the checkout")
-    yield Need("DVC's cache", known.cache, len(models) * weights, "name another (dvc cache dir --local FOLDER)")
+    yield Need("DVC's cache", known.cache, written * weights, "name another (dvc cache dir --local FOLDER)")
     if {*pending} & {*TRAINERS} and params.runtime.checkpoint_every and not params.lora.rank:
-        checkpoint = WITH_OPTIMISER * weights * (_models_that_learn(params) if "align" in pending else 1)
+        learning = [_models_that_learn(params)] if "align" in pending else []
+        # Members of an ensemble have checkpoints until the last one is trained.
+        learning += [counts.get(MODELS / stage, 1) for stage in pending if stage in TRAINERS]
+        checkpoint = WITH_OPTIMISER * weights * max(learning)
         count = params.runtime.max_checkpoints + 1  # the newest is complete before the oldest is deleted
         yield Need("the folder of checkpoints", STATE.absolute(), count * checkpoint, "lower runtime.max_checkpoints")
 

@@ -30,7 +30,7 @@ from tasks.learning.answering.compared import ComparedAnswers, compare_answers
 from tasks.learning.answering.reward_model import ModelReward
 from tasks.learning.answering.sampled import Sampled
 from tasks.learning.answering.snapshots import Snapshot
-from tasks.learning.models.loading import load_reward, set_up
+from tasks.learning.models.loading import load_scorer, set_up
 from tasks.registry.dvc_outputs.cache import materialise
 from tasks.registry.mlflow_runs import tracking
 from tasks.rewards.answered import Answered, Reward, answered
@@ -105,7 +105,7 @@ def _scorer(
     """Load the reward models; a held-out one is there only where a reward model is trained on."""
 
     def model(folder: str, name: str) -> ModelReward:
-        return ModelReward(name, load_reward(MODELS / folder, params), tokenizer, params)
+        return ModelReward(name, load_scorer(MODELS / folder, params), tokenizer, params)
 
     functions = {function.name: function for function in trained_on}
     training = [

@@ -26,6 +26,7 @@ from tasks.learning.models.loading import (
     context_length,
     load_policy,
     load_reward,
+    load_scorer,
     new_reward_model,
     score_head,
     set_up,
@@ -219,15 +220,15 @@ def load_models(params: Params) -> PPOModels:
         policy=policy,
         reference=None if params.lora.rank else load_policy(SFT, params, trainable=False),
         critic=load_critic(policy, params),
-        reward=load_reward(REWARD, params) if params.rewards.use_model else None,
+        reward=load_scorer(REWARD, params) if params.rewards.use_model else None,
     )
 
 
 def load_critic(policy: nn.Module, params: Params) -> nn.Module | None:
     """Load the critic, if the estimator has one.
 
-    It is a value head on the policy's backbone, or a copy of the reward model with its scale; without a reward model it
-    is the SFT model with a new scalar head that gives 0 everywhere at first.
+    It is a value head on the policy's backbone, or a copy of the reward model, of an ensemble the first member, with
+    its scale; without a reward model it is the SFT model with a new scalar head that gives 0 everywhere at first.
     """
     if params.ppo.critic == "shared":
         return ValueHead(policy)

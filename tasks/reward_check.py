@@ -23,7 +23,7 @@ from tasks.evaluation.prompts import conversations_of
 from tasks.evaluation.reward_check_record import KINDS, REWARD_CHECK, RewardCheck, RewardPerturbations
 from tasks.evaluation.reward_figures import REWARD, AccuracyInterval, RewardModelFigures, read_reward_model
 from tasks.learning.answering.reward_model import ModelReward
-from tasks.learning.models.loading import load_reward, set_up
+from tasks.learning.models.loading import load_scorer, set_up
 from tasks.methods import METHODS
 from tasks.rewards.answered import Answered, Reward, answered
 from tasks.rewards.copies import TRAINING, read_copies
@@ -143,7 +143,7 @@ def _rewards(params: Params) -> list[Reward]:
     set_up(params)
 
     def model(name: str) -> ModelReward:
-        return ModelReward(name, load_reward(MODELS / "reward", params), load_tokenizer(MODELS / "reward"), params)
+        return ModelReward(name, load_scorer(MODELS / "reward", params), load_tokenizer(MODELS / "reward"), params)
 
     return [model(each.name) if each.is_model else functions[each.name] for each in params.rewards.training]
 

@@ -32,6 +32,8 @@ EXPLAINED_ELSEWHERE = {
             [
                 *HEAD,
                 "early_stopping",
+                "ensemble",
+                "ensemble_penalty",
                 "margin",
                 "strength_margin",
                 "centering",

@@ -59,7 +59,7 @@ class ByReward:
             InputError: nothing in rewards.training has this name, or its model or file is not there.
         """
         from tasks.learning.answering.reward_model import ModelReward
-        from tasks.learning.models.loading import load_reward, set_up
+        from tasks.learning.models.loading import load_scorer, set_up
 
         named = {reward.name: reward for reward in params.rewards.training}
         chosen = named.get(name or next(iter(named)))
@@ -72,7 +72,7 @@ class ByReward:
         self._reward: Reward
         if chosen.is_model:
             file = MODELS / "reward"
-            self._reward = ModelReward(chosen.name, load_reward(file, params), self._tokenizer, params)
+            self._reward = ModelReward(chosen.name, load_scorer(file, params), self._tokenizer, params)
         else:
             file = TRAINING / f"{chosen.name}.py"
             self._reward = next(each for each in read_copies(TRAINING) if each.name == chosen.name)

@@ -28,6 +28,12 @@ def require_rows(rows: Rows, file: Path, split: str) -> Rows:
     return rows
 
 
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """Places of at most so many of `count` rows, at even distances."""
+    taken = min(count, most)
+    return [place * count // taken for place in range(taken)]
+
+
 class Trees:
     """Where things lie in a packed row: of each prompt its beginning, its end, and the end of each of its completions.
 

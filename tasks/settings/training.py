@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from tasks.settings.choices import HeadInit, Pooling, Schedule
-from tasks.settings.section import Count, NotNegative, Positive, Section, Share
+from tasks.settings.section import Count, Held, NotNegative, Positive, Section, Share
 
 
 class Training(Section):
@@ -33,6 +33,8 @@ class Reward(Training):
     head_l2: Positive | None
     head_learning_rate: Positive | None
     early_stopping: Count | None
+    ensemble: Held
+    ensemble_penalty: NotNegative
     margin: NotNegative
     strength_margin: NotNegative
     centering: NotNegative
@@ -44,5 +46,14 @@ class Reward(Training):
             raise ValueError(
                 "epochs is 0, which leaves the head as it starts, and it starts at random: set head_init to fit, or "
                 "epochs to 1 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_differs(self) -> "Reward":
+        if self.ensemble == 1 and self.ensemble_penalty > 0:
+            raise ValueError(
+                "ensemble_penalty is on the deviation of several models, but ensemble is 1: set ensemble to 2 or more, "
+                "or ensemble_penalty to 0.0"
             )
         return self

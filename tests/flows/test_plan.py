@@ -74,6 +74,7 @@ def test_steps_tokens_and_times_follow_from_the_settings(make_params: MakeParams
     params = make_params(
         align={"method": method},
         sft={"epochs": 3, "batch_size": 4},
+        reward={"epochs": 2, "batch_size": 5, "ensemble": 3},
         ppo={"iterations": 5, "rollouts": 8, "epochs": 2, "num_minibatches": 2, "max_new_tokens": 6},
         evaluate={"prompts": 3, "max_new_tokens": 6},
     )
@@ -85,6 +86,7 @@ def test_steps_tokens_and_times_follow_from_the_settings(make_params: MakeParams
     assert stages["sft"]["steps"] == 9
     assert stages["sft"]["tokens"] == 3 * sum(tokens.figures["tokens"][:10])
     assert stages["sft"]["seconds"] == pytest.approx(stages["sft"]["tokens"] / 100, abs=0.05)
+    assert (stages["reward"]["rows"], stages["reward"]["steps"]) == (10, 2 * 2 * 3)
     assert stages["held_out_reward"]["rows"] == 4
     assert stages["evaluate"]["sampled"] == 3 * 3 * 6
     assert stages["evaluate"]["seconds"] == pytest.approx(54 / 50, abs=0.05)

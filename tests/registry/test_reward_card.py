@@ -40,6 +40,16 @@ def known(**changes):
     return {**found, **changes}
 
 
+def test_an_ensemble_says_where_its_members_lie():
+    record = known()
+    assert "ensemble" not in write(record)
+    record["figures"]["reward"] = REWARD | {"ensemble": {"disagreement": 0.2, "members": {"1": {}, "2": {}, "3": {}}}}
+    record["params"]["reward"] |= {"ensemble": 3, "ensemble_penalty": 0.5}
+    card = write(record)
+    assert "This is an ensemble of 3 models: FOLDER holds the first, `FOLDER/member-2`" in card
+    assert "the mean of theirs, less 0.5 times their standard deviation" in card
+
+
 def write(record):
     return reward_card({"version": 4, "reward_version": 2, "md5": "aa.dir", "record": record})
 

@@ -11,7 +11,14 @@ from tasks.common.errors import InputError
 from tasks.data.encoding.tokens import encode, load_tokenizer
 from tasks.data.records import Message
 from tasks.learning.batches import collate
-from tasks.learning.models.loading import load_reward, new_reward_model, save_model
+from tasks.learning.models.loading import (
+    join_members,
+    load_reward,
+    load_scorer,
+    new_reward_model,
+    normalise_scores,
+    save_model,
+)
 from tasks.learning.models.outputs import completion_scores
 from tasks.registry.export import adapter
 from tasks.registry.export.trueline_model import ChatModel, RewardModel
@@ -50,6 +57,21 @@ def test_scores_are_pooled_as_the_saved_model_says(pooling: Pooling, tiny_model:
     assert abs(expected[0] - expected[1]) > 0.01
     found = RewardModel(tmp_path / "reward").predict({"prompt": ["Is it here?"] * 2, "answer": answers})
     assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_ensemble_scores_as_one(tiny_model: Path, tmp_path: Path, params: Params):
+    members = [new_reward_model(tiny_model, params.model_copy(update={"seed": seed})) for seed in (1, 2, 3)]
+    for place, member in enumerate(members):
+        normalise_scores(member, bias=float(place), gain=2.0)
+    join_members(members, 0.5)
+    save_model(members[0], load_tokenizer(tiny_model), tmp_path / "reward", members[1:])
+    rows = collate([encode(load_tokenizer(tiny_model), [Message(role="user", content="Is it here?")], "yes")])
+    with torch.no_grad():
+        [expected] = completion_scores(load_scorer(tmp_path / "reward", params), rows).tolist()
+        [first] = completion_scores(members[0], rows).tolist()
+    [found] = RewardModel(tmp_path / "reward").predict({"prompt": "Is it here?", "answer": "yes"})
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert abs(found - first) > 0.1
 
 
 def test_a_pooling_that_is_not_known_is_refused(tiny_model: Path, tmp_path: Path, params: Params):

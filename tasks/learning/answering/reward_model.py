@@ -1,6 +1,6 @@
 """The learned reward model as a reward: a function of answers like any other."""
 
-from transformers import PreTrainedModel
+from torch import nn
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from tasks.data.encoding.tokens import Encoded, encode_prompt
@@ -13,8 +13,8 @@ from tasks.settings.params import Params
 class ModelReward:
     """A reward model that scores answers by their tokens."""
 
-    def __init__(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, params: Params) -> None:
-        """Name a loaded reward model; `tokenizer` is the one that the answers' tokens are of."""
+    def __init__(self, name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, params: Params) -> None:
+        """Name a loaded reward model or ensemble; `tokenizer` is the one that the answers' tokens are of."""
         self._name, self._model, self._tokenizer, self._params = name, model, tokenizer, params
 
     @property

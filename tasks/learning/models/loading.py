@@ -7,7 +7,7 @@ log-probabilities agree (Huang et al. 2024, "The N+ implementation details of RL
 import os
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -93,6 +93,43 @@ def load_reward(folder: Path, params: Params, *, trainable: bool = False) -> Pre
     return _on_device(model, params, trainable)
 
 
+def load_scorer(folder: Path, params: Params) -> nn.Module:
+    """Load what scores answers (`completion_scores`): a reward model, or an ensemble of several.
+
+    Raises:
+        InputError: as `load_reward`.
+    """
+    first = load_reward(folder, params)
+    count, penalty = getattr(first.config, "score_members", 1), getattr(first.config, "score_penalty", 0.0)
+    if count == 1:
+        return first
+    others = [load_reward(member_folder(folder, number), params) for number in range(2, count + 1)]
+    return RewardEnsemble([first, *others], penalty)
+
+
+class RewardEnsemble(nn.Module):
+    """Reward models whose scores are one: their mean, less a penalty times their standard deviation.
+
+    In its folder the first member lies as a model that is alone does, the others below.
+    """
+
+    def __init__(self, members: Sequence[PreTrainedModel], penalty: float) -> None:
+        """Join models, on one device."""
+        super().__init__()
+        self.members, self.penalty = nn.ModuleList(members), penalty
+
+
+def join_members(members: Sequence[PreTrainedModel], penalty: float) -> None:
+    """Let the first of several members say in its config that it is not alone."""
+    if len(members) > 1:
+        members[0].config.score_members, members[0].config.score_penalty = len(members), penalty
+
+
+def member_folder(folder: Path, number: int) -> Path:
+    """Where a member after the first lies, by its number from 2."""
+    return folder / f"member-{number}"
+
+
 def new_reward_model(folder: Path, params: Params, pooling: Pooling = "last") -> PreTrainedModel:
     """Put a scalar head on the backbone of a causal model: weights from N(0, 1/(d+1)), d the hidden size, no bias.
 
@@ -115,11 +152,18 @@ def new_reward_model(folder: Path, params: Params, pooling: Pooling = "last") ->
     return _on_device(model, params, trainable=True)
 
 
-def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write full weights (adapters merged in) as safetensors, with the tokenizer, whole or not at all."""
+def save_model(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, others: Sequence[nn.Module] = ()
+) -> None:
+    """Write full weights (adapters merged in) as safetensors, with the tokenizer, whole or not at all.
+
+    `others` are the further members of an ensemble.
+    """
     with replacing(folder) as draft, writing(folder):
         merged(model).save_pretrained(draft)
         tokenizer.save_pretrained(draft)
+        for number, member in enumerate(others, start=2):
+            merged(member).save_pretrained(member_folder(draft, number))
 
 
 def context_length(model: nn.Module) -> int | None:

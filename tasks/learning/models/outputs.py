@@ -9,8 +9,9 @@ from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
 
 from tasks.learning.batches import Batch
+from tasks.learning.maths.ensembles import ensemble_scores
 from tasks.learning.models.forward import completion_logits, last_states, plain_head, predicting, unwrapped
-from tasks.learning.models.loading import pooling_of, score_head
+from tasks.learning.models.loading import RewardEnsemble, pooling_of, score_head
 
 # More numbers than these are not made at once: 2^26 in fp32 are 256 MiB, and their gradient is as much again.
 LARGEST_LOGITS = 2**26
@@ -113,7 +114,12 @@ def _over_vocabulary(
 
 
 def completion_scores(model: nn.Module, batch: Batch) -> Tensor:
-    """Score of every row, (B,) fp32, read at its pooled states and normalised as the model's config says."""
+    """Score of every row, (B,) fp32, read at its pooled states and normalised as the model's config says.
+
+    Of an ensemble it is the score that its members have together.
+    """
+    if isinstance(model, RewardEnsemble):
+        return ensemble_scores(torch.stack([completion_scores(each, batch) for each in model.members]), model.penalty)
     return head_outputs(model, pooled_states(model, batch))
 
 

@@ -48,7 +48,7 @@ class PPOModels(NamedTuple):
     policy: nn.Module
     reference: PreTrainedModel | None  # None: the policy with its adapters switched off
     critic: nn.Module | None  # None: the estimator has none; a ValueHead: it shares the policy's backbone
-    reward: PreTrainedModel | None  # None: PPO learns from functions alone
+    reward: nn.Module | None  # a model or an ensemble; None: PPO learns from functions alone
 
 
 class ModelOutputs(NamedTuple):

@@ -5,6 +5,7 @@ what a regularised logistic regression has at once.
 """
 
 import logging
+import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,14 +15,16 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from sklearn.model_selection import GroupKFold
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from tasks.common.errors import InputError
 from tasks.common.progress import track
 from tasks.data.encoding.tokens import EncodedPair
 from tasks.learning import processes
-from tasks.learning.batches import collate_pairs, micro_batches
+from tasks.learning.batches import collate_pairs, evenly_spaced, micro_batches
 from tasks.learning.maths.pairs import PairValues
 from tasks.learning.models.forward import compute_device
+from tasks.learning.models.loading import score_head
 from tasks.learning.models.outputs import pooled_states
 from tasks.learning.reward_model.loss import PairTerms, loss_of
 from tasks.settings.params import Reward
@@ -53,6 +56,54 @@ class _Features(NamedTuple):
     def take(self, places: NDArray[np.int64]) -> "_Features":
         index = torch.from_numpy(places)
         return _Features(self.chosen[index], self.rejected[index], self.terms.take(places.tolist()))
+
+
+class HeadRows(NamedTuple):
+    """What a head is fitted on: N pairs."""
+
+    features: PairValues  # (N, d) each
+    terms: PairTerms
+    conversations: list[str]
+
+    def resampled(self, seed: int) -> "HeadRows":
+        """Draw as many conversations as there are, with replacement, each with all its pairs (bootstrap)."""
+        by_conversation: dict[str, list[int]] = {}
+        for place, conversation in enumerate(self.conversations):
+            by_conversation.setdefault(conversation, []).append(place)
+        drawn = random.Random(seed).choices(list(by_conversation.values()), k=len(by_conversation))
+        places = [place for of_one in drawn for place in of_one]
+        features = PairValues(*(each[places] for each in self.features))
+        return HeadRows(features, self.terms.take(places), [self.conversations[place] for place in places])
+
+
+def head_rows(
+    model: torch.nn.Module,
+    pairs: Sequence[EncodedPair],
+    conversations: Sequence[str],
+    terms: PairTerms,
+    *,
+    tokens: int,
+    title: str,
+) -> HeadRows:
+    """Compute what a head is fitted on; of more than `LARGEST_FIT` pairs so many are taken, at even distances."""
+    places = evenly_spaced(len(pairs), LARGEST_FIT)
+    features = answer_features(model, [pairs[place] for place in places], tokens, title)
+    return HeadRows(features, terms.take(places), [conversations[place] for place in places])
+
+
+def start_head(model: PreTrainedModel, rows: HeadRows, settings: Reward, seed: int, stage: str) -> dict[str, Any]:
+    """Give the head the fitted weights; returns what metrics say of the fit.
+
+    Raises:
+        InputError: the penalty cannot be chosen.
+    """
+    try:
+        fit = fit_head(rows.features, rows.terms, rows.conversations, settings, seed)
+    except InputError as error:
+        raise InputError(f"{stage}: {error}") from None
+    with torch.no_grad():
+        score_head(model).get_parameter("weight").copy_(fit.weights[None])
+    return {"head_fit": fit.figures}
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from tasks.common.errors import InputError
 from tasks.common.files import CURVES, METRICS, MODELS, VALIDATED, replacing, write_csv, write_json
 from tasks.common.progress import track
 from tasks.data.encoding.encoded import EncodedRows, encoded_demonstrations, encoded_preferences
@@ -21,6 +20,7 @@ from tasks.learning import processes
 from tasks.learning.batches import (
     Batch,
     collate_pairs,
+    evenly_spaced,
     micro_batches,
     pair_batches,
     require_rows,
@@ -31,20 +31,29 @@ from tasks.learning.maths.pairs import PairValues
 from tasks.learning.models.forward import compute_device
 from tasks.learning.models.loading import (
     context_length,
+    join_members,
     merged,
     new_reward_model,
-    normalise_scores,
-    score_head,
     set_up,
     with_adapters,
 )
 from tasks.learning.models.outputs import completion_scores
 from tasks.learning.reward_model.baselines import Texts, baselines
 from tasks.learning.reward_model.calibration import ScoredPair, accuracy_by, reward_metrics
-from tasks.learning.reward_model.head_fit import LARGEST_FIT, answer_features, fit_head
+from tasks.learning.reward_model.ensemble import (
+    Member,
+    ensemble_figures,
+    ensemble_pairs,
+    joined_curve,
+    standardise,
+    training_figures,
+)
+from tasks.learning.reward_model.head_fit import HeadRows, head_rows, start_head
 from tasks.learning.reward_model.loss import PairTerms, loss_of, pair_terms
+from tasks.learning.seeds import seed_for
 from tasks.learning.sharding import full_model
-from tasks.learning.training.curves import NO_STEPS, Run, publish
+from tasks.learning.training.checkpoints import delete_checkpoints
+from tasks.learning.training.curves import NO_STEPS, CountedOn, Log, Run, publish
 from tasks.learning.training.early_stopping import EarlyStopping
 from tasks.learning.training.supervised import SupervisedTrainer
 from tasks.settings.fingerprint import Fingerprint, content_fingerprint
@@ -66,6 +75,19 @@ class PairSource(NamedTuple):
     conversation: str  # whose pairs are not independent
     source: str
     choices: list[tuple[str, bool]]  # who chose, and whether it was the answer that the record has as chosen
+
+
+class TrainingData(NamedTuple):
+    """What every member of an ensemble is trained on and measured with."""
+
+    pairs: EncodedRows[EncodedPair]
+    terms: PairTerms  # of the pairs, on the CPU
+    fitted_on: HeadRows | None  # None: heads start at random
+    stopped_by: Callable[[], Sequence[EncodedPair]]  # gives the pairs of early stopping
+    watched: Sequence[Batch]
+    test: EncodedRows[EncodedPair]
+    conversations: list[str]  # of the test pairs
+    demonstrated: Sequence[Batch]  # answers that SFT learned
 
 
 def train_reward_model(
@@ -102,84 +124,117 @@ def train_reward_model(
     def pairs_of(split: Split) -> EncodedRows[EncodedPair]:
         return require_rows(encoded_preferences(VALIDATED, split, tokenizer, context), PREFERENCES, split)
 
-    pairs = pairs_of(learned_from)
-    held_out, test = pair_batches(pairs_of(watched), tokens, device), pairs_of("test")
-    sources = pair_sources("test")
+    pairs, test = pairs_of(learned_from), pairs_of("test")
+    held_out, sources = pair_batches(pairs_of(watched), tokens, device), pair_sources("test")
     demonstrations = encoded_demonstrations(VALIDATED, "validation", tokenizer, context)
     answers = require_rows(demonstrations, DEMONSTRATIONS, "validation")
     fingerprint = fingerprint or content_fingerprint(stage, params, [*INPUTS, SFT])
     with tracked as run:
         terms = pair_terms(learned_from)
-        head = start_head(started, pairs, pair_sources(learned_from), settings, params, stage=stage, terms=terms)
-        model = with_adapters(started, params.lora)
-        lengths = (2 * pairs.lengths).tolist()
-        stopping = early_stopping(model, pairs, lambda: pairs_of(stopped_by), settings, tokens)
-        trainer = SupervisedTrainer(
-            stage,
-            fingerprint,
-            model,
-            lengths,
-            params=params,
-            settings=settings,
-            run=run,
-            head_learning_rate=settings.head_learning_rate,
-            callback=stopping,
+        fitted_on = None
+        if settings.head_init == "fit":
+            conversations = [each.conversation for each in pair_sources(learned_from)]
+            title = f"{stage}: features"
+            fitted_on = head_rows(started, pairs, conversations, terms, tokens=tokens, title=title)
+        data = TrainingData(
+            pairs=pairs,
+            terms=terms,
+            fitted_on=fitted_on,
+            stopped_by=lambda: pairs_of(stopped_by),
+            watched=held_out,
+            test=test,
+            conversations=[each.conversation for each in sources],
+            demonstrated=row_batches(answers, tokens, device),
         )
-        before = held_out_loss(model, held_out, settings, f"{stage}: held-out pairs before")
-        reward_training_loop(trainer, model, pairs, settings, terms=terms.to(device))
-        stopped = {"early_stopping": stopping.restore_best()} if stopping else {}
-        model = merged(full_model(model))
-        after = held_out_loss(model, held_out, settings, f"{stage}: held-out pairs after")
-        raw = scored_pairs(model, test, tokens, f"{stage}: test pairs")  # raw scores: their margins are the log-odds
-        scored = [pair._replace(prompt=each.conversation) for pair, each in zip(raw, sources, strict=True)]
-        trainer.check({"held-out loss": after, "held-out margin": statistics.fmean(pair.margin for pair in scored)})
-        normalisation = standardise(model, row_batches(answers, tokens, device))
+        members: list[Member] = []
+        for number in range(1, settings.ensemble + 1):
+            log = CountedOn(run, sum(len(member.curve.rows) for member in members)) if members else run
+            seeded = of_member(params, number)
+            model = new_reward_model(SFT, seeded, settings.pooling) if members else started
+            name = member_name(stage, number)
+            members.append(train_member(name, seeded, settings, model, data, fingerprint=fingerprint, log=log))
+        scored = ensemble_pairs(members, settings.ensemble_penalty)
+        normalisation = standardise(members, settings.ensemble_penalty)
         metrics = {
             "pairs": len(pairs),
             "tokens": int(pairs.counts[:, 1:].sum()),
-            **trainer.summary(),
-            **head,
-            **stopped,
-            watched: {"loss": {"before": before, "after": after}},
+            **training_figures(members, watched),
             **reward_metrics(scored),
             **accuracies(scored, sources),
+            **ensemble_figures(members, normalisation["gain"], watched),
             "baselines": baselines(scored, answer_texts("test"), answer_texts(learned_from), params.seed),
             "normalisation": normalisation,
         }
-        publish(stage, model, tokenizer, metrics=metrics, curve=trainer.curve, run=run)
-    trainer.finish()
+        models = [member.model for member in members]
+        join_members(models, settings.ensemble_penalty)
+        curve = joined_curve(members)
+        publish(stage, models[0], tokenizer, metrics=metrics, curve=curve, run=run, others=models[1:])
+    if processes.is_main():
+        for number in range(1, settings.ensemble + 1):
+            delete_checkpoints(member_name(stage, number))
 
 
-def start_head(
-    model: PreTrainedModel,
-    pairs: Sequence[EncodedPair],
-    sources: Sequence[PairSource],
-    settings: Reward,
+def of_member(params: Params, number: int) -> Params:
+    """Settings of a member, by its number from 1; beyond the first with a seed of its own, by which torch goes too."""
+    if number == 1:
+        return params
+    seeded = params.model_copy(update={"seed": seed_for(params.seed, "ensemble", number) % 2**31})
+    set_up(seeded)
+    return seeded
+
+
+def member_name(stage: str, number: int) -> str:
+    """Under which a member has its checkpoints and its progress: a kill is resumed in the member that it hit."""
+    return stage if number == 1 else f"{stage}-{number}"
+
+
+def train_member(
+    name: str,
     params: Params,
+    settings: Reward,
+    started: PreTrainedModel,
+    data: TrainingData,
     *,
-    stage: str,
-    terms: PairTerms,
-) -> dict[str, Any]:
-    """Give the head its first weights, if they are not the random ones that it has; returns what metrics say of it.
-
-    Of more than `LARGEST_FIT` pairs so many are taken, at even distances.
+    fingerprint: Fingerprint,
+    log: Log,
+) -> Member:
+    """Train one reward model and measure it, with raw scores.
 
     Raises:
-        InputError: the penalty cannot be chosen.
+        InputError: the head's penalty cannot be chosen, or training no longer gives numbers.
     """
-    if settings.head_init == "random":
-        return {}
-    places = evenly_spaced(len(pairs), LARGEST_FIT)
-    tokens = params.runtime.max_tokens_per_micro_batch
-    features = answer_features(model, [pairs[place] for place in places], tokens, f"{stage}: features")
-    try:
-        conversations = [sources[place].conversation for place in places]
-        fit = fit_head(features, terms.take(places), conversations, settings, params.seed)
-    except InputError as error:
-        raise InputError(f"{stage}: {error}") from None
+    tokens, pairs, device = params.runtime.max_tokens_per_micro_batch, data.pairs, compute_device(started)
+    head: dict[str, Any] = {}
+    if data.fitted_on is not None:
+        rows = data.fitted_on if settings.ensemble == 1 else data.fitted_on.resampled(params.seed)
+        head = start_head(started, rows, settings, params.seed, name)
+    model = with_adapters(started, params.lora)
+    stopping = early_stopping(model, pairs, data.stopped_by, settings, tokens)
+    trainer = SupervisedTrainer(
+        name,
+        fingerprint,
+        model,
+        (2 * pairs.lengths).tolist(),
+        params=params,
+        settings=settings,
+        run=log,
+        head_learning_rate=settings.head_learning_rate,
+        callback=stopping,
+    )
+    before = held_out_loss(model, data.watched, settings, f"{name}: held-out pairs before")
+    reward_training_loop(trainer, model, pairs, settings, terms=data.terms.to(device))
+    stopped = {"early_stopping": stopping.restore_best()} if stopping else {}
+    full = merged(full_model(model))
+    after = held_out_loss(full, data.watched, settings, f"{name}: held-out pairs after")
+    raw = scored_pairs(full, data.test, tokens, f"{name}: test pairs")  # raw scores: their margins are the log-odds
+    scored = [pair._replace(prompt=each) for pair, each in zip(raw, data.conversations, strict=True)]
+    trainer.check({"held-out loss": after, "held-out margin": statistics.fmean(pair.margin for pair in scored)})
     with torch.no_grad():
-        score_head(model).get_parameter("weight").copy_(fit.weights[None])
-    return {"head_fit": fit.figures}
+        demonstrated = [score for batch in data.demonstrated for score in completion_scores(full, batch).tolist()]
+    figures = {**trainer.summary(), **head, **stopped}
+    if settings.ensemble > 1:
+        full.cpu()  # the next one needs the room
+    return Member(full, trainer.curve, figures, {"before": before, "after": after}, scored, demonstrated)
 
 
 def early_stopping(
@@ -198,12 +253,6 @@ def early_stopping(
         every=every,
         patience=settings.early_stopping,
     )
-
-
-def evenly_spaced(count: int, most: int) -> list[int]:
-    """Places of at most so many of `count` rows, at even distances."""
-    taken = min(count, most)
-    return [place * count // taken for place in range(taken)]
 
 
 def leave_untrained(stage: str, tracked: AbstractContextManager[Run]) -> None:
@@ -311,17 +360,3 @@ def accuracies(scored: Sequence[ScoredPair], sources: Sequence[PairSource]) -> d
         for annotator, agrees in source.choices:
             by_annotator.setdefault(annotator, []).append(pair if agrees else pair.swapped)
     return {"accuracy_by_source": accuracy_by(by_source), "accuracy_by_annotator": accuracy_by(by_annotator)}
-
-
-@torch.no_grad()
-def standardise(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
-    """Shift and scale the model's scores so that the demonstrated answers have mean 0 and deviation 1.
-
-    The bias is that of Huang et al. 2024: minus the mean score of the answers that SFT learned. The gain makes the KL
-    coefficient of a later stage mean the same for every reward model. Both lie in the model's config.
-    """
-    scores = [score for batch in batches for score in completion_scores(model, batch).tolist()]
-    deviation = statistics.pstdev(scores)
-    normalisation = {"bias": -statistics.fmean(scores), "gain": 1 / deviation if deviation > 0 else 1.0}
-    normalise_scores(model, **normalisation)
-    return normalisation

@@ -59,7 +59,7 @@ class Checkpoints:
         optimisers: Mapping[str, torch.optim.Optimizer],
     ) -> None:
         """Save under a stage's name and a fingerprint; the settings say how often, and how many checkpoints stay."""
-        self._folder, self._fingerprint = STATE / "checkpoints" / stage, fingerprint
+        self._folder, self._fingerprint = _folder(stage), fingerprint
         self._every, self._max = runtime.checkpoint_every, runtime.max_checkpoints
         self._models, self._optimizers = models, optimisers
         self._now: Progress | None = None  # the step that left the weights as they are; None once they have changed
@@ -112,7 +112,7 @@ class Checkpoints:
 
     def finish(self) -> None:
         """Delete the stage's checkpoints: its outputs are written."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        delete_checkpoints(self._folder.name)
 
     @property
     def last_saved(self) -> str:
@@ -163,6 +163,15 @@ class Checkpoints:
     def _outdate(self, *_: object) -> None:
         """Remember that an optimiser is about to change the weights."""
         self._now = None
+
+
+def delete_checkpoints(stage: str) -> None:
+    """Delete the checkpoints under a stage's name, once its outputs are written."""
+    shutil.rmtree(_folder(stage), ignore_errors=True)
+
+
+def _folder(stage: str) -> Path:
+    return STATE / "checkpoints" / stage
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
 """The curve of a training: a row per step to MLflow, to a progress bar and, at the end, to a file."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +33,18 @@ class Run(Log, Protocol):
         """Log the model that was written."""
 
 
+class CountedOn:
+    """Logs the steps of a training behind those of an earlier one."""
+
+    def __init__(self, log: Log, done: int) -> None:
+        """Count on from the steps that are done."""
+        self._log, self._done = log, done
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log the metrics of a step."""
+        self._log.log(self._done + step, metrics)
+
+
 class Curve:
     """The metrics of every step so far."""
 
@@ -56,6 +68,12 @@ class Curve:
         self._bar.close()
         write_csv(path, list(self.rows[0]) if self.rows else NO_STEPS, self.rows)
 
+    def extend(self, other: "Curve") -> None:
+        """Append the rows of a training that began where this one ended; its steps are counted on, and its bar ends."""
+        other._bar.close()
+        done = len(self.rows)
+        self.rows += [{**row, "step": done + row["step"]} for row in other.rows]
+
     def _send(self, row: CurveRow) -> None:
         self._log.log(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
 
@@ -68,14 +86,15 @@ def publish(
     metrics: Mapping[str, Any],
     curve: Curve,
     run: Run,
+    others: Sequence[nn.Module] = (),
 ) -> None:
     """Write models/<stage>, curves/<stage>.csv and metrics/<stage>.json, and log them to the run.
 
-    Only the main process does.
+    Only the main process does. `others` are the further members of an ensemble.
     """
     if not processes.is_main():
         return
-    save_model(model, tokenizer, MODELS / stage)
+    save_model(model, tokenizer, MODELS / stage, others)
     curve.write(CURVES / f"{stage}.csv")
     write_json(METRICS / f"{stage}.json", metrics)
     run.summary(metrics)

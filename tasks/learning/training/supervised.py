@@ -12,7 +12,7 @@ from tasks.learning.models.loading import score_head
 from tasks.learning.processes import MicroBatch
 from tasks.learning.sharding import shard
 from tasks.learning.training.checkpoints import Checkpoints
-from tasks.learning.training.curves import Curve, Run
+from tasks.learning.training.curves import Curve, Log
 from tasks.learning.training.interrupts import delayed_interrupts
 from tasks.learning.training.loop import StepCallback, TrainingLoop
 from tasks.learning.training.micro_batches import MicroBatchLimit
@@ -43,7 +43,7 @@ class SupervisedTrainer:
         *,
         params: Params,
         settings: Training,
-        run: Run,
+        run: Log,
         epsilon: float = 1e-5,
         head_learning_rate: float | None = None,
         callback: StepCallback | None = None,

@@ -172,7 +172,9 @@ def _write_model(folder: Path, entry: Entry, model_id: str) -> None:
     files = materialise(entry.md5, folder / "model", LINKS, what=f"{entry.name} version {entry.version}")
     write_json(folder / trueline_model.HASHES, files)
     tokenizer = folder / "components/tokenizer"
-    shutil.copytree(folder / "model", tokenizer, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(
+        folder / "model", tokenizer, ignore=shutil.ignore_patterns("*.safetensors", trueline_model.MEMBER.format("*"))
+    )
 
 
 def _generation(params: Mapping[str, Any]) -> dict[str, Any]:

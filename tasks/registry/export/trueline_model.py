@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from hashlib import file_digest
 from io import BytesIO
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
 Message = Mapping[str, str]  # role and content
 HASHES = "hashes.json"  # the md5 of every file in `model`, as evaluated
+MEMBER = "member-{}"  # folders of an ensemble's further models, from 2; the first lies in `model` itself
 POOLINGS = ("last", "mean")  # what of an answer the head reads: its last token, or the mean over its tokens
 SAFELY = {"local_files_only": True, "trust_remote_code": False}
 
@@ -52,10 +54,10 @@ class ChatModel:
 
 
 class RewardModel:
-    """A reward model that scores answers."""
+    """A reward model, or an ensemble of several, that scores answers."""
 
     def __init__(self, folder: Path) -> None:
-        """Load the model in fp32.
+        """Load the models in fp32.
 
         Args:
             folder: config, safetensors and tokenizer.
@@ -65,9 +67,13 @@ class RewardModel:
         """
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        self._model = load_complete(AutoModelForSequenceClassification, folder, dtype="float32")
+        first = load_complete(AutoModelForSequenceClassification, folder, dtype="float32")
+        others = range(2, getattr(first.config, "score_members", 1) + 1)
+        folders = [folder / MEMBER.format(number) for number in others]
+        loaded = [load_complete(AutoModelForSequenceClassification, each, dtype="float32") for each in folders]
+        self._models, self._penalty = [first, *loaded], getattr(first.config, "score_penalty", 0.0)
         self._tokenizer = AutoTokenizer.from_pretrained(folder, **SAFELY)
-        pooling = getattr(self._model.config, "score_pooling", "last")  # models of an earlier version do not say it
+        pooling = getattr(first.config, "score_pooling", "last")  # models of an earlier version do not say it
         if pooling not in POOLINGS:
             raise ValueError(f"{folder}: score_pooling in config.json is {pooling}, not one of {', '.join(POOLINGS)}")
         self._is_mean = pooling == "mean"
@@ -88,15 +94,20 @@ class RewardModel:
         return [self._score(*token_ids(self._tokenizer, conversation)) for conversation in answered(model_input)]
 
     def _score(self, prompt: list[int], answer: list[int]) -> float:
+        """Give the models' mean score, less the penalty times their standard deviation."""
+        scores = [self._score_of(model, prompt, answer) for model in self._models]
+        return fmean(scores) - self._penalty * pstdev(scores)
+
+    def _score_of(self, model: Any, prompt: list[int], answer: list[int]) -> float:  # noqa: ANN401
         """Read the score at the last token, by its position, or at the mean over the answer's tokens."""
         from torch import inference_mode, tensor
 
         with inference_mode():
-            states = self._model.base_model(input_ids=tensor([prompt + answer]), use_cache=False).last_hidden_state[0]
+            states = model.base_model(input_ids=tensor([prompt + answer]), use_cache=False).last_hidden_state[0]
             pooled = states[len(prompt) :].mean(dim=0) if self._is_mean else states[-1]
-            raw = self._model.score(pooled).item()
-        config = self._model.config
-        return float((raw + getattr(config, "score_bias", 0.0)) * getattr(config, "score_gain", 1.0))
+            raw = model.score(pooled).item()
+        bias, gain = getattr(model.config, "score_bias", 0.0), getattr(model.config, "score_gain", 1.0)
+        return float((raw + bias) * gain)
 
 
 def load_complete(kind: Any, folder: Path, **options: str) -> Any:  # noqa: ANN401 (an Auto class, and a model of any family)
