@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 HASH_BYTES = 16
 LEFT_OUT = "left_out.jsonl"  # which rows are not used by what they say themselves, and why
-TIE, DIFFERENT_COLUMNS = "tie", "different_columns"
+TIE, DIFFERENT_COLUMNS, TEST_ONLY = "tie", "different_columns", "test_only"
 Item = TypeVar("Item")
 
 
@@ -102,7 +102,8 @@ def _prepare_kind(
     rows = tqdm(_rows(kind, files, settings, params.seed, tally), desc=f"prepare {kind}", unit=" rows", disable=None)
     aside: Counter[str] = Counter()  # rows by the reason to leave them out
     shaped = _set_aside(_counted(rows, read, lambda row: row.source), kind, excluded, aside, left_out)
-    left = _decided(_left(shaped, kind, excluded, counts), kind, counts, aside, left_out)
+    decided = _decided(_left(shaped, kind, excluded, counts), kind, counts, aside, left_out)
+    left = _set_aside(_test_only(decided, settings), kind, excluded, aside, left_out) if kind == "prompts" else decided
     chosen = left if source.limit is None else choose(left, source.limit)
     records = _records(_counted(chosen, counts, lambda _: "rows_kept"), kind, settings.split)
     write_records(folder, kind, _counted(records, counts, lambda record: record.split))
@@ -158,6 +159,23 @@ def _leave_out(shaped: ShapedRow, why: Left, kind: Kind, counts: Counter[str], f
     counts[why.reason] += 1
     row = {"file": f"{kind}.jsonl", "source": shaped.source, "row": shaped.row}
     file.write(json.dumps(row | why._asdict(), ensure_ascii=False) + "\n")
+
+
+def _test_only(prompts: Iterable[ShapedRow], settings: Prepare) -> Iterator[ShapedRow]:
+    """Mark as left out the prompts of a category that is for tests alone, unless they are of the test split."""
+    names = settings.prompts.test_only
+    unmet = set(names)
+    for shaped in prompts:
+        unmet.discard(shaped.tag or "")
+        away = shaped.tag in names and split_of(shaped.entries[0]["prompt"], settings.split) != "test"
+        why = Left(TEST_ONLY, f"category {shaped.tag} is for the test split alone") if away else None
+        yield shaped._replace(left=why)
+    if unmet:
+        listed = ", ".join(quoted(name) for name in sorted(unmet))
+        raise InputError(
+            f"{settings.prompts.source}: no prompt has the category {listed}, which prepare.prompts.test_only in "
+            "params.yaml names: correct the name"
+        )
 
 
 def _report(kind: Kind, source: Source, tally: Tally, aside: Counter[str]) -> None:

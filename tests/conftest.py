@@ -203,7 +203,7 @@ def write_workspace_records() -> None:
 def rows_from(kind: str, source: str, **options: Any) -> dict[str, Any]:
     """The settings of a kind of rows: all of a source, by its own columns."""
     settings: dict[str, Any] = {"source": source, "columns": {}, "ignore": [], "limit": None, "options": options}
-    own: dict[str, dict[str, Any]] = {"prompts": {"extra_columns": {}}, "ratings": {"threshold": None}}
+    own: dict[str, dict[str, Any]] = {"prompts": {"extra_columns": {}, "test_only": []}, "ratings": {"threshold": None}}
     return settings | own.get(kind, {})
 
 

@@ -98,3 +98,25 @@ def test_an_excluded_row_that_is_left_out_anyhow_is_no_warning(caplog):
     prepare(params_with(demonstrations=write_rows("d.jsonl", rows)))
     assert metrics()["demonstrations"]["left_out"] == {"label": 1}
     assert len(caplog.messages) == 1
+
+
+def test_a_category_for_tests_alone_leaves_its_other_prompts_out():
+    rows = [{"prompt": f"q{n}", "category": "riddle" if n % 2 else "sum"} for n in range(200)]
+    source = {"source": write_rows("r.jsonl", rows)}
+    prepare(params_with(prompts=source))
+    before = read_prompts(PREPARED)
+    prepare(params_with(prompts=source | {"test_only": ["riddle"]}))
+    after = read_prompts(PREPARED)
+    assert after == [each for each in before if each.split == "test" or each.category == "sum"]
+    gone = [each.row for each in before if each not in after]
+    assert len(gone) > 50
+    assert metrics()["prompts"]["left_out"] == {"test_only": len(gone)}
+    assert [line["row"] for line in left_out()] == gone
+
+
+def test_a_category_for_tests_alone_that_no_prompt_has_is_refused():
+    rows = [{"prompt": f"q{n}", "category": "sum"} for n in range(60)]
+    prompts = {"source": write_rows("r.jsonl", rows), "test_only": ["sums"]}
+    with pytest.raises(InputError, match=r"no prompt has the category 'sums', which prepare\.prompts\.test_only in"):
+        prepare(params_with(prompts=prompts))
+    assert not PREPARED.exists()

@@ -28,6 +28,7 @@ class PromptSource(Source):
     """Where prompts come from, and which other columns rewards are given."""
 
     extra_columns: dict[ExtraName, str]  # the column by the name that rewards know it by
+    test_only: list[str]  # categories
 
 
 class RatingSource(Source):
