@@ -180,11 +180,11 @@ def test_killed_in_the_second_member_it_goes_on_there_with_the_same_bytes(
     with pytest.raises(EnoughError):
         reward(params)
     assert {path.name for path in Path(".trueline/checkpoints").iterdir()} == {"reward", "reward-2"}
-    saved.clear()
+    taken: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoints, "save", lambda self, *given, **named: saved.append(self._folder.name))
+        patch.setattr(Checkpoints, "save", lambda self, *given, **named: taken.append(self._folder.name))
         reward(params)
-    assert [saved.count(name) for name in ("reward", "reward-2")] == [0, 4]  # 6 steps each
+    assert [taken.count(name) for name in ("reward", "reward-2")] == [0, 4]  # of 6 steps each
     assert [file.read_bytes() for file in files] == expected
 
 
