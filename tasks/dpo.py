@@ -14,7 +14,7 @@ from tasks.data.encoding.encoded import EncodedRows, encoded_preferences
 from tasks.data.encoding.tokens import EncodedPair, load_tokenizer
 from tasks.data.records import Split, read_pair_weights, read_prompts
 from tasks.learning import processes
-from tasks.learning.batches import collate_pairs, micro_batches, require_rows
+from tasks.learning.batches import collate_pairs, require_rows
 from tasks.learning.dpo.preference_losses import implicit_rewards, preference_loss
 from tasks.learning.evaluation_points import EvaluationPoints
 from tasks.learning.maths.pairs import PairValues
@@ -82,8 +82,7 @@ def dpo(params: Params) -> None:
         trainer = SupervisedTrainer(
             "dpo", fingerprint, policy, lengths, params=params, settings=settings, run=run, callback=evaluation_points
         )
-        share = processes.share(range(len(validation)), validation_lengths)
-        held_out = list(micro_batches(share, validation_lengths, params.runtime.max_tokens_per_micro_batch))
+        held_out = processes.groups_of_rank(validation_lengths, params.runtime.max_tokens_per_micro_batch)
         # Before training the policy is the reference, with or without adapters: no second model is loaded.
         reference_cache = ReferenceCache(SFT, are_compiled=params.runtime.compile)
         title = "dpo: reference"

@@ -17,7 +17,7 @@ from tasks.data.encoding.encoded import encoded_ratings
 from tasks.data.encoding.tokens import Encoded, load_tokenizer
 from tasks.data.records import Split, read_prompts, read_ratings
 from tasks.learning import processes
-from tasks.learning.batches import micro_batches, require_rows
+from tasks.learning.batches import require_rows
 from tasks.learning.evaluation_points import EvaluationPoints
 from tasks.learning.kto.mismatched import mismatched
 from tasks.learning.kto.rated_losses import rated_loss, reference_point
@@ -129,8 +129,7 @@ def kto(params: Params) -> None:
             run=run,
             callback=evaluation_points,
         )
-        share = processes.share(range(len(validation.lengths)), validation.lengths)
-        held_out = list(micro_batches(share, validation.lengths, params.runtime.max_tokens_per_micro_batch))
+        held_out = processes.groups_of_rank(validation.lengths, params.runtime.max_tokens_per_micro_batch)
         # Before training the policy is the reference, with or without adapters: no second model is loaded.
         cache = ReferenceCache(SFT, are_compiled=params.runtime.compile)
         groups, title = list(trainer.first_epoch()), "kto: reference"

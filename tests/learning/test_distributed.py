@@ -220,6 +220,16 @@ def test_alone_there_is_nothing_to_add_up(monkeypatch: pytest.MonkeyPatch):
     assert processes.summed({"loss": 2.0}) == {"loss": 2.0}
 
 
+def test_groups_of_all_ranks_hold_every_item_once_and_no_more_tokens_than_allowed(monkeypatch: pytest.MonkeyPatch):
+    lengths, found = [9, 1, 8, 2, 7, 3, 6], []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        found.append(processes.groups_of_rank(lengths, 16))
+    # Every second by length; a group is as long as its longest item for each: 2 * 3, 7, 9 and 2 * 6, 8 tokens.
+    assert found == [[[1, 5], [4], [0]], [[3, 6], [2]]]
+
+
 def test_tensors_are_gathered_by_way_of_the_cpu_and_without_what_they_are_views_of(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     sent: list[bytes] = []

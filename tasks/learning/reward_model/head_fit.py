@@ -21,7 +21,7 @@ from tasks.common.errors import InputError
 from tasks.common.progress import track
 from tasks.data.encoding.tokens import EncodedPair
 from tasks.learning import processes
-from tasks.learning.batches import collate_pairs, evenly_spaced, micro_batches
+from tasks.learning.batches import collate_pairs, evenly_spaced
 from tasks.learning.maths.pairs import PairValues
 from tasks.learning.models.forward import compute_device
 from tasks.learning.models.loading import score_head
@@ -116,8 +116,7 @@ def answer_features(model: torch.nn.Module, pairs: Sequence[EncodedPair], tokens
         tokens: at most, in a micro-batch.
         title: names the progress bar.
     """
-    lengths = [2 * pair.length for pair in pairs]
-    groups = list(micro_batches(processes.share(range(len(pairs)), lengths), lengths, tokens))
+    groups = processes.groups_of_rank([2 * pair.length for pair in pairs], tokens)
     found: list[tuple[int, Tensor, Tensor]] = []
     for group in track(groups, title, "batch"):
         states = pooled_states(model, collate_pairs([pairs[place] for place in group], compute_device(model)))
