@@ -5,8 +5,10 @@ the pass, data/reward_check/passed.json, and not on the figures, so that a chang
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import torch
 
 from tasks.common.errors import InputError, quoted
 from tasks.common.files import MODELS, VALIDATED, write_json
@@ -24,6 +26,8 @@ from tasks.evaluation.reward_check_record import KINDS, REWARD_CHECK, RewardChec
 from tasks.evaluation.reward_figures import REWARD, AccuracyInterval, RewardModelFigures, read_reward_model
 from tasks.learning.answering.reward_model import ModelReward
 from tasks.learning.models.loading import load_scorer, set_up
+from tasks.learning.ppo.advantages import standardised_in_groups
+from tasks.learning.ppo.rewards import weighted_sum
 from tasks.methods import METHODS
 from tasks.rewards.answered import Answered, Reward, answered
 from tasks.rewards.copies import TRAINING, read_copies
@@ -102,20 +106,29 @@ def _checked(check: RewardCheck, params: Params) -> RewardCheck:
         return check.model_copy(update=counts)
     kinds, rows = _answers(prompts, params)
     scores = {reward.name: reward(rows) for reward in _rewards(params)}
-    weights = {reward.name: reward.weight for reward in params.rewards.training}
-    total = [
-        sum(weights[name] * of_row for name, of_row in zip(scores, each, strict=True))
-        for each in zip(*scores.values(), strict=True)
-    ]
+    total = _combined(scores, kinds, params)
     settings = params.evaluate
     resampling = Resampling(settings.bootstrap, settings.confidence, params.seed, conversations_of(prompts))
-    weighted_sum = _figures(total, kinds, resampling)
-    _refuse(weighted_sum, total, kinds, prompts, params)
+    of_sum = _figures(total, kinds, resampling)
+    _refuse(of_sum, total, kinds, prompts, params)
     by_name = {name: _figures(of_reward, kinds, resampling) for name, of_reward in scores.items()}
-    return check.model_copy(update=counts | {"weighted_sum": weighted_sum, "rewards": by_name})
+    return check.model_copy(update=counts | {"weighted_sum": of_sum, "rewards": by_name})
 
 
 Kinds = list[tuple[str, int]]  # of each answer, and the place of its prompt
+
+
+def _combined(scores: Mapping[str, Sequence[float]], kinds: Kinds, params: Params) -> list[float]:
+    """Combine the scores of all rewards as PPO would if it had sampled these answers."""
+    tensors = {name: torch.tensor(of_one, dtype=torch.float64) for name, of_one in scores.items()}
+    if params.rewards.combine == "normalise_then_sum":
+        places = torch.tensor([place for _, place in kinds])
+        for of_one in tensors.values():
+            for place in places.unique():
+                group = places == place
+                of_one[group] = standardised_in_groups(of_one[group], int(group.sum()))
+    total: list[float] = weighted_sum(params.rewards.training, tensors).tolist()
+    return total
 
 
 def _answers(prompts: Sequence[Prompt], params: Params) -> tuple[Kinds, Answered]:
@@ -158,18 +171,18 @@ def _figures(scores: Sequence[float], kinds: Kinds, resampling: Resampling) -> R
 
 
 def _refuse(
-    weighted_sum: RewardPerturbations,
+    of_sum: RewardPerturbations,
     scores: Sequence[float],
     kinds: Kinds,
     prompts: Sequence[Prompt],
     params: Params,
 ) -> None:
     """Stop, or warn, where answers of nothing score as high as references, with cases."""
-    satisfying = satisfied_by(weighted_sum, SAY_NOTHING)
+    satisfying = satisfied_by(of_sum, SAY_NOTHING)
     if not satisfying:
         return
     score_of = dict(zip(kinds, scores, strict=True))
-    means = [f"{KINDS[kind]} has {number(weighted_sum.perturbations[kind].mean)}" for kind in satisfying]
+    means = [f"{KINDS[kind]} has {number(of_sum.perturbations[kind].mean)}" for kind in satisfying]
     gains = sorted(
         (
             (score_of[REFERENCE, place] - score_of[kind, place], place, kind)
@@ -182,10 +195,11 @@ def _refuse(
         f"{number(score_of[REFERENCE, place])} for {quoted(prompts[place].references[0])}"
         for _, place, kind in gains[:CASES]
     ]
+    normalised = ", each normalised in its prompt's answers" if params.rewards.combine == "normalise_then_sum" else ""
     sentence = (
-        f"{METHODS[params.align.method].title} would learn to say nothing: by the weighted sum of rewards.training, "
-        f"references of {len(prompts)} validation prompts have {number(weighted_sum.mean)} on average, "
-        f"and {', '.join(means)} ({'; '.join(cases)})"
+        f"{METHODS[params.align.method].title} would learn to say nothing: by the weighted sum of "
+        f"rewards.training{normalised}, references of {len(prompts)} validation prompts have "
+        f"{number(of_sum.mean)} on average, and {', '.join(means)} ({'; '.join(cases)})"
     )
     if params.reward_check.on_failure == "stop":
         raise InputError(

@@ -24,6 +24,9 @@ CODE = """
 def brief(answers):
     return [-float(len(answer)) for answer in answers]
 
+def faint(answers):
+    return [-1e-6 * len(answer) for answer in answers]
+
 def polite(answers):
     return [float("correct" in answer or "refund" in answer or "order" in answer or not answer) for answer in answers]
 """
@@ -39,10 +42,11 @@ def run(workspace: Path, make_params: MakeParams):
     Path("metrics").mkdir()
     Path("metrics/reward.json").write_text('{"trained": false}')
 
-    def checked(*training: dict[str, Any], **settings: Any) -> RewardCheck:
+    def checked(*training: dict[str, Any], combine: str = "sum", **settings: Any) -> RewardCheck:
         params = make_params(
             align={"method": "ppo"},
-            rewards={"code": "mine", "training": list(training), "ground_truth": []},
+            ppo={"estimator": "rloo", "responses_per_prompt": 2, "critic_warmup": 0},
+            rewards={"code": "mine", "training": list(training), "ground_truth": [], "combine": combine},
             reward_check=settings,
             evaluate={"bootstrap": 200},
         )
@@ -96,6 +100,22 @@ def test_a_term_of_length_is_no_fault_where_the_sum_is_sound(run):
     assert found.weighted_sum.mean == pytest.approx(1 + 0.001 * found.rewards["brief"].mean)
     with pytest.raises(InputError, match="an empty answer has 0"):
         run({**BRIEF, "weight": 1.0})
+
+
+def test_normalised_rewards_are_judged_as_they_are_learned_from(run):
+    # Raw, the length of an answer is 20 to 50 times as large as the verifier's 1, whatever both are normalised to.
+    brief = {**BRIEF, "weight": 0.5}
+    with pytest.raises(InputError, match=r"weighted sum of rewards\.training, references"):
+        run(RIGHT, brief)
+    found = run(RIGHT, brief, combine="normalise_then_sum")
+    assert found.weighted_sum is not None
+    assert found.weighted_sum.perturbations["empty"].separated
+    assert found.rewards["brief"] == run(RIGHT, BRIEF).rewards["brief"]  # by itself each is shown raw
+    # And a reward of numbers that are too small to matter in a sum matters.
+    faint = {"name": "faint", "source": "mine/rules.py:faint", "weight": 5.0}
+    run(RIGHT, faint)
+    with pytest.raises(InputError, match=r"rewards\.training, each normalised in its prompt's answers, references"):
+        run(RIGHT, faint, combine="normalise_then_sum")
 
 
 @pytest.mark.parametrize(

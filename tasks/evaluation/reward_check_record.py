@@ -41,5 +41,5 @@ class RewardCheck(Record):
     functions: list[str]  # what is learned from besides
     prompts: int  # that have references, and were checked
     without_references: int  # prompts of which nothing could be checked
-    weighted_sum: RewardPerturbations | None  # None: there was no prompt to check
+    weighted_sum: RewardPerturbations | None  # as `rewards.combine` says; None: there was no prompt to check
     rewards: dict[str, RewardPerturbations]
