@@ -1,0 +1,89 @@
+"""The variants that benchmarks.methods compares: methods, losses and combinations of rewards, with their settings.
+
+Settings of preference losses are those of the highest ground truth on the validation prompts of seed 7.
+"""
+
+from collections.abc import Mapping
+from itertools import chain
+from types import MappingProxyType
+
+Settings = Mapping[str, object]  # by dotted name, as in params.yaml
+
+GROUPED: Settings = MappingProxyType({"ppo.responses_per_prompt": 4})
+GRPO: Settings = MappingProxyType(
+    {**GROUPED, "align.method": "ppo", "ppo.estimator": "grpo", "ppo.kl_estimator": "k3", "ppo.critic_warmup": 0}
+)
+
+# In the folder of the example's rewards: the answer has the number of the order, which the reward model cannot read.
+ORDER_NUMBER = "infra/example/order_number.py:right_number"
+REWARD_MODEL = {"name": "reward_model", "source": "model", "options": {}, "weight": 1.0}
+
+
+def _dpo(loss: str, beta: float, **others: object) -> Settings:
+    return {"align.method": "dpo", "dpo.loss": loss, "dpo.beta": beta} | {
+        f"dpo.{name}": value for name, value in others.items()
+    }
+
+
+def _kto(loss: str, beta: float) -> Settings:
+    return {"align.method": "kto", "kto.loss": loss, "kto.beta": beta}
+
+
+def _of_rewards(*rewards: Mapping[str, object], combine: str = "sum") -> Settings:
+    return {
+        **GROUPED,
+        "align.method": "rloo",
+        "ppo.kl_coefficient": 0.1,
+        "rewards.training": list(rewards),
+        "rewards.combine": combine,
+    }
+
+
+def _order_number(weight: float) -> Mapping[str, object]:
+    return {"name": "order_number", "source": ORDER_NUMBER, "options": {}, "weight": weight}
+
+
+PREFERENCES: Mapping[str, Settings] = {
+    "DPO sigmoid": _dpo("sigmoid", 0.3),
+    "DPO hinge": _dpo("hinge", 0.3),
+    "DPO ipo": _dpo("ipo", 0.3),
+    "DPO robust": _dpo("robust", 0.3, label_smoothing=0.1),
+    "DPO sigmoid_norm": _dpo("sigmoid_norm", 3.0),
+    "DPO simpo": _dpo("simpo", 2.0),
+}
+RATINGS: Mapping[str, Settings] = {"KTO": _kto("kto", 0.1), "KTO apo_zero": _kto("apo_zero", 0.1)}
+POLICY_GRADIENTS: Mapping[str, Settings] = {
+    "PPO": {"align.method": "ppo"},
+    "PPO shared critic": {"align.method": "ppo", "ppo.critic": "shared"},
+    "PPO dual_clip": {"align.method": "ppo", "ppo.dual_clip": 3.0},
+    "RLOO": {**GROUPED, "align.method": "rloo"},
+    "GRPO": {**GROUPED, "align.method": "grpo"},  # mean over answers of the mean over tokens: Shao et al. 2024
+    "Dr. GRPO": {**GRPO, "ppo.grpo_divide_by_std": False, "ppo.aggregation": "constant"},
+    "GRPO clip_high": {**GRPO, "ppo.clip_high": 0.28},  # mean over tokens, as in DAPO
+    "GSPO": {
+        **GRPO,
+        "ppo.policy_loss": "gspo",
+        "ppo.aggregation": "sequence",
+        "ppo.clip": 3.0e-4,
+        "ppo.clip_high": 4.0e-4,
+    },
+    "CISPO": {**GRPO, "ppo.policy_loss": "cispo", "ppo.clip": 1.0, "ppo.clip_high": 0.28},
+    "REINFORCE++": {"align.method": "reinforce"},
+    "REINFORCE++ baseline": {
+        **GROUPED,
+        "align.method": "ppo",
+        "ppo.estimator": "reinforce_plus_plus_baseline",
+        "ppo.critic_warmup": 0,
+    },
+}
+ALONE: Mapping[str, Settings] = {
+    "reward model alone": _of_rewards(REWARD_MODEL),
+    "order number alone": _of_rewards(_order_number(1.0)),
+}
+TOGETHER: Mapping[str, Settings] = {
+    "both, sum": _of_rewards(REWARD_MODEL, _order_number(3.0)),
+    "both, normalise_then_sum": _of_rewards(REWARD_MODEL, _order_number(1.0), combine="normalise_then_sum"),
+}
+VARIANTS: Mapping[str, Settings] = dict(
+    chain.from_iterable(group.items() for group in (PREFERENCES, RATINGS, POLICY_GRADIENTS, ALONE, TOGETHER))
+)
