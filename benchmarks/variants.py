@@ -29,11 +29,10 @@ def _kto(loss: str, beta: float) -> Settings:
     return {"align.method": "kto", "kto.loss": loss, "kto.beta": beta}
 
 
-def _of_rewards(*rewards: Mapping[str, object], combine: str = "sum") -> Settings:
+def _rloo(*rewards: Mapping[str, object], combine: str = "sum") -> Settings:
     return {
         **GROUPED,
         "align.method": "rloo",
-        "ppo.kl_coefficient": 0.1,
         "rewards.training": list(rewards),
         "rewards.combine": combine,
     }
@@ -56,7 +55,6 @@ POLICY_GRADIENTS: Mapping[str, Settings] = {
     "PPO": {"align.method": "ppo"},
     "PPO shared critic": {"align.method": "ppo", "ppo.critic": "shared"},
     "PPO dual_clip": {"align.method": "ppo", "ppo.dual_clip": 3.0},
-    "RLOO": {**GROUPED, "align.method": "rloo"},
     "GRPO": {**GROUPED, "align.method": "grpo"},  # mean over answers of the mean over tokens: Shao et al. 2024
     "Dr. GRPO": {**GRPO, "ppo.grpo_divide_by_std": False, "ppo.aggregation": "constant"},
     "GRPO clip_high": {**GRPO, "ppo.clip_high": 0.28},  # mean over tokens, as in DAPO
@@ -77,12 +75,12 @@ POLICY_GRADIENTS: Mapping[str, Settings] = {
     },
 }
 ALONE: Mapping[str, Settings] = {
-    "reward model alone": _of_rewards(REWARD_MODEL),
-    "order number alone": _of_rewards(_order_number(1.0)),
+    "RLOO": _rloo(REWARD_MODEL),
+    "RLOO order number": _rloo(_order_number(1.0)),
 }
 TOGETHER: Mapping[str, Settings] = {
-    "both, sum": _of_rewards(REWARD_MODEL, _order_number(3.0)),
-    "both, normalise_then_sum": _of_rewards(REWARD_MODEL, _order_number(1.0), combine="normalise_then_sum"),
+    "RLOO both, sum": _rloo(REWARD_MODEL, _order_number(3.0)),
+    "RLOO both, normalise_then_sum": _rloo(REWARD_MODEL, _order_number(1.0), combine="normalise_then_sum"),
 }
 VARIANTS: Mapping[str, Settings] = dict(
     chain.from_iterable(group.items() for group in (PREFERENCES, RATINGS, POLICY_GRADIENTS, ALONE, TOGETHER))
