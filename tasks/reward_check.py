@@ -124,7 +124,7 @@ def _combined(scores: Mapping[str, Sequence[float]], kinds: Kinds, params: Param
     if params.rewards.combine == "normalise_then_sum":
         places = torch.tensor([place for _, place in kinds])
         for of_one in tensors.values():
-            for place in places.unique():
+            for place in {place for _, place in kinds}:
                 group = places == place
                 of_one[group] = standardised_in_groups(of_one[group], int(group.sum()))
     total: list[float] = weighted_sum(params.rewards.training, tensors).tolist()

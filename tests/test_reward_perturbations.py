@@ -25,7 +25,7 @@ def brief(answers):
     return [-float(len(answer)) for answer in answers]
 
 def faint(answers):
-    return [-1e-6 * len(answer) for answer in answers]
+    return [-1e-3 * len(answer) for answer in answers]
 
 def polite(answers):
     return [float("correct" in answer or "refund" in answer or "order" in answer or not answer) for answer in answers]
