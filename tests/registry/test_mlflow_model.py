@@ -143,7 +143,17 @@ def test_what_travels_with_the_model_imports_nothing_of_the_project(mlflow_here)
     nodes = list(ast.walk(ast.parse(code.read_text())))
     imported = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     imported |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    assert imported == {"collections.abc", "hashlib", "io", "json", "pathlib", "typing", "torch", "transformers"}
+    assert imported == {
+        "collections.abc",
+        "hashlib",
+        "io",
+        "json",
+        "pathlib",
+        "statistics",
+        "typing",
+        "torch",
+        "transformers",
+    }
 
 
 def test_the_weights_lie_on_the_disk_once(real_models, monkeypatch):
