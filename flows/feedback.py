@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 from flows.chat import STAGES, stage_folder, version_folder
 from flows.locks import one_flow_at_a_time
 from tasks.common.errors import InputError
+from tasks.common.files import MODELS
 from tasks.feedback.collect import Policy, Sampling, collect
 from tasks.feedback.label import Thresholds, label
 from tasks.feedback.labellers import ByJudge, ByReward, Labeller
-from tasks.methods import STAGES as ALIGNING
-from tasks.registry.dvc_outputs.stages import output_hash
+from tasks.registry.dvc_outputs.contents import recorded_output
 from tasks.settings.params import Params
 
 
@@ -62,10 +62,7 @@ def _policy(name: str, params: Params) -> Policy:
         known = why(params, name)
         return Policy(name, known["version"], known["policy"]["md5"], version_folder(name, params))
     folder = stage_folder(name)
-    md5 = output_hash("align" if name in ALIGNING else name, folder)
-    if md5 is None:
-        raise InputError(f"dvc.lock has no {folder}: run trueline run")
-    return Policy(name, None, md5, folder)
+    return Policy(name, None, recorded_output(name, folder), folder)
 
 
 def _labeller(params: Params, by: Named) -> Labeller:
@@ -73,4 +70,8 @@ def _labeller(params: Params, by: Named) -> Labeller:
         raise InputError("--reward and --judge both order the answers: give one of them")
     if bool(by.judge) != bool(by.model):
         raise InputError("a judge needs an address and a name: give --judge URL and --model NAME")
-    return ByJudge(by.judge, by.model) if by.judge and by.model else ByReward(by.reward, params)
+    if by.judge and by.model:
+        return ByJudge(by.judge, by.model)
+    for stage in ("sft", "reward") if params.rewards.use_model else ("sft",):
+        recorded_output(stage, MODELS / stage)
+    return ByReward(by.reward, params)

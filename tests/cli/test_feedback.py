@@ -27,7 +27,7 @@ def test_collect_names_the_policy_by_its_hash(trueline, monkeypatch: pytest.Monk
         return {"policy": policy._asdict(), "prompts": {"count": 1200}, "sampling": sampling._asdict()}
 
     monkeypatch.setattr(feedback, "collect", collect)
-    monkeypatch.setattr(feedback, "output_hash", lambda stage, _path: f"hash of {stage}")
+    monkeypatch.setattr(feedback, "recorded_output", lambda stage, _path: f"hash of {stage}")
     (MODELS / "sft").mkdir(parents=True)
     (MODELS / "dpo").mkdir()
 
@@ -40,7 +40,7 @@ def test_collect_names_the_policy_by_its_hash(trueline, monkeypatch: pytest.Monk
     ]
     assert asked == [
         (Path("round"), Policy("sft", None, "hash of sft", MODELS / "sft"), Sampling(8, 1.0, 64, 3), None),
-        (Path("again"), Policy("dpo", None, "hash of align", MODELS / "dpo"), Sampling(4, 1.0, 64, 7), 5),
+        (Path("again"), Policy("dpo", None, "hash of dpo", MODELS / "dpo"), Sampling(4, 1.0, 64, 7), 5),
     ]
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 from flows import reproduce as reproducing
 from flows.chat import stage_folder, version_folder
 from flows.doctor import check_leftovers
+from flows.feedback import Named, _labeller, _policy
 from flows.reproduce import reproduce
 from tasks.common.errors import InputError
 from tasks.registry.dvc_outputs import graph, stages
@@ -319,3 +321,17 @@ def test_nobody_talks_to_a_damaged_model(challenged, caplog):
     assert graph.graph_status().changed(STAGES) == []
     flip(SFT / "content.txt")
     assert (stage_folder("sft") / "content.txt").read_bytes() == expected
+
+
+def test_answers_are_collected_from_and_scored_by_models_on_record_alone(challenged):
+    params = load_params()
+    assert _policy("sft", params).md5 == stages.output_hash("sft", SFT)
+    flip(SFT / "content.txt")
+    _policy("sft", params)  # from a copy that is intact
+    (SFT / "content.txt").unlink()
+    (SFT / "content.txt").write_text("other weights")
+    for use in (partial(_policy, "sft"), partial(_labeller, by=Named())):
+        with pytest.raises(
+            InputError, match=r"^models/sft was changed \(its md5 is \w+\.dir, on .*\): run trueline run"
+        ):
+            use(params=params)

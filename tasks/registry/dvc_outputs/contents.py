@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.common.errors import InputError
 from tasks.common.files import replacing
 from tasks.registry.dvc_outputs.cache import (
     DAMAGED,
@@ -26,9 +27,11 @@ from tasks.registry.dvc_outputs.cache import (
     secure,
 )
 from tasks.registry.dvc_outputs.stages import (
+    current_hash,
     in_repository,
     load_stage,
     lock_entry,
+    output_hash,
     recorded_outputs,
     repository,
     stage_name,
@@ -71,6 +74,23 @@ def check_outputs(stage: str, only: Path | None = None) -> None:
         for output in load_stage(repo, stage).outs:
             if output.exists and only in (None, Path(output.def_path)):
                 _check(repo, output)
+
+
+def recorded_output(stage: str, path: Path) -> str:
+    """Hold an output of a stage against dvc.lock, and give the hash that it has there.
+
+    Raises:
+        InputError: dvc.lock has no such output, or it is another.
+        DamagedError: it is damaged, and no copy is intact.
+    """
+    check_outputs(stage, path)
+    md5 = output_hash(stage, path)
+    if md5 is None:
+        raise InputError(f"dvc.lock has no {path}: run trueline run")
+    if (found := current_hash(stage, path)) != md5:
+        hashes = _both_hashes(md5, str(found))
+        raise InputError(f"{path} was changed ({hashes}): run trueline run, which makes it again")
+    return md5
 
 
 def check_folder(folder: Path, md5: str) -> None:
