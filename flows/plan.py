@@ -150,7 +150,8 @@ def _works(params: Params, lengths: Mapping[Kind, Lengths]) -> list[Work]:
     elif method == "kto":  # policy, reference, and the mismatched answers of both
         works.append(_supervised(params, method, lengths["ratings"].kept("train"), 1, 1 + 3 * FORWARD))
     else:
-        works.append(_supervised(params, method, pairs.kept("train"), ANSWERS_A_PAIR, 1 + FORWARD))
+        learned = np.concatenate([pairs.kept("train"), lengths["ai_preferences"].kept("train")])
+        works.append(_supervised(params, method, learned, ANSWERS_A_PAIR, 1 + FORWARD))
     prompts = _test_prompts(params, len(lengths["prompts"].kept("test")))
     return [*works, Work("evaluate", prompts, 0, 0, 0, COMPARED * prompts * params.evaluate.max_new_tokens)]
 

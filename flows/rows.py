@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.common.errors import InputError
-from tasks.common.files import MODELS, PREPARED, STATE, VALIDATED, read_jsonl
+from tasks.common.files import AI_VALIDATED, MODELS, PREPARED, STATE, VALIDATED, read_jsonl
 from tasks.common.safe_text import quoted
 from tasks.data.records import ANSWERS, TYPES, Kind
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # transformers costs seconds to import
     from transformers import PreTrainedTokenizerBase
 
 # Where validate writes the rows that it refuses: beside the valid ones, or alone where it has stopped.
-QUARANTINES = (VALIDATED / "quarantine.jsonl", STATE / "quarantine.jsonl")
+QUARANTINES = tuple(folder / "quarantine.jsonl" for folder in (VALIDATED, AI_VALIDATED, STATE))
 
 
 def examine_row(row_id: str) -> list[dict[str, Any]]:
@@ -52,7 +52,7 @@ def _found(row_id: str) -> Iterator[tuple[Kind, Mapping[str, Any], Mapping[str, 
             if line["id"] == row_id and line["file"] not in seen:
                 seen.add(line["file"])
                 yield kinds[line["file"]], line["record"], line
-    for file in (folder / name for folder in (VALIDATED, PREPARED) for name in kinds):
+    for file in (folder / name for folder in (VALIDATED, AI_VALIDATED, PREPARED) for name in kinds):
         if file.name in seen or not file.exists():
             continue
         for record in read_jsonl(file):

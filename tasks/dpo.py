@@ -1,6 +1,7 @@
-"""Reads data/validate and models/sft, writes models/dpo, its metrics, curve and answers along the way.
+"""Reads the valid pairs, of people and AI, and models/sft, writes models/dpo, its metrics, curve and answers.
 
 Direct preference optimisation: the policy learns from pairs without a reward model or sampling, held to the SFT model.
+Pairs of a reward or a judge (ai_preferences) are learned beside those of people, which alone measure what is learned.
 """
 
 from collections.abc import Sequence
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from tasks.common.files import MODELS, VALIDATED
-from tasks.data.encoding.encoded import EncodedRows, encoded_preferences
+from tasks.data.encoding.encoded import CountedRows, encoded_preferences, joined
 from tasks.data.encoding.tokens import EncodedPair, load_tokenizer
-from tasks.data.records import Split, read_pair_weights, read_prompts
+from tasks.data.records import PAIRS, Split, read_pair_weights, read_prompts, validated_folder
 from tasks.learning import processes
 from tasks.learning.batches import collate_pairs, require_rows
 from tasks.learning.dpo.preference_losses import implicit_rewards, preference_loss
@@ -31,7 +32,8 @@ from tasks.settings.params import Dpo, Params
 from tasks.stage import main
 
 SFT = MODELS / "sft"
-PREFERENCES, PROMPTS = VALIDATED / "preferences.jsonl", VALIDATED / "prompts.jsonl"
+PREFERENCES, AI_PREFERENCES = (validated_folder(kind) / f"{kind}.jsonl" for kind in PAIRS)
+PROMPTS = VALIDATED / "prompts.jsonl"
 # At the first step policy and reference are one model in the same micro-batches: any difference is an error.
 LARGEST_FIRST_REWARD = 1e-4
 
@@ -68,16 +70,19 @@ def dpo(params: Params) -> None:
     tokenizer = load_tokenizer(SFT)
     policy = with_adapters(load_policy(SFT, params, trainable=True), params.lora)
 
-    def pairs_of(split: Split) -> EncodedRows[EncodedPair]:
-        found = encoded_preferences(VALIDATED, split, tokenizer, context_length(policy))
-        return require_rows(found, PREFERENCES, split)
+    def pairs_of(split: Split) -> CountedRows[EncodedPair]:
+        context = context_length(policy)
+        own, extra = (encoded_preferences(validated_folder(kind), split, tokenizer, context, kind) for kind in PAIRS)
+        return joined([require_rows(own, PREFERENCES, split), extra])
 
     pairs, validation = pairs_of("train"), pairs_of("validation")
     weights, validation_weights = (weights_of(split, compute_device(policy)) for split in ("train", "validation"))
     prompts = require_rows(read_prompts(VALIDATED, "validation"), PROMPTS, "validation")
     evaluation_points = EvaluationPoints(policy, tokenizer, prompts, settings, params, temperature=1.0)
-    fingerprint = stage_fingerprint("dpo") or content_fingerprint("dpo", params, [PREFERENCES, PROMPTS, SFT])
-    with tracking.run("dpo", params, inputs=[PREFERENCES]) as run:
+    fingerprint = stage_fingerprint("dpo") or content_fingerprint(
+        "dpo", params, [PREFERENCES, AI_PREFERENCES, PROMPTS, SFT]
+    )
+    with tracking.run("dpo", params, inputs=[PREFERENCES, AI_PREFERENCES]) as run:
         lengths, validation_lengths = ((2 * each.lengths).tolist() for each in (pairs, validation))
         trainer = SupervisedTrainer(
             "dpo", fingerprint, policy, lengths, params=params, settings=settings, run=run, callback=evaluation_points
@@ -111,7 +116,7 @@ def dpo(params: Params) -> None:
 
 def weights_of(split: Split, device: torch.device) -> Tensor | None:
     """Give the weights (N,) of a split's pairs; None where each counts 1."""
-    weights = read_pair_weights(VALIDATED, split).weights
+    weights = [each for kind in PAIRS for each in read_pair_weights(validated_folder(kind), split, kind).weights]
     return torch.tensor(weights, device=device) if {*weights} != {1.0} else None
 
 

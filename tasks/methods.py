@@ -11,7 +11,8 @@ from typing import Literal, NamedTuple, get_args
 
 StageName = Literal["dpo", "kto", "ppo"]
 MethodName = Literal[StageName, "grpo", "rloo", "reinforce"]
-Input = Literal["preferences", "ratings", "prompts", "rewards"]
+Input = Literal["preferences", "ratings", "prompts", "rewards", "ai_preferences"]
+EXTRA_INPUTS: frozenset[Input] = frozenset({"ai_preferences"})  # what a method learns from where there is some
 
 
 class Panel(NamedTuple):
@@ -76,7 +77,7 @@ METHODS: Mapping[str, Method] = {
         title="DPO",
         stage="dpo",
         family="preference loss",
-        learns_from=frozenset({"preferences"}),
+        learns_from=frozenset({"preferences", "ai_preferences"}),
         panels=(Panel("loss", "DPO: loss"), Panel("reward", "DPO: reward margin")),
         headline_figures=(
             HeadlineFigure("held-out loss", "validation.after.loss"),

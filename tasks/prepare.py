@@ -21,11 +21,12 @@ from tasks.common.lines import group_by_key
 from tasks.common.python_files import is_python
 from tasks.data.exclusions import Exclusion, What, read_exclusions
 from tasks.data.names import stands_for
-from tasks.data.records import TAGS, TYPES, Kind, Record, Split, Vote, write_records
+from tasks.data.records import PAIRS, TAGS, TRAINING_ONLY, TYPES, Kind, Record, Split, Vote, write_records
+from tasks.data.reserved import test_only, training_only
 from tasks.data.shapes.columns import Tally
 from tasks.data.shapes.convert import ShapedRow, shape_rows
 from tasks.data.shapes.statements import Left
-from tasks.data.shapes.votes import gathered, ids_of, share_of
+from tasks.data.shapes.votes import gathered, ids_of, pair_id, share_of
 from tasks.data.sources.python_source import python_rows
 from tasks.data.sources.raw_rows import BadRows, RawRow
 from tasks.data.sources.source import files_of, identity, read_rows
@@ -38,12 +39,14 @@ logger = logging.getLogger(__name__)
 
 HASH_BYTES = 16
 LEFT_OUT = "left_out.jsonl"  # which rows are not used by what they say themselves, and why
-TIE, DIFFERENT_COLUMNS, TEST_ONLY = "tie", "different_columns", "test_only"
+TIE, DIFFERENT_COLUMNS = "tie", "different_columns"
 Item = TypeVar("Item")
+# By kind, what marks rows that are not for the split of their prompt.
+RESERVED = {"prompts": test_only, **dict.fromkeys(TRAINING_ONLY, training_only)}
 
 
 def prepare(params: Params) -> None:
-    """Write the canonical demonstrations, preferences, ratings and prompts, each with its split, and count them.
+    """Write the canonical records of every kind, each with its split, and count them.
 
     Raises:
         InputError: a source, a row, a column map or the exclusions must be fixed, or a split would be empty.
@@ -103,7 +106,8 @@ def _prepare_kind(
     aside: Counter[str] = Counter()  # rows by the reason to leave them out
     shaped = _set_aside(_counted(rows, read, lambda row: row.source), kind, excluded, aside, left_out)
     decided = _decided(_left(shaped, kind, excluded, counts), kind, counts, aside, left_out)
-    left = _set_aside(_test_only(decided, settings), kind, excluded, aside, left_out) if kind == "prompts" else decided
+    reserved = RESERVED.get(kind)
+    left = _set_aside(reserved(decided, settings), kind, excluded, aside, left_out) if reserved else decided
     chosen = left if source.limit is None else choose(left, source.limit)
     records = _records(_counted(chosen, counts, lambda _: "rows_kept"), kind, settings.split)
     write_records(folder, kind, _counted(records, counts, lambda record: record.split))
@@ -159,23 +163,6 @@ def _leave_out(shaped: ShapedRow, why: Left, kind: Kind, counts: Counter[str], f
     counts[why.reason] += 1
     row = {"file": f"{kind}.jsonl", "source": shaped.source, "row": shaped.row}
     file.write(json.dumps(row | why._asdict(), ensure_ascii=False) + "\n")
-
-
-def _test_only(prompts: Iterable[ShapedRow], settings: Prepare) -> Iterator[ShapedRow]:
-    """Mark as left out the prompts of a category that is for tests alone, unless they are of the test split."""
-    names = settings.prompts.test_only
-    unmet = set(names)
-    for shaped in prompts:
-        unmet.discard(shaped.tag or "")
-        away = shaped.tag in names and split_of(shaped.entries[0]["prompt"], settings.split) != "test"
-        why = Left(TEST_ONLY, f"category {shaped.tag} is for the test split alone") if away else None
-        yield shaped._replace(left=why)
-    if unmet:
-        listed = ", ".join(quoted(name) for name in sorted(unmet))
-        raise InputError(
-            f"{settings.prompts.source}: no prompt has the category {listed}, which prepare.prompts.test_only in "
-            "params.yaml names: correct the name"
-        )
 
 
 def _report(kind: Kind, source: Source, tally: Tally, aside: Counter[str]) -> None:
@@ -293,7 +280,7 @@ def _exclusions(
     """Find what excludes an entry of a row."""
     if not excluded:  # and spare a hash
         return set()
-    ids = ids_of(shaped) if kind == "preferences" else {content_id([kind, entry])}
+    ids = ids_of(shaped) if kind in PAIRS else {content_id([kind, entry])}
     return excluded.keys() & {*(("row", each) for each in ids), (TAGS[kind], shaped.tag)}
 
 
@@ -330,12 +317,7 @@ def _undecided(kind: Kind, votes: Sequence[Vote]) -> str:
 
 
 def _sources(settings: Prepare) -> dict[Kind, Source]:
-    return {
-        "demonstrations": settings.demonstrations,
-        "preferences": settings.preferences,
-        "ratings": settings.ratings,
-        "prompts": settings.prompts,
-    }
+    return {kind: getattr(settings, kind) for kind in TYPES}
 
 
 def _raw_rows(kind: Kind, file: Source, settings: Prepare, seed: int, bad: BadRows) -> Iterator[RawRow]:
@@ -348,11 +330,12 @@ def _records(rows: Iterable[ShapedRow], kind: Kind, shares: Shares) -> Iterator[
     for shaped in rows:
         voted = {"share": share_of(shaped.votes), "votes": shaped.votes} if shaped.votes else {}
         extra: dict[str, Any] = {"columns": shaped.columns} if shaped.columns else {}
-        if kind == "preferences":
+        if kind in PAIRS:
             extra |= {"weight": shaped.weight, "strength": shaped.strength}
         for entry in shaped.entries:
             split, fields = split_of(entry["prompt"], shares), entry | {TAGS[kind]: shaped.tag} | voted | extra
-            yield TYPES[kind](id=content_id([kind, entry]), split=split, source=shaped.source, row=shaped.row, **fields)
+            row_id = pair_id(entry) if kind in PAIRS else content_id([kind, entry])
+            yield TYPES[kind](id=row_id, split=split, source=shaped.source, row=shaped.row, **fields)
 
 
 def _counted(items: Iterable[Item], counts: Counter[str], name: Callable[[Item], str]) -> Iterator[Item]:
@@ -365,6 +348,8 @@ def _check_splits(counts: Counter[str], kind: Kind, settings: Prepare, aside: in
     """Stop now rather than hours later, when a trainer or the evaluation finds its split empty."""
     shares, source = settings.split, _sources(settings)[kind].source
     portions = {"train": 1 - shares.validation - shares.test, "validation": shares.validation, "test": shares.test}
+    if kind in TRAINING_ONLY:
+        portions = {"train": portions["train"]}
     empty = [split for split in portions if not counts[split]]
     if empty:
         records = sum(counts[split] for split in portions)

@@ -1,7 +1,7 @@
-"""Reads data/prepare and models/base, writes data/validate and metrics/validate.json.
+"""Reads data/prepare and models/base, writes data/validate, data/ai_preferences and metrics/validate.json.
 
 Every row is looked at (tasks/data/checks/tables.py), Great Expectations tests what was found (suites.py), and rows
-with errors go to data/validate/quarantine.jsonl with their reasons. People read .trueline/data_docs/index.html.
+with errors go to quarantine.jsonl there with their reasons. People read .trueline/data_docs/index.html.
 """
 
 import logging
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.common.errors import InputError
-from tasks.common.files import MODELS, PREPARED, STATE, VALIDATED, read_jsonl, replacing, write_jsonl
+from tasks.common.files import AI_VALIDATED, MODELS, PREPARED, STATE, VALIDATED, read_jsonl, replacing, write_jsonl
 from tasks.common.lines import Lines
 from tasks.common.record import write_record
 from tasks.data.checks.pages import Examined, render
@@ -34,7 +34,7 @@ from tasks.data.checks.truncation import truncated
 from tasks.data.checks.validation import VALIDATION, Validation
 from tasks.data.encoding.context import context_described, context_of
 from tasks.data.encoding.tokens import load_tokenizer
-from tasks.data.records import TYPES, Kind
+from tasks.data.records import TYPES, Kind, validated_folder
 from tasks.settings.params import Params, Validate
 from tasks.stage import main
 
@@ -194,10 +194,12 @@ def _complaints(file: Sorted, settings: Validate) -> dict[str, str]:
 
 def _write(files: Iterable[Sorted]) -> None:
     files = list(files)
-    with replacing(VALIDATED) as folder:
-        for file in files:
-            write_jsonl(folder / f"{file.kind}.jsonl", file.valid)
-        write_jsonl(folder / "quarantine.jsonl", quarantine_lines(files))
+    with replacing(VALIDATED) as draft, replacing(AI_VALIDATED) as extra:
+        for place, folder in ((VALIDATED, draft), (AI_VALIDATED, extra)):
+            own = [file for file in files if validated_folder(file.kind) == place]
+            for file in own:
+                write_jsonl(folder / f"{file.kind}.jsonl", file.valid)
+            write_jsonl(folder / "quarantine.jsonl", quarantine_lines(own))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks.common.files import MODELS, VALIDATED
+from tasks.common.files import AI_VALIDATED, MODELS, VALIDATED
 from tasks.data.records import (
+    TRAINING_ONLY,
+    TYPES,
     Demonstration,
     Kind,
     Message,
@@ -58,6 +60,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "dpo": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "beta": 0.1, "nll_weight": 0.0},
     "kto": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3},
 }
+
+OF_PEOPLE: tuple[Kind, ...] = tuple(kind for kind in TYPES if kind not in TRAINING_ONLY)
 
 SLOW = 2  # CPU seconds of a test, fixtures apart: twice the aim of one, because they vary
 
@@ -198,6 +202,7 @@ def write_workspace_records() -> None:
     )
     write_records(VALIDATED, "ratings", [Rating(*s, _words(s[3] + 2, 2 + s[3] % 4), s[3] % 3 > 0) for s in shared])
     write_records(VALIDATED, "prompts", [Prompt(*s, [_words(s[3], 3)]) for s in shared])
+    write_records(AI_VALIDATED, "ai_preferences", [])
 
 
 def rows_from(kind: str, source: str, **options: Any) -> dict[str, Any]:

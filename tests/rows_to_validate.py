@@ -2,20 +2,22 @@
 
 from typing import Any
 
+from tasks.data.records import PAIRS
 from tests.pages import HOSTILE
 
-SIDES = ("demonstrations", "preferences", "ratings", "prompts")
+SIDES = ("demonstrations", "preferences", "ratings", "prompts")  # all in data/validate
 
 
 def record(kind: str, number: int, split: str, prompt: str | None = None, **content: object) -> dict[str, Any]:
+    pair = {
+        # Odd numbers choose the longer answer, even ones the shorter: no length bias.
+        "chosen": f"Good {number}." + " Truly." * (number % 2),
+        "rejected": f"Bad {number}." + " Truly." * (1 - number % 2),
+        "annotator": None,
+    }
     given: dict[str, dict[str, Any]] = {
         "demonstrations": {"response": f"Answer number {number}.", "annotator": "ann"},
-        "preferences": {
-            # Odd numbers choose the longer answer, even ones the shorter: no length bias.
-            "chosen": f"Good {number}." + " Truly." * (number % 2),
-            "rejected": f"Bad {number}." + " Truly." * (1 - number % 2),
-            "annotator": None,
-        },
+        **dict.fromkeys(PAIRS, pair),
         "ratings": {"response": f"Rated {number}.", "desirable": number % 3 > 0, "annotator": None},
         "prompts": {"references": [f"Reference {number}."], "category": None},
     }

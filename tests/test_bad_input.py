@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from tasks import stage as stage_module
-from tasks.common.files import METRICS, MODELS, PREPARED, REPORTS, STATE, VALIDATED
+from tasks.common.files import AI_VALIDATED, METRICS, MODELS, PREPARED, REPORTS, STATE, VALIDATED
 from tasks.data.records import Demonstration, Message, write_records
 from tasks.rewards.copies import GROUND_TRUTH, TRAINING
 from tasks.rewards.sources import write_copies
@@ -29,9 +29,13 @@ from tests.conftest import write_workspace_records
 ROOT = Path(__file__).parents[1]
 KINDS = ("demonstrations", "preferences", "ratings", "prompts")
 OUTPUTS = {
-    "prepare": [*(PREPARED / f"{kind}.jsonl" for kind in KINDS), METRICS / "prepare.json"],
+    "prepare": [*(PREPARED / f"{kind}.jsonl" for kind in (*KINDS, "ai_preferences")), METRICS / "prepare.json"],
     "base": [MODELS / "base/model.safetensors", METRICS / "base.json"],
-    "validate": [*(VALIDATED / f"{kind}.jsonl" for kind in (*KINDS, "quarantine")), METRICS / "validate.json"],
+    "validate": [
+        *(VALIDATED / f"{kind}.jsonl" for kind in (*KINDS, "quarantine")),
+        *(AI_VALIDATED / f"{kind}.jsonl" for kind in ("ai_preferences", "quarantine")),
+        METRICS / "validate.json",
+    ],
     "sft": [MODELS / "sft/model.safetensors", METRICS / "sft.json", Path("curves/sft.csv")],
     "evaluate": [REPORTS / "evaluate/responses.jsonl", METRICS / "evaluate.json"],
 }
@@ -145,6 +149,7 @@ def all_rows_invalid(shop: Workshop) -> None:
     shutil.copytree(shop.tiny_model, MODELS / "base")
     write_workspace_records()
     VALIDATED.rename(PREPARED)
+    (AI_VALIDATED / "ai_preferences.jsonl").rename(PREPARED / "ai_preferences.jsonl")
     asked = [Message(role="user", content="q")]
     empty = [Demonstration(f"{n}", "train", "mine.jsonl", n, asked, " ") for n in range(1, 10)]
     write_records(PREPARED, "demonstrations", empty)

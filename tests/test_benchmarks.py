@@ -252,6 +252,7 @@ def test_made_up_rows_can_be_prepared_and_a_stage_that_fails_ends_the_benchmark(
         "demonstrations": 60,
         "preferences": 600,
         "ratings": 0,
+        "ai_preferences": 0,
         "prompts": 60,
     }
     make_rows(tmp_path / "few", 20)  # two demonstrations fill no three splits

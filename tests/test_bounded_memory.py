@@ -81,7 +81,7 @@ def test_checking_holds_no_texts(settings: Params):
 
     def check(count: int) -> None:
         found = tables({kind: Lines(PREPARED / f"{kind}.jsonl") for kind in TYPES}, tokenizer)
-        assert [len(table) for table in found.values()] == [count, count, 2 * count, count]
+        assert [len(table) for table in found.values()] == [count, count, 2 * count, count, 0]
 
     assert bytes_a_row(check, settings) < 5 * MOST_BYTES  # a row of each kind; two ratings
 

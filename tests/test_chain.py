@@ -10,7 +10,6 @@ import pytest
 from flows.figures import HEADLINES
 from tasks.base import base
 from tasks.common.files import read_json, read_jsonl
-from tasks.data.records import TYPES
 from tasks.evaluate import evaluate
 from tasks.gate import gate
 from tasks.held_out_reward import held_out_reward
@@ -21,7 +20,7 @@ from tasks.reward_check import reward_check
 from tasks.reward_functions import reward_functions
 from tasks.sft import sft
 from tasks.validate import validate
-from tests.conftest import EXAMPLE, ROOT, rows_from
+from tests.conftest import EXAMPLE, OF_PEOPLE, ROOT, rows_from
 from tests.settings_read import check_settings_read, recorded
 
 ALIGNERS = {name: getattr(import_module(f"tasks.{name}"), name) for name in ALIGNING}
@@ -41,7 +40,7 @@ def chain(make_params, noted_run, tmp_path, monkeypatch):
         return make_params(
             prepare={
                 **{
-                    str(kind): rows_from(kind, EXAMPLE, rows=60, faulty=0.5, label_noise=0.0) for kind in TYPES
+                    str(kind): rows_from(kind, EXAMPLE, rows=60, faulty=0.5, label_noise=0.0) for kind in OF_PEOPLE
                 },
                 "split": {"validation": 0.2, "test": 0.2},
             },

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from tasks.common.errors import InputError
-from tasks.common.files import MODELS, VALIDATED, read_json
+from tasks.common.files import AI_VALIDATED, MODELS, VALIDATED, read_json
 from tasks.data.answers import read_answers
 from tasks.data.encoding.encoded import encoded_preferences
 from tasks.data.encoding.tokens import load_tokenizer
@@ -138,3 +138,19 @@ def test_pairs_of_a_ranked_list_count_as_one(make_params: MakeParams):
     write_records(VALIDATED, "preferences", [*pairs[:-8], *(each._replace(weight=9.0) for each in pairs[-8:])])
     dpo(make_params(dpo=settings | {"batch_size": 10}))
     assert read_json(Path("metrics/dpo.json"))["validation"]["after"]["loss"] == pytest.approx(losses[0], abs=1e-6)
+
+
+def test_ai_pairs_are_learned_beside_those_of_people_which_alone_measure(make_params: MakeParams):
+    """The same pairs, half of them as AI pairs, give the same model: they come behind those of people."""
+    pairs = records_of(VALIDATED, "preferences", "train")
+    held_out = [each for each in records_of(VALIDATED, "preferences") if each.split != "train"]
+    pairs = [each._replace(weight=1 / (1 + n % 2)) for n, each in enumerate(pairs)]
+    params, models = make_params(dpo={"epochs": 1}), []
+    for of_people in (10, 5):
+        write_records(VALIDATED, "preferences", [*pairs[:of_people], *held_out])
+        write_records(AI_VALIDATED, "ai_preferences", pairs[of_people:])
+        dpo(params)
+        models.append(Path("models/dpo/model.safetensors").read_bytes())
+        metrics = read_json(Path("metrics/dpo.json"))
+        assert (metrics["pairs"], metrics["validation"]["pairs"]) == (10, 4)
+    assert models[0] == models[1]

@@ -19,6 +19,7 @@ from tasks.data.records import TAGS, TYPES, Kind
 from tasks.prepare import LEFT_OUT, prepare
 from tasks.settings.params import parse_params
 from tasks.validate import validate
+from tests.conftest import OF_PEOPLE
 from tests.messy_rows import GONE, File, make_file
 from tests.test_prepare import settings_with
 
@@ -47,15 +48,15 @@ def test_every_row_is_accounted_for(first, tiny_model):
     shutil.rmtree(PREPARED, ignore_errors=True)
     Path("all").rename(PREPARED)
     validate(parse_params(settings))
-    for kind in TYPES:
+    for kind in OF_PEOPLE:
         _check_validated(kind)
 
 
 def _try(seed: int, settings: dict[str, Any], keep: bool) -> None:
     """One file of each kind through prepare; of one in four seeds one of them is spoilt."""
     random = Random(seed)
-    spoilt = random.choice(list(TYPES)) if random.random() < 0.25 else None
-    files = {kind: make_file(random, kind, f"{kind}{seed}", kind == spoilt) for kind in TYPES}
+    spoilt = random.choice(OF_PEOPLE) if random.random() < 0.25 else None
+    files = {kind: make_file(random, kind, f"{kind}{seed}", kind == spoilt) for kind in OF_PEOPLE}
     for kind, file in files.items():
         settings["prepare"][kind] |= file.source
     Path("exclude.txt").write_text(f"annotator {GONE}\n")

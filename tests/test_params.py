@@ -46,6 +46,7 @@ EXPLAINED_ELSEWHERE = {
             ["source", "columns", "ignore", "limit"],
         ),
         ("prepare.demonstrations", ["prepare.ratings"], ["columns", "ignore", "limit"]),
+        ("prepare.demonstrations", ["prepare.ai_preferences"], ["source", "columns", "ignore", "limit", "options"]),
     ]
     for section in sections
     for key in keys

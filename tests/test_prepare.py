@@ -14,11 +14,11 @@ import yaml
 
 from tasks.common.errors import InputError
 from tasks.common.files import METRICS, PREPARED
-from tasks.data.records import TYPES, read_prompts
+from tasks.data.records import PAIRS, TYPES, read_prompts
 from tasks.data.shapes.convert import ShapedRow
 from tasks.prepare import LEFT_OUT, choose, distinct_prompts, prepare
 from tasks.settings.params import NO_ROWS, Params, parse_params
-from tests.conftest import EXAMPLE, records_of
+from tests.conftest import EXAMPLE, OF_PEOPLE, records_of
 
 PROJECT = Path(__file__).parents[1]
 TRUTHFULQA = PROJECT / "../shared/data/truthfulqa"
@@ -35,7 +35,7 @@ def settings_with(**sources: Any) -> dict[str, Any]:
     """params.yaml with wide held-out shares, and each named kind read from a path or with other settings."""
     settings: dict[str, Any] = yaml.safe_load((PROJECT / "params.yaml").read_text())
     settings["prepare"]["split"] = {"validation": 0.3, "test": 0.3}
-    for each in TYPES:
+    for each in OF_PEOPLE:
         settings["prepare"][each]["source"] = str(PROJECT / EXAMPLE)
         settings["prepare"][each]["options"]["rows"] = 40
     for kind, change in sources.items():
@@ -106,7 +106,7 @@ def test_the_same_prompt_is_in_the_same_split_of_all_files():
     prepare(params_with(**four_sources()))
     splits = [
         {record.prompt[0]["content"]: record.split for record in records}
-        for records in (records_of(PREPARED, kind) for kind in TYPES)
+        for records in (records_of(PREPARED, kind) for kind in OF_PEOPLE)
     ]
     assert splits[0] == splits[1] == splits[2]
     assert set(splits[0].values()) == {"train", "validation", "test"}
@@ -359,3 +359,26 @@ def test_truthfulqa():
     trained = {record.prompt[0]["content"] for record in records_of(PREPARED, "demonstrations", "train")}
     trained |= {record.prompt[0]["content"] for record in records_of(PREPARED, "preferences", "train")}
     assert held_out and trained and not held_out & trained
+
+
+def test_ai_pairs_on_held_out_prompts_are_left_out_and_counted_and_people_s_stay():
+    pairs = [{"prompt": f"q{n}", "chosen": f"a{n}", "rejected": "no", "annotator": "reward:r"} for n in range(30)]
+    prepare(params_with(**four_sources() | {"ai_preferences": write_rows("ai.jsonl", pairs)}))
+    of_people, of_ai = (records_of(PREPARED, kind) for kind in PAIRS)
+    training = {record.prompt[0]["content"]: record for record in of_people if record.split == "train"}
+    assert 0 < len(of_ai) < 30
+    assert [record.prompt[0]["content"] for record in of_ai] == list(training)
+    assert {record.split for record in of_ai} == {"train"}
+    # A pair has one id, whoever chose: what excludes it excludes it from both files.
+    assert [record.id for record in of_ai] == [record.id for record in training.values()]
+    assert metrics()["ai_preferences"]["left_out"] == {"held_out": 30 - len(of_ai)}
+    lines = [json.loads(line) for line in (PREPARED / LEFT_OUT).read_text().splitlines()]
+    assert {(line["file"], line["reason"]) for line in lines} == {("ai_preferences.jsonl", "held_out")}
+
+
+def test_ai_pairs_on_held_out_prompts_alone_are_refused():
+    prepare(params_with(**four_sources()))
+    held_out = [record for record in records_of(PREPARED, "preferences") if record.split != "train"]
+    pairs = [{"prompt": record.prompt, "chosen": "yes", "rejected": "no"} for record in held_out]
+    with pytest.raises(InputError, match=r"ai.jsonl: its 0 ai_preferences, without the .* leave nothing for train"):
+        prepare(params_with(**four_sources() | {"ai_preferences": write_rows("ai.jsonl", pairs)}))

@@ -10,7 +10,7 @@ from tasks.common.errors import InputError
 from tasks.common.files import PREPARED
 from tasks.data.records import TAGS, TYPES, read_prompts
 from tasks.prepare import prepare
-from tests.conftest import records_of
+from tests.conftest import OF_PEOPLE, records_of
 from tests.test_prepare import four_sources, metrics, params_with, write_rows
 
 
@@ -79,7 +79,8 @@ def test_one_answer_of_a_conversation_can_be_excluded():
 def annotated_sources(count: int = 40) -> dict[str, str]:
     """Sources whose answers are by annotator 0, 1, 2 or nobody in turn, and prompts in categories of those names."""
     sources = four_sources(count)
-    for kind, field in TAGS.items():
+    for kind in OF_PEOPLE:
+        field = TAGS[kind]
         rows = [json.loads(line) for line in Path(sources[kind]).read_text().splitlines()]
         write_rows(sources[kind], [row | ({field: n % 4} if n % 4 < 3 else {}) for n, row in enumerate(rows)])
     return sources

@@ -18,6 +18,7 @@ from tasks.data.shapes.known import SHAPES
 from tasks.data.shapes.statements import RATING
 from tasks.prepare import prepare
 from tasks.settings.params import Source
+from tests.conftest import OF_PEOPLE
 from tests.test_prepare import PROJECT, params_with
 
 COUNT = 40  # rows of a file: enough for every split
@@ -118,7 +119,7 @@ def folders_of(example: Example) -> set[Kind]:
 
 def test_every_row_of_the_tables_is_taken_from_every_kind_of_file():
     files: dict[str, Example] = {}
-    for kind in SHAPES:
+    for kind in OF_PEOPLE:
         Path(kind).mkdir()
     for number, example in enumerate(examples()):
         for name, write in WRITERS.items():
@@ -126,10 +127,10 @@ def test_every_row_of_the_tables_is_taken_from_every_kind_of_file():
             for folder in folders_of(example):
                 files[f"{folder}/{of}"] = example
                 write(Path(folder) / of, example.rows(of))
-    folders: dict[str, Any] = {kind: {"source": kind} for kind in SHAPES}
+    folders: dict[str, Any] = {kind: {"source": kind} for kind in OF_PEOPLE}
     folders["ratings"]["threshold"] = 5.0  # for lists with scores
     prepare(params_with(**folders))
-    for kind in SHAPES:
+    for kind in OF_PEOPLE:
         asked: dict[str, set[str]] = {}
         for record in read_records(PREPARED, kind):
             fields, example = record._asdict(), files[record.source]
@@ -150,8 +151,13 @@ def test_every_row_of_the_tables_is_taken_from_every_kind_of_file():
 
 def test_every_shape_has_its_row_in_the_tables():
     source = Source(source="a.jsonl", columns={}, ignore=[], limit=None, options={})
-    for kind, shapes in SHAPES.items():
+    for kind in OF_PEOPLE:
+        shapes = SHAPES[kind]
         shown = [recognise(json.loads(each.text), kind, source) for each in examples() if kind in folders_of(each)]
         # A row with a rating in place of its label needs a threshold, which a table of rows does not have.
         missing = [shape.required for shape in shapes if shape not in shown and RATING not in shape.required]
         assert not missing, kind
+
+
+def test_ai_pairs_have_the_shapes_of_pairs():
+    assert SHAPES["ai_preferences"] == SHAPES["preferences"]

@@ -112,6 +112,12 @@ EDITS = [
         comment("tasks/learning/training/loop.py"),
         {"sft", "reward", "held_out_reward", "align"},
     ),
+    Edit(
+        "a round's pairs",
+        setting("prepare.ai_preferences.source=exclude.txt"),
+        {"prepare", "validate", "align"},
+        changes=("data/prepare", "metrics/prepare.json", "data/ai_preferences"),
+    ),
     Edit("how often trainers save", setting("runtime.checkpoint_every=7"), set()),
     Edit("a new setting of PPO with its old behaviour", new_setting_of_ppo, {"align"}, "ppo"),
     Edit("a comment in PPO's stage", comment("tasks/ppo.py"), {"align"}, "ppo"),

@@ -11,7 +11,7 @@ import pytest
 
 from tasks.common.errors import InputError
 from tasks.common.files import read_jsonl, write_jsonl
-from tasks.data.records import read_prompts
+from tasks.data.records import TYPES, read_prompts
 from tasks.settings.params import Params, load_params
 from tasks.validate import longest_rows, validate
 from tests.pages import SHOWN, Elements, assert_harmless
@@ -55,6 +55,7 @@ def place(tmp_path, monkeypatch, base):
 def prepare(**extra: list[dict[str, Any]]) -> None:
     for kind in SIDES:
         write_jsonl(Path(f"data/prepare/{kind}.jsonl"), clean(kind) + extra.get(kind, []))
+    write_jsonl(Path("data/prepare/ai_preferences.jsonl"), extra.get("ai_preferences", []))
 
 
 def settings(**changes: object) -> Params:
@@ -126,7 +127,7 @@ def test_a_row_in_the_data_docs_is_shown_and_does_nothing(planted):
     assert [path.name for path in (planted / ".trueline/data_docs").rglob("*")] == ["index.html"]
     page = Elements((planted / ".trueline/data_docs/index.html").read_text(encoding="utf-8"))
     assert SHOWN in page.text
-    assert_harmless(page, {f"#{kind}" for kind in SIDES})
+    assert_harmless(page, {f"#{kind}" for kind in TYPES})
 
 
 def test_clean_rows_are_all_valid_and_a_second_run_gives_the_same_bytes(place):
@@ -339,7 +340,7 @@ def test_a_prompt_must_leave_room_for_the_longest_answer(base):
         return longest_rows(settings(max_tokens=max_tokens, max_new_tokens=new_tokens).validate_, base)
 
     # A context of 512 less 200 new tokens.
-    assert longest(200) == {"demonstrations": 512, "preferences": 512, "ratings": 512, "prompts": 312}
+    assert longest(200) == {**dict.fromkeys(TYPES, 512), "prompts": 312}
     assert longest(10)["prompts"] == 512 - 10
     assert longest(10, max_tokens=100)["prompts"] == 99
     with pytest.raises(
@@ -358,3 +359,29 @@ def test_lengths_are_measured_without_torch(tiny_model: Path):
         [sys.executable, "-c", code, tiny_model], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["TokenizersBackend", "128", "False"]
+
+
+def test_ai_pairs_are_checked_and_change_nothing_of_what_people_gave(place):
+    # A phrase of a test prompt, in a row of people: contamination. AI pairs on thirty prompts hold it, too, which would
+    # make it a common phrase.
+    phrase = "the quick brown fox jumps over the lazy dog and runs away from everyone"
+    given = {
+        "prompts": [record("prompts", 60, "test", prompt=f"{phrase} today")],
+        "demonstrations": [record("demonstrations", 60, "train", response=f"So {phrase} again")],
+    }
+    prepare(**given)
+    validate(settings(max_tokens=256))
+    alone = {path.name: path.read_bytes() for path in Path("data/validate").iterdir()}
+    assert quarantine() == {("demonstrations", 60): ["contamination"]}
+
+    pairs = [record("ai_preferences", number, "train", chosen=f"{number} {phrase}") for number in range(1, 31)]
+    sound = [record("ai_preferences", number, "train") for number in range(31, 61)]
+    prepare(**given, ai_preferences=[*pairs, *sound, sound[0] | {"row": 61}])
+    validate(settings(max_tokens=256))
+
+    assert {path.name: path.read_bytes() for path in Path("data/validate").iterdir()} == alone
+    assert [row["row"] for row in read_jsonl(Path("data/ai_preferences/ai_preferences.jsonl"))] == [
+        *range(1, 31),  # the phrase is common among them
+        *range(31, 61),
+    ]
+    assert quarantine(Path("data/ai_preferences/quarantine.jsonl")) == {("ai_preferences", 61): ["duplicate"]}

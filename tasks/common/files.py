@@ -16,6 +16,8 @@ from typing import Any
 from tasks.common.errors import InputError
 
 PREPARED, VALIDATED = Path("data/prepare"), Path("data/validate")
+# The valid AI pairs, apart: what does not learn from them must not depend on them.
+AI_VALIDATED = Path("data/ai_preferences")
 MODELS, METRICS, CURVES, REPORTS = Path("models"), Path("metrics"), Path("curves"), Path("reports")
 # State of a checkout outside DVC: locks, checkpoints, the last failure, data docs, servers' files.
 STATE = Path(".trueline")

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
-from tasks.common.files import damaged_row, read_jsonl, write_jsonl
+from tasks.common.files import AI_VALIDATED, VALIDATED, damaged_row, read_jsonl, write_jsonl
 
 Split = Literal["train", "validation", "test"]
-Kind = Literal["demonstrations", "preferences", "ratings", "prompts"]
+Kind = Literal["demonstrations", "preferences", "ratings", "prompts", "ai_preferences"]
 
 
 class Message(TypedDict):
@@ -98,13 +98,18 @@ TYPES: dict[Kind, type[Demonstration] | type[Preference] | type[Rating] | type[P
     "preferences": Preference,
     "ratings": Rating,
     "prompts": Prompt,
+    "ai_preferences": Preference,
 }
+PAIRS: tuple[Kind, ...] = tuple(kind for kind, type_ in TYPES.items() if type_ is Preference)
+# Kinds of which only rows on training prompts are taken: people's measure what is learned.
+TRAINING_ONLY: tuple[Kind, ...] = ("ai_preferences",)
 # The field of whatever the source says about a row beside its content.
 TAGS: dict[Kind, str] = {
     "demonstrations": "annotator",
     "preferences": "annotator",
     "ratings": "annotator",
     "prompts": "category",
+    "ai_preferences": "annotator",
 }
 # Fields of the pairs alone that several annotators have voted on.
 VOTED = ("share", "votes")
@@ -116,7 +121,13 @@ ANSWERS: dict[Kind, tuple[str, ...]] = {
     "preferences": ("chosen", "rejected"),
     "ratings": ("response",),
     "prompts": (),
+    "ai_preferences": ("chosen", "rejected"),
 }
+
+
+def validated_folder(kind: Kind) -> Path:
+    """Give the folder in which `validate` writes the valid rows of a kind."""
+    return AI_VALIDATED if kind in TRAINING_ONLY else VALIDATED
 
 
 def write_records(folder: Path, kind: Kind, records: Iterable[Record]) -> None:
@@ -159,14 +170,14 @@ class PairWeights(NamedTuple):
     strengths: list[float]  # 0 where the pair says nothing
 
 
-def read_pair_weights(folder: Path, split: Split) -> PairWeights:
-    """Read the weights and strengths of a split's pairs, in their order.
+def read_pair_weights(folder: Path, split: Split, kind: Kind = "preferences") -> PairWeights:
+    """Read the weights and strengths of a split's pairs of a kind, in their order.
 
     Raises:
         InputError: the file is missing, or a row is damaged.
     """
     found = PairWeights([], [])
-    for record in read_records(folder, "preferences", split):
+    for record in read_records(folder, kind, split):
         assert isinstance(record, Preference)
         found.weights.append(1.0 if record.weight is None else record.weight)
         found.strengths.append(record.strength or 0.0)

@@ -57,6 +57,7 @@ class Prepare(Section):
     preferences: Source
     ratings: RatingSource
     prompts: PromptSource
+    ai_preferences: Source
     exclude: str
     split: Split
 

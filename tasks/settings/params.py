@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from tasks.common.errors import InputError
 from tasks.common.safe_text import quoted
 from tasks.common.yaml_files import read_yaml
-from tasks.methods import METHODS
+from tasks.methods import EXTRA_INPUTS, METHODS
 from tasks.settings.alignment import Align, Dpo, Kto, Methods, MethodSettings, Ppo
 from tasks.settings.base import Base, Scratch
 from tasks.settings.data import NO_ROWS, Prepare, PromptSource, RatingSource, Source, Split, Validate
@@ -141,7 +141,7 @@ class Params(Methods):
         needed: dict[str, str] = {"demonstrations": "sft learns from them", "prompts": "evaluate answers them"}
         if self.rewards.use_model:
             needed["preferences"] = "the reward model of rewards.training learns from them"
-        needed |= dict.fromkeys(method.learns_from, f"align.method {self.align.method} learns from them")
+        needed |= dict.fromkeys(method.learns_from - EXTRA_INPUTS, f"align.method {self.align.method} learns from them")
         for kind, why in needed.items():
             if kind in Prepare.model_fields and getattr(self.prepare, kind).source == NO_ROWS:
                 raise ValueError(f"prepare.{kind}.source is {NO_ROWS}, which has no rows, but {why}: name a source")

@@ -65,7 +65,7 @@ def test_labels_say_what_was_dropped_and_how_far_people_agree(trueline, monkeypa
         "round/pairs.jsonl: 1,185 pairs by reward:reward_model, of 1,200 prompts; 4 ties, 2 small gaps, 9 with fewer "
         "than two different answers; 31 answers without an end, empty or too long. "
         "agreement with people 0.812 of 96 validation pairs "
-        "Then: copy it beside the pairs of people, into the folder that prepare.preferences.source names."
+        "Then: trueline configure prepare.ai_preferences.source=round/pairs.jsonl align.method=dpo"
     )
     assert json.loads(trueline("label", "answers", "round", "--json")[1]) == LABELS
     assert asked == [

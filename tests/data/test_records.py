@@ -8,6 +8,7 @@ import pytest
 
 from tasks.common.errors import InputError
 from tasks.data.records import (
+    PAIRS,
     TYPES,
     Demonstration,
     Kind,
@@ -48,7 +49,7 @@ def records(kind: Kind) -> list[Record]:
             made.append(
                 Demonstration(name, split, source, row, prompt, f" antwort {row}\t", "ann" if row % 2 else None)
             )
-        elif kind == "preferences":
+        elif kind in PAIRS:
             made.append(Preference(name, split, source, row, prompt, "better", "", "bob" if row % 2 else None))
         elif kind == "ratings":
             made.append(Rating(name, split, source, row, prompt, "fine", desirable=row % 2 == 0))

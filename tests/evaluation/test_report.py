@@ -50,7 +50,8 @@ PAIRS = FileFigures(
     tokens=TokenFigures(mean=66.39, p50=60, p95=110, max=116),
     longer_chosen=0.5,
 )
-VALIDATION = Validation(demonstrations=NO_ROWS, preferences=PAIRS, ratings=NO_ROWS, prompts=NO_ROWS, warnings=[])
+NONE = dict.fromkeys(("demonstrations", "ratings", "prompts", "ai_preferences"), NO_ROWS)
+VALIDATION = Validation(preferences=PAIRS, warnings=[], **NONE)
 CURVES = {
     "sft": [{"step": 1.0, "loss": 2.0}, {"step": 2.0, "loss": 1.0}],
     "reward": [{"step": 1.0, "loss": 0.7}, {"step": 2.0, "loss": 0.5}],

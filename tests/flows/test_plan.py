@@ -8,7 +8,7 @@ import pytest
 from flows.display import show_plan
 from flows.plan import gate_power, gate_warnings, plan_of
 from flows.speed import Speed, measure_speed
-from tasks.common.files import MODELS, PREPARED, VALIDATED
+from tasks.common.files import AI_VALIDATED, MODELS, PREPARED, VALIDATED
 from tasks.common.lines import Lines
 from tasks.data.checks.look import look
 from tasks.data.encoding.tokens import load_tokenizer
@@ -20,7 +20,8 @@ SPEED = Speed(trained_a_second=100.0, sampled_a_second=50.0, how="a test")
 
 @pytest.fixture(autouse=True)
 def checkout(workspace: Path) -> None:
-    shutil.copytree(VALIDATED, PREPARED)
+    for folder in (VALIDATED, AI_VALIDATED):
+        shutil.copytree(folder, PREPARED, dirs_exist_ok=True)
 
 
 def given(_params: Params, _row: int, _prompt: int) -> Speed:

@@ -60,6 +60,10 @@ def stage(_params=None):
     if name in ("sft", "reward", "held_out_reward", "ppo", "dpo"):
         Path("curves").mkdir(exist_ok=True)
         Path("curves", f"{name}.csv").write_text("step,loss\\n0,1.5\\n1,0.5\\n")
+    if name == "validate":
+        given = Path("given/ai_preferences.jsonl")
+        Path("data/ai_preferences").mkdir()
+        Path("data/ai_preferences/ai_preferences.jsonl").write_text(given.read_text() if given.exists() else "")
     if name == "reward_functions":
         Path("data/reward_functions/ground_truth").mkdir()
         Path("data/reward_functions/ground_truth/functions.json").write_text("{}")

@@ -16,7 +16,7 @@ from tasks.settings.params import load_params
 from tests.registry.conftest import change_figures, repro, run_again
 
 # A stage `validate` in the place of the fixture's, whose rows come from a file.
-KINDS = ("demonstrations", "preferences", "prompts")
+KINDS = ("demonstrations", "preferences", "prompts", "ai_preferences")
 
 
 def given_data(*rows):
@@ -27,6 +27,7 @@ def given_data(*rows):
     for kind in (*KINDS, "quarantine"):
         lines = [given_line(*row) for row in rows if row[0] == kind]
         (folder / f"{kind}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "ai_preferences.jsonl").rename("given/ai_preferences.jsonl")
 
 
 def given_line(kind, name, split, source, *tag):
@@ -54,6 +55,7 @@ SECOND = [
     ("prompts", "f", "train", "r.jsonl", "bob"),  # a category of that name
     ("prompts", "g", "test", "r.jsonl", None),
     ("quarantine", "h", "train", "d.jsonl", "cy"),
+    ("ai_preferences", "k", "train", "feedback/round-1/pairs.jsonl", "reward:model"),
 ]
 
 
@@ -143,6 +145,20 @@ def test_split_and_kind_say_what_learned_from_a_row(traced, row, policy, reward,
     first = trace.trace(traced, "row", row)["versions"][0]
     assert (first["policy"], first["reward"], first["stages"]) == (policy, reward, stages)
     assert (first["quarantined"], bool(first["rows"])) == ((1, False) if row == "h" else (0, True))
+
+
+@pytest.mark.parametrize(("what", "name"), [("row", "k"), ("source", "feedback"), ("annotator", "reward:model")])
+def test_ai_pairs_are_found_in_their_own_data(traced, what, name):
+    first, second = versions_of(traced, what, name)
+    assert (first["rows"], second["rows"]) == ({}, {"ai_preferences": {"train": 1}})
+    assert (second["policy"], second["reward"], second["stages"]) == (False, False, [])  # PPO does not learn from them
+
+
+def test_dpo_learns_from_ai_pairs_and_no_reward_model_does():
+    record = {"data": {"md5": "x.dir"}, "method": "dpo"}
+    policy: Any = {"version": 1, "reward_version": 1, "record": record}
+    answer = trace._traced(policy, False, trace.Found({"ai_preferences": {"train": 1}}, 0, None))
+    assert (answer["policy"], answer["reward"], answer["stages"]) == (True, False, ["dpo"])
 
 
 def test_dpo_learns_from_the_pairs_itself_and_from_no_prompt():

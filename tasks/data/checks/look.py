@@ -17,7 +17,7 @@ from tasks.data.checks.lost import LOST_CHECKS, Reader
 from tasks.data.checks.overlap import HASH_BYTES, Keys, key_of
 from tasks.data.checks.patterns import control_pattern, control_tokens, encoding_damage, personal_data
 from tasks.data.checks.schema import SPLITS, Row, inspect, texts
-from tasks.data.records import ANSWERS, Kind, tidy
+from tasks.data.records import ANSWERS, PAIRS, Kind, tidy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,7 +61,7 @@ def look(kind: Kind, lines: Lines, tokenizer: "PreTrainedTokenizerBase") -> Look
                 findings[name][number] = finding
         for name, value in (_sizes(kind, row) | _figures(kind, lengths)).items():
             figures[name].append(math.nan if value is None else value)
-        if kind == "preferences" and (same := _same_answer(row)) is not None:
+        if kind in PAIRS and (same := _same_answer(row)) is not None:
             equal[number] = same
     return Looked(
         np.array(is_sound, dtype=bool),
@@ -98,7 +98,7 @@ def _columns(kind: Kind) -> list[str]:
 
 def _figures(kind: Kind, lengths: Lengths | None) -> Figures:
     figures: Figures = {"tokens": lengths.longest if lengths else None}
-    if kind == "preferences":
+    if kind in PAIRS:
         figures["first_difference"] = lengths.first_difference if lengths else None
         figures["longer_chosen"] = _longer_chosen(lengths) if lengths else None
     return figures
@@ -131,5 +131,5 @@ def _same_answer(pair: Row) -> str | None:
     """What both answers say, without what no reader sees; None where they differ."""
     if pair.fault:
         return None
-    chosen, rejected = (tidy(pair.record[name]) for name in ANSWERS["preferences"])
+    chosen, rejected = (tidy(pair.record[name]) for name in ANSWERS[PAIRS[0]])
     return chosen if chosen == rejected else None

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.data.checks.schema import SPLITS, Row
-from tasks.data.records import ANSWERS, Kind, Message, tidy
+from tasks.data.records import ANSWERS, PAIRS, Kind, Message, tidy
 
 HASH_BYTES = 16
 NOTHING = bytes(HASH_BYTES)  # of a row whose shape is wrong
@@ -45,7 +45,7 @@ def key_of(kind: Kind, row: Row) -> Key:
     texts = [tidy(row.record[name]) for name in ANSWERS[kind]] or [tidy(text) for text in row.record["references"]]
     content: list[str | bool] = [*texts]
     opposite: list[str | bool] | None = None
-    if kind == "preferences" and texts[0] != texts[1]:
+    if kind in PAIRS and texts[0] != texts[1]:
         opposite = content[::-1]
     elif kind == "ratings":
         content, opposite = ([*texts, label] for label in (row.record["desirable"], not row.record["desirable"]))

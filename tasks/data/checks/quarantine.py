@@ -12,7 +12,7 @@ from tasks.common.rounding import number
 from tasks.data.checks.schema import SPLITS, location_of
 from tasks.data.checks.suites import FOUND_IN, ROW_CHECKS, SHARES, CheckResult
 from tasks.data.checks.validation import Cut, FileFigures, SplitCounts, TokenFigures
-from tasks.data.records import Kind
+from tasks.data.records import PAIRS, Kind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,7 +83,7 @@ def file_figures(file: Sorted, *, truncates: bool) -> FileFigures:
     table, split = file.valid_table, file.table["split"]
     by_split = Counter(table["split"])
     findings = {check: Counter(split[flags]) for check, flags in file.found.items()}
-    beside: dict[str, Any] = {"longer_chosen": _mean(table["longer_chosen"])} if file.kind == "preferences" else {}
+    beside: dict[str, Any] = {"longer_chosen": _mean(table["longer_chosen"])} if file.kind in PAIRS else {}
     if truncates:
         beside["truncated"] = _truncated(file)
     return FileFigures(

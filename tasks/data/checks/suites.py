@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.data.records import ANSWERS, Kind
+from tasks.data.records import ANSWERS, PAIRS, Kind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,12 +55,13 @@ FILE_CHECKS = ("length_bias",)
 SHARES = {"length_bias": "longer_chosen", "personal_data": "holds_personal_data"}
 # A later stage could not even read these rows.
 NEVER_ONLY_WARN = ("schema", "template")
-MAY_BE_EMPTY: tuple[Kind, ...] = ("preferences", "ratings")  # where nothing learns from them
+MAY_BE_EMPTY: tuple[Kind, ...] = ("preferences", "ratings", "ai_preferences")  # where nothing learns from them
 NEEDED_SPLITS: dict[Kind, tuple[str, ...]] = {
     "demonstrations": ("train", "validation"),
     "preferences": ("train", "validation", "test"),
     "ratings": ("train", "validation"),
     "prompts": ("train", "validation", "test"),
+    "ai_preferences": ("train",),
 }
 
 
@@ -219,7 +220,7 @@ def _fresh_rows(kind: Kind) -> list["Expectation"]:
         _nothing_in("held_out_at", "shared_prompt", "No prompt is also in a more protected split"),
         _nothing_in("gives_away", "contamination", "No training row gives a test prompt away"),
     ]
-    if kind == "preferences":
+    if kind in PAIRS:
         equal = _about("equal", "The chosen answer differs from the rejected one")
         expectations += [
             gxe.ExpectSelectColumnValuesToBeUniqueWithinRecord(column_list=["chosen", "rejected"], **equal),
@@ -237,7 +238,7 @@ def _within_length(kind: Kind, max_tokens: int) -> list["Expectation"]:
     expectations: list[Expectation] = [
         gxe.ExpectColumnValuesToBeBetween(column="tokens", max_value=max_tokens, **length)
     ]
-    if kind == "preferences":
+    if kind in PAIRS:
         differ = _about("truncation", f"The answers differ within the first {max_tokens} tokens")
         column = "first_difference"
         expectations.append(gxe.ExpectColumnValuesToBeBetween(column=column, max_value=max_tokens - 1, **differ))

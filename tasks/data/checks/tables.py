@@ -18,7 +18,7 @@ from tasks.data.checks.contamination import Question, Study, find_contamination
 from tasks.data.checks.look import Findings, Looked, look
 from tasks.data.checks.overlap import Keys, Numbers, contradictions, copies, shared_prompts
 from tasks.data.checks.schema import SPLITS, location_of, texts
-from tasks.data.records import Kind, Message
+from tasks.data.records import PAIRS, TRAINING_ONLY, Kind, Message
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,7 @@ def tables(files: Mapping[Kind, Lines], tokenizer: "PreTrainedTokenizerBase") ->
     NaN where a row's shape is wrong or the chat template refuses it.
     """
     looked = {kind: look(kind, lines, tokenizer) for kind, lines in files.items()}
-    beside = _beside(list(files.values()), list(looked.values()))
+    beside = _beside(files, looked)
     starts = accumulate((len(lines) for lines in files.values()), initial=0)
     return {
         kind: _table(
@@ -46,16 +46,21 @@ def tables(files: Mapping[Kind, Lines], tokenizer: "PreTrainedTokenizerBase") ->
     }
 
 
-def _beside(files: Sequence[Lines], looked: Sequence[Looked]) -> dict[str, Findings]:
+def _beside(by_kind: Mapping[Kind, Lines], looked: Mapping[Kind, Looked]) -> dict[str, Findings]:
     """What is found in rows beside others, by column and the row's number; rows are numbered through all files."""
-    keys = Keys(*(np.concatenate(column) for column in zip(*(found.keys for found in looked), strict=True)))
-    splits = np.concatenate([found.splits for found in looked])
-    is_sound = np.concatenate([found.is_sound for found in looked])
+    keys = Keys(*(np.concatenate(column) for column in zip(*(found.keys for found in looked.values()), strict=True)))
+    files = list(by_kind.values())
+    splits = np.concatenate([found.splits for found in looked.values()])
+    is_sound = np.concatenate([found.is_sound for found in looked.values()])
+    is_extra = np.concatenate([np.full(len(found.splits), kind in TRAINING_ONLY) for kind, found in looked.items()])
     records = end_to_end(files)
     test, training = np.flatnonzero(is_sound & (splits == TEST)), is_sound & (splits == TRAIN)
-    given_away = find_contamination(
-        (Question(number, _asked(records[number]["prompt"])) for number in test.tolist()), _studies(files, training)
-    )
+    given_away: dict[int, int] = {}
+    # Each alone: how often AI pairs hold a phrase must not decide on the rows of people.
+    for studied in (training & ~is_extra, training & is_extra):
+        if studied.any():
+            questions = (Question(number, _asked(records[number]["prompt"])) for number in test.tolist())
+            given_away |= find_contamination(questions, _studies(files, studied))
 
     def locations(found: Numbers) -> Findings:
         return {row: location_of(records[found[row]]) for row in np.flatnonzero(found >= 0).tolist()}
@@ -102,7 +107,7 @@ def _table(kind: Kind, looked: Looked, beside: Mapping[str, Findings]) -> "pd.Da
     nothing = np.full(len(split), None, dtype=object)
     for name, found in {**looked.findings, **beside}.items():
         columns[name] = _column(found, nothing)
-    if kind == "preferences":
+    if kind in PAIRS:
         # Of answers that differ nothing but that is asked for: their texts are left where they are.
         for name in ("chosen", "rejected"):
             columns[name] = _column(looked.equal, np.where(looked.is_sound, np.array(name, dtype=object), nothing))

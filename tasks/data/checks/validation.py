@@ -50,6 +50,7 @@ class Validation(Record):
     preferences: FileFigures
     ratings: FileFigures
     prompts: FileFigures
+    ai_preferences: FileFigures
     warnings: list[Text]
 
     @property

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from itertools import islice
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from tasks.common.errors import InputError
 from tasks.common.files import STATE, hash_files, replacing, require_file
-from tasks.common.lazy import LazySequence, stretches
+from tasks.common.lazy import LazySequence, end_to_end, stretches
 from tasks.data.encoding.tokens import Encoded, EncodedPair, Parts, does_not_fit, encode_records
 from tasks.data.records import ANSWERS, Kind, Split, read_records
 
@@ -44,26 +44,40 @@ Row = TypeVar("Row")
 logger = logging.getLogger(__name__)
 
 
-class EncodedRows(LazySequence[Row]):
-    """N rows of token ids that stay on disk until one is asked for."""
+class CountedRows(LazySequence[Row]):
+    """N rows of token ids, of which the numbers of tokens are known."""
 
-    def __init__(self, folder: Path, dtype: "np.dtype[np.unsignedinteger]", make: Callable[[Parts], Row]) -> None:
-        """Open a folder whose ids are of a type; `make` gives a row from its prompt's ids and those of its answers."""
-        self.counts: npt.NDArray[np.int64] = np.load(folder / COUNTS)  # (N, 1 + answers) tokens
-        file = folder / IDS
-        ids = np.memmap(file, dtype, mode="r") if file.stat().st_size else np.empty(0, dtype)
-
-        def row(number: int, of_row: npt.NDArray[np.unsignedinteger]) -> Row:
-            return make([part.tolist() for part in np.split(of_row, self.counts[number, :-1].cumsum())])
-
-        rows = stretches(self.counts.sum(axis=1), lambda start, end: ids[start:end], row)
-        super().__init__(len(rows), rows.__getitem__)
+    def __init__(self, counts: npt.NDArray[np.int64], make: Callable[[int], Row]) -> None:
+        """Have row i made by `make(i)`; `counts` has the tokens of its prompt and of its answers: (N, 1 + answers)."""
+        self.counts = counts
+        super().__init__(len(counts), make)
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each row, (N,): of its prompt and its longest answer."""
         longest: npt.NDArray[np.int64] = self.counts[:, 0] + self.counts[:, 1:].max(axis=1, initial=0)
         return longest
+
+
+def joined(parts: Sequence[CountedRows[Row]]) -> CountedRows[Row]:
+    """Give rows of one shape behind each other."""
+    return CountedRows(np.concatenate([part.counts for part in parts]), end_to_end(parts).__getitem__)
+
+
+class EncodedRows(CountedRows[Row]):
+    """N rows of token ids that stay on disk until one is asked for."""
+
+    def __init__(self, folder: Path, dtype: "np.dtype[np.unsignedinteger]", make: Callable[[Parts], Row]) -> None:
+        """Open a folder whose ids are of a type; `make` gives a row from its prompt's ids and those of its answers."""
+        counts: npt.NDArray[np.int64] = np.load(folder / COUNTS)
+        file = folder / IDS
+        ids = np.memmap(file, dtype, mode="r") if file.stat().st_size else np.empty(0, dtype)
+
+        def row(number: int, of_row: npt.NDArray[np.unsignedinteger]) -> Row:
+            return make([part.tolist() for part in np.split(of_row, counts[number, :-1].cumsum())])
+
+        rows = stretches(counts.sum(axis=1), lambda start, end: ids[start:end], row)
+        super().__init__(counts, rows.__getitem__)
 
 
 def encoded_demonstrations(
@@ -78,9 +92,13 @@ def encoded_demonstrations(
 
 
 def encoded_preferences(
-    folder: Path, split: Split, tokenizer: "PreTrainedTokenizerBase", context: int | None
+    folder: Path,
+    split: Split,
+    tokenizer: "PreTrainedTokenizerBase",
+    context: int | None,
+    kind: Kind = "preferences",
 ) -> EncodedRows[EncodedPair]:
-    """Give the preference pairs of a folder's split, for a model with room for `context` tokens (None: any number).
+    """Give the pairs of a folder's split, for a model with room for `context` tokens (None: any number).
 
     Raises:
         InputError: the file is missing or damaged; or naming file and row, where one cannot be encoded or does not fit.
@@ -90,7 +108,7 @@ def encoded_preferences(
         prompt, *answers = parts
         return EncodedPair(*(Encoded(prompt, answer) for answer in answers))
 
-    return _rows(folder, "preferences", split, tokenizer, make=pair, context=context)
+    return _rows(folder, kind, split, tokenizer, make=pair, context=context)
 
 
 def encoded_ratings(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from tasks.common.errors import InputError, quoted
 from tasks.data.names import WHOLE_NUMBER, as_name
-from tasks.data.records import TAGS, Kind, Vote
+from tasks.data.records import PAIRS, TAGS, Kind, Vote
 from tasks.data.shapes.columns import (
     Fields,
     Tally,
@@ -111,7 +111,7 @@ def _shaped(fields: Fields, shape: Shape, kind: Kind, source: Source, tally: Tal
         entries = [entry | {"references": []} for entry in entries]
     read = {*shape.required, *shape.optional, *(name for name in statements if is_read(name, kind))}
     count_unused(fields, read, source, tally)
-    about = {"strength": strength_of(statements)} if kind == "preferences" else {}
+    about = {"strength": strength_of(statements)} if kind in PAIRS else {}
     common = ShapedRow("", 0, [], _tag(named[TAGS[kind]], TAGS[kind]), left=left, columns=extra_columns(fields, source))
     groups = [[entry] for entry in entries] if shape.are_apart else [entries]
     return [_of_entries(common, group, about) for group in groups]

@@ -6,7 +6,7 @@ Faults are raised as `ShapeError`; the caller, which knows file and row, adds th
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tasks.data.records import Kind, Message
+from tasks.data.records import PAIRS, Kind, Message
 from tasks.data.shapes.columns import Fields
 from tasks.data.shapes.conversations import Turn, answered_turns, as_answer, as_pair, as_prompt, with_system
 from tasks.data.shapes.labels import ANNOTATORS, LABEL_COLUMNS, compared, compared_by
@@ -257,6 +257,11 @@ _VOTED = Shape(  # PandaLM
     _by_annotators,
     are_apart=True,
 )
+_PAIRS = [
+    *_COMPARED,
+    *(Shape(required, optional, _ranked(of), are_apart=True) for required, optional, of in _SEVERAL),
+    _VOTED,
+]
 SHAPES: dict[Kind, list[Shape]] = {
     "demonstrations": [
         Shape(("prompt", "response"), ("system", "annotator"), _answered_prompt),
@@ -265,11 +270,7 @@ SHAPES: dict[Kind, list[Shape]] = {
         Shape(("conversations",), ("system", "annotator"), _answered_conversation),
         Shape(("instruction", "output"), ("input", "system", "annotator"), _answered_instruction),
     ],
-    "preferences": [
-        *_COMPARED,
-        *(Shape(required, optional, _ranked(of), are_apart=True) for required, optional, of in _SEVERAL),
-        _VOTED,
-    ],
+    **dict.fromkeys(PAIRS, _PAIRS),
     "ratings": [
         *(
             Shape((*each.required, column), each.optional, _rated(each.read))

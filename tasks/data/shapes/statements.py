@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from tasks.common.errors import quoted
-from tasks.data.records import Kind
+from tasks.data.records import PAIRS, Kind
 from tasks.data.shapes.messages import WEIGHTS, IgnorableError, ShapeError, is_nothing, shown_value
 
 # A label of a single answer: true is good. A rating of one: a number.
@@ -21,6 +21,7 @@ TRUTHS: Mapping[str, bool] = {
 SCORES = ("score", "rating", "reward", "grade")  # in the names of a column of chosen and of its twin of rejected
 MARGIN = "margin"  # how much better the chosen answer is
 STATEMENTS = (*WEIGHTS, LABEL)
+COMPARED: tuple[Kind, ...] = (*PAIRS, "ratings")  # kinds whose rows may have scores
 # Columns that change what a text means, and for which records have no place.
 NOT_READ: Mapping[str, str] = {
     "history": "earlier turns: write the row as messages",
@@ -52,7 +53,7 @@ def reason_to_leave_out(fields: Mapping[str, Any], kind: Kind) -> Left | None:
             return Left("weight", f"its {name} says that it is not to be learned")
     if kind != "prompts" and bad:
         return Left("label", "its label says that the answer is bad")
-    return _wrong_scores(fields) if kind in ("preferences", "ratings") else None
+    return _wrong_scores(fields) if kind in COMPARED else None
 
 
 def is_desirable(label: object) -> bool:
@@ -93,7 +94,7 @@ def is_read(name: str, kind: Kind) -> bool:
     """Tell whether a column of this name is read here."""
     lower = name.lower()
     is_score = ("chosen" in lower or "rejected" in lower) and any(score in lower for score in SCORES)
-    return name in STATEMENTS or (kind in ("preferences", "ratings") and (name == MARGIN or is_score))
+    return name in STATEMENTS or (kind in COMPARED and (name == MARGIN or is_score))
 
 
 def _refuse_what_is_not_read(fields: Mapping[str, Any]) -> None:

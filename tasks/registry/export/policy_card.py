@@ -10,7 +10,9 @@ from tasks.methods import METHODS
 from tasks.registry.export.card import IndexEntry, Subject, figures_of, write_card
 from tasks.registry.promotion.decisions import PolicyVersion
 
-KINDS: tuple[Kind, ...] = ("demonstrations", "preferences", "ratings", "prompts")
+KINDS: tuple[Kind, ...] = ("demonstrations", "preferences", "ratings", "ai_preferences", "prompts")
+# Named where the policy learned from them.
+NOT_ALWAYS: tuple[Kind, ...] = ("ratings", "ai_preferences")
 
 
 class Comparison(NamedTuple):
@@ -52,7 +54,7 @@ def policy_card(policy: PolicyVersion, *, as_adapter: bool = False) -> str:
         task="text-generation",
         library="peft" if as_adapter else "transformers",
         tags=["rlhf", method, "trueline", *(["lora"] if as_adapter else [])],
-        kinds=[kind for kind in KINDS if kind != "ratings" or kind in METHODS[method].learns_from],
+        kinds=[kind for kind in KINDS if kind not in NOT_ALWAYS or _is_learned(kind, record)],
         tested_on=f"{evaluation.get('prompts')} prompts of the test split",
     )
     return write_card(
@@ -67,6 +69,11 @@ def policy_card(policy: PolicyVersion, *, as_adapter: bool = False) -> str:
         model_figures=[(each.name, each.digits, *each.values) for each in _model_figures(evaluation)],
         accuracy=figures_of(record, "reward").get("accuracy", {}),
     )
+
+
+def _is_learned(kind: Kind, record: Mapping[str, Any]) -> bool:
+    has_rows = bool(record["data"]["prepare"].get(kind, {}).get("records"))
+    return has_rows and kind in METHODS[record["method"]].learns_from
 
 
 def _index(record: Mapping[str, Any]) -> list[IndexEntry]:

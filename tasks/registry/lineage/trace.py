@@ -6,6 +6,7 @@ is unknown if DVC's cache has lost the data, or if rows name no annotator.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -34,6 +35,7 @@ TRAINED_ON = {
     ("preferences", "validation"): ("held_out_reward",),
     ("ratings", "train"): stages_learning_from("ratings"),
     ("prompts", "train"): stages_learning_from("prompts"),
+    ("ai_preferences", "train"): stages_learning_from("ai_preferences"),
 }
 # The stages that make a model. The held-out reward model makes none: it is only used at the gate.
 REWARD_STAGES = ("sft", "reward")
@@ -102,8 +104,8 @@ def trace(params: Params, what: What, name: str) -> Trace:
         raise InputError(f"{params.registry.policy} has no version yet, so none was trained on it: run trueline run")
     decisions = decisions_of(params.registry.policy)
     promoted = {decision["policy"]["md5"] for decision in decisions if decision["action"] in MOVES}
-    found = {md5: _look(md5, what, name) for md5 in dict.fromkeys(each["record"]["data"]["md5"] for each in policies)}
-    versions = [_traced(each, each["md5"] in promoted, found[each["record"]["data"]["md5"]]) for each in policies]
+    found = {data: _look(data, what, name) for data in dict.fromkeys(map(_data_of, policies))}
+    versions = [_traced(each, each["md5"] in promoted, found[_data_of(each)]) for each in policies]
     in_any = any(each is not None and (each.valid or each.quarantined) for each in found.values())
     return Trace(what=what, name=name, versions=versions, in_any=in_any)
 
@@ -119,29 +121,37 @@ def exclude(params: Params, what: What, name: str) -> Excluded:
     return Excluded(file=params.prepare.exclude, added=added, stages=stages)
 
 
-def _look(md5: str, what: What, name: str) -> Found | None:
-    """Count the matching rows of a version's data; None if DVC's cache lacks the data."""
+def _data_of(policy: PolicyVersion) -> tuple[str, ...]:
+    """Give the hashes of a version's data; early versions have no AI pairs."""
+    data = policy["record"]["data"]
+    return tuple(filter(None, (data["md5"], data.get("ai_preferences"))))
+
+
+def _look(hashes: tuple[str, ...], what: What, name: str) -> Found | None:
+    """Count the matching rows of a version's data; None if DVC's cache lacks some."""
     field = "id" if what == "row" else what
     with temporary_folder(STATE / "traced") as folder:  # on the disk of the cache, so that links work
-        data = (folder / "data").absolute()
+        places = [(folder / md5).absolute() for md5 in hashes]
         try:
-            materialise(md5, data, LINKS, what=f"data {md5}")
+            for md5, place in zip(hashes, places, strict=True):
+                materialise(md5, place, LINKS, what=f"data {md5}")
         except NotCachedError:
             return None
-        valid = _count(data, TYPES, field, name)
+        valid = _count(places, TYPES, field, name)
         annotated = [kind for kind in TYPES if TAGS[kind] == what]
-        unattributed = _count(data, annotated, field, None) if annotated else None
-        quarantine = data / "quarantine.jsonl"
-        lines = read_jsonl(quarantine) if quarantine.exists() else ()
+        unattributed = _count(places, annotated, field, None) if annotated else None
+        quarantines = filter(Path.exists, (place / "quarantine.jsonl" for place in places))
+        lines = chain.from_iterable(map(read_jsonl, quarantines))
         return Found(valid, sum(_has(line["record"], field, name) for line in lines), unattributed)
 
 
-def _count(data: Path, kinds: Iterable[Kind], field: str, name: str | None) -> RowCounts:
+def _count(places: Iterable[Path], kinds: Iterable[Kind], field: str, name: str | None) -> RowCounts:
     """Count the valid rows with a name in a field."""
+    files = {place / f"{kind}.jsonl": kind for place in places for kind in kinds}
     counts = {
-        kind: Counter(row["split"] for row in read_jsonl(data / f"{kind}.jsonl") if _has(row, field, name))
-        for kind in kinds
-        if (data / f"{kind}.jsonl").exists()  # early data lack some kinds
+        kind: Counter(row["split"] for row in read_jsonl(file) if _has(row, field, name))
+        for file, kind in files.items()
+        if file.exists()  # each is in one of the places, and early data lack some kinds
     }
     return {kind: dict(sorted(splits.items())) for kind, splits in counts.items() if splits}
 

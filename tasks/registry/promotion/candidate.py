@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.common.errors import InputError
-from tasks.common.files import METRICS, MODELS, VALIDATED, read_json
+from tasks.common.files import AI_VALIDATED, METRICS, MODELS, VALIDATED, read_json
 from tasks.common.yaml_files import read_yaml
 from tasks.data.checks.validation import VALIDATION
 from tasks.data.names import name_in_outputs
@@ -53,6 +53,7 @@ def model_record(params: Params) -> dict[str, Any]:
         "base": {"source": params.base.source, "md5": output_hash("base", MODELS / "base")},
         "data": {
             "md5": output_hash("validate", VALIDATED),
+            "ai_preferences": output_hash("validate", AI_VALIDATED),
             "prepare": prepared,
             "validate": locked_json("validate", VALIDATION),
         },
