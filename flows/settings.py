@@ -165,11 +165,14 @@ def _unmistakable(value: object) -> object:
     if isinstance(value, str):
         is_plain = PLAIN.fullmatch(value) and value.lower() not in WORDS
         return value if is_plain else DoubleQuotedScalarString(value)
+    # On one line: over several, lists and mappings would come below the comment that follows their key.
     if isinstance(value, list):
-        return [_unmistakable(each) for each in value]
+        entries = CommentedSeq(_unmistakable(each) for each in value)
+        entries.fa.set_flow_style()
+        return entries
     if isinstance(value, Mapping):
         mapping = CommentedMap({_unmistakable(name): _unmistakable(each) for name, each in value.items()})
-        mapping.fa.set_flow_style()  # over several lines, it would come below the comment that follows the key
+        mapping.fa.set_flow_style()
         return mapping
     return value
 

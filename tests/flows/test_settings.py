@@ -112,6 +112,19 @@ def test_a_list_that_is_replaced_leaves_the_comments_behind_it(params: Path) -> 
     assert load_params().rewards.ground_truth == []
 
 
+def test_a_list_of_several_entries_stays_above_the_comments_behind_it(params: Path) -> None:
+    before = params.read_text()
+    entries = [f"{{name: {name}, source: exact_match, options: {{}}, weight: 1.0}}" for name in ("one", "two")]
+    change = f"rewards.training=[{', '.join(entries)}]"
+    assert configure([change])
+    assert [line for line in params.read_text().splitlines() if "#" in line] == [
+        line for line in before.splitlines() if "#" in line
+    ]
+    assert params.read_text().index("name: two") < params.read_text().index("# How several are combined")
+    assert configure([change]) == []
+    assert configure(["seed=8"])
+
+
 def test_an_entry_of_a_list_is_found_by_its_name() -> None:
     configure(["rewards.training.reward_model.weight=0.5", "rewards.ground_truth.order_rule.options.strict=true"])
 
