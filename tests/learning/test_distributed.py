@@ -121,8 +121,6 @@ def test_two_processes_train_a_shared_critic_as_one_does(
     [
         {"estimator": "rloo"},
         {"estimator": "grpo", "kl_estimator": "k2", "aggregation": "sequence", "dynamic_sampling": 2},
-        {"estimator": "rloo", "policy_loss": "gspo", "aggregation": "sequence"},
-        {"estimator": "rloo", "policy_loss": "cispo", "aggregation": "constant"},
     ],
     ids=str,
 )

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tasks.learning.ppo.policy_gradient import Counts, aggregated, policy_loss, value_loss
+from tests.learning.ppo_variants import LOSSES
 
 ONE = torch.ones(1, 1, dtype=torch.bool)
-KINDS = [("clip", "token"), ("clip", "sequence"), ("clip", "constant"), ("gspo", "sequence"), ("cispo", "token")]
 MASK = torch.tensor([[False, True, True, True, False], [False, False, True, True, False]])
 
 
@@ -107,7 +107,7 @@ def test_cispo_by_hand():
     assert found.clip_fraction.item() == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize(("kind", "aggregation"), KINDS)
+@pytest.mark.parametrize(("kind", "aggregation"), LOSSES)
 def test_at_the_policy_that_sampled_all_losses_have_the_same_gradient_and_no_kl(kind, aggregation):
     leaf = torch.tensor([[-0.5, -1.5]]).requires_grad_()
     counts = Counts(2, 1, 2)
@@ -159,7 +159,7 @@ def test_padding_changes_neither_losses_nor_gradients(kind, rubbish):
     assert losses_and_gradients(rubbish)[-1][~MASK].abs().max() == 0
 
 
-@pytest.mark.parametrize(("kind", "aggregation"), KINDS)
+@pytest.mark.parametrize(("kind", "aggregation"), LOSSES)
 def test_parts_of_a_minibatch_add_up_to_the_whole(kind, aggregation):
     new, old, advantages, returns = random_inputs(1)
     new.requires_grad_()
