@@ -146,13 +146,7 @@ def train_reward_model(
             conversations=[each.conversation for each in sources],
             demonstrated=row_batches(answers, tokens, device),
         )
-        members: list[Member] = []
-        for number in range(1, settings.ensemble + 1):
-            log = CountedOn(run, sum(len(member.curve.rows) for member in members)) if members else run
-            seeded = of_member(params, number)
-            model = new_reward_model(SFT, seeded, settings.pooling) if members else started
-            name = member_name(stage, number)
-            members.append(train_member(name, seeded, settings, model, data, fingerprint=fingerprint, log=log))
+        members = train_members(stage, params, settings, started, data, fingerprint=fingerprint, log=run)
         scored = ensemble_pairs(members, settings.ensemble_penalty)
         normalisation = standardise(members, settings.ensemble_penalty)
         metrics = {
@@ -172,6 +166,31 @@ def train_reward_model(
     if processes.is_main():
         for number in range(1, settings.ensemble + 1):
             delete_checkpoints(member_name(stage, number))
+
+
+def train_members(
+    stage: str,
+    params: Params,
+    settings: Reward,
+    started: PreTrainedModel,
+    data: TrainingData,
+    *,
+    fingerprint: Fingerprint,
+    log: Log,
+) -> list[Member]:
+    """Train one model after the other, the first from `started`.
+
+    Raises:
+        InputError: a head's penalty cannot be chosen, or training no longer gives numbers.
+    """
+    members: list[Member] = []
+    for number in range(1, settings.ensemble + 1):
+        seeded = of_member(params, number)
+        model = new_reward_model(SFT, seeded, settings.pooling) if members else started
+        counted_on = CountedOn(log, sum(len(member.curve.rows) for member in members))
+        name = member_name(stage, number)
+        members.append(train_member(name, seeded, settings, model, data, fingerprint=fingerprint, log=counted_on))
+    return members
 
 
 def of_member(params: Params, number: int) -> Params:
