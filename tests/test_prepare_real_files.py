@@ -52,7 +52,7 @@ def prepared(kind: Kind, path: Path, ignore: list[str]) -> dict[str, Any]:
         ("preferences", "markup.jsonl", [], {"records": 80}),
         ("demonstrations", "tool_calls_text.jsonl", ["tool_calls"], {"records": 80, "ignored": {"tool_calls": 80}}),
         ("demonstrations", "reasoning_content.jsonl", ["reasoning_content"], {"records": 80}),
-        ("demonstrations", "tool_calls_text.jsonl", [], "80 bad rows: .* message 2 of messages holds tool_calls"),
+        ("demonstrations", "tool_calls_text.jsonl", [], {"records": 80}),
         ("demonstrations", "reasoning_content.jsonl", [], "holds reasoning_content .* prepare.demonstrations.ignore"),
         ("preferences", "dup_columns.parquet", [], "names the column 'chosen' twice: rename one"),
         ("preferences", "dup_keys.jsonl", [], "80 bad rows: .* names the key 'chosen' twice in one object"),
@@ -79,7 +79,7 @@ def test_what_went_wrong_is_understood_or_refused(kind, file, ignore, expected, 
         ("demonstrations", "gsm8k/labelled.jsonl", {"rows_read": 2400, "left_out": {"label": 1494}, "records": 906}),
         ("prompts", "truthfulqa/refs_test.jsonl", {"records": 81, "unused": {"incorrect": 81}}),
         ("prompts", "self_instruct/user_oriented_eval.jsonl", {"records": 252, "unused": {"id": 252}}),
-        ("demonstrations", "shapes/glaive_toolcall_en_demo.json", "60 bad rows: .* has the from 'function_call' where"),
+        ("demonstrations", "shapes/glaive_toolcall_en_demo.json", {"rows_read": 60, "records": 200, "rows_kept": 60}),
     ],
 )
 def test_real_files(kind, file, expected):

@@ -321,6 +321,24 @@ def test_rows_that_the_template_refuses_or_loses_are_quarantined_with_what_it_sa
     assert figures()["demonstrations"]["findings"] == counted
 
 
+def test_rows_with_tools_that_the_template_cannot_show_are_quarantined_with_the_cure(place):
+    call = {"type": "function", "function": {"name": "track", "arguments": {"order": 7}}}
+    calling = {"role": "assistant", "content": "", "tool_calls": [call]}
+    asked, called, answered = (record("demonstrations", number, "train") for number in (201, 202, 203))
+    asked["prompt"][0]["tools"] = [{"type": "function", "function": {"name": "track", "parameters": {}}}]
+    called["response"] = calling
+    answered["prompt"] += [calling, {"role": "tool", "content": "on its way"}]
+    prepare(demonstrations=[asked, called, answered])
+    validate(settings())
+
+    lines = {line["row"]: line["found"] for line in read_jsonl(Path("data/validate/quarantine.jsonl"))}
+    lost = {201: "the tools", 202: "the call in the answer", 203: "the call in turn 2"}
+    cure = "choose one that writes it (base.chat_template)"
+    assert lines == {row: {"lost_tools": f"the chat template leaves out {what}: {cure}"} for row, what in lost.items()}
+    with pytest.raises(InputError, match=r"validate\.warn names 'lost_tools', but may name only"):
+        validate(settings(warn=["lost_tools"]))
+
+
 def test_a_template_that_loses_what_no_row_has_is_fine(losing):
     prepare()
     validate(settings())

@@ -15,7 +15,7 @@ MOST_BITS = 64  # of a whole number
 def columns_fault(columns: Mapping[str, object]) -> str | None:
     """Find the first reason why extra columns cannot be recorded, with the column's name; None where there is none."""
     for name, value in columns.items():
-        if fault := _value_fault(value):
+        if fault := json_fault(value):
             return f"{name} {fault}"
     size = len(json.dumps(columns, ensure_ascii=False).encode())
     if size > LARGEST:
@@ -23,7 +23,8 @@ def columns_fault(columns: Mapping[str, object]) -> str | None:
     return None
 
 
-def _value_fault(value: object, depth: int = 1) -> str | None:
+def json_fault(value: object, depth: int = 1) -> str | None:
+    """Find the first reason why a value is no JSON that all write and read alike; None where there is none."""
     if depth > DEEPEST:
         return f"nests more than {DEEPEST} lists and objects"
     if isinstance(value, dict):
@@ -36,7 +37,7 @@ def _value_fault(value: object, depth: int = 1) -> str | None:
 
 
 def _first_fault(values: list[object], depth: int) -> str | None:
-    return next((fault for fault in (_value_fault(value, depth + 1) for value in values) if fault), None)
+    return next((fault for fault in (json_fault(value, depth + 1) for value in values) if fault), None)
 
 
 def _plain_fault(value: object) -> str | None:

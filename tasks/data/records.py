@@ -6,7 +6,7 @@ A record is a NamedTuple in memory and one JSON object a line on disk, with the 
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 from tasks.common.files import AI_VALIDATED, VALIDATED, damaged_row, read_jsonl, write_jsonl
 
@@ -14,11 +14,36 @@ Split = Literal["train", "validation", "test"]
 Kind = Literal["demonstrations", "preferences", "ratings", "prompts", "ai_preferences"]
 
 
+class Function(TypedDict):
+    """The function that a call names, and what it is called with."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class ToolCall(TypedDict):
+    """A call of a function by the assistant, as chat templates read it."""
+
+    id: NotRequired[str]
+    type: Literal["function"]
+    function: Function
+
+
 class Message(TypedDict):
-    """One turn of a conversation."""
+    """One turn of a conversation, as chat templates read it."""
 
     role: str
     content: str
+    tool_calls: NotRequired[list[ToolCall]]  # the assistant's
+    name: NotRequired[str]  # of the function whose result the message of a tool is
+    tool_call_id: NotRequired[str]  # of its call
+    # Of the first message alone: the functions that may be called in the conversation, as JSON schemas
+    # ({type: function, function: {name, description, parameters}}). Chat templates are given them apart.
+    tools: NotRequired[list[dict[str, Any]]]
+
+
+# What the assistant says: a text, or a message where it calls functions.
+Answer = str | Message
 
 
 class Demonstration(NamedTuple):
@@ -28,8 +53,8 @@ class Demonstration(NamedTuple):
     split: Split
     source: str  # the file or data set it came from, as params.yaml names it
     row: int  # its row there, from 1
-    prompt: list[Message]  # ends with the user's turn
-    response: str  # the assistant's turn
+    prompt: list[Message]  # ends with the user's turn, or the result of a tool
+    response: Answer  # the assistant's turn
     annotator: str | None = None  # who wrote the answer, where the source names somebody; no part of the content
     truncated: dict[str, int] | None = None  # by the field that was cut: tokens that it lost
 
@@ -53,8 +78,8 @@ class Preference(NamedTuple):
     source: str
     row: int
     prompt: list[Message]
-    chosen: str
-    rejected: str
+    chosen: Answer
+    rejected: Answer
     annotator: str | None = None  # who chose; None where several have voted
     share: float | None = None  # of the counted votes that are for the chosen answer; None where one row is all
     votes: list[Vote] | None = None  # of all rows of the pair
@@ -71,7 +96,7 @@ class Rating(NamedTuple):
     source: str
     row: int
     prompt: list[Message]
-    response: str
+    response: Answer
     desirable: bool
     annotator: str | None = None  # who rated it
     truncated: dict[str, int] | None = None

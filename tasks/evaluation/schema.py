@@ -6,7 +6,7 @@ figure's name; it is never taken for a figure that could not be computed. Those 
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -229,6 +229,10 @@ class Turn(Record):
 
     role: str
     content: Text
+    tool_calls: list[dict[str, Any]] | None = None
+    name: Text | None = None
+    tool_call_id: Text | None = None
+    tools: list[dict[str, Any]] | None = None  # of the first message: the functions that may be called
 
 
 class ResponseFigures(Record):

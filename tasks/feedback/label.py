@@ -9,6 +9,7 @@ from tasks.common.errors import InputError
 from tasks.common.files import MODELS, VALIDATED, hash_files, read_json, read_jsonl, write_json, write_jsonl
 from tasks.data.encoding.tokens import Text, encode_texts, load_tokenizer
 from tasks.data.records import Preference, read_records, tidy
+from tasks.data.tool_calls import answer_as_text
 from tasks.feedback.collect import ANSWERS, MANIFEST
 from tasks.feedback.labellers import BY_JUDGE, BY_REWARD, Group, Labeller
 from tasks.settings.params import Params
@@ -81,7 +82,7 @@ def agreement_with_people(labeller: Labeller) -> dict[str, Any]:
     ordered = sorted(
         (each for each in records if _is_of_people(each) and not each.truncated), key=lambda record: record.id
     )
-    groups = [Group(record.prompt, (record.chosen, record.rejected)) for record in ordered]
+    groups = [Group(each.prompt, (answer_as_text(each.chosen), answer_as_text(each.rejected))) for each in ordered]
     chosen = [group for group in groups if labeller.can_score(group)][:PAIRS_OF_PEOPLE]
     if not chosen:
         return {"pairs": 0, "share": None}

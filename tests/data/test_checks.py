@@ -27,6 +27,14 @@ def test_every_check_of_rows_is_expected_and_documented() -> None:
     assert documented == {*ROW_CHECKS, *FILE_CHECKS}
 
 
+CALLED = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"type": "function", "function": {"name": "pay", "arguments": {"card": 4111111111111111}}}],
+}
+ASKED, RESULT = {"role": "user", "content": "question"}, {"role": "tool", "content": "sent to ann@example.org"}
+
+
 def pair(number: int, prompt: str, chosen: str, rejected: str, split: str = "train") -> Row:
     record = {"id": str(number), "split": split, "source": "raw.jsonl", "row": number}
     messages = [{"role": "user", "content": prompt}]
@@ -43,15 +51,53 @@ def pair(number: int, prompt: str, chosen: str, rejected: str, split: str = "tra
         ({"row": "3"}, "row is not a number"),
         ({"prompt": "hello"}, "prompt is not a list of messages"),
         ({"prompt": [{"role": "user"}]}, "prompt has a message that is not a role and a content"),
-        ({"prompt": [{"role": "assistant", "content": "hello"}]}, "prompt does not end with the user's turn"),
         ({"truncated": {"rejected": 3}}, None),
         ({"truncated": 3}, "truncated is not an object of tokens by field"),
+        (
+            {"prompt": [{"role": "assistant", "content": "hello"}]},
+            "prompt does not end with the user's turn or a tool's",
+        ),
+        ({"prompt": [CALLED, RESULT]}, None),
+        (
+            {"prompt": [CALLED | {"tool_calls": [{}]}, RESULT]},
+            "prompt has a message whose tool_calls are not calls of functions",
+        ),
+        ({"prompt": [ASKED | {"tools": ["f"]}]}, "prompt has a message whose tools are not JSON schemas of functions"),
+        ({"prompt": [RESULT | {"name": 1}]}, "prompt has a message whose name or tool_call_id is not text"),
+        ({"prompt": [ASKED | {"images": []}]}, "prompt has a message that is not a role and a content"),
+        ({"chosen": CALLED}, None),
+        ({"chosen": ASKED}, "chosen is a message without a call of the assistant"),
+        ({"chosen": CALLED | {"tools": 1}}, "chosen is a message whose tools are not JSON schemas of functions"),
+        ({"annotator": CALLED}, "annotator is dict, not text"),
         ({"rejected": "\ud800"}, "rejected holds half a surrogate pair, which is no character"),
     ],
 )
 def test_the_shape_of_a_row(change, fault):
     record = pair(1, "question", "yes", "no").record
     assert inspect("preferences", {**record, **change}).fault == fault
+
+
+def test_personal_data_is_seen_in_calls_and_results():
+    record = pair(1, "question", "yes", "no").record
+    for change, found in (
+        ({"chosen": CALLED}, {"card number"}),
+        ({"prompt": [ASKED, CALLED, RESULT]}, {"card number", "e-mail"}),
+    ):
+        assert {kind for text in texts({**record, **change}) if (kind := personal_data(text))} == found
+
+
+def test_copies_and_contradictions_are_seen_in_calls_whatever_their_ids():
+    record = pair(1, "question", "yes", "no").record
+
+    def key(call_id: str, card: int, *, swapped: bool = False) -> tuple[bytes, bytes]:
+        function = {"name": "pay", "arguments": {"card": card}}
+        call = CALLED | {"tool_calls": [{"id": call_id, "type": "function", "function": function}]}
+        answers = {"chosen": "no", "rejected": call} if swapped else {"chosen": call, "rejected": "no"}
+        found = key_of("preferences", inspect("preferences", {**record, **answers}))
+        return found.content, found.swapped
+
+    assert key("a", 1) == key("b", 1) != key("a", 2)
+    assert key("a", 1) == key("b", 1, swapped=True)[::-1]
 
 
 @pytest.mark.parametrize(

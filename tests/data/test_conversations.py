@@ -13,7 +13,7 @@ from tasks.data.shapes.conversations import (
     as_prompt,
     with_system,
 )
-from tasks.data.shapes.messages import ShapeError
+from tasks.data.shapes.values import ShapeError
 
 
 def system(content: str) -> Message:

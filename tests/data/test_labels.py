@@ -9,7 +9,7 @@ from tasks.data.records import Kind
 from tasks.data.shapes.columns import Tally
 from tasks.data.shapes.convert import ShapedRow, shape_rows
 from tasks.data.shapes.labels import ANSWER_PAIRS, INDICES, LABELS, TRUTHS
-from tasks.data.shapes.messages import shown_value
+from tasks.data.shapes.values import shown_value
 from tasks.data.sources.raw_rows import BadRows, RawRow
 from tasks.settings.params import Source
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from tasks.data.records import TYPES
-from tasks.data.shapes.messages import IgnorableError, ShapeError
 from tasks.data.shapes.statements import TRUTHS, is_bad, is_read, reason_to_leave_out
+from tasks.data.shapes.values import IgnorableError, ShapeError
 
 NAN = float("nan")
 
@@ -119,7 +119,7 @@ def test_the_reason_is_given_with_its_values():
     assert left is not None and left.detail == "score_chosen is 1.5 and score_rejected 3"
 
 
-@pytest.mark.parametrize("name", ["history", "tools", "image", "images", "audio", "audios", "video", "videos"])
+@pytest.mark.parametrize("name", ["history", "image", "images", "audio", "audios", "video", "videos"])
 @pytest.mark.parametrize("kind", TYPES)
 def test_what_changes_the_meaning_of_a_row_is_refused(name, kind):
     with pytest.raises(IgnorableError, match=rf"^{name} holds "):

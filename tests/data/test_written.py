@@ -5,8 +5,8 @@ import json
 import pytest
 from hypothesis import given, strategies
 
-from tasks.data.shapes.messages import ShapeError
 from tasks.data.shapes.serialized import LONGEST_PYTHON, read_written, read_written_texts
+from tasks.data.shapes.values import ShapeError
 
 TALK = [{"role": "user", "content": "It's “2+2”?\n"}, {"role": "assistant", "content": 'He wrote "4"'}]
 GPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]

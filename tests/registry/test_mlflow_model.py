@@ -149,6 +149,7 @@ def test_what_travels_with_the_model_imports_nothing_of_the_project(mlflow_here)
         "io",
         "json",
         "pathlib",
+        "re",
         "statistics",
         "typing",
         "torch",

@@ -18,10 +18,24 @@ if TYPE_CHECKING:  # transformers costs seconds to import
     from transformers import PreTrainedTokenizerBase
 
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
+# Tools, calls and results stand in the marks of Hermes and Qwen; without them every byte is as in plain ChatML.
+CHATML = (
+    "{% if tools %}<|im_start|>system\n"
+    "{% if messages[0].role == 'system' %}{{ messages[0].content + '\n\n' }}{% endif %}"
+    "You may call these functions:\n<tools>\n{% for tool in tools %}{{ (tool | tojson) + '\n' }}{% endfor %}</tools>\n"
+    "To call one, write its name and its arguments as JSON:\n"
+    '<tool_call>\n{"name": "...", "arguments": {...}}\n</tool_call><|im_end|>\n{% endif %}'
+    "{% for message in messages %}{% if not (tools and loop.first and message.role == 'system') %}"
+    "<|im_start|>{{ message.role }}\n"
+    "{% if message.role == 'tool' %}{{ '<tool_response>\n' + message.content + '\n</tool_response>' }}"
+    "{% else %}{{ message.content }}{% endif %}"
+    "{% for call in message.tool_calls or [] %}{% if message.content or not loop.first %}{{ '\n' }}{% endif %}"
+    '<tool_call>\n{"name": {{ call.function.name | tojson }}, '
+    '"arguments": {{ call.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
+    "<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 TEMPLATES = {
-    "chatml": "{% for message in messages %}"
-    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "chatml": CHATML,
     "plain": "{% for message in messages %}{{ message.role | capitalize }}: {{ message.content }}"
     "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}Assistant: {% endif %}",

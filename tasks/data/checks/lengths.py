@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tasks.common.errors import InputError
 from tasks.data.checks.lost import Losses, Reader
 from tasks.data.checks.schema import Row
-from tasks.data.encoding.tokens import Parts, Written, as_text, encode_written, write_texts
+from tasks.data.encoding.tokens import Parts, Text, Written, as_text, encode_written, write_texts
 from tasks.data.records import Kind
 
 if TYPE_CHECKING:
@@ -41,17 +41,17 @@ def measure(
     kind: Kind, rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", reader: Reader
 ) -> list[Measured | None]:
     """Write rows in the chat template and measure them in tokens; None for a row whose shape is wrong."""
-    sound = [row for row in rows if not row.fault]
-    written = write_texts(tokenizer, [as_text(kind, row.record) for row in sound])
+    texts = [as_text(kind, row.record) for row in rows if not row.fault]
+    written = write_texts(tokenizer, texts)
     encoded = encode_written(tokenizer, written)
-    measured = (_measured(*each, reader) for each in zip(sound, written, encoded, strict=True))
+    measured = (_measured(*each, reader) for each in zip(texts, written, encoded, strict=True))
     return [None if row.fault else next(measured) for row in rows]
 
 
-def _measured(row: Row, written: Written | InputError, encoded: Parts | InputError, reader: Reader) -> Measured:
+def _measured(text: Text, written: Written | InputError, encoded: Parts | InputError, reader: Reader) -> Measured:
     if isinstance(written, InputError):
         return Measured(None, str(written), {})
-    losses = reader.losses(row.prompt, written.prompt)
+    losses = reader.losses(text.prompt, written.prompt, list(zip(text.responses, written.answers, strict=True)))
     if isinstance(encoded, InputError):
         return Measured(None, str(encoded), losses)
     prompt, *answers = encoded

@@ -18,11 +18,14 @@ from tasks.data.checks.overlap import HASH_BYTES, Keys, key_of
 from tasks.data.checks.patterns import control_pattern, control_tokens, encoding_damage, personal_data
 from tasks.data.checks.schema import SPLITS, Row, inspect, texts
 from tasks.data.records import ANSWERS, PAIRS, Kind, tidy
+from tasks.data.tool_calls import answer_as_text, comparable_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ROWS_AT_ONCE = 128
+# Whose messages must say something: a blank system text is a common way to have none, and a tool may have no result.
+SPEAKING = ("user", "assistant")
 FOUND = ("schema", "encoding", "control_tokens", "personal_data")  # in the texts themselves
 Findings = dict[int, str]  # by the number of the row in its file, from 0; rows without one are left out
 Figures = dict[str, float | None]
@@ -120,10 +123,13 @@ def _sizes(kind: Kind, row: Row) -> Figures:
 
 def _size(row: Row, field: str) -> int | None:
     """Characters in the emptiest text of a field, white space around it aside; None where there is none to test."""
-    if field == "prompt":  # a blank system message is a common way to have none
-        field_texts = [message["content"] for message in row.prompt if message["role"] != "system"]
+    if field == "prompt":
+        field_texts = [
+            message["content"] for message in row.prompt if message["role"] in SPEAKING and "tool_calls" not in message
+        ]
     else:
-        field_texts = row.record[field] if field == "references" else [row.record[field]]
+        answers = row.record[field] if field == "references" else [row.record[field]]
+        field_texts = list(map(answer_as_text, answers))
     return min((len(text.strip()) for text in field_texts), default=None)
 
 
@@ -131,5 +137,5 @@ def _same_answer(pair: Row) -> str | None:
     """What both answers say, without what no reader sees; None where they differ."""
     if pair.fault:
         return None
-    chosen, rejected = (tidy(pair.record[name]) for name in ANSWERS[PAIRS[0]])
-    return chosen if chosen == rejected else None
+    chosen, rejected = (pair.record[name] for name in ANSWERS[PAIRS[0]])
+    return tidy(answer_as_text(chosen)) if comparable_answer(chosen) == comparable_answer(rejected) else None

@@ -5,14 +5,15 @@ Rows are compared by 128-bit hashes of what they say. The rows of all files are 
 
 import hashlib
 import json
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from tasks.data.checks.schema import SPLITS, Row
-from tasks.data.records import ANSWERS, PAIRS, Kind, Message, tidy
+from tasks.data.records import ANSWERS, PAIRS, Kind, tidy
+from tasks.data.splits import prompt_root
+from tasks.data.tool_calls import comparable, comparable_answer
 
 HASH_BYTES = 16
 NOTHING = bytes(HASH_BYTES)  # of a row whose shape is wrong
@@ -40,11 +41,13 @@ def key_of(kind: Kind, row: Row) -> Key:
     """Hash what a row says; nothing of a row whose shape is wrong."""
     if row.fault:
         return Key(NOTHING, NOTHING, NOTHING)
-    prompt = _tidied(row.prompt)
-    first = next(index for index, message in enumerate(row.prompt) if message["role"] == "user")
-    texts = [tidy(row.record[name]) for name in ANSWERS[kind]] or [tidy(text) for text in row.record["references"]]
-    content: list[str | bool] = [*texts]
-    opposite: list[str | bool] | None = None
+    prompt = [comparable(message) for message in row.prompt]
+    root = prompt_root(row.prompt)
+    texts = [comparable_answer(row.record[name]) for name in ANSWERS[kind]] or list(
+        map(comparable_answer, row.record["references"])
+    )
+    content: list[object] = [*texts]
+    opposite: list[object] | None = None
     if kind in PAIRS and texts[0] != texts[1]:
         opposite = content[::-1]
     elif kind == "ratings":
@@ -52,7 +55,7 @@ def key_of(kind: Kind, row: Row) -> Key:
     return Key(
         content=_digest(kind, prompt, content),
         swapped=_digest(kind, prompt, opposite) if opposite else NOTHING,
-        opening=_digest(prompt[: first + 1]),
+        opening=_digest([[message["role"], tidy(message["content"])] for message in root]),
     )
 
 
@@ -93,10 +96,6 @@ def _first(wanted: Hashes, held: Hashes, numbers: Numbers) -> Numbers:
         return np.full(len(wanted), -1)
     found = np.searchsorted(values, wanted).clip(max=len(values) - 1)
     return np.where((values[found] == wanted) & (wanted != NOTHING), numbers[places[found]], -1)
-
-
-def _tidied(prompt: Sequence[Message]) -> list[list[str]]:
-    return [[message["role"], tidy(message["content"])] for message in prompt]
 
 
 def _digest(*content: object) -> bytes:

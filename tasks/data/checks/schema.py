@@ -1,11 +1,12 @@
 """The shape of a prepared row: its fields and their types, and the texts it holds."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, get_args
 
 from tasks.data.extra_columns import columns_fault
-from tasks.data.records import OPTIONAL, TAGS, TYPES, VOTED, Kind, Message, Split, Vote
+from tasks.data.records import ANSWERS, OPTIONAL, TAGS, TYPES, VOTED, Kind, Message, Split, Vote
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -59,6 +60,8 @@ def _strings(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
+        if isinstance(value.get("arguments"), Mapping):  # of a call: a number may be that of a card
+            yield json.dumps(value["arguments"], ensure_ascii=False)
         for inner in value.values():
             yield from _strings(inner)
     elif isinstance(value, list):
@@ -72,12 +75,12 @@ def _fault(kind: Kind, record: Mapping[str, Any]) -> str | None:
         return f"{missing[0]} is missing"
     if unknown := [field for field in record if field not in fields]:
         return f"{unknown[0]} is not a field of {kind}"
-    faults = (_field_fault(field, record[field]) for field in fields if field not in OPTIONAL)
+    faults = (_field_fault(kind, field, record[field]) for field in fields if field not in OPTIONAL)
     beside = (_vote_fault, _number_fault, _columns_fault, _truncated_fault)
     return next((fault for fault in (*faults, *(find(record) for find in beside)) if fault), None)
 
 
-def _field_fault(field: str, value: object) -> str | None:
+def _field_fault(kind: Kind, field: str, value: object) -> str | None:
     if field == "split" and value not in SPLITS:
         return f"split is none of {', '.join(SPLITS)}"
     if field in ("row", "desirable"):
@@ -88,9 +91,15 @@ def _field_fault(field: str, value: object) -> str | None:
         return _prompt_fault(value)
     if value is None and field in TAGS.values():
         return None
+    return _text_fault(kind, field, value)
+
+
+def _text_fault(kind: Kind, field: str, value: object) -> str | None:
     if field == "references":
         strings = isinstance(value, list) and all(isinstance(text, str) for text in value)
         return _unicode_fault(field, value) if strings else "references is not a list of texts"
+    if isinstance(value, dict) and field in ANSWERS[kind]:
+        return _answer_fault(field, value)
     return _unicode_fault(field, value) if isinstance(value, str) else f"{field} is {type(value).__name__}, not text"
 
 
@@ -130,13 +139,43 @@ def _prompt_fault(prompt: object) -> str | None:
     if not isinstance(prompt, list) or not prompt:
         return "prompt is not a list of messages"
     for message in prompt:
-        if not isinstance(message, dict) or set(message) != {"role", "content"}:
-            return "prompt has a message that is not a role and a content"
-        if message["role"] not in ROLES or not isinstance(message["content"], str):
-            return f"prompt has a message whose role is none of {', '.join(ROLES)} or whose content is not text"
-    if prompt[-1]["role"] != "user":
-        return "prompt does not end with the user's turn"
+        if fault := _message_fault(message):
+            return f"prompt has a message {fault}"
+    if prompt[-1]["role"] not in ("user", "tool"):
+        return "prompt does not end with the user's turn or a tool's"
     return _unicode_fault("prompt", prompt)
+
+
+def _message_fault(message: object) -> str | None:
+    if not isinstance(message, dict) or not {"role", "content"} <= message.keys() <= set(Message.__annotations__):
+        return "that is not a role and a content"
+    if message["role"] not in ROLES or not isinstance(message["content"], str):
+        return f"whose role is none of {', '.join(ROLES)} or whose content is not text"
+    if not all(isinstance(message.get(key, ""), str) for key in ("name", "tool_call_id")):
+        return "whose name or tool_call_id is not text"
+    tools, calls = message.get("tools", []), message.get("tool_calls", [])
+    if not isinstance(tools, list) or not all(map(_names_function, tools)):
+        return "whose tools are not JSON schemas of functions"
+    if not isinstance(calls, list) or not all(map(_is_call, calls)):
+        return "whose tool_calls are not calls of functions"
+    return None
+
+
+def _names_function(value: object) -> bool:
+    function = value.get("function") if isinstance(value, dict) else None
+    return isinstance(function, dict) and isinstance(function.get("name"), str)
+
+
+def _is_call(value: object) -> bool:
+    return _names_function(value) and isinstance(value["function"].get("arguments"), dict)  # type: ignore[index]
+
+
+def _answer_fault(field: str, answer: Mapping[str, Any]) -> str | None:
+    if fault := _message_fault(answer):
+        return f"{field} is a message {fault}"
+    if answer["role"] != "assistant" or not answer.get("tool_calls"):
+        return f"{field} is a message without a call of the assistant"
+    return _unicode_fault(field, answer)
 
 
 def _unicode_fault(field: str, value: object) -> str | None:

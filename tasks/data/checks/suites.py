@@ -32,6 +32,7 @@ ROW_CHECKS = (
     "lost_system",
     "lost_turns",
     "lost_thinking",
+    "lost_tools",
     "personal_data",
 )
 # Those of them that say in words what they found, and the columns where.
@@ -47,14 +48,15 @@ FOUND_IN = {
     "lost_system": "lost_system",
     "lost_turns": "lost_turns",
     "lost_thinking": "lost_thinking",
+    "lost_tools": "lost_tools",
     "personal_data": "personal_data",
 }
 # Checks of a file as a whole: not in `warn`, they stop the pipeline.
 FILE_CHECKS = ("length_bias",)
 # Checks with a largest share of rows, and the columns that hold 1 for a row that counts and 0 for one that does not.
 SHARES = {"length_bias": "longer_chosen", "personal_data": "holds_personal_data"}
-# A later stage could not even read these rows.
-NEVER_ONLY_WARN = ("schema", "template")
+# A later stage could not even read these rows, or would learn to answer nothing where there is a call.
+NEVER_ONLY_WARN = ("schema", "template", "lost_tools")
 MAY_BE_EMPTY: tuple[Kind, ...] = ("preferences", "ratings", "ai_preferences")  # where nothing learns from them
 NEEDED_SPLITS: dict[Kind, tuple[str, ...]] = {
     "demonstrations": ("train", "validation"),
@@ -208,6 +210,7 @@ def _sound_texts(kind: Kind) -> list["Expectation"]:
         _nothing_in("lost_system", "lost_system", "The chat template leaves out no system text"),
         _nothing_in("lost_turns", "lost_turns", "The chat template leaves out no turn, nor a part of one"),
         _nothing_in("lost_thinking", "lost_thinking", "The chat template leaves the thinking in earlier turns"),
+        _nothing_in("lost_tools", "lost_tools", "The chat template leaves out no tool, call or result"),
         _nothing_in("personal_data", "personal_data", "No text looks like personal data"),
     ]
 

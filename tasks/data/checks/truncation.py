@@ -28,9 +28,10 @@ def truncated(
     """Cut rows that are longer than `limit` tokens in the chat template; `truncated` in them says what they lost.
 
     `prompt_start` leaves out whole earlier turns, the oldest first and never the system's, so that the conversation
-    begins with the user; then the start of the user's last message. The two answers of a pair keep one prompt.
-    `answer_end` cuts each answer by itself. Prompts have no answer and lose their start with either. Rows that
-    cannot be cut to the limit in this way, or are not sound, stay as they are.
+    begins with the user; then the start of the user's last message. The functions that may be called stay. The two
+    answers of a pair keep one prompt. `answer_end` cuts each answer by itself, but never a call. Prompts have no answer
+    and lose their start with either. Rows that cannot be cut to the limit in this way, or are not sound, stay as they
+    are.
     """
     waiting = iter(rows)
     while some := list(islice(waiting, RECORDS_AT_ONCE)):
@@ -59,7 +60,7 @@ class _Cutter:
         if place is not None:
             return self._with_prompt(_from_turn(prompt, place))
         shortest = _from_turn(prompt, turns[-1] if turns else _instructions(prompt))
-        words = _words(shortest)
+        words = _words(shortest) if _asks(shortest) else []
         place = self._first(words, lambda start: self._text._replace(prompt=_from_word(shortest, start)))
         return self._row if place is None else self._with_prompt(_from_word(shortest, place))
 
@@ -75,6 +76,8 @@ class _Cutter:
             whole = self._encoded(Text(self._text.prompt, [text]))
             if _longest(whole) <= self._limit:
                 continue
+            if not isinstance(text, str):
+                return self._row
             ends = [piece.end() for piece in _PIECE.finditer(text)][-2::-1]
             place = self._first(ends, partial(self._ending, text))
             if place is None:
@@ -109,7 +112,10 @@ def _starts(prompt: Sequence[Message]) -> list[int]:
 
 
 def _from_turn(prompt: Sequence[Message], start: int) -> list[Message]:
-    return [*prompt[: _instructions(prompt)], *prompt[start:]]
+    first, *others = [*prompt[: _instructions(prompt)], *prompt[start:]]
+    if "tools" in prompt[0]:
+        first = {**first, "tools": prompt[0]["tools"]}
+    return [first, *others]
 
 
 def _words(prompt: Sequence[Message]) -> list[int]:
@@ -119,8 +125,13 @@ def _words(prompt: Sequence[Message]) -> list[int]:
 
 def _from_word(prompt: Sequence[Message], start: int) -> list[Message]:
     asked = _last_asked(prompt)
-    shorter = Message(role="user", content=prompt[asked]["content"][start:])
+    shorter: Message = {**prompt[asked], "content": prompt[asked]["content"][start:]}
     return [*prompt[:asked], shorter, *prompt[asked + 1 :]]
+
+
+def _asks(prompt: Sequence[Message]) -> bool:
+    """Whether the user says anything: a conversation may consist of calls and results alone."""
+    return any(turn["role"] == "user" for turn in prompt)
 
 
 def _last_asked(prompt: Sequence[Message]) -> int:

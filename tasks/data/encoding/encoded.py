@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 ENCODED = STATE / "encoded"
 IDS, COUNTS, SEAL = "ids", "counts.npy", "seal"
 # What turns records into ids: other code may give others.
-CODE = (*sorted(Path(__file__).parent.glob("*.py")), Path(__file__).parents[1] / "records.py")
+CODE = (
+    *sorted(Path(__file__).parent.glob("*.py")),
+    *(Path(__file__).parents[1] / name for name in ("records.py", "tool_calls.py")),
+)
 LIBRARIES = ("transformers", "tokenizers", "jinja2")
 # Contents of a split that stay on disk, those used last: of two data sets, or under two tokenizers, that take turns.
 MAX_ENTRIES = 2

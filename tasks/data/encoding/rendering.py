@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tasks.common.errors import InputError
 from tasks.common.safe_text import shortened
@@ -53,15 +53,18 @@ class _OutOfTime(BaseException):  # no Exception: no library swallows it
 def rendering(tokenizer: "PreTrainedTokenizerBase") -> Iterator[Render]:
     """Give the function that writes conversations in a tokenizer's chat template.
 
-    It takes messages and `generation_prompt`, whether the text shall end where the assistant is to answer. It raises
-    a RefusedError where the template does not write the conversation.
+    It takes messages, of which the first may have `tools`, and `generation_prompt`, whether the text shall end where
+    the assistant is to answer. It raises a RefusedError where the template does not write the conversation.
     """
 
     def render(messages: Sequence[Message], *, generation_prompt: bool) -> str:
-        turns = [{"role": message["role"], "content": message["content"]} for message in messages]
+        turns: list[dict[str, Any]] = [{**message} for message in messages]
+        tools: list[Any] | None = turns[0].pop("tools", None)
         try:
             signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS if in_main_thread else 0)
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
+            text = tokenizer.apply_chat_template(
+                turns, tools=tools, tokenize=False, add_generation_prompt=generation_prompt
+            )
         except (_OutOfTime, MemoryError) as error:
             fault = (
                 f"runs over {SECONDS:g} seconds"
@@ -74,7 +77,7 @@ def rendering(tokenizer: "PreTrainedTokenizerBase") -> Iterator[Render]:
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         assert isinstance(text, str)
-        if len(text) > CHARACTERS + COPIES * sum(len(turn["content"]) for turn in turns):
+        if len(text) > CHARACTERS + COPIES * sum(map(_length, messages)):
             raise EndlessError(f"writes {len(text)} characters for one conversation")
         return text
 
@@ -88,6 +91,12 @@ def rendering(tokenizer: "PreTrainedTokenizerBase") -> Iterator[Render]:
                 signal.signal(signal.SIGVTALRM, before)
 
 
+def _length(message: Message) -> int:
+    """Characters of a message, its calls and the functions that may be called."""
+    beside = [message.get("tool_calls"), message.get("tools")]
+    return len(message["content"]) + sum(len(json.dumps(each)) for each in beside if each)
+
+
 def is_written(text: str, rendered: str) -> bool:
     """Tell whether a text stands in a rendered conversation: as it is, escaped, or with other white space."""
     stripped = text.strip()
@@ -98,6 +107,11 @@ def is_written(text: str, rendered: str) -> bool:
         html.escape(stripped),
     )
     return any(form in rendered for form in forms) or " ".join(stripped.split()) in " ".join(rendered.split())
+
+
+def is_number_written(value: float | None, rendered: str) -> bool:
+    """Tell whether a number, a truth value or null stands in a rendered conversation: as JSON or as Jinja writes it."""
+    return json.dumps(value) in rendered or str(value) in rendered
 
 
 @contextmanager

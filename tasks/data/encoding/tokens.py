@@ -4,19 +4,24 @@ A completion is written behind the template's generation prompt, so training see
 """
 
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.common.errors import InputError
-from tasks.data.encoding.rendering import Render, rendering
-from tasks.data.records import ANSWERS, Kind, Message, Prompt, Record
+from tasks.data.encoding.rendering import RefusedError, Render, rendering
+from tasks.data.records import ANSWERS, Answer, Kind, Message, Prompt, Record
+from tasks.data.tool_calls import answer_as_text, as_answer_message
 
 if TYPE_CHECKING:  # transformers costs seconds to import: only the function that loads a tokenizer pays
     from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 RECORDS_AT_ONCE = 128
+# A generation prompt that ends within reasoning, or after an empty one: "<think>\n", "<think>\n\n</think>\n\n".
+MARK = re.compile(r"[<\[]/?\w+[>\]]")
+OPENED = re.compile(r"[<\[](\w+)[>\]]\s*(?:[<\[]/\1[>\]]\s*)?\Z")
 Parts = list[list[int]]  # the ids of a prompt, then those of each answer to it
 
 
@@ -24,7 +29,7 @@ class Text(NamedTuple):
     """A conversation, and the answers to it."""
 
     prompt: Sequence[Message]
-    responses: Sequence[str] = ()
+    responses: Sequence[Answer] = ()
     cut: Collection[int] = ()  # places of the responses that have lost their end: no end-of-sequence token follows
 
 
@@ -107,14 +112,15 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message
     return _sound(parts)[0]
 
 
-def encode(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], response: str) -> Encoded:
+def encode(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], response: Answer) -> Encoded:
     """Write a conversation and its answer in the chat template.
 
     What the template itself puts around the answer stays up to its first end-of-sequence token; one is added where it
     has none.
 
     Raises:
-        InputError: the template refuses the conversation, or the answer's text holds the end-of-sequence token.
+        InputError: the template refuses the conversation or writes a call elsewhere than behind the prompt, or the
+            answer's text holds the end-of-sequence token.
     """
     [parts] = encode_texts(tokenizer, [Text(prompt, [response])])
     return Encoded(*_sound(parts))
@@ -238,15 +244,41 @@ def _parts(tokenizer: "PreTrainedTokenizerBase", written: Written, ids: Parts) -
     return parts
 
 
-def _answer(render: Render, end_of_sequence: str | None, asked: str, prompt: Sequence[Message], response: str) -> str:
+def _answer(render: Render, end_of_sequence: str | None, asked: str, prompt: Sequence[Message], answer: Answer) -> str:
     """The text behind the generation prompt, up to the end-of-sequence token; None: up to the end of the response."""
-    rendered = render([*prompt, Message(role="assistant", content=response)], generation_prompt=False)
+    rendered = render([*prompt, as_answer_message(answer)], generation_prompt=False)
+    if not isinstance(answer, str):
+        assert end_of_sequence is not None  # a call is never cut
+        return _behind(rendered, asked, end_of_sequence, answer)
+    response = _without_start(answer, asked)
     start = rendered.find(response.strip(), len(asked))
     if not rendered.startswith(asked) or start < 0:
         return response  # the template rewrites an answered conversation: the bare answer follows the prompt
     end = start + len(response.strip())
     closing = rendered[end:].split(end_of_sequence)[0] if end_of_sequence else ""
     return rendered[len(asked) : end] + closing
+
+
+def _behind(rendered: str, asked: str, end_of_sequence: str, answer: Message) -> str:
+    """All that the template writes of an answer with calls: its form is the template's own."""
+    if not rendered.startswith(asked):
+        raise RefusedError("writes the tool call of the answer elsewhere than behind the prompt")
+    text = rendered[len(asked) :]
+    if end_of_sequence in answer_as_text(answer):
+        return text  # is refused for it
+    return text.split(end_of_sequence)[0]
+
+
+def _without_start(answer: str, asked: str) -> str:
+    """Leave out the start of the reasoning, where the generation prompt has written it."""
+    opened = OPENED.search(asked)
+    rest = answer
+    for mark in MARK.findall(opened[0]) if opened else ():
+        begun = rest.lstrip()
+        if not begun.startswith(mark):
+            return answer
+        rest = begun.removeprefix(mark)
+    return rest.lstrip() if rest is not answer and asked[-1].isspace() else rest
 
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> Parts:

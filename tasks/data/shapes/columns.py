@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from tasks.common.errors import InputError
 from tasks.data.extra_columns import columns_fault
-from tasks.data.shapes.messages import ShapeError, is_nothing
 from tasks.data.shapes.serialized import read_written, read_written_list, read_written_texts
+from tasks.data.shapes.values import ShapeError, is_nothing
 from tasks.settings.params import PromptSource, Source
 
 Fields = dict[str, Any]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from tasks.common.errors import InputError, quoted
 from tasks.data.names import WHOLE_NUMBER, as_name
-from tasks.data.records import PAIRS, TAGS, Kind, Vote
+from tasks.data.records import PAIRS, TAGS, Kind, Message, Vote
 from tasks.data.shapes.columns import (
     Fields,
     Tally,
@@ -21,13 +21,6 @@ from tasks.data.shapes.columns import (
     rename,
 )
 from tasks.data.shapes.known import SHAPES, Shape
-from tasks.data.shapes.messages import (
-    IgnorableError,
-    ShapeError,
-    as_text,
-    is_nothing,
-    listed,
-)
 from tasks.data.shapes.statements import (
     RATING,
     STATEMENTS,
@@ -37,6 +30,8 @@ from tasks.data.shapes.statements import (
     reason_to_leave_out,
     strength_of,
 )
+from tasks.data.shapes.tools import TOOLS, as_tools
+from tasks.data.shapes.values import IgnorableError, ShapeError, as_text, is_nothing, listed
 from tasks.data.sources.raw_rows import BadRows, RawRow
 from tasks.settings.params import RatingSource, Source
 
@@ -106,6 +101,8 @@ def _shaped(fields: Fields, shape: Shape, kind: Kind, source: Source, tally: Tal
     # A column that rewards are given, and that no field of ours is read from, says nothing about the row.
     extra = {*extra_of(source).values()}.difference(source.columns.values())
     statements = {name: value for name, value in whole.items() if name not in {*extra, *shape.required}}
+    tools = as_tools(statements.get(TOOLS))
+    entries = [entry | {"prompt": _with_tools(entry["prompt"], tools)} for entry in entries]
     left = reason_to_leave_out(statements, kind)
     if kind == "prompts" and is_bad(statements):  # it is no reference, but the prompt is one all the same
         entries = [entry | {"references": []} for entry in entries]
@@ -115,6 +112,11 @@ def _shaped(fields: Fields, shape: Shape, kind: Kind, source: Source, tally: Tal
     common = ShapedRow("", 0, [], _tag(named[TAGS[kind]], TAGS[kind]), left=left, columns=extra_columns(fields, source))
     groups = [[entry] for entry in entries] if shape.are_apart else [entries]
     return [_of_entries(common, group, about) for group in groups]
+
+
+def _with_tools(prompt: list[Message], tools: list[dict[str, Any]]) -> list[Message]:
+    """Let a conversation begin with the functions that may be called in it."""
+    return [{**prompt[0], "tools": tools}, *prompt[1:]] if tools else prompt
 
 
 def _of_entries(common: ShapedRow, entries: Sequence[Fields], about: Fields) -> ShapedRow:

@@ -8,11 +8,23 @@ from typing import NamedTuple
 
 from tasks.data.records import PAIRS, Kind, Message
 from tasks.data.shapes.columns import Fields
-from tasks.data.shapes.conversations import Turn, answered_turns, as_answer, as_pair, as_prompt, with_system
+from tasks.data.shapes.conversations import (
+    ASKING,
+    Turn,
+    answered_turns,
+    answers_of,
+    answers_to,
+    as_answer,
+    as_pair,
+    as_prompt,
+    with_system,
+)
 from tasks.data.shapes.labels import ANNOTATORS, LABEL_COLUMNS, compared, compared_by
-from tasks.data.shapes.messages import ShapeError, as_messages, as_text, context_only
+from tasks.data.shapes.messages import as_messages, context_only
 from tasks.data.shapes.ranked import ranked_answers, ranked_pairs
 from tasks.data.shapes.statements import LABEL, RATING, as_number, is_desirable
+from tasks.data.shapes.values import ShapeError, as_text
+from tasks.data.tool_calls import answer_as_text
 
 
 class Shape(NamedTuple):
@@ -29,17 +41,11 @@ class Shape(NamedTuple):
 
 
 def _answered_prompt(fields: Fields) -> list[Fields]:
-    return [_demonstration(as_answer(_response(fields), _prompt(fields), "response"))]
+    return [_demonstration(turn) for turn in answers_to(_response(fields), _prompt(fields), "response")]
 
 
 def _answered_conversation(fields: Fields) -> list[Fields]:
-    answered = list(answered_turns(*_conversation(fields)))
-    if not answered:
-        raise ShapeError("the conversation has no answer of the assistant to the user")
-    learned = [_demonstration(turn) for turn in answered if not turn.is_context]
-    if not learned:
-        raise ShapeError("none of the conversation's answers is to be learned, by their weight or train")
-    return learned
+    return [_demonstration(turn) for turn in answers_of(*_conversation(fields))]
 
 
 def _answered_instruction(fields: Fields) -> list[Fields]:
@@ -137,7 +143,10 @@ def _rated(read: Callable[[Fields], list[Fields]]) -> Callable[[Fields], list[Fi
 def _last_answer(fields: Fields) -> list[Fields]:
     conversation, _ = _conversation(fields)
     if conversation[-1]["role"] != "assistant":
-        raise ShapeError("the conversation ends with the user where the assistant's answer, which is rated, is needed")
+        last = conversation[-1]["role"]
+        raise ShapeError(
+            f"the conversation ends with the {last} where the assistant's answer, which is rated, is needed"
+        )
     return [_demonstration(turn) for turn in answered_turns(conversation)][-1:]
 
 
@@ -160,7 +169,7 @@ def _referenced_prompt(fields: Fields) -> list[Fields]:
 
 
 def _prompt_of_demonstration(fields: Fields) -> list[Fields]:
-    return [_with_reference(as_answer(_response(fields), _prompt(fields), "response"))]
+    return [_with_reference(turn) for turn in answers_to(_response(fields), _prompt(fields), "response")]
 
 
 def _prompt_alone(fields: Fields) -> list[Fields]:
@@ -170,7 +179,7 @@ def _prompt_alone(fields: Fields) -> list[Fields]:
 def _prompts_of_conversation(fields: Fields) -> list[Fields]:
     conversation, context = _conversation(fields)
     found = [_with_reference(turn) for turn in answered_turns(conversation, context)]
-    if conversation[-1]["role"] == "user":
+    if conversation[-1]["role"] in ASKING:
         found.append({"prompt": conversation, "references": []})
     if not found:
         raise ShapeError("the conversation has no turn of the user to answer")
@@ -190,7 +199,7 @@ def _prompt_of_two(fields: Fields) -> list[Fields]:
 
 
 def _with_reference(turn: Turn) -> Fields:
-    return {"prompt": turn.prompt, "references": [] if turn.is_context else [turn.response]}
+    return {"prompt": turn.prompt, "references": [] if turn.is_context else [answer_as_text(turn.response)]}
 
 
 def _prompt(fields: Fields) -> list[Message]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from tasks.data.names import WHOLE_NUMBER
-from tasks.data.shapes.messages import ShapeError, shown_value
+from tasks.data.shapes.values import ShapeError, shown_value
 
 Outcome = Literal["first", "second", "tie"]
 # The columns of the two answers, of which a row has one pair.

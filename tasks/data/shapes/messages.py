@@ -1,19 +1,17 @@
 r"""Messages as people write them: {role, content}, {from, value}, or one text in the style of Anthropic's HH data.
 
 That style is "\n\nHuman: ...\n\nAssistant: ...". Of a message everything is read or refused: the role, the content,
-and whether it may be learned (weight, train). Faults are raised as `ShapeError`; the caller, which knows file and row,
-adds them.
+calls of functions, and whether it may be learned (weight, train). Faults are raised as `ShapeError`; the caller, which
+knows file and row, adds them.
 """
 
-import math
 import re
-from collections.abc import Iterable
-from itertools import islice
-from types import NoneType
+from typing import Any
 
 from tasks.common.errors import quoted
-from tasks.data.records import Message
-from tasks.data.sources.raw_rows import Unreadable
+from tasks.data.records import Message, ToolCall
+from tasks.data.shapes.tools import as_calls
+from tasks.data.shapes.values import IgnorableError, ShapeError, as_text, described, is_nothing, is_yes, listed
 
 # Their name of a role: ours.
 ROLES = {
@@ -26,34 +24,21 @@ ROLES = {
     "chatgpt": "assistant",
     "model": "assistant",
     "bot": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "tool_response": "tool",
+    "ipython": "tool",
 }
+# Roles whose text is a call. It goes on from the assistant's message right before it, as one message.
+CALLERS = ("function_call", "tool_call")
+# Keys of the assistant's calls (the second is OpenAI's older one), and of what a message of a tool answers.
+CALLS, RESULT_OF = ("tool_calls", "function_call"), ("name", "tool_call_id")
 # What says whether a message may be learned.
 WEIGHTS = ("weight", "train")
-MOST_KEYS, LONGEST_KEY, MOST_DIGITS, MOST_BITS = 20, 40, 60, 14_000  # in a sentence
 SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
-
-
-class ShapeError(ValueError):
-    """A value that is not what its column should hold; the message says what it is and what is needed."""
-
-
-class IgnorableError(ShapeError):
-    """A column or key that may be left out knowingly: the caller, which knows the source, says where to name it."""
-
-
-def as_text(value: object, name: str) -> str:
-    """Check that a value is a text that UTF-8 can hold; empty is fine here.
-
-    Raises:
-        ShapeError: it is something else, or holds half of a character (a lone surrogate).
-    """
-    if not isinstance(value, str):
-        raise ShapeError(f"{name} is {described(value)} where a text is needed")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ShapeError(f"{name} holds half a character ({value[error.start]!a}) at position {error.start}") from None
-    return value
 
 
 def as_messages(value: object, name: str) -> list[Message]:
@@ -68,31 +53,30 @@ def as_messages(value: object, name: str) -> list[Message]:
         raise ShapeError(f"{name} is {described(value)} where a list of messages is needed")
     if not value:
         raise ShapeError(f"{name} is an empty list where at least one message is needed")
-    return [_message(item, f"message {number} of {name}") for number, item in enumerate(value, start=1)]
+    messages: list[Message] = []
+    for number, item in enumerate(value, start=1):
+        message = _message(item, f"message {number} of {name}")
+        before = value[number - 2] if messages else None
+        if not _goes_on(before, item):
+            if message["role"] == "tool" and (not messages or messages[-1]["role"] not in ("assistant", "tool")):
+                raise ShapeError(f"message {number} of {name} is the result of a tool, but follows no call")
+            messages.append(message)
+            continue
+        if context_only(before) != context_only(item):
+            raise ShapeError(f"message {number} of {name} is a part of the one before, but only one is to be learned")
+        messages[-1] = _joined(messages[-1], message)
+    return messages
 
 
 def context_only(value: object) -> list[int]:
     """Give the positions from 0 of the messages that are there to be read only: of weight 0, or not to train on."""
     items = value if isinstance(value, list) else [value]
-    return [
-        position
-        for position, item in enumerate(items)
-        if isinstance(item, dict) and any(is_yes(item.get(name), name) is False for name in WEIGHTS)
-    ]
-
-
-def is_yes(value: object, name: str) -> bool | None:
-    """Read a truth value, 1 or 0; null and nothing say neither.
-
-    Raises:
-        ShapeError: it is something else, such as a weight between the two.
-    """
-    if is_nothing(value):
-        return None
-    if isinstance(value, bool | int | float) and value in (0, 1):
-        return bool(value)
-    shown = shown_value(value)
-    raise ShapeError(f"{name} is {shown} where 1 or 0, true or false is needed")
+    found, position = [], -1
+    for before, item in zip([None, *items], items, strict=False):
+        position += not _goes_on(before, item)
+        if isinstance(item, dict) and any(is_yes(item.get(name), name) is False for name in WEIGHTS):
+            found.append(position)
+    return list(dict.fromkeys(found))
 
 
 def is_plain(value: object) -> bool:
@@ -114,24 +98,60 @@ def _message(item: object, name: str) -> Message:
     if not isinstance(item, dict):
         raise ShapeError(f"{name} is {described(item)} where {{role, content}} is needed")
     role, content = ("role", "content") if "role" in item else ("from", "value")
-    if role not in item or content not in item:
+    has_calls = any(not is_nothing(item.get(key)) for key in CALLS)
+    if role not in item or (content not in item and not has_calls):
         raise ShapeError(f"{name} has the keys {listed(item)} where role and content are needed")
-    speaker = as_text(item[role], f"the {role} of {name}")
-    if speaker.lower() not in ROLES:
-        raise ShapeError(f"{name} has the {role} {quoted(speaker)} where one of {', '.join(ROLES)} is needed")
-    ours = ROLES[speaker.lower()]
-    _check_others(item, {role, content}, ours, name)
-    if isinstance(item[content], list):
+    speaker = as_text(item[role], f"the {role} of {name}").lower()
+    if speaker not in ROLES:
+        raise ShapeError(f"{name} has the {role} {quoted(item[role])} where one of {', '.join(ROLES)} is needed")
+    ours = ROLES[speaker]
+    own = {"assistant": CALLS, "tool": RESULT_OF}.get(ours, ())
+    _check_others(item, {role, content, *own}, ours, name)
+    if speaker in CALLERS:
+        return Message(role=ours, content="", tool_calls=as_calls(item.get(content), f"the {content} of {name}"))
+    if isinstance(item.get(content), list):
         raise ShapeError(
             f"the content of {name} is a list of parts where a text is needed (write their texts as one; images, audio "
             "and the like are not read)"
         )
-    return Message(role=ours, content=as_text(item[content], f"the {content} of {name}"))
+    is_call_alone = ours == "assistant" and has_calls and item.get(content) is None
+    message = Message(role=ours, content="" if is_call_alone else as_text(item[content], f"the {content} of {name}"))
+    if ours == "assistant" and has_calls:
+        message["tool_calls"] = _calls(item, name)
+    if ours == "tool":
+        _add_result_of(message, item, name)
+    return message
+
+
+def _calls(item: dict[str, Any], name: str) -> list[ToolCall]:
+    [key, *others] = [key for key in CALLS if not is_nothing(item.get(key))]
+    if others:
+        raise ShapeError(f"{name} has {' and '.join(CALLS)} where one is needed")
+    return as_calls(item[key], f"{key} of {name}")
+
+
+def _add_result_of(message: Message, item: dict[str, Any], name: str) -> None:
+    for key in RESULT_OF:
+        if not is_nothing(item.get(key)):
+            message[key] = as_text(item[key], f"the {key} of {name}")  # type: ignore[literal-required]
+
+
+def _goes_on(before: object, item: object) -> bool:
+    """Tell whether an item of a conversation is a call that belongs to the message before it."""
+    return _speaker(item) in CALLERS and ROLES.get(_speaker(before)) == "assistant"
+
+
+def _speaker(item: object) -> str:
+    return str(item.get("role", item.get("from"))).lower() if isinstance(item, dict) else ""
+
+
+def _joined(before: Message, call: Message) -> Message:
+    return {**before, "tool_calls": [*before.get("tool_calls", []), *call["tool_calls"]]}
 
 
 def _check_others(item: dict[str, object], read: set[str], role: str, name: str) -> None:
     """Refuse what a message says beside its text, unless it says whether it may be learned."""
-    if len(item) == len(read):
+    if item.keys() <= read:
         return
     others = [key for key, value in item.items() if key not in read and key not in WEIGHTS and not is_nothing(value)]
     if others:
@@ -141,40 +161,3 @@ def _check_others(item: dict[str, object], read: set[str], role: str, name: str)
         raise ShapeError(f"the {' and '.join(WEIGHTS)} of {name} say different things")
     if learned == {True} and role != "assistant":
         raise ShapeError(f"{name} is to be learned, but only what the assistant says is (set its weight or train to 0)")
-
-
-def is_nothing(value: object) -> bool:
-    """Tell whether a value says nothing: null, NaN, an empty text, list or object."""
-    return value is None or value in ("", [], {}) or (isinstance(value, float) and math.isnan(value))
-
-
-def listed(names: Iterable[object]) -> str:
-    """List names of keys or columns as far as a sentence can."""
-    named = [str(name) for name in islice(names, MOST_KEYS + 1)]
-    shown = ", ".join(name if len(name) <= LONGEST_KEY else f"{name[:LONGEST_KEY]}…" for name in named[:MOST_KEYS])
-    return f"{shown}, …" if len(named) > MOST_KEYS else shown
-
-
-def described(value: object) -> str:
-    """Say in a few words what a value is, for a sentence in which it is the wrong one."""
-    if isinstance(value, bool):
-        return f"the truth value {value}"
-    if isinstance(value, float) and math.isnan(value):
-        return "NaN, a missing value,"
-    if isinstance(value, int | float):
-        return f"the number {_digits(value)}"
-    if isinstance(value, Unreadable):
-        return f"a value that cannot be read ({value.reason})"
-    names: dict[type, str] = {NoneType: "null", list: "a list", dict: "an object", str: "a text"}
-    return names.get(type(value), f"of the type {type(value).__name__}")
-
-
-def shown_value(value: object) -> str:
-    """Say what a value is, and of a text how it begins."""
-    return f"the text {quoted(value)}" if isinstance(value, str) else described(value)
-
-
-def _digits(value: float) -> str:
-    if isinstance(value, int) and value.bit_length() > MOST_BITS:  # Python may refuse to write it out
-        return f"of {value.bit_length():,} bits"
-    return str(value)[:MOST_DIGITS]

@@ -9,8 +9,8 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from tasks.data.shapes.columns import Fields
-from tasks.data.shapes.messages import ShapeError, described, shown_value
 from tasks.data.shapes.statements import as_number
+from tasks.data.shapes.values import ShapeError, described, shown_value
 
 FEWEST, MOST = 2, 50  # answers of a row: 50 are 1,225 pairs
 # Keys of an answer in a list of objects.

@@ -6,13 +6,14 @@ import warnings
 from typing import Any
 
 from tasks.common.strict_json import JsonError, parse_json
-from tasks.data.shapes.messages import ROLES, ShapeError
+from tasks.data.shapes.messages import ROLES
+from tasks.data.shapes.values import ShapeError
 
 # Characters of Python text: its reader takes many times the memory of the text.
 LONGEST_PYTHON = 1_000_000
 KEYS = (("role", "content"), ("from", "value"))
 # Who speaks in conversations, whether or not we take their words.
-SPEAKERS = {*ROLES, "developer", "tool", "function", "function_call", "tool_call", "observation", "ipython"}
+SPEAKERS = {*ROLES, "developer"}
 BEGINS = re.compile(r"""\s*(?:\[\s*)?\{\s*["']""")
 WRITTEN_TWICE = re.compile(r"""\s*"\s*[\[{]""")  # JSON of JSON
 BEGINS_TEXTS = re.compile(r"""\s*\[\s*["']""")

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 from tasks.common.errors import quoted
 from tasks.data.records import PAIRS, Kind
-from tasks.data.shapes.messages import WEIGHTS, IgnorableError, ShapeError, is_nothing, shown_value
+from tasks.data.shapes.messages import WEIGHTS
+from tasks.data.shapes.tools import TOOLS
+from tasks.data.shapes.values import IgnorableError, ShapeError, is_nothing, shown_value
 
 # A label of a single answer: true is good. A rating of one: a number.
 LABEL, RATING = "label", "rating"
@@ -20,12 +22,11 @@ TRUTHS: Mapping[str, bool] = {
 }
 SCORES = ("score", "rating", "reward", "grade")  # in the names of a column of chosen and of its twin of rejected
 MARGIN = "margin"  # how much better the chosen answer is
-STATEMENTS = (*WEIGHTS, LABEL)
+STATEMENTS = (*WEIGHTS, LABEL, TOOLS)
 COMPARED: tuple[Kind, ...] = (*PAIRS, "ratings")  # kinds whose rows may have scores
 # Columns that change what a text means, and for which records have no place.
 NOT_READ: Mapping[str, str] = {
     "history": "earlier turns: write the row as messages",
-    "tools": "tools that may be called: only text is read",
     **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), "more than text: only text is read"),
 }
 

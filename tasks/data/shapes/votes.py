@@ -12,9 +12,10 @@ from itertools import chain
 from typing import Any, Literal
 
 from tasks.common.lines import group_by_key
-from tasks.data.records import Vote, tidy
+from tasks.data.records import Vote
 from tasks.data.shapes.convert import ShapedRow
 from tasks.data.splits import content_id
+from tasks.data.tool_calls import comparable, comparable_answer
 
 HASH_BYTES = 16
 Choice = Literal["first", "second", "tie"]  # of the answers as the pair's first row has them
@@ -55,10 +56,10 @@ def pair_id(entry: dict[str, Any]) -> str:
 def _key(number: int, shaped: ShapedRow) -> bytes:
     """Give what the rows of one pair share, whichever answer they prefer; of a row that is no vote, its number."""
     [entry] = shaped.entries
-    answers = sorted(tidy(entry[name]) for name in ("chosen", "rejected"))
+    answers = sorted(json.dumps(comparable_answer(entry[name])) for name in ("chosen", "rejected"))
     if shaped.tag is None or answers[0] == answers[1]:
         return number.to_bytes(HASH_BYTES, "big")
-    prompt = [[message["role"], tidy(message["content"])] for message in entry["prompt"]]
+    prompt = [comparable(message) for message in entry["prompt"]]
     return hashlib.blake2b(json.dumps([prompt, answers]).encode(), digest_size=HASH_BYTES).digest()
 
 
@@ -96,7 +97,8 @@ def share_of(votes: Sequence[Vote]) -> float:
 def _choice(shaped: ShapedRow, first: ShapedRow) -> Choice:
     if shaped.tied:
         return "tie"
-    return "first" if tidy(shaped.entries[0]["chosen"]) == tidy(first.entries[0]["chosen"]) else "second"
+    chosen, theirs = (comparable_answer(each.entries[0]["chosen"]) for each in (shaped, first))
+    return "first" if chosen == theirs else "second"
 
 
 def _counted(rows: Sequence[ShapedRow], choices: Sequence[Choice]) -> list[bool]:

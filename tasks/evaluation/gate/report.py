@@ -7,6 +7,7 @@ from typing import NamedTuple
 from tasks.common.html_templates import html_templates
 from tasks.common.rounding import number
 from tasks.data.checks.validation import Validation
+from tasks.data.tool_calls import message_as_text
 from tasks.evaluation.figures import reward_title
 from tasks.evaluation.gate import tables
 from tasks.evaluation.gate.plots import (
@@ -107,7 +108,7 @@ def _samples(responses: Sequence[Response]) -> tuple[list[Sample], list[Sample]]
 
 
 def _sample(row: Response) -> Sample:
-    prompt = "\n".join(f"{turn.role}: {turn.content}" for turn in row.prompt)
+    prompt = "\n".join(f"{turn.role}: {message_as_text(turn.as_json())}" for turn in row.prompt)
     answers = _answer("Candidate", row.candidate), _answer("Opponent", row.opponent)
     return Sample(prompt, row.references, answers, (row.candidate.reward or 0.0) - (row.opponent.reward or 0.0))
 

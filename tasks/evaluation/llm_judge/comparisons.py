@@ -18,6 +18,7 @@ from tasks.common.errors import InputError
 from tasks.common.files import REPORTS, write_jsonl
 from tasks.common.progress import Bar
 from tasks.data.records import Message, Prompt
+from tasks.data.tool_calls import message_as_text
 from tasks.evaluation.compare import Resampling, win_rate
 from tasks.evaluation.metrics import mean
 from tasks.settings.params import LlmJudge
@@ -198,8 +199,9 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> Iterator[dict[str, Any
 def _read(endpoint: Endpoint, model: str, conversation: Sequence[Message], first: str, second: str) -> Judgement:
     """Ask, and where the reply has no verdict once more."""
     replies, verdict = [], None
+    turns = [{"role": message["role"], "content": message_as_text(message)} for message in conversation]
     for again in (False, True):
-        text = _template().render(conversation=conversation, first=first, second=second, again=again)
+        text = _template().render(conversation=turns, first=first, second=second, again=again)
         request = {"messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": LONGEST_REPLY}
         replies.append(endpoint.reply({"model": model, **request}))
         verdict = _verdict(replies[-1])

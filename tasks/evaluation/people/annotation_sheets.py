@@ -19,6 +19,7 @@ from tasks.data.names import as_name
 from tasks.data.records import Message
 from tasks.data.sources.text_files import LONGEST_CSV_FIELD
 from tasks.data.splits import content_id
+from tasks.data.tool_calls import message_as_text
 from tasks.evaluation.compare import Resampling, win_rate
 from tasks.evaluation.metrics import mean
 from tasks.evaluation.people.agreement import Rating, cohen_kappa, krippendorff_alpha
@@ -182,8 +183,8 @@ def _pair(row: Mapping[str, Any], side: Side) -> Pair:
 
 def _as_text(conversation: Sequence[Message]) -> str:
     if len(conversation) == 1:
-        return conversation[0]["content"]
-    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in conversation)
+        return message_as_text(conversation[0])
+    return "\n\n".join(f"{turn['role']}: {message_as_text(turn)}" for turn in conversation)
 
 
 def _filled(path: Path) -> Iterator[tuple[str, dict[str, str]]]:

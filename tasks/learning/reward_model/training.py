@@ -16,6 +16,7 @@ from tasks.data.encoding.encoded import EncodedRows, encoded_demonstrations, enc
 from tasks.data.encoding.tokens import EncodedPair, load_tokenizer
 from tasks.data.records import Preference, Record, Split, read_records
 from tasks.data.splits import root_id
+from tasks.data.tool_calls import answer_as_text
 from tasks.learning import processes
 from tasks.learning.batches import (
     Batch,
@@ -356,7 +357,11 @@ def pair_sources(split: Split) -> list[PairSource]:
 def answer_texts(split: Split) -> list[Texts]:
     """Both answers of every pair of a split, in the order of the pairs."""
     records = read_records(VALIDATED, "preferences", split)
-    return [Texts(record.chosen, record.rejected) for record in records if isinstance(record, Preference)]
+    return [
+        Texts(answer_as_text(record.chosen), answer_as_text(record.rejected))
+        for record in records
+        if isinstance(record, Preference)
+    ]
 
 
 def _pair_source(record: Record) -> PairSource:

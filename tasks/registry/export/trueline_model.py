@@ -4,6 +4,7 @@ This file is copied into the registered model and loaded from there, so it must 
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from hashlib import file_digest
 from io import BytesIO
@@ -11,10 +12,13 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
-Message = Mapping[str, str]  # role and content
+Message = Mapping[str, Any]  # role and content; perhaps tool_calls, and in the first one tools
 HASHES = "hashes.json"  # the md5 of every file in `model`, as evaluated
 MEMBER = "member-{}"  # folders of an ensemble's further models, from 2; the first lies in `model` itself
 POOLINGS = ("last", "mean")  # what of an answer the head reads: its last token, or the mean over its tokens
+# A generation prompt that ends within reasoning, or after an empty one.
+MARK = re.compile(r"[<\[]/?\w+[>\]]")
+OPENED = re.compile(r"[<\[](\w+)[>\]]\s*(?:[<\[]/\1[>\]]\s*)?\Z")
 SAFELY = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -48,8 +52,10 @@ class ChatModel:
         Raises:
             ValueError: the input is neither.
         """
-        asked = [[dict(message) for message in conversation] for conversation in conversations(model_input)]
-        found = [self._answer(messages, return_full_text=False, **self._settings) for messages in asked]
+        asked = [without_tools(conversation) for conversation in conversations(model_input)]
+        found = [
+            self._answer(messages, tools=tools, return_full_text=False, **self._settings) for messages, tools in asked
+        ]
         return [str(one[0]["generated_text"]).strip() for one in found]
 
 
@@ -131,16 +137,14 @@ def token_ids(tokenizer: Any, conversation: Sequence[Message]) -> tuple[list[int
         ValueError: the answer holds the end-of-sequence token.
     """
 
-    def written(messages: list[dict[str, str]], *, is_asked: bool) -> str:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_asked))
+    def written(messages: list[Message], *, is_asked: bool) -> str:
+        plain, tools = without_tools(messages)
+        return str(tokenizer.apply_chat_template(plain, tools=tools, tokenize=False, add_generation_prompt=is_asked))
 
-    *prompt, answer = ({"role": message["role"], "content": message["content"]} for message in conversation)
-    text, end = answer["content"], str(tokenizer.eos_token)
+    *prompt, answer = conversation
     asked, rendered = written(prompt, is_asked=True), written([*prompt, answer], is_asked=False)
-    start = rendered.find(text.strip(), len(asked))
-    if rendered.startswith(asked) and start >= 0:  # else the template renders answered conversations differently
-        stop = start + len(text.strip())
-        text = rendered[len(asked) : stop] + rendered[stop:].split(end)[0]
+    end = str(tokenizer.eos_token)
+    text = _completion(answer, asked, rendered, end)
     prompt_ids, ids = (tokenizer.encode(each, add_special_tokens=False) for each in (asked, asked + text))
     if ids[: len(prompt_ids)] != prompt_ids:  # a token spans the boundary, which generation cannot produce
         ids = prompt_ids + tokenizer.encode(text, add_special_tokens=False)
@@ -148,6 +152,39 @@ def token_ids(tokenizer: Any, conversation: Sequence[Message]) -> tuple[list[int
     if tokenizer.eos_token_id in answer_ids:
         raise ValueError(f"the answer holds the control token {end}: {text!r}")
     return prompt_ids, [*answer_ids, tokenizer.eos_token_id]
+
+
+def without_tools(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], list[Any] | None]:
+    """Return messages as a chat template is given them, and apart from them the functions that may be called."""
+    plain = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    return plain, plain[0].pop("tools", None)
+
+
+def _completion(answer: Message, asked: str, rendered: str, end: str) -> str:
+    """Return what follows the prompt: the answer as the template renders it, up to the end-of-sequence token."""
+    if answer.get("tool_calls"):
+        if not rendered.startswith(asked):
+            raise ValueError("the chat template writes the tool call of the answer elsewhere than behind the prompt")
+        text = rendered[len(asked) :]
+        return text if end in str(answer) else text.split(end)[0]
+    text = _without_start(answer["content"], asked)
+    start = rendered.find(text.strip(), len(asked))
+    if not rendered.startswith(asked) or start < 0:  # the template renders answered conversations differently
+        return text
+    stop = start + len(text.strip())
+    return rendered[len(asked) : stop] + rendered[stop:].split(end, maxsplit=1)[0]
+
+
+def _without_start(answer: str, asked: str) -> str:
+    """Leave out the start of the reasoning, where the generation prompt has written it."""
+    opened = OPENED.search(asked)
+    rest = answer
+    for mark in MARK.findall(opened[0]) if opened else ():
+        begun = rest.lstrip()
+        if not begun.startswith(mark):
+            return answer
+        rest = begun.removeprefix(mark)
+    return rest.lstrip() if rest is not answer and asked[-1].isspace() else rest
 
 
 def conversations(model_input: Any) -> list[Sequence[Message]]:  # noqa: ANN401 (whatever MLflow passes)

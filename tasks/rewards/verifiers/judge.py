@@ -12,6 +12,7 @@ from pydantic import Field
 
 from tasks.common.chat_endpoint import AT_ONCE, Endpoint
 from tasks.data.records import Message
+from tasks.data.tool_calls import message_as_text
 
 SETTING = "the judge's options in rewards of params.yaml"
 HIGHEST = 10.0
@@ -83,7 +84,7 @@ def _score(endpoint: Endpoint, model: str, rubric: str, prompt: Sequence[Message
     """Ask, and where the reply has no number once more."""
     if not answer.strip():
         return 0.0
-    conversation = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    conversation = "\n".join(f"{message['role']}: {message_as_text(message)}" for message in prompt)
     question = QUESTION.format(rubric=rubric, conversation=conversation, answer=answer.replace("</answer>", ""))
     for text in (question, question + AGAIN):
         request = {"messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": LONGEST_REPLY}
