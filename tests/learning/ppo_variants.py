@@ -40,14 +40,13 @@ LOSSES = [
 VARIANTS: dict[str, dict[str, Any]] = {
     f"{kind}, {aggregation}": {"estimator": "rloo", "policy_loss": kind, "aggregation": aggregation}
     for kind, aggregation in LOSSES
-} | {
-    f"grpo, {combine}": {"estimator": "grpo", "kl_estimator": "k3", "combine": combine}
-    for combine in ("sum", "normalise_then_sum")
 }
+for combine in ("sum", "normalise_then_sum"):
+    VARIANTS[f"grpo, {combine}"] = {"estimator": "grpo", "kl_estimator": "k3", "combine": combine}
 
 
 def params_of(variant: Mapping[str, Any], tokens: int) -> Params:
-    given = SETTINGS | variant
+    given = {**SETTINGS, **variant}
     combine = given.pop("combine", "sum")
     params = tiny_params({"max_tokens_per_micro_batch": tokens}, **given)
     brevity = TrainingReward(name="brevity", source="mine.py:brevity", options={}, weight=0.3)
