@@ -66,7 +66,7 @@ def test_score_lies_on_the_last_token_of_a_row_that_fills_its_columns():
     assert shaped_rewards(torch.tensor([2.0]), torch.zeros(1, 3), mask, 1.0).tolist() == [[0, 0, 2]]
 
 
-def test_integration_by_hand():
+def test_smoothing_by_hand():
     rewards = torch.tensor([[NAN, 4.0, 0.0, 8.0, NAN], [NAN, NAN, 1.0, 1.0, NAN]])
     # a = .5: 2; 2 + .5 (0 - 2) = 1; 1 + .5 (8 - 1) = 4.5; second: .5; .5 + .5 (1 - .5) = .75
     assert smoothed_rewards(rewards, MASK, 0.5).tolist() == [[0, 2, 1, 4.5, 0], [0, 0, 0.5, 0.75, 0]]

@@ -54,7 +54,7 @@ def scored_responses(models, responses, groups, as_sampled, params, penalty=0.0)
         scores={"reward_model": reward_model_scores(models.reward, batch, groups)},
         kl_coefficient=0.1,
         missing_eos_penalty=penalty,
-        groups=groups,
+        micro_batches=groups,
         as_sampled=as_sampled,
     )
 
@@ -146,7 +146,7 @@ def test_score_is_clipped_before_the_penalty():
     assert rewards_of(30.0, score_clip=None) == [0, 30]
 
 
-def test_integration_touches_rewards_but_not_the_reported_score(models):
+def test_smoothing_touches_rewards_but_not_the_reported_score(models):
     assert rewards_of(4.0, reward_smoothing=0.25) == [0, 1]
     assert torch.equal(scored(models, reward_smoothing=0.25).scores, scored(models).scores)
 

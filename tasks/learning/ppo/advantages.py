@@ -78,13 +78,13 @@ def smoothed_rewards(rewards: Tensor, mask: Tensor, alpha: float) -> Tensor:
     Returns:
         (B, L).
     """
-    integrated = torch.zeros_like(rewards)
+    smoothed = torch.zeros_like(rewards)
     # Each row begins anew: the state is reset on every column outside of its answer.
     state = torch.zeros_like(rewards[:, 0])
     for t in range(rewards.shape[1]):
         state = torch.where(mask[:, t], state + alpha * (rewards[:, t] - state), 0.0)
-        integrated[:, t] = state
-    return integrated
+        smoothed[:, t] = state
+    return smoothed
 
 
 def estimate_advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> Advantages:
@@ -158,7 +158,7 @@ def standardised_in_groups(rewards: Tensor, responses: int) -> Tensor:
         (B,); 0 where all responses to a prompt earn the same. The deviation is the sample's (divided by n - 1).
     """
     groups = rewards.view(-1, responses)
-    # 1e-4 keeps a group of equal rewards at 0; it is small beside scores, whose deviation is about 1.
+    # 1e-4 keeps a group of equal rewards at 0. Rewards that differ by less than about 1e-3 are damped by it.
     return ((groups - groups.mean(dim=1, keepdim=True)) / (groups.std(dim=1, keepdim=True) + 1e-4)).flatten()
 
 
@@ -216,7 +216,7 @@ def adapted_kl_coefficient(coefficient: float, kl: float, target: float, horizon
         coefficient: beta up to now.
         kl: mean over responses of the sum over tokens, in nats.
         target: what that should be.
-        horizon: responses over which a steady 100 % excess would roughly double beta (one step is at most 20 %).
+        horizon: responses over which an excess of 20 % or more raises beta by a fifth.
         responses: how many `kl` was measured on.
 
     Returns:

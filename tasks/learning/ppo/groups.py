@@ -65,9 +65,9 @@ def sample_dynamically(
         asked += missing
         for group, varies in zip(_groups(found, responses), do_vary(found.learned, responses).tolist(), strict=True):
             (varied if varies else uniform).append(group)
-    if not extra_rounds:
+    if not extra_rounds:  # in the order in which they were drawn
         return Sampled(found.responses, dict(found.scores), asked, len(uniform))
-    return _together([*varied, *uniform[: num_prompts - len(varied)]], asked, len(uniform))
+    return _concatenated([*varied, *uniform[: num_prompts - len(varied)]], asked, len(uniform))
 
 
 def _groups(found: Scored, responses: int) -> list[Scored]:
@@ -78,6 +78,6 @@ def _groups(found: Scored, responses: int) -> list[Scored]:
     ]
 
 
-def _together(groups: Sequence[Scored], asked: int, uniform: int) -> Sampled:
+def _concatenated(groups: Sequence[Scored], asked: int, uniform: int) -> Sampled:
     scores = {name: torch.cat([group.scores[name] for group in groups]) for name in groups[0].scores}
     return Sampled([each for group in groups for each in group.responses], scores, asked, uniform)

@@ -1,4 +1,4 @@
-"""The metrics of an iteration before its update, their names, and what is left of them in metrics/ppo.json."""
+"""PPO's metrics: names of the curve's columns, the figures of an iteration before its update, and the summary."""
 
 from collections.abc import Sequence
 from statistics import fmean

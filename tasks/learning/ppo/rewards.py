@@ -101,7 +101,7 @@ def normalised_sum(rewards: Sequence[TrainingReward], scores: Mapping[str, Tenso
         responses: to each prompt, at least 2.
 
     Returns:
-        (B,), of mean 0 and sample deviation 1 unless all are alike.
+        (B,), of mean 0 and sample deviation 1; 0 if all are alike.
     """
     total = weighted_sum(rewards, {name: standardised_in_groups(of_one, responses) for name, of_one in scores.items()})
     # 1e-4 as in the groups: it is small beside a deviation of about 1.

@@ -126,7 +126,7 @@ def score_rollouts(
     scores: Mapping[str, Tensor],
     kl_coefficient: float,
     missing_eos_penalty: float,
-    groups: Sequence[Sequence[int]],
+    micro_batches: Sequence[Sequence[int]],
     as_sampled: bool,
 ) -> Rollouts:
     """Compute the outputs of all models for responses, and advantages from the scores of all rewards.
@@ -140,12 +140,12 @@ def score_rollouts(
         scores: (B,) of each reward, by name.
         kl_coefficient: weight of the KL penalty in this iteration.
         missing_eos_penalty: what an answer without an end costs.
-        groups: indices of the responses of each micro-batch of this rank.
+        micro_batches: indices of the responses of each micro-batch of this rank.
         as_sampled: take the policy's log-probabilities and entropies from the responses, not from a forward pass.
     """
     rows = [response.row for response in responses]
     batch = collate(rows, compute_device(models.policy))
-    outputs = model_outputs(models, batch, settings.temperature, groups, responses if as_sampled else None)
+    outputs = model_outputs(models, batch, settings.temperature, micro_batches, responses if as_sampled else None)
     combined = combined_scores(scores, settings, rewards)
     learned = less_penalties(combined, responses, stops, settings, missing_eos_penalty)
     of_tokens = token_rewards(outputs, learned, batch.completion_mask, settings, kl_coefficient)
@@ -290,7 +290,7 @@ def model_outputs(
     models: PPOModels,
     batch: Batch,
     temperature: float,
-    groups: Sequence[Sequence[int]],
+    micro_batches: Sequence[Sequence[int]],
     sampled: Sequence[Response] | None,
 ) -> ModelOutputs:
     """Run the models over the rows of a batch, with the forward passes of training; all ranks take part.
@@ -299,7 +299,7 @@ def model_outputs(
         models: all on one device.
         batch: B rows in L columns.
         temperature: of sampling.
-        groups: row indices of each micro-batch of this rank.
+        micro_batches: row indices of each micro-batch of this rank.
         sampled: the responses, if their log-probabilities and entropies are to be used; None: compute them.
     """
     shape = batch.input_ids.shape
@@ -308,7 +308,7 @@ def model_outputs(
         log_probs = spread(torch.cat([each.log_probs for each in sampled]), batch.completion_mask)
         known = [each.entropies for each in sampled if each.entropies is not None]
         entropies = spread(torch.cat(known), batch.completion_mask)
-    for rows in groups:
+    for rows in micro_batches:
         index = torch.tensor(rows, device=batch.input_ids.device)
         part = batch.take(rows)
         width = part.input_ids.shape[1]
@@ -327,10 +327,10 @@ def model_outputs(
 
 
 @torch.no_grad()
-def reward_model_scores(model: nn.Module, batch: Batch, groups: Sequence[Sequence[int]]) -> Tensor:
-    """Scores (B,) of the reward model on its normalised scale; `groups` as in `model_outputs`, all ranks take part."""
+def reward_model_scores(model: nn.Module, batch: Batch, micro_batches: Sequence[Sequence[int]]) -> Tensor:
+    """Score B rows on the model's normalised scale, (B,); micro-batches as in `model_outputs`, all ranks take part."""
     scores = torch.zeros(len(batch.input_ids), device=batch.input_ids.device)
-    for rows in groups:
+    for rows in micro_batches:
         scores[torch.tensor(rows, device=scores.device)] = completion_scores(model, batch.take(rows))
     processes.all_reduce(scores)
     return scores

@@ -173,7 +173,7 @@ class PPOTrainer:
                     scores=scores,
                     kl_coefficient=kl_coefficient,
                     missing_eos_penalty=missing_eos_penalty,
-                    groups=[each.items for each in micro_batches if each.weight],
+                    micro_batches=[each.items for each in micro_batches if each.weight],
                     as_sampled=as_sampled,
                 )
 
