@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.methods import PARAMS_FILE, Result, advantage_table, advantages, plain, read_results, summary, table
+from benchmarks.methods import Result, advantage_table, advantages, plain, read_results, summary, table
 from benchmarks.variants import ALONE, ORDER_NUMBER, TOGETHER, VARIANTS
 from flows.settings import configure
 from tasks.common.python_files import load_function
+from tasks.settings.params import PARAMS_FILE
 from tests.conftest import ROOT
 
 

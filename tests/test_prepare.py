@@ -369,7 +369,7 @@ def test_ai_pairs_on_held_out_prompts_are_left_out_and_counted_and_people_s_stay
     assert 0 < len(of_ai) < 30
     assert [record.prompt[0]["content"] for record in of_ai] == list(training)
     assert {record.split for record in of_ai} == {"train"}
-    # A pair has one id, whoever chose: what excludes it excludes it from both files.
+    # A pair has one id, whatever chose: what excludes it excludes it from both files.
     assert [record.id for record in of_ai] == [record.id for record in training.values()]
     assert metrics()["ai_preferences"]["left_out"] == {"held_out": 30 - len(of_ai)}
     lines = [json.loads(line) for line in (PREPARED / LEFT_OUT).read_text().splitlines()]

@@ -20,7 +20,7 @@ GOOD, BAD = "a joy to watch from start to end", "a bore to watch from start to e
 @pytest.fixture
 def options(tmp_path: Path) -> dict[str, str]:
     """Thirty sentences of each kind that begin alike, sixty with an opening of their own, twenty long ones."""
-    rows = [(f"film {n} of this year is {said}", label) for n in range(30) for said, label in ((GOOD, 1), (BAD, 0))]
+    rows = [(f"film {n} of this year is {text}", label) for n in range(30) for text, label in ((GOOD, 1), (BAD, 0))]
     rows += [(f"w{n} x{n} y{n} z{n} {GOOD if n % 2 else BAD}", n % 2) for n in range(60)]
     rows += [(f"long {n} " + " ".join([f"it is {GOOD if n % 2 else BAD}"] * 4), n % 2) for n in range(20)]
     contents = [rows[:40], rows[40:80], rows[80:]]
@@ -80,8 +80,8 @@ def test_the_judge_reads_opening_and_answer_together(options: dict[str, str]):
         REVIEWS._prompt(opening)
         for opening in ("the plot is", "the plot is", "it is a joy , and", "it is a bore , and")
     ]
-    said = ["a joy to watch", "a bore to watch", "ends", "ends"]
-    assert reward(answered_texts(asked, said)) == [1.0, 0.0, 1.0, 0.0]
+    answers = ["a joy to watch", "a bore to watch", "ends", "ends"]
+    assert reward(answered_texts(asked, answers)) == [1.0, 0.0, 1.0, 0.0]
 
 
 def answered_texts(prompts: list[Any], texts: list[str]):
