@@ -300,6 +300,16 @@ def test_room_is_that_of_models_twice_and_of_checkpoints(
         surroundings.check_room(large, known, pending)
 
 
+def test_an_ensemble_takes_room_for_every_member(
+    checkout: Path, large: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(surroundings, "free_bytes", lambda _folder: 0)
+    three = large.model_copy(update={"reward": large.reward.model_copy(update={"ensemble": 3})})
+    # Three models of 8 GiB in checkout and cache, and of each three checkpoints: 24 + 0.25 + 24 + 3 * 3 * 24 GiB.
+    with pytest.raises(InputError, match=r"about 264\.2 GB there"):
+        surroundings.check_room(three, places(), ["reward"])
+
+
 def test_adapters_leave_small_checkpoints_and_ppo_two_learners(
     checkout: Path, large: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
