@@ -55,6 +55,15 @@ def test_all_kinds_of_columns_are_plain_values():
     assert list(rows()) == [{name: column[row].as_py() for name, column in columns.items()} for row in range(2)]
 
 
+def test_a_call_has_its_own_arguments_and_not_those_of_all_calls():
+    arguments = [{"city": "Rome", "near": {"km": 3}}, {"order": [{"id": 7}, {"gift": True}]}]
+    calls = [[{"function": {"name": "f", "arguments": each}}] for each in arguments]
+    write({"messages": [[{"role": "assistant", "tool_calls": call}] for call in calls], "x": [{"a": 1}, {"b": 2}]})
+    found = list(rows())
+    assert [row["messages"][0]["tool_calls"] for row in found] == calls
+    assert [row["x"] for row in found] == [{"a": 1, "b": None}, {"a": None, "b": 2}]
+
+
 def test_row_by_row_gives_the_same(monkeypatch):
     write({"a": [str(n) for n in range(10)], "b": [[{"c": [f"{n}"] * n}] for n in range(10)]})
     whole = list(rows())

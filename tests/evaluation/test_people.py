@@ -21,6 +21,8 @@ from tasks.evaluation.people.annotation_sheets import (
     vote_rows,
     write_annotation_sheet,
 )
+from tasks.evaluation.schema import Turn
+from tests.calls import ASKED, CALLED, RESULT, TOOL
 
 RESAMPLING = Resampling(resamples=500, confidence=0.95, seed=1)
 AWKWARD = [
@@ -131,6 +133,18 @@ def test_a_conversation_can_be_read(tmp_path):
         "user: Hi.\n\nassistant: Hello.",
         "One turn?",
     }
+
+
+def test_tools_calls_and_results_can_be_read(tmp_path):
+    row = response("a", "yes", "no") | {"prompt": [{**ASKED, "tools": [TOOL]}, CALLED, RESULT]}
+    write_annotation_sheet(tmp_path / "s.csv", pairs([row], 7))
+    [found] = read_sheet(tmp_path / "s.csv")
+    assert found["prompt"] == (
+        'user: <tools>\n{"type": "function", "function": {"name": "track"}}\n</tools>\nWhere is it?\n\n'
+        'assistant: <tool_call>\n{"name": "track", "arguments": {"order": 7}}\n</tool_call>\n\ntool: on its way'
+    )
+    turns = [Turn.model_validate(turn) for turn in row["prompt"]]
+    assert [turn.as_json() for turn in turns] == row["prompt"]
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@sum", " =1", "\t=1", "\r=1", "\n-1", "\uff1d1"])

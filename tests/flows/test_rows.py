@@ -11,7 +11,10 @@ from flows.display import show_rows
 from flows.rows import examine_row
 from tasks.common.errors import InputError
 from tasks.common.files import MODELS, PREPARED, STATE, VALIDATED, write_jsonl
+from tasks.data.base_model.templates import CHATML
 from tasks.data.encoding.tokens import encode, encode_prompt, load_tokenizer
+from tests.calls import ASKED as USER
+from tests.calls import CALLED, RESULT, TOOL
 
 ASKED = [{"role": "user", "content": "send it"}]
 PLACE = {"split": "train", "source": "rows.jsonl", "row": 3}
@@ -78,6 +81,22 @@ def test_what_the_template_refuses_is_said(capsys: pytest.CaptureFixture[str]) -
     assert "refuses the conversation (no)" in row["parts"][0]["refused"]
     show_rows([row])
     assert "Refused: the chat template refuses" in capsys.readouterr().out
+
+
+def test_a_call_is_shown_as_it_is_learned() -> None:
+    (MODELS / "base/chat_template.jinja").write_text(CHATML)
+    row = DEMONSTRATION | {"prompt": [{**USER, "tools": [TOOL]}, CALLED, RESULT], "response": CALLED}
+    write_jsonl(PREPARED / "demonstrations.jsonl", [row])
+    [found] = examine_row("d")
+    [part] = found["parts"]
+    call = '<tool_call>\n{"name": "track", "arguments": {"order": 7}}\n</tool_call><|im_end|>'
+    result = "\n<|im_start|>tool\n<tool_response>\non its way\n</tool_response><|im_end|>\n"
+    asked = "<|im_start|>user\nWhere is it?<|im_end|>\n<|im_start|>assistant\n"
+    assert part["text"].endswith(f"{asked}{call}{result}<|im_start|>assistant\n{call}")
+    assert "<tools>\n" + json.dumps(TOOL) in part["text"]
+    tokenizer = load_tokenizer(MODELS / "base")
+    assert tokenizer.decode(ids(part, learned=True)) == call
+    assert part["text"] == tokenizer.decode([*ids(part, learned=False), *ids(part, learned=True)])
 
 
 def test_people_read_text_and_tokens(capsys: pytest.CaptureFixture[str]) -> None:

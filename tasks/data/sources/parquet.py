@@ -18,6 +18,7 @@ BYTES_AT_ONCE = 2**26  # of their texts
 # A file may unpack to this, or to so many times its own bytes: text is packed to a tenth, and to a hundredth at most.
 UNPACKED_BYTES, UNPACKED_TIMES = 2**30, 1000
 UNREADABLE = (OverflowError, ValueError, LookupError)  # far dates, broken text, clocks of nowhere
+ARGUMENTS = "arguments"  # of a call of a function, in a message
 BYTES_A_ROW = 50  # what an empty row takes at least
 
 
@@ -140,8 +141,26 @@ def _values(column: "pyarrow.Array", kind: "pyarrow.DataType") -> list[Any]:
     try:
         values: list[Any] = column.to_pylist()
     except UNREADABLE:
-        return [_value(value) for value in column]
-    return values
+        values = [_value(value) for value in column]
+    return [_without_absent(value) for value in values] if f"{ARGUMENTS}: struct<" in str(kind) else values
+
+
+def _without_absent(value: object) -> object:
+    """Leave out the arguments of calls that are null: Parquet gives each call those of all others in the file."""
+    if isinstance(value, list):
+        return [_without_absent(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    inner = {key: _without_absent(each) for key, each in value.items()}
+    if isinstance(inner.get(ARGUMENTS), dict):
+        inner[ARGUMENTS] = _without_null(inner[ARGUMENTS])
+    return inner
+
+
+def _without_null(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_null(each) for key, each in value.items() if each is not None}
+    return [_without_null(each) for each in value] if isinstance(value, list) else value
 
 
 def _value(scalar: "pyarrow.Scalar") -> object:

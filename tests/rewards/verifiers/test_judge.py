@@ -10,6 +10,7 @@ from tasks.common import chat_endpoint
 from tasks.common.errors import InputError
 from tasks.data.records import Message
 from tasks.rewards.answered import Answered
+from tests.calls import ASKED, CALLED, RESULT
 from tests.chat_server import chat_server
 from tests.rewards.verifiers.scored import scored, verifier
 
@@ -49,6 +50,19 @@ def answer_in(question: str) -> str:
 def test_the_last_number_of_the_reply_is_the_score(reply: str, score: float):
     with chat_server(lambda _: reply) as server:
         assert scored(NAME, "Hello.", url=server.url, **RUBRIC) == score
+
+
+def test_the_judge_sees_calls_and_results():
+    with chat_server(lambda _: "[[5]]") as server:
+        [score] = verifier(NAME, url=server.url, **RUBRIC)(
+            Answered(
+                prompts=[[ASKED, CALLED, RESULT]], answers=["Soon."], answer_ids=[[1]], references=[[]], columns=[{}]
+            )
+        )
+    assert score == 5
+    call = '<tool_call>\n{"name": "track", "arguments": {"order": 7}}\n</tool_call>'
+    shown = f"user: Where is it?\nassistant: {call}\ntool: on its way"
+    assert shown in server.requests[0]["messages"][-1]["content"]
 
 
 def test_the_judge_sees_rubric_conversation_and_answer():
