@@ -250,6 +250,27 @@ def test_pairs_ratings_and_prompts_have_tools_and_calls():
     ]
 
 
+def test_our_own_records_are_read_as_they_are():
+    """As `trueline label` writes pairs: the tools are in the first message."""
+    asked = with_tools(user("u"), CALLING, RESULT)
+    pair = {"prompt": asked, "chosen": CALLING, "rejected": "no"}
+    assert entries("preferences", **pair) == entries("preferences", **pair, tools=TOOLS) == [pair]
+    system: Any = {"role": "system", "content": "Be kind."}
+    [found] = entries("preferences", **pair, system="Be kind.")
+    assert found["prompt"] == with_tools(system, user("u"), CALLING, RESULT)
+    with pytest.raises(InputError, match="tools and the first message name different functions"):
+        entries("preferences", **pair, tools=[{"name": "search"}])
+    plain = {"prompt": [user("u"), CALLING, RESULT]}
+    whole = {"chosen": [*asked, CALLING], "rejected": [*asked, assistant("no")]}
+    assert entries("preferences", **plain, **whole) == [pair]
+    with pytest.raises(InputError, match="chosen and rejected say different things before the prompt"):
+        entries("preferences", **plain, **whole | {"rejected": "no"})
+    with pytest.raises(InputError, match="chosen has tools in the answer where the conversation's first message has"):
+        entries("preferences", **pair | {"chosen": [assistant("a") | {"tools": TOOLS}]})
+    with pytest.raises(InputError, match="message 2 of prompt holds tools beside its text"):
+        entries("preferences", **pair | {"prompt": [user("t"), *asked]})
+
+
 def test_a_call_as_text_is_what_it_says_and_its_calls():
     both: Any = assistant("I look.") | {"tool_calls": [CALL, call_of({"a": "é", "b": [1.5, True]}, "f")]}
     text = (

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from tasks.data.records import Answer, Message
 from tasks.data.shapes.messages import as_messages, context_only, is_plain
+from tasks.data.shapes.tools import TOOLS
 from tasks.data.shapes.values import ShapeError, as_text
 
 
@@ -157,7 +158,14 @@ def as_answer(value: object, given: list[Message], name: str) -> Turn:
         )
     if len(messages) - 1 in context_only(value):
         raise ShapeError(f"{name} is an answer that is not to be learned, by its weight or train")
-    return Turn(max(given, history, key=len), _said(last))
+    if TOOLS in last:
+        raise ShapeError(f"{name} has {TOOLS} in the answer where the conversation's first message has them")
+    return Turn(max(given, history, key=_size), _said(last))
+
+
+def _size(conversation: list[Message]) -> tuple[int, bool]:
+    """Tell which of two that repeat each other has more: messages, or of as many the functions that may be called."""
+    return len(conversation), any(TOOLS in message for message in conversation)
 
 
 def _goes_on(history: list[Message], given: list[Message]) -> bool:

@@ -5,7 +5,7 @@ the column map has renamed them; known.py lists every shape that is taken, in or
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from tasks.common.errors import InputError, quoted
 from tasks.data.names import WHOLE_NUMBER, as_name
@@ -115,8 +115,18 @@ def _shaped(fields: Fields, shape: Shape, kind: Kind, source: Source, tally: Tal
 
 
 def _with_tools(prompt: list[Message], tools: list[dict[str, Any]]) -> list[Message]:
-    """Let a conversation begin with the functions that may be called in it."""
-    return [{**prompt[0], "tools": tools}, *prompt[1:]] if tools else prompt
+    """Let a conversation begin with the functions that may be called in it: those of the column, or its own.
+
+    Raises:
+        ShapeError: it has its own, and the column has others.
+    """
+    own = next((message["tools"] for message in prompt if "tools" in message), [])
+    if own and tools and own != tools:
+        raise ShapeError(f"{TOOLS} and the first message name different functions")
+    if not own and not tools:
+        return prompt
+    first, *others = ({key: value for key, value in message.items() if key != "tools"} for message in prompt)
+    return cast("list[Message]", [{**first, "tools": tools or own}, *others])
 
 
 def _of_entries(common: ShapedRow, entries: Sequence[Fields], about: Fields) -> ShapedRow:

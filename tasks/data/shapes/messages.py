@@ -10,7 +10,7 @@ from typing import Any
 
 from tasks.common.errors import quoted
 from tasks.data.records import Message, ToolCall
-from tasks.data.shapes.tools import as_calls
+from tasks.data.shapes.tools import TOOLS, as_calls, as_tools
 from tasks.data.shapes.values import IgnorableError, ShapeError, as_text, described, is_nothing, is_yes, listed
 
 # Their name of a role: ours.
@@ -36,6 +36,7 @@ ROLES = {
 CALLERS = ("function_call", "tool_call")
 # Keys of the assistant's calls (the second is OpenAI's older one), and of what a message of a tool answers.
 CALLS, RESULT_OF = ("tool_calls", "function_call"), ("name", "tool_call_id")
+OWN = {"assistant": CALLS, "tool": RESULT_OF}  # keys that a role may have
 # What says whether a message may be learned.
 WEIGHTS = ("weight", "train")
 SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
@@ -55,7 +56,7 @@ def as_messages(value: object, name: str) -> list[Message]:
         raise ShapeError(f"{name} is an empty list where at least one message is needed")
     messages: list[Message] = []
     for number, item in enumerate(value, start=1):
-        message = _message(item, f"message {number} of {name}")
+        message = _message(item, f"message {number} of {name}", is_first=number == 1)
         before = value[number - 2] if messages else None
         if not _goes_on(before, item):
             if message["role"] == "tool" and (not messages or messages[-1]["role"] not in ("assistant", "tool")):
@@ -94,7 +95,7 @@ def _transcript(value: str) -> list[Message]:
     return [Message(role=ROLES[speaker.lower()], content=content.strip()) for speaker, content in spoken]
 
 
-def _message(item: object, name: str) -> Message:
+def _message(item: object, name: str, *, is_first: bool) -> Message:
     if not isinstance(item, dict):
         raise ShapeError(f"{name} is {described(item)} where {{role, content}} is needed")
     role, content = ("role", "content") if "role" in item else ("from", "value")
@@ -105,8 +106,16 @@ def _message(item: object, name: str) -> Message:
     if speaker not in ROLES:
         raise ShapeError(f"{name} has the {role} {quoted(item[role])} where one of {', '.join(ROLES)} is needed")
     ours = ROLES[speaker]
-    own = {"assistant": CALLS, "tool": RESULT_OF}.get(ours, ())
+    own = [*OWN.get(ours, ()), *([TOOLS] if is_first else [])]
     _check_others(item, {role, content, *own}, ours, name)
+    message = _of_speaker(item, speaker, content, name)
+    if is_first and (tools := as_tools(item.get(TOOLS))):
+        message["tools"] = tools  # as our own records have them
+    return message
+
+
+def _of_speaker(item: dict[str, Any], speaker: str, content: str, name: str) -> Message:
+    ours, has_calls = ROLES[speaker], any(not is_nothing(item.get(key)) for key in CALLS)
     if speaker in CALLERS:
         return Message(role=ours, content="", tool_calls=as_calls(item.get(content), f"the {content} of {name}"))
     if isinstance(item.get(content), list):
