@@ -52,7 +52,7 @@ def set_out(made, params, folder, monkeypatch):
     shutil.copytree(made, folder / "models")
     write_prompts(params)
     write_points(params)
-    shutil.copytree(ROOT / "infra/example", folder / "infra/example")
+    shutil.copytree(ROOT / "infra", folder / "infra")
     write_rewards(params)
     write_opponent("sft", None, None)
     recorded = RecordingRun()

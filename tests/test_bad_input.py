@@ -79,7 +79,7 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path) 
     settings = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     settings["runtime"] |= {"device": "cpu", "threads": 1}
     shutil.copy(ROOT / "exclude.txt", "exclude.txt")
-    shutil.copytree(ROOT / "infra" / "example", "infra/example")
+    shutil.copytree(ROOT / "infra", "infra")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield Workshop(settings, monkeypatch, tiny_model)
     for number, handler in handlers.items():

@@ -58,7 +58,7 @@ def prepare_repository() -> None:
         Path(f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path("params.yaml").write_text(yaml.safe_dump(settings))
     shutil.copy(ROOT / "exclude.txt", "exclude.txt")
-    shutil.copytree(ROOT / "infra" / "example", "infra/example")
+    shutil.copytree(ROOT / "infra", "infra")
 
 
 def dvc(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -10,6 +10,7 @@ from flows.doctor import check_settings
 from flows.preflight import check_exists, preflight
 from flows.settings import configure
 from tasks.common.errors import InputError
+from tasks.settings.params import NO_ROWS
 from tests.conftest import EXAMPLE
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +21,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout whose pairs are read from a folder of one file."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("flows.preflight.check_environment", lambda _params: None)  # tests/flows/test_surroundings.py
-    for name in ("params.yaml", "exclude.txt", EXAMPLE, "infra/example/rewards.py"):
+    for name in ("params.yaml", "exclude.txt", EXAMPLE, "infra/example/rewards.py", NO_ROWS):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, name)
     Path("pairs").mkdir()

@@ -15,7 +15,7 @@ from flows.reproduce import reproduce
 from tasks.common import output_folders
 from tasks.common.errors import InputError
 from tasks.registry.dvc_outputs.graph import graph_status, places
-from tasks.settings.params import Params, load_params
+from tasks.settings.params import NO_ROWS, Params, load_params
 from tests.conftest import EXAMPLE
 from tests.flows.conftest import dvc
 
@@ -27,7 +27,8 @@ GIGABYTE = 2**30
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout with the project's own graph, in which nothing has run."""
     folder = tmp_path_factory.mktemp("made") / "checkout"
-    for name in ("params.yaml", "dvc.yaml", "exclude.txt", "opponent.json", EXAMPLE, "infra/example/rewards.py"):
+    rows = (EXAMPLE, "infra/example/rewards.py", NO_ROWS)
+    for name in ("params.yaml", "dvc.yaml", "exclude.txt", "opponent.json", *rows):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "tasks", folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))

@@ -35,7 +35,7 @@ finally:
 @pytest.fixture
 def checkout(tracked: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The finished pipeline with a gate that writes a page, and the files that its settings name as sources."""
-    shutil.copytree(ROOT / "infra/example", "infra/example")
+    shutil.copytree(ROOT / "infra", "infra")
     Path("exclude.txt").touch()
     give_page(page(responses=[response("a", 2.0, 1.0)]))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
