@@ -1,6 +1,7 @@
 """Tools, calls and results in chat templates: exact text, exact mask, and what a template leaves out."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,14 @@ from tasks.data.checks.lengths import measure
 from tasks.data.checks.lost import Reader
 from tasks.data.checks.schema import inspect
 from tasks.data.checks.truncation import truncated
-from tasks.data.encoding.tokens import Encoded, Text, encode, encode_prompt, encode_texts
-from tasks.data.records import Answer, Message
+from tasks.data.encoding.encoded import (
+    encoded_demonstrations,
+    encoded_preferences,
+    encoded_prompts,
+    encoded_ratings,
+)
+from tasks.data.encoding.tokens import Encoded, EncodedPair, Text, encode, encode_prompt, encode_texts
+from tasks.data.records import Answer, Demonstration, Message, Preference, Prompt, Rating, write_records
 from tasks.data.shapes.conversations import answered_turns
 from tasks.data.shapes.messages import as_messages
 from tasks.data.shapes.tools import as_tools
@@ -171,6 +178,21 @@ def test_a_pair_has_a_call_and_a_text_behind_one_prompt():
         encode_prompt(tokenizer, with_tools(user("u"))),
         *(encode(tokenizer, with_tools(user("u")), answer).completion for answer in (CALLING, "no")),
     ]
+
+
+def test_what_trainers_read_of_calls_is_what_encode_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    tokenizer, prompt = make_tokenizer(CHATML), with_tools(*CONVERSATION[:3])
+    place = ("1", "train", "rows.jsonl", 1, prompt)
+    write_records(tmp_path, "demonstrations", [Demonstration(*place, CALLING)])  # type: ignore[arg-type]
+    write_records(tmp_path, "preferences", [Preference(*place, CALLING, "no")])  # type: ignore[arg-type]
+    write_records(tmp_path, "ratings", [Rating(*place, CALLING, True)])  # type: ignore[arg-type]
+    write_records(tmp_path, "prompts", [Prompt(*place, [])])  # type: ignore[arg-type]
+    call, text = encode(tokenizer, prompt, CALLING), encode(tokenizer, prompt, "no")
+    assert list(encoded_demonstrations(tmp_path, "train", tokenizer, None)) == [call]
+    assert list(encoded_preferences(tmp_path, "train", tokenizer, None)) == [EncodedPair(call, text)]
+    assert list(encoded_ratings(tmp_path, "train", tokenizer, None)) == [call]
+    assert list(encoded_prompts(tmp_path, "train", tokenizer, None, 5)) == [call.prompt]
 
 
 def test_a_template_that_rewrites_a_call_is_refused():
