@@ -243,6 +243,8 @@ def test_pairs_ratings_and_prompts_have_tools_and_calls():
     assert entries("preferences", **asked, chosen=[CALLING], rejected="no") == [pair]
     rated = {"prompt": with_tools(user("u")), "response": CALLING, "desirable": True}
     assert entries("ratings", **asked, completion=[CALLING], label=True) == [rated]
+    with pytest.raises(InputError, match="response has 3 messages that do not repeat the prompt"):
+        entries("ratings", **asked, completion=[CALLING, RESULT, assistant("a")], label=True)
     text = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
     assert entries("prompts", messages=[user("u"), CALLING, RESULT], tools=TOOLS) == [
         {"prompt": with_tools(user("u")), "references": [text]},

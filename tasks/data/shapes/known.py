@@ -44,6 +44,10 @@ def _answered_prompt(fields: Fields) -> list[Fields]:
     return [_demonstration(turn) for turn in answers_to(_response(fields), _prompt(fields), "response")]
 
 
+def _one_answer(fields: Fields) -> list[Fields]:
+    return [_demonstration(as_answer(_response(fields), _prompt(fields), "response"))]
+
+
 def _answered_conversation(fields: Fields) -> list[Fields]:
     return [_demonstration(turn) for turn in answers_of(*_conversation(fields))]
 
@@ -236,8 +240,8 @@ def _references(value: object) -> list[str]:
 
 _LABELLED = ("system", "annotator", *LABEL_COLUMNS)
 _ANSWERED = [
-    Shape(("prompt", "response"), ("system", "annotator"), _answered_prompt),
-    Shape(("prompt", "completion"), ("system", "annotator"), _answered_prompt),
+    Shape(("prompt", "response"), ("system", "annotator"), _one_answer),
+    Shape(("prompt", "completion"), ("system", "annotator"), _one_answer),
     Shape(("messages",), ("system", "annotator"), _last_answer),
     Shape(("conversations",), ("system", "annotator"), _last_answer),
     Shape(("instruction", "output"), ("input", "system", "annotator"), _answered_instruction),
