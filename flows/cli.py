@@ -1,32 +1,27 @@
 """The command line: `trueline …`. Every import that costs time is made by the command that needs it."""
 
-import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.cli_common import MODELS, OPERATIONS, PANELS, PEOPLE, PIPELINE, AsJson, print_result, settings
+from flows.cli_feedback import collect, import_annotation_sheets, label, rounds, write_annotation_sheet
 from tasks.common.errors import InputError
-from tasks.common.escapes import safe_json, visible
+from tasks.common.escapes import visible
 from tasks.common.safe_text import clean_logs, clean_traceback
 from tasks.methods import STAGES
 
 if TYPE_CHECKING:
     from flows.steps import Result
     from tasks.data.exclusions import What
-    from tasks.settings.params import Params
 
-Content = TypeVar("Content")
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
+__all__ = ["PANELS", "app", "main"]
 PLACES = {"report": Path(".trueline/report.html"), "data docs": Path(".trueline/data_docs/index.html")}
 Version = Annotated[str, typer.Argument(metavar="VERSION|ALIAS", help="Such as 3, champion or challenger.")]
 By = Annotated[str, typer.Option(help="Who decides; recorded with the decision.")]
 Reason = Annotated[str, typer.Option(help="Why; recorded with the decision.")]
-
-# Every command stands in one of these parts of the help.
-PANELS = PIPELINE, MODELS, PEOPLE, OPERATIONS = ("Pipeline", "Models", "People", "Operations")
 
 app = typer.Typer(
     help="Train a language model on feedback, evaluate it, and promote it with its reasons on record.",
@@ -34,8 +29,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-label = typer.Typer(help="Have people, a reward or a judge compare answers.", no_args_is_help=True)
 app.add_typer(label, name="label", rich_help_panel=PEOPLE)
+for name, moved in (("sheet", write_annotation_sheet), ("votes", import_annotation_sheets)):  # before the group label
+    app.command(name, hidden=True)(moved)
 
 
 def main() -> None:
@@ -61,23 +57,17 @@ def run(
 ) -> None:
     """Run what has changed, and promote the model if the gate says so."""
     from flows.display import show_result
-    from flows.interrupts import report_interruption
     from flows.locks import refuse_a_second
-    from flows.preflight import preflight
-    from flows.server import named_server
-    from flows.steps import finish_unchanged
+    from flows.run import run_flow
     from tasks.registry.dvc_outputs.remote import check_default_remote
 
     refuse_a_second()
     if pull:
         check_default_remote()
-    with report_interruption():
-        if named_server():  # it keeps a record of every run
-            preflight()
-            result = _run_by_prefect(pull)
-        else:
-            result = finish_unchanged() or _run_by_prefect(pull)
-    _report(_result_data(result), as_json, show_result)
+    print_result(_result_data(run_flow(pull)), as_json, show_result)
+
+
+app.command(rich_help_panel=PIPELINE)(rounds)
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -91,7 +81,7 @@ def plan(as_json: AsJson = False) -> None:
     from flows.plan import make_plan
 
     refuse_a_second()
-    _report(make_plan(_params()), as_json, show_plan)
+    print_result(make_plan(settings()), as_json, show_plan)
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -100,7 +90,7 @@ def status(as_json: AsJson = False) -> None:
     from flows.display import show_status
     from flows.status import status as gather
 
-    _report(gather(_params()), as_json, show_status)
+    print_result(gather(settings()), as_json, show_status)
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -115,7 +105,7 @@ def configure(
     from flows.display import show_changes
     from flows.settings import configure as change
 
-    _report([item._asdict() for item in change(overlays)], as_json, show_changes)
+    print_result([item._asdict() for item in change(overlays)], as_json, show_changes)
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -124,7 +114,7 @@ def report(as_json: AsJson = False) -> None:
     from flows.display import show_report
     from tasks.registry.lineage.report import write_report
 
-    _report(dict(write_report(_params())), as_json, show_report)
+    print_result(dict(write_report(settings())), as_json, show_report)
 
 
 @app.command(rich_help_panel=MODELS)
@@ -136,7 +126,7 @@ def why(
     from flows.display import show_tree
     from tasks.registry.lineage import explain
 
-    _report(explain.why(_params(), version), as_json, show_tree)
+    print_result(explain.why(settings(), version), as_json, show_tree)
 
 
 @app.command(rich_help_panel=MODELS)
@@ -145,7 +135,7 @@ def history(as_json: AsJson = False) -> None:
     from flows.display import show_history
     from tasks.registry.lineage import explain
 
-    _report(explain.history(_params()), as_json, show_history)
+    print_result(explain.history(settings()), as_json, show_history)
 
 
 @app.command(rich_help_panel=MODELS)
@@ -157,8 +147,8 @@ def promote(as_json: AsJson = False) -> None:
     from flows.display import show_promotion
     from tasks.registry.promotion import champion
 
-    promotion = champion.promote(_params())
-    _report(dict(promotion), as_json, show_promotion)
+    promotion = champion.promote(settings())
+    print_result(dict(promotion), as_json, show_promotion)
     if not promotion["promoted"] and promotion["champion"] != promotion["version"]:
         raise typer.Exit(1)
 
@@ -169,7 +159,7 @@ def rollback(reason: Reason, as_json: AsJson = False) -> None:
     from flows.display import show_promotion
     from tasks.registry.promotion import champion
 
-    _report(dict(champion.rollback(_params(), reason)), as_json, show_promotion)
+    print_result(dict(champion.rollback(settings(), reason)), as_json, show_promotion)
 
 
 @app.command(rich_help_panel=MODELS)
@@ -188,10 +178,10 @@ def trace(
     named = [(what, name) for what, name in asked.items() if name]
     if len(named) != 1:
         raise InputError("a trace starts from one thing: give --row ID, --source NAME or --annotator NAME")
-    params, [(what, name)] = _params(), named
+    params, [(what, name)] = settings(), named
     traced = tracing.trace(params, what, name)
     excluded = tracing.exclude(params, what, name) if exclude else None
-    _report({**traced, "excluded": excluded}, as_json, show_trace)
+    print_result({**traced, "excluded": excluded}, as_json, show_trace)
 
 
 @app.command(rich_help_panel=MODELS)
@@ -209,10 +199,10 @@ def export(
     if adapter and reward:
         raise InputError("reward models are exported whole: give --adapter or --reward, not both")
     if reward:
-        exported = exporting.export_reward(_params(), version, folder)
+        exported = exporting.export_reward(settings(), version, folder)
     else:
-        exported = exporting.export(_params(), version, folder, as_adapter=adapter)
-    _report(dict(exported), as_json, show_exported)
+        exported = exporting.export(settings(), version, folder, as_adapter=adapter)
+    print_result(dict(exported), as_json, show_exported)
 
 
 @app.command(rich_help_panel=MODELS)
@@ -226,7 +216,7 @@ def chat(
 
     if stage and version:
         raise InputError("--stage and --version name two models: give one of them")
-    params = _params()
+    params = settings()
     folder = stage_folder(stage) if stage else version_folder(version or "champion", params)
     conversation = begin(folder, params)
     if message is None:
@@ -235,23 +225,7 @@ def chat(
         print(visible(conversation.ask(message)))
 
 
-@app.command(rich_help_panel=PEOPLE)
-def collect(
-    folder: Annotated[Path, typer.Argument(help="A new folder.")],
-    *,
-    policy: Annotated[str, typer.Option(help="champion, another version, or sft or another stage.")] = "champion",
-    answers: Annotated[int, typer.Option(min=2, help="Answers to each prompt.")] = 4,
-    prompts: Annotated[int | None, typer.Option(min=1, help="How many prompts, the first by id. Default: all.")] = None,
-    temperature: Annotated[float, typer.Option(min=0.01, help="Sampling temperature.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the sampling. Default: that of params.yaml.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Have a policy answer prompts of the training split."""
-    from flows.display import show_collected
-    from flows.feedback import Wanted, collect_answers
-
-    wanted = Wanted(policy, prompts, answers, temperature, seed)
-    _report(collect_answers(_params(), folder, wanted), as_json, show_collected)
+app.command(rich_help_panel=PEOPLE)(collect)
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -260,7 +234,7 @@ def approve(version: Version, by: By, reason: Reason, as_json: AsJson = False) -
     from flows.display import show_promotion
     from tasks.registry.promotion import champion
 
-    _report(dict(champion.approve(_params(), version, by, reason)), as_json, show_promotion)
+    print_result(dict(champion.approve(settings(), version, by, reason)), as_json, show_promotion)
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -269,7 +243,7 @@ def reject(version: Version, by: By, reason: Reason, as_json: AsJson = False) ->
     from flows.display import show_promotion
     from tasks.registry.promotion import champion
 
-    _report(dict(champion.reject(_params(), version, by, reason)), as_json, show_promotion)
+    print_result(dict(champion.reject(settings(), version, by, reason)), as_json, show_promotion)
 
 
 @app.command(rich_help_panel=OPERATIONS)
@@ -285,10 +259,10 @@ def doctor(
     from flows.rows import examine_row
 
     if row is not None:
-        _report(examine_row(row), as_json, show_rows)
+        print_result(examine_row(row), as_json, show_rows)
         return
     findings = examine()
-    _report([finding._asdict() for finding in findings], as_json, show_findings)
+    print_result([finding._asdict() for finding in findings], as_json, show_findings)
     if any(finding.level == "fail" for finding in findings):
         raise typer.Exit(1)
 
@@ -317,86 +291,10 @@ def sync(as_json: AsJson = False) -> None:
     from flows.display import show_synced
     from tasks.registry.lineage import sync
 
-    synced = sync.sync(_params())
-    _report(dict(synced), as_json, show_synced)
+    synced = sync.sync(settings())
+    print_result(dict(synced), as_json, show_synced)
     if synced["alarms"]:
         raise typer.Exit(1)
-
-
-@app.command("sheet", hidden=True)  # its name before the group label
-@label.command("sheet")
-def write_annotation_sheet(
-    file: Annotated[Path, typer.Argument(help="A new CSV file.")],
-    prompts: Annotated[int | None, typer.Option(min=1, help="How many prompts, drawn at random. Default: all.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write an annotation sheet: answers to compare, without their models' names."""
-    from flows.display import show_annotation_sheet
-    from flows.people import write_annotation_sheet as write
-
-    _report(dict(write(file, prompts)), as_json, show_annotation_sheet)
-
-
-@app.command("votes", hidden=True)  # its name before the group label
-@label.command("import")
-def import_annotation_sheets(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Filled annotation sheets.")],
-    as_json: AsJson = False,
-) -> None:
-    """Import filled annotation sheets and count the votes.
-
-    They replace the votes that MLflow has for this evaluation.
-    """
-    from flows.display import show_votes
-    from flows.people import read_annotation_sheets
-    from tasks.registry.promotion.human_evaluation import save_votes
-
-    params, imported = _params(), read_annotation_sheets(files)
-    run_id = None
-    try:
-        run_id = save_votes(params, *imported)
-    finally:  # the figures are worth showing even where MLflow cannot be reached
-        _report({**imported.figures, "run_id": run_id}, as_json, show_votes)
-
-
-@label.command("answers")
-def label_answers(
-    folder: Annotated[Path, typer.Argument(help="A folder that trueline collect wrote.")],
-    *,
-    reward: Annotated[str | None, typer.Option(help="A name in rewards.training. Default: the first.")] = None,
-    judge: Annotated[str | None, typer.Option(metavar="URL", help="An OpenAI-compatible server instead.")] = None,
-    model: Annotated[str | None, typer.Option(help="The name of the judge's model there.")] = None,
-    min_gap: Annotated[float, typer.Option(min=0.0, help="Least gap between the scores of a pair.")] = 0.0,
-    min_agreement: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least agreement with people.")] = 0.5,
-    as_json: AsJson = False,
-) -> None:
-    """Have a reward or a judge make pairs of collected answers."""
-    from flows.display import show_labels
-    from flows.feedback import Named, label_folder
-    from tasks.feedback.label import Thresholds
-
-    by, thresholds = Named(reward, judge, model), Thresholds(min_gap, min_agreement)
-    _report(label_folder(_params(), folder, by, thresholds), as_json, show_labels)
-
-
-def _run_by_prefect(pull: bool) -> "Result":
-    from flows.reproduce import StageError
-    from flows.server import local_server
-
-    with local_server():
-        from flows.pipeline import pipeline
-
-        try:
-            return pipeline(pull=pull)
-        except StageError as error:
-            print(f"trueline: {error}", file=sys.stderr)
-            raise typer.Exit(1) from None
-
-
-def _params() -> "Params":
-    from tasks.settings.params import load_params
-
-    return load_params()
 
 
 def _result_data(result: "Result") -> dict[str, Any]:
@@ -407,13 +305,6 @@ def _result_data(result: "Result") -> dict[str, Any]:
         "alarms": result.alarms,
         "places": {name: str(path) for name, path in PLACES.items() if path.exists()},
     }
-
-
-def _report(content: Content, as_json: bool, show: Callable[[Content], None]) -> None:
-    if as_json:
-        print(safe_json(json.dumps(content, indent=2, ensure_ascii=False)))
-    else:
-        show(content)
 
 
 if __name__ == "__main__":

@@ -250,7 +250,7 @@ def show_labels(labels: Mapping[str, Any]) -> None:
         f"two different answers; {counts['unusable']:,} answers without an end, empty or too long."
     )
     _line(f"agreement with people   {number(agreement['share'])} of {agreement['pairs']:,} validation pairs")
-    _line(f"Then: trueline configure prepare.ai_preferences.source={labels['folder']}/pairs.jsonl align.method=dpo")
+    _line(f"Then: trueline configure prepare.ai_preferences.source={labels['folder']} align.method=dpo")
 
 
 def show_votes(votes: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from tasks.common.files import STATE, VALIDATED, read_json, read_jsonl, replacin
 from tasks.common.progress import Bar
 from tasks.data.encoding.tokens import decode, encode_prompts, load_tokenizer
 from tasks.data.records import Prompt, read_prompts
+from tasks.data.sources.feedback import ANSWERS, MANIFEST
 from tasks.learning.seeds import seed_for
 from tasks.settings.params import Params
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-ANSWERS, MANIFEST = "answers.jsonl", "manifest.json"
 PROMPTS_AT_ONCE = 64  # and then they are saved: a killed command loses no more
 
 

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 from tasks.common.errors import InputError
 from tasks.common.files import MODELS, VALIDATED, hash_files, read_json, read_jsonl, write_json, write_jsonl
+from tasks.data.checks.patterns import encoding_damage
 from tasks.data.encoding.tokens import Text, encode_texts, load_tokenizer
 from tasks.data.records import Preference, read_records, tidy
+from tasks.data.sources.feedback import ANSWERS, LABELS, MANIFEST, PAIRS
 from tasks.data.tool_calls import answer_as_text
-from tasks.feedback.collect import ANSWERS, MANIFEST
 from tasks.feedback.labellers import BY_JUDGE, BY_REWARD, Group, Labeller
 from tasks.settings.params import Params
 
-PAIRS, LABELS = "pairs.jsonl", "labels.json"
 PAIRS_OF_PEOPLE = 128  # of the validation split, on which agreement is measured
 SAME = 1e-9  # sums of outcomes round
 
@@ -104,7 +104,10 @@ def _groups(rows: Iterable[dict[str, Any]], params: Params, counts: Counter[str]
         usable = [
             text
             for text, parts in zip(texts, encoded, strict=True)
-            if text and not isinstance(parts, InputError) and sum(map(len, parts)) <= longest
+            if text
+            and not encoding_damage(text)  # of bytes that are no character
+            and not isinstance(parts, InputError)
+            and sum(map(len, parts)) <= longest
         ]
         counts["prompts"] += 1
         counts["unusable"] += sum(not each["ended"] for each in row["answers"]) + len(texts) - len(usable)

@@ -1,5 +1,6 @@
 """trueline collect and trueline label answers: what they ask for, print and refuse."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from flows import feedback
 from flows.feedback import Named
+from flows.rounds import Asked
 from tasks.common.files import MODELS
 from tasks.feedback.collect import Policy, Sampling
 from tasks.feedback.label import Thresholds
@@ -65,7 +67,7 @@ def test_labels_say_what_was_dropped_and_how_far_people_agree(trueline, monkeypa
         "round/pairs.jsonl: 1,185 pairs by reward:reward_model, of 1,200 prompts; 4 ties, 2 small gaps, 9 with fewer "
         "than two different answers; 31 answers without an end, empty or too long. "
         "agreement with people 0.812 of 96 validation pairs "
-        "Then: trueline configure prepare.ai_preferences.source=round/pairs.jsonl align.method=dpo"
+        "Then: trueline configure prepare.ai_preferences.source=round align.method=dpo"
     )
     assert json.loads(trueline("label", "answers", "round", "--json")[1]) == LABELS
     assert asked == [
@@ -99,3 +101,29 @@ def test_a_stage_that_dvc_knows_nothing_of_is_refused(trueline) -> None:
     (MODELS / "sft").mkdir(parents=True)
     code, _, err = trueline("collect", "round", "--policy", "sft")
     assert (code, err) == (2, "trueline: dvc.lock has no models/sft: run trueline run\n")
+
+
+@pytest.mark.parametrize("stopped", [None, "version 3 was not promoted. The gate says reject."])
+def test_rounds_show_what_each_did_and_end_with_1_where_they_stopped(
+    trueline, monkeypatch: pytest.MonkeyPatch, stopped: str | None
+) -> None:
+    interval = {"value": 0.75, "low": 0.7, "high": 0.8}
+    row = {
+        "round": 1, "policy": {"name": "champion", "version": 1}, "annotator": "reward:r", "pairs": 1185, "version": 2,
+        "gate": "promote", "win_rate": {"vs_opponent": interval},
+        "ground_truth": {"rule": {"sft": 0.5, "candidate": 0.625, "difference": interval}},
+    }  # fmt: skip
+    done = {"folder": "feedback", "rounds": [row], "finished": not stopped, "stopped": stopped}
+    asked: list[Any] = []
+    monkeypatch.setattr("flows.rounds.run_rounds", lambda what, _run: asked.append(what) or done)
+    monkeypatch.setattr("flows.server.local_server", contextlib.nullcontext)
+    monkeypatch.setenv("COLUMNS", "140")
+
+    code, out, _ = trueline("rounds", "2", "--reward", "r", "--on-reject", "continue")
+
+    assert code == (1 if stopped else 0)
+    line = "1 version 1 1,185 reward:r 2 promote 0.750 [0.700, 0.800] 0.625; over SFT 0.750 [0.700, 0.800]"
+    assert " ".join(out.splitlines()[1].split()) == line
+    assert out.splitlines()[2:] == ([f"Stopped: {stopped}"] if stopped else [])
+    assert json.loads(trueline("rounds", "1", "--json")[1]) == done
+    assert asked[0] == Asked(2, Path("feedback"), "champion", 4, Named(reward="r"), Thresholds(0.0, 0.5), "continue")

@@ -289,6 +289,28 @@ def test_a_folder_without_files_or_with_folders():
         files_in("week/more.jsonl")
 
 
+def test_a_folder_of_collected_answers_stands_for_its_pairs_and_says_who_made_them():
+    for name in ("round-1", "round-2", "round-3"):
+        Path("feedback", name).mkdir(parents=True)
+        write(f"feedback/{name}/manifest.json", "{}")
+        write(f"feedback/{name}/pairs.jsonl", as_jsonl(ROWS))
+    labels = {"policy": {"version": 3}, "annotator": "judge:m", "agreement": {"share": 0.9}, "counts": {}}
+    write("feedback/round-1/labels.json", json.dumps(labels))
+    write("feedback/round-2/labels.json", "{}")
+    write("feedback/more.jsonl", as_jsonl(ROWS))
+    # Round 3 is not labelled to its end.
+    pairs = [f"feedback/round-{number}/pairs.jsonl" for number in (1, 2)]
+    assert list(files_in("feedback")) == ["feedback/more.jsonl", *pairs]
+    assert files_in("feedback/round-1").keys() == {pairs[0]}
+    found = identity(Path(pairs[0]))
+    assert found.pop("sha256") == identity(Path("feedback/more.jsonl"))["sha256"]
+    assert found == {name: labels[name] for name in ("policy", "annotator", "agreement")}
+    with pytest.raises(InputError, match=r"round-2/labels.json has no 'policy': run trueline label answers feedback/r"):
+        identity(Path(pairs[1]))
+    with pytest.raises(InputError, match=r"^feedback/round-3 has no labels.json: trueline label answers feedback/rou"):
+        files_in("feedback/round-3")
+
+
 def test_a_pointer_of_dvc_stands_for_what_it_tracks():
     Path("week").mkdir()
     for name in ("a.jsonl", "a.jsonl.dvc", "b.jsonl.dvc"):

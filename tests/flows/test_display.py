@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from flows import display
-from flows.cli import _report
+from flows.cli_common import print_result
 from flows.display import show_findings, show_history, show_promotion, show_result, show_tree
 from tasks.common.escapes import visible
 
@@ -50,10 +50,10 @@ def said_by(name: str) -> list[tuple[Any, Any, int]]:
 @pytest.mark.parametrize(("content", "show", "times"), said_by(NAME), ids=["history", "why", "promote", "doctor"])
 def test_what_data_say_acts_on_no_terminal(capsys, monkeypatch, content, show, times) -> None:
     monkeypatch.setattr(display, "_console", Console(highlight=False, width=400))
-    _report(content, False, show)
+    print_result(content, False, show)
     out = capsys.readouterr().out
     assert (out.count(SHOWN), visible(out)) == (times, out)
-    _report(content, True, show)
+    print_result(content, True, show)
     printed = capsys.readouterr().out
     assert visible(printed) == printed
     assert json.loads(printed) == content

@@ -10,10 +10,12 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tasks.common.errors import InputError
 from tasks.common.python_files import is_python, license_of
 from tasks.data.names import name_in_outputs
+from tasks.data.sources.feedback import is_collected, origin, pairs_of, with_pairs
 from tasks.data.sources.hub import hub_rows, read_pointer
 from tasks.data.sources.layouts import CURES_BY_ENDING, refuse_saved_data_set
 from tasks.data.sources.parquet import parquet_rows
@@ -25,7 +27,8 @@ from tasks.settings.params import Source
 def files_of(source: Source) -> dict[str, Source]:
     """Take a folder apart: a source for each file in it, by its name in outputs; a file is a source already.
 
-    A pointer of DVC's stands for the file that it tracks, which lies beside it or has to be pulled.
+    A pointer of DVC's stands for the file that it tracks, which lies beside it or has to be pulled; a folder of
+    collected answers in it for the pairs that were made of them.
 
     Raises:
         InputError: the folder has no files, may not be read, or is a data set that `save_to_disk` wrote.
@@ -38,10 +41,17 @@ def files_of(source: Source) -> dict[str, Source]:
     except OSError:  # it is no folder; what else is wrong with it is reported when it is read
         return {name: source}
     refuse_saved_data_set(folder)
-    if not found:
+    files = (
+        [pairs_of(folder)]
+        if is_collected(folder)
+        else sorted({each.with_suffix("") if each.suffix == ".dvc" else each for each in with_pairs(found)})
+    )
+    if not files:
         raise InputError(f"{folder} is an empty folder: put {', '.join(READERS)} files into it")
-    files = sorted({each.with_suffix("") if each.suffix == ".dvc" else each for each in found})
-    return {Path(name, file.name).as_posix(): source.model_copy(update={"source": file.as_posix()}) for file in files}
+    return {
+        Path(name, file.relative_to(folder)).as_posix(): source.model_copy(update={"source": file.as_posix()})
+        for file in files
+    }
 
 
 def check_file(path: Path) -> None:
@@ -85,12 +95,16 @@ def read_rows(source: Source, bad: BadRows) -> Iterator[RawRow]:
         )
 
 
-def identity(path: Path) -> dict[str, str]:
-    """Say which bytes were read, by their sha256, and what a hub pointer pins or which licence a Python file states."""
+def identity(path: Path) -> dict[str, Any]:
+    """Say which bytes were read, by their sha256, and what else is known of their origin.
+
+    That is what a hub pointer pins, which licence a Python file states, or who made AI pairs.
+    """
     with path.open("rb") as file:
-        found = {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        found: dict[str, Any] = {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     if is_python(str(path)):
         return found | license_of(path)
+    found |= origin(path)
     is_pointer = READERS.get(path.suffix.lower()) is hub_rows
     return found | (read_pointer(path).model_dump(include={"hub", "revision"}) if is_pointer else {})
 

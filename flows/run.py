@@ -1,0 +1,45 @@
+"""The whole flow as a command runs it: without Prefect where nothing is stale."""
+
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from flows.steps import Result
+
+
+def run_flow(pull: bool = False) -> "Result":
+    """Run what has changed, and promote the model if the gate says so.
+
+    Args:
+        pull: whether results that DVC's default remote has are fetched.
+
+    Raises:
+        InputError: something must be fixed, or another flow runs in this checkout.
+        Exit: a stage failed, which is reported.
+    """
+    from flows.interrupts import report_interruption
+    from flows.preflight import preflight
+    from flows.server import named_server
+    from flows.steps import finish_unchanged
+
+    with report_interruption():
+        if named_server():  # it keeps a record of every run
+            preflight()
+            return _by_prefect(pull)
+        return finish_unchanged() or _by_prefect(pull)
+
+
+def _by_prefect(pull: bool) -> "Result":
+    from flows.reproduce import StageError
+    from flows.server import local_server
+
+    with local_server():
+        from flows.pipeline import pipeline
+
+        try:
+            return pipeline(pull=pull)
+        except StageError as error:
+            sys.stderr.write(f"trueline: {error}\n")
+            raise typer.Exit(1) from None
