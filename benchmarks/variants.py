@@ -47,7 +47,7 @@ PREFERENCES: Mapping[str, Settings] = {
     "DPO hinge": _dpo("hinge", 0.3),
     "DPO ipo": _dpo("ipo", 0.3),
     "DPO robust": _dpo("robust", 0.3, label_smoothing=0.1),
-    "DPO sigmoid_norm": _dpo("sigmoid_norm", 3.0),
+    "DPO sigmoid_norm": _dpo("sigmoid_norm", 5.0),
     "DPO simpo": _dpo("simpo", 2.0),
 }
 RATINGS: Mapping[str, Settings] = {"KTO": _kto("kto", 0.1), "KTO apo_zero": _kto("apo_zero", 0.1)}
