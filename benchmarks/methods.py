@@ -18,7 +18,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from benchmarks.variants import ALONE, TOGETHER, VARIANTS, Settings
-from tasks.common.record import Record, read_record
+from tasks.common.record import Number, Record, read_record
 from tasks.evaluation.compare import Interval, Resampling, bootstrap_interval
 from tasks.evaluation.schema import EVALUATION, RESPONSES, Evaluation, IntervalFigure, MeanFigure, read_responses
 from tasks.settings.params import PARAMS_FILE
@@ -42,8 +42,8 @@ class Result(Record):
     difference: IntervalFigure  # aligned minus SFT
     kl: MeanFigure
     decision: str  # the gate's
-    cpu: float  # seconds of training, evaluation and gate
-    wall: float
+    cpu: Number  # seconds of training, evaluation and gate; None: not measured
+    wall: Number
     scores: list[float]  # ground truth of each test prompt's answer
 
 
@@ -60,6 +60,7 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="a variant; may be given several times")] = None,
     seeds: Annotated[str, typer.Option(help="separated by commas")] = ",".join(map(str, SEEDS)),
     folder: Annotated[Path, typer.Option(help="of copies and results")] = ROOT / ".trueline" / "methods",
+    show: Annotated[bool, typer.Option("--show", help="run nothing, print what there is")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Train and evaluate what has no result yet, and print all results."""
@@ -68,14 +69,14 @@ def main(
     folder = folder.resolve()
     file, numbers, names = folder / "results.jsonl", [int(seed) for seed in seeds.split(",")], only or list(VARIANTS)
     done = read_results(file)
-    for seed in numbers:
+    for seed in () if show else numbers:
         if missing := [name for name in names if (name, seed) not in done]:
             for result in run_seed(folder / f"seed-{seed}", seed, missing):
                 done[result.variant, seed] = result
                 with file.open("a", encoding="utf-8") as results:
                     results.write(json.dumps(result.as_json()) + "\n")
                 print(table([result]).splitlines()[-1], file=sys.stderr, flush=True)
-    found = [done[name, seed] for name in names for seed in numbers]
+    found = [done[name, seed] for name in names for seed in numbers if (name, seed) in done]
     gained = list(advantages(found))
     if as_json:
         rows = [result.as_json() for result in found]
@@ -205,8 +206,7 @@ def table(results: Sequence[Result]) -> str:
             with_interval(each.difference),
             f"{each.kl.mean:.2f}",
             each.decision,
-            f"{each.cpu:.0f}",
-            f"{each.wall:.0f}",
+            *("" if seconds is None else f"{seconds:.0f}" for seconds in (each.cpu, each.wall)),
         )
         for each in results
     ]
