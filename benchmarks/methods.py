@@ -227,7 +227,7 @@ def advantage_table(gained: Sequence[Advantage]) -> str:
 
 def by_seed(columns: Sequence[str], names: Mapping[tuple[str, ...], object], cells: Mapping[Any, str]) -> str:
     """Lay out cells by name and seed."""
-    seeds = list(dict.fromkeys(seed for _, seed in cells))
+    seeds = sorted({seed for _, seed in cells})
     rows = [(*name, *(cells.get((key, seed), "") for seed in seeds)) for name, key in names.items()]
     return markdown((*columns, *(f"seed {seed}" for seed in seeds)), rows)
 
