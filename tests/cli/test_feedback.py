@@ -115,7 +115,12 @@ def test_rounds_show_what_each_did_and_end_with_1_where_they_stopped(
     }  # fmt: skip
     done = {"folder": "feedback", "rounds": [row], "finished": not stopped, "stopped": stopped}
     asked: list[Any] = []
-    monkeypatch.setattr("flows.rounds.run_rounds", lambda what, _run: asked.append(what) or done)
+
+    def run_rounds(what: Asked, _run: Any) -> dict[str, Any]:
+        asked.append(what)
+        return done
+
+    monkeypatch.setattr("flows.rounds.run_rounds", run_rounds)
     monkeypatch.setattr("flows.server.local_server", contextlib.nullcontext)
     monkeypatch.setenv("COLUMNS", "140")
 
