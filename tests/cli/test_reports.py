@@ -196,6 +196,7 @@ def test_doctor_shows_a_row_instead_of_the_checks(trueline, monkeypatch: pytest.
         "row": 1,
         "quarantined": [],
         "found": {},
+        "truncated": {},
         "parts": [],
     }
     monkeypatch.setattr("flows.rows.examine_row", lambda row_id: [row | {"id": row_id}])

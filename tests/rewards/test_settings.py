@@ -14,7 +14,13 @@ from tests.conftest import MakeParams
 
 MODEL = {"name": "reward_model", "source": "model", "weight": 1.0}
 RULE = {"name": "rule", "source": "mine/rules.py:score"}
-OF_EVERY_STAGE = {"tasks.common.chat_endpoint", "tasks.common.errors", "tasks.data.records", "tasks.rewards.answered"}
+OF_EVERY_STAGE = {
+    "tasks.common.chat_endpoint",
+    "tasks.common.errors",
+    "tasks.data.records",
+    "tasks.data.tool_calls",
+    "tasks.rewards.answered",
+}
 JUDGE = {"url": "http://localhost:1/v1", "model": "m", "rubric": "r"}
 NEEDED: dict[str, dict[str, Any]] = {
     "length_limit": {"longest": 9},
