@@ -21,6 +21,7 @@ from tasks.learning.ppo.trainer import PPOTrainer
 from tasks.ppo import drawn_prompts, ppo
 from tasks.rewards.copies import TRAINING
 from tasks.rewards.sources import write_copies
+from tasks.settings.params import Params
 
 SETTINGS = {
     "iterations": 4,
@@ -46,6 +47,22 @@ def ready(workspace, noted_run, make_params):
     normalise_scores(model, 0.1, 2.0)
     save_model(model, load_tokenizer(MODELS / "sft"), MODELS / "reward")
     return params
+
+
+def kill_and_resume(params: Params, monkeypatch: pytest.MonkeyPatch, iteration: int) -> None:
+    """Interrupt the stage in an iteration, and run it again."""
+    learn = PPOTrainer.update
+
+    def killed(self, rollouts, number, *rest):
+        if number == iteration:
+            raise KeyboardInterrupt
+        return learn(self, rollouts, number, *rest)
+
+    monkeypatch.setattr(PPOTrainer, "update", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ppo(params)
+    monkeypatch.setattr(PPOTrainer, "update", learn)
+    ppo(params)
 
 
 def written():
@@ -339,16 +356,8 @@ def test_dynamic_sampling_draws_further_prompts_and_goes_on_where_a_killed_run_e
         assert varied == round(row["prompts_sampled"] * (1 - row["uniform_prompts"]))
         assert bool((scores[:varied, 0] != scores[:varied, 1]).all())
 
-    def killed(self, rollouts, iteration, *rest):
-        if iteration == 3:
-            raise KeyboardInterrupt
-        return learn(self, rollouts, iteration, *rest)
-
-    monkeypatch.setattr(PPOTrainer, "update", killed)
-    with pytest.raises(KeyboardInterrupt):
-        ppo(params)
     monkeypatch.setattr(PPOTrainer, "update", learn)
-    ppo(params)
+    kill_and_resume(params, monkeypatch, iteration=3)
     assert written() == expected
 
 
@@ -384,16 +393,8 @@ def test_the_penalty_of_a_missing_end_stays_that_of_the_first_answers_after_a_ki
         lost = rollouts.scores.clamp(-10, 10) - rollouts.learned_scores
         torch.testing.assert_close(lost, ~rollouts.has_ended * penalty, atol=1e-5, rtol=0)
 
-    def killed(self, rollouts, iteration, *rest):
-        if iteration == 2:
-            raise KeyboardInterrupt
-        return learn(self, rollouts, iteration, *rest)
-
-    monkeypatch.setattr(PPOTrainer, "update", killed)
-    with pytest.raises(KeyboardInterrupt):
-        ppo(params)
     monkeypatch.setattr(PPOTrainer, "update", learn)
-    ppo(params)
+    kill_and_resume(params, monkeypatch, iteration=2)
     assert written() == expected
 
 
