@@ -189,6 +189,15 @@ class LlmJudgeFigures(Record):
     vs_opponent: WinRateFigure | None  # None: too few replies had a verdict
 
 
+class CutAnswersFigures(Record):
+    """How the training reward scores SFT's answers that the limit cuts."""
+
+    share: float
+    gap: float  # mean of those that end minus that of cut ones, in standard deviations of all
+    low: float
+    high: float
+
+
 class Methods(Record):
     """How figures that depend on a library's version were computed."""
 
@@ -222,6 +231,7 @@ class Evaluation(Record):
     confidence: float
     methods: Methods
     llm_judge: LlmJudgeFigures | None = None
+    sft_cut_answers: CutAnswersFigures | None = None  # not set: few are cut, or nearly all
 
 
 class Turn(Record):

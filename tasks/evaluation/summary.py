@@ -15,6 +15,7 @@ from tasks.evaluation.metrics import corpus_overlap, mean, meteor_variant, stand
 from tasks.evaluation.opponent import Opponent
 from tasks.evaluation.over_optimisation import EvaluationPoint, curve_figures, over_optimisation_curve
 from tasks.evaluation.schema import EVALUATION, Evaluation
+from tasks.rewards.cut_answers import cut_answers
 
 DIGITS = 6
 
@@ -44,7 +45,8 @@ def summarise(
         resampling: how intervals are drawn.
         llm_judge: what an LLM judge made of it, where one is set.
     """
-    candidate = models["candidate"]
+    candidate, sft = models["candidate"], models["sft"]
+    cut = cut_answers(sft.scores.training, sft.answers.ended)
     rivals = {f"vs_{name}": model for name, model in models.items() if name != "candidate"}
     described = {name: model_figures(prompts, model) for name, model in models.items()}
     figures = {
@@ -75,6 +77,7 @@ def summarise(
         "confidence": resampling.confidence,
         "methods": _methods(prompts, candidate),
         **({"llm_judge": llm_judge} if llm_judge is not None else {}),
+        **({"sft_cut_answers": cut} if cut else {}),
     }
     return parsed(rounded(figures), Evaluation, EVALUATION)
 

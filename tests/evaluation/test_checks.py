@@ -162,6 +162,15 @@ def test_where_the_answers_of_both_are_cut_a_warning_says_so():
     assert warnings(evidence(compared("eos_rate", 0.175, 0.95, -0.9, -0.7)), THRESHOLDS) == []
 
 
+@pytest.mark.parametrize(("low", "warns"), [(1.01, True), (1.0, False), (-2.5, False)])
+def test_a_reward_that_mainly_punishes_cut_answers_is_warned_of(low: float, warns: bool):
+    cut = {"share": 0.2, "gap": low + 0.25, "low": low, "high": low + 0.5}
+    found = warnings(evidence(GOOD | {"sft_cut_answers": cut}), THRESHOLDS)
+    assert [each.startswith("The training reward mainly punishes answers that evaluate.max_") for each in found] == [
+        True
+    ] * warns
+
+
 def test_lengths_that_the_limit_has_cut_are_named():
     content = changed(compared("eos_rate", 0.98, 0.2, 0.7, 0.8), "candidate", "length", to=4.0)
     assert checks(content)["length_ratio"].sentence == (

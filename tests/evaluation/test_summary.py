@@ -1,4 +1,5 @@
 import json
+import math
 from typing import NamedTuple
 
 import pytest
@@ -91,6 +92,17 @@ def test_a_policy_equal_to_sft_neither_wins_nor_loses():
     assert found["difference"]["vs_sft"]["reward"] == {"value": 0, "low": 0, "high": 0}
     assert found["candidate"] == found["sft"]
     assert found["opponent"] == {"name": "sft", "version": None} | found["sft"]
+
+
+def test_how_sfts_cut_answers_score_is_a_figure_where_there_are_some():
+    ours, theirs = make_answers(24), make_answers(24)
+    assert "sft_cut_answers" not in compare(ours, theirs)
+    rewards = [-1.0, 1.0] * 8 + [-4.0, -2.0] * 4
+    cut = Replies(theirs.answers._replace(ended=[True] * 16 + [False] * 8), rewards)
+    found = compare(ours, cut)["sft_cut_answers"]
+    assert found["share"] == pytest.approx(1 / 3, abs=1e-6)
+    assert found["gap"] == pytest.approx(math.sqrt(3), abs=1e-6)  # 3 over the root of 1 within and 2 between
+    assert "sft_cut_answers" not in compare(cut, ours)
 
 
 def test_turns_of_a_conversation_are_drawn_together():

@@ -7,7 +7,7 @@ import torch
 
 from tasks.learning.ppo.missing_eos import SFTAnswers, missing_eos_penalty, observe
 from tasks.learning.ppo.trainer import PPOTrainer
-from tests.tiny import tiny_models, tiny_params
+from tests.tiny import EOS, tiny_models, tiny_params
 
 
 def ended(count: int, of: int) -> torch.Tensor:
@@ -61,3 +61,17 @@ def test_normalised_rewards_have_a_unit_of_1_and_clipped_ones_that_of_what_is_le
     clipped = PPOTrainer(tiny_models(), tiny_params(score_clip=2.0))
     scores = {"reward_model": torch.tensor([-90.0, 90.0, -90.0, 90.0, -90.0, 90.0])}
     assert clipped.observe(None, responses, scores).score_deviation == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(("of_cut", "warnings"), [(-3.0, 1), (0.0, 0)])
+def test_a_reward_that_mainly_punishes_cut_answers_is_warned_of_once(caplog, of_cut: float, warnings: int):
+    trainer = PPOTrainer(tiny_models(), tiny_params(score_clip=None))
+    [sampled] = trainer.sample([[4, 3]], seed=1)
+    cut, ended = (sampled._replace(row=sampled.row._replace(completion=[4, last])) for last in (5, EOS))
+    # ended: eight times -1, 1; cut: four times one less and one more than `of_cut`
+    scores = {"reward_model": torch.tensor([-1.0, 1.0] * 8 + [of_cut - 1, of_cut + 1] * 4)}
+    known = trainer.observe(None, [ended] * 16 + [cut] * 8, scores)
+    trainer.observe(known, [ended] * 16 + [cut] * 8, scores)
+    assert known.share_ended == pytest.approx(2 / 3)
+    found = [record.message for record in caplog.records]
+    assert [each.startswith("The training reward mainly punishes") for each in found] == [True] * warnings

@@ -9,7 +9,7 @@ from tasks.evaluation.gate.categories import category_regressions
 from tasks.evaluation.gate.check import Check, Evidence, bounds
 from tasks.evaluation.gate.over_optimisation import over_optimisation
 from tasks.evaluation.gate.result import GateDecision
-from tasks.evaluation.gate.reward_models import accuracy, baseline_warnings, beats_baselines
+from tasks.evaluation.gate.reward_models import accuracy, baseline_warnings, beats_baselines, cut_answers_warnings
 from tasks.evaluation.gate.win_rates import ground_truth, held_out_reward, llm_judge, win_rate, win_rate_at_equal_length
 from tasks.evaluation.scores import HELD_OUT
 from tasks.settings.params import Gate
@@ -70,7 +70,7 @@ def reasons(checks: Sequence[Check]) -> list[str]:
 
 def warnings(evidence: Evidence, thresholds: Gate) -> list[str]:
     """Warn of signs of reward hacking, of weak reward models, and of truncated answers. Warnings decide nothing."""
-    evaluation, found = evidence.evaluation, baseline_warnings(evidence)
+    evaluation, found = evidence.evaluation, [*baseline_warnings(evidence), *cut_answers_warnings(evidence)]
     compared = (("SFT", evaluation.difference.vs_sft), ("the opponent", evaluation.difference.vs_opponent))
     for rival, difference in compared:
         reward = bounds(difference.reward)

@@ -3,6 +3,7 @@
 from tasks.common.rounding import ABSENT, number
 from tasks.evaluation.gate.check import Check, Evidence, at_least, bounds, not_computed
 from tasks.evaluation.reward_figures import BASELINES, AccuracyInterval, BaselineName, RewardModelFigures
+from tasks.rewards.cut_answers import CutAnswers, cut_answers_sentence
 
 HARDLY_FEWER = 0.95  # of the pairs: their intervals differ by less than a fortieth
 
@@ -67,3 +68,12 @@ def baseline_warnings(evidence: Evidence) -> list[str]:
         if figures
         for name in baselines_not_beaten(figures)
     ]
+
+
+def cut_answers_warnings(evidence: Evidence) -> list[str]:
+    """Warn of a training reward that mainly punishes answers which the limit cuts."""
+    figures = evidence.evaluation.sft_cut_answers
+    if figures is None:
+        return []
+    found = CutAnswers(**figures.as_json())
+    return [cut_answers_sentence(found, "evaluate.max_new_tokens")] if found.is_large else []

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from tasks.learning import processes
 from tasks.learning.batches import collate, epoch_order
 from tasks.learning.models.forward import compute_device
 from tasks.learning.models.loading import ValueHead
@@ -44,6 +45,7 @@ from tasks.learning.training.optimisation import (
     make_accelerator,
     update,
 )
+from tasks.rewards.cut_answers import cut_answers, cut_answers_sentence
 from tasks.settings.params import Params
 
 logger = logging.getLogger(__name__)
@@ -135,9 +137,16 @@ class PPOTrainer:
     def observe(
         self, known: SFTAnswers | None, responses: Sequence[Response], scores: Mapping[str, Tensor]
     ) -> SFTAnswers:
-        """Learn from an iteration's responses, scored by name, what `missing_eos_penalty` depends on."""
+        """Learn from an iteration's responses, scored by name, what `missing_eos_penalty` depends on.
+
+        The first iteration's are the SFT model's: a reward that mainly punishes their being cut is warned of.
+        """
         combined = combined_scores(scores, self._settings, self._rewards)
-        return observe(known, combined, have_ended(responses, self._stops, combined.device))
+        has_ended = have_ended(responses, self._stops, combined.device)
+        found = cut_answers(combined.tolist(), has_ended.tolist()) if known is None else None
+        if found and found.is_large and processes.is_main():
+            logger.warning("%s", cut_answers_sentence(found, "ppo.max_new_tokens"))
+        return observe(known, combined, has_ended)
 
     def learned_scores(
         self, responses: Sequence[Response], scores: Mapping[str, Tensor], missing_eos_penalty: float
