@@ -102,7 +102,7 @@ def _prepare_kind(
     counts: Counter[str] = Counter()
     read: Counter[str] = Counter()  # rows by source
     tally = Tally.empty()
-    rows = tqdm(_rows(kind, files, settings, params.seed, tally), desc=f"prepare {kind}", unit=" rows", disable=None)
+    rows = tqdm(_rows(kind, files, params, tally), desc=f"prepare {kind}", unit=" rows", disable=None)
     aside: Counter[str] = Counter()  # rows by the reason to leave them out
     shaped = _set_aside(_counted(rows, read, lambda row: row.source), kind, excluded, aside, left_out)
     decided = _decided(_left(shaped, kind, excluded, counts), kind, counts, aside, left_out)
@@ -136,14 +136,12 @@ def _prepare_kind(
     }
 
 
-def _rows(
-    kind: Kind, files: Mapping[str, Source | None], settings: Prepare, seed: int, tally: Tally
-) -> Iterator[ShapedRow]:
+def _rows(kind: Kind, files: Mapping[str, Source | None], params: Params, tally: Tally) -> Iterator[ShapedRow]:
     for name, file in files.items():
         if file:
             bad = BadRows(file.source)
-            raw = _raw_rows(kind, file, settings, seed, bad)
-            yield from shape_rows(raw, kind, file, name, bad=bad, tally=tally)
+            raw = _raw_rows(kind, file, params.prepare, params.seed, bad)
+            yield from shape_rows(raw, kind, file, name, bad=bad, tally=tally, reasoning=params.base.reasoning)
 
 
 def _set_aside(

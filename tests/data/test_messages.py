@@ -19,6 +19,13 @@ def test_keys_that_hold_nothing_are_no_harm():
     ) == [user("u")]
 
 
+@pytest.mark.parametrize(("role", "content"), [("role", "content"), ("from", "value")])
+def test_parts_that_are_texts_are_a_line_each(role: str, content: str):
+    parts = [{"type": "text", "text": "What is this?"}, {"type": "text", "text": "2 + 2", "image_url": None}]
+    found = as_messages([{role: "user", content: parts}, {role: "assistant", content: parts[1:]}], "messages")
+    assert found == [user("What is this?\n2 + 2"), assistant("2 + 2")]
+
+
 def test_transcript():
     text = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHow are you?\n\nHuman: Fine\n\nAssistant:"
     assert as_messages(text, "chosen") == [user("Hi"), assistant("Hello.\n\nHow are you?"), user("Fine"), assistant("")]
@@ -54,9 +61,17 @@ def test_bad_text(value, message):
         ([{"role": "user", "content": None}], "the content of message 1 of x is null where a text is needed"),
         ([user("u"), {"role": "wizard", "content": "t"}], "message 2 of x has the role 'wizard' where one of system"),
         ([{"from": 1, "value": "t"}], "the from of message 1 of x is the number 1"),
+        ([user("u") | {"content": []}], "the content of message 1 of x is a list where a text is needed"),
         (
-            [user("u") | {"content": [{"type": "image"}]}],
-            "the content of message 1 of x is a list of parts where a text",
+            [user("u") | {"content": [{"type": "text", "text": "a"}, {"type": "image"}]}],
+            "part 2 of the content of message 1 of x has the type the text 'image' where text is needed: images, audio",
+        ),
+        ([user("u") | {"content": [{"text": "a"}]}], "part 1 of the content of message 1 of x has no type where text"),
+        ([user("u") | {"content": ["a"]}], "part 1 of the content of message 1 of x is a text where {type: text, tex"),
+        ([user("u") | {"content": [{"type": "text"}]}], "the text of part 1 of the content of message 1 of x is null"),
+        (
+            [user("u") | {"content": [{"type": "text", "text": "a", "image_url": {"url": "u"}}]}],
+            "part 1 of the content of message 1 of x holds image_url beside its text, which is not read",
         ),
     ],
 )

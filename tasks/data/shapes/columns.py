@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 from tasks.common.errors import InputError
 from tasks.data.extra_columns import columns_fault
+from tasks.data.shapes.reasoning import with_reasoning
 from tasks.data.shapes.serialized import read_written, read_written_list, read_written_texts
 from tasks.data.shapes.values import ShapeError, is_nothing
+from tasks.settings.base import Reasoning
 from tasks.settings.params import PromptSource, Source
 
 Fields = dict[str, Any]
@@ -58,8 +60,10 @@ def extra_columns(fields: Mapping[str, Any], source: Source) -> Fields:
     return found
 
 
-def opened(fields: Mapping[str, Any], source: Source, tally: Tally) -> Fields:
+def opened(fields: Mapping[str, Any], source: Source, tally: Tally, reasoning: Reasoning | None = None) -> Fields:
     """Give a row by our names, with conversations as lists, and without what the source ignores.
+
+    Reasoning that messages have in a key of its own is put into their texts, where its marks are known.
 
     Raises:
         ShapeError: a text looks like a conversation and cannot be read.
@@ -71,6 +75,8 @@ def opened(fields: Mapping[str, Any], source: Source, tally: Tally) -> Fields:
         named[name] = read_written(named[name], name)
         if source.ignore:
             named[name] = _without(named[name], source.ignore, ignored)
+        if reasoning:
+            named[name] = with_reasoning(named[name], reasoning)
     if "references" in named:
         named["references"] = read_written_texts(named["references"], "references")
     named |= {name: read_written_list(named[name], name) for name in LISTS & named.keys()}

@@ -33,6 +33,7 @@ from tasks.data.shapes.statements import (
 from tasks.data.shapes.tools import TOOLS, as_tools
 from tasks.data.shapes.values import IgnorableError, ShapeError, as_text, is_nothing, listed
 from tasks.data.sources.raw_rows import BadRows, RawRow
+from tasks.settings.base import Reasoning
 from tasks.settings.params import RatingSource, Source
 
 # What entries say about themselves, beside their content.
@@ -60,7 +61,14 @@ class ShapedRow(NamedTuple):
 
 
 def shape_rows(
-    rows: Iterable[RawRow], kind: Kind, source: Source, name: str, *, bad: BadRows, tally: Tally
+    rows: Iterable[RawRow],
+    kind: Kind,
+    source: Source,
+    name: str,
+    *,
+    bad: BadRows,
+    tally: Tally,
+    reasoning: Reasoning | None = None,
 ) -> Iterator[ShapedRow]:
     """Read the rows of a file, of any known shape, as rows of one kind; outputs know the file by `name`.
 
@@ -71,6 +79,7 @@ def shape_rows(
         name: the file's in outputs.
         bad: those of its rows that cannot be read; they are reported at the end of the file.
         tally: what is not read of the others.
+        reasoning: the marks for reasoning that messages have in a key of its own; None: it is refused.
 
     Raises:
         InputError: the columns fit no shape, the column map is wrong, or rows were bad.
@@ -83,7 +92,7 @@ def shape_rows(
             better = _better_columns(shape, kind, source)
         try:
             _check_same_shape(fields, shape, better, source)
-            shaped = _shaped(fields, shape, kind, source, tally)
+            shaped = _shaped(fields, shape, kind, source, tally=tally, reasoning=reasoning)
         except ShapeError as error:
             way_out = f" (to leave it out, name it in prepare.{kind}.ignore in params.yaml)"
             bad.add(row, f": {error}{way_out if isinstance(error, IgnorableError) else ''}")
@@ -93,9 +102,11 @@ def shape_rows(
     bad.stop()
 
 
-def _shaped(fields: Fields, shape: Shape, kind: Kind, source: Source, tally: Tally) -> list[ShapedRow]:
+def _shaped(
+    fields: Fields, shape: Shape, kind: Kind, source: Source, *, tally: Tally, reasoning: Reasoning | None
+) -> list[ShapedRow]:
     """Read one row; whose it is, the caller knows."""
-    whole = opened(fields, source, tally)
+    whole = opened(fields, source, tally, reasoning)
     named = _of_shape(whole, shape, source.columns)
     entries = [_by_threshold(entry, source) for entry in shape.read(named)]
     # A column that rewards are given, and that no field of ours is read from, says nothing about the row.

@@ -11,7 +11,16 @@ from typing import Any
 from tasks.common.errors import quoted
 from tasks.data.records import Message, ToolCall
 from tasks.data.shapes.tools import TOOLS, as_calls, as_tools
-from tasks.data.shapes.values import IgnorableError, ShapeError, as_text, described, is_nothing, is_yes, listed
+from tasks.data.shapes.values import (
+    IgnorableError,
+    ShapeError,
+    as_text,
+    described,
+    is_nothing,
+    is_yes,
+    listed,
+    shown_value,
+)
 
 # Their name of a role: ours.
 ROLES = {
@@ -39,6 +48,7 @@ CALLS, RESULT_OF = ("tool_calls", "function_call"), ("name", "tool_call_id")
 OWN = {"assistant": CALLS, "tool": RESULT_OF}  # keys that a role may have
 # What says whether a message may be learned.
 WEIGHTS = ("weight", "train")
+PART = "text"  # the type of a part of a message that is read, and its key
 SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
@@ -118,18 +128,39 @@ def _of_speaker(item: dict[str, Any], speaker: str, content: str, name: str) -> 
     ours, has_calls = ROLES[speaker], any(not is_nothing(item.get(key)) for key in CALLS)
     if speaker in CALLERS:
         return Message(role=ours, content="", tool_calls=as_calls(item.get(content), f"the {content} of {name}"))
-    if isinstance(item.get(content), list):
-        raise ShapeError(
-            f"the content of {name} is a list of parts where a text is needed (write their texts as one; images, audio "
-            "and the like are not read)"
-        )
     is_call_alone = ours == "assistant" and has_calls and item.get(content) is None
-    message = Message(role=ours, content="" if is_call_alone else as_text(item[content], f"the {content} of {name}"))
+    where = f"the {content} of {name}"
+    message = Message(role=ours, content="" if is_call_alone else text_of_content(item[content], where))
     if ours == "assistant" and has_calls:
         message["tool_calls"] = _calls(item, name)
     if ours == "tool":
         _add_result_of(message, item, name)
     return message
+
+
+def text_of_content(value: object, name: str) -> str:
+    """Read what a message says: a text, or a list of parts that are texts, {type: text, text}, a line each.
+
+    So servers join the parts for templates that take texts alone.
+
+    Raises:
+        ShapeError: it is neither; an image, say.
+    """
+    if not isinstance(value, list) or not value:
+        return as_text(value, name)
+    return "\n".join(_text_of_part(part, f"part {number} of {name}") for number, part in enumerate(value, start=1))
+
+
+def _text_of_part(part: object, name: str) -> str:
+    if not isinstance(part, dict):
+        raise ShapeError(f"{name} is {described(part)} where {{type: text, text}} is needed")
+    if part.get("type") != PART:
+        found = "no type" if is_nothing(part.get("type")) else f"the type {shown_value(part['type'])}"
+        raise ShapeError(f"{name} has {found} where {PART} is needed: images, audio and the like are not read")
+    others = [key for key, value in part.items() if key not in ("type", PART) and not is_nothing(value)]
+    if others:
+        raise ShapeError(f"{name} holds {listed(others)} beside its text, which is not read")
+    return as_text(part.get(PART), f"the text of {name}")
 
 
 def _calls(item: dict[str, Any], name: str) -> list[ToolCall]:
