@@ -71,7 +71,7 @@ def _labeller(params: Params, by: Named) -> Labeller:
     if bool(by.judge) != bool(by.model):
         raise InputError("a judge needs an address and a name: give --judge URL and --model NAME")
     if by.judge and by.model:
-        return ByJudge(by.judge, by.model)
+        return ByJudge(by.judge, by.model, params.base.reasoning)
     for stage in ("sft", "reward") if params.rewards.use_model else ("sft",):
         recorded_output(stage, MODELS / stage)
     return ByReward(by.reward, params)

@@ -46,19 +46,21 @@ def answer_text(tokenizer: "PreTrainedTokenizerBase", row: Encoded, reasoning: R
     """Give the text of a sampled answer without its reasoning."""
     if reasoning is None:
         return decode(tokenizer, row.completion)
-    opened = _decoded(tokenizer, row.prompt[-TAIL:], reasoning).rstrip().endswith(reasoning.start)
-    return without_reasoning(_decoded(tokenizer, row.completion, reasoning), reasoning, opened=opened)
+    opened = full_text(tokenizer, row.prompt[-TAIL:], reasoning).rstrip().endswith(reasoning.start)
+    return without_reasoning(full_text(tokenizer, row.completion, reasoning), reasoning, opened=opened)
 
 
-def references_without_reasoning(prompt: Prompt, reasoning: Reasoning | None) -> Prompt:
-    """Give a prompt whose reference answers have no reasoning, to be compared with answers that have none."""
-    return prompt._replace(references=[without_reasoning(text, reasoning) for text in prompt.references])
-
-
-def _decoded(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], reasoning: Reasoning) -> str:
-    """The text of ids without special tokens other than the two markers."""
+def full_text(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], reasoning: Reasoning | None) -> str:
+    """Give the text of ids without special tokens other than the two marks of reasoning."""
+    if reasoning is None:
+        return decode(tokenizer, ids)
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     marks = {tokenizer.get_vocab().get(mark) for mark in (reasoning.start, reasoning.end)} & special
     names = tokenizer.convert_ids_to_tokens
     parts = [(is_mark, list(part)) for is_mark, part in groupby(ids, marks.__contains__)]
     return "".join("".join(names(part)) if is_mark else decode(tokenizer, part) for is_mark, part in parts)
+
+
+def references_without_reasoning(prompt: Prompt, reasoning: Reasoning | None) -> Prompt:
+    """Give a prompt whose reference answers have no reasoning, to be compared with answers that have none."""
+    return prompt._replace(references=[without_reasoning(text, reasoning) for text in prompt.references])

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tasks.common.errors import InputError
 from tasks.common.files import STATE, VALIDATED, read_json, read_jsonl, replacing, write_json, write_jsonl
 from tasks.common.progress import Bar
-from tasks.data.encoding.tokens import decode, encode_prompts, load_tokenizer
+from tasks.data.encoding.tokens import encode_prompts, load_tokenizer
+from tasks.data.reasoning import full_text
 from tasks.data.records import Prompt, read_prompts
 from tasks.data.sources.feedback import ANSWERS, MANIFEST
 from tasks.learning.seeds import seed_for
@@ -121,7 +122,9 @@ def _answer(
     )
     tokens = [response.row.completion for response in responses]
     stops = stop_tokens(model, tokenizer)
-    answers = [{"text": decode(tokenizer, each), "ended": each[-1] in stops} for each in tokens]
+    answers = [
+        {"text": full_text(tokenizer, each, params.base.reasoning), "ended": each[-1] in stops} for each in tokens
+    ]
     return [
         {**prompt._asdict(), "answers": answers[place * sampling.answers : (place + 1) * sampling.answers]}
         for place, prompt in enumerate(prompts)

@@ -55,6 +55,7 @@ def label(folder: Path, labeller: Labeller, thresholds: Thresholds, params: Para
     if not pairs:
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise InputError(f"{folder}: no prompt has two answers that {labeller.annotator} tells apart ({listed})")
+    (folder / LABELS).unlink(missing_ok=True)  # after a kill here it would speak of other pairs
     write_jsonl(folder / PAIRS, ({**pair, "annotator": labeller.annotator} for pair in pairs))
     labels = {
         "annotator": labeller.annotator,

@@ -10,11 +10,13 @@ from tasks.common.errors import InputError
 from tasks.common.files import MODELS, VALIDATED, hash_files
 from tasks.common.progress import Bar
 from tasks.data.encoding.tokens import encode, load_tokenizer
+from tasks.data.reasoning import references_without_reasoning, without_reasoning
 from tasks.data.records import Message, Prompt, read_prompts
 from tasks.data.splits import content_id
 from tasks.evaluation.llm_judge import comparisons
 from tasks.rewards.answered import Reward, answered
 from tasks.rewards.copies import TRAINING, read_copies
+from tasks.settings.base import Reasoning
 from tasks.settings.params import LlmJudge, Params
 
 BY_REWARD, BY_JUDGE = "reward:", "judge:"  # what the names of annotators begin with
@@ -22,7 +24,7 @@ OPTION = "--judge"
 
 
 class Group(NamedTuple):
-    """A prompt and n different answers to it."""
+    """A prompt and n different answers to it, with their reasoning."""
 
     prompt: Sequence[Message]
     answers: Sequence[str]
@@ -66,6 +68,7 @@ class ByReward:
         if chosen is None:
             raise InputError(f"--reward {name} is not in rewards.training: choose one of {', '.join(named)}")
         self._is_model, self.annotator = chosen.is_model, BY_REWARD + chosen.name
+        self._reasoning = params.base.reasoning
         self._tokenizer = load_tokenizer(MODELS / "sft")
         self._prompts = {content_id(prompt.prompt): prompt for prompt in read_prompts(VALIDATED)}
         set_up(params)
@@ -94,10 +97,11 @@ class ByReward:
         """
         prompts, texts, tokens = [], [], []
         for group in groups:
-            row = self._prompts.get(content_id(group.prompt)) or _without_row(group)
+            found = self._prompts.get(content_id(group.prompt)) or _without_row(group)
+            row = references_without_reasoning(found, self._reasoning)
             for text in group.answers:
                 prompts.append(row)
-                texts.append(text)
+                texts.append(without_reasoning(text, self._reasoning))
                 tokens.append(encode(self._tokenizer, group.prompt, text).completion)
         scores = iter(self._reward(answered(prompts, texts, tokens)))
         return [[next(scores) for _ in group.answers] for group in groups]
@@ -106,8 +110,13 @@ class ByReward:
 class ByJudge:
     """A language model behind an OpenAI-compatible server."""
 
-    def __init__(self, url: str, model: str) -> None:
+    def __init__(self, url: str, model: str, reasoning: Reasoning | None = None) -> None:
         """Ask it for an easy verdict.
+
+        Args:
+            url: of the server.
+            model: its name there.
+            reasoning: the marks of what it is not shown; None: it is shown all.
 
         Raises:
             InputError: the address is none, the server refuses, or the model gives no verdict.
@@ -118,6 +127,7 @@ class ByJudge:
         except ValidationError as error:
             fault = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise InputError(f"{OPTION} names no server that can be asked: {fault}") from None
+        self._reasoning = reasoning
         comparisons.check(self._judge, OPTION)
 
     def identity(self) -> Mapping[str, Any]:
@@ -142,12 +152,13 @@ class ByJudge:
             for number, group in enumerate(groups)
             for pair in combinations(range(len(group.answers)), 2)
         ]
+        shown = [[without_reasoning(text, self._reasoning) for text in group.answers] for group in groups]
         with Bar("label: judge", len(places), "pair") as bar:
             found = comparisons.ask(
                 self._judge,
                 [_without_row(groups[number]) for number, _, _ in places],
-                [groups[number].answers[first] for number, first, _ in places],
-                [groups[number].answers[second] for number, _, second in places],
+                [shown[number][first] for number, first, _ in places],
+                [shown[number][second] for number, _, second in places],
                 bar.update,
                 setting=OPTION,
             )

@@ -116,5 +116,5 @@ def test_prepare_takes_the_marks_from_the_settings(tmp_path: Path, monkeypatch: 
     given = params_with(**{**four_sources(), "demonstrations": {"source": "thoughts.jsonl"}})
     marks = given.base.model_copy(update={"reasoning": Reasoning(start="[T]", end="[/T]")})
     prepare(given.model_copy(update={"base": marks}))
-    found = {record.response for record in read_records(PREPARED, "demonstrations")}
+    found = {record._asdict()["response"] for record in read_records(PREPARED, "demonstrations")}
     assert found == {"[T]\ntwo\n\nand two\n[/T]\n\n4"}

@@ -13,6 +13,8 @@ from tasks.data.records import Preference, read_records, write_records
 from tasks.feedback.label import Thresholds, agreement_with_people, label
 from tasks.feedback.labellers import ByJudge, ByReward, Group
 from tasks.prepare import prepare
+from tasks.rewards.copies import TRAINING
+from tasks.rewards.sources import write_copies
 from tasks.settings.params import Params
 from tests.chat_server import chat_server, prefers
 from tests.conftest import EXAMPLE, ROOT, MakeParams, records_of, rows_from
@@ -122,6 +124,19 @@ def test_a_labeller_that_disagrees_with_people_is_refused_and_writes_nothing(par
     assert not (folder / "pairs.jsonl").exists()
 
 
+def test_pairs_never_lie_beside_the_labels_of_others(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = collected(["one", "one two"])
+    label(folder, Lengths(), ANY, params)
+
+    def killed(_path: Path, _content: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tasks.feedback.label.write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        label(folder, Lengths(), ANY, params)
+    assert not (folder / "labels.json").exists()
+
+
 def test_without_two_answers_that_differ_there_are_no_pairs(params: Params) -> None:
     with pytest.raises(InputError, match=r"no prompt has two answers that reward:words tells apart .*single 1"):
         label(collected(["one", "one"]), Lengths(), ANY, params)
@@ -171,3 +186,28 @@ def test_a_judge_compares_each_with_each_in_both_orders(params: Params) -> None:
 def test_a_judge_that_prefers_the_first_place_tells_nothing_apart(params: Params) -> None:
     with pytest.raises(InputError, match=r"tells apart .*ties 2"):
         judged(params, lambda _question: "[[A]]")
+
+
+THOUGHTFUL = ["<think>long and good</think>no", "yes", "<think>a</think>yes"]
+
+
+def test_a_judge_is_not_shown_reasoning_and_the_pairs_keep_it(params: Params) -> None:
+    with chat_server(prefers("yes", "Four.")) as server:
+        judge = ByJudge(server.url, "judge-7b", params.base.reasoning)
+        [scores] = judge.score([Group([{"role": "user", "content": "u"}], THOUGHTFUL)])
+        questions = [request["messages"][-1]["content"] for request in server.requests]
+    assert scores == [0.0, 0.75, 0.75]
+    assert not any("think" in question for question in questions)
+
+
+def test_a_reward_function_is_not_given_reasoning(make_params: MakeParams) -> None:
+    Path("mine.py").write_text("def said(answers, references):\n    return [float(len(text)) for text in answers]\n")
+    reward = {"name": "said", "source": "mine.py:said", "weight": 1.0}
+    params = make_params(rewards={"code": "mine.py", "training": [reward], "ground_truth": []})
+    write_copies(TRAINING, params.rewards.training)
+    assert ByReward(None, params).score([Group([{"role": "user", "content": "u"}], THOUGHTFUL)]) == [[2.0, 3.0, 3.0]]
+    folder = collected(THOUGHTFUL)
+    write_records(VALIDATED, "preferences", [])
+    label(folder, ByReward(None, params), ANY, params)
+    [pair] = read_jsonl(folder / "pairs.jsonl")
+    assert (pair["chosen"], pair["rejected"]) == ("yes", "<think>long and good</think>no")
