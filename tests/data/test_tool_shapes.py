@@ -42,6 +42,7 @@ RESULT: Any = {"role": "tool", "content": "sunny"}
         json.dumps([WEATHER]),
         [json.dumps(WEATHER)],
         [{"type": "function", "function": WEATHER | {"strict": None}}],  # as Parquet fills in what other tools have
+        [{"type": None, "function": WEATHER}],
     ],
 )
 def test_tools_have_one_form(value: object):
@@ -82,6 +83,7 @@ def test_other_tools_are_refused(value: object, message: str):
         '{"name": "weather", "arguments": {"city": "Rome"}}',
         '[{"name": "weather", "arguments": "{\\"city\\": \\"Rome\\"}"}]',
         [call_of({}) | {"id": None, "function": {"name": "weather", "arguments": ' {"city": "Rome"}\n'}}],
+        [{"type": None, "function": {"name": "weather", "arguments": {"city": "Rome"}, "parsed_arguments": None}}],
     ],
 )
 def test_calls_have_one_form(value: object):

@@ -50,7 +50,7 @@ def _as_tool(value: object, name: str) -> dict[str, Any]:
     tool = _object(_parsed(value, name), name)
     if FUNCTION not in tool and "name" in tool:
         tool = {"type": FUNCTION, FUNCTION: tool}
-    if tool.get("type", FUNCTION) != FUNCTION:
+    if not _is_of_function(tool):
         raise ShapeError(f"{name} is of the type {quoted(tool['type'])} where a function is needed")
     function = _object(tool.get(FUNCTION), f"the function of {name}")
     _name(function, name)
@@ -63,18 +63,25 @@ def _as_tool(value: object, name: str) -> dict[str, Any]:
 
 def _as_call(value: object, name: str) -> ToolCall:
     call = _object(_parsed(value, name), name)
-    if call.get("type", FUNCTION) != FUNCTION:
+    if not _is_of_function(call):
         raise ShapeError(f"{name} is of the type {quoted(call['type'])} where the call of a function is needed")
     function = _object(call[FUNCTION], f"the function of {name}") if FUNCTION in call else call
     known = {FUNCTION, "id", "type"} if FUNCTION in call else {"name", "arguments", "id", "type"}
     others = [key for key, content in call.items() if key not in known and not is_nothing(content)]
-    others += [key for key in function if function is not call and key not in ("name", "arguments")]
+    if function is not call:
+        read = ("name", "arguments")
+        others += [key for key, content in function.items() if key not in read and not is_nothing(content)]
     if others:
         raise ShapeError(f"{name} holds {listed(others)} beside the function's name and arguments, which is not read")
     found = Function(name=_name(function, name), arguments=_arguments(function, name))
     if is_nothing(call.get("id")):
         return ToolCall(type=FUNCTION, function=found)
     return ToolCall(id=as_text(call["id"], f"the id of {name}"), type=FUNCTION, function=found)
+
+
+def _is_of_function(value: Mapping[str, Any]) -> bool:
+    """Whether a tool or a call is of a function: so it says, or says nothing."""
+    return is_nothing(value.get("type")) or value["type"] == FUNCTION
 
 
 def _name(function: Mapping[str, Any], name: str) -> str:

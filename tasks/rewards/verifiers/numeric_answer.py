@@ -87,6 +87,9 @@ class _Program:
     def ask(self, answer: str, expected: Sequence[str], decimals: int, seconds: float) -> Verdict:
         """Compare; an answer that takes too much time or memory is wrong."""
         with self._lock:
+            if self._process and self._process.poll() is not None:  # killed from outside, by no answer's fault
+                _end(self._process)
+                self._process = None
             process = self._process = self._process or self._start()
             assert process.stdin and process.stdout
             line = ""

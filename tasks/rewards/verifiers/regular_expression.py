@@ -61,6 +61,6 @@ def _compiled(expression: object, flags: Sequence[Flag]) -> Any:  # noqa: ANN401
     if not isinstance(expression, str):
         raise InputError(f"{quoted(expression)} is no regular expression: correct it")
     try:
-        return regex.compile(expression, sum(FLAGS[flag] for flag in flags))
+        return regex.compile(expression, sum({FLAGS[flag] for flag in flags}))
     except regex.error as error:
         raise InputError(f"{quoted(expression)} is no regular expression ({error}): correct it") from None

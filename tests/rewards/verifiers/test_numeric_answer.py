@@ -72,6 +72,14 @@ def test_what_cannot_be_computed_is_wrong_in_time_and_the_next_answer_is_read(an
     assert scored(NAME, "72", "72", seconds=0.3) == 1
 
 
+def test_where_its_program_was_killed_between_two_answers_the_next_is_still_right():
+    assert scored(NAME, "7", "7") == 1.0
+    program = verifier(NAME)._function.__globals__["PROGRAM"]
+    program._process.kill()
+    program._process.wait()
+    assert scored(NAME, "7", "7") == 1.0
+
+
 @pytest.mark.parametrize(("answer", "score"), [("2 #### 18", 1), ("18", 0), ("#### 18 #### 2", 0), ("18 ####", 0)])
 def test_with_a_marker_only_what_follows_the_last_one_counts(answer: str, score: float):
     assert scored(NAME, answer, "3 * 6 #### 18", marker="####") == score

@@ -16,6 +16,7 @@ NAME = "regular_expression"
         ("12", {"pattern": r"\d+", "whole": True}, 1),
         ("Yes", {"pattern": "yes"}, 0),
         ("Yes", {"pattern": "yes", "flags": ["ignore_case"]}, 1),
+        ("Yes", {"pattern": "yes", "flags": ["ignore_case", "ignore_case"]}, 1),
         ("a\nb", {"pattern": "a.b", "flags": ["dot_all"]}, 1),
         ("a\nb", {"pattern": "^b$", "flags": ["multiline"]}, 1),
         ("fine", {"pattern": "sorry", "wanted": False}, 1),
