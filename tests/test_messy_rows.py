@@ -20,7 +20,8 @@ from tasks.prepare import LEFT_OUT, prepare
 from tasks.settings.params import parse_params
 from tasks.validate import validate
 from tests.conftest import OF_PEOPLE
-from tests.messy_rows import GONE, File, make_file
+from tests.messy_files import File, make_file
+from tests.messy_rows import GONE
 from tests.test_prepare import settings_with
 
 SEEDS = int(os.environ.get("TRUELINE_FUZZ_SEEDS", "300"))

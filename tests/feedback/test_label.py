@@ -201,8 +201,8 @@ def test_a_judge_is_not_shown_reasoning_and_the_pairs_keep_it(params: Params) ->
 
 
 def test_a_reward_function_is_not_given_reasoning(make_params: MakeParams) -> None:
-    Path("mine.py").write_text("def said(answers, references):\n    return [float(len(text)) for text in answers]\n")
-    reward = {"name": "said", "source": "mine.py:said", "weight": 1.0}
+    Path("mine.py").write_text("def length(answers, references):\n    return [float(len(text)) for text in answers]\n")
+    reward = {"name": "brief", "source": "mine.py:length", "weight": 1.0}
     params = make_params(rewards={"code": "mine.py", "training": [reward], "ground_truth": []})
     write_copies(TRAINING, params.rewards.training)
     assert ByReward(None, params).score([Group([{"role": "user", "content": "u"}], THOUGHTFUL)]) == [[2.0, 3.0, 3.0]]
