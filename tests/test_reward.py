@@ -54,7 +54,14 @@ def flat(figures: dict[str, Any], prefix: str = "") -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def test_the_figures_are_those_of_the_written_model_on_the_test_split(params: Params):
+FITTED = {"head_init": "fit", "epochs": 0}
+
+
+@pytest.mark.parametrize("settings", [{}, FITTED], ids=["trained", "fitted"])
+def test_the_figures_are_those_of_the_written_model_on_the_test_split(
+    make_params: MakeParams, settings: dict[str, object]
+):
+    params = make_params(reward=settings)
     reward(params)
     metrics = read_json(Path("metrics/reward.json"))
     model, tokenizer = load_reward(MODELS / "reward", params), load_tokenizer(MODELS / "reward")
@@ -98,9 +105,6 @@ def test_the_pooling_is_saved_with_the_model(make_params: MakeParams):
         assert read_json(Path("models/reward/config.json"))["score_pooling"] == pooling
         losses.append(read_curve("reward")[0]["loss"])
     assert losses[0] != losses[1]
-
-
-FITTED = {"head_init": "fit", "epochs": 0}
 
 
 def test_the_head_alone_can_be_fitted_and_nothing_else_is_trained(make_params: MakeParams):

@@ -245,7 +245,9 @@ def train_member(
     reward_training_loop(trainer, model, pairs, settings, terms=data.terms.to(device))
     stopped = {"early_stopping": stopping.restore_best()} if stopping else {}
     full = merged(full_model(model))
-    after = held_out_loss(full, data.watched, settings, f"{name}: held-out pairs after")
+    after = before  # of a fitted head alone, which no step has changed
+    if trainer.curve.rows:
+        after = held_out_loss(full, data.watched, settings, f"{name}: held-out pairs after")
     raw = scored_pairs(full, data.test, tokens, f"{name}: test pairs")  # raw scores: their margins are the log-odds
     scored = [pair._replace(prompt=each) for pair, each in zip(raw, data.conversations, strict=True)]
     trainer.check({"held-out loss": after, "held-out margin": statistics.fmean(pair.margin for pair in scored)})
