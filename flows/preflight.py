@@ -37,8 +37,10 @@ def sources(params: Params) -> dict[str, str]:
     return {
         "base.source": params.base.source,
         **{f"prepare.{kind}.source": getattr(settings, kind).source for kind in TYPES},
+        "prepare.data": settings.data,
         "prepare.exclude": settings.exclude,
         "rewards.code": params.rewards.code,
+        "rewards.data": params.rewards.data,
     }
 
 

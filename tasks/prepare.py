@@ -16,7 +16,7 @@ from typing import IO, Any, TypeVar, get_args
 from tqdm import tqdm
 
 from tasks.common.errors import InputError, quoted
-from tasks.common.files import KEEP_SURROGATES, METRICS, PREPARED, replacing, write_json
+from tasks.common.files import KEEP_SURROGATES, METRICS, PREPARED, hash_files, names_path_in, replacing, write_json
 from tasks.common.lines import group_by_key
 from tasks.common.python_files import is_python
 from tasks.data.exclusions import Exclusion, What, read_exclusions
@@ -128,12 +128,20 @@ def _prepare_kind(
         "records": sum(splits.values()),
         **splits,
         "sources": {
-            name: {"rows": read[name], **identity(Path(file.source))} if file else {"excluded": True}
+            name: {"rows": read[name], **identity(Path(file.source)), **_data_read(file, settings)}
+            if file
+            else {"excluded": True}
             for name, file in files.items()
         },
         "unused": dict(sorted(tally.unused.items())),
         "ignored": dict(sorted(tally.ignored.items())),
     }
+
+
+def _data_read(file: Source, settings: Prepare) -> dict[str, str]:
+    """Give the hash of what the function of a Python source reads, where its options name it."""
+    data = Path(settings.data)
+    return {"data_sha256": hash_files(data)} if names_path_in(file.options, data) else {}
 
 
 def _rows(kind: Kind, files: Mapping[str, Source | None], params: Params, tally: Tally) -> Iterator[ShapedRow]:

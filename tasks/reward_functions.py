@@ -4,6 +4,8 @@ A function that cannot be loaded, or fails on reference answers of held-out prom
 anything is trained.
 """
 
+from pathlib import Path
+
 from tasks.common.files import VALIDATED
 from tasks.data.reasoning import references_without_reasoning
 from tasks.data.records import read_prompts
@@ -26,8 +28,8 @@ def reward_functions(params: Params) -> None:
     rewards, held_out = params.rewards, held_out_answers(params)
     for function in load_functions([*rewards.training, *rewards.ground_truth]):
         try_out(function, held_out)
-    write_copies(TRAINING, rewards.training)
-    write_copies(GROUND_TRUTH, rewards.ground_truth)
+    write_copies(TRAINING, rewards.training, Path(rewards.data))
+    write_copies(GROUND_TRUTH, rewards.ground_truth, Path(rewards.data))
     write_model_use(rewards)
 
 

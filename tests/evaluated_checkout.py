@@ -94,7 +94,7 @@ def write_rewards(params):
 
 
 def rewarded(params, training, ground_truth, code="mine.py"):
-    rewards = Rewards(code=code, training=training, combine="sum", ground_truth=ground_truth)
+    rewards = Rewards(code=code, data=params.rewards.data, training=training, combine="sum", ground_truth=ground_truth)
     return params.model_copy(update={"rewards": rewards})
 
 

@@ -19,6 +19,12 @@ def test_what_is_learned_from_cannot_be_without_rows(changes: dict[str, object],
     assert sentence in complaint(changed(**changes))
 
 
+def test_data_that_no_source_reads_are_refused_and_those_that_one_reads_hold():
+    message = "no option of a source names data, raw, or a path in it: name it, or infra/none.jsonl"
+    assert message in complaint(changed(prepare__data="raw"))
+    parse_params(changed(prepare__data="raw", prepare__prompts__options={"rows": "raw/a.txt"}))
+
+
 def test_what_nothing_learns_from_may_be_without_rows():
     parse_params(changed(prepare__ratings__source=NO_ROWS))
     function = {"name": "rule", "source": "infra/example/rewards.py:score", "weight": 1.0}

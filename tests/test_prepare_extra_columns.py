@@ -53,6 +53,27 @@ def prepared(source: str, extra: dict[str, str], **changes: Any) -> dict[tuple[s
     return {(record.source, record.row): record.columns for record in read_prompts(PREPARED)}
 
 
+def test_what_a_python_source_reads_is_known_by_its_hash():
+    Path("own.py").write_text(
+        "from pathlib import Path\n"
+        "def prompts(seed, options):\n"
+        "    for line in Path(options['file']).read_text().splitlines():\n"
+        "        yield {'prompt': line}\n"
+    )
+    Path("words").mkdir()
+
+    def known(text: str) -> str:
+        Path("words/a.txt").write_text("".join(f"{text} {n}\n" for n in range(COUNT)))
+        prompts = {"source": "own.py", "options": {"file": "words/a.txt"}}
+        given = params_with(**{**four_sources(), "prompts": prompts})
+        prepare(given.model_copy(update={"prepare": given.prepare.model_copy(update={"data": "words"})}))
+        assert "data_sha256" not in json.loads((METRICS / "prepare.json").read_text())["ratings"]["sources"]["t.jsonl"]
+        found: str = figures()["sources"]["own.py"]["data_sha256"]
+        return found
+
+    assert known("a") == known("a") != known("b")
+
+
 def figures() -> dict[str, Any]:
     found: dict[str, Any] = json.loads((METRICS / "prepare.json").read_text())["prompts"]
     return found

@@ -98,6 +98,11 @@ EDITS = [
         "ppo",
         changes=("data/reward_functions/training",),
     ),
+    Edit(
+        "the file that stands for no rows and for no data",
+        comment("infra/none.jsonl"),
+        {"prepare", "reward_functions"},
+    ),
     Edit("how a judge is asked", comment("tasks/rewards/verifiers/judge.py"), {"reward_functions"}),
     Edit("a verifier that no reward uses", comment("tasks/rewards/verifiers/exact_match.py"), {"reward_functions"}),
     Edit(

@@ -4,6 +4,7 @@ import csv
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -162,6 +163,16 @@ def hash_files(path: Path) -> str:
             name = found.relative_to(path.parent).as_posix().encode()
             digest.update(hashlib.sha256(name).digest() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def names_path_in(value: object, place: Path) -> bool:
+    """Tell whether a text, or one at any depth in a value, is the path of a file or folder, or of what lies in it."""
+    if isinstance(value, Mapping):
+        return any(names_path_in(each, place) for each in value.values())
+    if isinstance(value, list):
+        return any(names_path_in(each, place) for each in value)
+    # resolve() would follow links.
+    return isinstance(value, str) and Path(os.path.abspath(value)).is_relative_to(os.path.abspath(place))  # noqa: PTH100
 
 
 def _missing(path: Path) -> InputError:

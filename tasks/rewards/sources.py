@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.common.files import replacing, write_json
+from tasks.common.files import hash_files, names_path_in, replacing, write_json
 from tasks.rewards.copies import LIST, MODEL_USE
 from tasks.rewards.functions import FunctionReward
 from tasks.settings.params import NamedReward, Rewards
@@ -43,8 +43,18 @@ def load_functions(rewards: Sequence[NamedReward]) -> list[FunctionReward]:
     return [FunctionReward(each.name, *source_of(each), each.source, each.options) for each in functions]
 
 
-def write_copies(folder: Path, rewards: Sequence[NamedReward]) -> None:
-    """Copy the files of the functions among some rewards into a folder, whole or not at all."""
+def write_copies(folder: Path, rewards: Sequence[NamedReward], data: Path | None = None) -> None:
+    """Copy the files of the functions among some rewards into a folder, whole or not at all.
+
+    Args:
+        folder: of the copies.
+        rewards: some.
+        data: what functions may read. Its hash stands beside those whose options name it, or a path in it: what depends
+            on the copies depends on it.
+
+    Raises:
+        InputError: a function reads data that are not there.
+    """
     functions = [reward for reward in rewards if not reward.is_model]
     with replacing(folder) as draft:
         draft.mkdir()
@@ -52,6 +62,7 @@ def write_copies(folder: Path, rewards: Sequence[NamedReward]) -> None:
             shutil.copyfile(source_of(each).file, draft / f"{each.name}.py")
         listed = {
             each.name: {"function": source_of(each).function, "source": each.source, "options": each.options}
+            | ({"data": hash_files(data)} if data and names_path_in(each.options, data) else {})
             for each in functions
         }
         (draft / LIST).write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")

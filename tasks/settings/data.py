@@ -1,9 +1,11 @@
 """Where rows come from, and what is asked of them."""
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from tasks.common.files import names_path_in
 from tasks.settings.choices import Truncate
 from tasks.settings.section import Count, Options, Section, Share
 
@@ -58,8 +60,16 @@ class Prepare(Section):
     ratings: RatingSource
     prompts: PromptSource
     ai_preferences: Source
+    data: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]  # a path
     exclude: str
     split: Split
+
+    @model_validator(mode="after")
+    def _data_are_read(self) -> "Prepare":
+        sources = (self.demonstrations, self.preferences, self.ratings, self.prompts, self.ai_preferences)
+        if self.data != NO_ROWS and not any(names_path_in(each.options, Path(self.data)) for each in sources):
+            raise ValueError(f"no option of a source names data, {self.data}, or a path in it: name it, or {NO_ROWS}")
+        return self
 
 
 class Validate(Section):

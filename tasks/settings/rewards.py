@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from tasks.common.files import names_path_in
 from tasks.common.safe_text import quoted
 from tasks.settings.choices import Combination
+from tasks.settings.data import NO_ROWS
 from tasks.settings.section import Count, Options, Section
 
 # As the source of a reward it stands for the reward model.
@@ -81,6 +83,7 @@ class Rewards(Section):
     """What scores answers: to learn from, and to compare with."""
 
     code: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]  # a path
+    data: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]  # a path
     training: Annotated[list[TrainingReward], Field(min_length=1)]
     combine: Combination
     ground_truth: list[NamedReward]
@@ -106,6 +109,13 @@ class Rewards(Section):
             file = source.rpartition(":")[0]  # none of what is no user's file
             if file and not Path(os.path.abspath(file)).is_relative_to(code):  # noqa: PTH100
                 raise ValueError(f"{file} does not lie in {self.code}, which DVC follows: move it, or change code")
+        return self
+
+    @model_validator(mode="after")
+    def _data_are_read(self) -> "Rewards":
+        rewards = (*self.training, *self.ground_truth)
+        if self.data != NO_ROWS and not any(names_path_in(each.options, Path(self.data)) for each in rewards):
+            raise ValueError(f"no option of a reward names data, {self.data}, or a path in it: name it, or {NO_ROWS}")
         return self
 
 

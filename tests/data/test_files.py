@@ -14,7 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.common.errors import InputError
-from tasks.common.files import IN_USE, hash_files, read_json, read_jsonl, replacing, write_json, write_jsonl
+from tasks.common.files import (
+    IN_USE,
+    hash_files,
+    names_path_in,
+    read_json,
+    read_jsonl,
+    replacing,
+    write_json,
+    write_jsonl,
+)
 
 OUTPUT = Path("outputs/result")
 ROOT = Path(__file__).parents[2]
@@ -279,3 +288,11 @@ def test_a_hash_follows_names_and_contents():
     assert len(set(found)) == 4
     Path("a").write_text("x")
     assert hash_files(Path("a")) == hash_files(Path("a").resolve())  # wherever it lies
+
+
+def test_paths_in_options_are_found_at_any_depth_however_they_are_written(tmp_path: Path) -> None:
+    place = Path("data")
+    found: list[object] = ["data", "./data/", "data/a.txt", str(tmp_path / "data/a"), {"a": [{"b": "data"}]}]
+    assert all(names_path_in(value, place) for value in found)
+    others: list[object] = ["database", "other/data", "..", None, 7, True, ["a", {"data": "b"}], {}]
+    assert not any(names_path_in(value, place) for value in others)

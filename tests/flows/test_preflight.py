@@ -76,6 +76,14 @@ def test_a_model_folder_that_dvc_could_not_read_to_its_end(make, message: str) -
         preflight()
 
 
+@pytest.mark.parametrize("section", ["prepare", "rewards"])
+def test_data_that_are_not_there(section: str) -> None:
+    reader = "prepare.prompts" if section == "prepare" else "rewards.ground_truth.order_rule"
+    configure([f"{section}.data=nowhere", f"{reader}.options.folder=nowhere"])
+    with pytest.raises(InputError, match=rf"{section}\.data is nowhere, which does not exist: trueline configure"):
+        preflight()
+
+
 def test_a_name_that_no_file_can_have() -> None:
     message = r"^params\.yaml: base\.source is x*, which cannot be reached \(File name too long\): trueline configure"
     with pytest.raises(InputError, match=message):

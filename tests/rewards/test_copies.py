@@ -61,6 +61,25 @@ def test_the_copy_of_a_verifier_has_its_options(make_params: MakeParams):
     assert found(Answered([[]], ["so be it"], [[]], [["be it"]], [{}])) == [2 * 2 / 5]  # F1 of 3 words and 2
 
 
+def test_data_that_a_function_names_change_its_copies_and_no_others(make_params: MakeParams):
+    Path("mine/rules.py").write_text(CODE.replace("def short(answers)", "def short(answers, file)"))
+    Path("words").mkdir()
+    settings = {"code": "mine", "data": "words", "training": [SHORT | {"options": {"file": "./words/bad.txt"}}]}
+
+    def written(text: str) -> dict[str, bytes]:
+        Path("words/bad.txt").write_text(text)
+        reward_functions(make_params(rewards=settings | {"ground_truth": [KNOWN]}))
+        return files()
+
+    before, again, after = written("a"), written("a"), written("b")
+    assert before == again
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"data/reward_functions/training/functions.json"}
+    lost = {"data": "nowhere", "training": [SHORT | {"options": {"file": "nowhere"}}], "ground_truth": []}
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        reward_functions(make_params(rewards=settings | lost))
+
+
 def test_what_is_not_learned_from_changes_nothing_that_is(make_params: MakeParams):
     run(make_params, MODEL, SHORT)
     before = files()

@@ -75,6 +75,7 @@ def modules_imported(path: Path) -> set[str]:
         ({"code": "other"}, "mine/rules.py does not lie in other, which DVC follows: move it, or change code"),
         ({"code": "mine/other.py"}, "mine/rules.py does not lie in mine/other.py"),
         ({"ground_truth": [RULE | {"source": "mine/../rules.py:score"}]}, "does not lie in mine"),
+        ({"data": "words"}, "no option of a reward names data, words, or a path in it: name it, or infra/none.jsonl"),
         ({"training": []}, "rewards.training is []"),
         ({"training": [MODEL | {"weight": 0.0}]}, "a reward of weight 0 is not learned from"),
         ({"training": [MODEL, MODEL | {"name": "again"}]}, "model is the one reward model"),
