@@ -58,6 +58,17 @@ def test_answers_with_scores_are_ratings():
         shaped("ratings", {"prompt": "Hi", "responses": ["Hello", "No"], "ranks": [1, 2]})
 
 
+def test_keys_without_a_value_say_nothing_as_parquet_fills_them_in():
+    completions = [
+        {"response": None, "text": "Hello", "rank": None, "score": 2},
+        {"response": "No", "text": None, "rank": None, "score": 1},
+    ]
+    [pair] = shaped("preferences", {"prompt": "Hi", "completions": completions})
+    assert pair.entries == [{"prompt": [U], "chosen": "Hello", "rejected": "No"}]
+    with pytest.raises(InputError, match="the score of answer 1 of completions is null where a number is needed"):
+        shaped("preferences", {"prompt": "Hi", "completions": [completions[0] | {"score": None}, completions[1]]})
+
+
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
@@ -65,6 +76,8 @@ def test_answers_with_scores_are_ratings():
         ({"responses": ["a"] * 51, "scores": [1] * 51}, "responses has 51 answers where 2 to 50 are needed"),
         ({"scores": [1]}, "scores has 1 numbers for 2 responses"),
         ({"scores": [1, "high"]}, "one of scores is the text 'high' where a number is needed"),
+        ({"scores": [1, float("inf")]}, "one of scores is the number inf where a number is needed"),
+        ({"scores": ["-inf", 1]}, "one of scores is the text '-inf' where a number is needed"),
         ({"scores": None}, "neither scores nor ranks stand beside responses"),
         ({"scores": [1, 2], "ranks": [2, 1]}, "scores and ranks stand beside responses"),
         ({"responses": "Hello", "scores": [1]}, "responses is the text 'Hello' where a list is needed"),

@@ -75,7 +75,7 @@ def _from_object(item: object, name: str) -> Ranked:
     if not isinstance(item, dict):
         raise ShapeError(f"{name} is {described(item)} where an object with its text and its score or rank is needed")
     text = _first_of(item, TEXTS, name)
-    ranks = [key for key in RANKS if key in item]
+    ranks = [key for key in RANKS if item.get(key) is not None]
     key = ranks[0] if ranks else _first_of(item, SCORES, name)
     number = as_number(item[key], f"the {key} of {name}")
     return _ranked(item[text], number, bool(ranks))
@@ -86,10 +86,11 @@ def _ranked(answer: object, number: float, is_rank: bool) -> Ranked:
 
 
 def _first_of(item: Mapping[str, Any], keys: Sequence[str], name: str) -> str:
-    found = next((key for key in keys if key in item), None)
-    if found is None:
+    """The first key that says something: Parquet gives every object the keys of all others."""
+    found = [key for key in keys if key in item]
+    if not found:
         raise ShapeError(f"{name} has none of {', '.join(keys)}")
-    return found
+    return next((key for key in found if item[key] is not None), found[0])
 
 
 def _listed(value: object, name: str) -> list[object]:

@@ -73,10 +73,10 @@ def as_number(value: object, name: str) -> float:
     """Read a rating, rank or strength.
 
     Raises:
-        ShapeError: it is no number.
+        ShapeError: it is no number, or an infinite one.
     """
     found = _number(value)
-    if found is None:
+    if found is None or not math.isfinite(found):
         raise ShapeError(f"{name} is {shown_value(value)} where a number is needed")
     return found
 
