@@ -5,12 +5,15 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from tasks.common.python_files import load_function
 from tasks.data.answers import write_answers
+from tasks.data.base_model.from_scratch import make_scratch
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import Demonstration, Message, Prompt, read_prompts, write_records
 from tasks.learning.evaluation_points import EvaluationPoints
-from tasks.learning.models.loading import load_policy
+from tasks.learning.models.loading import load_policy, new_reward_model, save_model
 from tasks.registry.mlflow_runs import tracking
 from tasks.rewards.copies import GROUND_TRUTH, TRAINING
 from tasks.rewards.sources import write_copies
@@ -45,6 +48,21 @@ def write_points(params):
         along.at_step(step, 9)
         answers += along.answers
     write_answers("ppo", answers)
+
+
+def make_models(params, models):
+    """A reward model, a held-out one and an SFT model of random weights, and a policy a little way off it."""
+    make_scratch(ROOT / EXAMPLE, params.base.scratch, 7, models / "sft")
+    tokenizer = load_tokenizer(models / "sft")
+    for name, seed in (("reward", 7), ("held_out_reward", 8)):
+        seeded = params.model_copy(update={"seed": seed})
+        save_model(new_reward_model(models / "sft", seeded), tokenizer, models / name)
+    policy = load_policy(models / "sft", params, trainable=False)
+    generator = torch.Generator().manual_seed(1)
+    for weights in policy.parameters():
+        weights.data += 0.05 * torch.randn(weights.shape, generator=generator)
+    save_model(policy, tokenizer, models / "ppo")
+    return models
 
 
 def set_out(made, params, folder, monkeypatch):

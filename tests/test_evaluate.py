@@ -19,7 +19,7 @@ from tasks.evaluation.prompts import choose_prompts
 from tasks.gate import gate
 from tasks.learning.answering import compared
 from tasks.learning.answering.sampled import Sampled, answer, in_tokens_of
-from tasks.learning.models.loading import load_policy, new_reward_model, save_model
+from tasks.learning.models.loading import load_policy
 from tasks.settings.params import LlmJudge, load_params
 from tests.chat_server import chat_server, prefers
 from tests.conftest import EXAMPLE, ROOT, records_of
@@ -29,6 +29,7 @@ from tests.evaluated_checkout import (
     METRICS,
     POINTS,
     figures,
+    make_models,
     responses,
     rewarded,
     set_out,
@@ -58,18 +59,7 @@ def changed(params, **settings):
 @pytest.fixture(scope="module")
 def made(params, tmp_path_factory):
     """PPOModels of random weights: a reward model, an SFT model, and a policy a little way off it."""
-    models = tmp_path_factory.mktemp("made") / "models"
-    make_scratch(ROOT / EXAMPLE, params.base.scratch, 7, models / "sft")
-    tokenizer = load_tokenizer(models / "sft")
-    for name, seed in (("reward", 7), ("held_out_reward", 8)):
-        seeded = params.model_copy(update={"seed": seed})
-        save_model(new_reward_model(models / "sft", seeded), tokenizer, models / name)
-    policy = load_policy(models / "sft", params, trainable=False)
-    generator = torch.Generator().manual_seed(1)
-    for weights in policy.parameters():
-        weights.data += 0.05 * torch.randn(weights.shape, generator=generator)
-    save_model(policy, tokenizer, models / "ppo")
-    return models
+    return make_models(params, tmp_path_factory.mktemp("made") / "models")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tasks.data.records import TYPES, read_prompts
 from tasks.settings.params import Params, load_params
 from tasks.validate import longest_rows, validate
 from tests.pages import SHOWN, Elements, assert_harmless
-from tests.rows_to_validate import LONG, PLANTED, SIDES, clean, record
+from tests.rows_to_validate import LONG, PLANTED, SIDES, byte_level_tokenizer, clean, record
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = (
@@ -28,18 +28,8 @@ TEMPLATE = (
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
     """A folder with a byte-level tokenizer (one token a byte) and a configuration with a context of 512 tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|pad|>")
-    fast.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
-    fast.chat_template = TEMPLATE
     folder = tmp_path_factory.mktemp("base")
-    fast.save_pretrained(folder)
+    byte_level_tokenizer(TEMPLATE).save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 512}))
     return folder
 
@@ -130,6 +120,7 @@ def test_a_row_in_the_data_docs_is_shown_and_does_nothing(planted):
     assert_harmless(page, {f"#{kind}" for kind in TYPES})
 
 
+@pytest.mark.slow
 def test_clean_rows_are_all_valid_and_a_second_run_gives_the_same_bytes(place):
     prepare()
     outputs = [*(Path(f"data/validate/{kind}.jsonl") for kind in SIDES), Path("data/validate/quarantine.jsonl")]
