@@ -1,7 +1,7 @@
 """The variants that benchmarks.methods compares: methods, losses and combinations of rewards, with their settings.
 
-Settings of preference and rating losses are those of the highest mean ground truth on the validation prompts of seeds 3
-and 7.
+Settings of preference and rating losses, and rate and KL coefficient of GRPO with its division by the deviation, are
+those of the highest mean ground truth on the validation prompts of seeds 3 and 7.
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,8 @@ GROUPED: Settings = MappingProxyType({"ppo.responses_per_prompt": 4})
 GRPO: Settings = MappingProxyType(
     {**GROUPED, "align.method": "ppo", "ppo.estimator": "grpo", "ppo.kl_estimator": "k3", "ppo.critic_warmup": 0}
 )
+# Divided by a prompt's deviation, small differences between answers count as much as large ones.
+GRPO_STEPS: Settings = MappingProxyType({"ppo.learning_rate": 2.0e-4, "ppo.kl_coefficient": 0.5})
 
 # In the folder of the example's rewards: the answer has the number of the order, which the reward model cannot read.
 ORDER_NUMBER = "infra/example/order_number.py:right_number"
@@ -56,9 +58,10 @@ POLICY_GRADIENTS: Mapping[str, Settings] = {
     "PPO": {"align.method": "ppo"},
     "PPO shared critic": {"align.method": "ppo", "ppo.critic": "shared"},
     "PPO dual_clip": {"align.method": "ppo", "ppo.dual_clip": 3.0},
-    "GRPO": {**GROUPED, "align.method": "grpo"},  # mean over answers of the mean over tokens: Shao et al. 2024
+    # Mean over answers of the mean over tokens: Shao et al. 2024.
+    "GRPO": {**GROUPED, **GRPO_STEPS, "align.method": "grpo"},
     "Dr. GRPO": {**GRPO, "ppo.grpo_divide_by_std": False, "ppo.aggregation": "constant"},
-    "GRPO clip_high": {**GRPO, "ppo.clip_high": 0.28},  # mean over tokens, as in DAPO
+    "GRPO clip_high": {**GRPO, **GRPO_STEPS, "ppo.clip_high": 0.28},  # mean over tokens, as in DAPO
     "GSPO": {
         **GRPO,
         "ppo.policy_loss": "gspo",
@@ -66,7 +69,7 @@ POLICY_GRADIENTS: Mapping[str, Settings] = {
         "ppo.clip": 3.0e-4,
         "ppo.clip_high": 4.0e-4,
     },
-    "CISPO": {**GRPO, "ppo.policy_loss": "cispo", "ppo.clip": 1.0, "ppo.clip_high": 0.28},
+    "CISPO": {**GRPO, **GRPO_STEPS, "ppo.policy_loss": "cispo", "ppo.clip": 1.0, "ppo.clip_high": 0.28},
     "REINFORCE++": {"align.method": "reinforce"},
     "REINFORCE++ baseline": {
         **GROUPED,
