@@ -4,6 +4,7 @@ A pure function of files: nothing is promoted here, and a rejection is a result,
 """
 
 import csv
+import logging
 from pathlib import Path
 
 from tasks.common.errors import InputError
@@ -21,6 +22,8 @@ from tasks.evaluation.reward_figures import HELD_OUT_REWARD, REWARD, read_reward
 from tasks.evaluation.schema import EVALUATION, Evaluation, read_responses
 from tasks.settings.params import Params
 from tasks.stage import main
+
+logger = logging.getLogger(__name__)
 
 REPORT = REPORTS / "gate" / "report.html"
 # For dvc plots:
@@ -56,6 +59,8 @@ def gate(params: Params) -> None:
     write_csv(RELIABILITY, Reliability._fields, (point._asdict() for point in points))
     write_csv(CURVE, (*CURVE_COLUMNS, *evaluation.ground_truth), curve_points(evaluation.over_optimisation))
     write_record(GATE, result)
+    for warning in result.warnings:  # a promoted candidate that games its reward must not pass in silence
+        logger.warning("%s", warning)
 
 
 def _check_opponent(evaluation: Evaluation, opponent: Opponent) -> None:

@@ -84,6 +84,15 @@ def test_a_good_candidate_is_promoted(files, params):
     assert "✔ Promote" in REPORT.read_text(encoding="utf-8")
 
 
+def test_warnings_are_logged_as_they_stand_in_the_report(files, params, caplog):
+    gate(params)
+    assert not caplog.records
+    edit("metrics/evaluate.json", sft_cut_answers={"share": 0.2, "gap": 1.5, "low": 1.25, "high": 1.75})
+    gate(params)
+    assert [record.message for record in caplog.records] == json.loads(GATE.read_text())["warnings"]
+    assert len(caplog.records) == 1
+
+
 def test_a_rejection_is_a_result_and_no_error(files, params):
     edit("metrics/evaluate.json", kl={"mean": 1e6, "standard_error": 1.0})
     gate(params)

@@ -120,7 +120,6 @@ def test_a_row_in_the_data_docs_is_shown_and_does_nothing(planted):
     assert_harmless(page, {f"#{kind}" for kind in TYPES})
 
 
-@pytest.mark.slow
 def test_clean_rows_are_all_valid_and_a_second_run_gives_the_same_bytes(place):
     prepare()
     outputs = [*(Path(f"data/validate/{kind}.jsonl") for kind in SIDES), Path("data/validate/quarantine.jsonl")]
