@@ -1,12 +1,20 @@
 """Pairs from collected answers: of each prompt the best answer against the worst."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.common.errors import InputError
-from tasks.common.files import MODELS, VALIDATED, hash_files, read_json, read_jsonl, write_json, write_jsonl
+from tasks.common.files import (
+    MODELS,
+    VALIDATED,
+    hash_files,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+)
 from tasks.data.checks.patterns import encoding_damage
 from tasks.data.encoding.tokens import Text, encode_texts, load_tokenizer
 from tasks.data.records import Preference, read_records, tidy
@@ -39,6 +47,9 @@ def label(folder: Path, labeller: Labeller, thresholds: Thresholds, params: Para
     """
     if not (folder / MANIFEST).is_file():
         raise InputError(f"{folder} has no {MANIFEST}: trueline collect {folder} writes it")
+    policy = read_json(folder / MANIFEST).get("policy")
+    if policy is None:
+        raise _damaged(f"{folder / MANIFEST}", folder)
     agreement = agreement_with_people(labeller)
     if agreement["share"] is not None and agreement["share"] < thresholds.agreement:
         raise InputError(
@@ -46,7 +57,7 @@ def label(folder: Path, labeller: Labeller, thresholds: Thresholds, params: Para
             f"do, less than --min-agreement {thresholds.agreement:g}: label with another reward, or lower it"
         )
     counts = Counter[str](dict.fromkeys(("prompts", "unusable", "single", "ties", "small_gaps", "pairs"), 0))
-    groups = list(_groups(read_jsonl(folder / ANSWERS), params, counts))
+    groups = list(_groups(folder / ANSWERS, params, counts))
     pairs = [
         pair
         for group, scores in zip(groups, labeller.score(groups), strict=True)
@@ -60,7 +71,7 @@ def label(folder: Path, labeller: Labeller, thresholds: Thresholds, params: Para
     labels = {
         "annotator": labeller.annotator,
         "labeller": dict(labeller.identity()),
-        "policy": read_json(folder / MANIFEST)["policy"],
+        "policy": policy,
         "answers_sha256": hash_files(folder / ANSWERS),
         "min_gap": thresholds.gap,
         "min_agreement": thresholds.agreement,
@@ -96,12 +107,16 @@ def _is_of_people(record: Preference) -> bool:
     return not any(name.startswith((BY_REWARD, BY_JUDGE)) for name in names)
 
 
-def _groups(rows: Iterable[dict[str, Any]], params: Params, counts: Counter[str]) -> Iterator[Group]:
+def _groups(file: Path, params: Params, counts: Counter[str]) -> Iterator[Group]:
     """Give each prompt with its different answers that can be learned from: they ended, and are no longer than rows."""
     tokenizer, longest = load_tokenizer(MODELS / "sft"), params.validate_.max_tokens
-    for row in rows:
-        texts = list(dict.fromkeys(tidy(each["text"]) for each in row["answers"] if each["ended"]))
-        encoded = encode_texts(tokenizer, [Text(row["prompt"], [text]) for text in texts])
+    for number, row in enumerate(read_jsonl(file), start=1):
+        try:
+            prompt, answers = row["prompt"], [(tidy(each["text"]), bool(each["ended"])) for each in row["answers"]]
+        except (KeyError, TypeError):
+            raise _damaged(f"{file} row {number}", file.parent) from None
+        texts = list(dict.fromkeys(text for text, ended in answers if ended))
+        encoded = encode_texts(tokenizer, [Text(prompt, [text]) for text in texts])
         usable = [
             text
             for text, parts in zip(texts, encoded, strict=True)
@@ -111,11 +126,15 @@ def _groups(rows: Iterable[dict[str, Any]], params: Params, counts: Counter[str]
             and sum(map(len, parts)) <= longest
         ]
         counts["prompts"] += 1
-        counts["unusable"] += sum(not each["ended"] for each in row["answers"]) + len(texts) - len(usable)
+        counts["unusable"] += sum(not ended for _, ended in answers) + len(texts) - len(usable)
         if len(usable) < 2:
             counts["single"] += 1
         else:
-            yield Group(row["prompt"], usable)
+            yield Group(prompt, usable)
+
+
+def _damaged(what: str, folder: Path) -> InputError:
+    return InputError(f"{what} is damaged: delete {folder} and run trueline collect {folder} again")
 
 
 def _pair(group: Group, scores: Sequence[float], least: float, counts: Counter[str]) -> dict[str, Any] | None:

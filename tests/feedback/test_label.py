@@ -144,6 +144,17 @@ def test_without_two_answers_that_differ_there_are_no_pairs(params: Params) -> N
         label(Path("nothing"), Lengths(), ANY, params)
 
 
+@pytest.mark.parametrize("row", [{}, {"prompt": [], "answers": [{"text": "a"}]}, {"prompt": [], "answers": [7]}])
+def test_damaged_answers_are_named_with_their_row(params: Params, row: dict[str, Any]) -> None:
+    folder = collected(["one", "one two"])
+    write_jsonl(folder / "answers.jsonl", [*read_jsonl(folder / "answers.jsonl"), row])
+    with pytest.raises(InputError, match=r"round/answers\.jsonl row 2 is damaged: delete round and run trueline"):
+        label(folder, Lengths(), ANY, params)
+    write_json(folder / "manifest.json", {})
+    with pytest.raises(InputError, match=r"round/manifest\.json is damaged: delete round and run trueline collect"):
+        label(folder, Lengths(), ANY, params)
+
+
 @pytest.mark.usefixtures("tiny_reward_model")
 def test_the_reward_model_gives_the_same_pairs_again(params: Params) -> None:
     folder = collected(["one", "one two", "three"], ["four five", "six"])
