@@ -105,7 +105,7 @@ def test_a_category_for_tests_alone_leaves_its_other_prompts_out():
     source = {"source": write_rows("r.jsonl", rows)}
     prepare(params_with(prompts=source))
     before = read_prompts(PREPARED)
-    prepare(params_with(prompts=source | {"test_only": ["riddle"]}))
+    prepare(params_with(prompts=source | {"test_only": ["Riddle"]}))
     after = read_prompts(PREPARED)
     assert after == [each for each in before if each.split == "test" or each.category == "sum"]
     gone = [each.row for each in before if each not in after]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from tasks.common.errors import InputError, quoted
+from tasks.data.names import as_name
 from tasks.data.shapes.convert import ShapedRow
 from tasks.data.shapes.statements import Left
 from tasks.data.splits import split_of
@@ -17,15 +18,15 @@ def test_only(prompts: Iterable[ShapedRow], settings: Prepare) -> Iterator[Shape
     Raises:
         InputError: no prompt has one of the categories.
     """
-    names = settings.prompts.test_only
-    unmet = set(names)
+    names = {as_name(name): name for name in settings.prompts.test_only}  # by their spelling in records
+    unmet = dict(names)
     for shaped in prompts:
-        unmet.discard(shaped.tag or "")
+        unmet.pop(shaped.tag or "", None)
         away = shaped.tag in names and split_of(shaped.entries[0]["prompt"], settings.split) != "test"
         why = Left(TEST_ONLY, f"category {shaped.tag} is for the test split alone") if away else None
         yield shaped._replace(left=why)
     if unmet:
-        listed = ", ".join(quoted(name) for name in sorted(unmet))
+        listed = ", ".join(quoted(name) for name in sorted(unmet.values()))
         raise InputError(
             f"{settings.prompts.source}: no prompt has the category {listed}, which prepare.prompts.test_only in "
             "params.yaml names: correct the name"
