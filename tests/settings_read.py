@@ -71,8 +71,8 @@ def check_settings_read(read: set[str], stage: str, method: str) -> None:
         return  # there is nothing to check
     if stage == method and "rewards" not in METHODS[method].learns_from:
         listed -= {"rewards.training", "rewards.combine"}  # dvc.yaml has one stage for all methods
-    if stage == method:
-        listed -= {"base.reasoning"}  # only functions are given the text of answers
+    if stage in (method, "prepare"):
+        listed -= {"base.reasoning"}  # only functions are given the text of answers; no row here has reasoning
     if stage == "gate":
         unread = {f"gate.{name}" for name in Gate.model_fields} - read
         assert not unread, f"no check of the gate reads its threshold {unread}"

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tasks.settings.params import NO_ROWS
 from tests.conftest import ROOT, MakeParams
 from tests.test_outputs_after_failure import dvc
 
@@ -22,6 +23,8 @@ def test_a_gameable_verifier_is_refused_before_anything_learns_from_it(workspace
     Path("metrics").mkdir()
     Path("metrics/reward.json").write_text('{"trained": false}')
     Path("models/reward").mkdir()
+    Path(NO_ROWS).parent.mkdir()
+    Path(NO_ROWS).touch()
     entry = {"name": "obliging", "source": "mine/rules.py:obliging", "options": {}, "weight": 1.0}
     params = make_params(rewards={"code": "mine", "training": [entry], "ground_truth": []})
     Path("params.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True)), encoding="utf-8")
