@@ -129,7 +129,7 @@ def test_what_all_read_alike_is_taken(text: str, content: object) -> None:
 
 
 def test_the_files_of_the_project_hold() -> None:
-    for path in (SHIPPED, *SHIPPED.parent.glob("infra/settings/*.yaml")):
+    for path in (SHIPPED, *SHIPPED.parent.glob("infra/settings/**/*.yaml")):
         assert read_yaml(path) == yaml.safe_load(path.read_text(encoding="utf-8"))
 
 

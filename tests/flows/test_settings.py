@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from flows.settings import Change, configure
 from tasks.common.errors import InputError
 from tasks.common.yaml_files import difference, read_yaml
+from tasks.settings.fingerprint import flatten
 from tasks.settings.params import load_params
 
 ROOT = Path(__file__).parents[2]
-NAMED = sorted((ROOT / "infra/settings").glob("*.yaml"))
+NAMED = sorted((ROOT / "infra/settings").rglob("*.yaml"))
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +150,21 @@ def test_named_settings_hold_and_keep_every_comment(params: Path, named: Path) -
 
     written = params.read_text()
     assert [line for line in written.splitlines() if line.lstrip().startswith("#")] == comments
-    assert yaml.safe_load(written)["base"]["pad_token"] == "<|endoftext|>"
+    found, asked = (flatten(yaml.safe_load(text)) for text in (written, named.read_text(encoding="utf-8")))
+    assert {key: found[key] for key in asked} == asked
+
+
+def test_named_settings_by_size_set_every_rate_and_say_whether_they_were_measured() -> None:
+    rates = {f"{stage}.learning_rate" for stage in ("sft", "reward", "held_out_reward", "dpo", "kto", "ppo")}
+    sizes = [path for path in NAMED if path.parent.name == "sizes"]
+    weights = [f"{size}-{kind}" for size in ("0.5b", "1.5b", "135m", "7b") for kind in ("full", "lora")]
+    assert [path.stem for path in sizes] == weights
+    for path in sizes:
+        text = path.read_text(encoding="utf-8")
+        asked = flatten(yaml.safe_load(text))
+        assert rates < set(asked)
+        assert (asked["lora.rank"] > 0) is path.stem.endswith("lora")
+        assert ("NOT MEASURED" in text) is not path.stem.startswith("135m")
 
 
 def test_an_address_is_written_as_dvc_reads_it() -> None:
