@@ -4,13 +4,17 @@ import hashlib
 import shutil
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
+from flows import feedback, rounds
 from flows.figures import HEADLINES
 from tasks.base import base
 from tasks.common.files import read_json, read_jsonl
 from tasks.evaluate import evaluate
+from tasks.feedback.label import Thresholds
 from tasks.gate import gate
 from tasks.held_out_reward import held_out_reward
 from tasks.methods import STAGES as ALIGNING
@@ -18,6 +22,7 @@ from tasks.prepare import prepare
 from tasks.reward import reward
 from tasks.reward_check import reward_check
 from tasks.reward_functions import reward_functions
+from tasks.settings.params import load_params
 from tasks.sft import sft
 from tasks.validate import validate
 from tests.conftest import EXAMPLE, OF_PEOPLE, ROOT, rows_from
@@ -121,3 +126,45 @@ def test_the_other_method_takes_the_place_of_dpo(chain):
     assert HEADLINES["ppo"](read_json(Path("metrics/ppo.json"))).startswith("reward ")
     assert Path("models/ppo/model.safetensors").exists()
     assert not Path("models/dpo").exists()
+
+
+@pytest.mark.slow
+def test_a_round_of_iterative_dpo_learns_from_pairs_of_the_policys_own_answers(chain, monkeypatch):
+    """All but the registry and DVC is real: answers, labels, rows, checks, training, evaluation and gate."""
+    params = chain("dpo")
+    # So long that the SFT model ends some of its answers.
+    trained = {"sft": params.sft.model_copy(update={"epochs": 30})}
+    limits = {"validate_": params.validate_.model_copy(update={"max_tokens": 256})}
+    params = params.model_copy(update=trained | limits)
+    run(params)
+    before = outputs()
+    Path("params.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True)), encoding="utf-8")
+    monkeypatch.setattr(feedback, "recorded_output", lambda stage, _folder: f"md5 of {stage}")
+    monkeypatch.setattr(rounds, "open_store", lambda _experiment: None)
+    monkeypatch.setattr(rounds, "all_policy_versions", lambda *_: [])
+
+    def flow():
+        for stage in (prepare, validate, ALIGNERS["dpo"], evaluate, gate):
+            stage(load_params())
+        return SimpleNamespace(promotion={"version": 1, "champion": 1, "held": False, "reasons": []})
+
+    asked = rounds.Asked(1, Path("feedback"), "sft", 8, feedback.Named(), Thresholds(0.0, 0.0), "stop")
+    done = rounds.run_rounds(asked, flow)
+
+    [row] = done["rounds"]
+    assert (done["finished"], row["policy"]["name"], row["annotator"]) == (True, "sft", "reward:reward_model")
+    pairs = list(read_jsonl(Path("feedback/round-1/pairs.jsonl")))
+    assert len(pairs) == row["pairs"] > 0
+    learned = list(read_jsonl(Path("data/ai_preferences/ai_preferences.jsonl")))
+    assert {(each["chosen"], each["rejected"], each["annotator"]) for each in learned} <= {
+        (pair["chosen"], pair["rejected"], "reward:reward_model") for pair in pairs
+    }
+    assert learned
+    after = outputs()
+    changed = {name for name in before if after[name] != before[name]}
+    assert "models/dpo/model.safetensors" in changed
+    # What does not learn from them is as it was.
+    assert not {name for name in changed if name.startswith(("data/validate/", "data/prepare/pref", "models/reward"))}
+    first = Path("models/dpo/model.safetensors").read_bytes()
+    assert rounds.run_rounds(asked, flow) == done  # nothing is asked again
+    assert Path("models/dpo/model.safetensors").read_bytes() == first
