@@ -39,6 +39,7 @@ from tasks.settings.params import Params, Validate
 from tasks.stage import main
 
 if TYPE_CHECKING:
+    import pandas as pd
     from great_expectations.data_context import EphemeralDataContext
     from transformers import PreTrainedTokenizerBase
 
@@ -56,21 +57,21 @@ def validate(params: Params) -> None:
             refuses; too many quarantined rows, too few training rows, an empty split; a slant of the whole file whose
             check does not only warn.
     """
-    settings = params.validate_
+    settings, reasoning = params.validate_, params.base.reasoning
     STOPPED_QUARANTINE.unlink(missing_ok=True)
     longest = longest_rows(settings, MODELS / "base")
     tokenizer = load_tokenizer(MODELS / "base")
     with within_length(settings, longest, tokenizer) as prepared:
-        _check(settings, longest, prepared, tokenizer)
+        looked_at = tables(prepared, tokenizer, (reasoning.start, reasoning.end) if reasoning else ())
+        _check(settings, longest, prepared, looked_at)
 
 
 def _check(
     settings: Validate,
     longest: Mapping[Kind, int],
     prepared: Mapping[Kind, Lines],
-    tokenizer: "PreTrainedTokenizerBase",
+    looked_at: Mapping[Kind, "pd.DataFrame"],
 ) -> None:
-    looked_at = tables(prepared, tokenizer)
     context, examined = data_context(), []
     for kind, table in looked_at.items():
         results = run_expectations(context, kind, table, row_suite(kind, longest[kind]))

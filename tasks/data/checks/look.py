@@ -2,7 +2,7 @@
 
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 from re import Pattern
 from typing import TYPE_CHECKING, NamedTuple
@@ -42,9 +42,11 @@ class Looked(NamedTuple):
     equal: Findings  # what both answers of a pair say
 
 
-def look(kind: Kind, lines: Lines, tokenizer: "PreTrainedTokenizerBase") -> Looked:
+def look(
+    kind: Kind, lines: Lines, tokenizer: "PreTrainedTokenizerBase", marks_of_reasoning: Collection[str] = ()
+) -> Looked:
     """Look at every row of a file."""
-    pattern = control_pattern(tokenizer)
+    pattern = control_pattern(tokenizer, marks_of_reasoning)
     is_sound, splits = array("b"), array("b")
     keys = [bytearray() for _ in Keys._fields]
     findings: dict[str, Findings] = {name: {} for name in (*FOUND, "template", *LOST_CHECKS)}

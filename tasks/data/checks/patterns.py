@@ -5,6 +5,7 @@ Each function gives a short description of what it found, never the text itself:
 
 import ipaddress
 import re
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -53,11 +54,14 @@ def encoding_damage(text: str) -> str | None:
     return ", ".join(name for name, pattern in _DAMAGE.items() if pattern.search(text)) or None
 
 
-def control_pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
-    """A pattern for what the model would read as control, not as text: special tokens and template markers."""
+def control_pattern(tokenizer: "PreTrainedTokenizerBase", marks: Collection[str] = ()) -> re.Pattern[str]:
+    """A pattern for what the model would read as control, not as text: special tokens and template markers.
+
+    The marks of reasoning belong into answers, though some tokenizers have them as special tokens.
+    """
     added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
     # A special token that is a plain word could not be distinguished from text.
-    special = {token for token in [*tokenizer.all_special_tokens, *added] if not token.isalnum()}
+    special = {token for token in [*tokenizer.all_special_tokens, *added] if not token.isalnum()}.difference(marks)
     return re.compile("|".join([*map(re.escape, sorted(special, key=lambda token: (-len(token), token))), _MARKERS]))
 
 

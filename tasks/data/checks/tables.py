@@ -4,7 +4,7 @@ A file is read twice: once for what stands in each row (look.py), and once for c
 known. Memory holds numbers and findings, never the texts of all rows.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 TRAIN, TEST = SPLITS.index("train"), SPLITS.index("test")
 
 
-def tables(files: Mapping[Kind, Lines], tokenizer: "PreTrainedTokenizerBase") -> dict[Kind, "pd.DataFrame"]:
+def tables(
+    files: Mapping[Kind, Lines], tokenizer: "PreTrainedTokenizerBase", marks_of_reasoning: Collection[str] = ()
+) -> dict[Kind, "pd.DataFrame"]:
     """Look at all rows of all files: one table a file, in the order of its rows.
 
     Columns of findings hold a short description, or None where nothing was found; columns of figures hold numbers, or
     NaN where a row's shape is wrong or the chat template refuses it.
     """
-    looked = {kind: look(kind, lines, tokenizer) for kind, lines in files.items()}
+    looked = {kind: look(kind, lines, tokenizer, marks_of_reasoning) for kind, lines in files.items()}
     beside = _beside(files, looked)
     starts = accumulate((len(lines) for lines in files.values()), initial=0)
     return {
