@@ -11,7 +11,7 @@ from tasks.data.records import Kind
 from tasks.rewards.verifiers.instructions import instructions
 from tasks.rewards.verifiers.json_schema import json_schema
 
-TASKS = load_module(Path(__file__).parents[1] / "infra/instructions/tasks.py")
+TASKS = load_module(Path(__file__).parents[1] / "infra/instructions/constraints.py")
 ANSWER = "Take Bus 12, which leaves at noon, and change at the Station for the Harbour. The whole way takes an Hour."
 
 REST = "It costs two euros and ten cents for each of you."
