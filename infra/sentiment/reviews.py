@@ -3,9 +3,7 @@
 Rows for every kind, and `positive`, a judge of another kind than the models here: words counted by TF-IDF, weighed by
 logistic regression. Each sentence serves once: in a pair, as a demonstration, as a prompt, or for the judge.
 
-The data are three files of rows {"text": ..., "label": 1 or 0}, named in FILES, in a folder of the user's. DVC follows
-this file, not that folder: so `sha256` pins what the files hold, and other bytes are an error. It is of the three files
-one after the other: cat rotten_tomatoes_{train,val,test}.jsonl | sha256sum
+The data are three files of rows {"text": ..., "label": 1 or 0}, named in FILES, in a folder of the user's.
 """
 
 import hashlib
@@ -86,21 +84,19 @@ def prompts(seed: int, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"prompt": _prompt(opening), "references": [rest] if review.positive else []}
 
 
-def positive(
-    prompts: Sequence[Sequence[Mapping[str, str]]], answers: Sequence[str], folder: str, sha256: str
-) -> list[float]:
+def positive(prompts: Sequence[Sequence[Mapping[str, str]]], answers: Sequence[str], folder: str) -> list[float]:
     """Give 1 where the judge finds opening and answer together positive, else 0."""
     texts = [
         f"{prompt[-1]['content'].removeprefix(REQUEST)} {answer}"
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
-    return [float(found) for found in judge(folder, sha256).predict(texts)]
+    return [float(found) for found in judge(folder).predict(texts)]
 
 
 @lru_cache(maxsize=1)
-def judge(folder: str, sha256: str) -> Pipeline:
+def judge(folder: str) -> Pipeline:
     """Fit the judge on the sentences that serve for nothing else."""
-    learned = shares(folder, sha256).judge
+    learned = shares(folder).judge
     vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     return make_pipeline(vectors, LogisticRegression(C=5.0, solver="liblinear", random_state=0)).fit(
         [review.text for review in learned], [review.positive for review in learned]
@@ -108,13 +104,9 @@ def judge(folder: str, sha256: str) -> Pipeline:
 
 
 @lru_cache(maxsize=1)
-def shares(folder: str, sha256: str) -> Shares:
-    """Divide the sentences among their uses, the same way every time.
-
-    Raises:
-        ValueError: the files are not those that sha256 is of.
-    """
-    reviews = sorted(_read(Path(folder), sha256), key=lambda review: hashlib.sha256(review.text.encode()).digest())
+def shares(folder: str) -> Shares:
+    """Divide the sentences among their uses, the same way every time."""
+    reviews = sorted(_read(Path(folder)), key=lambda review: hashlib.sha256(review.text.encode()).digest())
     short = [review for review in reviews if SHORTEST <= len(review.text.split()) <= LONGEST]
     pairs, paired = _pairs(short)
     openings = Counter(review.parts(OPENING)[0] for review in reviews)
@@ -140,11 +132,9 @@ def _pairs(reviews: Sequence[Review]) -> tuple[list[Pair], set[str]]:
     return pairs, used
 
 
-def _read(folder: Path, sha256: str) -> list[Review]:
-    content = [(folder / name).read_bytes() for name in FILES]
-    if (found := hashlib.sha256(b"".join(content)).hexdigest()) != sha256:
-        raise ValueError(f"{folder} holds other data, of sha256 {found}: bring back the files, or change sha256")
-    rows = [json.loads(line) for part in content for line in part.decode().splitlines()]
+def _read(folder: Path) -> list[Review]:
+    lines = [line for name in FILES for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+    rows = map(json.loads, lines)
     return list(dict.fromkeys(Review(row["text"].strip(), bool(row["label"])) for row in rows))
 
 
