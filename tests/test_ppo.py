@@ -50,20 +50,25 @@ def write_reward_model(params: Params) -> None:
     save_model(model, load_tokenizer(MODELS / "sft"), MODELS / "reward")
 
 
-def kill_and_resume(params: Params, monkeypatch: pytest.MonkeyPatch, iteration: int) -> None:
-    """Interrupt the stage in an iteration, and run it again."""
-    learn = PPOTrainer.update
+def kill_and_resume(params: Params, monkeypatch: pytest.MonkeyPatch, iteration: int) -> list[int]:
+    """Interrupt the stage in an iteration, and run it again; give the iterations of the second run."""
+    learn, rounds = PPOTrainer.update, []
 
     def killed(self, rollouts, number, *rest):
         if number == iteration:
             raise KeyboardInterrupt
         return learn(self, rollouts, number, *rest)
 
+    def noted(self, rollouts, number, *rest):
+        rounds.append(number)
+        return learn(self, rollouts, number, *rest)
+
     monkeypatch.setattr(PPOTrainer, "update", killed)
     with pytest.raises(KeyboardInterrupt):
         ppo(params)
-    monkeypatch.setattr(PPOTrainer, "update", learn)
+    monkeypatch.setattr(PPOTrainer, "update", noted)
     ppo(params)
+    return rounds
 
 
 def written():
@@ -125,23 +130,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(ready, make_params, m
     params = make_params(ppo=SETTINGS | options, runtime={"checkpoint_every": 1}, lora={"rank": rank})
     ppo(params)
     expected = written()
-    learn, rounds = PPOTrainer.update, []
-
-    def killed(self, rollouts, iteration, *rest):
-        if iteration == 3:
-            raise KeyboardInterrupt
-        return learn(self, rollouts, iteration, *rest)
-
-    def noted(self, rollouts, iteration, *rest):
-        rounds.append(iteration)
-        return learn(self, rollouts, iteration, *rest)
-
-    monkeypatch.setattr(PPOTrainer, "update", killed)
-    with pytest.raises(KeyboardInterrupt):
-        ppo(params)
-    monkeypatch.setattr(PPOTrainer, "update", noted)
-    ppo(params)
-    assert rounds == [3, 4]
+    assert kill_and_resume(params, monkeypatch, iteration=3) == [3, 4]
     assert written() == expected
 
 
