@@ -56,6 +56,36 @@ def running_flow(path: Path = FLOW_LOCK) -> FlowProcess | None:
         return None if _taken(file, fcntl.LOCK_SH) else _read(file)
 
 
+def recorded_process(path: Path = FLOW_LOCK) -> FlowProcess | None:
+    """Return the process that the lock file names, running or killed, without touching the lock; None if it names none.
+
+    Asking for the lock, as `running_flow` does for a moment, could refuse a flow that starts in that moment.
+    """
+    try:
+        with path.open("r", encoding="utf-8") as file:
+            return _read(file) if file.read(1) else None
+    except FileNotFoundError:
+        return None
+
+
+def process_left_behind(path: Path = FLOW_LOCK) -> FlowProcess | None:
+    """Return the process that the lock file names, if it was killed: one that ends empties the file.
+
+    Of a process on another host nothing is known.
+    """
+    import psutil
+
+    named = recorded_process(path)
+    if named is None or named.pid == 0 or named.host != socket.gethostname():
+        return None
+    try:
+        # A number may be used again. Both times are in whole seconds.
+        is_running = psutil.Process(named.pid).create_time() < datetime.fromisoformat(named.since).timestamp() + 1
+    except psutil.Error:
+        is_running = False
+    return None if is_running else named
+
+
 def refuse_a_second() -> None:
     """Stop early if a flow is running, before anything else is started.
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from flows.last_run import Recording, recorded
 from flows.locks import one_flow_at_a_time
 from flows.preflight import preflight
 from flows.reproduce import StageRun
@@ -50,18 +51,20 @@ def begin(steps: Steps) -> tuple[Params, GraphStatus]:
     return params, steps.name_opponent(params, graph)
 
 
-def finish(steps: Steps, params: Params, walk: Walk) -> Result:
+def finish(steps: Steps, params: Params, walk: Walk, recording: Recording) -> Result:
     """Bring every stage up to date, then link, register, report and promote what came of them.
 
     Raises:
         InputError: something must be fixed.
         StageError: a stage failed for a reason of its own.
     """
-    stages = [steps.run_stage(walk, stage) for stage in walk.plan]
+    for stage in walk.plan:
+        recording.stages.append(steps.run_stage(walk, stage))
     synced = steps.sync_lineage(params)
     registered = steps.register(params)
     steps.report(params)  # before a person is asked, who wants to read it
-    return Result(stages, registered, steps.promote(params), synced["alarms"])
+    recording.promotion = steps.promote(params)
+    return Result(recording.stages, registered, recording.promotion, synced["alarms"])
 
 
 def finish_unchanged() -> Result | None:
@@ -71,6 +74,7 @@ def finish_unchanged() -> Result | None:
         InputError: something must be fixed, or another flow runs in this checkout.
     """
     steps = Steps(name_opponent, Walk.bring_up_to_date, sync.sync, champion.register, write_report, champion.promote)
-    with one_flow_at_a_time():
+    with one_flow_at_a_time(), recorded() as recording:
         params, graph = begin(steps)
-        return None if graph.stale else finish(steps, params, Walk(graph))
+        recording.is_run = not graph.stale
+        return finish(steps, params, Walk(graph), recording) if recording.is_run else None
