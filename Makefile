@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 INSTALLED_DEV := $(VENV)/installed-dev
+INSTALLED_PRODUCTION := $(VENV)/installed-production
+INSTALLED_SERVICES := $(VENV)/installed-services
 # Which build of torch was found (2.13.0+cpu) is the machine's matter, not the lock file's.
 FREEZE = $(VENV)-lock/bin/python -m pip freeze --all --exclude pip --exclude-editable | sed -E 's/^(torch==[^+]*)\+.*/\1/'
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -14,7 +16,7 @@ export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run check test static fuzz kill-test bench format server mlflow lock deps hook clean
+.PHONY: help install run check test static fuzz kill-test bench format server mlflow production lock deps hook clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -25,7 +27,7 @@ run: $(INSTALLED) ## Take the data that params.yaml names to a promoted model
 	$(BIN)/trueline run
 
 check: static ## The quick check while you work: format, lint, types, import contracts, tests that are not slow
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not services"
 
 test: static ## The whole check: the same with all tests
 	$(BIN)/python -m pytest
@@ -59,7 +61,9 @@ mlflow: $(INSTALLED) ## An MLflow server on loopback, over the checkout's own da
 	$(BIN)/mlflow server --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 \
 		--backend-store-uri sqlite:///$(CURDIR)/mlflow.db --artifacts-destination $(CURDIR)/mlruns
 
-lock: ## Write both lock files again: the newest versions that pyproject.toml allows
+production: $(INSTALLED_PRODUCTION) ## Add to .venv what shared servers need: PostgreSQL, S3, Prometheus (requirements-production.lock)
+
+lock: ## Write all lock files again: the newest versions that pyproject.toml allows
 	rm -rf $(VENV)-lock
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --editable .
@@ -67,8 +71,16 @@ lock: ## Write both lock files again: the newest versions that pyproject.toml al
 	$(VENV)-lock/bin/python -m pip install --constraint requirements.lock.new --editable '.[dev]'
 	$(VENV)-lock/bin/python -m pip check
 	( sed '/^#/!d' requirements-dev.lock; $(FREEZE) | grep -vxFf requirements.lock.new ) > requirements-dev.lock.new
-	mv requirements.lock.new requirements.lock
-	mv requirements-dev.lock.new requirements-dev.lock
+	$(VENV)-lock/bin/python -m pip uninstall --yes --requirement requirements-dev.lock.new
+	$(VENV)-lock/bin/python -m pip install --constraint requirements.lock.new --constraint requirements-dev.lock.new \
+		--editable '.[production]'
+	( sed '/^#/!d' requirements-production.lock; $(FREEZE) | grep -vxFf requirements.lock.new ) > requirements-production.lock.new
+	$(VENV)-lock/bin/python -m pip install --constraint requirements.lock.new --constraint requirements-dev.lock.new \
+		--constraint requirements-production.lock.new --editable '.[services]'
+	$(VENV)-lock/bin/python -m pip check
+	( sed '/^#/!d' requirements-services.lock; $(FREEZE) | grep -vxFf requirements.lock.new | \
+		grep -vxFf requirements-production.lock.new ) > requirements-services.lock.new
+	for each in requirements requirements-dev requirements-production requirements-services; do mv $$each.lock.new $$each.lock; done
 	rm -rf $(VENV)-lock
 
 deps: $(INSTALLED_DEV) ## Print the code dependencies that dvc.yaml should list
@@ -97,3 +109,15 @@ $(INSTALLED_DEV): $(INSTALLED) requirements-dev.lock
 	$(BIN)/python -m pip install --constraint requirements.lock --requirement requirements-dev.lock
 	$(BIN)/python -m pip check
 	cp requirements-dev.lock $@
+
+# One call for both sets of pins: pip looks for minutes where boto3 and dvc-s3 are left to it.
+$(INSTALLED_PRODUCTION): $(INSTALLED) requirements-production.lock
+	test ! -e $@ || $(BIN)/python -m pip uninstall --yes --requirement $@
+	$(BIN)/python -m pip install --constraint requirements.lock --requirement requirements-production.lock
+	$(BIN)/python -m pip check
+	cp requirements-production.lock $@
+
+$(INSTALLED_SERVICES): $(INSTALLED_PRODUCTION) requirements-services.lock
+	$(BIN)/python -m pip install --constraint requirements.lock --requirement requirements-services.lock
+	$(BIN)/python -m pip check
+	cp requirements-services.lock $@

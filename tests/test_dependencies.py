@@ -120,10 +120,10 @@ def test_every_dependency_of_a_run_is_imported_or_says_why() -> None:
     assert names(requirements()) - used - with_reason == set()
 
 
-@pytest.mark.parametrize("extras", [(), ("dev",)])
-def test_the_lock_files_satisfy_pyproject(extras: tuple[str, ...]) -> None:
-    pinned = lock("requirements.lock") | (lock("requirements-dev.lock") if extras else {})
-    for requirement in requirements(*extras):
+@pytest.mark.parametrize("extra", ["", "dev", "production", "services"])
+def test_the_lock_files_satisfy_pyproject(extra: str) -> None:
+    pinned = lock("requirements.lock") | (lock(f"requirements-{extra}.lock") if extra else {})
+    for requirement in requirements(*filter(None, [extra])):
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
 
 
@@ -133,3 +133,9 @@ def test_a_run_installs_what_it_needs_and_nothing_else() -> None:
 
 def test_the_second_lock_file_adds_what_only_developers_need() -> None:
     assert set(lock("requirements-dev.lock")) == needed_by(requirements("dev")) - needed_by(requirements())
+
+
+def test_no_two_lock_files_name_the_same() -> None:
+    named = [name for extra in ("", "-dev", "-production", "-services") for name in lock(f"requirements{extra}.lock")]
+
+    assert len(named) == len(set(named))
