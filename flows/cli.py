@@ -8,6 +8,7 @@ import typer
 
 from flows.cli_common import MODELS, OPERATIONS, PANELS, PEOPLE, PIPELINE, AsJson, print_result, settings
 from flows.cli_feedback import collect, import_annotation_sheets, label, rounds, write_annotation_sheet
+from flows.cli_metrics import metrics
 from tasks.common.errors import InputError
 from tasks.common.escapes import visible
 from tasks.common.safe_text import clean_logs, clean_traceback
@@ -295,6 +296,9 @@ def sync(as_json: AsJson = False) -> None:
     print_result(dict(synced), as_json, show_synced)
     if synced["alarms"]:
         raise typer.Exit(1)
+
+
+app.command(rich_help_panel=OPERATIONS)(metrics)
 
 
 def _result_data(result: "Result") -> dict[str, Any]:
