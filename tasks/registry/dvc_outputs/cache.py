@@ -209,7 +209,7 @@ def _bring_back(repo: "Repo", oids: Sequence[str]) -> None:
     from dvc.exceptions import DvcException
     from dvc_data.hashfile.hash_info import HashInfo
 
-    left = [oid for oid in oids if not _take_from_working_folder(repo, oid)]
+    left = [oid for oid in oids if not take_from_working_folder(repo, oid)]
     if left and repo.config["core"].get("remote"):
         try:
             repo.cloud.pull([HashInfo("md5", oid) for oid in left])
@@ -220,7 +220,8 @@ def _bring_back(repo: "Repo", oids: Sequence[str]) -> None:
                 _set_aside(repo, oid)
 
 
-def _take_from_working_folder(repo: "Repo", oid: str) -> bool:
+def take_from_working_folder(repo: "Repo", oid: str) -> bool:
+    """Put an object into the cache that an output in the working folder has intact; tell whether one has."""
     source = _in_working_folder(repo, oid)
     if source is None:
         return False

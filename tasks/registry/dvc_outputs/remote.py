@@ -5,7 +5,7 @@ which `dvc push --run-cache` takes to the remote: by the stage's command, depend
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +16,7 @@ from ruamel.yaml.error import YAMLError
 from tasks.common.errors import InputError
 from tasks.common.files import replacing
 from tasks.common.safe_text import sentence, without_secrets
-from tasks.registry.dvc_outputs.cache import FOLDER, listed
+from tasks.registry.dvc_outputs.cache import FOLDER, listed, object_path
 from tasks.registry.dvc_outputs.stages import load_stage, repository
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def fetchable(stages: Sequence[str]) -> list[str]:
     """
     coming: Coming = {}
     found = []
-    with repository(wait=True) as repo, _asked(repo) as remote:
+    with repository(wait=True) as repo, asked(repo) as remote:
         for name in stages:
             stage = load_stage(repo, name)
             result = _find(repo, remote, stage, coming)
@@ -97,18 +97,11 @@ def fetch(name: str) -> bool:
         RemoteError: the remote cannot be asked.
         InputError: DVC cannot read the pipeline.
     """
-    from dvc_data.hashfile.hash_info import HashInfo
-
-    with repository(wait=True) as repo, _asked(repo) as remote:
+    with repository(wait=True) as repo, asked(repo) as remote:
         result = _find(repo, remote, load_stage(repo, name), {})
         if result is None or result.is_cached:
             return False
-        contents = [output.hash_info for output in result.outputs.values()]
-        repo.cloud.pull(contents)
-        for content in contents:
-            md5 = str(content.value)
-            if md5.endswith(FOLDER):
-                repo.cloud.pull([HashInfo("md5", oid) for oid in set(listed(repo, md5).values())])
+        bring(repo, [str(output.hash_info.value) for output in result.outputs.values()])
         if result.run:
             path, entry = result.run
             with replacing(path) as draft:
@@ -116,8 +109,19 @@ def fetch(name: str) -> bool:
     return True
 
 
+def bring(repo: "Repo", contents: Iterable[str]) -> None:
+    """Bring contents from the default remote into DVC's cache, folders with their files; what it lacks stays away."""
+    from dvc_data.hashfile.hash_info import HashInfo
+
+    wanted = list(contents)
+    repo.cloud.pull([HashInfo("md5", md5) for md5 in wanted])
+    for md5 in wanted:
+        if md5.endswith(FOLDER) and object_path(repo, md5).exists():
+            repo.cloud.pull([HashInfo("md5", oid) for oid in set(listed(repo, md5).values())])
+
+
 @contextmanager
-def _asked(repo: "Repo") -> "Iterator[Remote]":
+def asked(repo: "Repo") -> "Iterator[Remote]":
     """Have the default remote asked, and tell of it in one sentence where that fails.
 
     Raises:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from tasks.common.files import replacing, write_json
 from tasks.registry.dvc_outputs.cache import DamagedError, NotCachedError, check_cached, materialise
 from tasks.registry.dvc_outputs.contents import check_folder
+from tasks.registry.dvc_outputs.obtain import obtain
 from tasks.registry.export import trueline_model
 from tasks.registry.export.policy_card import policy_card
 from tasks.registry.export.reward_card import reward_card
@@ -87,28 +88,32 @@ def write_mlflow_model(store: Store, entry: Entry, *, upload: bool) -> None:
 
 
 def check_weights(store: Store, entry: Entry) -> None:
-    """Hash the weights that a version is served with, before it becomes champion; damaged weights are written again.
+    """Have the weights that a version is served with, intact, before it becomes champion.
 
-    Weights on a server were hashed at upload, and are hashed when they are loaded; here DVC's cache is checked. Missing
-    weights are no error: the registry can be rebuilt on a machine that has only the decision log.
+    They are hashed. Damaged ones are written again, and missing ones are fetched from DVC's default remote. Those on a
+    server were hashed at upload, and are hashed when they are loaded.
 
     Raises:
-        DamagedError: they are not the evaluated weights, and DVC's cache lacks those or has them damaged.
+        NotCachedError: neither MLflow, nor DVC's cache, the working folder or DVC's remote has them.
+        RemoteError: they are not on this machine, and DVC's remote cannot be asked.
+        DamagedError: they are not the evaluated weights, and no other place has these.
     """
     model_id = str(store.client.get_model_version(entry.name, str(entry.version)).tags["model_id"])
-    folder = _local(store.client.get_logged_model(model_id).artifact_location)
-    if folder is None or not (folder / "model").exists():
+    logged, what = store.client.get_logged_model(model_id), f"{entry.name} version {entry.version}"
+    folder = _local(logged.artifact_location)
+    if folder and (folder / "model").exists():
+        try:
+            check_folder(folder / "model", entry.md5)
+        except DamagedError as error:
+            logger.warning("%s: it is written again", error)
+            obtain(entry.md5, what)
+            shutil.rmtree(folder)
+            write_mlflow_model(store, entry, upload=False)
+    elif folder or IS_EXTERNAL in logged.tags:
+        obtain(entry.md5, what)
+    else:
         with suppress(NotCachedError):
-            check_cached(entry.md5, f"{entry.name} version {entry.version}")
-        return
-    try:
-        check_folder(folder / "model", entry.md5)
-    except DamagedError as error:
-        logger.warning("%s: it is written again", error)
-        shutil.rmtree(folder)
-        write_mlflow_model(store, entry, upload=False)
-        if not (folder / "model").exists():
-            raise
+            check_cached(entry.md5, what)
 
 
 def card_path(store: Store, model_id: str) -> str:

@@ -99,7 +99,8 @@ def promote(params: Params) -> Promotion:
 
     Raises:
         InputError: the gate compared with another opponent than today's champion, the pipeline's results do not
-            belong together, the decision log is behind the registry, or MLflow cannot be reached.
+            belong together, weights are damaged or nowhere to be had, the decision log is behind the registry, or
+            MLflow cannot be reached.
     """
     with _session(params) as session:
         store = session.store
@@ -134,8 +135,8 @@ def approve(params: Params, version_or_alias: str, by: str, reason: str) -> Prom
 
     Raises:
         InputError: there is no such version or it does not await approval, name or reason is missing, the champion is
-            no longer the one that the gate compared with, the decision log is behind the registry, or MLflow cannot be
-            reached.
+            no longer the one that the gate compared with, weights are damaged or nowhere to be had, the decision log is
+            behind the registry, or MLflow cannot be reached.
     """
     review = _review(by, reason)
     with _session(params) as session:
@@ -181,8 +182,8 @@ def rollback(params: Params, reason: str) -> Promotion:
     """Make the previous champion champion again, and the champion the previous one.
 
     Raises:
-        InputError: no reason is given, there is no previous champion, the decision log is behind the registry, or
-            MLflow cannot be reached.
+        InputError: no reason is given, there is no previous champion, its weights are damaged or nowhere to be had, the
+            decision log is behind the registry, or MLflow cannot be reached.
     """
     reason = _text(reason)
     if not reason:

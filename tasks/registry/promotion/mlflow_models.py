@@ -33,10 +33,10 @@ def write_alias_models(store: Store, params: Params) -> None:
 
 
 def check_weights(store: Store, params: Params, policy: PolicyVersion) -> None:
-    """Hash the weights of a policy version and its reward model, before they become champion.
+    """Have the weights of a policy version and its reward model, intact, before they become champion.
 
     Raises:
-        DamagedError: they are not the weights that were evaluated, and cannot be written again.
+        InputError: they are damaged or missing, and cannot be written again or fetched.
     """
     for entry in _entries(store, params, policy):
         mlflow_model.check_weights(store, entry)
