@@ -12,6 +12,7 @@ from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.runtime import deployment
 
+from flows.events.reporting import decisions_reported
 from tasks.registry.promotion import champion
 from tasks.settings.params import load_params
 
@@ -35,7 +36,8 @@ def approval(version: int) -> champion.Promotion:
     """
     form = suspend_flow_run(wait_for_input=Form)
     act = champion.approve if form.answer == "approve" else champion.reject
-    return act(load_params(), str(version), form.by, form.reason)
+    with decisions_reported():
+        return act(load_params(), str(version), form.by, form.reason)
 
 
 def ask(held: champion.Promotion) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli_common import MODELS, OPERATIONS, PANELS, PEOPLE, PIPELINE, AsJson, print_result, settings
+from flows.cli_events import notify
 from flows.cli_feedback import collect, import_annotation_sheets, label, rounds, write_annotation_sheet
 from flows.cli_metrics import metrics
 from tasks.common.errors import InputError
@@ -146,9 +147,11 @@ def promote(as_json: AsJson = False) -> None:
     With registry.approval in params.yaml it waits for approval instead.
     """
     from flows.display import show_promotion
+    from flows.events.reporting import decisions_reported
     from tasks.registry.promotion import champion
 
-    promotion = champion.promote(settings())
+    with decisions_reported():
+        promotion = champion.promote(settings())
     print_result(dict(promotion), as_json, show_promotion)
     if not promotion["promoted"] and promotion["champion"] != promotion["version"]:
         raise typer.Exit(1)
@@ -158,9 +161,12 @@ def promote(as_json: AsJson = False) -> None:
 def rollback(reason: Reason, as_json: AsJson = False) -> None:
     """Make the previous champion champion again."""
     from flows.display import show_promotion
+    from flows.events.reporting import decisions_reported
     from tasks.registry.promotion import champion
 
-    print_result(dict(champion.rollback(settings(), reason)), as_json, show_promotion)
+    with decisions_reported():
+        promotion = champion.rollback(settings(), reason)
+    print_result(dict(promotion), as_json, show_promotion)
 
 
 @app.command(rich_help_panel=MODELS)
@@ -233,18 +239,24 @@ app.command(rich_help_panel=PEOPLE)(collect)
 def approve(version: Version, by: By, reason: Reason, as_json: AsJson = False) -> None:
     """Make a version that waits for approval champion."""
     from flows.display import show_promotion
+    from flows.events.reporting import decisions_reported
     from tasks.registry.promotion import champion
 
-    print_result(dict(champion.approve(settings(), version, by, reason)), as_json, show_promotion)
+    with decisions_reported():
+        promotion = champion.approve(settings(), version, by, reason)
+    print_result(dict(promotion), as_json, show_promotion)
 
 
 @app.command(rich_help_panel=PEOPLE)
 def reject(version: Version, by: By, reason: Reason, as_json: AsJson = False) -> None:
     """Refuse a version that waits for approval, for good."""
     from flows.display import show_promotion
+    from flows.events.reporting import decisions_reported
     from tasks.registry.promotion import champion
 
-    print_result(dict(champion.reject(settings(), version, by, reason)), as_json, show_promotion)
+    with decisions_reported():
+        promotion = champion.reject(settings(), version, by, reason)
+    print_result(dict(promotion), as_json, show_promotion)
 
 
 @app.command(rich_help_panel=OPERATIONS)
@@ -299,6 +311,7 @@ def sync(as_json: AsJson = False) -> None:
 
 
 app.command(rich_help_panel=OPERATIONS)(metrics)
+app.command(rich_help_panel=OPERATIONS)(notify)
 
 
 def _result_data(result: "Result") -> dict[str, Any]:

@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
 from flows.approval import ask
+from flows.events.runs import run_reported
 from flows.last_run import recorded
 from flows.locks import one_flow_at_a_time
 from flows.reproduce import StageError, StageRun
@@ -97,7 +98,7 @@ def pipeline(*, pull: bool = False) -> Result:
         StageError: a stage failed for a reason of its own.
     """
     clean_logs()  # here too: a scheduled run is a process that Prefect starts
-    with one_flow_at_a_time(), recorded() as recording:
+    with run_reported(), one_flow_at_a_time(), recorded() as recording:
         steps = Steps(name_opponent, _run_by_name, sync_lineage, register, report, promote)
         params, graph = begin(steps)
         if not pull:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from flows.events.runs import run_reported
 from flows.last_run import Recording, recorded
 from flows.locks import one_flow_at_a_time
 from flows.preflight import preflight
@@ -74,7 +75,7 @@ def finish_unchanged() -> Result | None:
         InputError: something must be fixed, or another flow runs in this checkout.
     """
     steps = Steps(name_opponent, Walk.bring_up_to_date, sync.sync, champion.register, write_report, champion.promote)
-    with one_flow_at_a_time(), recorded() as recording:
+    with run_reported(), one_flow_at_a_time(), recorded() as recording:
         params, graph = begin(steps)
         recording.is_run = not graph.stale
         return finish(steps, params, Walk(graph), recording) if recording.is_run else None

@@ -18,7 +18,11 @@ from tasks.common.escapes import one_line, visible
 
 LONGEST_SENTENCE, LONGEST_END, LONGEST_VALUE = 4_000, 1_000, 100  # characters
 HIDDEN = "…"
+ADDRESSES = "TRUELINE_NOTIFY"  # whose addresses are secrets, also without a password
+NAMED_SECRET = "prefect-secret://"  # in its place: the name of a secret that a Prefect server keeps
 SHORTEST_SECRET = 6  # characters: a shorter one may be any word, and is removed from addresses alone
+SHORTEST_TOKEN = 12  # the same of a part of an address of notifications, which may be a plain word
+_HOST = re.compile(r"(?:[\w-]{1,63}\.)+[\w-]{1,24}|localhost|\d+", re.IGNORECASE)
 # In an address: user and password, and the query. Elsewhere: values whose name marks them as secret.
 _USER = re.compile(r"(?<=://)[^\s'\"<>/]*@")
 _QUERY = re.compile(r"(://(?:(?!://)[^\s'\"<>?])*\?)[^\s'\"<>#)]*[^\s'\"<>#):;,.]")
@@ -111,7 +115,18 @@ def _secrets(variables: tuple[tuple[str, str], ...]) -> list[str]:
     return sorted((each for each in found if len(each) >= SHORTEST_SECRET), key=len, reverse=True)
 
 
+def secret_parts(address: str) -> Iterator[str]:
+    """Give an address of notifications, and each part of it that may be a secret: whatever is not its host."""
+    yield address
+    for part in re.split(r"[/:@?&=#,]+", address.partition("://")[2]):
+        if not _HOST.fullmatch(part):
+            yield from (part, unquote(part))
+
+
 def _secrets_of(name: str, value: str) -> Iterator[str]:
+    if name == ADDRESSES:
+        for address in (each for each in value.split() if not each.startswith(NAMED_SECRET)):
+            yield from (part for part in secret_parts(address) if len(part) >= SHORTEST_TOKEN)
     if _NAME_OF_A_SECRET.search(name):
         yield value
     if parts := _USER_AND_PASSWORD.search(value):

@@ -18,3 +18,4 @@ KLEstimator = Literal["k1", "k2", "k3"]
 Pooling = Literal["last", "mean"]  # what of an answer a reward model's head reads
 Truncate = Literal["prompt_start", "answer_end"]  # what a row that is too long loses
 HeadInit = Literal["random", "fit"]
+EventKind = Literal["promoted", "refused", "held", "rolled_back", "failed", "stuck", "recovered", "stale"]

@@ -14,6 +14,7 @@ from tasks.settings.alignment import Align, Dpo, Kto, Methods, MethodSettings, P
 from tasks.settings.base import Base, Scratch
 from tasks.settings.data import NO_ROWS, Prepare, PromptSource, RatingSource, Source, Split, Validate
 from tasks.settings.evaluation import Evaluate, LlmJudge
+from tasks.settings.events import Notify
 from tasks.settings.promotion import Gate, Registry
 from tasks.settings.rewards import NamedReward, RewardCheck, Rewards, TrainingReward
 from tasks.settings.runtime import Lora, Runtime
@@ -36,6 +37,7 @@ __all__ = [
     "MethodSettings",
     "Methods",
     "NamedReward",
+    "Notify",
     "Params",
     "Ppo",
     "Prepare",
@@ -107,6 +109,7 @@ class Params(Methods):
     evaluate: Evaluate
     gate: Gate
     registry: Registry
+    notify: Notify
 
     @model_validator(mode="after")
     def _method_is_what_its_name_says(self) -> "Params":

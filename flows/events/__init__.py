@@ -1,0 +1,1 @@
+"""Events: what happened is reported to people and to Prefect, and changed sources start runs."""
