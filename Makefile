@@ -16,7 +16,7 @@ export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run check test static fuzz kill-test bench format server mlflow production lock deps hook clean
+.PHONY: help install run check test static fuzz kill-test bench format server mlflow production services test-services lock deps hook clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -31,6 +31,9 @@ check: static ## The quick check while you work: format, lint, types, import con
 
 test: static ## The whole check: the same with all tests
 	$(BIN)/python -m pytest
+
+test-services: $(INSTALLED_DEV) $(INSTALLED_SERVICES) ## The tests against real servers (PostgreSQL, S3, MLflow, Prefect): minutes
+	$(BIN)/python -m pytest -n0 -m services tests/services
 
 static: $(INSTALLED_DEV)
 	$(BIN)/ruff format --check .
@@ -62,6 +65,9 @@ mlflow: $(INSTALLED) ## An MLflow server on loopback, over the checkout's own da
 		--backend-store-uri sqlite:///$(CURDIR)/mlflow.db --artifacts-destination $(CURDIR)/mlruns
 
 production: $(INSTALLED_PRODUCTION) ## Add to .venv what shared servers need: PostgreSQL, S3, Prometheus (requirements-production.lock)
+
+services: $(INSTALLED_SERVICES) ## PostgreSQL, S3, MLflow and Prefect on loopback, until Ctrl+C (infra/services)
+	$(BIN)/python -m infra.services $(SERVICES)
 
 lock: ## Write all lock files again: the newest versions that pyproject.toml allows
 	rm -rf $(VENV)-lock

@@ -1,0 +1,1 @@
+"""What runs the pipeline: servers, launchers, settings, and the example's files."""

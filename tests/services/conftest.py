@@ -1,0 +1,249 @@
+"""Real servers, started once for all tests here, and checkouts whose stages cost nothing.
+
+A test has an experiment, registered models and a remote of its own, by its name.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from infra.services import s3
+from infra.services.services import DVC_REMOTE, PORTS, Services
+from tasks.registry.dvc_outputs.graph import graph_status
+from tests.conftest import ROOT
+from tests.flows.test_processes import eventually
+from tests.registry import conftest as of_registry
+from tests.registry.conftest import EVALUATION, FIGURES, MAKE, change_params, commit, dvc, shell, write_pipeline
+
+quiet_dvc = of_registry.quiet_dvc  # a fixture of every test here, too
+
+HERE = Path(__file__).parent
+TRUELINE = [str(Path(sys.executable).parent / "trueline")]
+READY_SECONDS = 240
+# Each stage leaves a line in `computed`. The one that the file `hold` names logs to MLflow until that file is gone.
+HELD = """
+import sys, time
+from pathlib import Path
+
+with Path("computed").open("a") as computed:
+    computed.write(sys.argv[1] + "\\n")
+hold = Path("hold")
+if hold.exists() and hold.read_text() == sys.argv[1]:
+    from tasks.registry.mlflow_runs import tracking
+    from tasks.settings.params import load_params
+
+    with tracking.run(sys.argv[1], load_params()) as run:
+        step = 0
+        while hold.exists():
+            run.log(step, {"loss": 1.0})
+            Path("holding").touch()
+            step += 1
+            time.sleep(0.2)
+        run.summary({"steps": step})
+"""
+COUNTS = {
+    "rows": 30,
+    "valid": 28,
+    "quarantined": 2,
+    "splits": {"train": 20, "validation": 4, "test": 4},
+    "findings": {},
+    "tokens": {"mean": 5.0, "p50": 5, "p95": 9, "max": 9},
+}
+INTERVAL = {"value": 0.8, "low": 0.75, "high": 0.85, "pairs": 50}
+KINDS = ("demonstrations", "preferences", "ratings", "prompts", "ai_preferences")
+# As much of the stages' metrics as a run prints.
+HEADLINES: dict[str, Any] = {
+    "prepare": {"demonstrations": {**FIGURES["prepare"]["demonstrations"], "records": 30}},
+    "base": {"parameters": 10},
+    "validate": {**dict.fromkeys(KINDS, COUNTS), "warnings": []},
+    "sft": {"loss": 0.5, "validation": {"before": {"loss": 2.0}, "after": {"loss": 0.5}}},
+    "reward": {"accuracy": INTERVAL},
+    "held_out_reward": {"accuracy": INTERVAL},
+    "ppo": {"first": {"reward": 0.1}, "last": {"reward": 0.9}},
+    "evaluate": {**EVALUATION, "win_rate": {"vs_sft": INTERVAL, "vs_opponent": INTERVAL}, "ground_truth": {}},
+}
+
+
+class Started(NamedTuple):
+    """What `make services` printed, and how it ended on Ctrl+C."""
+
+    printed: str
+    returncode: int
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long a server is away: seconds in the suite, `--outage 90` for what a restart of a machine takes."""
+    parser.addoption("--outage", type=float, default=3.0, help="seconds for which tests/services take a server away")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything here needs the servers, and nothing of it is quick."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.services)
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the servers."""
+    return tmp_path_factory.mktemp("servers")
+
+
+@pytest.fixture(scope="session")
+def started(place: Path) -> Started:
+    """The servers, started by the command that `make services` runs, and ended by Ctrl+C."""
+    ports = [option for name in PORTS for option in ("--port", f"{name}={_free_port()}")]
+    command = [sys.executable, "-m", "infra.services", "--state", str(place), *ports]
+    output = place / "printed"
+    with output.open("w") as out, subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out) as process:
+        try:
+            assert eventually(lambda: "Ctrl+C" in output.read_text() or process.poll() is not None, READY_SECONDS)
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+        finally:
+            process.kill()
+    return Started(output.read_text(), process.returncode)
+
+
+@pytest.fixture(scope="session")
+def servers(place: Path, started: Started) -> Iterator[Services]:
+    """The same servers, over the same data, where a test can take one away."""
+    assert started.returncode == 0, started.printed
+    services = Services(place)
+    try:
+        services.start()
+        yield services
+    finally:
+        services.stop()
+
+
+@pytest.fixture
+def up(servers: Services) -> Services:
+    """The servers, all of which answer: an earlier test may have failed while one was away."""
+    for server in servers.all:
+        server.resume()
+        if not server.is_running():
+            server.start()
+        server.wait()
+    return servers
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout whose stages have all been run; not to be changed."""
+    from tasks.registry.lineage.report import MARKER
+
+    folder = tmp_path_factory.mktemp("made")
+    shell("git", "init", "-q", "-b", "main", cwd=folder)
+    dvc("init", "-q", cwd=folder)
+    write_pipeline(folder)
+    (folder / "make.py").write_text(HELD + MAKE)
+    (folder / "figures.json").write_text(json.dumps({**FIGURES, **HEADLINES}))
+    (folder / "given/gate").mkdir(parents=True)
+    (folder / "given/gate/report.html").write_text(f"<html>{MARKER}</html>")
+    shutil.copytree(ROOT / "infra", folder / "infra", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "exclude.txt", folder)
+    made_files = ("data", "models", "metrics", "curves", "reports", "mlruns", ".trueline")
+    own_files = ("computed", "hold", "holding", "__pycache__")
+    (folder / ".gitignore").write_text("\n".join([*(f"/{name}" for name in made_files), *own_files]))
+    dvc("repro", "-q", cwd=folder)
+    commit(folder, "first run")
+    return folder
+
+
+@pytest.fixture
+def checkout(
+    up: Services, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Path:
+    """A copy of that checkout as the working folder, which uses the servers as `make services` tells."""
+    folder, name = tmp_path / "checkout", request.node.name.replace("[", "-").rstrip("]")
+    shutil.copytree(made, folder, symlinks=True)
+    monkeypatch.chdir(folder)
+    for variable, value in up.environment().items():
+        monkeypatch.setenv(variable, value)
+    address = f"{s3.BUCKETS[0]}/{name}"
+    (tmp_path / "dvc").mkdir()
+    (tmp_path / "dvc/config").write_text(DVC_REMOTE.format(bucket=address, port=up.ports["s3"], keys=up.keys))
+    monkeypatch.setenv("DVC_SYSTEM_CONFIG_DIR", str(tmp_path / "dvc"))
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    change_params(registry={"experiment": name, "policy": f"{name}-policy", "reward": f"{name}-reward"})
+    commit(folder, "names of its own")
+    return folder
+
+
+def trueline(*arguments: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None) -> str:
+    """What a command prints that ends well."""
+    done = finished(start(*arguments, cwd=cwd, environment=environment))
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def start(
+    *arguments: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None
+) -> "subprocess.Popen[str]":
+    """Start a command; it is the leader of a process group, as of a shell's job."""
+    return subprocess.Popen(
+        [*TRUELINE, *arguments],
+        cwd=cwd,
+        env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finished(process: "subprocess.Popen[str]", seconds: float = 200) -> "subprocess.CompletedProcess[str]":
+    """What a command prints until it ends."""
+    try:
+        printed, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        printed, _ = process.communicate()
+        raise AssertionError(f"no end after {seconds} seconds: {printed}") from None
+    return subprocess.CompletedProcess(process.args, process.returncode, printed)
+
+
+def hold(stage: str) -> None:
+    """Make a stage stale, and have it go on until `let_go`."""
+    lock = Path("dvc.lock").read_text()
+    begin = lock.index(f"  {stage}:\n")
+    rest = lock.find("\n  ", begin)
+    while rest != -1 and lock[rest + 3] in " -":
+        rest = lock.find("\n  ", rest + 1)
+    Path("dvc.lock").write_text(lock[:begin] + (lock[rest + 1 :] if rest != -1 else ""))
+    shutil.rmtree(".dvc/cache/runs")
+    assert stage in graph_status().stale
+    Path("holding").unlink(missing_ok=True)
+    Path("hold").write_text(stage)
+
+
+def wait_until_held(process: "subprocess.Popen[str]", seconds: float = 120) -> None:
+    """Wait until the stage that is held has begun."""
+    assert eventually(lambda: Path("holding").exists() or process.poll() is not None, seconds)
+    assert process.poll() is None, finished(process).stdout
+
+
+def let_go() -> None:
+    """Let the stage that is held end."""
+    Path("hold").unlink()
+
+
+def computed() -> list[str]:
+    """The stages that have been computed in the working folder, in order."""
+    return Path("computed").read_text().split() if Path("computed").exists() else []
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
