@@ -1,25 +1,23 @@
 """Chatting with a model: of a stage, or a version in the registry."""
 
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.common.errors import InputError
 from tasks.common.escapes import visible
-from tasks.common.files import MODELS, STATE
+from tasks.common.files import MODELS
 from tasks.data.encoding.tokens import decode, encode_prompt, load_tokenizer
 from tasks.data.records import Message
 from tasks.methods import STAGES as ALIGNING
-from tasks.registry.dvc_outputs.cache import DamagedError, materialise
-from tasks.registry.dvc_outputs.contents import check_folder, check_outputs
+from tasks.registry.dvc_outputs.contents import check_outputs
+from tasks.registry.serving.versions import weights
 from tasks.settings.params import Params
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-logger = logging.getLogger(__name__)
 STAGES = ("base", "sft", *ALIGNING)
 
 
@@ -78,23 +76,14 @@ def stage_folder(stage: str) -> Path:
 
 
 def version_folder(version: str, params: Params) -> Path:
-    """Restore a registered policy from DVC's cache.
+    """Restore a registered policy from DVC's cache or remote.
 
     Raises:
-        InputError: there is no such version or alias, or the cache lacks it or has it damaged.
+        InputError: there is no such version or alias, or its weights are nowhere, or damaged.
     """
     from tasks.registry.lineage.explain import why
 
-    md5: str = why(params, version)["policy"]["md5"]
-    folder = STATE / "policies" / md5
-    try:
-        if folder.is_dir():
-            check_folder(folder, md5)
-            return folder
-    except DamagedError as error:
-        logger.warning("%s: it is restored from DVC's cache again", error)
-    materialise(md5, folder, what=f"version {version}")
-    return folder
+    return weights(why(params, version)["policy"]["md5"], f"version {version}")
 
 
 def talk(conversation: Conversation) -> None:

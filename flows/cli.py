@@ -10,6 +10,7 @@ from flows.cli_common import MODELS, OPERATIONS, PANELS, PEOPLE, PIPELINE, AsJso
 from flows.cli_events import notify
 from flows.cli_feedback import collect, import_annotation_sheets, label, rounds, write_annotation_sheet
 from flows.cli_metrics import metrics
+from flows.cli_serving import serve
 from tasks.common.errors import InputError
 from tasks.common.escapes import visible
 from tasks.common.safe_text import clean_logs, clean_traceback
@@ -230,6 +231,9 @@ def chat(
         talk(conversation)
     else:
         print(visible(conversation.ask(message)))
+
+
+app.command(rich_help_panel=MODELS)(serve)
 
 
 app.command(rich_help_panel=PEOPLE)(collect)

@@ -1,0 +1,1 @@
+"""trueline serve: an OpenAI-compatible server that follows the champion."""
