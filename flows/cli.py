@@ -55,7 +55,13 @@ def main() -> None:
 
 @app.command(rich_help_panel=PIPELINE)
 def run(
-    pull: Annotated[bool, typer.Option("--pull", help="Fetch results that DVC's default remote has.")] = False,
+    pull: Annotated[
+        bool | None,
+        typer.Option(
+            "--pull/--no-pull",
+            help="Demand DVC's default remote, or compute here. Without either, a run fetches where it answers.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run what has changed, and promote the model if the gate says so."""

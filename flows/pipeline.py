@@ -9,12 +9,13 @@ from prefect.client.schemas.objects import State, TaskRun
 
 from flows.approval import ask
 from flows.events.runs import run_reported
+from flows.fetching import Fetching
 from flows.last_run import recorded
 from flows.locks import one_flow_at_a_time
 from flows.reproduce import StageError, StageRun
 from flows.steps import Result, Steps, begin, finish
 from flows.steps import name_opponent as name_the_opponent
-from flows.walk import Walk, name_what_can_be_fetched
+from flows.walk import Walk
 from tasks.common.safe_text import clean_logs
 from tasks.registry.dvc_outputs.graph import GraphStatus
 from tasks.registry.lineage import sync
@@ -87,11 +88,11 @@ def promote(params: Params) -> champion.Promotion:
 
 
 @flow(name="trueline", flow_run_name=_run_name)
-def pipeline(*, pull: bool = False) -> Result:
+def pipeline(*, pull: bool | None = None) -> Result:
     """Take raw data to a promoted model.
 
     Args:
-        pull: whether results that DVC's default remote has are fetched instead of being computed again.
+        pull: whether results that DVC's default remote has are fetched; None fetches them where it answers.
 
     Raises:
         InputError: something must be fixed, or another flow runs in this checkout.
@@ -101,6 +102,4 @@ def pipeline(*, pull: bool = False) -> Result:
     with run_reported(), one_flow_at_a_time(), recorded() as recording:
         steps = Steps(name_opponent, _run_by_name, sync_lineage, register, report, promote)
         params, graph = begin(steps)
-        if not pull:
-            name_what_can_be_fetched(graph)
-        return finish(steps, params, Walk(graph, pull=pull), recording)
+        return finish(steps, params, Walk(graph, Fetching(graph, pull=pull)), recording)

@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from flows.steps import Result
 
 
-def run_flow(pull: bool = False) -> "Result":
+def run_flow(pull: bool | None = None) -> "Result":
     """Run what has changed, and promote the model if the gate says so.
 
     Args:
-        pull: whether results that DVC's default remote has are fetched.
+        pull: whether results that DVC's default remote has are fetched; None fetches them where it answers.
 
     Raises:
         InputError: something must be fixed, or another flow runs in this checkout.
@@ -31,7 +31,7 @@ def run_flow(pull: bool = False) -> "Result":
         return finish_unchanged() or _by_prefect(pull)
 
 
-def _by_prefect(pull: bool) -> "Result":
+def _by_prefect(pull: bool | None) -> "Result":
     from flows.reproduce import StageError
     from flows.server import local_server
 

@@ -16,6 +16,8 @@ from tasks.registry.promotion import champion
 from tasks.registry.promotion.opponent import refresh_opponent
 from tasks.settings.params import Params
 
+ALIGN = "align"  # the last stage before those that compare with the opponent
+
 
 class Result(NamedTuple):
     """What came of a flow."""
@@ -61,6 +63,8 @@ def finish(steps: Steps, params: Params, walk: Walk, recording: Recording) -> Re
     """
     for stage in walk.plan:
         recording.stages.append(steps.run_stage(walk, stage))
+        if stage == ALIGN and walk.has_worked:  # only now it is known whether the candidate is the champion
+            walk.look(steps.name_opponent(params, graph_status()))
     synced = steps.sync_lineage(params)
     registered = steps.register(params)
     steps.report(params)  # before a person is asked, who wants to read it

@@ -3,12 +3,15 @@
 import shutil
 import subprocess
 from pathlib import Path
+from threading import Event
 
 import pytest
 
-from flows.walk import Walk, name_what_can_be_fetched
+from flows import fetching
+from flows.fetching import Fetching
+from flows.walk import Walk
 from tasks.registry.dvc_outputs.graph import graph_status
-from tasks.registry.dvc_outputs.remote import RemoteError, check_default_remote, fetchable
+from tasks.registry.dvc_outputs.remote import RemoteError, fetchable
 from tests.flows.conftest import dvc
 
 pytestmark = pytest.mark.slow
@@ -51,9 +54,10 @@ def clone(repository: Path, request: pytest.FixtureRequest, monkeypatch: pytest.
     return repository / "clone"
 
 
-def walk(*, pull: bool) -> list[str]:
+def walk(*, pull: bool | None = None) -> list[str]:
     """Walk along the stages, and tell which were computed."""
-    walk = Walk(graph_status(), pull=pull)
+    graph = graph_status()
+    walk = Walk(graph, Fetching(graph, pull=pull))
     for stage in walk.plan:
         walk.bring_up_to_date(stage)
     return Path("computed").read_text().split() if Path("computed").exists() else []
@@ -61,13 +65,14 @@ def walk(*, pull: bool) -> list[str]:
 
 def test_a_second_clone_computes_nothing(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fetchable(STAGES) == STAGES
-    assert walk(pull=True) == []
+    assert walk() == []
     assert Path("three.txt").read_text() == "raw\nraw\n"
     assert Path("two/inner/a").read_text() == "raw\n"
     assert Path("dvc.lock").read_bytes() == Path("../dvc.lock").read_bytes()
     assert graph_status().stale == []
     printed = capsys.readouterr()
     assert printed.out == ""  # a command's JSON goes there
+    assert printed.err.startswith("trueline: DVC's remote has one, two, three: fetched, not computed again\n")
     assert "trueline: two is fetched from DVC's remote\n" in printed.err
 
 
@@ -75,26 +80,27 @@ def test_only_what_the_remote_lacks_is_computed(clone: Path) -> None:
     Path("params.yaml").write_text("two: 2\n")
     assert fetchable(STAGES) == ["one"]  # what `three` will read is not known
     # The new `two` writes the same bytes: so `three` is fetched, though nobody could tell before.
-    assert walk(pull=True) == ["two"]
+    assert walk() == ["two"]
     assert Path("three.txt").read_text() == "raw\nraw\n"
 
 
-def test_without_pull_what_could_be_fetched_is_named_and_all_is_computed(
-    clone: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    name_what_can_be_fetched(graph_status())
-    assert capsys.readouterr().err == (
-        "trueline: DVC's remote has one, two, three: trueline run --pull fetches instead of computing again\n"
-    )
+def test_whoever_wants_to_compute_here_does(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert walk(pull=False) == STAGES
+    assert "remote" not in capsys.readouterr().err
 
 
-def test_what_the_cache_has_is_not_offered(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_cache_has_is_not_fetched(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dvc("repro")
     shutil.rmtree("two")
     assert fetchable(STAGES) == []
-    name_what_can_be_fetched(graph_status())
-    assert capsys.readouterr().err == ""
+    assert walk() == STAGES  # by the first command of this test
+    assert "remote" not in capsys.readouterr().err
+
+
+def test_where_nothing_is_stale_nothing_is_asked(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dvc("repro")
+    monkeypatch.setattr(fetching, "fetchable", lambda _stages: pytest.fail("the remote was asked"))
+    Fetching(graph_status())
 
 
 def test_a_damaged_object_of_the_remote_is_made_again(clone: Path) -> None:
@@ -102,7 +108,7 @@ def test_a_damaged_object_of_the_remote_is_made_again(clone: Path) -> None:
         if found.read_bytes() == b"b\n":
             found.chmod(0o644)
             found.write_bytes(b"damaged\n")
-    assert walk(pull=True) == ["two"]
+    assert walk() == ["two"]
     assert Path("two/b").read_text() == "b\n"
 
 
@@ -122,13 +128,31 @@ def test_a_remote_that_cannot_be_asked(clone: Path, caplog: pytest.LogCaptureFix
         RemoteError, match=r"^DVC's remote store cannot be asked \(.*remote is no folder\): correct its"
     ):
         walk(pull=True)
-    name_what_can_be_fetched(graph_status())
-    assert "remote is no folder" in caplog.text
-    assert "the run goes on without it" in caplog.text
+    assert walk() == STAGES
+    (warning,) = caplog.messages
+    assert "remote is no folder" in warning
+    assert "the run goes on without it" in warning
+
+
+def test_a_remote_that_goes_away_or_hangs(
+    clone: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = graph_status()
+    taken, demanded = Fetching(graph), Fetching(graph, pull=True)
+    Path("../remote").rename("../away")
+    assert not taken.fetch("one")
+    with pytest.raises(RemoteError, match="cannot be asked"):
+        demanded.fetch("one")
+    hanging = Event()
+    monkeypatch.setattr(fetching, "fetchable", lambda _stages: hanging.wait())
+    monkeypatch.setattr(fetching, "ANSWER_SECONDS", 0.1)
+    Fetching(graph)
+    hanging.set()
+    assert "DVC's remote has not answered for 0 seconds; the run goes on without it" in caplog.text
 
 
 def test_without_a_remote_there_is_nothing_to_fetch_from(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RemoteError, match="DVC has no default remote to fetch from: name one"):
-        check_default_remote()
-    name_what_can_be_fetched(graph_status())
+        Fetching(graph_status(), pull=True)
+    assert not Fetching(graph_status()).fetch("one")
     assert capsys.readouterr().err == ""

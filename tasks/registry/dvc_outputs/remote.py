@@ -7,6 +7,7 @@ which `dvc push --run-cache` takes to the remote: by the stage's command, depend
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -163,7 +164,7 @@ def _find(repo: "Repo", remote: "Remote", stage: "PipelineStage", coming: Coming
     if is_as_recorded and all(output.hash_info for output in stage.outs):
         return _result(remote, stage.outs, None)
     folder = Path(repo.stage_cache._get_cache_dir(_get_cache_hash(to_single_stage_lockfile(stage), key=True)))
-    for path, content in (*_local_runs(folder), *_remote_runs(repo, remote, folder)):
+    for path, content in chain(_local_runs(folder), _remote_runs(repo, remote, folder)):
         outputs = _outputs_of(repo, stage, content)
         is_new = not path.exists()
         result = _result(remote, outputs, (path, content) if is_new else None) if outputs else None
