@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from flows.locks import FlowProcess, process_left_behind, recorded_process
+from flows.locks import process_left_behind
 from flows.reproduce import StageError, StageRun
 from tasks.common.errors import InputError
 from tasks.common.files import STATE, read_json, write_json
@@ -64,8 +64,6 @@ def recorded() -> Iterator[Recording]:
 def last_run() -> LastRun | None:
     """Return the last run that ended, a crashed one included; None if there was none.
 
-    It takes no lock, so it can be asked at any time.
-
     Raises:
         InputError: the file is damaged.
     """
@@ -76,11 +74,6 @@ def last_run() -> LastRun | None:
     message = f"its process {crashed.pid} on {crashed.host} was killed"
     success = saved.last_success if saved else None
     return LastRun(crashed.since, None, "crashed", None, message, None, None, {}, success)
-
-
-def run_under_way() -> FlowProcess | None:
-    """Return the process that runs the flow now, as its lock file names it, without touching the lock."""
-    return None if process_left_behind() else recorded_process()
 
 
 def now() -> str:

@@ -6,6 +6,7 @@ import os
 import shlex
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from tasks.common.errors import InputError
 from tasks.common.files import STATE
 
 FLOW_LOCK = STATE / "flow.lock"
+SECONDS_OF_A_LOOK = 0.3  # whoever only looks who holds the lock takes it for a moment, which must refuse no flow
 
 
 class FlowProcess(NamedTuple):
@@ -39,7 +41,7 @@ def one_flow_at_a_time(path: Path = FLOW_LOCK) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
-        if not _taken(file, fcntl.LOCK_EX):
+        if not _taken_in_time(file):
             raise InputError(_refusal(_read(file)))
         _write(file, FlowProcess(os.getpid(), socket.gethostname(), _now(), shlex.join(sys.argv)))
         try:
@@ -56,34 +58,12 @@ def running_flow(path: Path = FLOW_LOCK) -> FlowProcess | None:
         return None if _taken(file, fcntl.LOCK_SH) else _read(file)
 
 
-def recorded_process(path: Path = FLOW_LOCK) -> FlowProcess | None:
-    """Return the process that the lock file names, running or killed, without touching the lock; None if it names none.
-
-    Asking for the lock, as `running_flow` does for a moment, could refuse a flow that starts in that moment.
-    """
-    try:
-        with path.open("r", encoding="utf-8") as file:
-            return _read(file) if file.read(1) else None
-    except FileNotFoundError:
-        return None
-
-
 def process_left_behind(path: Path = FLOW_LOCK) -> FlowProcess | None:
-    """Return the process that the lock file names, if it was killed: one that ends empties the file.
-
-    Of a process on another host nothing is known.
-    """
-    import psutil
-
-    named = recorded_process(path)
-    if named is None or named.pid == 0 or named.host != socket.gethostname():
+    """Return the process that the lock file names and that holds the lock no more: one that ends empties the file."""
+    if not path.exists():
         return None
-    try:
-        # A number may be used again. Both times are in whole seconds.
-        is_running = psutil.Process(named.pid).create_time() < datetime.fromisoformat(named.since).timestamp() + 1
-    except psutil.Error:
-        is_running = False
-    return None if is_running else named
+    with path.open("r", encoding="utf-8") as file:
+        return _read(file) if _taken(file, fcntl.LOCK_SH) and file.read(1) else None
 
 
 def refuse_a_second() -> None:
@@ -99,6 +79,15 @@ def refuse_a_second() -> None:
 
 def _refusal(running: FlowProcess) -> str:
     return f"a flow runs in this checkout already: {running}; wait for it, or end that process"
+
+
+def _taken_in_time(file: IO[str]) -> bool:
+    deadline = time.monotonic() + SECONDS_OF_A_LOOK
+    while not _taken(file, fcntl.LOCK_EX):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def _taken(file: IO[str], kind: int) -> bool:

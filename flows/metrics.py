@@ -16,7 +16,8 @@ import httpx
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
-from flows.last_run import OUTCOMES, VERDICTS, last_run, run_under_way
+from flows.last_run import OUTCOMES, VERDICTS, last_run
+from flows.locks import running_flow
 from flows.server import named_server
 from flows.status import registry
 from flows.surroundings import free_bytes
@@ -125,7 +126,7 @@ def write(reading: Reading, file: Path) -> None:
 
 
 def _of_runs() -> Iterator[Figure]:
-    active = run_under_way()
+    active = running_flow()
     yield Figure("trueline_run_active", active is not None)
     if active and active.pid:  # 0: it has not written its name yet
         yield Figure("trueline_run_active_start_timestamp_seconds", _seconds(active.since))

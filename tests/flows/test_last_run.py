@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.last_run import LAST_RUN, last_run, recorded, run_under_way, verdict_of
-from flows.locks import FLOW_LOCK, one_flow_at_a_time, process_left_behind
+from flows.last_run import LAST_RUN, last_run, recorded, verdict_of
+from flows.locks import FLOW_LOCK
 from flows.reproduce import StageError, StageRun
 from tasks.common.errors import InputError
 from tasks.registry.promotion.champion import Promotion
@@ -87,14 +87,6 @@ def test_a_damaged_file_is_named_and_the_next_run_replaces_it() -> None:
     assert last_run() is not None
 
 
-def test_the_process_of_a_run_is_named_without_its_lock() -> None:
-    with one_flow_at_a_time():
-        process = run_under_way()
-        assert process is not None and process.pid == os.getpid()
-        assert process_left_behind() is None
-    assert run_under_way() is None
-
-
 def test_a_killed_run_is_the_last_one() -> None:
     succeed()
     code = "import os\nfrom flows.locks import one_flow_at_a_time\nwith one_flow_at_a_time():\n    os._exit(9)"
@@ -105,7 +97,6 @@ def test_a_killed_run_is_the_last_one() -> None:
     assert run is not None
     assert (run.outcome, run.ended, run.verdict) == ("crashed", None, None)
     assert run.last_success is not None
-    assert run_under_way() is None
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
+import fcntl
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from flows.locks import one_flow_at_a_time, refuse_a_second, running_flow
+from flows.locks import FLOW_LOCK, one_flow_at_a_time, process_left_behind, refuse_a_second, running_flow
 from tasks.common.errors import InputError
 
 HOLD = """
@@ -44,8 +46,22 @@ def test_a_killed_holder_holds_no_more(other) -> None:
     other.wait()
 
     assert running_flow() is None
+    left = process_left_behind()
+    assert left is not None and left.pid == other.pid
     with one_flow_at_a_time():
         assert running_flow() is not None
+        assert process_left_behind() is None
+    assert process_left_behind() is None
+
+
+def test_a_look_at_the_lock_refuses_no_flow() -> None:
+    with one_flow_at_a_time():
+        pass
+    with FLOW_LOCK.open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.05, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
+        with one_flow_at_a_time():
+            assert running_flow() is not None
 
 
 def test_nobody_holds_it_before_and_after() -> None:
