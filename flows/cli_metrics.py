@@ -15,7 +15,7 @@ def metrics(
     ] = None,
     serve: Annotated[int | None, typer.Option(metavar="PORT", min=0, max=65535, help="Serve them over HTTP.")] = None,
     host: Annotated[str, typer.Option(help="The address to serve on.")] = "127.0.0.1",
-    every: Annotated[float, typer.Option(min=1.0, help="With --serve, seconds between two readings.")] = 60.0,
+    every: Annotated[float, typer.Option(min=1.0, help="With --serve, seconds until they are read again.")] = 60.0,
 ) -> None:
     """Print metrics for Prometheus: last run, queue, champion, disks."""
     from flows import metrics as reading

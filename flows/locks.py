@@ -17,7 +17,7 @@ from tasks.common.errors import InputError
 from tasks.common.files import STATE
 
 FLOW_LOCK = STATE / "flow.lock"
-SECONDS_OF_A_LOOK = 0.3  # whoever only looks who holds the lock takes it for a moment, which must refuse no flow
+SECONDS_OF_A_LOOK = 0.3  # a look at who holds the lock takes it for a moment, which must refuse no flow
 
 
 class FlowProcess(NamedTuple):

@@ -15,7 +15,7 @@ def serve(host: str, port: int, every: float) -> None:
     Args:
         host: the address to listen on.
         port: 0 for a free one.
-        every: seconds between two readings.
+        every: seconds until they are read again.
 
     Raises:
         InputError: the address cannot be used.
