@@ -20,6 +20,7 @@ from tasks.common.files import STATE
 from tasks.common.safe_text import without_secrets
 from tasks.registry.dvc_outputs.cache import DAMAGED
 from tasks.registry.dvc_outputs.graph import graph_status, places
+from tasks.registry.mlflow_runs.addresses import TRACKING, named
 from tasks.settings.params import load_params
 from tasks.stage import last_failure
 
@@ -121,7 +122,7 @@ def check_settings() -> Iterator[Finding]:
         found, _, cure = unreachable.rpartition(": ")
         yield Finding("MLflow", "fail", found or unreachable, cure)
     else:
-        uri = without_secrets(os.environ.get("MLFLOW_TRACKING_URI", ""))
+        uri = without_secrets(named(TRACKING) or "")
         yield Finding("MLflow", "ok", uri or "mlflow.db in the checkout", "")
     yield from check_device(params.runtime.device)
 

@@ -69,6 +69,8 @@ def test_a_short_value_is_quoted_as_python_writes_it() -> None:
         ("postgresql://host/db?user=me&password=hush: fix it", "postgresql://host/db?…: fix it"),
         ("{'Authorization': 'Basic aHVzaA=='}", "{'Authorization': '…'}"),
         ("host=h password=hush user=me", "host=h password=… user=me"),
+        ("sslmode=require sslpassword=hush", "sslmode=require sslpassword=…"),
+        ("eos_token=<|im_end|>", "eos_token=<|im_end|>"),
         ("http://host/a/b@c mail me@host", "http://host/a/b@c mail me@host"),
     ],
 )
@@ -85,6 +87,14 @@ def test_no_secret_of_the_environment_is_shown(monkeypatch: pytest.MonkeyPatch) 
     assert without_secrets(f"sk-very-secret {basic} hush/ha/sh parallel") == "… … … parallel"
     assert without_secrets("could not parse postgresql://me:hush%2Fha/sh@host/db") == (
         "could not parse postgresql://host/db"
+    )
+
+
+def test_a_secret_that_is_a_word_is_left_in_longer_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSWORD", "postgres")
+    monkeypatch.setenv("PWD", "/home/me/work")  # the working folder, and no secret
+    assert without_secrets("postgresql://postgres@host refuses postgres in /home/me/work") == (
+        "postgresql://host refuses … in /home/me/work"
     )
 
 

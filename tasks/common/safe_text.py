@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from functools import lru_cache
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from tasks.common.escapes import one_line, visible
 
@@ -27,9 +27,12 @@ _HOST = re.compile(r"(?:[\w-]{1,63}\.)+[\w-]{1,24}|localhost|\d+", re.IGNORECASE
 _USER = re.compile(r"(?<=://)[^\s'\"<>/]*@")
 _QUERY = re.compile(r"(://(?:(?!://)[^\s'\"<>?])*\?)[^\s'\"<>#)]*[^\s'\"<>#):;,.]")
 _HEADER = re.compile(r"(authorization['\"]?\s*[:=]\s*b?['\"]?)(?:\w+ +)?[^\s'\"]+", re.IGNORECASE)
-_NAMED = re.compile(r"\b((?:password|passwd|token|secret|api_?key)=)[^\s'\"&;,)]+", re.IGNORECASE)
+_NAMED = re.compile(r"\b((?:(?:ssl)?password|passwd|token|secret|api_?key)=)[^\s'\"&;,)]+", re.IGNORECASE)
 # Variables with a secret; addresses with a password in any variable. A password may contain a slash or an @.
-_NAME_OF_A_SECRET = re.compile(r"(^|_)(API_?KEY|ACCESS_KEY|TOKEN|PASSWORD|PASSWD|SECRET|AUTH_STRING)$", re.IGNORECASE)
+_NAME_OF_A_SECRET = re.compile(
+    r"((^|_)(API_?KEY|ACCESS_KEY|ACCOUNT_KEY|STORAGE_KEY|TOKEN|(PG)?PASSWORD|PASSWD|SECRET|AUTH_STRING)|_PWD)$",
+    re.IGNORECASE,
+)
 _USER_AND_PASSWORD = re.compile(r"://([^\s:/@]*):(.+)@")
 
 
@@ -67,8 +70,8 @@ def shortened(text: str, longest: int) -> str:
 
 def without_secrets(text: str) -> str:
     """Remove user, password and query of addresses, and every secret in the environment."""
-    for secret in _secrets(tuple(os.environ.items())):
-        text = text.replace(secret, HIDDEN)
+    if secrets := _secrets(tuple(os.environ.items())):
+        text = secrets.sub(HIDDEN, text)
     text = _QUERY.sub(rf"\g<1>{HIDDEN}", _USER.sub("", text))
     return _NAMED.sub(rf"\g<1>{HIDDEN}", _HEADER.sub(rf"\g<1>{HIDDEN}", text))
 
@@ -109,10 +112,15 @@ def _traceback_of(error: BaseException) -> str:
 
 
 @lru_cache(maxsize=4)
-def _secrets(variables: tuple[tuple[str, str], ...]) -> list[str]:
-    """Return the secrets in variables, longest first, as written there and as encoded in requests and messages."""
+def _secrets(variables: tuple[tuple[str, str], ...]) -> re.Pattern[str] | None:
+    """Return what finds the secrets in variables, as written there and as encoded in requests and messages.
+
+    The longest comes first. A secret of letters alone is found as a word: `postgres` is a part of `postgresql`.
+    """
     found = {spelling for name, value in variables for spelling in _secrets_of(name, value.strip())}
-    return sorted((each for each in found if len(each) >= SHORTEST_SECRET), key=len, reverse=True)
+    longest_first = sorted((each for each in found if len(each) >= SHORTEST_SECRET), key=len, reverse=True)
+    patterns = [rf"(?<!\w){each}(?!\w)" if each.isalpha() else re.escape(each) for each in longest_first]
+    return re.compile("|".join(patterns)) if patterns else None
 
 
 def secret_parts(address: str) -> Iterator[str]:
@@ -128,7 +136,7 @@ def _secrets_of(name: str, value: str) -> Iterator[str]:
         for address in (each for each in value.split() if not each.startswith(NAMED_SECRET)):
             yield from (part for part in secret_parts(address) if len(part) >= SHORTEST_TOKEN)
     if _NAME_OF_A_SECRET.search(name):
-        yield value
+        yield from (value, quote(value, safe=""))
     if parts := _USER_AND_PASSWORD.search(value):
         user, password = parts.groups()
         yield from (password, unquote(password), base64.b64encode(unquote(f"{user}:{password}").encode()).decode())

@@ -6,17 +6,25 @@ another.
 
 import logging
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
-from urllib.parse import unquote
 
 from tasks.common.errors import InputError
 from tasks.common.safe_text import without_secrets
+from tasks.registry.mlflow_runs.addresses import (
+    REGISTRY,
+    TRACKING,
+    by_proxy,
+    cause,
+    check_address,
+    missing_driver,
+    named,
+    separate_passwords,
+)
 from tasks.registry.mlflow_runs.database import prepared, sqlite_fault
 
 if TYPE_CHECKING:
@@ -32,9 +40,15 @@ DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
-PASSWORD_IN_ADDRESS = re.compile(r"(https?://)([^:/@]+):(.+)@([^@]+)")
 ANSWER_SECONDS = 30.0  # for all requests of a call together
-DRIVERS = {"psycopg2": "psycopg2-binary", "psycopg": "'psycopg[binary]'", "MySQLdb": "mysqlclient"}
+REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
+LOGGED = {
+    "mlflow": logging.WARNING,
+    "mlflow.store.db.utils": logging.CRITICAL,  # it logs every fault with a traceback
+    "mlflow.utils.databricks_utils": logging.CRITICAL,  # the same, before the error that is reported
+    "alembic": logging.WARNING,
+    "urllib3.connectionpool": logging.ERROR,  # it logs every retry
+}
 TRANSIENT = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 
 Answer = TypeVar("Answer")
@@ -55,7 +69,7 @@ def main_checkout() -> Path:
 
 def tracking_uri() -> str:
     """Return MLFLOW_TRACKING_URI, or else the address of mlflow.db in the checkout."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{main_checkout() / 'mlflow.db'}"
+    return named(TRACKING) or f"sqlite:///{main_checkout() / 'mlflow.db'}"
 
 
 def open_store(experiment: str) -> Store:
@@ -66,25 +80,31 @@ def open_store(experiment: str) -> Store:
     """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    _separate_credentials()
+    for variable in (TRACKING, REGISTRY):
+        check_address(variable)
+    separate_passwords()
     from mlflow import MlflowClient
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs every fault with a traceback
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it logs every retry
+    for library, level in LOGGED.items():
+        logging.getLogger(library).setLevel(level)
     uri = tracking_uri()
-    registry = os.environ.get("MLFLOW_REGISTRY_URI") or uri
+    registry = named(REGISTRY) or uri
 
     def opened() -> Store:
-        with ExitStack() as opening:
-            opening.enter_context(_reachable(uri))
-            for database in {uri: None, registry: None}:
-                opening.enter_context(prepared(database, main_checkout()))
+        with _reachable(TRACKING, uri), prepared(uri, main_checkout()):
             client = MlflowClient(uri, registry)
             return Store(client, uri, _experiment_id(client, experiment))
 
-    return with_timeout(uri, opened)
+    store = with_timeout(uri, opened)
+    if registry != uri:
+        with_timeout(registry, lambda: _check_registry(store.client, registry))
+    return store
+
+
+def _check_registry(client: "MlflowClient", uri: str) -> None:
+    """Ask the registry for something, where it is another store: a fault is found now and not at a decision."""
+    with _reachable(REGISTRY, uri), prepared(uri, main_checkout()):
+        client.search_registered_models(max_results=1)
 
 
 def is_local(uri: str) -> bool:
@@ -113,27 +133,12 @@ def with_timeout(uri: str, call: Callable[[], Answer]) -> Answer:
         answer, error = answers.get(timeout=ANSWER_SECONDS)
     except Empty:
         raise InputError(
-            f"MLflow at {without_secrets(uri)} has not answered for {ANSWER_SECONDS:.0f} seconds: restart it if "
-            "it hangs, or unset MLFLOW_TRACKING_URI to use mlflow.db in this folder"
+            f"MLflow at {without_secrets(uri)} has not answered{by_proxy(uri)} for {ANSWER_SECONDS:.0f} seconds: "
+            f"{_restart(uri)}, or unset {TRACKING} to use mlflow.db in this folder"
         ) from None
     if error:
         raise error
     return cast("Answer", answer)
-
-
-def _separate_credentials() -> None:
-    """Pass user and password to MLflow in variables of their own: it quotes its address in messages, links and tags."""
-    found = set()
-    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
-        address = os.environ.get(variable, "")
-        if with_password := PASSWORD_IN_ADDRESS.fullmatch(address):
-            scheme, user, password, server = with_password.groups()
-            os.environ[variable] = scheme + server
-            found.add((unquote(user), unquote(password)))
-    if len(found) > 1:
-        raise InputError("MLFLOW_TRACKING_URI and MLFLOW_REGISTRY_URI name two users: use one user in both")
-    for user, password in found:
-        os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = user, password
 
 
 def is_transient(error: "MlflowException") -> bool:
@@ -158,28 +163,37 @@ def mlflow_fault(error: BaseException) -> str | None:
 
 
 def _reason(error: BaseException) -> str:
-    return without_secrets((str(error).splitlines() or [type(error).__name__])[0])
+    first = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+    return without_secrets(cause(first))
+
+
+def _restart(uri: str) -> str:
+    return "fix the proxy, or name the server's host in NO_PROXY" if by_proxy(uri) else "restart it if it hangs"
 
 
 @contextmanager
-def _reachable(uri: str) -> Iterator[None]:
+def _reachable(variable: str, uri: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except ModuleNotFoundError as error:
-        package = DRIVERS.get(str(error.name), error.name)
-        raise InputError(
-            f"MLflow at {without_secrets(uri)} needs {error.name}, which is not installed: "
-            f".venv/bin/pip install {package}, or fix MLFLOW_TRACKING_URI"
-        ) from error
+    except ImportError as error:
+        raise missing_driver(variable, uri, error) from error
     except (MlflowException, SQLAlchemyError, ValueError) as error:
         raise InputError(
             sqlite_fault(uri, _reason(error))
-            or f"MLflow at {without_secrets(uri)} cannot be used ({_reason(error)}): start it, fix "
-            "MLFLOW_TRACKING_URI, or unset it to use mlflow.db in this folder"
+            or f"MLflow at {without_secrets(uri)} cannot be used{by_proxy(uri)} ({_reason(error)}): "
+            f"{_start(uri, error)}, fix {variable}, or unset it to use mlflow.db in this folder"
         ) from error
+
+
+def _start(uri: str, error: BaseException) -> str:
+    if by_proxy(uri):
+        return "fix the proxy, or name the server's host in NO_PROXY"
+    if getattr(error, "error_code", "") in REFUSED:
+        return "give user and password in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    return "start it"
 
 
 def _experiment_id(client: "MlflowClient", name: str) -> str:
@@ -203,4 +217,4 @@ def _experiment_id(client: "MlflowClient", name: str) -> str:
 
 def _artifact_location() -> str | None:
     """Return the folder of artifacts beside the checkout's own database; a server chooses its own."""
-    return None if os.environ.get("MLFLOW_TRACKING_URI") else (main_checkout() / "mlruns").as_uri()
+    return None if named(TRACKING) else (main_checkout() / "mlruns").as_uri()
