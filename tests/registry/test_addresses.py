@@ -1,16 +1,19 @@
 """Any address of MLflow: what cannot be used is one sentence with a cure, and a password goes beside the address."""
 
 import os
+import shutil
 import socket
 import sys
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 
 from tasks.common.errors import InputError
 from tasks.common.safe_text import without_secrets
-from tasks.registry.mlflow_runs import store
+from tasks.registry.mlflow_runs import addresses, store
 from tasks.registry.mlflow_runs.addresses import REGISTRY, TRACKING, separate_passwords
 from tasks.registry.mlflow_runs.store import open_store
 
@@ -83,10 +86,9 @@ def test_a_driver_that_is_missing(tracked, monkeypatch, variable: str, uri: str,
 
 
 def test_a_registry_of_its_own_in_the_checkout(tracked, monkeypatch) -> None:
+    shutil.copy(tracked / "mlflow.db", tracked / "registry.db")  # whose lock is the same
     monkeypatch.setenv(REGISTRY, f"sqlite:///{tracked}/registry.db")
-    client = open_store("trueline").client
-    client.create_registered_model("a")
-    assert (tracked / "registry.db").exists()
+    assert open_store("trueline").client.search_registered_models() == []
 
 
 def test_a_registry_that_is_down_is_found_before_a_decision(tracked, monkeypatch) -> None:
@@ -95,6 +97,35 @@ def test_a_registry_that_is_down_is_found_before_a_decision(tracked, monkeypatch
         sentence := refused()
     )
     assert "fix MLFLOW_REGISTRY_URI" in sentence
+
+
+@pytest.mark.parametrize(
+    ("reason", "tries"),
+    [
+        ('FATAL:  password authentication failed for user "me"', 1),
+        ('FATAL:  database "db" does not exist', 1),
+        ("Connection refused", 3),
+    ],
+)
+def test_a_database_that_refuses_is_asked_once_and_one_that_starts_again(monkeypatch, reason: str, tries: int) -> None:
+    """MLflow asks for minutes, and the reason would be lost."""
+    import sqlalchemy
+
+    asked, clock = [], iter(range(0, 1000, 4))  # each look at the clock is four seconds later
+
+    class Engine:
+        def connect(self) -> NoReturn:
+            asked.append(1)
+            raise sqlalchemy.exc.OperationalError("", None, Exception(f"{reason} (hush-hush/4711)"))
+
+        def dispose(self) -> None:
+            asked.append(0)
+
+    monkeypatch.setattr(sqlalchemy, "create_engine", lambda uri: Engine())
+    monkeypatch.setattr(addresses, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None))
+    monkeypatch.setenv(TRACKING, DATABASE)
+    assert f"MLflow at postgresql://127.0.0.1:9/db cannot be used ((builtins.Exception) {reason} (…)" in refused()
+    assert asked == [1] * tries + [0]
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg2", "postgresql+psycopg"])

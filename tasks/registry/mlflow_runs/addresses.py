@@ -6,6 +6,7 @@ the password from a variable of its own.
 
 import os
 import re
+import time
 from types import MappingProxyType
 from urllib.parse import quote, unquote, urlsplit
 
@@ -14,7 +15,8 @@ from tasks.common.safe_text import without_secrets
 
 TRACKING, REGISTRY = "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"
 SERVERS = ("http", "https")
-SCHEMES = (*SERVERS, "sqlite", "postgresql", "mysql", "mssql", "databricks")
+DATABASES = ("postgresql", "mysql", "mssql")  # behind a server of their own
+SCHEMES = (*SERVERS, "sqlite", *DATABASES, "databricks")
 OF_DATABRICKS = ("databricks", "databricks-uc", "uc")  # `databricks` and `databricks://PROFILE` are both addresses
 MEANT = MappingProxyType({"postgres": "postgresql", "sqlite3": "sqlite", "mariadb": "mysql"})
 # How to install a module that a database needs, where its name is not the module's.
@@ -29,6 +31,12 @@ FROM_LIBPQ = ("postgresql", "postgresql+psycopg2", "postgresql+psycopg")  # thei
 NO_FOLDER = (
     "which names a folder of files, where this MLflow keeps nothing: name a database (sqlite:////path/mlflow.db), "
     "or unset it to use mlflow.db in this folder"
+)
+SECONDS_TO_CONNECT = 10.0  # to a database that starts
+_REFUSAL = re.compile(
+    "authentication failed|no password supplied|no pg_hba.conf entry|does not exist|access denied|unknown database|"
+    "login failed|cannot open database",
+    re.IGNORECASE,
 )
 _WITH_PASSWORD = re.compile(r"([\w+]+)://([^:/@]*):(.*)@([^@]*)")
 _HOST_AND_PORT = re.compile(r"[\w.\-]+:\d+(/.*)?|[\w.\-]*localhost")
@@ -81,6 +89,32 @@ def separate_passwords() -> None:
         raise InputError(f"{TRACKING} and {REGISTRY} name two users: use one user in both")
     for user, password in found:
         os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = user, password
+
+
+def check_connection(uri: str) -> None:
+    """Connect to a database once, before MLflow, which tries for minutes whatever the reason is.
+
+    Raises:
+        SQLAlchemyError: it refuses user, password or name, or cannot be reached for `SECONDS_TO_CONNECT`.
+        ImportError: its driver is not installed.
+    """
+    if uri.partition("://")[0].partition("+")[0] not in DATABASES:
+        return
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import DBAPIError
+
+    engine, until = create_engine(uri), time.monotonic() + SECONDS_TO_CONNECT
+    try:
+        while True:
+            try:
+                engine.connect().close()
+                return
+            except DBAPIError as error:
+                if _REFUSAL.search(str(error)) or time.monotonic() > until:
+                    raise
+            time.sleep(1)
+    finally:
+        engine.dispose()
 
 
 def cause(text: str) -> str:

@@ -21,6 +21,7 @@ from tasks.registry.mlflow_runs.addresses import (
     by_proxy,
     cause,
     check_address,
+    check_connection,
     missing_driver,
     named,
     separate_passwords,
@@ -92,6 +93,7 @@ def open_store(experiment: str) -> Store:
 
     def opened() -> Store:
         with _reachable(TRACKING, uri), prepared(uri, main_checkout()):
+            check_connection(uri)
             client = MlflowClient(uri, registry)
             return Store(client, uri, _experiment_id(client, experiment))
 
@@ -104,6 +106,7 @@ def open_store(experiment: str) -> Store:
 def _check_registry(client: "MlflowClient", uri: str) -> None:
     """Ask the registry for something, where it is another store: a fault is found now and not at a decision."""
     with _reachable(REGISTRY, uri), prepared(uri, main_checkout()):
+        check_connection(uri)
         client.search_registered_models(max_results=1)
 
 
