@@ -9,6 +9,7 @@ import typer
 from flows.cli_common import MODELS, OPERATIONS, PANELS, PEOPLE, PIPELINE, AsJson, print_result, settings
 from flows.cli_events import notify
 from flows.cli_feedback import collect, import_annotation_sheets, label, rounds, write_annotation_sheet
+from flows.cli_keeping import gc
 from flows.cli_metrics import metrics
 from flows.cli_serving import serve
 from tasks.common.errors import InputError
@@ -306,6 +307,9 @@ def schedule(
 
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"  # here Prefect's lines are what one waits for
     serve(cron, timezone, os.environ.setdefault("PREFECT_API_URL", API_URL))
+
+
+app.command(rich_help_panel=OPERATIONS)(gc)
 
 
 @app.command(rich_help_panel=OPERATIONS)

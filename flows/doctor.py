@@ -28,7 +28,7 @@ Level = Literal["ok", "warn", "fail"]
 LOCK_FILE = Path("requirements.lock")
 OLDEST_PYTHON = (3, 11)
 GIGABYTE = 2**30
-# DVC's cache keeps every model ever made.
+# DVC's cache keeps every model ever made, until `trueline gc`. DVC's own gc would take what aliases need.
 LITTLE_FREE = 10 * GIGABYTE
 
 
@@ -80,7 +80,7 @@ def check_disk() -> Iterator[Finding]:
     """All that a run writes to are real folders on disks that may be written, with room for what it will write."""
     free = free_bytes(Path.cwd())
     level: Level = "warn" if free < LITTLE_FREE else "ok"
-    cure = "" if level == "ok" else "free some, or move DVC's cache to another disk (dvc cache dir --local FOLDER)"
+    cure = "" if level == "ok" else "trueline gc, or move DVC's cache to another disk (dvc cache dir --local FOLDER)"
     yield Finding("disk", level, f"{free / GIGABYTE:.1f} GB free", cure)
     folders = _outcome("folders", check_locations, "real ones, and can be written")
     yield folders

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from flows import gc as garbage
 from flows import status as status_module
 from flows.doctor import Finding
 from flows.locks import one_flow_at_a_time
@@ -16,6 +17,19 @@ from tasks.registry.lineage import report as reporting
 from tasks.registry.promotion import champion
 from tests.cli.conftest import returning
 
+GARBAGE = {
+    "deleted": False,
+    "days": 30,
+    "places": [{"place": "DVC cache", "objects": 3, "bytes": 2_500_000, "young": 1}],
+    "versions": [
+        {"model": "policy", "version": 1, "reasons": [], "weights_deleted": None},
+        {"model": "policy", "version": 2, "reasons": ["champion", "young"], "weights_deleted": None},
+    ],
+    "aliases": [["policy", "previous"]],
+    "named_by": ["dvc.lock here", "HEAD"],
+    "lacking": ["0af1.dir"],
+    "left_alone": "DVC remote web is reached over HTTP",
+}
 VERDICT = {"promoted": True, "held": False, "version": 2, "champion": 2, "reasons": ["The win rate is above 50%."]}
 
 
@@ -29,6 +43,7 @@ VERDICT = {"promoted": True, "held": False, "version": 2, "champion": 2, "reason
         (["promote"], champion, "promote", VERDICT),
         (["rollback", "--reason", "worse"], champion, "rollback", VERDICT),
         (["approve", "3", "--by", "Ada", "--reason", "good"], champion, "approve", VERDICT),
+        (["gc", "--keep", "champion,3"], garbage, "collect_garbage", GARBAGE),
         (["reject", "3", "--by", "Ada", "--reason", "worse"], champion, "reject", VERDICT),
     ],
 )
@@ -216,3 +231,21 @@ def test_configure_says_what_changed(trueline) -> None:
     ]
     changes = json.loads(trueline("configure", "seed=8", "--json")[1])
     assert changes == [{"key": "seed", "before": 7, "after": 8}]
+
+
+def test_gc_says_what_goes_what_stays_and_how_to_delete(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(garbage, "collect_garbage", returning(GARBAGE))
+    lines = [" ".join(line.split()) for line in trueline("gc")[1].splitlines()]
+    assert lines == [
+        "version stays because of",
+        "policy 1 nothing: its weights would go",
+        "policy 2 champion, young",
+        "Also kept: what dvc.lock here, HEAD name.",
+        "",
+        "place would go size under 30 days, stay",
+        "DVC cache 3 2.5 MB 1",
+        "The alias previous of policy would be given up: --keep does not name it.",
+        "0af1.dir must stay, and neither DVC's cache nor its remote has it.",
+        "DVC remote web is reached over HTTP.",
+        "Nothing has been deleted. To delete: the same command with --yes",
+    ]

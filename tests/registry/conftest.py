@@ -12,6 +12,7 @@ import yaml
 from dvc.repo import Repo
 
 from tasks.registry.lineage import sync
+from tasks.registry.mlflow_runs.relocation import relocate
 from tasks.registry.mlflow_runs.store import open_store
 from tasks.registry.promotion import champion
 from tasks.registry.promotion.opponent import refresh_opponent
@@ -250,6 +251,13 @@ def challenged(challenge, tmp_path, monkeypatch):
     shutil.copytree(challenge, folder)
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def own(challenged, challenge):
+    """The same, with MLflow artifacts of its own: the database names those of the checkout that was copied."""
+    relocate(challenged / "mlflow.db", challenge.as_uri(), challenged.as_uri())
+    return challenged
 
 
 RANK = 4

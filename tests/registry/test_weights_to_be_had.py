@@ -9,7 +9,6 @@ from tasks.common.errors import InputError
 from tasks.registry.dvc_outputs import stages
 from tasks.registry.dvc_outputs.remote import RemoteError
 from tasks.registry.export.folders import export
-from tasks.registry.mlflow_runs.relocation import relocate
 from tasks.registry.promotion import champion
 from tasks.registry.promotion.decisions import past_decisions
 from tasks.settings.params import load_params
@@ -37,13 +36,6 @@ def approve():
 
 def rollback():
     return champion.rollback(load_params(), "it flatters")
-
-
-@pytest.fixture
-def own(challenged, challenge):
-    """The checkout with a champion and a candidate, whose artifacts are its own."""
-    relocate(challenged / "mlflow.db", challenge.as_uri(), challenged.as_uri())
-    return challenged
 
 
 @pytest.fixture(params=[promote, approve, rollback], ids=lambda act: act.__name__)

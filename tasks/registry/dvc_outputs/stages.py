@@ -8,7 +8,7 @@ another checkout.
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -77,8 +77,11 @@ def current_ingredients(stage: str) -> Ingredients | None:
 def locked_ingredients(stage: str) -> Ingredients | None:
     """Read from dvc.lock what a stage last ran on; None where it has never run."""
     entry = lock_entry(stage)
-    if entry is None:
-        return None
+    return None if entry is None else entry_ingredients(entry)
+
+
+def entry_ingredients(entry: Mapping[str, Any]) -> Ingredients:
+    """Read what a stage ran on from its entry in dvc.lock or in the run cache."""
     dependencies = {dependency["path"]: dependency["md5"] for dependency in entry.get("deps", [])}
     return Ingredients(entry["cmd"], dependencies, entry.get("params", {}))
 

@@ -2,13 +2,16 @@
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from tasks.common.errors import InputError
 from tasks.common.files import read_json, replacing, write_json
 from tasks.registry.dvc_outputs.cache import NotCachedError, materialise
 from tasks.registry.export.card import has_reward_model
+from tasks.registry.export.deleted_weights import WEIGHTS_DELETED
 from tasks.registry.export.mlflow_model import CARD
 from tasks.registry.export.policy_card import policy_card
 from tasks.registry.export.reward_card import reward_card
@@ -16,6 +19,9 @@ from tasks.registry.mlflow_runs.store import open_store
 from tasks.registry.promotion.decisions import PolicyVersion
 from tasks.registry.promotion.versions import find, read_policy_version, registered_with
 from tasks.settings.params import Params
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
 
 BASE = "base"  # folder of an adapter's base model, beside the adapter
 # No hard or symbolic links: writing into the exported folder would change DVC's cache.
@@ -46,9 +52,10 @@ def export(params: Params, version_or_alias: str, folder: Path, *, as_adapter: b
             not trained with adapters.
     """
     target = _check_empty(folder)
-    policy = read_policy_version(find(open_store(params.registry.experiment), params, version_or_alias))
+    version = find(open_store(params.registry.experiment), params, version_or_alias)
+    policy = read_policy_version(version)
     lora = _lora(policy) if as_adapter else None
-    with replacing(target) as draft:
+    with _explained(version), replacing(target) as draft:
         if lora:
             _write_adapter(policy, lora, draft)
         else:
@@ -65,14 +72,30 @@ def export_reward(params: Params, version_or_alias: str, folder: Path) -> Export
             weights.
     """
     target, store = _check_empty(folder), open_store(params.registry.experiment)
-    policy = registered_with(store, params, read_policy_version(find(store, params, version_or_alias)))
+    asked = find(store, params, version_or_alias)
+    policy = registered_with(store, params, read_policy_version(asked))
     if not has_reward_model(policy["record"]):
         raise InputError(f"version {version_or_alias} has no reward model, it learned from functions: export another")
     version, md5 = policy["reward_version"], policy["record"]["reward"]["md5"]
-    with replacing(target) as draft:
+    with _explained(asked), replacing(target) as draft:
         _restore(md5, draft, f"reward model version {version}")
         (draft / CARD).write_text(reward_card(policy), encoding="utf-8")
     return _exported(policy["record"]["reward"]["name"], version, md5, folder)
+
+
+@contextmanager
+def _explained(version: "ModelVersion") -> Iterator[None]:
+    """Say of weights that are nowhere that they were deleted, where they were."""
+    try:
+        yield
+    except NotCachedError:
+        if day := version.tags.get(WEIGHTS_DELETED):
+            commit = version.tags.get("git_commit", "that made it")
+            raise InputError(
+                f"the weights of version {version.version} were deleted by trueline gc on {day}: check out commit "
+                f"{commit} and run trueline run, which makes them again"
+            ) from None
+        raise
 
 
 def _check_empty(folder: Path) -> Path:

@@ -27,7 +27,7 @@ from tasks.registry.promotion.decisions import PolicyVersion
 
 CARD = "README.md"
 IS_EXTERNAL = "mlflow.model.isExternal"  # MLflow's tag of a model that it cannot load
-# A later `dvc gc` removes no linked weights: a hard link is the file itself.
+# A hard link is the file itself: the cache may lose its own.
 LINKS = ("reflink", "hardlink", "copy")
 REQUIRED = ("torch", "transformers", "safetensors", "jinja2")
 

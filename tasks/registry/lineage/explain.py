@@ -3,6 +3,7 @@
 from typing import Any
 
 from tasks.registry.export.card import has_reward_model
+from tasks.registry.export.deleted_weights import WEIGHTS_DELETED
 from tasks.registry.export.mlflow_model import card_path
 from tasks.registry.mlflow_runs.linked_runs import TRACKED, find_run
 from tasks.registry.mlflow_runs.store import Store, open_store
@@ -15,11 +16,11 @@ def why(params: Params, version_or_alias: str) -> dict[str, Any]:
     """Return everything known about a policy version.
 
     Returns:
-        Plain data: version, aliases, card and reward_card (paths of the model cards), policy, method, reward (with its
-        version), sft, base, data (hash and counts), hub (repositories behind the sources), figures (of base, reward and
-        evaluate), gate (checks and decision), approval (by and reason, if a person gave it), opponent, champion_then,
-        params, keys, git_commit, git_dirty, lock_file, runs (MLflow run id by stage, None if MLflow has none),
-        decisions (all of them on this version).
+        Plain data: version, aliases, weights_deleted (the day, if `trueline gc` deleted them), card and reward_card
+        (paths of the model cards), policy, method, reward (with its version), sft, base, data (hash and counts), hub
+        (repositories behind the sources), figures (of base, reward and evaluate), gate (checks and decision), approval
+        (by and reason, if a person gave it), opponent, champion_then, params, keys, git_commit, git_dirty, lock_file,
+        runs (MLflow run id by stage, None if MLflow has none), decisions (all of them on this version).
 
     Raises:
         InputError: there is no such version or alias; the message lists them.
@@ -33,6 +34,7 @@ def why(params: Params, version_or_alias: str) -> dict[str, Any]:
     return {
         "version": policy["version"],
         "aliases": list(version.aliases),
+        "weights_deleted": version.tags.get(WEIGHTS_DELETED),
         "card": card_path(store, version.tags["model_id"]),
         "reward_card": reward and card_path(store, reward.tags["model_id"]),
         **record,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tasks.registry.export.deleted_weights import forget_deletion
 from tasks.registry.mlflow_runs.store import Store
 from tasks.registry.promotion.decisions import MOVES, PolicyVersion, decisions_on
 from tasks.registry.promotion.mlflow_models import write_models
@@ -30,6 +31,8 @@ def ensure_versions(store: Store, params: Params, record: dict[str, Any]) -> Pol
         for name, value in policy_tags(record, int(reward.version)).items():
             store.client.set_model_version_tag(policy.name, policy.version, name, value)
         policy = store.client.get_model_version(policy.name, policy.version)
+    for version in (reward, policy):
+        forget_deletion(store, version)
     found = read_policy_version(policy)
     write_models(store, params, found)
     return found

@@ -63,14 +63,23 @@ def read_policy_version(version: "ModelVersion") -> PolicyVersion:
 
 def all_policy_versions(store: Store, params: Params) -> list[PolicyVersion]:
     """List every policy version in the registry or in the decision log, by number."""
-    name = params.registry.policy
+    return policy_versions(store, params.registry.policy)
+
+
+def policy_versions(store: Store, name: str) -> list[PolicyVersion]:
+    """List every version of a policy's registered model, in the registry or in the decision log, by number."""
     found = {decision["policy"]["version"]: decision["policy"] for decision in decisions_of(name)}
     for version in store.client.search_model_versions(f"name = '{name}'"):
-        if _record_tag(version) is not None:
+        if is_policy_version(version):
             found[int(version.version)] = read_policy_version(version)
         else:
             logger.warning("%s version %s was not registered by trueline", version.name, version.version)
     return [policy for _, policy in sorted(found.items())]
+
+
+def is_policy_version(version: "ModelVersion") -> bool:
+    """Return whether this project registered a version as a policy."""
+    return _record_tag(version) is not None
 
 
 def find(store: Store, params: Params, version_or_alias: str) -> "ModelVersion":
