@@ -16,7 +16,7 @@ export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run check test static fuzz kill-test bench format server mlflow production services test-services lock deps hook clean
+.PHONY: help install run check test static fuzz kill-test bench format server mlflow production services test-services check-alerts lock deps hook clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -40,6 +40,10 @@ static: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check-alerts: ## The cases of the alert rules, by promtool (Debian's package prometheus has it)
+	promtool check rules infra/alerts/trueline.rules.yaml
+	promtool test rules infra/alerts/trueline.tests.yaml
 
 fuzz: $(INSTALLED_DEV) ## The tests of random input, with SEEDS of them (10000) in place of a minute's worth
 	TRUELINE_FUZZ_SEEDS=$(or $(SEEDS),10000) $(BIN)/python -m pytest -m fuzz --timeout=0
