@@ -79,7 +79,7 @@ def test_news_of_last_week_and_of_nobody_are_dropped(
     with caplog.at_level(logging.WARNING):
         assert outbox.send(addresses()) == []
 
-    assert receiver.received == outbox.waiting() == []
+    assert (receiver.received, outbox.waiting()) == ([], [])
     assert [re.sub(r" of \S+ ", " ", record.getMessage()) for record in caplog.records] == [
         "a notification is damaged and not delivered: see .trueline/notifications/00.damaged",
         "a notification (old) is older than 7 days: it is dropped",

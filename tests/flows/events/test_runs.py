@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -53,7 +53,7 @@ def decision(action: Action, version: int, previous: int | None, **more: Any) ->
         "review": None,
         "git_commit": None,
     }
-    return made | more
+    return cast("Decision", made | more)
 
 
 @pytest.fixture
