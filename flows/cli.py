@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli_common import MODELS, OPERATIONS, PANELS, PEOPLE, PIPELINE, AsJson, print_result, settings
-from flows.cli_events import notify
+from flows.cli_events import notify, watch
 from flows.cli_feedback import collect, import_annotation_sheets, label, rounds, write_annotation_sheet
 from flows.cli_keeping import gc
 from flows.cli_metrics import metrics
@@ -325,6 +325,7 @@ def sync(as_json: AsJson = False) -> None:
 
 
 app.command(rich_help_panel=OPERATIONS)(metrics)
+app.command(rich_help_panel=OPERATIONS)(watch)
 app.command(rich_help_panel=OPERATIONS)(notify)
 
 

@@ -1,5 +1,6 @@
 """Commands of events: messages, and sources that are watched."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -21,4 +22,28 @@ def notify(
     notified = send_test() if test else deliver_waiting()
     print_result(notified, as_json, show_notified)
     if any(address["fault"] for address in notified["addresses"]):
+        raise typer.Exit(1)
+
+
+def watch(
+    *,
+    quiet: Annotated[str, typer.Option(help="Time without a change after which a source is complete.")] = "60s",
+    every: Annotated[str, typer.Option(help="Time between two looks.")] = "10s",
+    once: Annotated[bool, typer.Option("--once", help="Look once, for cron.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Start a run in any case, also after a failure.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON an event.")] = False,
+) -> None:
+    """Start a run whenever a source's content has changed.
+
+    It watches what params.yaml names. The run is made here or, with PREFECT_API_URL, by the deployment of trueline
+    schedule.
+    """
+    from flows.events.following import follow, seconds_of
+
+    try:
+        step = follow(seconds_of(quiet), seconds_of(every), once=once, again=again, as_json=as_json)
+    except KeyboardInterrupt:
+        sys.stderr.write("trueline: no longer watching\n")
+        raise typer.Exit(130) from None
+    if step.finding == "failed":
         raise typer.Exit(1)

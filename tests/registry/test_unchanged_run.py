@@ -30,6 +30,14 @@ finally:
         print("started", *command, file=sys.stderr)
     print("prefect", "prefect" in sys.modules, file=sys.stderr)
 """
+# A watch whose runs are those of RUN.
+WATCH = f"""
+import sys
+from flows.events import starting
+starting.COMMAND = (sys.executable, "-c", {RUN!r})
+from flows.cli import main
+main()
+"""
 
 
 @pytest.fixture
@@ -71,3 +79,17 @@ def test_where_a_stage_is_stale_only_it_is_started_and_prefect_keeps_a_record(ch
     assert [line.split()[-1] for line in printed if "dvc --wait-for-lock repro" in line] == ["reward"]
     assert "prefect True" in printed
     assert Path("models/reward/content.txt").exists()
+
+
+def test_a_watch_starts_a_run_for_other_content_alone(checkout: Path) -> None:
+    """The run itself is a real one, in which no stage is stale."""
+
+    def look() -> list[str]:
+        command = [sys.executable, "-c", WATCH, "watch", "--once", "--quiet", "0.1s", "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line)["finding"] for line in done.stdout.splitlines()]
+
+    assert look() == ["unchanged"]
+    Path("exclude.txt").write_text("# nothing\n")
+    assert look() == ["ran"]
