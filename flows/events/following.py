@@ -89,7 +89,7 @@ def _steps(watch: Watch, quiet: float, every: float, *, once: bool) -> Iterator[
     while True:
         try:
             yield watch.step()
-        except InputError as error:  # whoever watches must not end by what somebody is about to fix
+        except InputError as error:  # somebody is about to fix it
             yield Step("blocked", [], str(error))
         if time.monotonic() - sent > SECONDS_BETWEEN_MESSAGES:
             send_waiting()

@@ -8,7 +8,8 @@ import pytest
 
 from flows.events import snapshots, watch
 from flows.events.imports import fetch, pointer_of, remote_signature
-from flows.events.watch import Watch
+from flows.events.starting import Outcome
+from flows.events.watch import Finding, Watch
 from tasks.common.errors import InputError
 from tasks.registry.dvc_outputs.graph import GraphStatus
 
@@ -39,14 +40,18 @@ def test_what_changes_elsewhere_is_fetched_and_starts_a_run(elsewhere: Path, mon
     clock, runs = [snapshots.now() + 100], list[int]()
     monkeypatch.setattr(snapshots, "now", lambda: clock[0])
 
-    def resolve() -> list[str]:
-        found = []
+    def start(number: int) -> Outcome:
+        runs.append(number)
+        return "succeeded"
+
+    def resolve() -> list[Finding]:
+        found: list[Finding] = []
         while not found or found[-1] == "changing":
             found.append(watching.step().finding)
             clock[0] += 60
         return found
 
-    watching = Watch(lambda number: "failed" if runs.append(number) else "succeeded", 60)
+    watching = Watch(start, 60)
     assert resolve()[-1] == "unchanged"
     (elsewhere / "b.jsonl").write_text("b\n")
     assert resolve() == ["changing", "changing", "ran"]  # quiet there, then here

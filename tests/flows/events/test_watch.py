@@ -86,11 +86,11 @@ def test_new_content_starts_one_run_once_it_is_quiet(bench: Bench) -> None:
 @pytest.mark.parametrize(
     "write",
     [
-        lambda: os.utime(ROWS),
+        ROWS.touch,
         lambda: ROWS.write_text("one\n"),
         lambda: (ROWS.rename("aside"), Path("aside").rename(ROWS)),
         lambda: (shutil.copy(ROWS, "copy"), Path("copy").replace(ROWS)),
-        lambda: (shutil.copytree(FOLDER, "copy"), shutil.rmtree(FOLDER), Path("copy").rename(FOLDER)),
+        lambda: (shutil.copytree(FOLDER, "copy"), FOLDER.rename("aside"), Path("copy").rename(FOLDER)),
     ],
     ids=["touch", "rewritten", "moved back", "replaced by a copy", "folder replaced"],
 )
