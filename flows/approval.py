@@ -12,11 +12,11 @@ from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.runtime import deployment
 
+from flows.deployed import set_up
+from flows.deployments import APPROVAL, approval_name
 from flows.events.reporting import decisions_reported
 from tasks.registry.promotion import champion
 from tasks.settings.params import load_params
-
-FLOW, DEPLOYMENT = "trueline-approval", "asked"
 
 
 class Form(RunInput):
@@ -27,14 +27,19 @@ class Form(RunInput):
     reason: str
 
 
-@flow(name=FLOW, flow_run_name="approve version {version}")
-def approval(version: int) -> champion.Promotion:
+@flow(name=APPROVAL, flow_run_name="approve version {version}")
+def approval(version: int, *, settings: tuple[str, ...] = ()) -> champion.Promotion:
     """Wait for a person, then approve or reject.
+
+    Args:
+        version: the number of the version.
+        settings: for params.yaml, as `trueline configure` takes them.
 
     Raises:
         InputError: the version does not await approval any more, or the champion has changed since the gate compared.
     """
     form = suspend_flow_run(wait_for_input=Form)
+    set_up(settings, None)
     act = champion.approve if form.answer == "approve" else champion.reject
     with decisions_reported():
         return act(load_params(), str(version), form.by, form.reason)
@@ -44,7 +49,7 @@ def ask(held: champion.Promotion) -> None:
     """Start the approval flow, once per version and champion; without a schedule nothing would run it."""
     if deployment.id:
         run_deployment(
-            f"{FLOW}/{DEPLOYMENT}",
+            f"{APPROVAL}/{approval_name(deployment.name)}",
             parameters={"version": held["version"]},
             timeout=0,
             as_subflow=False,

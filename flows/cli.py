@@ -11,6 +11,7 @@ from flows.cli_events import notify, watch
 from flows.cli_feedback import collect, import_annotation_sheets, label, rounds, write_annotation_sheet
 from flows.cli_keeping import gc
 from flows.cli_metrics import metrics
+from flows.cli_schedule import deploy, schedule
 from flows.cli_serving import serve
 from tasks.common.errors import InputError
 from tasks.common.escapes import visible
@@ -291,22 +292,8 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command(rich_help_panel=OPERATIONS)
-def schedule(
-    cron: Annotated[str, typer.Option(help="Five fields: '0 3 * * 1' is Mondays at 3:00.")],
-    timezone: Annotated[str, typer.Option(help="The time zone of --cron.")] = "UTC",
-) -> None:
-    """Run the pipeline on a schedule, through a Prefect server.
-
-    The server is the one at PREFECT_API_URL; make server starts one on this machine.
-    """
-    import os
-
-    from flows.deploy import schedule as serve
-    from flows.server import API_URL
-
-    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"  # here Prefect's lines are what one waits for
-    serve(cron, timezone, os.environ.setdefault("PREFECT_API_URL", API_URL))
+for command in (schedule, deploy):
+    app.command(rich_help_panel=OPERATIONS)(command)
 
 
 app.command(rich_help_panel=OPERATIONS)(gc)

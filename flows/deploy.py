@@ -2,11 +2,11 @@
 
 from zoneinfo import ZoneInfo
 
+from flows.deployments import ASKED, DEPLOYMENT, PIPELINE
+from flows.heartbeats import ensure_rule, send_heartbeats
 from flows.server import check_reachable
 from tasks.common.errors import InputError
 from tasks.common.files import STATE
-
-DEPLOYMENT = "scheduled"
 
 
 def schedule(cron: str, timezone: str, api_url: str) -> None:
@@ -24,19 +24,21 @@ def schedule(cron: str, timezone: str, api_url: str) -> None:
     check_timezone(timezone)
     check_cron(cron)
     check_reachable(api_url)
+    send_heartbeats()
+    ensure_rule((PIPELINE,))
     from prefect import serve
     from prefect.deployments.runner import RunnerDeployment
     from prefect.schedules import Cron
     from prefect.types.entrypoint import EntrypointType
 
-    from flows import approval
+    from flows.approval import approval
     from flows.pipeline import pipeline
 
     by_module = EntrypointType.MODULE_PATH
     clock = Cron(cron, timezone=timezone)
     serve(
         RunnerDeployment.from_flow(pipeline, DEPLOYMENT, schedule=clock, entrypoint_type=by_module),
-        RunnerDeployment.from_flow(approval.approval, approval.DEPLOYMENT, entrypoint_type=by_module),
+        RunnerDeployment.from_flow(approval, ASKED, entrypoint_type=by_module),
         limit=1,
     )
 

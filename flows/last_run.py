@@ -104,8 +104,9 @@ def _failed(recording: Recording, error: BaseException) -> LastRun:
         interrupted = error.failure.kind == "interrupted"
         return _ended(recording, "interrupted" if interrupted else "failed", error.failure.stage, str(error))
     kind, message = classify(error)
-    outcomes: dict[str, Outcome] = {"input": "input", "interrupted": "interrupted"}
-    return _ended(recording, outcomes.get(kind, "failed"), None, message)
+    if not isinstance(error, Exception):  # Prefect's signals, too
+        return _ended(recording, "interrupted", None, message)
+    return _ended(recording, "input" if kind == "input" else "failed", None, message)
 
 
 def _ended(

@@ -18,6 +18,7 @@ from tasks.common.files import STATE
 
 FLOW_LOCK = STATE / "flow.lock"
 SECONDS_OF_A_LOOK = 0.3  # a look at who holds the lock takes it for a moment, which must refuse no flow
+SECONDS_BETWEEN_TRIES = 1.0
 
 
 class FlowProcess(NamedTuple):
@@ -33,8 +34,12 @@ class FlowProcess(NamedTuple):
 
 
 @contextmanager
-def one_flow_at_a_time(path: Path = FLOW_LOCK) -> Iterator[None]:
+def one_flow_at_a_time(path: Path = FLOW_LOCK, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock for a block.
+
+    Args:
+        path: the lock's file.
+        wait: whether to wait while another process holds it, as a run does that nobody sits before.
 
     Raises:
         InputError: another process holds it; the message names it.
@@ -42,7 +47,11 @@ def one_flow_at_a_time(path: Path = FLOW_LOCK) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         if not _taken_in_time(file):
-            raise InputError(_refusal(_read(file)))
+            if not wait:
+                raise InputError(_refusal(_read(file)))
+            sys.stderr.write(f"trueline: waits for {_read(file)}\n")
+            while not _taken(file, fcntl.LOCK_EX):
+                time.sleep(SECONDS_BETWEEN_TRIES)
         _write(file, FlowProcess(os.getpid(), socket.gethostname(), _now(), shlex.join(sys.argv)))
         try:
             yield

@@ -1,17 +1,24 @@
 """The flow under Prefect, which keeps a record of each step and tries a stage again after a fault that may pass."""
 
-from typing import Any
+from typing import Any, cast
 
 from prefect import Task, flow, task
 from prefect.artifacts import create_link_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.runtime import deployment
+from prefect.states import Cancelled
 
+from flows.abandoned_runs import end_runs_of_ended_flows
 from flows.approval import ask
+from flows.deployed import set_up
+from flows.deployments import PIPELINE
 from flows.events.runs import run_reported
 from flows.fetching import Fetching
+from flows.hand_over import with_gpu_part
 from flows.last_run import recorded
 from flows.locks import one_flow_at_a_time
+from flows.own_run import CancelledOnServerError, own_run, tell
 from flows.reproduce import StageError, StageRun
 from flows.steps import Result, Steps, begin, finish
 from flows.steps import name_opponent as name_the_opponent
@@ -48,7 +55,8 @@ def run_stage(walk: Walk, stage: str) -> StageRun:
     return walk.bring_up_to_date(stage)
 
 
-def _run_by_name(walk: Walk, stage: str) -> StageRun:
+def run_by_name(walk: Walk, stage: str) -> StageRun:
+    """Bring a stage up to date, as a task with the stage's name."""
     return run_stage.with_options(name=stage)(walk, stage)
 
 
@@ -75,7 +83,7 @@ def report(params: Params) -> None:
     """Write the report, and link it from the page of the flow's run."""
     written = write_report(params)
     description = f"Promotion, figures, lineage and cost: {written['path']}, in MLflow with run {written['run_id']}"
-    create_link_artifact(written["address"], link_text="report", key="report", description=description)
+    tell(lambda: create_link_artifact(written["address"], link_text="report", key="report", description=description))
 
 
 @task(name="promote", cache_policy=NO_CACHE)
@@ -83,23 +91,41 @@ def promote(params: Params) -> champion.Promotion:
     """Make the candidate champion, if the gate says so, or have a person asked."""
     promotion = champion.promote(params)
     if promotion["held"]:
-        ask(promotion)
+        tell(lambda: ask(promotion))
     return promotion
 
 
-@flow(name="trueline", flow_run_name=_run_name)
-def pipeline(*, pull: bool | None = None) -> Result:
+@flow(name=PIPELINE, flow_run_name=_run_name)
+def pipeline(
+    *, pull: bool | None = None, settings: tuple[str, ...] = (), remote: str | None = None, gpu_part: str | None = None
+) -> Result:
     """Take raw data to a promoted model.
 
     Args:
         pull: whether results that DVC's default remote has are fetched; None fetches them where it answers.
+        settings: for params.yaml, as `trueline configure` takes them.
+        remote: DVC's remote, in place of the default one.
+        gpu_part: the deployment that runs what wants a GPU, as FLOW/NAME; None: all runs here.
 
     Raises:
         InputError: something must be fixed, or another flow runs in this checkout.
         StageError: a stage failed for a reason of its own.
     """
     clean_logs()  # here too: a scheduled run is a process that Prefect starts
-    with run_reported(), one_flow_at_a_time(), recorded() as recording:
-        steps = Steps(name_opponent, _run_by_name, sync_lineage, register, report, promote)
-        params, graph = begin(steps)
-        return finish(steps, params, Walk(graph, Fetching(graph, pull=pull)), recording)
+    try:
+        with (
+            own_run(),
+            run_reported(),
+            one_flow_at_a_time(wait=deployment.id is not None),
+            recorded() as recording,
+        ):
+            set_up(settings, remote)
+            run_one = with_gpu_part(run_by_name, gpu_part, settings, remote) if gpu_part else run_by_name
+            steps = Steps(name_opponent, run_one, sync_lineage, register, report, promote)
+            params, graph = begin(steps)
+            end_runs_of_ended_flows(params)
+            fetching = Fetching(graph, pull=True if gpu_part else pull)
+            return finish(steps, params, Walk(graph, fetching), recording)
+    except CancelledOnServerError:
+        # Prefect takes a state for its own.
+        return cast("Result", Cancelled(message="Cancelled; run again to continue."))

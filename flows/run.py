@@ -32,14 +32,21 @@ def run_flow(pull: bool | None = None) -> "Result":
 
 
 def _by_prefect(pull: bool | None) -> "Result":
+    from flows.heartbeats import send_heartbeats
     from flows.reproduce import StageError
     from flows.server import local_server
 
+    send_heartbeats()
     with local_server():
+        from prefect.exceptions import CancelledRun
+
         from flows.pipeline import pipeline
 
         try:
             return pipeline(pull=pull)
+        except CancelledRun:
+            sys.stderr.write("trueline: cancelled on the Prefect server; run again to continue\n")
+            raise typer.Exit(143) from None
         except StageError as error:
             sys.stderr.write(f"trueline: {error}\n")
             raise typer.Exit(1) from None

@@ -23,6 +23,7 @@ from tasks.registry.mlflow_runs.database import structural_fault
 
 API_URL = "http://127.0.0.1:4200/api"
 SERVER_LOG = STATE / "prefect-server.log"
+OWN_SERVER = "TRUELINE_OWN_PREFECT_SERVER"  # its address, for this process and those that it starts
 STARTUP_SECONDS = 180.0
 logger = logging.getLogger(__name__)
 
@@ -50,19 +51,24 @@ def local_server() -> Iterator[str]:
     ):
         url = f"http://127.0.0.1:{port}/api"
         _wait_until_healthy(url, process)
-        os.environ["PREFECT_API_URL"] = url
+        os.environ["PREFECT_API_URL"] = os.environ[OWN_SERVER] = url
         # Prefect sends its log lines late, when this server is gone; nobody would read them there.
         os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
         try:
             yield url
         finally:
-            del os.environ["PREFECT_API_URL"]
+            del os.environ["PREFECT_API_URL"], os.environ[OWN_SERVER]
             end_group(process)
 
 
 def named_server() -> str | None:
     """Give the address of the Prefect server that the environment names; None where it names none."""
     return os.environ.get("PREFECT_API_URL") or None
+
+
+def has_own_server() -> bool:
+    """Tell whether the Prefect server is one that lives as long as this command."""
+    return os.environ.get(OWN_SERVER) is not None
 
 
 def is_healthy(url: str) -> bool:

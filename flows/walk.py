@@ -28,6 +28,16 @@ class Walk:
         self._stale = set(graph.stale)
         self._has_written = False  # since DVC was last asked
 
+    def is_stale(self, stage: str) -> bool:
+        """Tell whether a stage has to run, or to be fetched; asks DVC again where something has run since."""
+        if stage not in self._stale and self._has_written:
+            self.look(graph_status())
+        return stage in self._stale
+
+    def fetch(self, stage: str) -> bool:
+        """Bring a stage's result into DVC's cache; returns whether the remote had it, and the cache did not."""
+        return self._fetching is not None and self._fetching.fetch(stage)
+
     def bring_up_to_date(self, stage: str) -> StageRun:
         """Run a stage, or restore its outputs, where it is stale.
 
@@ -35,11 +45,8 @@ class Walk:
             InputError: the stage says that its input must be fixed, or a remote that is demanded cannot be asked.
             StageError: it failed for another reason.
         """
-        if stage not in self._stale and self._has_written:
-            self.look(graph_status())
-        if stage not in self._stale:
+        if not self.is_stale(stage):
             return StageRun(stage, "reused", 0.0, headline_figure(stage))
         self.has_worked = self._has_written = True
-        if self._fetching:
-            self._fetching.fetch(stage)
+        self.fetch(stage)
         return reproduce(stage)

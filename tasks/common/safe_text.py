@@ -76,6 +76,11 @@ def without_secrets(text: str) -> str:
     return _NAMED.sub(rf"\g<1>{HIDDEN}", _HEADER.sub(rf"\g<1>{HIDDEN}", text))
 
 
+def names_secret(variable: str) -> bool:
+    """Tell whether a variable's name says that its value is a secret."""
+    return _NAME_OF_A_SECRET.search(variable) is not None
+
+
 def clean_logs() -> None:
     """Remove secrets and control characters from all log records of this process."""
     made = logging.getLogRecordFactory()
@@ -135,7 +140,7 @@ def _secrets_of(name: str, value: str) -> Iterator[str]:
     if name == ADDRESSES:
         for address in (each for each in value.split() if not each.startswith(NAMED_SECRET)):
             yield from (part for part in secret_parts(address) if len(part) >= SHORTEST_TOKEN)
-    if _NAME_OF_A_SECRET.search(name):
+    if names_secret(name):
         yield from (value, quote(value, safe=""))
     if parts := _USER_AND_PASSWORD.search(value):
         user, password = parts.groups()

@@ -20,7 +20,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_a_scheduled_run_has_a_person_asked_once(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "scheduled")
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "an id")
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__NAME", "scheduled")
 
     module.ask(HELD)
 

@@ -240,8 +240,20 @@ def test_a_number_that_another_process_has_by_now_keeps_no_run_open(tracked):
     store, key = open_store("trueline"), str(stages.lock_key("sft"))
     left = tracking.start(store, "sft", key, {}, {"process": tracking.this_process()})
     store.client.create_run(store.experiment_id, start_time=1, tags={"key": key, "process": tracking.this_process()})
-    tracking.end_abandoned(store, key)
+    tracking.end_abandoned(store)
     assert [run.info.run_id for run in running()] == [left.id]  # the other began in 1970, before this process
+
+
+def test_a_run_of_another_machine_is_ended_once_its_flow_has(tracked, monkeypatch):
+    store = open_store("trueline")
+    for flow in ("crashed", "lives"):
+        monkeypatch.setenv(tracking.FLOW_RUN, flow)
+        monkeypatch.setattr(tracking, "this_process", lambda flow=flow: f"elsewhere:{flow}")
+        tracking._begin(store, "sft", load_params(), None, "cpu")
+    tracking.end_abandoned(store)
+    assert {run.data.tags["flow_run"] for run in running()} == {"crashed", "lives"}
+    tracking.end_abandoned(store, lambda flow: flow == "crashed")
+    assert [run.data.tags["flow_run"] for run in running()] == ["lives"]
 
 
 @pytest.mark.parametrize("host", ["here", "elsewhere"])

@@ -44,6 +44,7 @@ def link_runs(store: Store) -> list[LinkedRun]:
         InputError: a run must be restored and DVC's cache lacks its metrics or curve.
     """
     send_saved(store)
+    tracking.end_abandoned(store)
     pipeline = _pipeline()
     linked = []
     for stage in TRACKED:
@@ -84,7 +85,6 @@ def _pipeline() -> str:
 
 def _link(store: Store, stage: str, ingredients: Ingredients, pipeline: str) -> LinkedRun:
     key, outputs = ingredients.key(), output_hashes(stage)
-    tracking.end_abandoned(store, key)
     runs = _finished(store, key)
     alarm = _alarm(stage, runs, outputs)
     run_id = runs[0].info.run_id if runs else _restore(store, stage, ingredients, outputs)

@@ -17,7 +17,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from tasks.settings.params import Params
 PARAMETERS_PER_REQUEST, PARAMETER_LENGTH = 100, 6000  # MLflow's limits
 REFUSED_CHARACTERS, NAME_LENGTH = re.compile(r"[^\w.\- ]"), 250  # of metric names, by MLflow
 SECONDS_TO_RESTORE = 3600.0
+FLOW_RUN = "TRUELINE_FLOW_RUN"  # variable with the id of the flow run that started this process
 # How long the end of a stage waits for a server that takes nothing; a database in the checkout may be slow.
 PATIENCE_SECONDS, PATIENCE_WITH_A_FILE = 10.0, 60.0
 SECONDS_TO_STOP = 4.0  # for an interrupted stage, in all
@@ -196,11 +197,11 @@ def _begin(store: Store, stage: str, params: Params, ingredients: Ingredients | 
     from tasks.registry.mlflow_runs.system_metrics import hardware
 
     key = ingredients.key() if ingredients else None
-    if key:
-        end_abandoned(store, key)
+    end_abandoned(store)
     settings = ingredients.params if ingredients else _sections(stage, params)
     tags = {"status": "ran", "process": this_process(), "seed": str(params.seed), "device": device}
     tags |= {"hardware": hardware(device)} | code_tags() | data_tag(ingredients)
+    tags |= {"flow_run": flow_run} if (flow_run := os.environ.get(FLOW_RUN)) else {}
     return start(store, stage, key, settings, tags)
 
 
@@ -235,18 +236,26 @@ def _create(store: Store, stage: str, key: str | None, settings: Mapping[str, An
     return str(created.info.run_id)
 
 
-def end_abandoned(store: Store, key: str) -> None:
-    """End as KILLED the runs with this key whose process has ended: SIGKILL leaves them RUNNING.
+def end_abandoned(store: Store, flow_has_ended: Callable[[str], bool] = lambda _flow_run: False) -> None:
+    """End as KILLED the runs whose process has ended: SIGKILL leaves them RUNNING.
 
-    Processes on other machines cannot be checked. But restoring a run takes seconds: after an hour it was abandoned,
-    perhaps in a container that has another host name now.
+    Processes on other machines cannot be checked, but the flow that started them can. And restoring a run takes
+    seconds: after an hour it was abandoned, perhaps in a container that has another host name now.
+
+    Args:
+        store: the MLflow store.
+        flow_has_ended: tells of the flow run that a run's tag names whether it has ended.
     """
-    query = f"tags.key = '{key}' and attributes.status = 'RUNNING'"
-    for found in store.client.search_runs([store.experiment_id], query):
+    for found in store.client.search_runs([store.experiment_id], "attributes.status = 'RUNNING'"):
         began = found.info.start_time / 1000
         process = found.data.tags.get("process", "")
         was_abandoned = process == this_process() or time.time() - began > SECONDS_TO_RESTORE
-        if _has_ended(process, began) or (found.data.tags.get("status") == "restored" and was_abandoned):
+        flow_run = found.data.tags.get("flow_run")
+        if (
+            _has_ended(process, began)
+            or (found.data.tags.get("status") == "restored" and was_abandoned)
+            or (flow_run and flow_has_ended(flow_run))
+        ):
             store.client.set_terminated(found.info.run_id, "KILLED")
 
 

@@ -1,0 +1,57 @@
+"""The real flow with one stage that sleeps: `python -m tests.services.stub_flow SECONDS` serves it at an interval."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from flows import pipeline as module
+from flows.deployments import PIPELINE
+from flows.heartbeats import ensure_rule, send_heartbeats
+from flows.processes import child
+from flows.steps import Result
+
+SECONDS = Path("seconds.txt")  # how long the next run takes
+SLEEP = "import sys, time; time.sleep(float(sys.argv[1]))"
+
+
+def _finish(*_arguments: object) -> Result:
+    with child([sys.executable, "-c", SLEEP, SECONDS.read_text(encoding="utf-8")]) as process:
+        process.wait()
+    module.report(cast("Any", None))
+    return Result([], cast("Any", {}), cast("Any", {}), [])
+
+
+WRITTEN = {"path": "report.html", "address": "file:///report.html", "run_id": "abc"}
+DOUBLES = {
+    "write_report": lambda _params: WRITTEN,
+    "load_params": lambda: SimpleNamespace(align=SimpleNamespace(method="stub")),
+    "end_runs_of_ended_flows": lambda _params: None,
+    "begin": lambda _steps: (None, None),
+    "finish": _finish,
+    "Walk": lambda *_arguments: None,
+    "Fetching": lambda *_arguments, **_options: None,
+}
+for name, double in DOUBLES.items():
+    setattr(module, name, double)
+pipeline = module.pipeline
+
+
+def serve(every: float) -> None:
+    """Serve it as `trueline schedule` does."""
+    from prefect import serve
+    from prefect.deployments.runner import RunnerDeployment
+    from prefect.schedules import Interval
+    from prefect.types.entrypoint import EntrypointType
+
+    served = RunnerDeployment.from_flow(
+        pipeline, "scheduled", schedule=Interval(every), entrypoint_type=EntrypointType.MODULE_PATH
+    )
+    served.entrypoint = "tests.services.stub_flow.pipeline"
+    ensure_rule((PIPELINE,))
+    serve(served, limit=1)
+
+
+if __name__ == "__main__":
+    send_heartbeats()
+    serve(float(sys.argv[1]))
