@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import IO, Literal
 
-from flows.deploy import DEPLOYMENT
+from flows.deployments import DEPLOYMENT
 from flows.locks import running_flow
 from flows.processes import child
 from tasks.common.errors import InputError

@@ -77,7 +77,9 @@ def test_every_pool_takes_the_job_variables_and_its_worker_fills_in_its_own(
     assert "very secret" not in json.dumps([variables, changed])
     changed["job_configuration"].pop("job_manifest", None)  # of a class that only prefect-kubernetes has
     unasked: Any = object()  # a client; nothing here refers to a block
-    made: BaseJobConfiguration = asyncio.run(BaseJobConfiguration.from_template_and_values(changed, variables, client=unasked))
+    made: BaseJobConfiguration = asyncio.run(
+        BaseJobConfiguration.from_template_and_values(changed, variables, client=unasked)
+    )
     assert made.env["AWS_SECRET_ACCESS_KEY"] == "very secret"
     assert made.env["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
     assert made.env["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
