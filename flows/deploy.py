@@ -2,9 +2,9 @@
 
 from zoneinfo import ZoneInfo
 
+from flows.api_address import check_reachable
 from flows.deployments import ASKED, DEPLOYMENT, PIPELINE
 from flows.heartbeats import ensure_rule, send_heartbeats
-from flows.server import check_reachable
 from tasks.common.errors import InputError
 from tasks.common.files import STATE
 

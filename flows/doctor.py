@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from flows import locks
+from flows.api_address import check_reachable, named_server
 from flows.preflight import check_exists, sources
 from flows.status import record_fault, registry
 from flows.surroundings import check_git, check_locations, check_room, free_bytes
 from tasks.common.errors import InputError
 from tasks.common.files import STATE
+from tasks.common.network import check_proxies
 from tasks.common.safe_text import without_secrets
 from tasks.registry.dvc_outputs.cache import DAMAGED
 from tasks.registry.dvc_outputs.graph import graph_status, places
@@ -74,6 +76,13 @@ def check_repositories() -> Iterator[Finding]:
     if shutil.which("git") is None:
         yield Finding("git", "fail", "not installed", "install git")
     yield _outcome("repository", check_git, "git and DVC")
+
+
+def check_network() -> Iterator[Finding]:
+    """Proxies that the environment names can be used, and a Prefect server that it names answers."""
+    yield _outcome("proxies", check_proxies, "none that cannot be used")
+    if server := named_server():
+        yield _outcome("Prefect", lambda: check_reachable(server), without_secrets(server))
 
 
 def check_disk() -> Iterator[Finding]:
@@ -203,6 +212,7 @@ CHECKS: list[Callable[[], Iterator[Finding]]] = [
     check_packages,
     check_pip,
     check_repositories,
+    check_network,
     check_disk,
     check_settings,
     check_record,

@@ -16,9 +16,9 @@ import httpx
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
+from flows.api_address import named_server
 from flows.last_run import OUTCOMES, VERDICTS, last_run
 from flows.locks import running_flow
-from flows.server import named_server
 from flows.status import registry
 from flows.surroundings import free_bytes
 from tasks.common.errors import InputError

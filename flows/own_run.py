@@ -26,8 +26,9 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.runtime import deployment, flow_run
 from prefect.states import Running
 
+from flows.api_address import is_healthy
 from flows.late_runs import cancel_late_runs
-from flows.server import has_own_server, is_healthy
+from flows.server import has_own_server
 from tasks.registry.mlflow_runs.tracking import FLOW_RUN
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from flows.api_address import check_reachable
 from flows.deploy import check_cron, check_timezone
 from flows.deployments import (
     Deployment,
@@ -13,7 +14,6 @@ from flows.deployments import (
     with_passed_on,
 )
 from flows.heartbeats import ensure_rule
-from flows.server import check_reachable
 from tasks.common.errors import InputError
 from tasks.common.files import STATE
 

@@ -19,9 +19,9 @@ def run_flow(pull: bool | None = None) -> "Result":
         InputError: something must be fixed, or another flow runs in this checkout.
         Exit: a stage failed, which is reported.
     """
+    from flows.api_address import named_server
     from flows.interrupts import report_interruption
     from flows.preflight import preflight
-    from flows.server import named_server
     from flows.steps import finish_unchanged
 
     with report_interruption():

@@ -5,6 +5,7 @@ Prefect's own temporary server stays behind when its flow is killed; this one do
 
 import logging
 import os
+import re
 import socket
 import sqlite3
 import subprocess
@@ -14,14 +15,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import httpx
-
+from flows.api_address import check_reachable, is_healthy, named_server
 from flows.processes import child, end_group
 from tasks.common.errors import InputError
 from tasks.common.files import STATE
+from tasks.common.network import check_proxies
 from tasks.registry.mlflow_runs.database import structural_fault
 
 API_URL = "http://127.0.0.1:4200/api"
+DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"
 SERVER_LOG = STATE / "prefect-server.log"
 OWN_SERVER = "TRUELINE_OWN_PREFECT_SERVER"  # its address, for this process and those that it starts
 STARTUP_SECONDS = 180.0
@@ -39,9 +41,11 @@ def local_server() -> Iterator[str]:
     """
     STATE.mkdir(exist_ok=True)  # Prefect makes its home there, but no folder above it
     if named := named_server():
+        os.environ["PREFECT_API_URL"] = named  # without the blanks around it
         check_reachable(named)
         yield named
         return
+    check_proxies()
     _set_damaged_aside()
     port = _free_port()
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
@@ -61,38 +65,15 @@ def local_server() -> Iterator[str]:
             end_group(process)
 
 
-def named_server() -> str | None:
-    """Give the address of the Prefect server that the environment names; None where it names none."""
-    return os.environ.get("PREFECT_API_URL") or None
-
-
 def has_own_server() -> bool:
     """Tell whether the Prefect server is one that lives as long as this command."""
     return os.environ.get(OWN_SERVER) is not None
 
 
-def is_healthy(url: str) -> bool:
-    """Tell whether a Prefect server answers at this address."""
-    try:
-        return httpx.get(f"{url}/health", timeout=5).status_code == httpx.codes.OK
-    except (httpx.HTTPError, httpx.InvalidURL):
-        return False
-
-
-def check_reachable(url: str) -> None:
-    """Make sure that a Prefect server answers.
-
-    Raises:
-        InputError: none does.
-    """
-    if not is_healthy(url):
-        raise InputError(f"no Prefect server answers at {url}: start one with make server, or correct PREFECT_API_URL")
-
-
 def _set_damaged_aside() -> None:
     """Keep a damaged database of Prefect aside: it has only the pages of earlier runs here, and is made anew."""
     file = Path(os.environ.get("PREFECT_HOME", STATE / "prefect")) / "prefect.db"
-    if "PREFECT_API_DATABASE_CONNECTION_URL" in os.environ or not file.exists():
+    if DATABASE in os.environ or not file.exists():
         return
     with suppress(sqlite3.OperationalError):  # another process is at it, and the server will say what it thinks
         if fault := structural_fault(file):
@@ -106,8 +87,18 @@ def _wait_until_healthy(url: str, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + STARTUP_SECONDS
     while not is_healthy(url):
         if process.poll() is not None or time.monotonic() > deadline:
-            raise InputError(f"the local Prefect server did not start: {SERVER_LOG} says why; run again")
+            raise InputError(f"the local Prefect server did not start{_reason()}: {SERVER_LOG} says more; {_cure()}")
         time.sleep(0.1)
+
+
+def _reason() -> str:
+    """Give the last error in the server's log."""
+    found = re.findall(r"^[\w.]+(?:Error|Exception): .+", SERVER_LOG.read_text(encoding="utf-8"), re.MULTILINE)
+    return f" ({found[-1]})" if found else ""
+
+
+def _cure() -> str:
+    return f"correct {DATABASE}, or unset it, and run again" if DATABASE in os.environ else "run again"
 
 
 def _free_port() -> int:

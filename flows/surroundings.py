@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from tasks.common.errors import InputError
 from tasks.common.files import MODELS, STATE, read_json
+from tasks.common.network import check_proxies
 from tasks.common.output_folders import check_output_folders, check_real, check_writable
 from tasks.common.python_files import is_python
 from tasks.data.base_model.model_files import weight_files
@@ -42,6 +43,7 @@ def check_environment(params: Params) -> GraphStatus:
         InputError: something lacks; the sentence has the cure.
     """
     check_git()
+    check_proxies()
     known = check_locations()
     graph = graph_status()
     check_room(params, known, graph.unfinished)

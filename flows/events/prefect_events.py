@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx
 
+from flows.api_address import named_server
 from flows.events.messages import Event, place
-from flows.server import named_server
 from tasks.common.safe_text import without_secrets
 from tasks.settings.choices import EventKind
 

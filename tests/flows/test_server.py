@@ -2,13 +2,16 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from flows import server
-from flows.server import check_reachable, local_server
+from flows.api_address import check_reachable, named_server
 from tasks.common.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +86,89 @@ def test_a_server_that_is_named_must_answer(monkeypatch: pytest.MonkeyPatch) -> 
     dead = "http://127.0.0.1:9/api"
     monkeypatch.setenv("PREFECT_API_URL", dead)
 
-    with pytest.raises(InputError, match=f"no Prefect server answers at {dead}: start one with make server"):
+    with pytest.raises(
+        InputError, match=f"no Prefect server answers at {dead} .*Connection refused.*: start one with make server"
+    ):
         check_reachable(dead)
     with pytest.raises(InputError, match="no Prefect server answers"), local_server():
         raise AssertionError("there is no server")
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Prefect's server: pages at every path but below /api, where a user may be wanted."""
+
+    def do_GET(self) -> None:
+        is_api = self.path.startswith("/api")
+        wants_user = self.path.startswith("/api/private") and "Authorization" not in self.headers
+        self.send_response(401 if wants_user else 200)
+        self.send_header("Content-Type", "application/json" if is_api else "text/html; charset=utf-8")
+        self.send_header("Content-Length", "4")
+        self.end_headers()
+        self.wfile.write(b"true")
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with HTTPServer(("127.0.0.1", 0), Answers) as answering:
+        threading.Thread(target=answering.serve_forever, args=(0.01,), daemon=True).start()
+        yield answering.server_port
+        answering.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("path", "fault"),
+    [
+        ("http://me:hush-hush@127.0.0.1:{}/api/", None),
+        ("http://127.0.0.1:{}", r"\(status 200, text/html; charset=utf-8\); the address of one ends in /api: start"),
+        ("http://127.0.0.1:{}/api/private", "refuses who asks: set PREFECT_API_KEY"),
+        ("https://127.0.0.1:{}/api", "no Prefect server answers at https://127.0.0.1:.*SSL"),
+        ("127.0.0.1:{}/api", "PREFECT_API_URL is 127.0.0.1:.*, which does not begin with http:// or https://: write"),
+        ("http://:{}/api", "names no host"),
+        ("http://me:hush-hush@127.0.0.1:9{}9/api", "is no address .Port out of range"),
+    ],
+)
+def test_an_address_of_prefect(monkeypatch: pytest.MonkeyPatch, port: int, path: str, fault: str | None) -> None:
+    for name in ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING"):
+        monkeypatch.delenv(name, raising=False)
+    if fault is None:
+        check_reachable(path.format(port))
+        return
+    with pytest.raises(InputError, match=fault) as refused:
+        check_reachable(path.format(port))
+    assert "hush" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["PREFECT_API_KEY", "PREFECT_API_AUTH_STRING"])
+def test_a_server_that_wants_to_know_who_asks(monkeypatch: pytest.MonkeyPatch, port: int, name: str) -> None:
+    monkeypatch.setenv(name, "me:hush-hush")
+    check_reachable(f"http://127.0.0.1:{port}/api/private")
+
+
+def test_a_blank_address_names_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "  ")
+    assert named_server() is None
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_server_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_named: bool) -> None:
+    """As with a database that refuses the password; the log has the whole of it."""
+    monkeypatch.chdir(tmp_path)
+    Path(".trueline").mkdir()
+    server.SERVER_LOG.write_text(
+        "Traceback\nOSError: first\nasyncpg.exceptions.InvalidPasswordError: wrong hush-hush\n\nServer stopped!\n"
+    )
+    monkeypatch.delenv("PREFECT_API_DATABASE_CONNECTION_URL", raising=False)
+    if is_named:
+        monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "postgresql+asyncpg://me:hush-hush@127.0.0.1:9/db")
+    with subprocess.Popen(["true"], text=True) as ended:
+        ended.wait()
+        with pytest.raises(InputError) as refused:
+            server._wait_until_healthy("http://127.0.0.1:9/api", ended)
+    assert str(refused.value) == (
+        f"the local Prefect server did not start (asyncpg.exceptions.InvalidPasswordError: wrong "
+        f"{'…' if is_named else 'hush-hush'}): .trueline/prefect-server.log says more; "
+        f"{'correct PREFECT_API_DATABASE_CONNECTION_URL, or unset it, and ' if is_named else ''}run again"
+    )

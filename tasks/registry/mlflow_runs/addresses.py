@@ -8,16 +8,17 @@ import os
 import re
 import time
 from types import MappingProxyType
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote
 
 from tasks.common.errors import InputError
+from tasks.common.network import WEB, fault_of_server
 from tasks.common.safe_text import without_secrets
 
 TRACKING, REGISTRY = "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"
-SERVERS = ("http", "https")
 DATABASES = ("postgresql", "mysql", "mssql")  # behind a server of their own
-SCHEMES = (*SERVERS, "sqlite", *DATABASES, "databricks")
+SCHEMES = (*WEB, "sqlite", *DATABASES, "databricks")
 OF_DATABRICKS = ("databricks", "databricks-uc", "uc")  # `databricks` and `databricks://PROFILE` are both addresses
+EXAMPLE = "http://host:5000"
 MEANT = MappingProxyType({"postgres": "postgresql", "sqlite3": "sqlite", "mariadb": "mysql"})
 # How to install a module that a database needs, where its name is not the module's.
 CURES = MappingProxyType(
@@ -79,7 +80,7 @@ def separate_passwords() -> None:
         if parts is None:
             continue
         scheme, user, password, rest = parts[1], parts[2], unquote(parts[3]), parts[4]
-        if scheme in SERVERS and user:
+        if scheme in WEB and user:
             os.environ[variable] = f"{scheme}://{rest}"
             found.add((unquote(user), password))
         # libpq has one password for all addresses; a second one stays in its address.
@@ -123,24 +124,6 @@ def cause(text: str) -> str:
     return found[1] if found else text
 
 
-def by_proxy(uri: str) -> str:
-    """Return the words for the proxy that requests to a server go through; empty where they go straight there."""
-    scheme = uri.partition("://")[0]
-    if scheme not in SERVERS:
-        return ""
-    from requests.utils import get_environ_proxies, select_proxy
-
-    try:
-        proxy = select_proxy(uri, get_environ_proxies(uri))
-    except ValueError:  # an address that cannot be read
-        return ""
-    if not proxy:
-        return ""
-    names = [name for name, value in os.environ.items() if name.lower().endswith("_proxy") and value == proxy]
-    own = [name for name in names if name.lower().startswith(scheme)] or names
-    return f" through the proxy {without_secrets(proxy)}" + (f" of {own[0]}" if own else "")
-
-
 def _fault(uri: str) -> str | None:
     """Say what is wrong with an address, and the cure; None where nothing is."""
     scheme, separator, rest = uri.partition("://")
@@ -149,8 +132,8 @@ def _fault(uri: str) -> str | None:
         return None
     if not separator:
         return _fault_of_bare(uri)
-    if dialect in SERVERS:
-        return _fault_of_server(uri)
+    if dialect in WEB:
+        return fault_of_server(uri, EXAMPLE)
     if dialect == "sqlite" and rest.partition("?")[0].strip("/") in ("", ":memory:"):
         return "which names no file, so every command would have a database of its own: write sqlite:////path/mlflow.db"
     return None if dialect in SCHEMES else _fault_of_scheme(dialect)
@@ -160,7 +143,7 @@ def _fault_of_bare(uri: str) -> str | None:
     if _HOST_AND_PORT.fullmatch(uri):
         return f"which has no scheme: write http://{uri}"
     if uri.startswith(tuple(f"{each}:" for each in SCHEMES)):
-        return "which has no // after the scheme: write it as in http://host:5000"
+        return f"which has no // after the scheme: write it as in {EXAMPLE}"
     return _fault_of_scheme("file")
 
 
@@ -169,14 +152,3 @@ def _fault_of_scheme(dialect: str) -> str | None:
         return None if "MLFLOW_ALLOW_FILE_STORE" in os.environ else NO_FOLDER
     meant = f", so write {MEANT[dialect]}://" if dialect in MEANT else ""
     return f"which has a scheme that MLflow does not know: it knows {', '.join(SCHEMES)}{meant}"
-
-
-def _fault_of_server(uri: str) -> str | None:
-    try:
-        parts = urlsplit(uri)
-        _ = parts.port
-    except ValueError as error:
-        return f"which is no address ({error}): write it as in http://host:5000"
-    if not parts.hostname or quote(parts.hostname, safe=":.%-_~") != parts.hostname:
-        return "which names no host: write it as in http://host:5000"
-    return None

@@ -14,11 +14,11 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from tasks.common.errors import InputError
+from tasks.common.network import by_proxy
 from tasks.common.safe_text import without_secrets
 from tasks.registry.mlflow_runs.addresses import (
     REGISTRY,
     TRACKING,
-    by_proxy,
     cause,
     check_address,
     check_connection,

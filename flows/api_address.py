@@ -1,0 +1,67 @@
+"""The Prefect server that the environment names: whether its address can be one, and whether it answers."""
+
+import base64
+import os
+
+import httpx
+
+from tasks.common.errors import InputError
+from tasks.common.network import by_proxy, check_proxies, fault_of_server
+from tasks.common.safe_text import without_secrets
+
+VARIABLE = "PREFECT_API_URL"
+ANSWER_SECONDS = 5.0
+CURE = f"start one with make server, or correct {VARIABLE}"
+
+
+def named_server() -> str | None:
+    """Give the address of the Prefect server that the environment names; None where it names none."""
+    return os.environ.get(VARIABLE, "").strip() or None
+
+
+def is_healthy(url: str) -> bool:
+    """Tell whether a Prefect server answers at this address."""
+    try:
+        return _is_api(_ask(url))
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return False
+
+
+def check_reachable(url: str) -> None:
+    """Make sure that a Prefect server answers.
+
+    Raises:
+        InputError: none does, the address or a proxy cannot be one, or the server wants a key.
+    """
+    check_proxies()
+    if fault := fault_of_server(url, "http://host:4200/api"):
+        raise InputError(f"{VARIABLE} is {without_secrets(url)}, {fault}")
+    try:
+        answer = _ask(url)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        reason = str(error) or type(error).__name__
+        raise InputError(f"no Prefect server answers at {url}{by_proxy(url)} ({reason}): {CURE}") from None
+    if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        raise InputError(
+            f"the Prefect server at {url} refuses who asks: set PREFECT_API_KEY (Prefect Cloud) or "
+            "PREFECT_API_AUTH_STRING (user:password of a server of your own)"
+        )
+    if not _is_api(answer):
+        raise InputError(
+            f"no Prefect server answers at {url} (status {answer.status_code}, {answer.headers.get('Content-Type')}); "
+            f"the address of one ends in /api: {CURE}"
+        )
+
+
+def _ask(url: str) -> httpx.Response:
+    headers = {}
+    if user := os.environ.get("PREFECT_API_AUTH_STRING"):
+        headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
+    elif key := os.environ.get("PREFECT_API_KEY"):
+        headers["Authorization"] = f"Bearer {key}"
+    return httpx.get(f"{url.rstrip('/')}/health", timeout=ANSWER_SECONDS, headers=headers)
+
+
+def _is_api(answer: httpx.Response) -> bool:
+    """Tell the API from the pages of the same server, which answer at every path."""
+    return answer.status_code == httpx.codes.OK and "html" not in answer.headers.get("Content-Type", "")
