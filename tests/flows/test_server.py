@@ -12,6 +12,7 @@ import pytest
 
 from flows import server
 from flows.api_address import check_reachable, named_server
+from flows.server import local_server
 from tasks.common.errors import InputError
 
 ROOT = Path(__file__).parents[2]
