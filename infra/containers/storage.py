@@ -30,13 +30,13 @@ def make_databases(connection: Any, passwords: Mapping[str, str]) -> list[str]: 
     made = []
     with connection.cursor() as cursor:
         for owner in dict.fromkeys(DATABASES.values()):
-            cursor.execute("SELECT FROM pg_roles WHERE rolname = %s", (owner,))
+            cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (owner,))
             verb = sql.SQL(
                 "ALTER ROLE {} LOGIN PASSWORD {}" if cursor.fetchone() else "CREATE ROLE {} LOGIN PASSWORD {}"
             )
             cursor.execute(verb.format(sql.Identifier(owner), sql.Literal(passwords[owner])))
         for name, owner in DATABASES.items():
-            cursor.execute("SELECT FROM pg_database WHERE datname = %s", (name,))
+            cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,))
             if cursor.fetchone():
                 continue
             cursor.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(name), sql.Identifier(owner)))

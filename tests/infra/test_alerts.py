@@ -41,7 +41,7 @@ def test_a_rule_is_over_what_we_export(rule: dict[str, Any]) -> None:
 
 def test_values_of_labels_exist() -> None:
     expressions = " ".join(rule["expr"] for rule in RULES)
-    known = {"outcome": set(OUTCOMES), "state": set(QUEUE_STATES)}
+    known: dict[str, set[str]] = {"outcome": {*OUTCOMES}, "state": {*QUEUE_STATES}}
     for label, values in known.items():
         [named] = re.findall(rf'{label}[!=]~"([^"]+)"', expressions)
         assert set(named.split("|")) < values

@@ -16,6 +16,14 @@ def test_a_run_is_promoted_and_a_clone_computes_nothing(up: Services, checkout: 
     before = computed()
     assert "Version 1 is champion now." in trueline("run")
     assert computed() == before
+    metrics = trueline("metrics")
+    for line in (
+        "trueline_champion_version 1.0",
+        'trueline_run_last_verdict{verdict="promoted"} 1.0',
+        'trueline_queue_runs{state="Late"} 0.0',
+        'trueline_metrics_errors{source="registry"} 0.0',
+    ):
+        assert f"{line}\n" in metrics
 
     runs = httpx.post(f"{up.environment()['PREFECT_API_URL']}/flow_runs/filter", json={"limit": 200}).json()
     assert "COMPLETED" in {run["state_type"] for run in runs}
