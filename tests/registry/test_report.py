@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks.common.errors import InputError
+from tasks.common.rounding import ABSENT
 from tasks.registry.dvc_outputs import stages
 from tasks.registry.lineage.report import MARKER, REPORT, address, energy, write_report
 from tasks.registry.mlflow_runs import tracking
@@ -14,6 +15,8 @@ from tasks.registry.mlflow_runs.linked_runs import link_runs
 from tasks.registry.mlflow_runs.resource_usage import ResourceUsage, resource_usages
 from tasks.registry.mlflow_runs.store import Store, open_store
 from tasks.registry.promotion import champion, human_evaluation
+from tasks.registry.serving.figures import ServingRun
+from tasks.registry.serving.versions import AliasReader, ServedVersion
 from tasks.settings.params import load_params
 from tests.evaluation.test_report import WellFormed, page, response
 from tests.registry.conftest import change_params, repro, run_again
@@ -52,6 +55,18 @@ def rows_of(html):
     """The text of every table row, without its tags."""
     rows = re.findall(r"<tr>.*?</tr>", html, re.DOTALL)
     return [" ".join(re.sub(r"<[^>]+>", " ", row).split()) for row in rows]
+
+
+def test_what_versions_did_where_they_were_served(params):
+    champion.register(params)
+    version = ServedVersion("trueline-policy", 1, AliasReader(params).read("challenger").md5)
+    ServingRun(params, version, "challenger, 10 %").write(
+        {"requests": 40, "errors": 1, "thumbs_up": 3, "thumbs_down": 2, "seconds_p50": 0.25, "refusals": 0.125}
+    )
+    write_report(params)
+
+    [row] = [row for row in rows_of(REPORT.read_text(encoding="utf-8")) if row.startswith("Candidate challenger, 10 %")]
+    assert row.split()[6:-1] == ["40", "1", "0.250", *[ABSENT] * 3, "0.125", "3", "2"]
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from tasks.registry.promotion.apply_decisions import apply_pending
 from tasks.registry.promotion.decisions import checkout_lock
 from tasks.registry.promotion.human_evaluation import saved_figures
 from tasks.registry.promotion.versions import find, find_version, read_policy_version
+from tasks.registry.serving.figures import served
 from tasks.settings.fingerprint import flatten
 from tasks.settings.params import Params
 
@@ -94,6 +95,7 @@ def _render(store: Store, params: Params, usages: Sequence[ResourceUsage], peopl
     opponent_settings = {}
     if opponent_version:
         opponent_settings = read_policy_version(find(store, params, str(opponent_version)))["record"]["params"]
+    md5s = {"Candidate": record["policy"]["md5"], "Opponent": record["opponent"]["policy"]}
     environment = html_templates(Path(__file__).parent)
     environment.filters |= {"number": number, "chance": chance, "energy": energy}
     settings = _settings(record["params"], opponent_settings)
@@ -101,6 +103,7 @@ def _render(store: Store, params: Params, usages: Sequence[ResourceUsage], peopl
         record=record,
         method=METHODS[record["method"]],
         people=people,
+        served=served(store, {name: md5 for name, md5 in md5s.items() if md5}),
         policy=f"{names.policy} version {policy.version}" if policy else "not registered yet",
         reward=f"{names.reward} version {reward.version}" if reward else "not registered yet",
         base=_named(record["base"]["source"], record),
