@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
 from flows.api_address import named_server
+from flows.deployments import PIPELINE
 from flows.last_run import OUTCOMES, VERDICTS, last_run
 from flows.locks import running_flow
 from flows.status import registry
@@ -31,7 +32,6 @@ from tasks.registry.promotion.versions import CHALLENGER, CHAMPION
 from tasks.settings.params import load_params
 from tasks.stage import classify
 
-FLOW = "trueline"  # the name of flows.pipeline.pipeline
 # Of runs at the Prefect server. Scheduled: at a time to come; the others but Running wait now.
 QUEUE_STATES = ("Scheduled", "Late", "AwaitingConcurrencySlot", "Pending", "Running")
 ANSWER_SECONDS = 5.0
@@ -162,7 +162,7 @@ def _of_queue() -> Iterator[Figure]:
     try:
         with httpx.Client(timeout=ANSWER_SECONDS, headers=_credentials()) as client:
             for state in QUEUE_STATES:
-                asked = {"flows": {"name": {"any_": [FLOW]}}, "flow_runs": {"state": {"name": {"any_": [state]}}}}
+                asked = {"flows": {"name": {"any_": [PIPELINE]}}, "flow_runs": {"state": {"name": {"any_": [state]}}}}
                 answer = client.post(f"{url}/flow_runs/count", json=asked).raise_for_status()
                 yield Figure("trueline_queue_runs", answer.json(), {"state": state})
     except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -52,3 +52,9 @@ def test_every_rule_has_a_case() -> None:
     fired = {case["alertname"] for test in tests for case in test["alert_rule_test"] if case.get("exp_alerts")}
 
     assert fired == {rule["alert"] for rule in RULES}
+
+
+def test_the_docs_name_every_alert() -> None:
+    page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+
+    assert {*re.findall(r"`(Trueline\w+)`", page)} == {rule["alert"] for rule in RULES}
