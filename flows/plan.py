@@ -22,6 +22,7 @@ from tasks.learning.batches import steps_in
 from tasks.learning.reward_model.calibration import wilson_interval
 from tasks.methods import METHODS
 from tasks.registry.dvc_outputs.graph import graph_status
+from tasks.rewards.sources import check_verifiers
 from tasks.settings.params import Params
 from tasks.validate import longest_rows, within_length
 
@@ -66,6 +67,7 @@ def make_plan(params: Params, measure: Callable[[Params, int, int], Speed] = mea
         InputError: a source or a setting is wrong, or the base model is not sound.
         StageError: prepare or base failed for another reason.
     """
+    check_verifiers(params.rewards)
     stale = graph_status().stale
     for stage in ("prepare", "base"):
         if stage in stale:

@@ -9,6 +9,7 @@ from tasks.data.records import TYPES
 from tasks.data.sources.source import check_file, files_of
 from tasks.registry.dvc_outputs.graph import GraphStatus
 from tasks.registry.promotion.decisions import past_decisions
+from tasks.rewards.sources import check_verifiers
 from tasks.settings.params import Params, load_params
 
 
@@ -20,6 +21,7 @@ def preflight() -> tuple[Params, GraphStatus]:
             can follow, or the checkout or its disk is not fit for a run.
     """
     params = load_params()
+    check_verifiers(params.rewards)
     past_decisions()  # before hours of work end at a damaged record
     for key, source in sources(params).items():
         check_exists(key, source)

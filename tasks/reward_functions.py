@@ -12,7 +12,7 @@ from tasks.data.records import read_prompts
 from tasks.rewards.answered import Answered, answered
 from tasks.rewards.copies import GROUND_TRUTH, TRAINING
 from tasks.rewards.functions import FunctionReward
-from tasks.rewards.sources import load_functions, write_copies, write_model_use
+from tasks.rewards.sources import check_verifiers, load_functions, write_copies, write_model_use
 from tasks.settings.params import Params
 from tasks.stage import main
 
@@ -26,6 +26,7 @@ def reward_functions(params: Params) -> None:
         InputError: a function cannot be loaded, or fails on an answer.
     """
     rewards, held_out = params.rewards, held_out_answers(params)
+    check_verifiers(rewards)
     for function in load_functions([*rewards.training, *rewards.ground_truth]):
         try_out(function, held_out)
     write_copies(TRAINING, rewards.training, Path(rewards.data))

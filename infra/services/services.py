@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from flows.server import is_healthy
+from flows.api_address import is_healthy
 from infra.services import postgres, s3
 from infra.services.server import MARK, Server, answers, end_leftovers
 from tasks.common.errors import InputError

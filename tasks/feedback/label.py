@@ -1,5 +1,6 @@
 """Pairs from collected answers: of each prompt the best answer against the worst."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from tasks.settings.params import Params
 
 PAIRS_OF_PEOPLE = 128  # of the validation split, on which agreement is measured
 SAME = 1e-9  # sums of outcomes round
+logger = logging.getLogger(__name__)
 
 
 class Thresholds(NamedTuple):
@@ -51,7 +53,14 @@ def label(folder: Path, labeller: Labeller, thresholds: Thresholds, params: Para
     if policy is None:
         raise _damaged(f"{folder / MANIFEST}", folder)
     agreement = agreement_with_people(labeller)
-    if agreement["share"] is not None and agreement["share"] < thresholds.agreement:
+    if agreement["share"] is None and thresholds.agreement:
+        logger.warning(
+            "no validation pair of people's can be ordered by %s: whether it agrees with people in %g of them is "
+            "unknown (--min-agreement)",
+            labeller.annotator,
+            thresholds.agreement,
+        )
+    elif agreement["share"] is not None and agreement["share"] < thresholds.agreement:
         raise InputError(
             f"{labeller.annotator} orders {agreement['share']:.3f} of {agreement['pairs']} validation pairs as people "
             f"do, less than --min-agreement {thresholds.agreement:g}: label with another reward, or lower it"

@@ -45,6 +45,17 @@ class FunctionReward:
         """The name under which its scores are reported."""
         return self._name
 
+    def check_options(self) -> None:
+        """Have a function score nothing, so that it says which of its options contradict each other.
+
+        Raises:
+            InputError: some do. A user's function need not know what to do without answers, and is not asked.
+        """
+        try:
+            self._call(Answered([], [], [], [], []))
+        except InputError as error:
+            raise InputError(f"{self.source} cannot score: {error}") from None
+
     def __call__(self, answered: Answered) -> list[float]:
         """Score the answers.
 

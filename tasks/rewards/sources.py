@@ -43,6 +43,17 @@ def load_functions(rewards: Sequence[NamedReward]) -> list[FunctionReward]:
     return [FunctionReward(each.name, *source_of(each), each.source, each.options) for each in functions]
 
 
+def check_verifiers(rewards: Rewards) -> None:
+    """Check the options of the verifiers that come with the project, one by one and together, without any answer.
+
+    Raises:
+        InputError: one has an option that it does not take, or options that contradict each other.
+    """
+    used = [reward for reward in (*rewards.training, *rewards.ground_truth) if reward.source in VERIFIERS]
+    for function in load_functions(used):
+        function.check_options()
+
+
 def write_copies(folder: Path, rewards: Sequence[NamedReward], data: Path | None = None) -> None:
     """Copy the files of the functions among some rewards into a folder, whole or not at all.
 

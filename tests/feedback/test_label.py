@@ -194,6 +194,14 @@ def test_a_judge_compares_each_with_each_in_both_orders(params: Params) -> None:
     assert asked == 1 + 2 * (3 + 1)  # the easy question has one order
 
 
+def test_a_threshold_that_cannot_be_measured_is_said_to_be(params: Params, caplog: pytest.LogCaptureFixture) -> None:
+    folder = collected(["a", "a b c"])
+    write_records(VALIDATED, "preferences", [])
+    label(folder, Lengths(), Thresholds(gap=0.0, agreement=0.5), params)
+    [warning] = caplog.messages
+    assert "whether it agrees with people in 0.5 of them is unknown (--min-agreement)" in warning
+
+
 def test_a_judge_that_prefers_the_first_place_tells_nothing_apart(params: Params) -> None:
     with pytest.raises(InputError, match=r"tells apart .*ties 2"):
         judged(params, lambda _question: "[[A]]")

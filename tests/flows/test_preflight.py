@@ -1,16 +1,19 @@
 """What DVC would trip over, or wait for, is reported before it starts."""
 
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows.doctor import check_settings
+from flows.plan import make_plan
 from flows.preflight import check_exists, preflight
 from flows.settings import configure
 from tasks.common.errors import InputError
-from tasks.settings.params import NO_ROWS
+from tasks.settings.params import NO_ROWS, load_params
 from tests.conftest import EXAMPLE
 
 ROOT = Path(__file__).parents[2]
@@ -100,3 +103,24 @@ def test_what_dvc_cannot_read_is_reported_before_it_starts_and_by_doctor() -> No
     [finding] = check_settings()
     assert (finding.check, finding.level) == ("settings", "fail")
     assert "DVC's cannot read it" in finding.found
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("length_limit", {"longest": 3, "shortest": 4}, "length_limit cannot score: its limits contradict each other"),
+        ("length_limit", {"longst": 3}, "length_limit asks for longest"),
+        ("regular_expression", {}, "regular_expression cannot score: it needs one of pattern and column"),
+        ("json_schema", {"schema": {"type": "nothing"}}, "json_schema cannot score: "),
+    ],
+)
+def test_a_verifier_whose_options_cannot_be_is_refused_before_anything_is_trained(
+    source: str, options: dict[str, Any], message: str
+) -> None:
+    """One that asks for tokens was first called when rewards were checked, after reward models and SFT."""
+    rewards = [{"name": "shape", "source": source, "options": options}]
+    configure([f"rewards.ground_truth={json.dumps(rewards)}", f"rewards.code={EXAMPLE}"])
+    with pytest.raises(InputError, match=f"^{message}"):
+        preflight()
+    with pytest.raises(InputError, match=f"^{message}"):
+        make_plan(load_params())
