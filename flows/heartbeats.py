@@ -47,7 +47,7 @@ def rule(flows: tuple[str, ...]) -> "AutomationCore":
         actions=[
             ChangeFlowRunState(
                 state=StateType.CRASHED,
-                message=f"Nothing was heard of it for {SILENT_SECONDS} seconds: its process or its machine has ended.",
+                message=f"No heartbeat for {SILENT_SECONDS} seconds: its process or its machine has ended.",
             )
         ],
     )

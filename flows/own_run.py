@@ -106,9 +106,7 @@ class OwnRun:
         if state and (state.is_cancelling() or state.is_cancelled()):
             self._cancel()
         elif state and state.is_crashed() and not self._over.is_set():
-            client.set_flow_run_state(
-                self._id, Running(message="It runs: it could not be heard for a while."), force=True
-            )
+            client.set_flow_run_state(self._id, Running(message="It runs: its heartbeats were lost."), force=True)
         if self._deployment_id:
             cancel_late_runs(client, self._deployment_id, self._began)
 

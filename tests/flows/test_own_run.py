@@ -106,20 +106,20 @@ def test_a_run_that_lives_is_running_again(server: Server) -> None:
 
 
 def test_what_the_server_missed_is_told_at_the_end(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    told: list[str] = []
+    sent: list[str] = []
 
     def link() -> None:
         if server.is_away:
             raise httpx.ConnectError("nobody there")
-        told.append("link")
+        sent.append("link")
 
     with own_run():
         server.is_away = True
         tell(link)
-        assert told == []
+        assert sent == []
         threading.Timer(0.5, lambda: setattr(server, "is_away", False)).start()
 
-    assert told == ["link"]
+    assert sent == ["link"]
     assert "the run has ended, and waits to say so: no Prefect server answers at http" in capsys.readouterr().err
 
 

@@ -81,7 +81,7 @@ if failing:
 stage()
 """
 
-FIGURES = {
+FIGURES: dict[str, Any] = {
     "prepare": {"demonstrations": {"rows_read": 30, "sources": {"rows.jsonl": {"rows": 30, "sha256": "c0ffee"}}}},
     "validate": {"demonstrations": {"valid": 28, "quarantined": 2}},
     "sft": {"loss": 0.5},
