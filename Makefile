@@ -32,8 +32,8 @@ check: static ## The quick check while you work: format, lint, types, import con
 test: static ## The whole check: the same with all tests
 	$(BIN)/python -m pytest
 
-test-services: $(INSTALLED_DEV) $(INSTALLED_SERVICES) ## The tests against real servers (PostgreSQL, S3, MLflow, Prefect): minutes
-	$(BIN)/python -m pytest -n0 -m services tests/services
+test-services: $(INSTALLED_DEV) $(INSTALLED_SERVICES) ## The tests against real servers (PostgreSQL, S3, MLflow, Prefect); OUTAGE=90 takes each away for so long
+	$(BIN)/python -m pytest -n2 --dist loadgroup -m services $(if $(OUTAGE),--outage $(OUTAGE)) tests/services
 
 static: $(INSTALLED_DEV)
 	$(BIN)/ruff format --check .

@@ -22,17 +22,18 @@ def main() -> int:
     options.state.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(options.state / "lock", timeout=0):
-            return _serve(Services(options.state, dict(options.port)), asked)
+            return _serve(Services(options.state, dict(options.port)), asked, options.upgrade)
     except Timeout:
         return _refuse(f"the servers of {options.state} run already")
     except InputError as error:
         return _refuse(str(error))
 
 
-def _serve(services: Services, asked: threading.Event) -> int:
+def _serve(services: Services, asked: threading.Event, upgrade: bool) -> int:
     try:
         _say("Starting PostgreSQL, S3, MLflow and Prefect; the first time takes a minute.")
-        services.start()
+        for dump in services.start(upgrade=upgrade):
+            _say(f"Before the tables were migrated: {dump}")
         _say(_usage(services))
         while not asked.wait(1):
             if ended := services.ended():
@@ -65,6 +66,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--port", type=_port, action="append", default=[], metavar="NAME=PORT", help=f"of {', '.join(PORTS)}"
     )
+    parser.add_argument("--upgrade", action="store_true", help="dump and migrate tables of an older MLflow or Prefect")
     return parser.parse_args()
 
 

@@ -42,8 +42,8 @@ class Server:
             is_ready: whether it answers.
             ends_by: the signal that asks it to end in good order.
         """
-        self.name, self.log = name, log
-        self._command, self._environment, self._is_ready, self._ends_by = command, environment, is_ready, ends_by
+        self.name, self.environment, self.log = name, dict(environment), log
+        self._command, self._is_ready, self._ends_by = command, is_ready, ends_by
         self._process: subprocess.Popen[str] | None = None
 
     def launch(self) -> None:
@@ -55,7 +55,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 text=True,
-                env=dict(self._environment),
+                env=self.environment,
                 start_new_session=True,
             )
 

@@ -5,11 +5,13 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 from flows.api_address import is_healthy
-from infra.services import postgres, s3
+from infra.services import postgres, s3, upgrades
 from infra.services.server import MARK, Server, answers, end_leftovers
+from infra.services.upgrades import Database
 from tasks.common.errors import InputError
 
 SETTINGS = Path(__file__).with_name("servers.env")
@@ -70,22 +72,30 @@ class Services:
         """Give the address of a role's database; its password is in the file that PGPASSFILE names."""
         return f"127.0.0.1:{self.ports['postgres']}/{role}"
 
-    def start(self) -> None:
+    def start(self, *, upgrade: bool = False) -> list[Path]:
         """Start all servers, each when those that it needs answer.
 
+        Args:
+            upgrade: whether tables of an older MLflow or Prefect are dumped and migrated.
+
+        Returns:
+            The dumps.
+
         Raises:
-            InputError: one does not start.
+            InputError: one does not start, or tables are those of another MLflow or Prefect.
         """
         for server in (self.postgres, self.s3):
             server.launch()
         self.postgres.wait()
         postgres.create_databases(self.ports["postgres"], self.passwords)
+        dumps = self._settle_tables(upgrade)
         self.prefect.launch()
         self.s3.wait()
         s3.create_buckets(self.ports["s3"], self.keys)
         self.mlflow.launch()
         for server in (self.mlflow, self.prefect):
             server.wait()
+        return dumps
 
     def stop(self) -> None:
         """End all servers, each before those that it needs."""
@@ -95,6 +105,24 @@ class Services:
     def ended(self) -> Server | None:
         """Give a server that has ended by itself, if there is one."""
         return next((server for server in self.all if not server.is_running()), None)
+
+    def _settle_tables(self, upgrade: bool) -> list[Path]:
+        """Check or migrate the tables where the libraries are not those of the last time; gives the dumps."""
+        file, installed = self.folder / "versions.json", {role: version(role) for role in postgres.ROLES}
+        if file.exists() and json.loads(file.read_text(encoding="utf-8")) == installed:
+            return []
+        dumps = []
+        for role, server in (("mlflow", self.mlflow), ("prefect", self.prefect)):
+            database = Database(role, role, self.ports["postgres"], self.passwords)
+            if upgrade and upgrades.is_older(database):
+                dumps.append(upgrades.dump(database, self.folder / "dumps"))
+                upgrades.migrate(database, self._mlflow_database(), server.environment)
+            upgrades.check(database, "make services SERVICES=--upgrade keeps a dump and migrates them")
+        file.write_text(json.dumps(installed), encoding="utf-8")
+        return dumps
+
+    def _mlflow_database(self) -> str:
+        return f"postgresql://mlflow@{self.database('mlflow')}"
 
     def _address(self, name: str) -> str:
         return f"http://127.0.0.1:{self.ports[name]}"
@@ -123,7 +151,7 @@ class Services:
             command=[sys.executable, "-m", "mlflow", "server", *options, *metrics],
             environment={
                 **common,
-                "MLFLOW_BACKEND_STORE_URI": f"postgresql://mlflow@{self.database('mlflow')}",
+                "MLFLOW_BACKEND_STORE_URI": self._mlflow_database(),
                 "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{s3.BUCKETS[1]}/artifacts",
                 "MLFLOW_S3_ENDPOINT_URL": self._address("s3"),
                 "AWS_SHARED_CREDENTIALS_FILE": str(self.keys),

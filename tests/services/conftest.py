@@ -62,7 +62,9 @@ INTERVAL = {"value": 0.8, "low": 0.75, "high": 0.85, "pairs": 50}
 KINDS = ("demonstrations", "preferences", "ratings", "prompts", "ai_preferences")
 # As much of the stages' metrics as a run prints.
 HEADLINES: dict[str, Any] = {
-    "prepare": {"demonstrations": {**FIGURES["prepare"]["demonstrations"], "records": 30}},
+    "prepare": {
+        "demonstrations": {"rows_read": 30, "records": 30, "sources": {"rows.jsonl": {"rows": 30, "sha256": "c0ffee"}}}
+    },
     "base": {"parameters": 10},
     "validate": {**dict.fromkeys(KINDS, COUNTS), "warnings": []},
     "sft": {"loss": 0.5, "validation": {"before": {"loss": 2.0}, "after": {"loss": 0.5}}},
@@ -82,15 +84,24 @@ class Started(NamedTuple):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How long a server is away: seconds in the suite, `--outage 90` for what a restart of a machine takes."""
-    parser.addoption("--outage", type=float, default=3.0, help="seconds for which tests/services take a server away")
+    parser.addoption("--outage", type=float, help="seconds for which tests/services take a server away")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything here needs the servers, and nothing of it is quick."""
+    """Everything here is apart from the default suite; what needs the session's servers is one worker's."""
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.services)
             item.add_marker(pytest.mark.slow)
+            names = getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("servers" if "started" in names else item.path.stem))
+
+
+@pytest.fixture
+def outage(pytestconfig: pytest.Config) -> float:
+    """Seconds for which a server is away."""
+    return pytestconfig.getoption("outage", None) or 3.0
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from tasks.registry.mlflow_runs.store import open_store
+from tasks.registry.promotion import champion
 from tasks.settings.params import load_params
-from tests.registry.conftest import change_figures, repro
+from tests.registry.conftest import run_again
 from tests.registry.test_server_lock import ROLL_BACK
-from tests.services.conftest import trueline
 
 TIMES = 10  # two processes each
 
@@ -23,10 +23,9 @@ def leader() -> dict[str, int]:
 
 
 def test_twenty_at_once_leave_one_champion_and_every_decision(checkout: Path) -> None:
-    trueline("run")
-    change_figures(content=2)
-    repro()
-    trueline("run")
+    champion.promote(load_params())
+    run_again(content=2)
+    champion.promote(load_params())
     assert leader() == {"champion": 2, "previous": 1}
     clones = [checkout, Path(shutil.copytree(checkout, checkout.with_name("clone"), symlinks=True))]
     processes = [

@@ -35,6 +35,6 @@ def test_a_run_is_promoted_and_a_clone_computes_nothing(up: Services, checkout: 
     clone = checkout.with_name("clone")
     subprocess.run(["git", "clone", "-q", str(checkout), str(clone)], check=True)
     monkeypatch.chdir(clone)
-    assert "Version 1 is the champion already." in trueline("run", "--pull")
+    assert "Version 1 is the champion already." in trueline("run")
     assert set(computed()) <= {"evaluate", "gate"}  # whose opponent is the champion by now
     assert json.loads(trueline("why", "champion", "--json"))["version"] == 1

@@ -23,7 +23,7 @@ from flows.server import _free_port
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
-OUTAGE_SECONDS = 75  # a runner gives up after about a minute
+SHORT_OUTAGE = 20.0  # a runner gives up after about a minute: --outage 75 tests that
 
 
 class Server:
@@ -153,12 +153,17 @@ def begun(client: SyncPrefectClient, folder: Path) -> FlowRun:
 
 
 def test_cancel_after_an_outage_and_one_of_the_late_runs_is_kept(
-    server: Server, client: SyncPrefectClient, serving: Callable[[float, float], object], tmp_path: Path
+    server: Server,
+    client: SyncPrefectClient,
+    serving: Callable[[float, float], object],
+    tmp_path: Path,
+    pytestconfig: pytest.Config,
 ) -> None:
+    outage = pytestconfig.getoption("outage", None) or SHORT_OUTAGE
     serving(20, 900)
     run = begun(client, tmp_path)
     server.stop()
-    time.sleep(OUTAGE_SECONDS)
+    time.sleep(outage)
     assert sleepers(tmp_path)
     server.start()
     time.sleep(30)  # runs are due, and covered
@@ -167,7 +172,7 @@ def test_cancel_after_an_outage_and_one_of_the_late_runs_is_kept(
     seconds = eventually(lambda: state_of(client, run) == "Cancelled", 60)
 
     assert late
-    print(f"cancelled within {seconds:.0f} seconds after an outage of {OUTAGE_SECONDS}; {len(late)} late runs dropped")
+    print(f"cancelled within {seconds:.0f} seconds after an outage of {outage:.0f}; {len(late)} late runs dropped")
     waiting = [each for each in client.read_flow_runs() if each.state_name in {"Late", "Pending", "Running"}]
     assert len(waiting) <= 2  # the newest of those before, and one that has come due since
 
@@ -186,13 +191,18 @@ def test_a_run_that_is_killed_with_its_runner_crashes(
 
 
 def test_a_run_tells_its_result_to_a_server_that_was_away_at_its_end(
-    server: Server, client: SyncPrefectClient, serving: Callable[[float, float], object], tmp_path: Path
+    server: Server,
+    client: SyncPrefectClient,
+    serving: Callable[[float, float], object],
+    tmp_path: Path,
+    pytestconfig: pytest.Config,
 ) -> None:
+    outage = pytestconfig.getoption("outage", None) or SHORT_OUTAGE
     serving(3600, 15)
     run = started(client, tmp_path)
     server.stop()
     eventually(lambda: not sleepers(tmp_path), 60)
-    time.sleep(OUTAGE_SECONDS)
+    time.sleep(outage)
     server.start()
     seconds = eventually(lambda: state_of(client, run) == "Completed", 60)
 

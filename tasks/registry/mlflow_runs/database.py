@@ -10,13 +10,13 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock
 
 from tasks.common.errors import InputError
 from tasks.common.files import STATE
+from tasks.registry.mlflow_runs.schema import is_known, newest
 
 COMPANIONS = ("-journal", "-wal", "-shm")  # what SQLite writes beside a database
 SECONDS_TO_WAIT = 20.0  # for another writer, as in MLflow
@@ -91,12 +91,12 @@ def _prepare(file: Path, uri: str) -> None:
     if not file.is_file():
         raise InputError(f"{file} is not a file, so it cannot be a database: move it away and run again")
     revision, is_empty = _inspect(file)
-    if revision == _newest():
+    if revision == newest():
         return
     if is_empty:
         logger.warning("%s is incomplete and empty: it is created again", file)
         _make(file)
-    elif revision is not None and _is_known(revision):
+    elif revision is not None and is_known(revision):
         raise InputError(
             f"{file} has the schema of an older MLflow ({revision}): stop what uses it, make a copy "
             f"(cp {_quoted(file)} {_quoted(file, revision)}) and run mlflow db upgrade {shlex.quote(uri)}"
@@ -155,24 +155,6 @@ def _make(file: Path) -> None:
                 companion.replace(companion.with_name(f"{companion.name}.old"))
                 logger.warning("%s is left of a deleted database, and is now %s.old", companion, companion.name)
         draft.replace(file)
-
-
-@lru_cache(maxsize=1)
-def _newest() -> str:
-    from mlflow.store.db.utils import _get_latest_schema_revision
-
-    return str(_get_latest_schema_revision())
-
-
-def _is_known(revision: str) -> bool:
-    from alembic.script import ScriptDirectory
-    from alembic.util import CommandError
-    from mlflow.store.db.utils import _get_alembic_config
-
-    try:
-        return ScriptDirectory.from_config(_get_alembic_config("")).get_revision(revision) is not None
-    except CommandError:
-        return False
 
 
 def _damaged(file: Path, fault: str) -> str:

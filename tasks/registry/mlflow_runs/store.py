@@ -27,6 +27,7 @@ from tasks.registry.mlflow_runs.addresses import (
     separate_passwords,
 )
 from tasks.registry.mlflow_runs.database import prepared, sqlite_fault
+from tasks.registry.mlflow_runs.schema import check_schema
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -94,6 +95,7 @@ def open_store(experiment: str) -> Store:
     def opened() -> Store:
         with _reachable(TRACKING, uri), prepared(uri, main_checkout()):
             check_connection(uri)
+            check_schema(TRACKING, uri)
             client = MlflowClient(uri, registry)
             return Store(client, uri, _experiment_id(client, experiment))
 
@@ -107,6 +109,7 @@ def _check_registry(client: "MlflowClient", uri: str) -> None:
     """Ask the registry for something, where it is another store: a fault is found now and not at a decision."""
     with _reachable(REGISTRY, uri), prepared(uri, main_checkout()):
         check_connection(uri)
+        check_schema(REGISTRY, uri)
         client.search_registered_models(max_results=1)
 
 
