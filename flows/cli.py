@@ -13,6 +13,7 @@ from flows.cli_keeping import gc
 from flows.cli_metrics import metrics
 from flows.cli_schedule import deploy, schedule
 from flows.cli_serving import serve
+from flows.cli_sharing import merge, publish
 from tasks.common.errors import InputError
 from tasks.common.escapes import visible
 from tasks.common.safe_text import clean_logs, clean_traceback
@@ -314,6 +315,8 @@ def sync(as_json: AsJson = False) -> None:
 app.command(rich_help_panel=OPERATIONS)(metrics)
 app.command(rich_help_panel=OPERATIONS)(watch)
 app.command(rich_help_panel=OPERATIONS)(notify)
+app.command(rich_help_panel=OPERATIONS)(publish)
+app.command(rich_help_panel=OPERATIONS)(merge)
 
 
 def _result_data(result: "Result") -> dict[str, Any]:

@@ -7,6 +7,7 @@ from flows.events.runs import run_reported
 from flows.last_run import Recording, recorded
 from flows.locks import one_flow_at_a_time
 from flows.preflight import preflight
+from flows.publish import publish_after_run
 from flows.reproduce import StageRun
 from flows.walk import Walk
 from tasks.registry.dvc_outputs.graph import GraphStatus, graph_status
@@ -25,7 +26,7 @@ class Result(NamedTuple):
     stages: list[StageRun]
     registered: champion.Registered
     promotion: champion.Promotion
-    alarms: list[str]  # stages that gave other bytes than before on the same input
+    alarms: list[str]  # stages that gave other bytes than before on the same input; why nothing was published
 
 
 class Steps(NamedTuple):
@@ -55,7 +56,7 @@ def begin(steps: Steps) -> tuple[Params, GraphStatus]:
 
 
 def finish(steps: Steps, params: Params, walk: Walk, recording: Recording) -> Result:
-    """Bring every stage up to date, then link, register, report and promote what came of them.
+    """Bring every stage up to date, then link, register, report, promote and publish what came of them.
 
     Raises:
         InputError: something must be fixed.
@@ -69,7 +70,8 @@ def finish(steps: Steps, params: Params, walk: Walk, recording: Recording) -> Re
     registered = steps.register(params)
     steps.report(params)  # before a person is asked, who wants to read it
     recording.promotion = steps.promote(params)
-    return Result(recording.stages, registered, recording.promotion, synced["alarms"])
+    alarms = [*synced["alarms"], *publish_after_run(params)]
+    return Result(recording.stages, registered, recording.promotion, alarms)
 
 
 def finish_unchanged() -> Result | None:

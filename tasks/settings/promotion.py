@@ -33,3 +33,4 @@ class Registry(Section):
     reward: Name
     experiment: Name
     approval: bool
+    publish: bool

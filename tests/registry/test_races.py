@@ -155,7 +155,9 @@ def test_a_champion_that_another_checkout_made_meanwhile_stays(challenged, monke
     before = DECISION_LOG.read_text()
     with monkeypatch.context() as patch:
         patch.setattr(apply_decisions, "write_models", furnished)
-        with pytest.raises(InputError, match=r"lacks decision made elsewhere, .* take the line of decision \w+ out"):
+        with pytest.raises(
+            InputError, match=r"lacks decision made elsewhere, .* decision \w+ does not count: run trueline merge"
+        ):
             champion.promote(load_params())
     assert serving() == 1
     with pytest.raises(InputError, match=r"lacks decision made elsewhere, which the registry has carried out: pull it"):

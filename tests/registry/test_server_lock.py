@@ -134,12 +134,12 @@ def test_a_line_that_another_checkout_overtook_is_to_be_taken_out(challenged, mo
         champion.promote(params)
     ours = elsewhere | {"id": "ours"}
     Path("decisions.jsonl").write_bytes(before + json.dumps(ours).encode() + b"\n")
-    with pytest.raises(InputError, match=rf"{elsewhere['id']}.* take the line of decision ours out of decisions.jsonl"):
+    with pytest.raises(InputError, match=rf"{elsewhere['id']}.* decision ours does not count: run trueline merge"):
         champion.promote(params)
     both = [json.dumps(each).encode() + b"\n" for each in (elsewhere, ours)]
     Path("decisions.jsonl").write_bytes(before + both[0] + both[1])
     with pytest.raises(
-        InputError, match=rf"has decision ours \(rollback .* after {elsewhere['id']}, .* take its line out"
+        InputError, match=rf"has decision ours \(rollback .* after {elsewhere['id']}, .* run trueline merge, which"
     ):
         champion.promote(params)
     Path("decisions.jsonl").write_bytes(before + both[1] + both[0])  # superseded, as it stands

@@ -108,7 +108,7 @@ def lock_entry(stage: str) -> dict[str, Any] | None:
     Raises:
         InputError: dvc.lock is damaged.
     """
-    entries = _parse_lock(LOCK_FILE.read_text(encoding="utf-8")) if LOCK_FILE.exists() else {}
+    entries = parse_lock(LOCK_FILE.read_text(encoding="utf-8")) if LOCK_FILE.exists() else {}
     return entries.get(stage_name(stage))
 
 
@@ -120,7 +120,7 @@ def output_hashes(stage: str) -> dict[str, str]:
 
 def recorded_outputs() -> dict[str, str]:
     """Give the hash of every output of every stage in dvc.lock, by its path."""
-    entries = _parse_lock(LOCK_FILE.read_text(encoding="utf-8")) if LOCK_FILE.exists() else {}
+    entries = parse_lock(LOCK_FILE.read_text(encoding="utf-8")) if LOCK_FILE.exists() else {}
     return {output["path"]: output["md5"] for entry in entries.values() for output in entry.get("outs", [])}
 
 
@@ -145,7 +145,12 @@ def current_hash(stage: str, path: Path) -> str | None:
 
 
 @lru_cache(maxsize=1)  # YAML is slow, and a question to the registry reads the same text dozens of times
-def _parse_lock(text: str) -> dict[str, dict[str, Any]]:
+def parse_lock(text: str) -> dict[str, dict[str, Any]]:
+    """Read what dvc.lock has of each stage.
+
+    Raises:
+        InputError: it is damaged.
+    """
     try:
         # YAML 1.2, as DVC writes it: in PyYAML's 1.1 its 5e-05 would be a text, and the key another.
         entries = YAML(typ="safe", pure=True).load(text)["stages"]

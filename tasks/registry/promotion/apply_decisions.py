@@ -48,7 +48,7 @@ def apply_pending(store: Store, params: Params, lock: ServerLock | None = None) 
     Raises:
         InputError: the registry has applied a decision that the log lacks, or another process keeps the lock.
     """
-    decisions, applied = decisions_of(params.registry.policy), _applied_decision_id(store, params)
+    decisions, applied = decisions_of(params.registry.policy), applied_decision(store, params)
     moves = [decision for decision in decisions if decision["action"] in MOVES]
     if applied is not None:
         known = [decision["id"] for decision in moves]
@@ -90,7 +90,7 @@ def apply_decision(store: Store, params: Params, decision: Decision, lock: Serve
         client.set_model_version_tag(names.policy, number, tag, value)
     write_models(store, params, champion, upload=True)  # before the alias: a champion can always be loaded
     lock.check()  # again: an upload takes minutes
-    applied = _applied_decision_id(store, params)
+    applied = applied_decision(store, params)
     if applied and applied not in moves:
         raise InputError(_lost_race(store, params, applied, decision))
     _move_alias(store, params, PREVIOUS, previous)
@@ -112,8 +112,8 @@ def _check_order(moves: list[Decision]) -> None:
         if after["previous"] is None or after["previous"]["md5"] != before["policy"]["md5"]:
             raise InputError(
                 f"{DECISIONS} has decision {after['id']} ({_summary(after)}) after {before['id']}, but it was made "
-                "while another version was champion, and the registry has not followed it: take its line out, and run "
-                "trueline sync"
+                "while another version was champion, and the registry has not followed it: run trueline merge, which "
+                "puts its line before that one"
             )
 
 
@@ -129,14 +129,16 @@ def _missing_decision(store: Store, params: Params, applied: str, moves: list[De
     after = last and last.tags.get("decided_after")
     if moves and after in ("none", *(move["id"] for move in moves)) and after != moves[-1]["id"]:
         return _lost_race(store, params, applied, moves[-1])
-    return f"{_not_in_log(store, params, applied)}: pull it from where it was made, or restore the file from git"
+    return (
+        f"{_not_in_log(store, params, applied)}: pull it from where it was made (trueline merge), or restore the file"
+    )
 
 
 def _lost_race(store: Store, params: Params, applied: str, ours: Decision) -> str:
     return (
         f"{_not_in_log(store, params, applied)}; another checkout made it while this one was deciding: the champion "
-        f"stays as it is; take the line of decision {ours['id']} out of {DECISIONS}, pull the other, and run trueline "
-        "run"
+        f"stays as it is, and decision {ours['id']} does not count: run trueline merge once the other is pushed, and "
+        "trueline run"
     )
 
 
@@ -146,7 +148,8 @@ def _not_in_log(store: Store, params: Params, applied: str) -> str:
     return f"{DECISIONS} lacks decision {applied}, which the registry has carried out{what}"
 
 
-def _applied_decision_id(store: Store, params: Params) -> str | None:
+def applied_decision(store: Store, params: Params) -> str | None:
+    """Return the id of the change of champion that the registry has followed last; None if there was none."""
     found = store.client.search_registered_models(f"name = '{params.registry.policy}'")
     return found[0].tags.get("decision") if found else None
 

@@ -121,10 +121,28 @@ def read_decisions(path: Path) -> list[dict[str, Any]]:
         row = _parse(number, line)
         if row["id"] in places:
             both = f"rows {places[row['id']]} and {number} have the same id {row['id']}"
-            raise InputError(f"{DECISIONS} {both}: delete one of them, or restore the file from git")
+            raise InputError(f"{DECISIONS} {both}: run trueline merge, or restore the file from git")
         places[row["id"]] = number
         rows.append(row)
     return rows
+
+
+def read_merged(*contents: bytes) -> list[dict[str, tuple[dict[str, Any], bytes]]]:
+    """Read several versions of the file: each decision's row and line by its id, in the order of that version.
+
+    What git leaves of a merge is read too: a decision that stands there twice counts once.
+
+    Raises:
+        InputError: a row is not a decision.
+    """
+    versions = []
+    for content in contents:
+        found: dict[str, tuple[dict[str, Any], bytes]] = {}
+        for number, line in enumerate(_without_cut_off(content).splitlines(keepends=True), start=1):
+            row = _parse(number, line)
+            found.setdefault(row["id"], (row, line if line.endswith(b"\n") else line + b"\n"))
+        versions.append(found)
+    return versions
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
@@ -219,7 +237,7 @@ def _as_json(line: bytes) -> Any:  # noqa: ANN401 (whatever JSON holds)
     except UnicodeDecodeError:
         raise _RowError("not UTF-8") from None
     if text.startswith(("<<<<<<<", "=======", ">>>>>>>", "|||||||")):
-        raise _RowError("a conflict marker of git: resolve the conflict and keep the lines of both sides")
+        raise _RowError("a conflict marker of git: run trueline merge, which keeps the lines of both sides")
     try:
         row = json.loads(text, object_pairs_hook=_unique_keys)
         json.dumps(row, ensure_ascii=False).encode()

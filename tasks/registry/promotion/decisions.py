@@ -157,11 +157,18 @@ def checkout_lock() -> Iterator[None]:
     Raises:
         InputError: the log cannot be read, or a row is not a decision.
     """
+    with log_lock():
+        past_decisions()  # the log says who is champion: while it is damaged, no command may act
+        yield
+
+
+@contextmanager
+def log_lock() -> Iterator[Path]:
+    """Let one process of this checkout at a time write the log, whatever it holds; gives its path."""
     folder = main_checkout() / STATE
     folder.mkdir(exist_ok=True)
     with FileLock(folder / "registry.lock"):
-        past_decisions()  # the log says who is champion: while it is damaged, no command may act
-        yield
+        yield _path()
 
 
 def system_user() -> str:
