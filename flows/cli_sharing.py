@@ -6,7 +6,7 @@ from flows.cli_common import AsJson, print_result
 
 
 def publish(as_json: AsJson = False) -> None:
-    """Push results to DVC's remote, and the record to git."""
+    """Push results to DVC and the record to git."""
     from flows.display_sharing import show_published
     from flows.locks import refuse_a_second
     from flows.publish import publish as send
@@ -19,7 +19,7 @@ def publish(as_json: AsJson = False) -> None:
 
 
 def merge(as_json: AsJson = False) -> None:
-    """Take in another machine's commits, and make one record of both.
+    """Take in what other machines have published.
 
     It ends a merge that git has under way, or fetches and merges the upstream. Exit code 1: something needs a person.
     """

@@ -50,16 +50,17 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(module, "register", step("register", {"version": 1}))
     monkeypatch.setattr(module, "report", step("report"))
     monkeypatch.setattr(module, "promote", step("promote", verdict))
+    monkeypatch.setattr("flows.steps.publish_after_run", step("publish", ["not published: no upstream"]))
     return calls
 
 
 def test_steps_come_in_order(calls: list[str]) -> None:
     result = pipeline.fn()
 
-    assert calls == ["preflight", "opponent", "prepare", "sft", "lineage", "register", "report", "promote"]
+    assert calls == ["preflight", "opponent", "prepare", "sft", "lineage", "register", "report", "promote", "publish"]
     assert [row.stage for row in result.stages] == ["prepare", "sft"]
     assert result.promotion["promoted"]
-    assert result.alarms == ["sft differs"]
+    assert result.alarms == ["sft differs", "not published: no upstream"]
 
 
 def test_nothing_follows_a_failed_stage(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
