@@ -63,7 +63,7 @@ class _Paths:
     async def feedback(self, request: Request) -> Response:
         """Take a thumb."""
         owner = admit(request, self._service)
-        feedback = read_feedback(await read_body(request, MOST_FEEDBACK_BYTES))
+        feedback = read_feedback(await read_body(request, MOST_FEEDBACK_BYTES, self._service.limits.seconds))
         given = await asyncio.to_thread(self._service.thumbs.give, feedback, owner)
         self._service.figures_of(given.version).add_thumb(feedback.thumb, given.before)
         self._service.metrics.thumbs.labels(feedback.thumb, given.version.name).inc()

@@ -111,7 +111,7 @@ class ChatCompletions:
     async def _exchange(self, exchange: Exchange, request: Request, send: Send) -> None:
         service, limits = self._service, self._service.limits
         owner = admit(request, service)
-        asked, messages = read_chat(await read_body(request, limits.body_bytes))
+        asked, messages = read_chat(await read_body(request, limits.body_bytes, limits.seconds))
         question, name = service.question(asked, messages), service.route(asked, owner, messages)
         with ExitStack() as held:
             held.enter_context(service.places.take(question.answers))

@@ -1,4 +1,4 @@
-"""What a client is told when a request cannot be answered, in the shape of OpenAI's errors."""
+"""What a client reads when a request cannot be answered, in the shape of OpenAI's errors."""
 
 from typing import Any
 

@@ -33,7 +33,7 @@ class Answered(NamedTuple):
 
 
 class Given(NamedTuple):
-    """A thumb that was noted."""
+    """A thumb that was written."""
 
     version: ServedVersion
     before: str | None  # the one that it replaces
@@ -85,10 +85,10 @@ class Thumbs:
             today = self._folder / RATED.format(time.strftime("%Y-%m-%d", time.gmtime()))
             before, file = self._given.get(key, (None, today))
             rows = list(read_jsonl(file)) if before else []
-            kept = [row for row in rows if (row.get("response_id"), row.get("choice")) != key]
+            others = [row for row in rows if (row.get("response_id"), row.get("choice")) != key]
             row = _row(feedback, answered)
             if before:
-                write_jsonl(file, [*kept, row])
+                write_jsonl(file, [*others, row])
             else:
                 _append(file, row)
             self._given[key] = (feedback.thumb, file)

@@ -1,5 +1,6 @@
 """What all requests have in common: who asks, and a body of limited size."""
 
+import asyncio
 from urllib.parse import urlsplit
 
 from starlette.requests import ClientDisconnect, Request
@@ -33,18 +34,21 @@ def admit(request: Request, service: Service) -> str | None:
     return owner
 
 
-async def read_body(request: Request, limit: int) -> bytes:
+async def read_body(request: Request, limit: int, seconds: float) -> bytes:
     """Read the body of a request.
 
     Raises:
-        RequestError: it is longer than the limit, in bytes.
+        RequestError: it is longer than the limit, in bytes, or takes longer than so many seconds.
     """
     body = bytearray()
     try:
-        async for part in request.stream():
-            body += part
-            if len(body) > limit:
-                raise RequestError(413, f"the body has over {limit} bytes, the limit here: shorten the conversation")
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                body += part
+                if len(body) > limit:
+                    raise RequestError(413, f"the body has over {limit} bytes, the limit here: send less")
     except ClientDisconnect:
         raise RequestError(400, "the request ended before its body") from None
+    except TimeoutError:
+        raise RequestError(408, "the body did not come in time: send it again") from None
     return bytes(body)

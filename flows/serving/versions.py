@@ -26,6 +26,9 @@ class Reader(Protocol):
     def read(self, alias: str) -> ServedVersion | None:
         """Find the version; None where no version has the alias."""
 
+    def last(self, alias: str) -> ServedVersion | None:
+        """Give what was last read of it, by an earlier process too; None where nothing was."""
+
 
 class Loaded:
     """A version that can answer."""
@@ -69,10 +72,17 @@ class Versions:
         """Load what the aliases lead to, and follow them from now on, in a thread that looks every so many seconds.
 
         Raises:
-            InputError: the first alias leads to nothing that can be loaded, or MLflow cannot be reached.
+            InputError: the first alias leads to nothing that can be loaded, or MLflow cannot be reached and never was.
         """
         for alias in self.aliases:
-            wanted = self._reader.read(alias)
+            try:
+                wanted = self._reader.read(alias)
+            except Exception as error:  # a restart while MLflow is away
+                wanted = self._reader.last(alias)
+                if wanted is None and alias == self.aliases[0]:
+                    raise
+                self.registry_answers = False
+                logger.warning("%s; what it last gave for %s is served", classify(error)[1], alias)
             if wanted is not None:
                 self._lead(alias, wanted)
         first = self.aliases[0]

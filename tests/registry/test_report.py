@@ -16,7 +16,7 @@ from tasks.registry.mlflow_runs.resource_usage import ResourceUsage, resource_us
 from tasks.registry.mlflow_runs.store import Store, open_store
 from tasks.registry.promotion import champion, human_evaluation
 from tasks.registry.serving.figures import ServingRun
-from tasks.registry.serving.versions import AliasReader, ServedVersion
+from tasks.registry.serving.versions import AliasReader
 from tasks.settings.params import load_params
 from tests.evaluation.test_report import WellFormed, page, response
 from tests.registry.conftest import change_params, repro, run_again
@@ -59,7 +59,8 @@ def rows_of(html):
 
 def test_what_versions_did_where_they_were_served(params):
     champion.register(params)
-    version = ServedVersion("trueline-policy", 1, AliasReader(params).read("challenger").md5)
+    version = AliasReader(params).read("challenger")
+    assert version
     ServingRun(params, version, "challenger, 10 %").write(
         {"requests": 40, "errors": 1, "thumbs_up": 3, "thumbs_down": 2, "seconds_p50": 0.25, "refusals": 0.125}
     )

@@ -26,9 +26,15 @@ FIGURES = {
 }
 
 
+def led_to(alias, reader=None):
+    found = (reader or AliasReader(load_params())).read(alias)
+    assert found
+    return found
+
+
 def test_an_alias_leads_to_a_version_and_its_weights(challenged):
     reader = AliasReader(load_params())
-    first = reader.read("champion")
+    first = led_to("champion", reader)
 
     assert first == ServedVersion("trueline-policy", 1, first.md5)
     assert first.name == "trueline-policy/1"
@@ -38,11 +44,11 @@ def test_an_alias_leads_to_a_version_and_its_weights(challenged):
     (folder / "content.txt").write_text("damaged")
     assert (weights(first.md5, first.name) / "content.txt").read_text().startswith("ppo 0")
     champion.promote(load_params())
-    assert reader.read("champion").version == 2
+    assert led_to("champion", reader).version == 2
 
 
 def test_weights_come_from_the_remote_where_the_cache_lacks_them(challenged, tmp_path):
-    md5 = output_hash("align", Path("models/ppo"))
+    md5 = output_hash("align", Path("models/ppo")) or ""
     dvc("remote", "add", "-d", "shared", str(tmp_path / "remote"), cwd=challenged)
     dvc("push", "-q", "align", cwd=challenged)
     shutil.rmtree(".dvc/cache")
@@ -58,18 +64,20 @@ def test_weights_come_from_the_remote_where_the_cache_lacks_them(challenged, tmp
 
 def test_a_registry_that_is_away_is_asked_anew(challenged):
     reader = AliasReader(load_params())
-    assert reader.read("champion").version == 1
+    first = led_to("champion", reader)
     moved = Path("mlflow.db").rename("away.db")
     Path("mlflow.db").write_text("no database")
     with pytest.raises(InputError):
         AliasReader(load_params()).read("champion")
+    assert AliasReader(load_params()).last("champion") == first  # of an earlier process
+    assert AliasReader(load_params()).last("challenger") is None
     moved.replace("mlflow.db")
-    assert reader.read("champion").version == 1
+    assert led_to("champion", reader).version == 1
 
 
 def test_figures_are_a_run_of_the_version(challenged):
     params = load_params()
-    first, store = AliasReader(params).read("champion"), open_store("trueline")
+    first, store = led_to("champion"), open_store("trueline")
     run = ServingRun(params, first, "champion")
     run.write({"requests": 1.0, "errors": 0.0, "thumbs_up": 0.0, "thumbs_down": 0.0})
     run.write(FIGURES, is_end=True)
@@ -79,8 +87,8 @@ def test_figures_are_a_run_of_the_version(challenged):
     assert (found.version, found.role, found.figures) == ("Opponent", "champion", FIGURES)
     version = store.client.get_model_version("trueline-policy", "1")
     assert json.loads(version.tags[RUNS_TAG]) == [found.run_id]
-    kept = store.client.get_run(found.run_id)
-    assert (kept.info.status, kept.data.tags["version"]) == ("FINISHED", "1")
+    saved = store.client.get_run(found.run_id)
+    assert (saved.info.status, saved.data.tags["version"]) == ("FINISHED", "1")
     history = store.client.get_metric_history(found.run_id, "serving/requests")
     assert [(each.step, each.value) for each in history] == [(1, 1.0), (2, 40.0)]
 

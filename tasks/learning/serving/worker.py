@@ -149,7 +149,7 @@ class Worker:
             self._draw(self._batch.step([asked.tokens[-1] for asked in self._open]), 0)
         if self._batch.takes_more and (new := list(self._next())):
             first = len(self._open)
-            self._open += new  # before they are read: where that fails, they are told
+            self._open += new  # before they are read: where that fails, they end with its error
             widths = [len(asked.prompt) + asked.wanted.max_new_tokens for asked in new]
             self._draw(self._batch.add([asked.prompt for asked in new], widths), first)
 

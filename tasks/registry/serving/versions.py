@@ -4,7 +4,8 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.common.files import STATE
+from tasks.common.errors import InputError
+from tasks.common.files import STATE, read_json, write_json
 from tasks.registry.dvc_outputs.cache import DamagedError, NotCachedError, materialise
 from tasks.registry.dvc_outputs.contents import check_folder
 from tasks.registry.dvc_outputs.obtain import obtain
@@ -13,7 +14,7 @@ from tasks.registry.promotion.versions import find_by_alias
 from tasks.settings.params import Params
 
 logger = logging.getLogger(__name__)
-FOLDER = STATE / "policies"
+FOLDER, LAST = STATE / "policies", STATE / "serving.json"
 
 
 class ServedVersion(NamedTuple):
@@ -30,12 +31,13 @@ class ServedVersion(NamedTuple):
 
 
 class AliasReader:
-    """Asks MLflow which version an alias leads to, again and again over one connection."""
+    """Asks MLflow which version an alias leads to, again and again over one connection, and saves what it says."""
 
     def __init__(self, params: Params) -> None:
         """Connect at the first question."""
         self._params = params
         self._store: Store | None = None
+        self._last: dict[str, ServedVersion] = {}
 
     def read(self, alias: str) -> ServedVersion | None:
         """Find the version with an alias; None where no version has it.
@@ -49,7 +51,21 @@ class AliasReader:
         except Exception:
             self._store = None  # whatever was wrong with it, the next question begins anew
             raise
-        return found and ServedVersion(self._params.registry.policy, found["version"], found["md5"])
+        if found is None:
+            return None
+        version = ServedVersion(self._params.registry.policy, found["version"], found["md5"])
+        if self._last.get(alias) != version:
+            self._last[alias] = version
+            write_json(LAST, {name: each._asdict() for name, each in self._last.items()})
+        return version
+
+    def last(self, alias: str) -> ServedVersion | None:
+        """Give where an alias last led, in an earlier process too; None where it never did."""
+        try:
+            version = ServedVersion(**read_json(LAST)[alias])
+        except (InputError, KeyError, TypeError):
+            return None
+        return version if version.policy == self._params.registry.policy else None
 
 
 def weights(md5: str, what: str) -> Path:

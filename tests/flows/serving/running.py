@@ -36,6 +36,9 @@ class Aliases:
     def read(self, alias: str) -> ServedVersion | None:
         if self.fault:
             raise self.fault
+        return self.last(alias)
+
+    def last(self, alias: str) -> ServedVersion | None:
         return version(self.aliases[alias]) if alias in self.aliases else None
 
 

@@ -140,6 +140,18 @@ def test_a_registry_that_is_away_changes_nothing(
     assert "MLflow answers again" in caplog.text
 
 
+def test_a_start_while_the_registry_is_away_serves_what_it_gave_last(
+    serve: Serve, aliases: Aliases, caplog: pytest.LogCaptureFixture
+) -> None:
+    aliases.fault = InputError("MLflow cannot be reached")
+    assert who(serve()) == "trueline-policy/1"
+    assert "MLflow cannot be reached; what it last gave for champion is served" in caplog.text
+
+    aliases.aliases = {}
+    with pytest.raises(InputError, match="MLflow cannot be reached"):
+        serve()
+
+
 def test_a_version_that_breaks_is_loaded_again(serve: Serve, parrots: Parrots) -> None:
     server = serve()
     first = parrots.loaded["trueline-policy/1"]

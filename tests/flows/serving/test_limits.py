@@ -52,7 +52,13 @@ def test_what_cannot_be_answered_as_it_is_meant(serve: Serve, fields: dict[str, 
 
 
 def test_what_does_nothing_is_ignored(serve: Serve, parrots: Parrots) -> None:
-    harmless = {"tools": [], "response_format": {"type": "text"}, "frequency_penalty": 0, "store": True, "new": [1]}
+    harmless: dict[str, Any] = {
+        "tools": [],
+        "response_format": {"type": "text"},
+        "frequency_penalty": 0,
+        "store": True,
+        "new": [1],
+    }
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     messages = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": parts, "name": "ann"}]
 
