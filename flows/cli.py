@@ -9,7 +9,7 @@ import typer
 from flows.cli_common import MODELS, OPERATIONS, PANELS, PEOPLE, PIPELINE, AsJson, print_result, settings
 from flows.cli_events import notify, watch
 from flows.cli_feedback import collect, import_annotation_sheets, label, rounds, write_annotation_sheet
-from flows.cli_keeping import gc
+from flows.cli_keeping import backup, gc, restore
 from flows.cli_metrics import metrics
 from flows.cli_schedule import deploy, schedule
 from flows.cli_serving import serve
@@ -297,7 +297,8 @@ for command in (schedule, deploy):
     app.command(rich_help_panel=OPERATIONS)(command)
 
 
-app.command(rich_help_panel=OPERATIONS)(gc)
+for keeping in (gc, backup, restore):
+    app.command(rich_help_panel=OPERATIONS)(keeping)
 
 
 @app.command(rich_help_panel=OPERATIONS)

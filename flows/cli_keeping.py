@@ -1,5 +1,6 @@
 """Commands that delete what nothing needs, and that keep what must not be lost."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,3 +27,40 @@ def gc(
     from flows.keeping_tables import show_garbage
 
     print_result(collect_garbage(settings(), keep, days, yes=yes), as_json, show_garbage)
+
+
+def backup(
+    folder: Annotated[Path, typer.Argument(help="A new or an empty folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Save the tracking database, record, lock file and settings.
+
+    Weights and data stay in DVC's remote; what the aliases reach and it lacks is named, with exit code 1.
+    """
+    from flows.keeping_tables import show_backup
+    from tasks.registry.backup.save import backup as save
+
+    saved = save(settings(), folder)
+    print_result(saved, as_json, show_backup)
+    if saved["unreachable"]:
+        raise typer.Exit(1)
+
+
+def restore(
+    folder: Annotated[Path, typer.Argument(help="A folder that trueline backup wrote.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Also replace what is newer here.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a backup into this checkout, after a check of every file.
+
+    What it overwrites is kept in .trueline/replaced.
+    """
+    from flows.keeping_tables import show_restored
+    from flows.locks import one_flow_at_a_time
+    from tasks.registry.backup.load import restore as load
+
+    with one_flow_at_a_time():
+        restored = load(folder, overwrite=overwrite)
+    print_result(restored, as_json, show_restored)
+    if restored["unreachable"]:
+        raise typer.Exit(1)

@@ -34,6 +34,38 @@ def show_garbage(found: Mapping[str, Any]) -> None:
         _console.print(shown("Nothing has been deleted. To delete: the same command with --yes"), soft_wrap=True)
 
 
+def show_backup(saved: Mapping[str, Any]) -> None:
+    """What was saved, and what must be saved elsewhere."""
+    counts = f"{saved['files']} files, {size(saved['bytes'])}"
+    print_sentence(_console, f"{saved['folder']} is complete ({counts}, database: {saved['database']}).")
+    _show_reach(saved)
+
+
+def show_restored(restored: Mapping[str, Any]) -> None:
+    """What was restored, and where what it replaced is."""
+    print_sentence(_console, f"Restored from {restored['made']}: {', '.join(restored['restored'])}.")
+    if restored["record"] != "restored":
+        print_sentence(_console, "The record here has more decisions than the backup, so it stays, with its settings.")
+    if restored["replaced"]:
+        print_sentence(_console, f"What was replaced is in {restored['replaced']}.")
+    _show_reach(restored)
+    _console.print(shown("Next: dvc fetch --run-cache --all-commits, then trueline sync"), soft_wrap=True)
+
+
+def _show_reach(found: Mapping[str, Any]) -> None:
+    names = ", ".join(f"{alias} (version {version})" for alias, version in found["aliases"].items())
+    for note in found["notes"]:
+        print_sentence(_console, note)
+    for sentence in found["unreachable"]:
+        print_sentence(_console, f"Missing: {sentence}.")
+    if found["unreachable"]:
+        command = "dvc push --run-cache --all-commits"
+        _console.print(shown(f"To send what is missing, where it lies: {command}"), soft_wrap=True)
+    if names:
+        verdict = "not all that they reach can be fetched" if found["unreachable"] else "all they reach can be fetched"
+        print_sentence(_console, f"Aliases: {names}; {verdict}.")
+
+
 def _fate(found: Mapping[str, Any], version: Mapping[str, Any]) -> str:
     if version["weights_deleted"]:
         return f"weights deleted on {version['weights_deleted']}"

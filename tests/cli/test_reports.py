@@ -12,11 +12,30 @@ from flows import status as status_module
 from flows.doctor import Finding
 from flows.locks import one_flow_at_a_time
 from tasks.common.progress import StageProgress
+from tasks.registry.backup import load as loading
+from tasks.registry.backup import save as saving
 from tasks.registry.lineage import explain, sync
 from tasks.registry.lineage import report as reporting
 from tasks.registry.promotion import champion
 from tests.cli.conftest import returning
 
+SAVED = {
+    "folder": "saved",
+    "made": "2026-11-30T12:00:00+00:00",
+    "database": "server",
+    "files": 5,
+    "bytes": 2048,
+    "aliases": {"champion": 3},
+    "notes": ["MLflow's database is behind http://server: back it up where that runs."],
+    "unreachable": [],
+}
+RESTORED = {
+    **{name: SAVED[name] for name in ("folder", "made", "aliases", "unreachable")},
+    "restored": ["mlruns", "the tracking database"],
+    "record": "newer here",
+    "replaced": ".trueline/replaced/now",
+    "notes": [],
+}
 GARBAGE = {
     "deleted": False,
     "days": 30,
@@ -43,6 +62,8 @@ VERDICT = {"promoted": True, "held": False, "version": 2, "champion": 2, "reason
         (["promote"], champion, "promote", VERDICT),
         (["rollback", "--reason", "worse"], champion, "rollback", VERDICT),
         (["approve", "3", "--by", "Ada", "--reason", "good"], champion, "approve", VERDICT),
+        (["backup", "saved"], saving, "backup", SAVED),
+        (["restore", "saved"], loading, "restore", RESTORED),
         (["gc", "--keep", "champion,3"], garbage, "collect_garbage", GARBAGE),
         (["reject", "3", "--by", "Ada", "--reason", "worse"], champion, "reject", VERDICT),
     ],
@@ -248,4 +269,44 @@ def test_gc_says_what_goes_what_stays_and_how_to_delete(trueline, monkeypatch: p
         "0af1.dir must stay, and neither DVC's cache nor its remote has it.",
         "DVC remote web is reached over HTTP.",
         "Nothing has been deleted. To delete: the same command with --yes",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "owner", "content", "first"),
+    [
+        (
+            "backup",
+            saving,
+            SAVED,
+            [
+                "saved is complete (5 files, 2.0 kB, database: server).",
+                "MLflow's database is behind http://server: back it up where that runs.",
+            ],
+        ),
+        (
+            "restore",
+            loading,
+            RESTORED,
+            [
+                "Restored from 2026-11-30T12:00:00+00:00: mlruns, the tracking database.",
+                "The record here has more decisions than the backup, so it stays, with its settings.",
+                "What was replaced is in .trueline/replaced/now.",
+            ],
+        ),
+    ],
+    ids=["backup", "restore"],
+)
+def test_what_cannot_be_fetched_is_named_with_exit_code_1(
+    trueline, monkeypatch: pytest.MonkeyPatch, command: str, owner: Any, content: dict[str, Any], first: list[str]
+) -> None:
+    monkeypatch.setattr(owner, command, returning(content | {"unreachable": ["the policy of champion is not there"]}))
+    code, out, _ = trueline(command, "saved")
+    assert code == 1
+    lines = out.splitlines()
+    assert lines[: len(first)] == first
+    assert lines[len(first) : len(first) + 3] == [
+        "Missing: the policy of champion is not there.",
+        "To send what is missing, where it lies: dvc push --run-cache --all-commits",
+        "Aliases: champion (version 3); not all that they reach can be fetched.",
     ]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from dvc.repo import Repo
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 from tasks.registry.lineage import sync
 from tasks.registry.mlflow_runs.relocation import relocate
@@ -256,8 +257,14 @@ def challenged(challenge, tmp_path, monkeypatch):
 @pytest.fixture
 def own(challenged, challenge):
     """The same, with MLflow artifacts of its own: the database names those of the checkout that was copied."""
-    relocate(challenged / "mlflow.db", challenge.as_uri(), challenged.as_uri())
+    own_artifacts(challenged, challenge)
     return challenged
+
+
+def own_artifacts(folder, copied):
+    """Have a copy's database name the copy's own artifacts, and MLflow forget where it knows those of a run."""
+    relocate(folder / "mlflow.db", copied.as_uri(), folder.as_uri())
+    _artifact_repos_cache.clear()
 
 
 RANK = 4

@@ -15,10 +15,9 @@ from tasks.common.errors import InputError
 from tasks.registry.export.folders import export, export_reward
 from tasks.registry.lineage import trace as tracing
 from tasks.registry.lineage.explain import why
-from tasks.registry.mlflow_runs.relocation import relocate
 from tasks.registry.promotion import champion
 from tasks.settings.params import load_params
-from tests.registry.conftest import aliases, change_figures, commit, dvc, repro, run_again, shell
+from tests.registry.conftest import aliases, change_figures, commit, dvc, own_artifacts, repro, run_again, shell
 
 KEEP = "champion,previous,challenger,held"
 CACHE, REMOTE = Path(".dvc/cache"), Path("../remote")
@@ -55,7 +54,7 @@ def grown(challenge, tmp_path_factory):
     """Version 3 is champion, 2 was before it, 1 before that, and 4 is challenger; not to be changed."""
     folder = tmp_path_factory.mktemp("grown") / "checkout"
     shutil.copytree(challenge, folder)
-    relocate(folder / "mlflow.db", challenge.as_uri(), folder.as_uri())
+    own_artifacts(folder, challenge)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for content in (3, 4):
@@ -64,7 +63,7 @@ def grown(challenge, tmp_path_factory):
         champion.register(load_params())
         commit(folder)
         dvc("remote", "add", "-d", "store", "../remote", cwd=folder)
-        dvc("push", "-q", "--run-cache", cwd=folder)
+        shutil.copytree(CACHE, REMOTE)  # dvc push takes the outputs of dvc.lock alone
     return folder
 
 
@@ -73,7 +72,7 @@ def checkout(grown, tmp_path, monkeypatch):
     """A copy, with a remote of its own, as the working folder."""
     folder = tmp_path / "checkout"
     shutil.copytree(grown.parent, tmp_path, dirs_exist_ok=True)
-    relocate(folder / "mlflow.db", grown.as_uri(), folder.as_uri())
+    own_artifacts(folder, grown)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(tracing, "_count", lambda *_: {})  # the stages write no rows
     return folder

@@ -228,7 +228,7 @@ def test_the_card_of_a_challenger_follows_the_newest_gate(tracked):
 
 @pytest.mark.slow
 def test_a_server_gets_the_weights_of_a_champion_only(tracked, monkeypatch):
-    monkeypatch.setattr(mlflow_model, "_local", lambda _: None)  # as where artifacts are reached over a network
+    monkeypatch.setattr(mlflow_model, "local_folder", lambda _: None)  # as where artifacts are reached over a network
     champion.register(load_params())
     assert [path.name for path in artifacts().iterdir()] == ["README.md"]
     champion.promote(load_params())

@@ -100,7 +100,7 @@ def check_weights(store: Store, entry: Entry) -> None:
     """
     model_id = str(store.client.get_model_version(entry.name, str(entry.version)).tags["model_id"])
     logged, what = store.client.get_logged_model(model_id), f"{entry.name} version {entry.version}"
-    folder = _local(logged.artifact_location)
+    folder = local_folder(logged.artifact_location)
     if folder and (folder / "model").exists():
         try:
             check_folder(folder / "model", entry.md5)
@@ -119,7 +119,7 @@ def check_weights(store: Store, entry: Entry) -> None:
 def card_path(store: Store, model_id: str) -> str:
     """Return the path of a logged model's card relative to the checkout, or its address if it is not in there."""
     location = str(store.client.get_logged_model(model_id).artifact_location)
-    folder = _local(location)
+    folder = local_folder(location)
     if folder and folder.is_relative_to(main_checkout()):
         return (folder.relative_to(main_checkout()) / CARD).as_posix()
     return f"{location}/{CARD}"
@@ -127,7 +127,7 @@ def card_path(store: Store, model_id: str) -> str:
 
 def _make_loadable(store: Store, entry: Entry, model_id: str, *, upload: bool) -> None:
     logged = store.client.get_logged_model(model_id)
-    folder = _local(logged.artifact_location)
+    folder = local_folder(logged.artifact_location)
     is_written = IS_EXTERNAL not in logged.tags and not (folder and not (folder / "MLmodel").exists())
     if is_written or not (folder or upload):
         return
@@ -194,7 +194,7 @@ def _generation(params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _local(location: str) -> Path | None:
+def local_folder(location: str) -> Path | None:
     """Return the folder of an artifact location on this machine; None for a remote one."""
     from mlflow.utils.file_utils import local_file_uri_to_path
     from mlflow.utils.uri import is_local_uri

@@ -36,7 +36,7 @@ def prepared(uri: str, checkout: Path) -> Iterator[None]:
     Raises:
         InputError: the file is damaged, locked, has another schema, or cannot be created.
     """
-    file = _file(uri)
+    file = database_file(uri)
     if file is None:
         yield
         return
@@ -52,7 +52,7 @@ def prepared(uri: str, checkout: Path) -> Iterator[None]:
 
 def sqlite_fault(uri: str, fault: str) -> str | None:
     """Return the message for a fault of a SQLite database, with its cure; None for other databases."""
-    file = _file(uri)
+    file = database_file(uri)
     return _access_fault(file, fault) if file else None
 
 
@@ -72,7 +72,8 @@ def structural_fault(file: Path) -> str | None:
         return str(error)
 
 
-def _file(uri: str) -> Path | None:
+def database_file(uri: str) -> Path | None:
+    """Return the file of a SQLite database; None for other databases and servers."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 

@@ -60,7 +60,7 @@ def apply_pending(store: Store, params: Params, lock: ServerLock | None = None) 
     if lock is None:
         with lock_server(store, params.registry.policy) as own:
             return apply_pending(store, params, own)
-    if applied is None:
+    if applied is None or _lacks_version(store, params, moves[-1]):
         _recreate_versions(store, params, decisions)
     if not moves:
         return None
@@ -190,6 +190,12 @@ def _recreate_versions(store: Store, params: Params, decisions: list[Decision]) 
             found = create_policy(store, params, policy["record"], policy["reward_version"], number)
             write_models(store, params, policy)
         _check_number(found, number)
+
+
+def _lacks_version(store: Store, params: Params, decision: Decision) -> bool:
+    """Tell whether the registry is older than a decision, as after a backup was restored: it has no such version."""
+    versions = filter(None, (decision["policy"], decision["previous"]))
+    return any(find_version(store, params.registry.policy, version["md5"]) is None for version in versions)
 
 
 def _find_recreated(store: Store, name: str, md5: str, number: int) -> "ModelVersion | None":
