@@ -22,6 +22,7 @@ def serve(
     canary: Annotated[str | None, typer.Option(metavar="ALIAS:PERCENT", help="Such as challenger:10.")] = None,
     api_keys: Annotated[Path | None, typer.Option(metavar="FILE", help="name:key, one a line.")] = None,
     poll: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the aliases.")] = 5.0,
+    wait: Annotated[bool, typer.Option("--wait", help="Begin without a champion, and wait for one.")] = False,
     figures_every: Annotated[float, typer.Option(min=1.0, help="Seconds between two writes to MLflow.")] = 60.0,
     feedback_folder: Annotated[Path, typer.Option(help="Where thumbs are written.")] = Path(".trueline/feedback"),
     max_concurrent: Annotated[int, typer.Option(min=1, help="Answers sampled side by side.")] = 8,
@@ -57,6 +58,7 @@ def serve(
         limits=limits,
         canary=parse_canary(canary, CHAMPION) if canary else None,
         poll_seconds=poll,
+        wait=wait,
         figures_seconds=figures_every,
         feedback_folder=feedback_folder,
     )

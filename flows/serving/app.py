@@ -77,10 +77,12 @@ class _Paths:
         """Say who answers, and what is wrong."""
         versions = self._service.versions
         faults = {alias: f"{failure.version.name}: {failure.reason}" for alias, failure in versions.failures().items()}
-        is_ready = not self._service.is_stopping
+        current, is_stopping = versions.current(), self._service.is_stopping
+        is_ready = versions.aliases[0] in current and not is_stopping
+        is_well = is_ready and not faults and versions.registry_answers
         body = {
-            "status": "stopping" if not is_ready else "degraded" if faults or not versions.registry_answers else "ok",
-            "versions": {alias: loaded.version.name for alias, loaded in versions.current().items()},
+            "status": "ok" if is_well else "degraded" if is_ready else "stopping" if is_stopping else "waiting",
+            "versions": {alias: loaded.version.name for alias, loaded in current.items()},
             "registry": "answers" if versions.registry_answers else "does not answer",
             "failed": faults,
         }

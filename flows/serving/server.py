@@ -34,6 +34,7 @@ class Serving(NamedTuple):
     limits: Limits
     canary: Canary | None
     poll_seconds: float
+    wait: bool  # for a champion, where there is none yet
     figures_seconds: float
     feedback_folder: Path
 
@@ -60,7 +61,7 @@ def serve(params: Params, serving: Serving, load: Loader) -> None:
     # uvicorn raises the signal again when it has ended: what follows must be done all the same.
     before = signal.signal(signal.SIGTERM, _stop)
     try:
-        versions.start(serving.poll_seconds)
+        versions.start(serving.poll_seconds, wait=serving.wait)
         service = Service(
             params,
             versions,
@@ -102,7 +103,8 @@ def _run(service: Service, listening: socket.socket, serving: Serving) -> None:
     )
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    names = ", ".join(f"{alias} {loaded.version.name}" for alias, loaded in service.versions.current().items())
+    current = service.versions.current()
+    names = ", ".join(f"{alias} {loaded.version.name}" for alias, loaded in current.items()) or "no champion yet"
     sys.stderr.write(f"trueline: {names} at http://{shown}:{port}/v1\n")
     _Server(config, service).run(sockets=[listening])
 

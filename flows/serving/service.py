@@ -17,6 +17,8 @@ from tasks.data.records import Message
 from tasks.registry.serving.versions import ServedVersion
 from tasks.settings.params import Params
 
+WAIT_SECONDS = 30  # for a champion
+
 
 class Service:
     """Versions, limits, and what is counted."""
@@ -64,6 +66,8 @@ class Service:
             RequestError: it names what does not answer here.
         """
         champion, current = self.versions.aliases[0], self.versions.current()
+        if champion not in current:
+            raise RequestError(503, "there is no champion yet: try again later", retry_after=WAIT_SECONDS)
         if request.model in (None, "", self.policy, champion):
             is_canary = (
                 self._canary

@@ -68,27 +68,36 @@ class Versions:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self, seconds: float) -> None:
-        """Load what the aliases lead to, and follow them from now on, in a thread that looks every so many seconds.
+    def start(self, seconds: float, *, wait: bool = False) -> None:
+        """Load what the aliases lead to, and follow them from now on.
+
+        Args:
+            seconds: between two looks, in a thread.
+            wait: begin without a version where the first alias leads to none that can be loaded yet.
 
         Raises:
-            InputError: the first alias leads to nothing that can be loaded, or MLflow cannot be reached and never was.
+            InputError: without `wait`, the first alias leads to nothing that can be loaded, or MLflow cannot be
+                reached and never was.
         """
         for alias in self.aliases:
             try:
                 wanted = self._reader.read(alias)
             except Exception as error:  # a restart while MLflow is away
                 wanted = self._reader.last(alias)
-                if wanted is None and alias == self.aliases[0]:
+                if wanted is None and alias == self.aliases[0] and not wait:
                     raise
                 self.registry_answers = False
-                logger.warning("%s; what it last gave for %s is served", classify(error)[1], alias)
+                what = f"what it last gave for {alias} is served" if wanted else f"nothing is served for {alias}"
+                logger.warning("%s; %s", classify(error)[1], what)
             if wanted is not None:
                 self._lead(alias, wanted)
         first = self.aliases[0]
         if first not in self._by_alias:
             failure = self._failures.get(first)
-            raise InputError(failure.reason if failure else f"no version has the alias {first}: run trueline run first")
+            reason = failure.reason if failure else f"no version has the alias {first}: run trueline run first"
+            if not wait:
+                raise InputError(reason)
+            logger.warning("%s; requests are refused until one answers", reason)
         self._thread = threading.Thread(target=self._follow, args=(seconds,), name="aliases", daemon=True)
         self._thread.start()
 

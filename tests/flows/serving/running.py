@@ -21,6 +21,8 @@ from flows.serving.versions import Versions
 from tasks.registry.serving.versions import ServedVersion
 from tasks.settings.params import Params
 
+POLL_SECONDS = 0.02
+
 
 def version(number: int) -> ServedVersion:
     return ServedVersion("trueline-policy", number, f"{number:032x}.dir")
@@ -100,10 +102,10 @@ def running(
     limits: Limits | None = None,
     keys: dict[str, str] | None = None,
     canary: Canary | None = None,
-    poll: float = 0.02,
+    wait: bool = False,
 ) -> Iterator[Running]:
     versions = Versions(["champion", *([canary.alias] if canary else [])], aliases, load)
-    versions.start(poll)
+    versions.start(POLL_SECONDS, wait=wait)
     service = Service(
         params, versions, limits=limits or Limits(), keys=Keys(keys or {}), canary=canary, thumbs=Thumbs(folder)
     )

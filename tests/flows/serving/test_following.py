@@ -171,6 +171,20 @@ def test_an_alias_that_is_deleted_keeps_its_version(serve: Serve, aliases: Alias
     assert who(server) == "trueline-policy/1"
 
 
+def test_a_server_may_wait_for_its_champion(serve: Serve, aliases: Aliases, parrots: Parrots) -> None:
+    aliases.aliases = {}
+    server = serve(wait=True)
+    early, ready = server.chat(), server.client.get("/ready")
+    assert (early.status_code, early.headers["Retry-After"]) == (503, "30")
+    assert early.json()["error"]["message"] == "there is no champion yet: try again later"
+    assert (ready.status_code, ready.json()["status"]) == (503, "waiting")
+    assert server.client.get("/health").status_code == 200
+
+    aliases.aliases = {"champion": 1}
+    until(lambda: server.client.get("/ready").json()["status"] == "ok")
+    assert who(server) == "trueline-policy/1"
+
+
 def test_without_a_champion_nothing_is_served(serve: Serve, aliases: Aliases, parrots: Parrots) -> None:
     aliases.aliases = {}
     with pytest.raises(InputError, match="no version has the alias champion: run trueline run first"):
