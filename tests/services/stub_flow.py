@@ -5,6 +5,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+from prefect import task
+
 from flows import pipeline as module
 from flows.deployments import PIPELINE
 from flows.heartbeats import ensure_rule, send_heartbeats
@@ -15,9 +17,14 @@ SECONDS = Path("seconds.txt")  # how long the next run takes
 SLEEP = "import sys, time; time.sleep(float(sys.argv[1]))"
 
 
-def _finish(*_arguments: object) -> Result:
+@task
+def _sleep() -> None:
     with child([sys.executable, "-c", SLEEP, SECONDS.read_text(encoding="utf-8")]) as process:
         process.wait()
+
+
+def _finish(*_arguments: object) -> Result:
+    _sleep()
     module.report(cast("Any", None))
     return Result([], cast("Any", {}), cast("Any", {}), [])
 
