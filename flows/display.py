@@ -12,6 +12,7 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
+from flows.events.freshness import lines
 from flows.tables import Cell, make_console, print_sentence, shown, table
 from tasks.common.rounding import chance, number
 from tasks.common.safe_text import without_secrets
@@ -117,6 +118,8 @@ def show_status(status: Mapping[str, Any]) -> None:
         _line(f"challenger  {registry['challenger'] or 'none'}")
         if registry["awaiting"]:
             _line(f"to approve  {', '.join(map(str, registry['awaiting']))}")
+    if freshness := status["freshness"]:
+        _line(f"freshness   {', '.join(lines(freshness))}{'; stale' if freshness['reasons'] else ''}")
     flow, failure = status["flow"], status["failure"]
     _line(f"flow        {_flow_process(flow) if flow else 'none runs'}")
     if failure:

@@ -13,6 +13,7 @@ from flows.abandoned_runs import end_runs_of_ended_flows
 from flows.approval import ask
 from flows.deployed import set_up
 from flows.deployments import PIPELINE
+from flows.events.freshness import check_freshness as check_the_freshness
 from flows.events.runs import run_reported
 from flows.fetching import Fetching
 from flows.hand_over import with_gpu_part
@@ -78,6 +79,12 @@ def register(params: Params) -> champion.Registered:
     return champion.register(params)
 
 
+@task(name="freshness", cache_policy=NO_CACHE)
+def check_freshness(params: Params) -> None:
+    """Tell whether the reward model is stale."""
+    check_the_freshness(params)
+
+
 @task(name="report", cache_policy=NO_CACHE)
 def report(params: Params) -> None:
     """Write the report, and link it from the page of the flow's run."""
@@ -121,7 +128,7 @@ def pipeline(
         ):
             set_up(settings, remote)
             run_one = with_gpu_part(run_by_name, gpu_part, settings, remote) if gpu_part else run_by_name
-            steps = Steps(name_opponent, run_one, sync_lineage, register, report, promote)
+            steps = Steps(name_opponent, run_one, sync_lineage, register, check_freshness, report, promote)
             params, graph = begin(steps)
             end_runs_of_ended_flows(params)
             fetching = Fetching(graph, pull=True if gpu_part else pull)

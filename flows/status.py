@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from flows import locks
+from flows.events.freshness import current
 from tasks.common.errors import InputError
 from tasks.common.progress import running
 from tasks.registry.dvc_outputs.graph import graph_status, plan
@@ -20,7 +21,10 @@ REWARD_MODELS = ("reward", "held_out_reward")  # stages
 
 
 def status(params: Params) -> dict[str, Any]:
-    """Gather it as plain data: stages, those that train nothing, what runs, registry, flow (its process), failure.
+    """Gather it as plain data.
+
+    That is: stages, those that train nothing, what runs, registry, the reward model's freshness, the flow's process,
+    the last failure.
 
     Raises:
         InputError: DVC cannot read the pipeline.
@@ -32,6 +36,7 @@ def status(params: Params) -> dict[str, Any]:
         "stages": dict.fromkeys(plan(), "busy") if flow or stages else stage_states(),
         "running": [stage._asdict() for stage in stages],
         "registry": registry(params),
+        "freshness": current(params),
         "flow": flow and flow._asdict(),
         "failure": failure and failure._asdict(),
     }

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from flows.events.freshness import check_freshness
 from flows.events.runs import run_reported
 from flows.last_run import Recording, recorded
 from flows.locks import one_flow_at_a_time
@@ -36,6 +37,7 @@ class Steps(NamedTuple):
     run_stage: Callable[[Walk, str], StageRun]
     sync_lineage: Callable[[Params], sync.Synced]
     register: Callable[[Params], champion.Registered]
+    check_freshness: Callable[[Params], None]
     report: Callable[[Params], object]
     promote: Callable[[Params], champion.Promotion]
 
@@ -68,6 +70,7 @@ def finish(steps: Steps, params: Params, walk: Walk, recording: Recording) -> Re
             walk.look(steps.name_opponent(params, graph_status()))
     synced = steps.sync_lineage(params)
     registered = steps.register(params)
+    steps.check_freshness(params)  # before the report, which shows it
     steps.report(params)  # before a person is asked, who wants to read it
     recording.promotion = steps.promote(params)
     alarms = [*synced["alarms"], *publish_after_run(params)]
@@ -80,7 +83,15 @@ def finish_unchanged() -> Result | None:
     Raises:
         InputError: something must be fixed, or another flow runs in this checkout.
     """
-    steps = Steps(name_opponent, Walk.bring_up_to_date, sync.sync, champion.register, write_report, champion.promote)
+    steps = Steps(
+        name_opponent,
+        Walk.bring_up_to_date,
+        sync.sync,
+        champion.register,
+        check_freshness,
+        write_report,
+        champion.promote,
+    )
     with run_reported(), one_flow_at_a_time(), recorded() as recording:
         params, graph = begin(steps)
         recording.is_run = not graph.stale

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from tasks.settings.choices import EventKind
-from tasks.settings.section import Section
+from tasks.settings.section import Count, Section, Share
 
 
 class Notify(Section):
@@ -13,3 +13,11 @@ class Notify(Section):
 
     events: list[EventKind]
     stuck_minutes: Annotated[int, Field(ge=1, le=100_000)]
+
+
+class Freshness(Section):
+    """When the reward model counts as stale."""
+
+    max_drift: Share
+    min_agreement: Annotated[float, Field(ge=-1, le=1)]
+    max_age_days: Count | None

@@ -14,7 +14,7 @@ from tasks.settings.alignment import Align, Dpo, Kto, Methods, MethodSettings, P
 from tasks.settings.base import Base, Scratch
 from tasks.settings.data import NO_ROWS, Prepare, PromptSource, RatingSource, Source, Split, Validate
 from tasks.settings.evaluation import Evaluate, LlmJudge
-from tasks.settings.events import Notify
+from tasks.settings.events import Freshness, Notify
 from tasks.settings.promotion import Gate, Registry
 from tasks.settings.rewards import NamedReward, RewardCheck, Rewards, TrainingReward
 from tasks.settings.runtime import Lora, Runtime
@@ -30,6 +30,7 @@ __all__ = [
     "Base",
     "Dpo",
     "Evaluate",
+    "Freshness",
     "Gate",
     "Kto",
     "LlmJudge",
@@ -109,6 +110,7 @@ class Params(Methods):
     evaluate: Evaluate
     gate: Gate
     registry: Registry
+    freshness: Freshness
     notify: Notify
 
     @model_validator(mode="after")

@@ -48,6 +48,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(module, "run_stage", Plain(lambda _walk, stage: StageRun(stage, "ran", 1.0, ""), calls))
     monkeypatch.setattr(module, "sync_lineage", step("lineage", {"stages": [], "alarms": ["sft differs"]}))
     monkeypatch.setattr(module, "register", step("register", {"version": 1}))
+    monkeypatch.setattr(module, "check_freshness", step("freshness"))
     monkeypatch.setattr(module, "report", step("report"))
     monkeypatch.setattr(module, "promote", step("promote", verdict))
     monkeypatch.setattr("flows.steps.publish_after_run", step("publish", ["not published: no upstream"]))
@@ -57,7 +58,8 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_steps_come_in_order(calls: list[str]) -> None:
     result = pipeline.fn()
 
-    assert calls == ["preflight", "opponent", "prepare", "sft", "lineage", "register", "report", "promote", "publish"]
+    last = ["lineage", "register", "freshness", "report", "promote", "publish"]
+    assert calls == ["preflight", "opponent", "prepare", "sft", *last]
     assert [row.stage for row in result.stages] == ["prepare", "sft"]
     assert result.promotion["promoted"]
     assert result.alarms == ["sft differs", "not published: no upstream"]

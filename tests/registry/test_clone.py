@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.events.freshness import check_freshness
 from flows.fetching import Fetching
 from flows.last_run import Recording
 from flows.steps import Result, Steps, finish, name_opponent
@@ -22,7 +23,9 @@ pytestmark = pytest.mark.slow
 def run() -> Result:
     """A run without Prefect and without a report, which the stages of these tests have no page for."""
     params = load_params()
-    steps = Steps(name_opponent, Walk.bring_up_to_date, sync.sync, champion.register, id, champion.promote)
+    steps = Steps(
+        name_opponent, Walk.bring_up_to_date, sync.sync, champion.register, check_freshness, id, champion.promote
+    )
     graph = name_opponent(params, graph_status())
     return finish(steps, params, Walk(graph, Fetching(graph)), Recording("now"))
 

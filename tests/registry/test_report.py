@@ -9,6 +9,7 @@ import pytest
 from tasks.common.errors import InputError
 from tasks.common.rounding import ABSENT
 from tasks.registry.dvc_outputs import stages
+from tasks.registry.lineage import report as lineage
 from tasks.registry.lineage.report import MARKER, REPORT, address, energy, write_report
 from tasks.registry.mlflow_runs import tracking
 from tasks.registry.mlflow_runs.linked_runs import link_runs
@@ -71,7 +72,10 @@ def test_what_versions_did_where_they_were_served(params):
 
 
 @pytest.mark.slow
-def test_the_gates_page_gets_lineage_and_cost_and_stays_as_it_is(params):
+def test_the_gates_page_gets_lineage_and_cost_and_stays_as_it_is(params, monkeypatch):
+    figure = {"value": 0.75, "low": 0.7, "high": 0.8}
+    figures = {name: {"candidate": figure, "sft": None} for name in ("drift", "agreement")}
+    monkeypatch.setattr(lineage, "saved_freshness", lambda: figures)
     written = write_report(params)
     html = REPORT.read_text(encoding="utf-8")
     before, after = Path("reports/gate/report.html").read_text(encoding="utf-8").split(MARKER)
@@ -79,6 +83,7 @@ def test_the_gates_page_gets_lineage_and_cost_and_stays_as_it_is(params):
     assert html.endswith(after)
     assert "<h2>Lineage</h2>" in html
     assert "<h2>ResourceUsage</h2>" in html
+    assert {"Candidate 0.750 [0.700, 0.800] 0.750 [0.700, 0.800]", "SFT — —"} <= set(rows_of(html))
     parser = WellFormed()
     parser.feed(html)
     assert parser.open == []

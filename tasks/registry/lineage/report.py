@@ -17,6 +17,7 @@ from tasks.common.safe_text import without_secrets
 from tasks.methods import METHODS
 from tasks.registry.dvc_outputs.cache import materialise
 from tasks.registry.dvc_outputs.stages import output_hash
+from tasks.registry.lineage.freshness import saved_freshness
 from tasks.registry.mlflow_runs.linked_runs import link_runs, trained_record
 from tasks.registry.mlflow_runs.resource_usage import ResourceUsage, resource_usages
 from tasks.registry.mlflow_runs.store import Store, open_store
@@ -104,6 +105,7 @@ def _render(store: Store, params: Params, usages: Sequence[ResourceUsage], peopl
         method=METHODS[record["method"]],
         people=people,
         served=served(store, {name: md5 for name, md5 in md5s.items() if md5}),
+        freshness=saved_freshness(),
         policy=f"{names.policy} version {policy.version}" if policy else "not registered yet",
         reward=f"{names.reward} version {reward.version}" if reward else "not registered yet",
         base=_named(record["base"]["source"], record),
