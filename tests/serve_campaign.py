@@ -35,7 +35,7 @@ WORDS = ["please", "send", "the", "order", "back", "refund", "it", "today"]
 class Answer(NamedTuple):
     """What a request came to."""
 
-    status: int
+    status: int  # 0: none came, and model is the error; 599: a stream that broke off
     model: str
     seconds: float
     end: float  # monotonic
@@ -90,7 +90,10 @@ def ask(client: httpx.Client, number: int, max_tokens: int) -> Answer:
     words = [WORDS[(number * step) % len(WORDS)] for step in range(1, 5)]
     body = {"messages": [{"role": "user", "content": " ".join(words)}], "max_tokens": max_tokens}
     began = time.monotonic()
-    response = client.post("/v1/chat/completions", json={**body, "stream": number % 3 == 0})
+    try:
+        response = client.post("/v1/chat/completions", json={**body, "stream": number % 3 == 0})
+    except httpx.TransportError as error:
+        return Answer(0, repr(error), time.monotonic() - began, time.monotonic())
     end = time.monotonic()
     model = re.search(r'"model": ?"([^"]+)"', response.text)
     is_whole = number % 3 != 0 or response.text.endswith("data: [DONE]\n\n")

@@ -5,7 +5,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ from flows.serving.errors import RequestError
 from flows.serving.feedback import Answered
 from flows.serving.http import admit, read_body, respond
 from flows.serving.metrics import NO_VERSION
-from flows.serving.requests import read_chat
+from flows.serving.requests import StreamOptions, read_chat
 from flows.serving.service import Service
 from flows.serving.versions import Loaded
 
@@ -112,32 +112,32 @@ class ChatCompletions:
         service, limits = self._service, self._service.limits
         owner = admit(request, service)
         asked, messages = read_chat(await read_body(request, limits.body_bytes, limits.seconds))
-        question, name = service.question(asked, messages), service.route(asked, owner, messages)
+        question, names = service.question(asked, messages), service.route(asked, owner, messages)
         with ExitStack() as held:
             held.enter_context(service.places.take(question.answers))
             try:
-                exchange.loaded = loaded = held.enter_context(service.versions.use(name))
-            except KeyError:  # the alias has moved since it was looked up
-                raise RequestError(404, f"{name} does not answer any more: ask again", code="model_not_found") from None
+                exchange.loaded = loaded = held.enter_context(service.versions.use(names))
+            except KeyError:  # the version that the request names has been freed since it was looked up
+                message = f"{names[-1]} does not answer any more: name another"
+                raise RequestError(404, message, code="model_not_found") from None
             exchange.choices = [Choice() for _ in range(question.answers)]
+
+            def remember() -> None:
+                whole = [choice.whole for choice in exchange.choices]
+                service.thumbs.remember(exchange.id, Answered(loaded.version, owner, messages, whole))
 
             async def work() -> None:
                 async with aclosing(loaded.backend.answer(question)) as events:  # type: ignore[type-var]
                     if asked.stream:
-                        await _stream(
-                            exchange, events, send, bool(asked.stream_options and asked.stream_options.include_usage)
-                        )
+                        await _stream(exchange, events, send, asked.stream_options, remember)
                     else:
-                        await _whole(exchange, events, send, request)
+                        response = await _whole(exchange, events)
+                        remember()  # before a client can rate it
+                        await response(request.scope, request.receive, send)
 
             if await _until_gone(work(), request, limits.seconds - exchange.seconds):
-                service.thumbs.remember(
-                    exchange.id,
-                    Answered(loaded.version, owner, messages, [choice.whole for choice in exchange.choices]),
-                )
-                service.figures_of(loaded.version).add_request(
-                    exchange.seconds, exchange.first, [(choice.content, choice.tokens) for choice in exchange.choices]
-                )
+                answers = [(choice.content, choice.tokens) for choice in exchange.choices]
+                service.figures_of(loaded.version).add_request(exchange.seconds, exchange.first, answers)
             else:
                 exchange.status = CLIENT_GONE
 
@@ -197,7 +197,7 @@ def _take(exchange: Exchange, event: Event) -> None:
     choice.log_probs += event.log_probs
 
 
-async def _whole(exchange: Exchange, events: AsyncIterator[Event], send: Send, request: Request) -> None:
+async def _whole(exchange: Exchange, events: AsyncIterator[Event]) -> JSONResponse:
     async for event in events:
         _take(exchange, event)
     choices = [
@@ -210,12 +210,18 @@ async def _whole(exchange: Exchange, events: AsyncIterator[Event], send: Send, r
         }
         for number, choice in enumerate(exchange.choices)
     ]
-    body = {**exchange.head("chat.completion"), "choices": choices, "usage": exchange.usage()}
-    await JSONResponse(body)(request.scope, request.receive, send)
+    return JSONResponse({**exchange.head("chat.completion"), "choices": choices, "usage": exchange.usage()})
 
 
-async def _stream(exchange: Exchange, events: AsyncIterator[Event], send: Send, with_usage: bool) -> None:
+async def _stream(
+    exchange: Exchange,
+    events: AsyncIterator[Event],
+    send: Send,
+    options: StreamOptions | None,
+    at_end: Callable[[], object],
+) -> None:
     """Send server-sent events: nothing before the first one shows that the request can be answered."""
+    with_usage = options is not None and options.include_usage
     usage: dict[str, Any] = {"usage": None} if with_usage else {}
 
     async def chunk(choices: list[dict[str, Any]], **others: Any) -> None:  # noqa: ANN401
@@ -233,6 +239,7 @@ async def _stream(exchange: Exchange, events: AsyncIterator[Event], send: Send, 
             await chunk([_delta(event.choice, {}, reason=event.reason)])
         elif delta := _shown(event):
             await chunk([_delta(event.choice, delta, log_probs=event.log_probs)])
+    at_end()  # before a client can rate it
     if with_usage:
         await chunk([], usage=exchange.usage())
     await _send_event(send, "[DONE]", more=False)

@@ -24,6 +24,10 @@ from tasks.registry.promotion.versions import CHAMPION
 from tasks.registry.serving.versions import AliasReader, ServedVersion, weights
 from tasks.settings.params import Params
 
+# Longer than clients and proxies keep a connection without requests: a server that closes one as the next request
+# comes loses it. OpenAI's clients keep theirs for 5 seconds, most proxies for 60.
+KEEP_ALIVE_SECONDS = 75
+
 
 class Serving(NamedTuple):
     """How to serve."""
@@ -99,6 +103,7 @@ def _run(service: Service, listening: socket.socket, serving: Serving) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(serving.limits.seconds) + 5,
     )
     host, port = listening.getsockname()[:2]

@@ -59,8 +59,8 @@ class Service:
         with self._lock:
             return self._figures.setdefault(version, Figures())
 
-    def route(self, request: ChatRequest, owner: str | None, messages: Sequence[Message]) -> str:
-        """Choose who answers: an alias, or the version that the request names.
+    def route(self, request: ChatRequest, owner: str | None, messages: Sequence[Message]) -> list[str]:
+        """Choose who answers: aliases in the order in which they are tried, or the version that the request names.
 
         Raises:
             RequestError: it names what does not answer here.
@@ -69,12 +69,9 @@ class Service:
         if champion not in current:
             raise RequestError(503, "there is no champion yet: try again later", retry_after=WAIT_SECONDS)
         if request.model in (None, "", self.policy, champion):
-            is_canary = (
-                self._canary
-                and self._canary.alias in current
-                and self._canary.takes(identity(request, owner, messages))
-            )
-            return self._canary.alias if self._canary and is_canary else champion
+            # The canary may be gone when it is tried: a promotion takes its alias away.
+            is_canary = self._canary and self._canary.takes(identity(request, owner, messages))
+            return [self._canary.alias, champion] if self._canary and is_canary else [champion]
         names = [*current, *dict.fromkeys(loaded.version.name for loaded in current.values())]
         if request.model not in names:
             raise RequestError(
@@ -83,7 +80,7 @@ class Service:
                 code="model_not_found",
                 param="model",
             )
-        return str(request.model)
+        return [str(request.model)]
 
     def question(self, request: ChatRequest, messages: Sequence[Message]) -> Question:
         """Fill in what a request leaves open: answers are sampled as they are evaluated, by the section evaluate.

@@ -111,18 +111,18 @@ class Versions:
         self.free_unused()
 
     @contextmanager
-    def use(self, name: str) -> Iterator[Loaded]:
+    def use(self, names: Sequence[str]) -> Iterator[Loaded]:
         """Hold a version for a request.
 
         Args:
-            name: an alias, or a version as clients read it (trueline-policy/7).
+            names: aliases, or versions as clients read them (trueline-policy/7); the first that answers is taken.
 
         Raises:
-            KeyError: it is none of those that answer.
+            KeyError: none of them does.
         """
         with self._lock:
-            by_name = {loaded.version.name: loaded for loaded in self._by_alias.values()}
-            loaded = self._by_alias.get(name) or by_name[name]
+            answering = {loaded.version.name: loaded for loaded in self._by_alias.values()} | self._by_alias
+            loaded = answering[next((name for name in names if name in answering), names[-1])]
             loaded.requests += 1
         try:
             yield loaded
