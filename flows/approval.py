@@ -4,6 +4,7 @@ The pipeline does not wait: this separate flow is suspended, without a process o
 form. If `trueline approve` was faster, it ends with a message.
 """
 
+import logging
 from typing import Literal
 
 from prefect import flow
@@ -15,8 +16,11 @@ from prefect.runtime import deployment
 from flows.deployed import set_up
 from flows.deployments import APPROVAL, approval_name
 from flows.events.reporting import decisions_reported
+from flows.publish import publish_after_run
 from tasks.registry.promotion import champion
 from tasks.settings.params import load_params
+
+logger = logging.getLogger(__name__)
 
 
 class Form(RunInput):
@@ -41,8 +45,12 @@ def approval(version: int, *, settings: tuple[str, ...] = ()) -> champion.Promot
     form = suspend_flow_run(wait_for_input=Form)
     set_up(settings, None)
     act = champion.approve if form.answer == "approve" else champion.reject
+    params = load_params()
     with decisions_reported():
-        return act(load_params(), str(version), form.by, form.reason)
+        promotion = act(params, str(version), form.by, form.reason)
+    for alarm in publish_after_run(params):
+        logger.warning(alarm)
+    return promotion
 
 
 def ask(held: champion.Promotion) -> None:

@@ -11,6 +11,7 @@ from tasks.common.safe_text import names_secret, without_secrets
 
 PoolType = Literal["process", "docker", "kubernetes"]
 DEPLOYMENT, ASKED = "scheduled", "asked"  # of the pipeline, and of the flow that asks for approval
+PUBLISH = "registry.publish=true"
 PIPELINE, APPROVAL, GPU_PART = "trueline", "trueline-approval", "trueline-gpu-part"
 USER = re.compile(r"([a-z+]+://)?([^/@]*@)?")
 
@@ -92,7 +93,9 @@ def deployments(wanted: Wanted) -> list[Deployment]:
         raise InputError("--here and --gpu-pool exclude each other: the two parts need clones of their own (--git)")
     variables, steps = job_variables(wanted), wanted.source.pull_steps()
     place = {"remote": wanted.remote} if wanted.remote else {}
-    settings = {"settings": [*wanted.settings]}
+    # A clone is gone after its run: what is not published is lost, and the next clone's record is behind the registry.
+    shares = () if wanted.source.url is None else (PUBLISH,)
+    settings = {"settings": [*shares, *wanted.settings]}
     gpu = {"gpu_part": f"{GPU_PART}/{wanted.name}"} if wanted.gpu_pool else {}
     made = [
         Deployment(

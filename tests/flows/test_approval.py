@@ -53,9 +53,15 @@ def test_what_the_form_says_is_done(monkeypatch: pytest.MonkeyPatch, answer: Any
     form = module.Form(answer=answer, by="Ada", reason="Good.")
     monkeypatch.setattr(module, "suspend_flow_run", lambda wait_for_input: form)
     monkeypatch.setattr(module, "load_params", lambda: "params")
+
+    def publish(params: Any) -> list[str]:
+        calls.append(("publish", params))
+        return []
+
+    monkeypatch.setattr(module, "publish_after_run", publish)
     for act in ("approve", "reject"):
         monkeypatch.setattr(champion, act, lambda *given, act=act: calls.append((act, *given)))
 
     module.approval.fn(3)
 
-    assert calls == [(answer, "params", "3", "Ada", "Good.")]
+    assert calls == [(answer, "params", "3", "Ada", "Good."), ("publish", "params")]

@@ -43,7 +43,7 @@ def test_the_pipeline_queues_and_the_approval_does_not() -> None:
 
     assert (pipeline.flow, pipeline.name, pipeline.queue) == ("trueline", "scheduled", "trueline")
     assert (approval.flow, approval.name, approval.queue) == ("trueline-approval", "asked", None)
-    assert pipeline.parameters == {"settings": ["seed=3"], "remote": "s3://bucket/dvc"}
+    assert pipeline.parameters == {"settings": ["registry.publish=true", "seed=3"], "remote": "s3://bucket/dvc"}
     assert pipeline.pull_steps == [
         {"prefect.deployments.steps.git_clone": {"repository": GIT.url, "branch": "main"}}
     ]  # fmt: skip
