@@ -68,6 +68,12 @@ SLOW = 2  # CPU seconds of a test, fixtures apart: twice the aim of one, because
 MakeParams = Callable[..., Params]
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave tests/services unread where it is not wanted: it imports what only `make test-services` installs."""
+    is_unwanted = "not services" in config.getoption("markexpr")
+    return True if is_unwanted and collection_path == Path(__file__).with_name("services") else None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Measure the CPU time of a test and the processes that it waits for: the clock depends on what else runs."""
