@@ -22,7 +22,9 @@ from tasks.common.network import check_proxies
 from tasks.common.safe_text import without_secrets
 from tasks.registry.dvc_outputs.cache import DAMAGED
 from tasks.registry.dvc_outputs.graph import graph_status, places
+from tasks.registry.dvc_outputs.stages import needs_git
 from tasks.registry.mlflow_runs.addresses import TRACKING, named
+from tasks.registry.mlflow_runs.provenance import commit_fault
 from tasks.settings.params import load_params
 from tasks.stage import last_failure
 
@@ -73,9 +75,10 @@ def check_packages() -> Iterator[Finding]:
 
 def check_repositories() -> Iterator[Finding]:
     """Git is installed, and the folder is the root of a DVC repository in a git repository."""
-    if shutil.which("git") is None:
-        yield Finding("git", "fail", "not installed", "install git")
     yield _outcome("repository", check_git, "git and DVC")
+    if needs_git() and (fault := commit_fault()):
+        found, _, cure = fault.rpartition(": ")
+        yield Finding("git", "warn" if shutil.which("git") else "fail", found, cure)
 
 
 def check_network() -> Iterator[Finding]:

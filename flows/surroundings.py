@@ -1,9 +1,11 @@
 """Checks of the environment before a run: git, real folders, writable disks with space."""
 
+import logging
 import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from tasks.common.python_files import is_python
 from tasks.data.base_model.model_files import weight_files
 from tasks.registry.dvc_outputs.graph import GraphStatus, Places, graph_status, places
 from tasks.registry.dvc_outputs.stages import needs_git
+from tasks.registry.mlflow_runs.provenance import commit_fault
 from tasks.settings.params import Params
 from tasks.stage import classify
 
@@ -24,6 +27,7 @@ ROOM_BESIDE_MODELS = GIGABYTE // 4
 TRAINERS = ("sft", "reward", "held_out_reward", "align")
 MODEL_STAGES = ("base", *TRAINERS)
 WITH_OPTIMISER = 3  # weights in a checkpoint, in models: its own and AdamW's two moments
+logger = logging.getLogger(__name__)
 HALF_PRECISION = ("float16", "bfloat16")
 
 
@@ -43,6 +47,8 @@ def check_environment(params: Params) -> GraphStatus:
         InputError: something lacks; the sentence has the cure.
     """
     check_git()
+    if needs_git() and (fault := commit_fault()):
+        _warn(fault)
     check_proxies()
     known = check_locations()
     graph = graph_status()
@@ -61,10 +67,19 @@ def check_git() -> None:
         is_here = Path("dvc.yaml").exists()
         cure = "bring .dvc back (git checkout .dvc)" if is_here else "run from the folder that holds dvc.yaml"
         raise InputError(f"{here} is not the root of a DVC repository: {cure}")
-    if not any((folder / ".git").exists() for folder in (here, *here.parents)) and needs_git():
+    if not any(_is_repository(folder / ".git") for folder in (here, *here.parents)) and needs_git():
         raise InputError(
             f"{here} is in no git repository, which DVC needs: run git init there, and commit (runs name the commit)"
         )
+
+
+@cache  # a run looks again once it knows that something is stale
+def _warn(fault: str) -> None:
+    logger.warning("%s", fault)
+
+
+def _is_repository(git: Path) -> bool:
+    return git.is_file() or (git / "HEAD").is_file()  # a worktree has a file
 
 
 def check_locations() -> Places:

@@ -14,7 +14,7 @@ from flows import doctor, preflight, surroundings
 from flows.reproduce import reproduce
 from tasks.common import output_folders
 from tasks.common.errors import InputError
-from tasks.registry.dvc_outputs.graph import graph_status, places
+from tasks.registry.dvc_outputs.graph import GraphStatus, graph_status, places
 from tasks.settings.params import NO_ROWS, Params, load_params
 from tests.conftest import EXAMPLE
 from tests.flows.conftest import dvc
@@ -89,6 +89,52 @@ def test_without_git_the_cure_works(checkout: Path) -> None:
     )
     subprocess.run(["git", "init", "-q"], check=True)
     look()
+
+
+def test_a_git_folder_with_nothing_in_it_is_no_repository(checkout: Path) -> None:
+    shutil.rmtree(".git")
+    Path(".git").mkdir()
+    assert refused().startswith(f"{checkout} is in no git repository")
+
+
+COMMIT = "git -c user.name=A -c user.email=a@example.org commit -q --allow-empty -m work"
+
+
+@pytest.mark.parametrize(
+    ("commit", "variable", "value", "found", "cure"),
+    [
+        (COMMIT, "GIT_TEST_ASSUME_DIFFERENT_OWNER", "0", None, None),
+        (COMMIT, "GIT_TEST_ASSUME_DIFFERENT_OWNER", "1", "dubious ownership", "git config --global --add safe.dir"),
+        (COMMIT, "PATH", "/nowhere", "git is not installed", "install git"),
+        (COMMIT, "GIT_CONFIG_PARAMETERS", "broken", "git cannot read the commit", "repair the repository"),
+        ("git status", "LC_ALL", "C", "nothing is committed", "commit the code"),
+    ],
+)
+def test_a_commit_that_runs_cannot_name_is_said_once_and_stops_nothing(
+    checkout: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    commit: str,
+    variable: str,
+    value: str,
+    found: str | None,
+    cure: str | None,
+) -> None:
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    subprocess.run(commit.split(), check=True, capture_output=True)
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(surroundings, "graph_status", lambda: GraphStatus({}, {}))
+    surroundings._warn.cache_clear()
+    for _ in range(2):
+        surroundings.check_environment(load_params())
+    findings = [finding for finding in doctor.check_repositories() if finding.check == "git"]
+    if found is None or cure is None:
+        assert (caplog.messages, findings) == ([], [])
+        return
+    [message], [finding] = caplog.messages, findings
+    assert found in message
+    assert cure in message
+    assert message == f"{finding.found}: {finding.cure}"
 
 
 def test_a_folder_of_a_larger_repository_is_in_it(checkout: Path) -> None:

@@ -1,6 +1,8 @@
 """The provenance of the code: git commit, uncommitted changes, locked libraries."""
 
 import hashlib
+import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -18,6 +20,25 @@ def code_tags() -> dict[str, str]:
     if LOCKED_LIBRARIES.exists():
         tags["lock_file"] = hashlib.sha256(LOCKED_LIBRARIES.read_bytes()).hexdigest()
     return tags
+
+
+def commit_fault() -> str | None:
+    """Say why runs cannot name the commit of the code, and the cure; None where they can."""
+    try:
+        command = ["git", "rev-parse", "--verify", "HEAD"]
+        subprocess.run(command, env=os.environ | {"LC_ALL": "C"}, capture_output=True, text=True, check=True)
+    except FileNotFoundError:
+        return "git is not installed, so runs name no commit: install git"
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.splitlines() or [f"exit code {error.returncode}"])[0].removeprefix("fatal: ")
+        if "dubious ownership" in reason:
+            cure = f"git config --global --add safe.directory {shlex.quote(str(Path.cwd()))}"
+        elif "single revision" in reason:
+            return "nothing is committed, so runs name no commit: commit the code"
+        else:
+            cure = "repair the repository (git status says more)"
+        return f"git cannot read the commit that runs name ({reason}): {cure}"
+    return None
 
 
 def _git(*arguments: str) -> str | None:
