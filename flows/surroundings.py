@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flows.api_address import named_server
 from tasks.common.errors import InputError
 from tasks.common.files import MODELS, STATE, read_json
 from tasks.common.network import check_proxies
@@ -102,6 +103,9 @@ def check_locations() -> Places:
     check_writable("the folder of DVC's own notes", known.own, "name another (dvc config core.site_cache_dir FOLDER)")
     check_writable("the folder", Path(".dvc").absolute(), "move the checkout")
     check_writable("the folder", STATE.absolute(), "move the checkout")
+    if named_server() is None:
+        home = Path(os.environ.get("PREFECT_HOME", STATE / "prefect")).absolute()
+        check_writable("the home of Prefect", home, "name another in PREFECT_HOME")
     try:
         temporary = Path(tempfile.gettempdir())
     except FileNotFoundError as error:

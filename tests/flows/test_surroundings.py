@@ -224,11 +224,21 @@ def test_a_place_that_cannot_be_written(checkout: Path, unwritable: dict[Path, i
 
 
 @pytest.mark.slow
-def test_every_place_is_tried(checkout: Path, tmp_path: Path, unwritable: dict[Path, int]) -> None:
+def test_every_place_is_tried(
+    checkout: Path, tmp_path: Path, unwritable: dict[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
     dvc("config", "--local", "core.site_cache_dir", str(tmp_path / "notes"))
     dvc("cache", "dir", "--local", str(tmp_path / "cache"))
     known = places()
-    for folder in (tmp_path / "cache", tmp_path / "notes", checkout / "models", checkout / ".trueline"):
+    for folder in (
+        tmp_path / "cache",
+        tmp_path / "notes",
+        tmp_path / "prefect",
+        checkout / "models",
+        checkout / ".trueline",
+    ):
         folder.mkdir(exist_ok=True)
     temporary = Path(tempfile.gettempdir())
     for folder, message in {
@@ -237,6 +247,7 @@ def test_every_place_is_tried(checkout: Path, tmp_path: Path, unwritable: dict[P
         checkout / "models": f"the folder {checkout / 'models'} is on a full disk",
         checkout / ".trueline": f"the folder {checkout / '.trueline'} is on a full disk",
         checkout / ".dvc": f"the folder {checkout / '.dvc'} is on a full disk",
+        tmp_path / "prefect": f"the home of Prefect {tmp_path / 'prefect'} is on a full disk: free some of it, or name",
         temporary: f"the folder of temporary files {temporary} is on a full disk: free some of it, or name",
     }.items():
         unwritable.clear()
