@@ -20,6 +20,7 @@ from flows.api_address import named_server
 from flows.deployments import PIPELINE
 from flows.last_run import OUTCOMES, VERDICTS, last_run
 from flows.locks import running_flow
+from flows.publish import is_published
 from flows.status import registry
 from flows.surroundings import free_bytes
 from tasks.common.errors import InputError
@@ -50,6 +51,7 @@ HELP = {
     "trueline_champion_promoted_timestamp_seconds": "When the champion was promoted, or rolled back to.",
     "trueline_challenger_version": "The version that was registered last and is not promoted.",
     "trueline_versions_awaiting_approval": "Versions that wait for a person.",
+    "trueline_record_published": "1 where git has pushed the record, else 0; absent without registry.publish.",
     "trueline_disk_free_bytes": "Bytes that may still be written to the disk of a place.",
     "trueline_metrics_errors": "1 for a source whose figures could not be read, else 0.",
     "trueline_metrics_timestamp_seconds": "When these figures were read.",
@@ -197,6 +199,11 @@ def _of_registry() -> Iterator[Figure]:
     yield Figure("trueline_champion_promoted_timestamp_seconds", _seconds(moves[-1]["time"]))
 
 
+def _of_publishing() -> Iterator[Figure]:
+    if load_params().registry.publish:
+        yield Figure("trueline_record_published", is_published())
+
+
 def _of_disks() -> Iterator[Figure]:
     for place, folder in {"checkout": Path.cwd(), "cache": places().cache}.items():
         yield Figure("trueline_disk_free_bytes", free_bytes(folder), {"place": place})
@@ -211,5 +218,6 @@ SOURCES: dict[str, Callable[[], Iterator[Figure]]] = {
     "progress": _of_progress,
     "queue": _of_queue,
     "registry": _of_registry,
+    "publishing": _of_publishing,
     "disks": _of_disks,
 }

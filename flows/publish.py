@@ -62,7 +62,7 @@ def publish() -> Published:
 
 def publish_after_run(params: Params) -> list[str]:
     """Publish where `registry.publish` wants it and something is new; gives what failed, a sentence each."""
-    if not params.registry.publish or _is_published():
+    if not params.registry.publish or is_published():
         return []
     try:
         return publish()["conflicts"]
@@ -70,7 +70,7 @@ def publish_after_run(params: Params) -> list[str]:
         return [f"not published: {error}; the next run tries again, as trueline publish does"]
 
 
-def _is_published() -> bool:
+def is_published() -> bool:
     """Tell, without asking a remote, whether the record is committed and pushed."""
     upstream = answers("rev-parse", "-q", "--verify", "@{u}")
     return upstream is not None and not changed(*RECORD) and git("rev-list", "--count", f"{upstream}..HEAD") == "0\n"

@@ -21,6 +21,7 @@ from flows.last_run import recorded
 from flows.locks import one_flow_at_a_time
 from flows.metrics import HELP, exposition, read, write
 from flows.reproduce import StageRun
+from flows.settings import configure
 from tasks.common import progress
 from tasks.common.errors import InputError
 from tests.conftest import ROOT
@@ -38,6 +39,7 @@ def checkout(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A DVC repository with the shipped settings, whose registry has champion 3, and 4 that waits."""
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     (repository / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    configure(["registry.publish=true"])
     found = {"champion": 3, "challenger": 4, "awaiting": [4], "error": None}
     monkeypatch.setattr(module, "registry", lambda _params: found)
     monkeypatch.setattr(module, "decisions_of", lambda _model: DECISIONS)
@@ -103,6 +105,7 @@ def test_every_metric_is_exported(checkout: Path, prefect: list[Any]) -> None:
     assert found["trueline_champion_promoted_timestamp_seconds"] == AT
     assert found["trueline_versions_awaiting_approval"] == 1
     assert found['trueline_disk_free_bytes{place="cache"}'] > 0
+    assert found["trueline_record_published"] == 0
     assert not any(value for name, value in found.items() if name.startswith("trueline_metrics_errors"))
     path, credentials, body = prefect[0]
     assert (path, credentials) == ("/api/flow_runs/count", "Basic YWRhOnNlY3JldA==")
