@@ -44,7 +44,7 @@ def remote_signature(pointer: Path) -> str:
             [imported] = repo.stage.load_file(str(pointer))
             found = _files(imported.deps[0])
     except ImportError as error:
-        raise InputError(f"{pointer}: {without_secrets(str(error))}: .venv/bin/pip install '.[production]'") from None
+        raise InputError(f"{pointer}: {without_secrets(str(error))}: make production installs it") from None
     except (DvcException, OSError) as error:
         raise InputError(f"{pointer}: its source cannot be asked ({without_secrets(str(error))})") from None
     except Exception as error:  # of the library of whatever place it is

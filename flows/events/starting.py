@@ -5,14 +5,13 @@ import sys
 from pathlib import Path
 from typing import IO, Literal
 
-from flows.deployments import DEPLOYMENT
+from flows.deployments import DEPLOYMENT, PIPELINE
 from flows.locks import running_flow
 from flows.processes import child
 from tasks.common.errors import InputError
 from tasks.common.safe_text import without_secrets
 
 Outcome = Literal["succeeded", "failed", "busy", "asked"]
-FLOW = "trueline"
 COMMAND = (sys.executable, "-m", "flows.cli", "run")
 BAD_INPUT = 2  # exit code
 
@@ -39,7 +38,7 @@ def ask_server(server: str, number: int) -> Outcome:
     from prefect.deployments import run_deployment
     from prefect.exceptions import ObjectNotFound
 
-    name = f"{FLOW}/{DEPLOYMENT}"
+    name = f"{PIPELINE}/{DEPLOYMENT}"
     try:
         run_deployment(
             name,

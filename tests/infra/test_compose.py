@@ -131,7 +131,7 @@ def test_defaults_are_those_of_the_example() -> None:
 def test_secrets_are_made_and_asked_for(environment: Path, tmp_path: Path) -> None:
     empty = {name for name, value in ASSIGNED.findall(EXAMPLE) if not value}
     made = {name: value for name, value in ASSIGNED.findall(environment.read_text()) if name in empty and value}
-    assert empty - made.keys() == {"TRUELINE_JUDGE_API_KEY"}
+    assert empty - made.keys() == {"TRUELINE_JUDGE_API_KEY", "TRUELINE_NOTIFY"}
     assert len({*made.values()}) == len(made) == 8
     assert all(re.fullmatch(r"[\w-]{43}", value) for value in made.values())
 
