@@ -34,10 +34,13 @@ class Merged(TypedDict):
     next: str | None  # the command that ends what git has under way
 
 
-def merge() -> Merged:
+def merge(*, only_record: bool = False) -> Merged:
     """Take in what another machine has pushed, or end the merge that git has under way.
 
     What this machine has recorded is committed first.
+
+    Args:
+        only_record: whether to refuse changes of any other file.
 
     Raises:
         InputError: git refuses, or a file that no run writes is in conflict.
@@ -50,7 +53,7 @@ def merge() -> Merged:
         return _nothing(conflicts)
     upstream = Upstream()
     commit_record("Record what this machine has decided")
-    merged = take_in(upstream)
+    merged = take_in(upstream, only_record=only_record)
     return {**merged, "conflicts": [*conflicts, *merged["conflicts"]]}
 
 

@@ -3,12 +3,13 @@
 A kill leaves nothing that points to what is missing, and the same command goes on from there.
 """
 
+import logging
 import subprocess
 import sys
 from typing import TypedDict
 
 from flows.git import RECORD, GitError, Upstream, answers, changed, check_identity, commit_record, git
-from flows.merging import Merged, resolve, take_in, under_way
+from flows.merging import Merged, merge, resolve, take_in, under_way
 from flows.processes import child
 from tasks.common.errors import InputError
 from tasks.common.escapes import visible
@@ -20,6 +21,7 @@ from tasks.registry.promotion.merged_log import last_move
 from tasks.settings.params import Params, load_params
 
 TRIES = 5  # at a branch that others push to at the same time
+logger = logging.getLogger(__name__)
 
 
 class Published(TypedDict):
@@ -58,6 +60,18 @@ def publish() -> Published:
         conflicts=[*conflicts, *(conflict for each in merged for conflict in each["conflicts"])],
         left=[name for name in changed() if name not in RECORD],
     )
+
+
+def take_in_before_run() -> None:
+    """Take in the record of other machines where `registry.publish` has it shared; a failure is a warning."""
+    if not load_params().registry.publish:
+        return
+    try:
+        conflicts = merge(only_record=True)["conflicts"]
+    except InputError as error:
+        conflicts = [f"{error}; the run goes on with this machine's record"]
+    for conflict in conflicts:
+        logger.warning("%s", conflict)
 
 
 def publish_after_run(params: Params) -> list[str]:

@@ -8,7 +8,7 @@ from flows.events.runs import run_reported
 from flows.last_run import Recording, recorded
 from flows.locks import one_flow_at_a_time
 from flows.preflight import preflight
-from flows.publish import publish_after_run
+from flows.publish import publish_after_run, take_in_before_run
 from flows.reproduce import StageRun
 from flows.walk import Walk
 from tasks.registry.dvc_outputs.graph import GraphStatus, graph_status
@@ -48,11 +48,15 @@ def name_opponent(params: Params, graph: GraphStatus) -> GraphStatus:
 
 
 def begin(steps: Steps) -> tuple[Params, GraphStatus]:
-    """Check what a run needs, and name the opponent; give the settings, and what DVC says of the stages.
+    """Take in other machines' record, check what a run needs, and name the opponent.
+
+    Returns:
+        The settings, and what DVC says of the stages.
 
     Raises:
         InputError: something must be fixed.
     """
+    take_in_before_run()
     params, graph = preflight()
     return params, steps.name_opponent(params, graph)
 

@@ -43,6 +43,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     verdict = {"promoted": True, "held": False, "version": 1, "champion": 1, "reasons": []}
     graph = GraphStatus({"prepare": [], "sft": []}, {"prepare": set(), "sft": {"prepare"}})
+    monkeypatch.setattr("flows.steps.take_in_before_run", step("record"))
     monkeypatch.setattr("flows.steps.preflight", step("preflight", (None, graph)))
     monkeypatch.setattr(module, "name_opponent", step("opponent", graph))
     monkeypatch.setattr(module, "run_stage", Plain(lambda _walk, stage: StageRun(stage, "ran", 1.0, ""), calls))
@@ -59,7 +60,7 @@ def test_steps_come_in_order(calls: list[str]) -> None:
     result = pipeline.fn()
 
     last = ["lineage", "register", "freshness", "report", "promote", "publish"]
-    assert calls == ["preflight", "opponent", "prepare", "sft", *last]
+    assert calls == ["record", "preflight", "opponent", "prepare", "sft", *last]
     assert [row.stage for row in result.stages] == ["prepare", "sft"]
     assert result.promotion["promoted"]
     assert result.alarms == ["sft differs", "not published: no upstream"]
@@ -73,7 +74,7 @@ def test_nothing_follows_a_failed_stage(calls: list[str], monkeypatch: pytest.Mo
     with pytest.raises(InputError, match="prepare: fix it"):
         pipeline.fn()
 
-    assert calls == ["preflight", "opponent", "prepare"]
+    assert calls == ["record", "preflight", "opponent", "prepare"]
 
 
 def test_a_second_flow_does_nothing(calls: list[str]) -> None:

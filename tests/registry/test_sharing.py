@@ -9,7 +9,7 @@ import pytest
 from flows import publish as module
 from flows.git import GitError
 from flows.merging import merge
-from flows.publish import publish, publish_after_run
+from flows.publish import publish, publish_after_run, take_in_before_run
 from tasks.registry.dvc_outputs.graph import graph_status
 from tasks.registry.dvc_outputs.remote import RemoteError
 from tasks.registry.promotion import champion
@@ -66,10 +66,11 @@ def test_what_one_publishes_the_other_takes_in(machines, monkeypatch):
     assert shell("git", "log", "-1", "--format=%s", cwd=first).stdout == "Record version 2: promote\n"
 
     monkeypatch.chdir(second)
-    merged = merge()
-    assert (merged["commits"], merged["conflicts"]) == (1, [])
+    take_in_before_run()
+    assert decided() == [("promote", 1)]
+    change_params(registry={"publish": True})
+    take_in_before_run()
     assert decided() == [("promote", 1), ("promote", 2)]
-    assert merge()["commits"] == 0
     dvc("pull", "-q", cwd=second)
     assert graph_status().stale == []
     assert champion.promote(load_params())["reasons"] == ["Version 2 is the champion already."]
