@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,14 @@ def test_changed_stages_are_those_that_dvc_calls_changed(repository):
     assert graph.graph_status().changed(STAGES) == []
     Path("models/reward/content.txt").write_text("other")
     assert graph.graph_status().changed(STAGES) == ["reward", "reward_check", "align", "evaluate"]
+
+
+def test_a_fresh_clone_has_changed_no_stage(repository, tmp_path, monkeypatch):
+    subprocess.run(["git", "clone", "-q", str(repository), str(tmp_path / "clone")], check=True)
+    monkeypatch.chdir(tmp_path / "clone")
+    found = graph.graph_status()
+    assert found.stale == list(found.changes)
+    assert found.changed(STAGES) == []
 
 
 def test_unfinished_stages_are_those_that_a_run_brings_up_to_date(repository):

@@ -1,24 +1,15 @@
-"""Two clones with one git remote, one DVC remote and one MLflow: nothing is trained twice, no decision is lost."""
+"""Two clones with one git remote, one DVC remote and one MLflow: nothing is computed twice."""
 
-import json
-import os
 import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from flows.merging import merge
-from flows.publish import publish
-from tasks.registry.promotion.decisions import past_decisions
 from tests.conftest import ROOT
-from tests.registry.conftest import aliases, change_figures, commit, dvc, repro, shell
-from tests.registry.test_server_lock import ROLL_BACK
-from tests.services.conftest import computed, trueline
+from tests.registry.conftest import aliases, commit, dvc, shell
+from tests.services.conftest import computed, finished, start, trueline
 
-ROUNDS = 10  # of two at once
 CPU_SECONDS = 60.0  # for a fresh clone, beside the download
 
 
@@ -47,67 +38,35 @@ def clone(folder: Path) -> None:
     shell("git", "clone", "-q", str(folder.parent / "bare"), str(folder), cwd=folder.parent)
 
 
+def run() -> str:
+    """What a run prints, however busy the machine is."""
+    done = finished(start("run"), seconds=900)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
 def cpu() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
+@pytest.mark.timeout(2000)
 @pytest.mark.parametrize("has_lock", [True, False])
 def test_a_fresh_clone_fetches_and_knows_the_champion(
     clones: list[Path], monkeypatch: pytest.MonkeyPatch, has_lock: bool
 ) -> None:
     first, second = clones
-    trueline("run")
+    run()
     trueline("publish")
     clone(second)
     monkeypatch.chdir(second)
     if not has_lock:
         Path("dvc.lock").unlink()
     before = cpu()
-    printed = trueline("run")
+    printed = run()
     assert cpu() - before < CPU_SECONDS
     assert computed() == []
     assert "is the champion already" in printed
     assert aliases()["trueline-policy"] == {"champion": 1}
     assert Path("dvc.lock").read_bytes() == (first / "dvc.lock").read_bytes()
     assert shell("git", "status", "--porcelain", "--untracked-files=no", cwd=second).stdout == ""
-
-
-def test_twenty_at_once_leave_one_champion_and_every_decision_in_git(
-    clones: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second = clones
-    trueline("run")
-    change_figures(content=2)
-    repro()
-    trueline("run")
-    commit(first)
-    publish()
-    clone(second)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", ROLL_BACK], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for folder in clones
-    ]
-    try:
-        assert [process.stdout.readline() for process in processes if process.stdout] == ["ready\n", "ready\n"]
-        expected = 2
-        for number in range(ROUNDS):
-            for process in processes:
-                print(f"reason {number}", file=process.stdin, flush=True)
-            answers = [json.loads(process.stdout.readline()) for process in processes if process.stdout]
-            expected = 3 - expected
-            winner = answers.index(expected)
-            os.chdir(clones[winner])
-            publish()
-            os.chdir(clones[1 - winner])
-            assert merge()["conflicts"] == []
-            assert aliases()["trueline-policy"] == {"champion": expected, "previous": 3 - expected}
-    finally:
-        for process in processes:
-            process.communicate(timeout=60)
-    for folder in clones:
-        monkeypatch.chdir(folder)
-        reasons = [each["reasons"] for each in past_decisions() if each["action"] == "rollback"]
-        assert reasons == [[f"reason {number}"] for number in range(ROUNDS)]

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
     from dvc.stage import PipelineStage
 
+MISSING = ("deleted", "not in cache")  # what DVC calls a file that a fresh clone lacks
+
 
 class GraphStatus(NamedTuple):
     """All stages, looked at once."""
@@ -118,4 +120,4 @@ def _ordered(repo: "Repo") -> "list[PipelineStage]":
 def _is_change(entry: str | dict[str, dict[str, Any]]) -> bool:
     if isinstance(entry, str):  # "changed command", "always changed"
         return True
-    return any(state != "deleted" for paths in entry.values() for state in paths.values())
+    return any(state not in MISSING for paths in entry.values() for state in paths.values())
