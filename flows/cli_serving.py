@@ -36,7 +36,6 @@ def serve(
     """Serve the champion to OpenAI's clients, and follow it."""
     from flows.serving.canary import parse_canary
     from flows.serving.limits import Limits, read_keys
-    from flows.serving.loaders import loader_of
     from flows.serving.server import Serving
     from flows.serving.server import serve as serve_champion
     from tasks.registry.promotion.versions import CHAMPION
@@ -63,4 +62,4 @@ def serve(
         feedback_folder=feedback_folder,
     )
     program = [vllm, *(vllm_option or [])] if engine == "vllm" else None
-    serve_champion(params, serving, loader_of(params, limits, program))
+    serve_champion(params, serving, program)

@@ -1,13 +1,14 @@
 """Loading a version: into this process, or into a server of vLLM."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flows.serving.backends import Backend
 from flows.serving.limits import Limits
-from flows.serving.server import Loader
 from tasks.registry.serving.versions import ServedVersion
 from tasks.settings.params import Params
+
+Loader = Callable[[Path, ServedVersion], Backend]
 
 
 def loader_of(params: Params, limits: Limits, vllm: Sequence[str] | None) -> Loader:

@@ -4,7 +4,8 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, NoReturn
@@ -12,16 +13,16 @@ from typing import NamedTuple, NoReturn
 import uvicorn
 
 from flows.serving.app import make_app
-from flows.serving.backends import Backend
 from flows.serving.canary import Canary
 from flows.serving.feedback import Thumbs
 from flows.serving.limits import Keys, Limits, check_host
+from flows.serving.loaders import loader_of
 from flows.serving.reporting import Reporter
 from flows.serving.service import Service
 from flows.serving.versions import Versions
 from tasks.common.errors import InputError
 from tasks.registry.promotion.versions import CHAMPION
-from tasks.registry.serving.versions import AliasReader, ServedVersion, weights
+from tasks.registry.serving.versions import AliasReader, weights
 from tasks.settings.params import Params
 
 # Longer than clients and proxies keep a connection without requests: a server that closes one as the next request
@@ -43,47 +44,54 @@ class Serving(NamedTuple):
     feedback_folder: Path
 
 
-Loader = Callable[[Path, ServedVersion], Backend]
-
-
-def serve(params: Params, serving: Serving, load: Loader) -> None:
+def serve(params: Params, serving: Serving, vllm: Sequence[str] | None = None) -> None:
     """Serve the champion until SIGTERM or Ctrl-C: requests under way are answered, then the figures are written.
 
     Args:
         params: all settings.
         serving: how.
-        load: loads the weights in a folder.
+        vllm: the program vllm and further options of `vllm serve`; None: our own sampler.
 
     Raises:
-        InputError: the address cannot be used or is not safe, there is no champion, or it cannot be loaded.
+        InputError: the address cannot be used or is not safe, there is no champion, it cannot be loaded, or the program
+            or the device does not exist.
     """
     check_host(serving.host, serving.keys)
-    listening = _listen(serving.host, serving.port)
-    _log_lines()
-    aliases = [CHAMPION, *([serving.canary.alias] if serving.canary else [])]
-    versions = Versions(aliases, AliasReader(params), lambda version: load(weights(version.md5, version.name), version))
-    # uvicorn raises the signal again when it has ended: what follows must be done all the same.
+    with _listening(serving.host, serving.port) as listening:
+        _log_lines()
+        load = loader_of(params, serving.limits, vllm)
+        aliases = [CHAMPION, *([serving.canary.alias] if serving.canary else [])]
+        reader = AliasReader(params)
+        versions = Versions(aliases, reader, lambda version: load(weights(version.md5, version.name), version))
+        with _stopped_by_signals():
+            try:
+                versions.start(serving.poll_seconds, wait=serving.wait)
+                _answer(params, versions, listening, serving)
+            finally:
+                versions.stop()
+
+
+def _answer(params: Params, versions: Versions, listening: socket.socket, serving: Serving) -> None:
+    """Answer requests until a signal comes, and then write the figures."""
+    limits, keys, canary = serving.limits, serving.keys, serving.canary
+    thumbs = Thumbs(serving.feedback_folder)
+    service = Service(params, versions, limits=limits, keys=keys, canary=canary, thumbs=thumbs)
+    reporter = Reporter(params, service, canary, serving.figures_seconds)
+    try:
+        _run(service, listening, serving)
+    finally:
+        reporter.stop()
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Leave the block at SIGTERM as at Ctrl-C: uvicorn raises both again when it has ended, and more is to be done."""
     before = signal.signal(signal.SIGTERM, _stop)
     try:
-        versions.start(serving.poll_seconds, wait=serving.wait)
-        service = Service(
-            params,
-            versions,
-            limits=serving.limits,
-            keys=serving.keys,
-            canary=serving.canary,
-            thumbs=Thumbs(serving.feedback_folder),
-        )
-        reporter = Reporter(params, service, serving.canary, serving.figures_seconds)
-        try:
-            _run(service, listening, serving)
-        finally:
-            reporter.stop()
+        yield
     except KeyboardInterrupt:
         pass
     finally:
-        versions.stop()
-        listening.close()
         signal.signal(signal.SIGTERM, before)
 
 
@@ -114,15 +122,17 @@ def _run(service: Service, listening: socket.socket, serving: Serving) -> None:
     _Server(config, service).run(sockets=[listening])
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-    except OSError as error:
-        raise InputError(f"{host}:{port} cannot be served on ({error.strerror}): give another --port") from None
-    return listening
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    with ExitStack() as held:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            listening = held.enter_context(socket.socket(family, kind, protocol))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+        except OSError as error:
+            raise InputError(f"{host}:{port} cannot be served on ({error.strerror}): give another --port") from None
+        yield listening
 
 
 def _log_lines() -> None:

@@ -94,6 +94,7 @@ def test_figures_are_a_run_of_the_version(challenged):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # a server is started, and the champion moves twice
 def test_a_server_follows_promotions_and_no_request_fails(real, monkeypatch):
     run_again(content=2)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
