@@ -263,7 +263,7 @@ def own(challenged, challenge):
 
 def own_artifacts(folder, copied):
     """Have a copy's database name the copy's own artifacts, and MLflow forget where it knows those of a run."""
-    relocate(folder / "mlflow.db", copied.as_uri(), folder.as_uri())
+    relocate(f"sqlite:///{folder / 'mlflow.db'}", copied.as_uri(), folder.as_uri())
     _artifact_repos_cache.clear()
 
 

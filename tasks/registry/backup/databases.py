@@ -63,11 +63,12 @@ def load_database(file: Path, uri: str, moved: tuple[str, str], aside: Path) -> 
         _postgresql(
             "pg_restore", uri, ["--clean", "--if-exists", "--no-owner", "--single-transaction", "--exit-on-error"], file
         )
+        relocate(uri, *moved)
         return
     with temporary_folder(target) as folder:
         draft = folder / target.name
         shutil.copyfile(file, draft)
-        relocate(draft, *moved)
+        relocate(f"sqlite:///{draft}", *moved)
         if target.exists():
             aside.mkdir(parents=True, exist_ok=True)
             if structural_fault(target) is None:

@@ -1,9 +1,5 @@
 """Where MLflow's database says its artifacts are: absolute addresses, which another folder needs rewritten."""
 
-import sqlite3
-from contextlib import closing
-from pathlib import Path
-
 PLACES = {
     "experiments": ("artifact_location",),
     "runs": ("artifact_uri",),
@@ -12,18 +8,26 @@ PLACES = {
 }
 
 
-def relocate(database: Path, old: str, new: str) -> None:
-    """Have a SQLite database of MLflow name artifacts in another checkout; addresses outside the old one stay.
+def relocate(database: str, old: str, new: str) -> None:
+    """Have a database of MLflow name artifacts in another checkout; addresses outside the old one stay.
 
     Args:
-        database: a file that nothing else has open.
+        database: its address.
         old: address of the checkout's folder, as `Path.as_uri` gives it.
         new: likewise.
     """
-    with closing(sqlite3.connect(database)) as connection, connection:
-        for table, columns in PLACES.items():
-            for column in columns:
-                connection.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
-                    (f"{new}/", len(old) + 2, len(old) + 1, f"{old}/"),
-                )
+    from sqlalchemy import create_engine, text
+
+    if old == new:
+        return
+    engine = create_engine(database)
+    values = {"new": f"{new}/", "rest": len(old) + 2, "length": len(old) + 1, "old": f"{old}/"}
+    try:
+        with engine.begin() as connection:
+            for table, columns in PLACES.items():
+                for column in columns:
+                    moved = f"CAST(:new AS VARCHAR) || substr({column}, :rest)"
+                    condition = f"substr({column}, 1, :length) = :old"
+                    connection.execute(text(f"UPDATE {table} SET {column} = {moved} WHERE {condition}"), values)
+    finally:
+        engine.dispose()
