@@ -49,6 +49,7 @@ CURES = {
         (errno.EXDEV, errno.EBUSY), "{} is on another disk, or is a mount point: make it a folder of the checkout"
     ),
 }
+IN_THE_WAY = "a file, or a link to nothing, is where {} needs a folder: move it away and run again"
 PEER_LOST = "another training process has ended or cannot be reached: run again to continue"
 FailureKind = Literal["input", "transient", "bug", "interrupted"]
 
@@ -113,12 +114,18 @@ def classify(error: BaseException) -> tuple[FailureKind, str]:
         lost = f"a connection failed ({sentence(str(error))}): run again when it is back"
         return "transient", PEER_LOST if is_process_group_lost(error) else lost
     system = _system_error(error)
-    if system and (cure := CURES.get(system.errno or 0)):
+    if system and (cure := _cure(system)):
         return "input", sentence(cure.format(system.filename or Path.cwd()))
     from tasks.registry.mlflow_runs.store import mlflow_fault
 
     fault = mlflow_fault(error)
     return ("transient", sentence(fault)) if fault else ("bug", sentence(f"{type(error).__name__}: {error}"))
+
+
+def _cure(error: OSError) -> str | None:
+    path = Path(str(error.filename))
+    is_in_the_way = error.errno == errno.ENOTDIR or (error.errno == errno.EEXIST and not path.is_dir())
+    return IN_THE_WAY if error.filename and is_in_the_way else CURES.get(error.errno or 0)
 
 
 def _system_error(error: BaseException) -> OSError | None:

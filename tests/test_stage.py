@@ -109,6 +109,19 @@ def test_an_error_gives_its_code_one_sentence_and_a_note(capsys, error, code, ki
     assert last_failure() == Failure("sft", kind, sentence)
 
 
+@pytest.mark.parametrize("link", [True, False])
+def test_what_is_in_the_way_of_a_folder_is_named(tmp_path, link: bool) -> None:
+    place = tmp_path / ".trueline"
+    place.symlink_to(tmp_path / "gone") if link else place.touch()
+    with pytest.raises(OSError, match="exists") as raised:
+        place.mkdir(exist_ok=True)
+    assert classify(raised.value) == (
+        "input",
+        f"a file, or a link to nothing, is where {place} needs a folder: move it away and run again",
+    )
+    assert classify(FileExistsError(errno.EEXIST, "exists", str(tmp_path)))[0] == "bug"  # a folder is in no way
+
+
 def test_a_full_disk_without_a_name_is_that_of_the_working_folder(tmp_path):
     # What write() raises: only open() knows the name.
     kind, sentence = classify(OSError(errno.ENOSPC, "No space left on device"))
