@@ -48,7 +48,10 @@ def deploy(  # noqa: PLR0917  # typer gives them by name
     name: Annotated[str, typer.Option(help="Of the deployment, where one server has several.")] = "scheduled",
     as_json: AsJson = False,
 ) -> None:
-    """Deploy the pipeline to a Prefect work pool: workers run it anywhere, one run at a time."""
+    """Deploy the pipeline to a Prefect work pool.
+
+    Workers run it anywhere, one run at a time.
+    """
     from flows.deployments import Wanted, pool_type, read_source
     from flows.pools import deploy as make
 
