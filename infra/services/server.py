@@ -127,7 +127,7 @@ def answers(address: str) -> bool:
 
 
 def end_leftovers(folder: Path) -> None:
-    """End the servers of a folder that outlived whoever started them: the children of a server that was killed."""
+    """End the servers of a folder that outlived those who started them: the children of a server that was killed."""
     left = []
     for each in psutil.process_iter():
         with suppress(psutil.Error):

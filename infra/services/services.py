@@ -30,7 +30,7 @@ class Services:
     """PostgreSQL, S3, MLflow and Prefect over one folder; started again, they go on with its data."""
 
     def __init__(self, folder: Path, ports: Mapping[str, int] | None = None) -> None:
-        """Settle the ports and write settings, keys and passwords; nothing is started.
+        """Choose the ports and write settings, keys and passwords; nothing is started.
 
         Args:
             folder: where everything lies.
@@ -137,7 +137,7 @@ class Services:
     def _server_environment(self) -> dict[str, str]:
         lines = SETTINGS.read_text(encoding="utf-8").splitlines()
         settings = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-        # Of the variables of whoever starts them, none may change what the servers are.
+        # Of the variables of those who start them, none may change what the servers are.
         own = {
             name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PREFECT_", "AWS_"))
         }

@@ -90,7 +90,7 @@ def migrate(database: Database, address: str, environment: Mapping[str, str]) ->
 
     Args:
         database: what is to be migrated.
-        address: as the library is told it, without a password.
+        address: as the library is given it, without a password.
         environment: of the server that uses it.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Two machines' logs made one: no decision is lost, both ways give the same, and only what conflicts is told."""
+"""Two machines' logs made one: no decision is lost, both ways give the same, and only what conflicts is reported."""
 
 import json
 from itertools import pairwise

@@ -11,9 +11,9 @@ from tests.services.conftest import Started
 
 def test_the_command_tells_what_to_copy_and_ends_on_ctrl_c(started: Started, place: Path) -> None:
     assert started.returncode == 0, started.printed
-    told = dict(re.findall(r"^  export (\w+)=(.+)$", started.printed, flags=re.MULTILINE))
-    assert list(told) == ["MLFLOW_TRACKING_URI", "PREFECT_API_URL", "DVC_SYSTEM_CONFIG_DIR"]
-    assert (place / "env").read_text() == "".join(f"export {name}={value}\n" for name, value in told.items())
+    printed = dict(re.findall(r"^  export (\w+)=(.+)$", started.printed, flags=re.MULTILINE))
+    assert list(printed) == ["MLFLOW_TRACKING_URI", "PREFECT_API_URL", "DVC_SYSTEM_CONFIG_DIR"]
+    assert (place / "env").read_text() == "".join(f"export {name}={value}\n" for name, value in printed.items())
 
 
 def test_passwords_are_in_private_files_alone(started: Started, place: Path) -> None:

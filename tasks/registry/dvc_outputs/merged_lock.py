@@ -46,9 +46,9 @@ def merge_locks(ours: str, theirs: str, name_opponent: Callable[[Mapping[str, st
         if len(found) == 2 and found["ours"] == found["theirs"]:
             taken[name], entry = "both", found["ours"]
         else:
-            fitting = [side for side, entry in found.items() if _fits(name, entry, coming)]
-            side = next(iter([*fitting, *found]))
-            taken[name], entry = (side if fitting else "neither"), found[side]  # type: ignore[assignment]
+            matching = [side for side, entry in found.items() if _fits(name, entry, coming)]
+            side = next(iter([*matching, *found]))
+            taken[name], entry = (side if matching else "neither"), found[side]  # type: ignore[assignment]
         coming |= {output["path"]: output["md5"] for output in entry["outs"]}
         if name == "align":
             name_opponent({output["path"]: output["md5"] for output in entry["outs"]})

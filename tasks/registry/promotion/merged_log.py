@@ -1,4 +1,4 @@
-"""The decision logs of two machines made one: every decision of both, once, in one order whoever merges them.
+"""The decision logs of two machines made one: every decision of both, once, in one order on either machine.
 
 A line stays behind those it stood behind; what neither log orders is ordered by time. Of two changes of one champion
 only one can count: the one that the registry has followed, else the later one. The other's line stays in the record,
