@@ -97,7 +97,7 @@ def quiet_dvc(tmp_path_factory):
     patch.setenv("DVC_NO_ANALYTICS", "1")
     patch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path_factory.mktemp("dvc-site")))
     patch.setenv("PYTHONPATH", str(ROOT))
-    patch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    patch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path_factory.mktemp("git") / "config"))  # a file that git may replace
     for name in ("DVC_ROOT", "DVC_STAGE", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         patch.delenv(name, raising=False)
     yield
