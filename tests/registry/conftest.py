@@ -1,7 +1,6 @@
 """A tiny pipeline in a repository of its own, run once by the real DVC and copied for each test."""
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
