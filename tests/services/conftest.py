@@ -98,6 +98,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("servers" if "started" in names else item.path.stem))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A home for Prefect's client in the tests' own process: the checkout's is there only after a run."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect-home")))
+    yield
+    patch.undo()
+
+
 @pytest.fixture
 def outage(pytestconfig: pytest.Config) -> float:
     """Seconds for which a server is away."""
