@@ -60,10 +60,11 @@ def served(folder: Path, *options: str) -> Iterator[tuple[str, "subprocess.Popen
 
     def read() -> None:
         assert process.stderr
-        for line in process.stderr:
-            lines.append(line)
-            if ADDRESS.search(line):
-                address.set()
+        with process.stderr as printed:
+            for line in printed:
+                lines.append(line)
+                if ADDRESS.search(line):
+                    address.set()
         address.set()
 
     reader = threading.Thread(target=read)

@@ -19,7 +19,7 @@ NO_NUMBERS = [
     *(float("inf"), float("-inf"), float("nan"), -0.0, 1e999, 1e300, 2**53 + 1, -(2**53) - 1, 10**5000, -1, -0.5),
     *(True, False, "1", "np.float64(1.0)", "1_000", "0x10", "inf", "nan", [], [1], {}, {"a": 1}, b"1"),
 ]
-MAY_BE_NEGATIVE = {"dpo.simpo_gamma", "prepare.ratings.threshold", "rewards.training.weight"}
+MAY_BE_NEGATIVE = {"dpo.simpo_gamma", "freshness.min_agreement", "prepare.ratings.threshold", "rewards.training.weight"}
 
 
 def fields(section: type[BaseModel] = Params, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -61,9 +61,6 @@ def make_buckets(client: Any, names: Iterable[str]) -> list[str]:  # noqa: ANN40
 
 def main() -> None:
     """Make both, and print what was made."""
-    import boto3
-    import psycopg2
-
     needed = (
         "POSTGRES_HOST",
         "POSTGRES_USER",
@@ -73,6 +70,9 @@ def main() -> None:
     )
     if missing := [name for name in (*needed, "BUCKETS") if not os.environ.get(name)]:
         sys.exit(f"storage: set {', '.join(missing)} in the environment")
+    import boto3
+    import psycopg2
+
     given = {name: os.environ[name] for name in needed}
     connection = psycopg2.connect(
         host=given["POSTGRES_HOST"],

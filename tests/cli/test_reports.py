@@ -95,6 +95,7 @@ def test_status_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatc
         "flow": None,
         "failure": {"stage": "sft", "kind": "input", "message": "fix it"},
         "untrained": [],
+        "freshness": None,
     }
     assert not Path("mlflow.db").exists()  # looking makes nothing
 

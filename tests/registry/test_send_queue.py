@@ -170,7 +170,7 @@ def test_a_saved_file_that_is_damaged_is_reported_and_set_aside(tracked, caplog,
 @pytest.mark.parametrize(
     ("uri", "cure"),
     [
-        ("postgresql://ada:secret@127.0.0.1/mlflow", "psycopg2, which is not installed: {}psycopg2-binary,"),
+        ("postgresql://ada:secret@127.0.0.1/mlflow", "psycopg2, which is not installed: make production,"),
         ("mysql://ada:secret@127.0.0.1/mlflow", "MySQLdb, which is not installed: {}mysqlclient,"),
         ("mysql+pymysql://ada:secret@127.0.0.1/mlflow", "pymysql, which is not installed: {}pymysql,"),
     ],
