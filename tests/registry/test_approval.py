@@ -145,11 +145,12 @@ def eventually(look):
 
 with local_server() as url, subprocess.Popen([sys.executable, "-c", SERVE, url], stdout=sys.stderr) as serving:
     from prefect.client.orchestration import get_client
-    from flows.approval import DEPLOYMENT, FLOW, ask
+    from flows.approval import ask
+    from flows.deployments import ASKED
 
     with get_client(sync_client=True) as client:
         def deployed():
-            return [each for each in client.read_deployments() if each.name == DEPLOYMENT]
+            return [each for each in client.read_deployments() if each.name == ASKED]
         def runs():
             return client.read_flow_runs()
         def suspended():
@@ -176,7 +177,8 @@ with local_server() as url, subprocess.Popen([sys.executable, "-c", SERVE, url],
 @pytest.mark.timeout(300)
 def test_the_form_on_a_prefect_server_approves(params):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    env = clean | {"PREFECT__RUNTIME__DEPLOYMENT__ID": "scheduled"}  # as in a run of the served pipeline
+    served = {"PREFECT__RUNTIME__DEPLOYMENT__ID": "an id", "PREFECT__RUNTIME__DEPLOYMENT__NAME": "scheduled"}
+    env = clean | served  # as in a run of the served pipeline
     done = subprocess.run([sys.executable, "-c", FORM], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == [["approve version 2", "Completed"]]
