@@ -107,7 +107,7 @@ def test_a_line_longer_than_any_decision_is_not_read_to_its_end(folder, monkeypa
 
 def test_two_rows_of_one_id_are_both_named(folder):
     DECISION_LOG.write_bytes(changed() + b"\n" + changed(id="other") + b"\n" + changed(action="refuse") + b"\n")
-    with pytest.raises(InputError, match=r"decisions\.jsonl rows 1 and 3 have the same id 0123456789ab: run trueline merge"):
+    with pytest.raises(InputError, match=r"rows 1 and 3 have the same id 0123456789ab: run trueline merge"):
         past_decisions()
 
 
