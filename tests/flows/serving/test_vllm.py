@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,12 @@ def requests() -> list[dict[str, Any]]:
 
 
 def processes() -> list[psutil.Process]:
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if str(STUB) in child.cmdline()]
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended; a zombie is one of these
+            if str(STUB) in child.cmdline():
+                found.append(child)
+    return found
 
 
 def test_answers_come_from_vllm(server: Running, params: Params) -> None:
