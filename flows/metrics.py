@@ -4,9 +4,7 @@ They are read from files, the registry and the Prefect server; no run is kept wa
 cannot be read is left out and counted in trueline_metrics_errors.
 """
 
-import os
 import time
-from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +14,7 @@ import httpx
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
-from flows.api_address import named_server
+from flows.api_address import credentials, named_server
 from flows.deployments import PIPELINE
 from flows.last_run import OUTCOMES, VERDICTS, last_run
 from flows.locks import running_flow
@@ -162,7 +160,7 @@ def _of_queue() -> Iterator[Figure]:
     if url is None:
         return
     try:
-        with httpx.Client(timeout=ANSWER_SECONDS, headers=_credentials()) as client:
+        with httpx.Client(timeout=ANSWER_SECONDS, headers=credentials()) as client:
             for state in QUEUE_STATES:
                 asked = {"flows": {"name": {"any_": [PIPELINE]}}, "flow_runs": {"state": {"name": {"any_": [state]}}}}
                 answer = client.post(f"{url}/flow_runs/count", json=asked).raise_for_status()
@@ -170,15 +168,6 @@ def _of_queue() -> Iterator[Figure]:
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         what = f"HTTP {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else str(error)
         raise InputError(f"the Prefect server at {without_secrets(url)} gives no count of runs ({what})") from None
-
-
-def _credentials() -> dict[str, str]:
-    """Name ourselves to the Prefect server as its own client does."""
-    if key := os.environ.get("PREFECT_API_KEY"):
-        return {"Authorization": f"Bearer {key}"}
-    if both := os.environ.get("PREFECT_API_AUTH_STRING"):  # USER:PASSWORD
-        return {"Authorization": f"Basic {b64encode(both.encode()).decode()}"}
-    return {}
 
 
 def _of_registry() -> Iterator[Figure]:

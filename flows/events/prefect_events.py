@@ -1,8 +1,6 @@
 """Events for Prefect's automations, sent to the server that PREFECT_API_URL names."""
 
-import base64
 import logging
-import os
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -10,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from flows.api_address import named_server
+from flows.api_address import credentials, named_server
 from flows.events.messages import Event, place
 from tasks.common.safe_text import without_secrets
 from tasks.settings.choices import EventKind
@@ -51,16 +49,6 @@ def emit_named(name: str, payload: Mapping[str, object]) -> None:
     }
     try:
         # Prefect's own client sends from a thread that waits for a lost server without an end.
-        httpx.post(f"{server}/events", json=[body], headers=_credentials(), timeout=SECONDS).raise_for_status()
+        httpx.post(f"{server}/events", json=[body], headers=credentials(), timeout=SECONDS).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         logger.warning("the event %s is not known to Prefect: %s", name, without_secrets(str(error)))
-
-
-def _credentials() -> dict[str, str]:
-    """Give the header by which Prefect's clients say who they are."""
-    if key := os.environ.get("PREFECT_API_KEY"):
-        return {"Authorization": f"Bearer {key}"}
-    if user_and_password := os.environ.get("PREFECT_API_AUTH_STRING"):
-        encoded = base64.b64encode(user_and_password.encode()).decode()
-        return {"Authorization": f"Basic {encoded}"}
-    return {}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flows import server
-from flows.api_address import check_reachable, named_server
+from flows.api_address import check_reachable, credentials, named_server
 from flows.server import local_server
 from tasks.common.errors import InputError
 
@@ -173,3 +173,14 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pyte
         f"{'…' if is_named else 'hush-hush'}): .trueline/prefect-server.log says more; "
         f"{'correct PREFECT_API_DATABASE_CONNECTION_URL, or unset it, and ' if is_named else ''}run again"
     )
+
+
+def test_who_asks_is_said_as_prefects_own_client_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.client.orchestration import SyncPrefectClient
+
+    user, key = "ada:secret", "pnu_123"
+    for own_key, own_user in ((None, None), (key, None), (None, user), (key, user)):
+        monkeypatch.setenv("PREFECT_API_KEY", own_key or "")
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", own_user or "")
+        with SyncPrefectClient("http://127.0.0.1:4200/api", api_key=own_key, auth_string=own_user) as client:
+            assert credentials().get("Authorization") == client._client.headers.get("Authorization")
