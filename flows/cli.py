@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli_common import MODELS, OPERATIONS, PANELS, PEOPLE, PIPELINE, AsJson, print_result, settings
-from flows.cli_events import notify, watch
-from flows.cli_feedback import collect, import_annotation_sheets, label, rounds, write_annotation_sheet
-from flows.cli_keeping import backup, gc, restore
-from flows.cli_metrics import metrics
-from flows.cli_schedule import deploy, schedule
-from flows.cli_serving import serve
-from flows.cli_sharing import merge, publish
+from flows.commands.common import MODELS, OPERATIONS, PANELS, PEOPLE, PIPELINE, AsJson, print_result, settings
+from flows.commands.events import notify, watch
+from flows.commands.feedback import collect, import_annotation_sheets, label, rounds, write_annotation_sheet
+from flows.commands.keeping import backup, gc, restore
+from flows.commands.metrics import metrics
+from flows.commands.schedule import deploy, schedule
+from flows.commands.serving import serve
+from flows.commands.sharing import merge, publish
 from tasks.common.errors import InputError
 from tasks.common.escapes import visible
 from tasks.common.safe_text import clean_logs, clean_traceback
 from tasks.methods import STAGES
 
 if TYPE_CHECKING:
-    from flows.steps import Result
+    from flows.pipeline.steps import Result
     from tasks.data.exclusions import What
 
 __all__ = ["PANELS", "app", "main"]
@@ -68,9 +68,9 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run what has changed, and promote the model if the gate says so."""
-    from flows.display import show_result
-    from flows.locks import refuse_a_second
-    from flows.run import run_flow
+    from flows.display.results import show_result
+    from flows.pipeline.run import run_flow
+    from flows.processes.locks import refuse_a_second
     from tasks.registry.dvc_outputs.remote import check_default_remote
 
     refuse_a_second()
@@ -88,9 +88,9 @@ def plan(as_json: AsJson = False) -> None:
 
     It runs prepare and base where they have changed, and trains nothing.
     """
-    from flows.display import show_plan
-    from flows.locks import refuse_a_second
-    from flows.plan import make_plan
+    from flows.display.results import show_plan
+    from flows.inspection.plan import make_plan
+    from flows.processes.locks import refuse_a_second
 
     refuse_a_second()
     print_result(make_plan(settings()), as_json, show_plan)
@@ -99,8 +99,8 @@ def plan(as_json: AsJson = False) -> None:
 @app.command(rich_help_panel=PIPELINE)
 def status(as_json: AsJson = False) -> None:
     """Show the stages, the champion, what runs and what failed last."""
-    from flows.display import show_status
-    from flows.status import status as gather
+    from flows.display.results import show_status
+    from flows.inspection.status import status as gather
 
     print_result(gather(settings()), as_json, show_status)
 
@@ -114,7 +114,7 @@ def configure(
 
     Comments stay, and settings that do not pass the checks are not written.
     """
-    from flows.display import show_changes
+    from flows.display.results import show_changes
     from flows.settings import configure as change
 
     print_result([item._asdict() for item in change(overlays)], as_json, show_changes)
@@ -123,7 +123,7 @@ def configure(
 @app.command(rich_help_panel=PIPELINE)
 def report(as_json: AsJson = False) -> None:
     """Write the report of the current result, as a run does."""
-    from flows.display import show_report
+    from flows.display.results import show_report
     from tasks.registry.lineage.report import write_report
 
     print_result(dict(write_report(settings())), as_json, show_report)
@@ -135,7 +135,7 @@ def why(
     as_json: AsJson = False,
 ) -> None:
     """Show the data, models, parameters and commit behind a policy."""
-    from flows.display import show_tree
+    from flows.display.results import show_tree
     from tasks.registry.lineage import explain
 
     print_result(explain.why(settings(), version), as_json, show_tree)
@@ -144,7 +144,7 @@ def why(
 @app.command(rich_help_panel=MODELS)
 def history(as_json: AsJson = False) -> None:
     """List the decisions with their reasons, the oldest first."""
-    from flows.display import show_history
+    from flows.display.results import show_history
     from tasks.registry.lineage import explain
 
     print_result(explain.history(settings()), as_json, show_history)
@@ -156,7 +156,7 @@ def promote(as_json: AsJson = False) -> None:
 
     With registry.approval in params.yaml it waits for approval instead.
     """
-    from flows.display import show_promotion
+    from flows.display.results import show_promotion
     from flows.events.reporting import decisions_reported
     from tasks.registry.promotion import champion
 
@@ -170,7 +170,7 @@ def promote(as_json: AsJson = False) -> None:
 @app.command(rich_help_panel=MODELS)
 def rollback(reason: Reason, as_json: AsJson = False) -> None:
     """Make the previous champion champion again."""
-    from flows.display import show_promotion
+    from flows.display.results import show_promotion
     from flows.events.reporting import decisions_reported
     from tasks.registry.promotion import champion
 
@@ -188,7 +188,7 @@ def trace(
     as_json: AsJson = False,
 ) -> None:
     """List the versions trained on a row, a source or an annotator."""
-    from flows.display import show_trace
+    from flows.display.results import show_trace
     from tasks.registry.lineage import trace as tracing
 
     asked: dict[What, str | None] = {"row": row, "source": source, "annotator": annotator}
@@ -210,7 +210,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a model with its card, for transformers and vLLM."""
-    from flows.display import show_exported
+    from flows.display.results import show_exported
     from tasks.registry.export import folders as exporting
 
     if adapter and reward:
@@ -251,7 +251,7 @@ app.command(rich_help_panel=PEOPLE)(collect)
 @app.command(rich_help_panel=PEOPLE)
 def approve(version: Version, by: By, reason: Reason, as_json: AsJson = False) -> None:
     """Make a version that waits for approval champion."""
-    from flows.display import show_promotion
+    from flows.display.results import show_promotion
     from flows.events.reporting import decisions_reported
     from tasks.registry.promotion import champion
 
@@ -263,7 +263,7 @@ def approve(version: Version, by: By, reason: Reason, as_json: AsJson = False) -
 @app.command(rich_help_panel=PEOPLE)
 def reject(version: Version, by: By, reason: Reason, as_json: AsJson = False) -> None:
     """Refuse a version that waits for approval, for good."""
-    from flows.display import show_promotion
+    from flows.display.results import show_promotion
     from flows.events.reporting import decisions_reported
     from tasks.registry.promotion import champion
 
@@ -280,9 +280,9 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Check machine and checkout, and say how to fix what is wrong."""
-    from flows.display import show_findings, show_rows
-    from flows.doctor import examine
-    from flows.rows import examine_row
+    from flows.display.results import show_findings, show_rows
+    from flows.inspection.doctor import examine
+    from flows.inspection.rows import examine_row
 
     if row is not None:
         print_result(examine_row(row), as_json, show_rows)
@@ -304,7 +304,7 @@ for keeping in (gc, backup, restore):
 @app.command(rich_help_panel=OPERATIONS)
 def sync(as_json: AsJson = False) -> None:
     """Bring MLflow up to date, as after a plain dvc repro."""
-    from flows.display import show_synced
+    from flows.display.results import show_synced
     from tasks.registry.lineage import sync
 
     synced = sync.sync(settings())

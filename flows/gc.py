@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from flows.locks import one_flow_at_a_time
+from flows.processes.locks import one_flow_at_a_time
 from tasks.common.errors import InputError
 from tasks.common.progress import running
 from tasks.registry.dvc_outputs.garbage import Roots, Survey, Surveyed, delete, surveyed

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from flows import feedback, rounds
-from flows.figures import HEADLINES
+from flows.feedback import ai_feedback, rounds
+from flows.stages.figures import HEADLINES
 from tasks.base import base
 from tasks.common.files import read_json, read_jsonl
 from tasks.evaluate import evaluate
@@ -139,7 +139,7 @@ def test_a_round_of_iterative_dpo_learns_from_pairs_of_the_policys_own_answers(c
     run(params)
     before = outputs()
     Path("params.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True)), encoding="utf-8")
-    monkeypatch.setattr(feedback, "recorded_output", lambda stage, _folder: f"md5 of {stage}")
+    monkeypatch.setattr(ai_feedback, "recorded_output", lambda stage, _folder: f"md5 of {stage}")
     monkeypatch.setattr(rounds, "open_store", lambda _experiment: None)
     monkeypatch.setattr(rounds, "all_policy_versions", lambda *_: [])
 
@@ -148,7 +148,7 @@ def test_a_round_of_iterative_dpo_learns_from_pairs_of_the_policys_own_answers(c
             stage(load_params())
         return SimpleNamespace(promotion={"version": 1, "champion": 1, "held": False, "reasons": []})
 
-    asked = rounds.Asked(1, Path("feedback"), "sft", 8, feedback.Named(), Thresholds(0.0, 0.0), "stop")
+    asked = rounds.Asked(1, Path("feedback"), "sft", 8, ai_feedback.Named(), Thresholds(0.0, 0.0), "stop")
     done = rounds.run_rounds(asked, flow)
 
     [row] = done["rounds"]

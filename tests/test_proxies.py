@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.api_address import check_reachable
+from flows.prefect_server.address import check_reachable
 from tasks.common.errors import InputError
 from tasks.common.network import check_proxies
 
@@ -23,7 +23,7 @@ import sys
 import tasks
 import httpx, requests
 from urllib.request import urlopen
-from flows.api_address import is_healthy
+from flows.prefect_server.address import is_healthy
 for host in ("127.0.0.1", "127.0.0.3", "localhost", "[::1]"):
     url = f"http://{host}:{sys.argv[2 if host == '[::1]' else 1]}"
     answers = [httpx.get(url, timeout=5).text, requests.get(url, timeout=5).text, is_healthy(url)]

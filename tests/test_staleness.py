@@ -74,7 +74,7 @@ EDITS = [
     Edit("a comment in the reader of params.yaml", comment("tasks/common/yaml_files.py"), set()),
     Edit("a comment in the progress display", comment("tasks/common/progress.py"), set()),
     Edit("a comment in the registry", comment("tasks/registry/promotion/versions.py"), set()),
-    Edit("a comment in a flow", comment("flows/pipeline.py"), set()),
+    Edit("a comment in a flow", comment("flows/pipeline/flow.py"), set()),
     Edit("a gate threshold", setting("gate.max_kl=31.0"), {"gate"}),
     Edit("how the rewards are checked", setting("reward_check.prompts=64"), {"reward_check"}),
     Edit("the threshold that guards PPO, too", setting("gate.min_reward_accuracy=0.56"), {"reward_check", "gate"}),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from flows.api_address import named_server
+from flows.prefect_server.address import named_server
 from tasks.common.errors import InputError
 from tasks.common.safe_text import ADDRESSES, HIDDEN, NAMED_SECRET, SHORTEST_SECRET, secret_parts, without_secrets
 

@@ -11,10 +11,10 @@ from datetime import datetime
 from types import FrameType
 from typing import NoReturn
 
-from flows.api_address import named_server
 from flows.events.reporting import send_waiting
 from flows.events.starting import Outcome, ask_server, run_here
 from flows.events.watch import Step, Watch, one_watch
+from flows.prefect_server.address import named_server
 from tasks.common.errors import InputError
 from tasks.common.escapes import safe_json, visible
 

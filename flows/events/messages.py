@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flows.last_run import LastRun
+from flows.stages.last_run import LastRun
 from tasks.common.files import STATE
 from tasks.common.rounding import number
 from tasks.common.safe_text import sentence, without_secrets

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import httpx
 
-from flows.api_address import credentials, named_server
 from flows.events.messages import Event, place
+from flows.prefect_server.address import credentials, named_server
 from tasks.common.safe_text import without_secrets
 from tasks.settings.choices import EventKind
 

@@ -8,8 +8,8 @@ from datetime import timedelta
 
 from flows.events import reporting
 from flows.events.messages import Event, champion_of, link, of_failure, of_recovery, of_standstill
-from flows.last_run import LastRun, last_run, now
-from flows.progress import seconds_since_progress
+from flows.stages.last_run import LastRun, last_run, now
+from flows.stages.progress import seconds_since_progress
 from tasks.common.errors import InputError
 from tasks.common.files import STATE, read_json, write_json
 from tasks.common.progress import running

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import IO, Literal
 
-from flows.deployments import DEPLOYMENT, PIPELINE
-from flows.locks import running_flow
-from flows.processes import child
+from flows.prefect_server.deployments import DEPLOYMENT, PIPELINE
+from flows.processes.children import child
+from flows.processes.locks import running_flow
 from tasks.common.errors import InputError
 from tasks.common.safe_text import without_secrets
 

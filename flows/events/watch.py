@@ -12,13 +12,13 @@ from typing import Literal, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from flows.checks.preflight import sources
 from flows.events import imports, snapshots
 from flows.events.prefect_events import SOURCE_CHANGED, emit_named
 from flows.events.snapshots import Look
 from flows.events.starting import Outcome
 from flows.events.watch_state import Seen, WatchState, read_state
-from flows.locks import running_flow
-from flows.preflight import sources
+from flows.processes.locks import running_flow
 from tasks.common.errors import InputError
 from tasks.common.files import STATE
 from tasks.registry.dvc_outputs.graph import graph_status

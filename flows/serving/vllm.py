@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from flows.processes import child, end_group
+from flows.processes.children import child, end_group
 from flows.serving.backends import Ended, Event, Part, Question, Started
 from flows.serving.errors import RequestError
 from flows.serving.limits import Limits

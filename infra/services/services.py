@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from flows.api_address import is_healthy
+from flows.prefect_server.address import is_healthy
 from infra.services import postgres, s3, upgrades
 from infra.services.server import MARK, Server, answers, end_leftovers
 from infra.services.upgrades import Database

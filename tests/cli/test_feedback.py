@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from flows import feedback
-from flows.feedback import Named
-from flows.rounds import Asked
+from flows.feedback import ai_feedback
+from flows.feedback.ai_feedback import Named
+from flows.feedback.rounds import Asked
 from tasks.common.files import MODELS
 from tasks.feedback.collect import Policy, Sampling
 from tasks.feedback.label import Thresholds
@@ -28,8 +28,8 @@ def test_collect_names_the_policy_by_its_hash(trueline, monkeypatch: pytest.Monk
         asked.append((folder, policy, sampling, prompts))
         return {"policy": policy._asdict(), "prompts": {"count": 1200}, "sampling": sampling._asdict()}
 
-    monkeypatch.setattr(feedback, "collect", collect)
-    monkeypatch.setattr(feedback, "recorded_output", lambda stage, _path: f"hash of {stage}")
+    monkeypatch.setattr(ai_feedback, "collect", collect)
+    monkeypatch.setattr(ai_feedback, "recorded_output", lambda stage, _path: f"hash of {stage}")
     (MODELS / "sft").mkdir(parents=True)
     (MODELS / "dpo").mkdir()
 
@@ -49,9 +49,9 @@ def test_collect_names_the_policy_by_its_hash(trueline, monkeypatch: pytest.Monk
 def test_a_version_is_fetched_from_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {"version": 3, "policy": {"md5": "abc.dir"}}
     monkeypatch.setattr("tasks.registry.lineage.explain.why", returning(known))
-    monkeypatch.setattr(feedback, "version_folder", returning(Path("fetched")))
+    monkeypatch.setattr(ai_feedback, "version_folder", returning(Path("fetched")))
     params: Any = None
-    assert feedback._policy("champion", params) == Policy("champion", 3, "abc.dir", Path("fetched"))
+    assert ai_feedback._policy("champion", params) == Policy("champion", 3, "abc.dir", Path("fetched"))
 
 
 def test_labels_say_what_was_dropped_and_how_far_people_agree(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +61,7 @@ def test_labels_say_what_was_dropped_and_how_far_people_agree(trueline, monkeypa
         asked.append(arguments)
         return LABELS
 
-    monkeypatch.setattr(feedback, "label_folder", label_folder)
+    monkeypatch.setattr(ai_feedback, "label_folder", label_folder)
 
     assert " ".join(trueline("label", "answers", "round", "--min-gap", "0.5")[1].split()) == (
         "round/pairs.jsonl: 1,185 pairs by reward:reward_model, of 1,200 prompts; 4 ties, 2 small gaps, 9 with fewer "
@@ -120,8 +120,8 @@ def test_rounds_show_what_each_did_and_end_with_1_where_they_stopped(
         asked.append(what)
         return done
 
-    monkeypatch.setattr("flows.rounds.run_rounds", run_rounds)
-    monkeypatch.setattr("flows.server.local_server", contextlib.nullcontext)
+    monkeypatch.setattr("flows.feedback.rounds.run_rounds", run_rounds)
+    monkeypatch.setattr("flows.prefect_server.temporary_server.local_server", contextlib.nullcontext)
     monkeypatch.setenv("COLUMNS", "140")
 
     code, out, _ = trueline("rounds", "2", "--reward", "r", "--on-reject", "continue")

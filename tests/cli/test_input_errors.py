@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows import cli
-from flows.locks import one_flow_at_a_time
+from flows.processes.locks import one_flow_at_a_time
 from tasks.common.errors import InputError
 from tasks.registry.lineage import explain, sync
 from tasks.registry.promotion import champion

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flows.people import ImportedAnnotationSheets
+from flows.feedback.people import ImportedAnnotationSheets
 from tasks.common.errors import InputError
 from tests.cli.conftest import raising, returning
 
@@ -26,7 +26,7 @@ def test_a_sheet_says_what_it_holds_and_what_to_do(trueline, monkeypatch: pytest
         asked.append((path, prompts))
         return ANNOTATION_SHEET
 
-    monkeypatch.setattr("flows.people.write_annotation_sheet", write_annotation_sheet)
+    monkeypatch.setattr("flows.feedback.people.write_annotation_sheet", write_annotation_sheet)
 
     out = trueline("label", "sheet", "s.csv", "--prompts", "50")[1]
     assert out.startswith(
@@ -45,7 +45,7 @@ def test_votes_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatch
         return "r1"
 
     monkeypatch.setattr(
-        "flows.people.read_annotation_sheets",
+        "flows.feedback.people.read_annotation_sheets",
         lambda paths: ImportedAnnotationSheets("key", FIGURES, [{"files": len(paths)}]),
     )
     monkeypatch.setattr("tasks.registry.promotion.human_evaluation.save_votes", keep)
@@ -64,7 +64,9 @@ def test_votes_for_people_and_machines(trueline, monkeypatch: pytest.MonkeyPatch
 
 
 def test_votes_are_shown_where_mlflow_is_away(trueline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.people.read_annotation_sheets", returning(ImportedAnnotationSheets("key", FIGURES, [])))
+    monkeypatch.setattr(
+        "flows.feedback.people.read_annotation_sheets", returning(ImportedAnnotationSheets("key", FIGURES, []))
+    )
     monkeypatch.setattr(
         "tasks.registry.promotion.human_evaluation.save_votes", raising(InputError("MLflow is away: start it"))
     )

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from flows import gc as garbage
-from flows import status as status_module
-from flows.doctor import Finding
-from flows.locks import one_flow_at_a_time
+from flows.inspection import status as status_module
+from flows.inspection.doctor import Finding
+from flows.processes.locks import one_flow_at_a_time
 from tasks.common.progress import StageProgress
 from tasks.registry.backup import load as loading
 from tasks.registry.backup import save as saving
@@ -217,7 +217,7 @@ def test_an_alarm_of_the_lineage_exits_with_1(trueline, monkeypatch: pytest.Monk
 def test_doctor_exits_with_1_where_something_fails(
     trueline, monkeypatch: pytest.MonkeyPatch, level: Any, code: int
 ) -> None:
-    monkeypatch.setattr("flows.doctor.examine", lambda: [Finding("disk", level, "0.1 GB free", "free some")])
+    monkeypatch.setattr("flows.inspection.doctor.examine", lambda: [Finding("disk", level, "0.1 GB free", "free some")])
 
     assert trueline("doctor")[0] == code
     assert json.loads(trueline("doctor", "--json")[1]) == [
@@ -236,7 +236,7 @@ def test_doctor_shows_a_row_instead_of_the_checks(trueline, monkeypatch: pytest.
         "truncated": {},
         "parts": [],
     }
-    monkeypatch.setattr("flows.rows.examine_row", lambda row_id: [row | {"id": row_id}])
+    monkeypatch.setattr("flows.inspection.rows.examine_row", lambda row_id: [row | {"id": row_id}])
     assert trueline("doctor", "--row", "ab")[:2] == (0, "prompts, test: a.jsonl row 1\n")
     assert json.loads(trueline("doctor", "--row", "ab", "--json")[1]) == [row | {"id": "ab"}]
 

@@ -9,7 +9,7 @@ import pytest
 # Prefect makes its home when it is imported: not in the checkout, and not in one test's folder.
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="prefect-")
 
-from flows import reproduce as module
+from flows.stages import reproduce as module
 
 PIPELINE = """
 stages:

@@ -11,15 +11,15 @@ import psutil
 import pytest
 import yaml
 
-from flows.reproduce import reproduce
+from flows.stages.reproduce import reproduce
 from tasks.settings.params import PARAMS_FILE
 from tests.conftest import ROOT, SMALL, MakeParams
 from tests.flows.conftest import dvc
-from tests.flows.test_processes import eventually
+from tests.flows.processes.test_children import eventually
 from tests.flows.training import PID, WAIT
 
 DVC = [sys.executable, "-m", "dvc", "repro"]
-FLOW = [sys.executable, "-c", "from flows.reproduce import reproduce; reproduce('sft')"]
+FLOW = [sys.executable, "-c", "from flows.stages.reproduce import reproduce; reproduce('sft')"]
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.last_run import OUTCOMES
-from flows.metrics import HELP, QUEUE_STATES
+from flows.inspection.metrics import HELP, QUEUE_STATES
 from flows.serving.metrics import Metrics
+from flows.stages.last_run import OUTCOMES
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "infra/alerts"

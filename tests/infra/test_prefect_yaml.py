@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from flows.deployments import Deployment, Source, Wanted, deployments
+from flows.prefect_server.deployments import Deployment, Source, Wanted, deployments
 from tests.conftest import ROOT
 
 GIT = Source("https://git.example.com/team/models.git", "main")

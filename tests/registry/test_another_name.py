@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.status import registry
+from flows.inspection.status import registry
 from tasks.common.errors import InputError
 from tasks.registry.lineage import explain, sync, trace
 from tasks.registry.mlflow_runs.store import open_store

@@ -132,9 +132,9 @@ def test_a_gate_that_refuses_cannot_be_overruled(params):
 # Asks as a scheduled run does, twice, and fills in the form on the server.
 FORM = """
 import json, subprocess, sys, time
-from flows.server import local_server
+from flows.prefect_server.temporary_server import local_server
 
-SERVE = "import sys; from flows.deploy import schedule; schedule('0 3 1 1 *', 'UTC', sys.argv[1])"
+SERVE = "import sys; from flows.deployment.deploy import schedule; schedule('0 3 1 1 *', 'UTC', sys.argv[1])"
 
 def eventually(look):
     deadline = time.monotonic() + 150
@@ -145,8 +145,8 @@ def eventually(look):
 
 with local_server() as url, subprocess.Popen([sys.executable, "-c", SERVE, url], stdout=sys.stderr) as serving:
     from prefect.client.orchestration import get_client
-    from flows.approval import ask
-    from flows.deployments import ASKED
+    from flows.pipeline.approval import ask
+    from flows.prefect_server.deployments import ASKED
 
     with get_client(sync_client=True) as client:
         def deployed():

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from flows.events.freshness import check_freshness
-from flows.fetching import Fetching
-from flows.last_run import Recording
-from flows.steps import Result, Steps, finish, name_opponent
-from flows.walk import Walk
+from flows.pipeline.steps import Result, Steps, finish, name_opponent
+from flows.stages.fetching import Fetching
+from flows.stages.last_run import Recording
+from flows.stages.walk import Walk
 from tasks.registry.dvc_outputs.graph import graph_status
 from tasks.registry.lineage import sync
 from tasks.registry.promotion import champion
@@ -34,8 +34,8 @@ def run() -> Result:
 def clone(tracked: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A clone of a checkout whose champion was compared with SFT; its results are in a remote, MLflow is shared."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tracked / 'mlflow.db'}")
-    monkeypatch.setattr("flows.walk.headline_figure", str)
-    monkeypatch.setattr("flows.reproduce.headline_figure", str)
+    monkeypatch.setattr("flows.stages.walk.headline_figure", str)
+    monkeypatch.setattr("flows.stages.reproduce.headline_figure", str)
     champion.promote(load_params())
     dvc("remote", "add", "-d", "store", str(tracked.parent / "store"), cwd=tracked)
     dvc("push", "-q", "--run-cache", cwd=tracked)

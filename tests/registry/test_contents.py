@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows import reproduce as reproducing
 from flows.chat import stage_folder, version_folder
-from flows.doctor import check_leftovers
-from flows.feedback import Named, _labeller, _policy
-from flows.reproduce import reproduce
+from flows.feedback.ai_feedback import Named, _labeller, _policy
+from flows.inspection.doctor import check_leftovers
+from flows.stages import reproduce as reproducing
+from flows.stages.reproduce import reproduce
 from tasks.common.errors import InputError
 from tasks.registry.dvc_outputs import graph, stages
 from tasks.registry.dvc_outputs.cache import DAMAGED, DamagedError, NotCachedError, materialise

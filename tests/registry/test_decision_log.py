@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from flows.doctor import check_record
-from flows.preflight import preflight
-from flows.status import registry
+from flows.checks.preflight import preflight
+from flows.inspection.doctor import check_record
+from flows.inspection.status import registry
 from tasks.common.errors import InputError
 from tasks.registry.export import folders
 from tasks.registry.lineage import explain, sync, trace

@@ -9,7 +9,7 @@ from dvc_objects.fs.local import LocalFileSystem
 
 from flows import gc
 from flows.gc import collect_garbage
-from flows.locks import one_flow_at_a_time
+from flows.processes.locks import one_flow_at_a_time
 from tasks.common import progress
 from tasks.common.errors import InputError
 from tasks.registry.export.folders import export, export_reward

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from flows.chat import version_folder
-from flows.display import next_commands
+from flows.display.results import next_commands
 from tasks.common.errors import InputError
 from tasks.registry.dvc_outputs import stages
 from tasks.registry.lineage.explain import history, why

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from flows import rounds as module
-from flows.feedback import Named
-from flows.rounds import Asked, run_rounds
+from flows.feedback import rounds as module
+from flows.feedback.ai_feedback import Named
+from flows.feedback.rounds import Asked, run_rounds
 from tasks.common.errors import InputError
 from tasks.common.files import write_json, write_jsonl
 from tasks.data.sources.feedback import LABELS, MANIFEST, PAIRS

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from flows import publish as module
-from flows.git import GitError
-from flows.merging import merge
-from flows.publish import publish, publish_after_run, take_in_before_run
+from flows.sharing import publish as module
+from flows.sharing.git import GitError
+from flows.sharing.merging import merge
+from flows.sharing.publish import publish, publish_after_run, take_in_before_run
 from tasks.registry.dvc_outputs.graph import graph_status
 from tasks.registry.dvc_outputs.remote import RemoteError
 from tasks.registry.promotion import champion

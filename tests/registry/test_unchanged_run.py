@@ -20,7 +20,7 @@ import sys
 started = []
 sys.addaudithook(lambda event, arguments: started.append(arguments[1]) if event == "subprocess.Popen" else None)
 sys.argv = ["trueline", "run", "--json"]
-from flows import figures
+from flows.stages import figures
 from flows.cli import main
 figures.HEADLINES.clear()  # the stages of these tests write other metrics
 try:

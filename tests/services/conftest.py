@@ -20,7 +20,7 @@ from infra.services import s3
 from infra.services.services import DVC_REMOTE, PORTS, Services
 from tasks.registry.dvc_outputs.graph import graph_status
 from tests.conftest import ROOT
-from tests.flows.test_processes import eventually
+from tests.flows.processes.test_children import eventually
 from tests.registry import conftest as of_registry
 from tests.registry.conftest import EVALUATION, FIGURES, MAKE, change_params, commit, dvc, shell, write_pipeline
 

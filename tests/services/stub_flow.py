@@ -7,11 +7,11 @@ from typing import Any, cast
 
 from prefect import task
 
-from flows import pipeline as module
-from flows.deployments import PIPELINE
-from flows.heartbeats import ensure_rule, send_heartbeats
-from flows.processes import child
-from flows.steps import Result
+from flows.pipeline import flow as module
+from flows.pipeline.steps import Result
+from flows.prefect_server.deployments import PIPELINE
+from flows.prefect_server.heartbeats import ensure_rule, send_heartbeats
+from flows.processes.children import child
 
 SECONDS = Path("seconds.txt")  # how long the next run takes
 SLEEP = "import sys, time; time.sleep(float(sys.argv[1]))"

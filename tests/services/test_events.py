@@ -13,7 +13,7 @@ from flows.events.prefect_events import SOURCE_CHANGED, emit_named
 from infra.services import s3
 from infra.services.services import Services
 from tests.conftest import ROOT
-from tests.flows.test_processes import eventually
+from tests.flows.processes.test_children import eventually
 from tests.registry.conftest import dvc
 
 SECONDS = 60.0  # for an answer, on a busy machine

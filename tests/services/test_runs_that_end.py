@@ -17,9 +17,9 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
-from flows.api_address import is_healthy
-from flows.late_runs import MESSAGE
-from flows.server import _free_port
+from flows.prefect_server.address import is_healthy
+from flows.prefect_server.late_runs import MESSAGE
+from flows.prefect_server.temporary_server import _free_port
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]

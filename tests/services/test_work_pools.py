@@ -13,7 +13,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from tests.flows.test_processes import eventually
+from tests.flows.processes.test_children import eventually
 from tests.registry.conftest import commit, shell
 from tests.services.conftest import trueline
 

@@ -15,7 +15,7 @@ from flows.events import following, starting
 from flows.events.following import follow, seconds_of
 from flows.events.starting import run_here
 from flows.events.watch import Step
-from flows.locks import one_flow_at_a_time
+from flows.processes.locks import one_flow_at_a_time
 from tasks.common.errors import InputError
 
 

@@ -15,9 +15,9 @@ from flows.events import reporting, runs
 from flows.events.messages import gate_figures, link, of_decision
 from flows.events.reporting import decisions_reported
 from flows.events.runs import run_reported
-from flows.last_run import recorded
-from flows.locks import one_flow_at_a_time
-from flows.reproduce import StageError, StageRun
+from flows.processes.locks import one_flow_at_a_time
+from flows.stages.last_run import recorded
+from flows.stages.reproduce import StageError, StageRun
 from tasks.common.errors import InputError
 from tasks.common.progress import STATUS_FILES
 from tasks.common.safe_text import ADDRESSES
@@ -154,7 +154,7 @@ def test_a_failure_then_the_first_success(checkout: Path, receiver: Receiver, lo
 
 def test_a_run_that_was_killed_is_reported_by_the_next(checkout: Path, receiver: Receiver, log: list[Decision]) -> None:
     kill = (
-        "import os; from flows.locks import one_flow_at_a_time\n"
+        "import os; from flows.processes.locks import one_flow_at_a_time\n"
         "with one_flow_at_a_time(): os.kill(os.getpid(), 9)"
     )  # fmt: skip
     root = Path(__file__).parents[3]

@@ -13,7 +13,7 @@ from flows.events import snapshots, watch
 from flows.events.starting import Outcome
 from flows.events.watch import Finding, Watch, one_watch
 from flows.events.watch_state import WATCH_STATE
-from flows.locks import one_flow_at_a_time
+from flows.processes.locks import one_flow_at_a_time
 from tasks.common.errors import InputError
 from tasks.registry.dvc_outputs.graph import GraphStatus
 

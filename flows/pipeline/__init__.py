@@ -1,0 +1,1 @@
+"""The flow: its steps in their order, under Prefect or as plain calls."""

@@ -1,0 +1,1 @@
+"""What one process does to another: start, lock out, interrupt."""

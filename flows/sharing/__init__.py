@@ -1,0 +1,1 @@
+"""Results that machines share: data by DVC's remote, the record by git."""
