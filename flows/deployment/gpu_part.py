@@ -10,6 +10,7 @@ from flows.pipeline.deployed import set_up
 from flows.pipeline.flow import run_by_name
 from flows.pipeline.hand_over import GPU_STAGES, push
 from flows.pipeline.steps import name_opponent
+from flows.prefect_server.abandoned_runs import end_runs_of_crashed_flow
 from flows.prefect_server.deployments import GPU_PART
 from flows.prefect_server.own_run import CancelledOnServerError, own_run
 from flows.processes.locks import one_flow_at_a_time
@@ -18,7 +19,7 @@ from flows.stages.walk import Walk
 from tasks.common.safe_text import clean_logs
 
 
-@flow(name=GPU_PART)
+@flow(name=GPU_PART, on_crashed=[end_runs_of_crashed_flow])
 def gpu_part(*, settings: tuple[str, ...] = (), remote: str | None = None) -> list[str]:
     """Bring the stages that want a GPU up to date; gives their outcomes.
 

@@ -16,7 +16,7 @@ from flows.pipeline.deployed import set_up
 from flows.pipeline.hand_over import with_gpu_part
 from flows.pipeline.steps import Result, Steps, begin, finish
 from flows.pipeline.steps import name_opponent as name_the_opponent
-from flows.prefect_server.abandoned_runs import end_runs_of_ended_flows
+from flows.prefect_server.abandoned_runs import end_runs_of_crashed_flow, end_runs_of_ended_flows
 from flows.prefect_server.deployments import PIPELINE
 from flows.prefect_server.own_run import CancelledOnServerError, own_run, tell
 from flows.processes.locks import one_flow_at_a_time
@@ -102,7 +102,7 @@ def promote(params: Params) -> champion.Promotion:
     return promotion
 
 
-@flow(name=PIPELINE, flow_run_name=_run_name)
+@flow(name=PIPELINE, flow_run_name=_run_name, on_crashed=[end_runs_of_crashed_flow])
 def pipeline(
     *, pull: bool | None = None, settings: tuple[str, ...] = (), remote: str | None = None, gpu_part: str | None = None
 ) -> Result:

@@ -1,15 +1,28 @@
-"""MLflow's runs of flows that crashed on another machine, which nobody there can end any more."""
+"""MLflow's runs of flows that crashed, which their own process cannot end any more."""
 
 import os
+from typing import Any
 from uuid import UUID
 
+from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import ObjectNotFound
 
-from flows.prefect_server.own_run import AWAY
+from flows.prefect_server.own_run import AWAY, has_run_here
 from tasks.registry.mlflow_runs.store import open_store
 from tasks.registry.mlflow_runs.tracking import FLOW_RUN, end_abandoned
-from tasks.settings.params import Params
+from tasks.settings.params import Params, load_params
+
+
+def end_runs_of_crashed_flow(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """End as KILLED the MLflow runs of a flow's process that was killed: Prefect's runner or worker calls this.
+
+    Raises:
+        InputError: MLflow cannot be reached.
+    """
+    if not has_run_here():  # a flow that ends by itself has ended its stages, which end their runs
+        end_abandoned(open_store(load_params().registry.experiment), lambda started_by: started_by == str(flow_run.id))
 
 
 def end_runs_of_ended_flows(params: Params) -> None:

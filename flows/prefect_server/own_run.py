@@ -133,6 +133,7 @@ class OwnRun:
 
 class _Current:
     run: OwnRun | None = None
+    has_run = False
 
 
 @contextmanager
@@ -144,6 +145,7 @@ def own_run() -> Iterator[None]:
     Raises:
         CancelledOnServerError: the run was cancelled there.
     """
+    _Current.has_run = True
     run_id, deployment_id = flow_run.id, deployment.id
     if run_id is None or has_own_server():
         yield
@@ -162,6 +164,11 @@ def own_run() -> Iterator[None]:
         run.end()
         _Current.run = None
         del os.environ[FLOW_RUN]
+
+
+def has_run_here() -> bool:
+    """Return whether this process has run a flow, as Prefect's runners and workers have not."""
+    return _Current.has_run
 
 
 def tell(call: Callable[[], object]) -> None:

@@ -3,11 +3,16 @@
 import sqlite3
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Crashed
 
+from flows.deployment.gpu_part import gpu_part
+from flows.pipeline.flow import pipeline
 from tasks.registry.dvc_outputs import stages
 from tasks.registry.lineage import sync
 from tasks.registry.mlflow_runs import linked_runs, tracking
@@ -254,6 +259,20 @@ def test_a_run_of_another_machine_is_ended_once_its_flow_has(tracked, monkeypatc
     assert {run.data.tags["flow_run"] for run in running()} == {"crashed", "lives"}
     tracking.end_abandoned(store, lambda flow: flow == "crashed")
     assert [run.data.tags["flow_run"] for run in running()] == ["lives"]
+
+
+def test_a_runner_ends_the_mlflow_runs_of_a_flow_that_was_killed(tracked, monkeypatch):
+    killed, other = uuid4(), uuid4()
+    for flow in (killed, other):
+        monkeypatch.setenv(tracking.FLOW_RUN, str(flow))
+        monkeypatch.setattr(tracking, "this_process", lambda: "elsewhere:1")
+        tracking._begin(open_store("trueline"), "sft", load_params(), None, "cpu")
+    for flow, has_run_here, left in ((pipeline, True, 2), (pipeline, False, 1), (gpu_part, False, 1)):
+        monkeypatch.setattr("flows.prefect_server.abandoned_runs.has_run_here", lambda here=has_run_here: here)
+        [hook] = flow.on_crashed_hooks
+        hook(flow=flow, flow_run=FlowRun(id=killed, flow_id=uuid4()), state=Crashed())  # as Prefect calls it
+        assert len(running()) == left
+    assert running()[0].data.tags["flow_run"] == str(other)
 
 
 @pytest.mark.parametrize("host", ["here", "elsewhere"])
