@@ -9,7 +9,7 @@ from flows.processes.locks import one_flow_at_a_time
 from tasks.common.errors import InputError
 from tasks.common.progress import running
 from tasks.registry.dvc_outputs.garbage import Roots, Survey, Surveyed, delete, surveyed
-from tasks.registry.dvc_outputs.named_contents import named_contents
+from tasks.registry.dvc_outputs.named_contents import Named, named_contents
 from tasks.registry.export.deleted_weights import WEIGHTS_DELETED, Size, delete_weights, weights_size
 from tasks.registry.mlflow_runs.store import Store, open_store
 from tasks.registry.promotion.apply_decisions import apply_pending
@@ -51,7 +51,9 @@ def collect_garbage(params: Params, keep: str, days: int, *, yes: bool, now: dat
     with _alone(params) as (store, lock):
         versions, named = retained(store, params, rules), named_contents()
         staying = [version for version in versions if version.reasons]
-        contents = {md5 for hashes in named.values() for md5 in hashes}.union(*(each.contents for each in staying))
+        of_versions = set[str]().union(*(version.contents for version in staying))
+        contents = of_versions.union(*(each.contents for each in named.values()))
+        cached = of_versions.union(*(each.outputs for each in named.values()))
         roots = Roots(frozenset(contents), frozenset[str]().union(*(version.keys for version in staying)))
         with surveyed(roots, rules.young_since) as found:
             going = _going(versions, named, found)
@@ -65,7 +67,7 @@ def collect_garbage(params: Params, keep: str, days: int, *, yes: bool, now: dat
                 "versions": [*map(_shown, versions)],
                 "aliases": released,
                 "named_by": list(named),
-                "lacking": found.lacking,
+                "lacking": [md5 for md5 in found.lacking if md5 in cached],
                 "left_alone": found.left_alone,
             }
             if yes:
@@ -93,11 +95,11 @@ def _alone(params: Params) -> Iterator[Registry]:
                 yield Registry(store, lock)
 
 
-def _going(versions: Iterable[Retained], named: dict[str, set[str]], found: Surveyed) -> list[Retained]:
+def _going(versions: Iterable[Retained], named: dict[str, Named], found: Surveyed) -> list[Retained]:
     """Choose the versions that lose their weights; note of the others what keeps these."""
     for version in versions:
         if not version.reasons:
-            version.reasons += [place for place, hashes in named.items() if version.md5 in hashes][:1]
+            version.reasons += [place for place, hashes in named.items() if version.md5 in hashes.contents][:1]
         if not version.reasons and version.md5 in found.needed:
             version.reasons.append(RECENT)
     return [version for version in versions if not version.reasons]

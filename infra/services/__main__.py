@@ -1,6 +1,7 @@
 """Start the servers, say how a checkout uses them, and end them on Ctrl+C: `make services`."""
 
 import argparse
+import shlex
 import signal
 import sys
 import threading
@@ -44,7 +45,7 @@ def _serve(services: Services, asked: threading.Event, upgrade: bool) -> int:
 
 
 def _usage(services: Services) -> str:
-    exports = "\n".join(f"  export {name}={value}" for name, value in services.environment().items())
+    environment = shlex.quote(f"{services.folder}/env")
     address = "127.0.0.1:{}".format
     return f"""
 PostgreSQL  {address(services.ports["postgres"])}         databases mlflow, prefect
@@ -52,9 +53,8 @@ S3          http://{address(services.ports["s3"])}  buckets trueline-dvc (DVC's 
 MLflow      http://{address(services.ports["mlflow"])}
 Prefect     http://{address(services.ports["prefect"])}
 
-In another terminal, once:  . {services.folder}/env
-{exports}
-Then, say:  .venv/bin/trueline schedule --cron "0 3 * * 1"
+In another terminal, for a run by the clock:
+  . {environment} && .venv/bin/trueline schedule --cron "0 3 * * 1"
 
 Passwords are in {services.passwords} and {services.keys}, which you alone can read.
 Ctrl+C ends all four. The data stays, and make services goes on with it."""

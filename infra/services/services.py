@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import socket
 import sys
 from collections.abc import Mapping
@@ -49,7 +50,7 @@ class Services:
         s3.write_keys(self.keys)
         remote = DVC_REMOTE.format(bucket=s3.BUCKETS[0], port=self.ports["s3"], keys=self.keys)
         (self.folder / "dvc/config").write_text(remote, encoding="utf-8")
-        exports = "".join(f"export {name}={value}\n" for name, value in self.environment().items())
+        exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in self.environment().items())
         (self.folder / "env").write_text(exports, encoding="utf-8")
         common = self._server_environment()
         self.postgres = postgres.server(

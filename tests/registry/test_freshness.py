@@ -58,12 +58,12 @@ def test_figures_are_computed_once_and_saved(tracked, monkeypatch: pytest.Monkey
     assert sft is not None
     assert candidate["low"] > 0.95 > sft["value"]
     assert found["agreement"] == {
-        "candidate": {"value": -1.0, "low": -1.0, "high": -1.0},
+        "candidate": {"value": 0.0, "low": 0.0, "high": 0.0},  # of both policies' answers
         "sft": {"value": 1.0, "low": 1.0, "high": 1.0},
     }
     run = find_run(store, str(lock_key("evaluate")))
     assert run is not None
-    assert run.data.metrics["freshness/agreement.candidate"] == -1
+    assert run.data.metrics["freshness/agreement.candidate"] == 0
     assert run.data.metrics["freshness/drift.candidate.low"] == candidate["low"]
 
     monkeypatch.setattr(module, "_measured", None)

@@ -7,10 +7,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tasks.common.errors import InputError
 from tasks.registry.dvc_outputs.garbage import Roots, modified, surveyed
-from tasks.registry.dvc_outputs.named_contents import named_contents
+from tasks.registry.dvc_outputs.named_contents import Named, named_contents
 from tasks.registry.dvc_outputs.stages import lock_entry, output_hashes, recorded_outputs
 from tests.registry.conftest import commit, dvc, shell
 
@@ -84,7 +85,7 @@ def test_branches_tags_worktrees_and_files_of_dvc_add_name_contents(repository):
     found = named_contents()
     branch = shell("git", "branch", "--show-current", cwd=".").stdout.strip()
     assert found.keys() == {"dvc.lock here", "HEAD", branch}
-    assert all(lock <= hashes for hashes in found.values())
+    assert all(lock <= named.outputs for named in found.values())
     shell("git", "tag", "v1", cwd=".")
     shell("git", "worktree", "add", "-q", "../tree", cwd=".")
     Path("dvc.lock").unlink()
@@ -93,9 +94,22 @@ def test_branches_tags_worktrees_and_files_of_dvc_add_name_contents(repository):
     commit(repository)
     found = named_contents()
     tree = str((repository.parent / "tree").resolve())
-    assert lock <= found["v1"] & found[f"worktree {tree}"]
+    assert lock <= found["v1"].contents & found[f"worktree {tree}"].contents
     added = "8a80554c91d9fca8acb82f023de02f11"  # md5 of `{}` and a newline
-    assert found["dvc.lock here"] == found["HEAD"] == {added}
+    assert found["dvc.lock here"].contents == found["HEAD"].contents == {added}
+
+
+def test_a_folder_of_code_is_named_and_is_no_output(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(".dvc").mkdir()
+    Path(".dvc/config").write_text("[core]\n    no_scm = true\n")
+    code, output = f"{'a' * 32}.dir", f"{'b' * 32}.dir"
+    stages = {
+        "sft": {"cmd": "c", "deps": [{"path": "tasks/data", "md5": code}], "outs": [{"path": "m", "md5": output}]},
+        "gate": {"cmd": "c", "deps": [{"path": "m", "md5": output}, {"path": "tasks/data", "md5": code}]},
+    }
+    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}, sort_keys=False))
+    assert named_contents() == {"dvc.lock here": Named({code, output}, {output})}
 
 
 @pytest.mark.parametrize(

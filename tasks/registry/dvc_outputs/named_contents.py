@@ -5,17 +5,26 @@ import re
 import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from tasks.common.errors import InputError
 from tasks.registry.dvc_outputs.stages import LOCK_FILE, needs_git
 
+DEPENDENCIES = re.compile(rb"(?m)^( *)deps:\n(?:\1[- ].*\n?)*")
 HASH = re.compile(rb"\b[0-9a-f]{32}(?:\.dir)?\b")  # of dependencies too, and in whatever layout DVC has written
 REFS = ("refs/heads", "refs/remotes", "refs/tags", "refs/exps", "refs/stash")
 OWN_SUFFIX = ".dvc"  # of the files that `dvc add` writes
 EXPERIMENTS = Path(".dvc/tmp/exps")  # copies of the checkout, in which `dvc exp run --temp` works
 
 
-def named_contents() -> dict[str, set[str]]:
+class Named(NamedTuple):
+    """The hashes in files of DVC."""
+
+    contents: set[str]  # all
+    outputs: set[str]  # without those that only dependencies have: code, which git keeps
+
+
+def named_contents() -> dict[str, Named]:
     """Find the hashes in every dvc.lock and .dvc file of this checkout, its git worktrees and its refs.
 
     Returns:
@@ -34,8 +43,8 @@ def named_contents() -> dict[str, set[str]]:
     return found | _in_refs()
 
 
-def _in_folder(folder: Path) -> set[str]:
-    return {md5 for file in _lock_files(folder) for md5 in _hashes(file.read_bytes())}
+def _in_folder(folder: Path) -> Named:
+    return _named(file.read_bytes() for file in _lock_files(folder))
 
 
 def _lock_files(folder: Path) -> Iterator[Path]:
@@ -48,6 +57,14 @@ def _is_lock(name: str) -> bool:
     return name == LOCK_FILE.name or (name.endswith(OWN_SUFFIX) and name != OWN_SUFFIX)
 
 
+def _named(files: Iterable[bytes]) -> Named:
+    contents, outputs = set[str](), set[str]()
+    for file in files:
+        contents |= _hashes(file)
+        outputs |= _hashes(DEPENDENCIES.sub(b"", file))
+    return Named(contents, outputs)
+
+
 def _hashes(content: bytes) -> set[str]:
     return {found.decode() for found in HASH.findall(content)}
 
@@ -58,14 +75,15 @@ def _worktrees() -> list[Path]:
     return [tree for tree in trees if tree.is_dir() and tree.resolve() != Path.cwd()]
 
 
-def _in_refs() -> dict[str, set[str]]:
+def _in_refs() -> dict[str, Named]:
     listed = _git("for-each-ref", "--format=%(objectname) %(refname:short)", *REFS).decode().splitlines()
     commits = {name: commit for commit, _, name in (line.partition(" ") for line in listed)}
     if head := _git("rev-parse", "--revs-only", "HEAD").decode().strip():
         commits = {"HEAD": head, **commits}
     blobs = {commit: _lock_blobs(commit) for commit in set(commits.values())}
-    hashes = _read_blobs({blob for each in blobs.values() for blob in each})
-    return {name: {md5 for blob in blobs[commit] for md5 in hashes[blob]} for name, commit in commits.items()}
+    contents = _read_blobs({blob for each in blobs.values() for blob in each})
+    found = {commit: _named(contents[blob] for blob in each) for commit, each in blobs.items()}
+    return {name: found[commit] for name, commit in commits.items()}
 
 
 def _lock_blobs(commit: str) -> set[str]:
@@ -75,8 +93,8 @@ def _lock_blobs(commit: str) -> set[str]:
     return {about.split()[2] for about, _, path in rows if about.split()[1] == "blob" and _is_lock(Path(path).name)}
 
 
-def _read_blobs(blobs: Iterable[str]) -> dict[str, set[str]]:
-    return {blob: _hashes(_git("cat-file", "blob", blob)) for blob in blobs}
+def _read_blobs(blobs: Iterable[str]) -> dict[str, bytes]:
+    return {blob: _git("cat-file", "blob", blob) for blob in blobs}
 
 
 def _git(*arguments: str) -> bytes:

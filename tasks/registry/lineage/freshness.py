@@ -46,7 +46,7 @@ class Freshness(TypedDict):
 
     key: str  # of the result
     drift: Figures  # of candidate and SFT, from the reward model's training answers
-    agreement: Figures  # of the reward model and the held-out one on their answers
+    agreement: Figures  # of the reward model and the held-out one on SFT's answers, and on the candidate's with them
 
 
 def freshness(params: Params) -> Freshness | None:
@@ -111,14 +111,15 @@ def _compared(responses: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> t
     prompts = [json.dumps(row["prompt"]) for row in responses]
     drifts, agreements = Figures(), Figures()
     for name in POLICIES:
-        rows = [row[name] for row in responses]
-        answered = [Text(prompt, row["answer"]) for prompt, row in zip(prompts, rows, strict=True)]
+        answered = [Text(prompt, row[name]["answer"]) for prompt, row in zip(prompts, responses, strict=True)]
         drifts[name] = _rounded(drift(learned, answered))
+        # A policy that learned its reward writes answers of nearly one score, whose order says little: SFT's beside
+        # them tell whether both models see what was gained.
+        rows = [row[each] for each in dict.fromkeys((name, "sft")) for row in responses]
         rewards, held_out = ([row.get(by) for row in rows] for by in ("reward", "held_out"))
-        if None not in rewards and None not in held_out:
-            agreements[name] = _rounded(agreement(prompts, rewards, held_out))
-        else:
-            agreements[name] = None
+        known = None not in rewards and None not in held_out
+        asked = prompts * (len(rows) // len(prompts))
+        agreements[name] = _rounded(agreement(asked, rewards, held_out)) if known else None
     return drifts, agreements
 
 
