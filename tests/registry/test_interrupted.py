@@ -13,6 +13,7 @@ from prefect.states import Crashed
 
 from flows.deployment.gpu_part import gpu_part
 from flows.pipeline.flow import pipeline
+from flows.prefect_server.abandoned_runs import end_runs_of_crashed_flow
 from tasks.registry.dvc_outputs import stages
 from tasks.registry.lineage import sync
 from tasks.registry.mlflow_runs import linked_runs, tracking
@@ -263,14 +264,16 @@ def test_a_run_of_another_machine_is_ended_once_its_flow_has(tracked, monkeypatc
 
 def test_a_runner_ends_the_mlflow_runs_of_a_flow_that_was_killed(tracked, monkeypatch):
     killed, other = uuid4(), uuid4()
-    for flow in (killed, other):
-        monkeypatch.setenv(tracking.FLOW_RUN, str(flow))
+    for flow_run in (killed, other):
+        monkeypatch.setenv(tracking.FLOW_RUN, str(flow_run))
         monkeypatch.setattr(tracking, "this_process", lambda: "elsewhere:1")
         tracking._begin(open_store("trueline"), "sft", load_params(), None, "cpu")
-    for flow, has_run_here, left in ((pipeline, True, 2), (pipeline, False, 1), (gpu_part, False, 1)):
+    assert pipeline.on_crashed_hooks == gpu_part.on_crashed_hooks == [end_runs_of_crashed_flow]
+    for has_run_here, left in ((True, 2), (False, 1)):
         monkeypatch.setattr("flows.prefect_server.abandoned_runs.has_run_here", lambda here=has_run_here: here)
-        [hook] = flow.on_crashed_hooks
-        hook(flow=flow, flow_run=FlowRun(id=killed, flow_id=uuid4()), state=Crashed())  # as Prefect calls it
+        end_runs_of_crashed_flow(
+            flow=pipeline, flow_run=FlowRun(id=killed, flow_id=uuid4()), state=Crashed()
+        )  # as Prefect calls it
         assert len(running()) == left
     assert running()[0].data.tags["flow_run"] == str(other)
 
