@@ -268,7 +268,8 @@ def test_a_runner_ends_the_mlflow_runs_of_a_flow_that_was_killed(tracked, monkey
         monkeypatch.setenv(tracking.FLOW_RUN, str(flow_run))
         monkeypatch.setattr(tracking, "this_process", lambda: "elsewhere:1")
         tracking._begin(open_store("trueline"), "sft", load_params(), None, "cpu")
-    assert pipeline.on_crashed_hooks == gpu_part.on_crashed_hooks == [end_runs_of_crashed_flow]
+    assert pipeline.on_crashed_hooks == [end_runs_of_crashed_flow]
+    assert gpu_part.on_crashed_hooks == [end_runs_of_crashed_flow]
     for has_run_here, left in ((True, 2), (False, 1)):
         monkeypatch.setattr("flows.prefect_server.abandoned_runs.has_run_here", lambda here=has_run_here: here)
         end_runs_of_crashed_flow(
