@@ -21,10 +21,10 @@ def run_flow(pull: bool | None = None) -> "Result":
     """
     from flows.checks.preflight import preflight
     from flows.pipeline.steps import finish_unchanged
-    from flows.prefect_server.address import named_server
+    from flows.prefect_server.address import named_server, named_server_answers
     from flows.processes.interrupts import report_interruption
 
-    with report_interruption():
+    with report_interruption(named_server_answers):
         if named_server():  # it keeps a record of every run
             preflight()
             return _by_prefect(pull)

@@ -36,6 +36,12 @@ def is_healthy(url: str) -> bool:
         return False
 
 
+def named_server_answers() -> bool:
+    """Tell whether there is a Prefect server that the environment names, and that answers."""
+    url = named_server()
+    return url is not None and is_healthy(url)
+
+
 def check_reachable(url: str) -> None:
     """Make sure that a Prefect server answers.
 

@@ -29,6 +29,7 @@ from prefect.states import Running
 from flows.prefect_server.address import is_healthy
 from flows.prefect_server.late_runs import cancel_late_runs
 from flows.prefect_server.temporary_server import has_own_server
+from flows.processes.interrupts import begin_to_end, end_at_once, is_ending
 from tasks.registry.mlflow_runs.tracking import FLOW_RUN
 
 if TYPE_CHECKING:
@@ -59,15 +60,24 @@ class OwnRun:
         self._thread = threading.Thread(target=context.run, args=(self._watch,), daemon=True)
 
     def begin(self) -> None:
-        """Start to ask for the run's state; a second request to end is left out while the first one is carried out."""
-        signal.signal(signal.SIGTERM, self._on_signal)
+        """Start to ask for the run's state."""
         self._thread.start()
 
     def end(self) -> None:
         """Stop asking."""
         self._over.set()
-        self._thread.join(timeout=POLL_SECONDS)
-        signal.signal(signal.SIGTERM, self._earlier)
+        if not is_ending():  # or the thread may wait for a server that is away
+            self._thread.join(timeout=POLL_SECONDS)
+
+    @contextmanager
+    def first_signal_ends(self) -> Iterator[None]:
+        """Let Prefect carry out the first SIGTERM in the block undisturbed by further ones."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        try:
+            yield
+        finally:
+            if not is_ending():  # it has yet to tell the server
+                signal.signal(signal.SIGTERM, self._earlier)
 
     def tell(self, call: Callable[[], object]) -> None:
         """Send something to the server: at once, or when it is back."""
@@ -112,7 +122,7 @@ class OwnRun:
 
     def _cancel(self) -> None:
         """End what runs, as SIGTERM does, unless the runner or the worker has asked for that already."""
-        if not self._is_signalled:
+        if not self._is_signalled and not self._over.is_set():
             self.is_cancelled = True
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -123,12 +133,15 @@ class OwnRun:
             sys.stderr.write(f"trueline: the Prefect server {message}\n")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if not self._is_signalled:
-            self._is_signalled = True
-            if self.is_cancelled:
-                raise CancelledOnServerError(128 + number)
-            if callable(self._earlier):
-                self._earlier(number, frame)
+        if self._is_signalled or is_ending():
+            end_at_once()
+            return
+        self._is_signalled = True
+        begin_to_end(number)
+        if self.is_cancelled:
+            raise CancelledOnServerError(128 + number)
+        if callable(self._earlier):
+            self._earlier(number, frame)
 
 
 class _Current:
@@ -147,11 +160,22 @@ def own_run() -> Iterator[None]:
     """
     _Current.has_run = True
     run_id, deployment_id = flow_run.id, deployment.id
-    if run_id is None or has_own_server():
+    if run_id is None:
         yield
         return
-    os.environ[FLOW_RUN] = run_id
-    run = _Current.run = OwnRun(UUID(run_id), UUID(deployment_id) if deployment_id else None)
+    run = OwnRun(UUID(run_id), UUID(deployment_id) if deployment_id else None)
+    with run.first_signal_ends():
+        if has_own_server():
+            yield
+            return
+        with _watched(run):
+            yield
+
+
+@contextmanager
+def _watched(run: OwnRun) -> Iterator[None]:
+    os.environ[FLOW_RUN] = str(flow_run.id)
+    _Current.run = run
     run.begin()
     try:
         try:

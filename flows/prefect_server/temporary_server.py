@@ -51,7 +51,7 @@ def local_server() -> Iterator[str]:
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with (
         SERVER_LOG.open("w", encoding="utf-8") as log,
-        child([*command, "--no-services", "--no-ui"], stdout=log, stderr=log) as process,
+        child([*command, "--no-services", "--no-ui"], stdout=log, stderr=log, is_server=True) as process,
     ):
         url = f"http://127.0.0.1:{port}/api"
         _wait_until_healthy(url, process)

@@ -21,11 +21,25 @@ from tasks.common.progress import running
 GRACE_SECONDS = 15.0  # for a process that asks for no more (tasks/common/progress.py)
 
 
+_children: dict[int, bool] = {}  # those that live: the process id, and whether its end is waited for
+
+
 @contextmanager
 def child(
-    command: Sequence[str], *, stdout: int | IO[str] | None = None, stderr: int | IO[str] | None = None
+    command: Sequence[str],
+    *,
+    stdout: int | IO[str] | None = None,
+    stderr: int | IO[str] | None = None,
+    is_server: bool = False,
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start a command; waits for it when the block is left, and ends its whole group where the block raises."""
+    """Start a command; waits for it when the block is left, and ends its whole group where the block raises.
+
+    Args:
+        command: the program and its arguments.
+        stdout: as subprocess takes it.
+        stderr: the same.
+        is_server: whether it works for others alone, and never ends by itself.
+    """
     with subprocess.Popen(
         [sys.executable, "-m", __name__, *command],
         stdin=subprocess.DEVNULL,
@@ -35,11 +49,31 @@ def child(
         env=_environment(),
         start_new_session=True,
     ) as process:
+        _children[process.pid] = is_server
         try:
             yield process
         except BaseException:
             end_group(process)
             raise
+        finally:
+            del _children[process.pid]
+
+
+def is_working() -> bool:
+    """Tell whether a child lives that is no server."""
+    return not all(_children.values())
+
+
+def kill_children() -> None:
+    """Kill all children, and all that they have started, in whatever group."""
+    family = []
+    for pid in [*_children]:
+        with suppress(psutil.NoSuchProcess):
+            leader = psutil.Process(pid)
+            family += [leader, *leader.children(recursive=True)]
+    for each in family:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
 
 
 def end_group(process: subprocess.Popen[str], grace: float = GRACE_SECONDS) -> None:

@@ -1,5 +1,6 @@
 """Each server goes away in the middle of a stage and comes back: the run goes on, and its record is whole then."""
 
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,29 @@ def test_a_run_outlasts_every_server(take_away: Outage, up: Services, checkout: 
     [recorded] = [run for run in client.search_runs([experiment.experiment_id]) if run.info.run_name == "gate"]
     assert recorded.info.status == "FINISHED"
     assert len(client.get_metric_history(recorded.info.run_id, "loss")) == recorded.data.metrics["final/steps"]
+
+
+@pytest.mark.parametrize("name", ["Prefect", "MLflow"])
+def test_a_run_can_be_ended_though_a_server_hangs(name: str, up: Services, checkout: Path) -> None:
+    hold("gate")
+    process = start("run")
+    wait_until_held(process)
+    [server] = [each for each in up.all if each.name == name]
+    server.pause()
+    time.sleep(2)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    done = finished(process, 60)
+    seconds = time.monotonic() - began
+    server.resume()
+    server.wait()
+
+    print(f"ended {seconds:.0f} seconds after SIGTERM")
+    assert done.returncode == 143, done.stdout
+    assert done.stdout.endswith("; run again to continue\n"), done.stdout
+    assert seconds < 30
+    let_go()
+    assert "Version 1 is" in trueline("run")
 
 
 def checkout_experiment() -> str:

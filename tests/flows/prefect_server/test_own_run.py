@@ -15,6 +15,7 @@ from prefect.states import Cancelling, Crashed, Running
 
 from flows.prefect_server import own_run as module
 from flows.prefect_server.own_run import CancelledOnServerError, own_run, tell
+from flows.processes import interrupts
 from tasks.registry.mlflow_runs.tracking import FLOW_RUN
 
 
@@ -94,6 +95,24 @@ def test_the_runner_s_own_signal_is_left_to_prefect_and_a_second_one_disturbs_no
             ended.append(True)
 
     assert ended
+
+
+def test_a_second_signal_to_a_command_ends_it_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect's own handler would raise its exception once more, where it may be told to a server for minutes."""
+    ended: list[int] = []
+    monkeypatch.setattr(interrupts, "_end_process", ended.append)
+    monkeypatch.setattr(interrupts, "SAME_REQUEST_SECONDS", 0.0)
+    monkeypatch.setattr(interrupts._Ending, "_limit", lambda _ending: None)  # it would end the tests
+    prefect_s = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(TerminationSignal), interrupts.report_interruption(lambda: True):
+        signal.signal(signal.SIGTERM, prefect_s)
+        try:
+            with own_run():
+                os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert ended == [143]
 
 
 def test_a_run_that_lives_is_running_again(server: Server) -> None:
