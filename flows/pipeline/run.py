@@ -19,14 +19,13 @@ def run_flow(pull: bool | None = None) -> "Result":
         InputError: something must be fixed, or another flow runs in this checkout.
         Exit: a stage failed, which is reported.
     """
-    from flows.checks.preflight import preflight
-    from flows.pipeline.steps import finish_unchanged
+    from flows.pipeline.steps import check, finish_unchanged
     from flows.prefect_server.address import named_server, named_server_answers
     from flows.processes.interrupts import report_interruption
 
     with report_interruption(named_server_answers):
-        if named_server():  # it keeps a record of every run
-            preflight()
+        if named := named_server():  # it keeps a record of every run
+            check(named)
             return _by_prefect(pull)
         return finish_unchanged() or _by_prefect(pull)
 

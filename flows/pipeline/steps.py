@@ -6,6 +6,7 @@ from typing import NamedTuple
 from flows.checks.preflight import preflight
 from flows.events.freshness import check_freshness
 from flows.events.runs import run_reported
+from flows.prefect_server.address import check_reachable
 from flows.processes.locks import one_flow_at_a_time
 from flows.sharing.publish import publish_after_run, take_in_before_run
 from flows.stages.last_run import Recording, recorded
@@ -45,6 +46,21 @@ class Steps(NamedTuple):
 def name_opponent(params: Params, graph: GraphStatus) -> GraphStatus:
     """Write whom the candidate must beat into opponent.json; gives what DVC says of the stages then."""
     return graph_status() if refresh_opponent(params, graph) else graph
+
+
+def check(server: str) -> None:
+    """Check what a run under a Prefect server needs, before Prefect is loaded; a fault is recorded and reported.
+
+    Args:
+        server: the address of its API.
+
+    Raises:
+        InputError: something must be fixed, the server does not answer, or another flow runs in this checkout.
+    """
+    with run_reported(), one_flow_at_a_time(), recorded() as recording:
+        recording.is_run = False  # the flow's own record says what comes of it
+        preflight()
+        check_reachable(server)
 
 
 def begin(steps: Steps) -> tuple[Params, GraphStatus]:

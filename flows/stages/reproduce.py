@@ -51,26 +51,35 @@ class StageError(RuntimeError):
         return f"{self.failure.stage} failed: {self.failure.message}"
 
 
-def reproduce(stage: str) -> StageRun:
+def reproduce(stage: str, *, fetched: bool = False) -> StageRun:
     """Have `dvc repro` run a stage where it has changed, or take its outputs from the cache; those are hashed.
 
     Where the cache gives back what is not on record, and no copy is intact, the stage makes it again.
+
+    Args:
+        stage: its name.
+        fetched: whether its result was fetched just now, and said to be: that DVC finds it in the cache is not shown.
 
     Raises:
         InputError: the stage says that its input must be fixed.
         StageError: it failed for another reason.
     """
-    run, was_restored = _reproduce(stage)
+    run, was_restored = _reproduce(stage, (*BOOKKEEPING, _cached(stage)) if fetched else BOOKKEEPING)
     try:
         if was_restored:
             check_outputs(stage)
     except DamagedError as error:
         logger.warning("%s", error)
-        run, _ = _reproduce(stage)
+        run, _ = _reproduce(stage, BOOKKEEPING)
     return run
 
 
-def _reproduce(stage: str) -> tuple[StageRun, bool]:
+def _cached(stage: str) -> str:
+    """Give what DVC says of a stage whose outputs it takes from the cache."""
+    return f"Stage '{stage}' is cached"
+
+
+def _reproduce(stage: str, hidden: tuple[str, ...]) -> tuple[StageRun, bool]:
     """Have DVC bring a stage up to date, and tell whether the outputs came from its cache."""
     FAILURE_FILE.unlink(missing_ok=True)
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
@@ -79,8 +88,8 @@ def _reproduce(stage: str) -> tuple[StageRun, bool]:
         assert process.stdout is not None
         for line in process.stdout:
             ran = ran or line.startswith(f"Running stage '{stage}'")
-            was_restored = was_restored or line.startswith(f"Stage '{stage}' is cached")
-            if line.strip() and not line.startswith(BOOKKEEPING):
+            was_restored = was_restored or line.startswith(_cached(stage))
+            if line.strip() and not line.startswith(hidden):
                 sys.stderr.write(visible(without_secrets(line)))
         if process.wait() != 0:
             raise _error(stage)

@@ -48,5 +48,4 @@ class Walk:
         if not self.is_stale(stage):
             return StageRun(stage, "reused", 0.0, headline_figure(stage))
         self.has_worked = self._has_written = True
-        self.fetch(stage)
-        return reproduce(stage)
+        return reproduce(stage, fetched=self.fetch(stage))

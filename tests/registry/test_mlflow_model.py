@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -84,6 +85,18 @@ def test_pyfunc_answers_through_the_chat_template_as_the_evaluation_sampled(mlfl
     assert len(model.predict([text, ASKED])) == 2
     short = mlflow.pyfunc.load_model(CHAMPION, model_config={"max_new_tokens": 1})
     assert len(short.predict(text)[0]) < len(expected)
+
+
+def test_mlflows_own_server_answers(mlflow_here):
+    """`mlflow models serve`, without its process."""
+    from mlflow.pyfunc import scoring_server  # its import warns
+
+    text, expected = ASKED[0]["content"], greedy(mlflow_here / "given/ppo")
+    client = TestClient(scoring_server.init(mlflow.pyfunc.load_model(CHAMPION)))
+    for asked in ({"inputs": [text]}, {"dataframe_records": [{"prompt": text}]}):
+        answer = client.post("/invocations", json=asked)
+        assert (answer.status_code, answer.json()) == (200, {"predictions": [expected]})
+    assert client.post("/invocations", json={"messages": ASKED}).json() == [expected]
 
 
 def test_transformers_gives_the_models_logits(mlflow_here):

@@ -108,3 +108,8 @@ def test_stages_for_a_gpu_run_in_another_pool(
     assert {name for name, _ in ran[0]} & GPU == set(), log
     assert {name for name, _ in ran[1]} == GPU - {"align"} | {"ppo"}
     assert {clip for lines in ran for _, clip in lines} == {"clip: 0.1"}
+
+    computed = small.read_text(), large.read_text()
+    again = ended(client, client.create_flow_run_from_deployment(deployment.id), 600)
+    assert again.state_name == "Completed", (messages(client), log)  # its clone has the first one's decision
+    assert (small.read_text(), large.read_text()) == computed

@@ -15,8 +15,10 @@ from flows.events import reporting, runs
 from flows.events.messages import gate_figures, link, of_decision
 from flows.events.reporting import decisions_reported
 from flows.events.runs import run_reported
+from flows.pipeline import steps
+from flows.pipeline.run import run_flow
 from flows.processes.locks import one_flow_at_a_time
-from flows.stages.last_run import recorded
+from flows.stages.last_run import last_run, recorded
 from flows.stages.reproduce import StageError, StageRun
 from tasks.common.errors import InputError
 from tasks.common.progress import STATUS_FILES
@@ -163,6 +165,28 @@ def test_a_run_that_was_killed_is_reported_by_the_next(checkout: Path, receiver:
 
     assert [title.partition(":")[0] for title in receiver.titles] == ["Trueline failed", "Trueline recovered"]
     assert receiver.texts[0].startswith("The run crashed: its process ")
+
+
+def test_what_is_found_before_prefect_is_loaded_is_reported(
+    checkout: Path, receiver: Receiver, log: list[Decision], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run of a cron job names a server: nobody reads what it prints."""
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    for faulty in ("a setting is wrong", None):
+
+        def preflight(fault: str | None = faulty) -> None:
+            if fault:
+                raise InputError(fault)
+
+        monkeypatch.setattr(steps, "preflight", preflight)
+        with pytest.raises(InputError):
+            run_flow()
+
+    assert [title.partition(":")[0] for title in receiver.titles] == ["Trueline failed"] * 2
+    assert "a setting is wrong" in receiver.texts[0]
+    assert "no Prefect server answers at http://127.0.0.1:9/api" in receiver.texts[1]
+    assert (found := last_run()) is not None
+    assert found.outcome == "input"
 
 
 def test_a_second_flow_that_is_refused_is_no_failure(checkout: Path, receiver: Receiver, log: list[Decision]) -> None:
