@@ -53,10 +53,11 @@ def check_reachable(url: str) -> None:
         raise InputError(f"{VARIABLE} is {without_secrets(url)}, {fault}")
     try:
         answer = _ask(url)
+        refusal = _ask(url, "admin/version") if answer.is_success else answer  # everybody may ask for the health
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = str(error) or type(error).__name__
         raise InputError(f"no Prefect server answers at {url}{by_proxy(url)} ({reason}): {CURE}") from None
-    if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+    if refusal.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         raise InputError(
             f"the Prefect server at {url} refuses who asks: set PREFECT_API_KEY (Prefect Cloud) or "
             "PREFECT_API_AUTH_STRING (user:password of a server of your own)"
@@ -68,8 +69,8 @@ def check_reachable(url: str) -> None:
         )
 
 
-def _ask(url: str) -> httpx.Response:
-    return httpx.get(f"{url.rstrip('/')}/health", timeout=ANSWER_SECONDS, headers=credentials())
+def _ask(url: str, what: str = "health") -> httpx.Response:
+    return httpx.get(f"{url.rstrip('/')}/{what}", timeout=ANSWER_SECONDS, headers=credentials())
 
 
 def _is_api(answer: httpx.Response) -> bool:

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from dvc.stage import PipelineStage
 
 # The libraries behind DVC's remotes, each with errors of its own.
-CLIENTS = ("botocore", "aiobotocore", "azure", "google", "gcsfs", "paramiko", "asyncssh", "webdav4", "httpx", "aiohttp")
+CLIENTS = (
+    "dvc_objects", "botocore", "aiobotocore", "azure", "google", "gcsfs", "paramiko", "asyncssh", "webdav4", "httpx",
+    "aiohttp",
+)  # fmt: skip
 Coming = dict[str, "Output | None"]  # outputs by path, as an earlier stage will leave them; None where nobody can tell
 logger = logging.getLogger(__name__)
 
@@ -138,7 +141,7 @@ def asked(repo: "Repo") -> "Iterator[Remote]":
         yield remote
     except InputError:
         raise
-    except (DvcException, OSError) as error:
+    except (DvcException, OSError, ImportError) as error:  # the last for a kind of remote that is not installed
         raise _unreachable(name, error) from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in CLIENTS:

@@ -96,11 +96,12 @@ def test_a_server_that_is_named_must_answer(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Answers(BaseHTTPRequestHandler):
-    """Prefect's server: pages at every path but below /api, where a user may be wanted."""
+    """Prefect's server: pages at every path but below /api, where a user may be wanted, if not for its health."""
 
     def do_GET(self) -> None:
         is_api = self.path.startswith("/api")
-        wants_user = self.path.startswith("/api/private") and "Authorization" not in self.headers
+        is_private = self.path.startswith("/api/private") or self.path == "/api/own/admin/version"
+        wants_user = is_private and "Authorization" not in self.headers
         self.send_response(401 if wants_user else 200)
         self.send_header("Content-Type", "application/json" if is_api else "text/html; charset=utf-8")
         self.send_header("Content-Length", "4")
@@ -125,6 +126,7 @@ def port() -> Iterator[int]:
         ("http://me:hush-hush@127.0.0.1:{}/api/", None),
         ("http://127.0.0.1:{}", r"\(status 200, text/html; charset=utf-8\); the address of one ends in /api: start"),
         ("http://127.0.0.1:{}/api/private", "refuses who asks: set PREFECT_API_KEY"),
+        ("http://127.0.0.1:{}/api/own", "refuses who asks: set PREFECT_API_KEY"),
         ("https://127.0.0.1:{}/api", "no Prefect server answers at https://127.0.0.1:.*SSL"),
         ("127.0.0.1:{}/api", "PREFECT_API_URL is 127.0.0.1:.*, which does not begin with http:// or https://: write"),
         ("http://:{}/api", "names no host"),

@@ -134,6 +134,19 @@ def test_a_remote_that_cannot_be_asked(clone: Path, caplog: pytest.LogCaptureFix
     assert "the run goes on without it" in warning
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("    url = http://127.0.0.1:9/dvc\n    auth = basic\n", "require both 'user' and 'password'"),
+        ("    url = webdav://127.0.0.1:9/dvc\n", "requires 'dvc-webdav' to be installed"),
+    ],
+)
+def test_a_remote_that_is_set_up_wrong_or_not_installed(clone: Path, options: str, reason: str) -> None:
+    Path(".dvc/config").write_text(f"[core]\n    remote = store\n['remote \"store\"']\n{options}")
+    with pytest.raises(RemoteError, match=rf"^DVC's remote store cannot be asked \(.*{reason}\): correct its address"):
+        fetchable(STAGES)
+
+
 def test_a_remote_that_goes_away_or_hangs(
     clone: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
