@@ -10,6 +10,9 @@ from tasks.common.safe_text import without_secrets
 WEB = ("http", "https")
 SOCKS = ("socks5", "socks5h")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")  # in capitals too
+# How S3 servers say that they delete no more than one object a request: the first miss a header which clients have
+# ceased to send (boto3 1.36).
+S3_BULK_REFUSALS = ("MissingContentMD5", "NotImplemented")
 
 
 def fault_of_server(uri: str, example: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Real servers, started once for all tests here, and checkouts whose stages cost nothing.
+"""Real servers, started once by each process of pytest, and checkouts whose stages cost nothing.
 
 A test has an experiment, registered models and a remote of its own, by its name.
 """
@@ -12,13 +12,15 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from infra.services import s3
 from infra.services.services import DVC_REMOTE, PORTS, Services
 from tasks.registry.dvc_outputs.graph import graph_status
+from tasks.registry.mlflow_runs.store import open_store
+from tasks.settings.params import load_params
 from tests.conftest import ROOT
 from tests.flows.processes.test_children import eventually
 from tests.registry import conftest as of_registry
@@ -28,7 +30,7 @@ quiet_dvc = of_registry.quiet_dvc  # a fixture of every test here, too
 
 HERE = Path(__file__).parent
 TRUELINE = [str(Path(sys.executable).parent / "trueline")]
-READY_SECONDS = 240
+LONGEST = ("test_runs_that_end", "test_work_pools", "test_outages")
 # Each stage leaves a line in `computed`. The one that the file `hold` names logs to MLflow until that file is gone.
 HELD = """
 import sys, time
@@ -75,27 +77,18 @@ HEADLINES: dict[str, Any] = {
 }
 
 
-class Started(NamedTuple):
-    """What `make services` printed, and how it ended on Ctrl+C."""
-
-    printed: str
-    returncode: int
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How long a server is away: seconds in the suite, `--outage 90` for what a restart of a machine takes."""
     parser.addoption("--outage", type=float, help="seconds for which tests/services take a server away")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything here is apart from the default suite; what needs the session's servers is one worker's."""
+    """Everything here is apart from the default suite; the files that wait or compute longest come first."""
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.services)
             item.add_marker(pytest.mark.slow)
-            names = getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("servers" if "started" in names else item.path.stem))
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -114,32 +107,9 @@ def outage(pytestconfig: pytest.Config) -> float:
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the servers."""
-    return tmp_path_factory.mktemp("servers")
-
-
-@pytest.fixture(scope="session")
-def started(place: Path) -> Started:
-    """The servers, started by the command that `make services` runs, and ended by Ctrl+C."""
-    ports = [option for name in PORTS for option in ("--port", f"{name}={_free_port()}")]
-    command = [sys.executable, "-m", "infra.services", "--state", str(place), *ports]
-    output = place / "printed"
-    with output.open("w") as out, subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out) as process:
-        try:
-            assert eventually(lambda: "Ctrl+C" in output.read_text() or process.poll() is not None, READY_SECONDS)
-            process.send_signal(signal.SIGINT)
-            process.wait(60)
-        finally:
-            process.kill()
-    return Started(output.read_text(), process.returncode)
-
-
-@pytest.fixture(scope="session")
-def servers(place: Path, started: Started) -> Iterator[Services]:
-    """The same servers, over the same data, where a test can take one away."""
-    assert started.returncode == 0, started.printed
-    services = Services(place)
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """The servers that `make services` starts, where a test can take one away."""
+    services = Services(tmp_path_factory.mktemp("servers"), {name: free_port() for name in PORTS})
     try:
         services.start()
         yield services
@@ -149,13 +119,18 @@ def servers(place: Path, started: Started) -> Iterator[Services]:
 
 @pytest.fixture
 def up(servers: Services) -> Services:
-    """The servers, all of which answer: an earlier test may have failed while one was away."""
-    for server in servers.all:
+    """The servers, all of which answer."""
+    return all_up(servers)
+
+
+def all_up(services: Services) -> Services:
+    """Start what an earlier test that failed has left away."""
+    for server in services.all:
         server.resume()
         if not server.is_running():
             server.start()
         server.wait()
-    return servers
+    return services
 
 
 @pytest.fixture(scope="session")
@@ -259,11 +234,18 @@ def let_go() -> None:
     Path("hold").unlink()
 
 
+def champions() -> dict[str, int]:
+    """The version behind each alias of the working folder's policy."""
+    params = load_params()
+    found = open_store(params.registry.experiment).client.get_registered_model(params.registry.policy).aliases
+    return {alias: int(version) for alias, version in found.items()}
+
+
 def computed() -> list[str]:
     """The stages that have been computed in the working folder, in order."""
     return Path("computed").read_text().split() if Path("computed").exists() else []
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])

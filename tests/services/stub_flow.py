@@ -1,7 +1,6 @@
-"""The real flow with one stage that sleeps: `python -m tests.services.stub_flow SECONDS` serves it at an interval."""
+"""The real flow with one stage that sleeps: `python -m tests.services.stub_flow NAME SECONDS` serves it so often."""
 
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,13 +12,17 @@ from flows.prefect_server.deployments import PIPELINE
 from flows.prefect_server.heartbeats import ensure_rule, send_heartbeats
 from flows.processes.children import child
 
-SECONDS = Path("seconds.txt")  # how long the next run takes
-SLEEP = "import sys, time; time.sleep(float(sys.argv[1]))"
+# Until the file is gone.
+SLEEP = """
+import os, time
+while os.path.exists("sleep"):
+    time.sleep(0.2)
+"""
 
 
 @task
 def _sleep() -> None:
-    with child([sys.executable, "-c", SLEEP, SECONDS.read_text(encoding="utf-8")]) as process:
+    with child([sys.executable, "-c", SLEEP]) as process:
         process.wait()
 
 
@@ -44,7 +47,7 @@ for name, double in DOUBLES.items():
 pipeline = module.pipeline
 
 
-def serve(every: float) -> None:
+def serve(name: str, every: float) -> None:
     """Serve it as `trueline schedule` does."""
     from prefect import serve
     from prefect.deployments.runner import RunnerDeployment
@@ -52,7 +55,7 @@ def serve(every: float) -> None:
     from prefect.types.entrypoint import EntrypointType
 
     served = RunnerDeployment.from_flow(
-        pipeline, "scheduled", schedule=Interval(every), entrypoint_type=EntrypointType.MODULE_PATH
+        pipeline, name, schedule=Interval(every), entrypoint_type=EntrypointType.MODULE_PATH
     )
     served.entrypoint = "tests.services.stub_flow.pipeline"
     ensure_rule((PIPELINE,))
@@ -61,4 +64,4 @@ def serve(every: float) -> None:
 
 if __name__ == "__main__":
     send_heartbeats()
-    serve(float(sys.argv[1]))
+    serve(sys.argv[1], float(sys.argv[2]))

@@ -15,7 +15,7 @@ from infra.services import s3
 from infra.services.server import Server, answers
 from infra.services.services import Services
 from tests.conftest import ROOT
-from tests.services.conftest import _free_port, finished, start, trueline
+from tests.services.conftest import finished, free_port, start, trueline
 
 USER, PASSWORD = "ada", "a password of sixteen characters or more"
 
@@ -74,7 +74,7 @@ def test_what_is_missing_is_made_once_and_belongs_to_its_owner(up: Services, giv
 def address(up: Services, given: dict[str, str], tmp_path: Path) -> Iterator[str]:
     """The address of the server, whose databases the storage job has made."""
     job(given)
-    port = _free_port()
+    port = free_port()
     database = f"postgresql://mlflow:{given['MLFLOW_DATABASE_PASSWORD']}@127.0.0.1:{up.ports['postgres']}"
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PREFECT_"))},

@@ -6,27 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tasks.registry.mlflow_runs.store import open_store
 from tasks.registry.promotion import champion
 from tasks.settings.params import load_params
 from tests.registry.conftest import run_again
 from tests.registry.test_server_lock import ROLL_BACK
+from tests.services.conftest import champions
 
 TIMES = 10  # two processes each
-
-
-def leader() -> dict[str, int]:
-    """The aliases of the policy."""
-    params = load_params()
-    found = open_store(params.registry.experiment).client.get_registered_model(params.registry.policy).aliases
-    return {alias: int(version) for alias, version in found.items()}
 
 
 def test_twenty_at_once_leave_one_champion_and_every_decision(checkout: Path) -> None:
     champion.promote(load_params())
     run_again(content=2)
     champion.promote(load_params())
-    assert leader() == {"champion": 2, "previous": 1}
+    assert champions() == {"champion": 2, "previous": 1}
     clones = [checkout, Path(shutil.copytree(checkout, checkout.with_name("clone"), symlinks=True))]
     processes = [
         subprocess.Popen(
@@ -48,7 +41,7 @@ def test_twenty_at_once_leave_one_champion_and_every_decision(checkout: Path) ->
             (refused,) = [each for each in answers if isinstance(each, str)]
             assert f"reason {number}): pull it" in refused
             records = [(folder / "decisions.jsonl").read_bytes() for folder in clones]
-            assert leader() == {"champion": expected, "previous": 3 - expected}
+            assert champions() == {"champion": expected, "previous": 3 - expected}
             assert records[1 - winner] in records[winner]  # the other has added nothing, and lost nothing
             (clones[1 - winner] / "decisions.jsonl").write_bytes(records[winner])  # as git pull does
         decisions = [json.loads(line) for line in records[winner].splitlines()]

@@ -1,18 +1,45 @@
-"""A run under real servers, and a clone that takes its results from S3."""
+"""A run under real servers, and clones with its git remote, S3 remote and MLflow: nothing is computed twice."""
 
-import json
-import subprocess
+import resource
+import shutil
 from pathlib import Path
 
 import httpx
+import pytest
 
 from infra.services import s3
 from infra.services.services import Services
-from tests.registry.conftest import commit, dvc
-from tests.services.conftest import computed, trueline
+from tests.conftest import ROOT
+from tests.registry.conftest import commit, shell
+from tests.services.conftest import champions, computed, trueline
+
+CPU_SECONDS = 60.0  # for a fresh clone, beside the download
 
 
-def test_a_run_is_promoted_and_a_clone_computes_nothing(up: Services, checkout: Path, monkeypatch) -> None:
+@pytest.fixture
+def origin(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bare repository whose branch the checkout follows."""
+    for name in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{name}_NAME", "T")
+        monkeypatch.setenv(f"GIT_{name}_EMAIL", "t@example.org")
+    shutil.copy(ROOT / ".gitattributes", checkout)
+    commit(checkout, "git keeps both sides' decisions")
+    bare = checkout.with_name("bare")
+    shell("git", "clone", "-q", "--bare", str(checkout), str(bare), cwd=checkout)
+    shell("git", "remote", "add", "origin", str(bare), cwd=checkout)
+    shell("git", "push", "-q", "-u", "origin", "main", cwd=checkout)
+    return bare
+
+
+def cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+@pytest.mark.timeout(900)
+def test_a_run_is_promoted_and_clones_compute_nothing(
+    up: Services, checkout: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = computed()
     assert "Version 1 is champion now." in trueline("run")
     assert computed() == before
@@ -24,17 +51,23 @@ def test_a_run_is_promoted_and_a_clone_computes_nothing(up: Services, checkout: 
         'trueline_metrics_errors{source="registry"} 0.0',
     ):
         assert f"{line}\n" in metrics
-
     runs = httpx.post(f"{up.environment()['PREFECT_API_URL']}/flow_runs/filter", json={"limit": 200}).json()
     assert "COMPLETED" in {run["state_type"] for run in runs}
     stored = s3.client(up.ports["s3"], up.keys).list_objects_v2(Bucket=s3.BUCKETS[1])
     assert any(found["Key"].endswith("/report.html") for found in stored["Contents"])
 
-    dvc("push", "--run-cache", cwd=checkout)
-    commit(checkout, "a champion")
-    clone = checkout.with_name("clone")
-    subprocess.run(["git", "clone", "-q", str(checkout), str(clone)], check=True)
-    monkeypatch.chdir(clone)
-    assert "Version 1 is the champion already." in trueline("run")
-    assert set(computed()) <= {"evaluate", "gate"}  # whose opponent is the champion by now
-    assert json.loads(trueline("why", "champion", "--json"))["version"] == 1
+    trueline("publish")
+    monkeypatch.delenv("PREFECT_API_URL")  # each has a server of its own, which counts as its CPU time
+    for name in ("with its lock", "without"):
+        clone = checkout.with_name(name)
+        shell("git", "clone", "-q", str(origin), str(clone), cwd=checkout)
+        monkeypatch.chdir(clone)
+        if name == "without":
+            Path("dvc.lock").unlink()
+        used = cpu()
+        assert "Version 1 is the champion already." in trueline("run")
+        assert cpu() - used < CPU_SECONDS
+        assert computed() == []
+        assert champions() == {"champion": 1}
+        assert Path("dvc.lock").read_bytes() == (checkout / "dvc.lock").read_bytes()
+        assert shell("git", "status", "--porcelain", "--untracked-files=no", cwd=clone).stdout == ""

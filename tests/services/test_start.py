@@ -1,34 +1,56 @@
 """What `make services` starts, tells and leaves."""
 
 import re
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from infra.services import postgres
 from infra.services.services import Services
-from tests.services.conftest import Started
+from tests.conftest import ROOT
+from tests.flows.processes.test_children import eventually
+
+READY_SECONDS = 240
 
 
-def test_the_command_tells_what_to_copy_and_ends_on_ctrl_c(started: Started, place: Path) -> None:
-    assert started.returncode == 0, started.printed
-    printed = dict(re.findall(r"^  export (\w+)=(.+)$", started.printed, flags=re.MULTILINE))
-    assert list(printed) == ["MLFLOW_TRACKING_URI", "PREFECT_API_URL", "DVC_SYSTEM_CONFIG_DIR"]
-    assert (place / "env").read_text() == "".join(f"export {name}={value}\n" for name, value in printed.items())
+@pytest.fixture
+def printed(up: Services, tmp_path: Path) -> str:
+    """What the command prints that goes on with the servers' folder, until it is ended by Ctrl+C."""
+    up.stop()
+    output = tmp_path / "printed"
+    command = [sys.executable, "-m", "infra.services", "--state", str(up.folder)]
+    with output.open("w") as out, subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out) as process:
+        try:
+            assert eventually(lambda: "Ctrl+C" in output.read_text() or process.poll() is not None, READY_SECONDS)
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+        finally:
+            process.kill()
+    assert process.returncode == 0, output.read_text()
+    return output.read_text()
 
 
-def test_passwords_are_in_private_files_alone(started: Started, place: Path) -> None:
-    secrets = [line.rpartition(":")[2] for line in (place / "pgpass").read_text().splitlines()]
-    secrets.append((place / "aws").read_text().rpartition("= ")[2].strip())
+@pytest.mark.timeout(600)
+def test_the_command_goes_on_with_addresses_and_data_and_shows_no_password(up: Services, printed: str) -> None:
+    exports = dict(re.findall(r"^  export (\w+)=(.+)$", printed, flags=re.MULTILINE))
+    assert list(exports) == ["MLFLOW_TRACKING_URI", "PREFECT_API_URL", "DVC_SYSTEM_CONFIG_DIR"]
+    assert exports == up.environment()
+    assert (up.folder / "env").read_text() == "".join(f"export {name}={value}\n" for name, value in exports.items())
+
+    secrets = [line.rpartition(":")[2] for line in up.passwords.read_text().splitlines()]
+    secrets.append(up.keys.read_text().rpartition("= ")[2].strip())
     assert min(map(len, secrets)) >= 32
-    for file in (place / "pgpass", place / "aws"):
+    for file in (up.passwords, up.keys):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    logs = [file.read_text() for file in (place / "logs").iterdir()]
-    for text in (started.printed, (place / "env").read_text(), (place / "dvc/config").read_text(), *logs):
+    logs = [file.read_text() for file in (up.folder / "logs").iterdir()]
+    for text in (printed, (up.folder / "env").read_text(), (up.folder / "dvc/config").read_text(), *logs):
         assert not any(secret in text for secret in secrets)
 
-
-def test_started_again_they_have_the_same_addresses_and_data(started: Started, up: Services) -> None:
-    assert up.environment()["MLFLOW_TRACKING_URI"] in started.printed
+    up.start()
     count = "SELECT count(*) FROM alembic_version"
     for role in postgres.ROLES:
         assert postgres.run_sql(up.ports["postgres"], up.passwords, count, database=role).strip() == "1"

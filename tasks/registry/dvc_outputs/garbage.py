@@ -22,6 +22,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from tasks.common.errors import InputError
+from tasks.common.network import S3_BULK_REFUSALS
 from tasks.registry.dvc_outputs.cache import FOLDER
 from tasks.registry.dvc_outputs.remote import asked, default_remote
 from tasks.registry.dvc_outputs.stages import entry_ingredients, repository
@@ -129,16 +130,26 @@ def delete(survey: Survey) -> None:
     if place.name == CACHE:
         _delete_local_runs(place, survey.runs)
     elif survey.runs:
-        fs.remove([place.runs[run].path for run in survey.runs])
+        _remove(fs, [place.runs[run].path for run in survey.runs])
     listings = [place.objects[oid].path for oid in survey.objects if oid.endswith(FOLDER)]
     files = [place.objects[oid].path for oid in survey.objects if not oid.endswith(FOLDER)]
     for paths in (listings, files):
         if paths:
-            fs.remove(paths)
+            _remove(fs, paths)
     if place.name != CACHE and survey.objects:
         from dvc_data.hashfile.db import get_index
 
         get_index(place.odb).clear()  # DVC remembers what a remote has
+
+
+def _remove(fs: Any, paths: list[str]) -> None:  # noqa: ANN401 (DVC's, of whatever service)
+    try:
+        fs.remove(paths)
+    except OSError as error:
+        if not any(code in str(error) for code in S3_BULK_REFUSALS):
+            raise
+        for path in paths:
+            fs.rm_file(path)
 
 
 def _cache(repo: "Repo") -> Place:
