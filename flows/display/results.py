@@ -107,7 +107,11 @@ def _share(value: float | None) -> str:
 def show_status(status: Mapping[str, Any]) -> None:
     """A row a stage, then what runs, the registry, the flow and the last failure."""
     untrained = dict.fromkeys(status["untrained"], "; trains nothing: PPO learns from functions only")
-    _table(("stage", "state"), [(name, state + untrained.get(name, "")) for name, state in status["stages"].items()])
+    if status["flow"] or status["running"]:  # they are all busy
+        _line("stages      busy until the run ends")
+    else:
+        rows = [(name, state + untrained.get(name, "")) for name, state in status["stages"].items()]
+        _table(("stage", "state"), rows)
     for stage in status["running"]:
         _line(f"running     {_progress(stage)}")
     registry = status["registry"]

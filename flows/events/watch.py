@@ -27,6 +27,7 @@ from tasks.settings.params import load_params
 # unchanged: nothing was written. equal: something was, with the same content. changing: not quiet yet.
 # missing: a source is not there. waiting: another flow runs. blocked: something must be fixed first.
 Finding = Literal["unchanged", "equal", "changing", "missing", "waiting", "blocked", "ran", "failed", "asked"]
+FIRST_LOOK = "seen for the first time; waiting until nothing changes"
 Start = Callable[[int], Outcome]
 AFTER: dict[Outcome, Finding] = {"succeeded": "ran", "failed": "failed", "asked": "asked", "busy": "waiting"}
 
@@ -79,9 +80,12 @@ class Watch:
         if not written and not self._must_start:
             return Step("unchanged", [])
         if written and at - self._since < self._quiet:
-            return Step("changing", written)
+            return self._changing(written)
         found = self._contents(paths, written, at)
-        return Step("changing", written) if found is None else self._decide(found, written)
+        return self._changing(written) if found is None else self._decide(found, written)
+
+    def _changing(self, written: list[str]) -> Step:
+        return Step("changing", written) if self._state.sources else Step("changing", [], FIRST_LOOK)
 
     @property
     def _must_start(self) -> bool:
@@ -150,7 +154,7 @@ class Watch:
         is_news = _changed_since_last_run(found) if not known else bool(changed)
         if not is_news and not self._must_start:
             self._save(found)
-            return Step("equal" if known else "unchanged", written)
+            return Step("equal", written) if known else Step("unchanged", [])
         return self._run(found, sorted(changed))
 
     def _run(self, found: dict[str, Seen], changed: list[str]) -> Step:

@@ -81,6 +81,16 @@ def test_a_damaged_lock_is_named(repository):
         stages.lock_key("sft")
 
 
+def test_a_lock_that_dvc_is_writing_is_read_when_it_is_whole(repository, monkeypatch):
+    """Of half a file `trueline status` said that it is damaged, or DVC's "validation failed"."""
+    expected, plan, whole = stages.lock_key("sft"), graph.plan(), Path("dvc.lock").read_text()
+    for read in (lambda: stages.lock_key("sft"), graph.plan):
+        Path("dvc.lock").write_text(whole[: len(whole) // 2] + "\n  half: [")
+        monkeypatch.setattr(stages.time, "sleep", lambda _seconds: Path("dvc.lock").write_text(whole))
+        graph._plan.cache_clear()
+        assert read() in (expected, plan)
+
+
 def test_the_plan_is_the_order_in_which_dvc_runs(repository):
     message = dvc("repro", "--dry", "--force", cwd=repository).stdout
     order = [line.split("'")[1] for line in message.splitlines() if line.startswith("Running stage")]

@@ -4,7 +4,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.registry.dvc_outputs.stages import PIPELINE_FILE, load_stage, repository
+from tasks.registry.dvc_outputs.stages import PIPELINE_FILE, load_stage, once_written, repository
 from tasks.settings.params import PARAMS_FILE
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def plan() -> list[str]:
         InputError: the working folder is no DVC repository, or dvc.yaml is invalid.
     """
     texts = [path.read_bytes() if path.exists() else b"" for path in (Path(PIPELINE_FILE), PARAMS_FILE)]
-    return [*_plan(Path.cwd(), *texts)]
+    return [*once_written(lambda: _plan(Path.cwd(), *texts))]
 
 
 @lru_cache(maxsize=1)  # DVC takes a quarter of a second to read its files, and the registry asks again and again

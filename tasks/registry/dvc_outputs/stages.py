@@ -8,11 +8,12 @@ another checkout.
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
 LOCK_FILE = Path("dvc.lock")
 PIPELINE_FILE = "dvc.yaml"
+SECONDS_TO_WRITE = 2.0  # DVC needs a tenth
 
+Content = TypeVar("Content")
 logger = logging.getLogger(__name__)
 
 
@@ -108,8 +111,7 @@ def lock_entry(stage: str) -> dict[str, Any] | None:
     Raises:
         InputError: dvc.lock is damaged.
     """
-    entries = parse_lock(LOCK_FILE.read_text(encoding="utf-8")) if LOCK_FILE.exists() else {}
-    return entries.get(stage_name(stage))
+    return _lock_entries().get(stage_name(stage))
 
 
 def output_hashes(stage: str) -> dict[str, str]:
@@ -120,8 +122,7 @@ def output_hashes(stage: str) -> dict[str, str]:
 
 def recorded_outputs() -> dict[str, str]:
     """Give the hash of every output of every stage in dvc.lock, by its path."""
-    entries = parse_lock(LOCK_FILE.read_text(encoding="utf-8")) if LOCK_FILE.exists() else {}
-    return {output["path"]: output["md5"] for entry in entries.values() for output in entry.get("outs", [])}
+    return {output["path"]: output["md5"] for entry in _lock_entries().values() for output in entry.get("outs", [])}
 
 
 def output_hash(stage: str, path: Path) -> str | None:
@@ -142,6 +143,25 @@ def current_hash(stage: str, path: Path) -> str | None:
             if output.def_path == path.as_posix():
                 return str(output.get_hash().value)
     return None
+
+
+def once_written(read: Callable[[], Content]) -> Content:
+    """Read what depends on dvc.lock; DVC writes it in place, so what fails just after that is read again.
+
+    Raises:
+        InputError: that of `read`, about a file that has lain there for a while.
+    """
+    while True:
+        try:
+            return read()
+        except InputError:
+            if not LOCK_FILE.exists() or time.time() - LOCK_FILE.stat().st_mtime > SECONDS_TO_WRITE:
+                raise
+        time.sleep(0.1)
+
+
+def _lock_entries() -> dict[str, dict[str, Any]]:
+    return once_written(lambda: parse_lock(LOCK_FILE.read_text(encoding="utf-8")) if LOCK_FILE.exists() else {})
 
 
 @lru_cache(maxsize=1)  # YAML is slow, and a question to the registry reads the same text dozens of times
