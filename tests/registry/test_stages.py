@@ -86,7 +86,7 @@ def test_a_lock_that_dvc_is_writing_is_read_when_it_is_whole(repository, monkeyp
     expected, plan, whole = stages.lock_key("sft"), graph.plan(), Path("dvc.lock").read_text()
     for read in (lambda: stages.lock_key("sft"), graph.plan):
         Path("dvc.lock").write_text(whole[: len(whole) // 2] + "\n  half: [")
-        monkeypatch.setattr(stages.time, "sleep", lambda _seconds: Path("dvc.lock").write_text(whole))
+        monkeypatch.setattr("time.sleep", lambda _seconds: Path("dvc.lock").write_text(whole))
         graph._plan.cache_clear()
         assert read() in (expected, plan)
 
