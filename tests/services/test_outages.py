@@ -1,18 +1,34 @@
-"""Each server goes away in the middle of a stage and comes back: the run goes on, and its record is whole then."""
+"""Each server goes away in the middle of a stage and comes back: the run goes on, its record is whole, and it can end.
+
+The suite holds one stage; with `--outage` every kind of stage is held, and every server is away at a stage's end.
+"""
 
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from infra.services.server import Server
 from infra.services.services import Services
 from tasks.registry.mlflow_runs.store import open_store
+from tasks.settings.params import load_params
+from tests.flows.processes.test_children import eventually
 from tests.services.conftest import finished, hold, let_go, start, trueline, wait_until_held
 
-Outage = Callable[[Server, float], None]
+STAGES = ("gate", "prepare", "sft", "align")  # the first in every suite
+SERVERS = ("MLflow", "PostgreSQL", "S3", "Prefect")  # likewise
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A few in the suite, all where somebody names the length of an outage."""
+    shown = None if metafunc.config.getoption("outage", None) else 1
+    for argument, values in {"held_stage": STAGES, "server_at_the_end": SERVERS}.items():
+        if argument in metafunc.fixturenames:
+            metafunc.parametrize(argument, values[:shown])
 
 
 def suspend(server: Server, seconds: float) -> None:
@@ -30,43 +46,90 @@ def kill(server: Server, seconds: float) -> None:
     server.start()
 
 
-@pytest.mark.parametrize("take_away", [suspend, kill])
-@pytest.mark.timeout(1200)
-def test_a_run_outlasts_every_server(take_away: Outage, up: Services, checkout: Path, outage: float) -> None:
-    hold("gate")
+def named(up: Services, name: str) -> Server:
+    return next(server for server in up.all if server.name == name)
+
+
+def held(stage: str, up: Services, take_away: Callable[[Server, float], None], seconds: float) -> Any:
+    """A run in whose stage every server has been away."""
+    hold(stage)
     process = start("run")
     wait_until_held(process)
     for server in up.all:
-        take_away(server, outage)
+        take_away(server, seconds)
         assert process.poll() is None, f"{server.name}: {finished(process).stdout}"
+    return process
+
+
+def check_end(process: Any) -> None:
+    """A run may end with a sentence where a server was away at the wrong moment; another run finishes what is left."""
+    done = finished(process, 600)
+    assert "Traceback" not in done.stdout, done.stdout
+    assert done.returncode in (0, 2), done.stdout
+    assert "Version 1 is" in trueline("run")
+
+
+@pytest.mark.timeout(1200)
+def test_a_run_outlasts_every_server(up: Services, checkout: Path, outage: float) -> None:
+    process = held("gate", up, suspend, outage)
     let_go()
-    done = finished(process)
-    assert "Traceback" not in done.stdout
-    if done.returncode:  # it may end with a sentence where a server was away at the wrong moment
-        assert done.returncode == 2, done.stdout
-    assert "Version 1 is" in trueline("run")  # which finishes what is left to do
-    client = open_store(checkout_experiment()).client
-    experiment = client.get_experiment_by_name(checkout_experiment())
-    assert experiment is not None
-    [recorded] = [run for run in client.search_runs([experiment.experiment_id]) if run.info.run_name == "gate"]
+    check_end(process)
+    experiment = load_params().registry.experiment
+    store = open_store(experiment)
+    [recorded] = [run for run in store.client.search_runs([store.experiment_id]) if run.info.run_name == "gate"]
     assert recorded.info.status == "FINISHED"
-    assert len(client.get_metric_history(recorded.info.run_id, "loss")) == recorded.data.metrics["final/steps"]
+    assert len(store.client.get_metric_history(recorded.info.run_id, "loss")) == recorded.data.metrics["final/steps"]
 
 
-@pytest.mark.parametrize("name", ["Prefect", "MLflow"])
-def test_a_run_can_be_ended_though_a_server_hangs(name: str, up: Services, checkout: Path) -> None:
+@pytest.mark.timeout(1200)
+def test_a_run_is_cancelled_after_every_server_was_away(
+    held_stage: str, up: Services, checkout: Path, outage: float
+) -> None:
+    process = held(held_stage, up, kill, outage)
+    api = httpx.Client(base_url=up.environment()["PREFECT_API_URL"], timeout=60)
+    running = {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}, "sort": "START_TIME_DESC", "limit": 1}
+    [run] = api.post("/flow_runs/filter", json=running).json()
+    api.post(f"/flow_runs/{run['id']}/set_state", json={"state": {"type": "CANCELLING"}}).raise_for_status()
+    done = finished(process, 60)
+    assert done.stdout.endswith("; run again to continue\n"), done.stdout
+    assert eventually(lambda: api.get(f"/flow_runs/{run['id']}").json()["state_type"] == "CANCELLED", 60)
+    Path("holding").unlink()
+    time.sleep(1)
+    assert not Path("holding").exists()  # no stage goes on
+    let_go()
+    assert "Version 1 is" in trueline("run")
+
+
+@pytest.mark.timeout(1200)
+def test_a_server_that_is_away_when_the_last_stage_ends(
+    server_at_the_end: str, up: Services, checkout: Path, outage: float
+) -> None:
     hold("gate")
     process = start("run")
     wait_until_held(process)
-    [server] = [each for each in up.all if each.name == name]
-    server.pause()
+    server = named(up, server_at_the_end)
+    server.kill()
+    let_go()
+    time.sleep(outage)
+    server.start()
+    check_end(process)
+
+
+def test_a_run_can_be_ended_though_servers_hang(up: Services, checkout: Path) -> None:
+    hold("gate")
+    process = start("run")
+    wait_until_held(process)
+    hanging = [named(up, name) for name in ("Prefect", "MLflow")]
+    for server in hanging:
+        server.pause()
     time.sleep(2)
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     done = finished(process, 60)
     seconds = time.monotonic() - began
-    server.resume()
-    server.wait()
+    for server in hanging:
+        server.resume()
+        server.wait()
 
     print(f"ended {seconds:.0f} seconds after SIGTERM")
     assert done.returncode == 143, done.stdout
@@ -74,10 +137,3 @@ def test_a_run_can_be_ended_though_a_server_hangs(name: str, up: Services, check
     assert seconds < 30
     let_go()
     assert "Version 1 is" in trueline("run")
-
-
-def checkout_experiment() -> str:
-    """The experiment of the working folder."""
-    from tasks.settings.params import load_params
-
-    return load_params().registry.experiment

@@ -1,6 +1,5 @@
 """What `make services` starts, tells and leaves."""
 
-import re
 import signal
 import stat
 import subprocess
@@ -13,6 +12,7 @@ from infra.services import postgres
 from infra.services.services import Services
 from tests.conftest import ROOT
 from tests.flows.processes.test_children import eventually
+from tests.registry.conftest import shell
 
 READY_SECONDS = 240
 
@@ -36,10 +36,10 @@ def printed(up: Services, tmp_path: Path) -> str:
 
 @pytest.mark.timeout(600)
 def test_the_command_goes_on_with_addresses_and_data_and_shows_no_password(up: Services, printed: str) -> None:
-    exports = dict(re.findall(r"^  export (\w+)=(.+)$", printed, flags=re.MULTILINE))
-    assert list(exports) == ["MLFLOW_TRACKING_URI", "PREFECT_API_URL", "DVC_SYSTEM_CONFIG_DIR"]
-    assert exports == up.environment()
-    assert (up.folder / "env").read_text() == "".join(f"export {name}={value}\n" for name, value in exports.items())
+    environment = up.folder / "env"
+    assert f"  . {environment} && .venv/bin/trueline schedule" in printed
+    sourced = shell("sh", "-c", f". {environment} && env", cwd=ROOT).stdout.splitlines()
+    assert {f"{name}={value}" for name, value in up.environment().items()} <= set(sourced)
 
     secrets = [line.rpartition(":")[2] for line in up.passwords.read_text().splitlines()]
     secrets.append(up.keys.read_text().rpartition("= ")[2].strip())
@@ -47,7 +47,7 @@ def test_the_command_goes_on_with_addresses_and_data_and_shows_no_password(up: S
     for file in (up.passwords, up.keys):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
     logs = [file.read_text() for file in (up.folder / "logs").iterdir()]
-    for text in (printed, (up.folder / "env").read_text(), (up.folder / "dvc/config").read_text(), *logs):
+    for text in (printed, environment.read_text(), (up.folder / "dvc/config").read_text(), *logs):
         assert not any(secret in text for secret in secrets)
 
     up.start()

@@ -36,16 +36,6 @@ Worker = Callable[[str], Path]
 
 
 @pytest.fixture
-def origin(checkout: Path) -> Path:
-    """A repository that the workers clone, and the working folder's upstream."""
-    folder = checkout.with_name("origin.git")
-    shell("git", "init", "-q", "--bare", "-b", "main", str(folder), cwd=checkout)
-    shell("git", "remote", "add", "origin", str(folder), cwd=checkout)
-    shell("git", "push", "-q", "-u", "origin", "main", cwd=checkout)
-    return folder
-
-
-@pytest.fixture
 def worker(checkout: Path) -> Iterator[Worker]:
     """Start a worker of a pool; gives the file in which its stages leave their names."""
     started: list[subprocess.Popen[bytes]] = []
