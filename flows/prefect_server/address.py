@@ -36,6 +36,14 @@ def is_healthy(url: str) -> bool:
         return False
 
 
+def is_ready(url: str) -> bool:
+    """Tell whether a Prefect server answers, and its database too, without which it is healthy and keeps nothing."""
+    try:
+        return _is_api(_ask(url)) and not _ask(url, "ready").is_server_error
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return False
+
+
 def named_server_answers() -> bool:
     """Tell whether there is a Prefect server that the environment names, and that answers."""
     url = named_server()

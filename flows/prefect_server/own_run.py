@@ -26,7 +26,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.runtime import deployment, flow_run
 from prefect.states import Running
 
-from flows.prefect_server.address import is_healthy
+from flows.prefect_server.address import is_ready
 from flows.prefect_server.late_runs import cancel_late_runs
 from flows.prefect_server.temporary_server import has_own_server
 from flows.processes.interrupts import begin_to_end, end_at_once, is_ending
@@ -89,12 +89,12 @@ class OwnRun:
     def await_server(self) -> None:
         """Wait until the server answers, and send what it has missed."""
         url, began = os.environ["PREFECT_API_URL"], time.monotonic()
-        if not is_healthy(url):
+        if not is_ready(url):
             sys.stderr.write(
                 f"trueline: the run has ended, and waits to say so: no Prefect server answers at {url}. "
                 "To end it is safe: the results are kept\n"
             )
-        while not is_healthy(url) and time.monotonic() - began < WAIT_SECONDS:
+        while not is_ready(url) and time.monotonic() - began < WAIT_SECONDS:
             time.sleep(POLL_SECONDS / 5)
         for call in self._untold:
             call()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from flows.prefect_server.address import is_healthy
+from flows.prefect_server.address import is_ready
 from infra.services import postgres, s3, upgrades
 from infra.services.server import MARK, Server, answers, end_leftovers
 from infra.services.upgrades import Database
@@ -174,7 +174,7 @@ class Services:
                 "PREFECT_API_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://prefect@{self.database('prefect')}",
             },
             log=self._log("prefect"),
-            is_ready=lambda: is_healthy(api),
+            is_ready=lambda: is_ready(api),
         )
 
 

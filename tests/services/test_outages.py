@@ -20,7 +20,7 @@ from tests.flows.processes.test_children import eventually
 from tests.services.conftest import finished, hold, let_go, start, trueline, wait_until_held
 
 STAGES = ("gate", "prepare", "sft", "align")  # the first in every suite
-SERVERS = ("MLflow", "PostgreSQL", "S3", "Prefect")  # likewise
+SERVERS = ("PostgreSQL", "S3", "MLflow", "Prefect")  # likewise
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

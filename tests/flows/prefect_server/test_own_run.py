@@ -53,7 +53,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
     server = Server()
     monkeypatch.setattr(module, "get_client", lambda sync_client: server)
-    monkeypatch.setattr(module, "is_healthy", lambda _url: not server.is_away)
+    monkeypatch.setattr(module, "is_ready", lambda _url: not server.is_away)
     monkeypatch.setattr(module, "POLL_SECONDS", 0.05)
     monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", str(uuid4()))
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
