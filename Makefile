@@ -33,7 +33,7 @@ test: static ## The whole check: the same with all tests
 	$(BIN)/python -m pytest
 
 test-services: $(INSTALLED_DEV) $(INSTALLED_SERVICES) ## The tests against real servers (PostgreSQL, S3, MLflow, Prefect); OUTAGE=90 takes each away for so long
-	$(BIN)/python -m pytest -n2 --dist loadfile --no-loadscope-reorder -m services $(if $(OUTAGE),--outage $(OUTAGE)) tests/services
+	$(BIN)/python -m pytest $(if $(OUTAGE),-n4 --dist load --timeout=2000 --outage $(OUTAGE),-n2 --dist loadfile --no-loadscope-reorder) -m services tests/services
 
 static: $(INSTALLED_DEV)
 	$(BIN)/ruff format --check .

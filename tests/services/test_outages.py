@@ -86,13 +86,13 @@ def test_a_run_is_cancelled_after_every_server_was_away(
     held_stage: str, up: Services, checkout: Path, outage: float
 ) -> None:
     process = held(held_stage, up, kill, outage)
-    api = httpx.Client(base_url=up.environment()["PREFECT_API_URL"], timeout=60)
     running = {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}, "sort": "START_TIME_DESC", "limit": 1}
-    [run] = api.post("/flow_runs/filter", json=running).json()
-    api.post(f"/flow_runs/{run['id']}/set_state", json={"state": {"type": "CANCELLING"}}).raise_for_status()
-    done = finished(process, 60)
-    assert done.stdout.endswith("; run again to continue\n"), done.stdout
-    assert eventually(lambda: api.get(f"/flow_runs/{run['id']}").json()["state_type"] == "CANCELLED", 60)
+    with httpx.Client(base_url=up.environment()["PREFECT_API_URL"], timeout=60) as api:
+        [run] = api.post("/flow_runs/filter", json=running).json()
+        api.post(f"/flow_runs/{run['id']}/set_state", json={"state": {"type": "CANCELLING"}}).raise_for_status()
+        done = finished(process, 60)
+        assert done.stdout.endswith("; run again to continue\n"), done.stdout
+        assert eventually(lambda: api.get(f"/flow_runs/{run['id']}").json()["state_type"] == "CANCELLED", 60)
     Path("holding").unlink()
     time.sleep(1)
     assert not Path("holding").exists()  # no stage goes on
