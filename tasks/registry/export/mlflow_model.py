@@ -13,8 +13,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import yaml
+
+from tasks.common.errors import InputError
 from tasks.common.files import replacing, write_json
 from tasks.registry.dvc_outputs.cache import DamagedError, NotCachedError, check_cached, materialise
 from tasks.registry.dvc_outputs.contents import check_folder
@@ -24,6 +27,11 @@ from tasks.registry.export.policy_card import policy_card
 from tasks.registry.export.reward_card import reward_card
 from tasks.registry.mlflow_runs.store import Store, main_checkout
 from tasks.registry.promotion.decisions import PolicyVersion
+from tasks.registry.promotion.versions import logged_model_of
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
 
 CARD = "README.md"
 IS_EXTERNAL = "mlflow.model.isExternal"  # MLflow's tag of a model that it cannot load
@@ -78,13 +86,19 @@ def write_mlflow_model(store: Store, entry: Entry, *, upload: bool) -> None:
         store: the registry.
         entry: the version.
         upload: whether to copy the weights if they cannot be linked.
+
+    Raises:
+        InputError: its logged model has been deleted, or its folder is gone and cannot be made.
     """
-    model_id = str(store.client.get_model_version(entry.name, str(entry.version)).tags["model_id"])
-    _make_loadable(store, entry, model_id, upload=upload)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, CARD)
+    logged = _logged(store, entry)
+    folder = local_folder(logged.artifact_location)
+    if folder:
+        _make_folder(entry, folder)
+    _make_loadable(store, entry, logged, upload=upload)
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary, CARD)
         path.write_text(entry.card, encoding="utf-8")
-        store.client.log_model_artifact(model_id, str(path))
+        store.client.log_model_artifact(logged.model_id, str(path))
 
 
 def check_weights(store: Store, entry: Entry) -> None:
@@ -97,9 +111,9 @@ def check_weights(store: Store, entry: Entry) -> None:
         NotCachedError: neither MLflow, nor DVC's cache, the working folder or DVC's remote has them.
         RemoteError: they are not on this machine, and DVC's remote cannot be asked.
         DamagedError: they are not the evaluated weights, and no other place has these.
+        InputError: the version has lost its logged model.
     """
-    model_id = str(store.client.get_model_version(entry.name, str(entry.version)).tags["model_id"])
-    logged, what = store.client.get_logged_model(model_id), f"{entry.name} version {entry.version}"
+    logged, what = _logged(store, entry), f"{entry.name} version {entry.version}"
     folder = local_folder(logged.artifact_location)
     if folder and (folder / "model").exists():
         try:
@@ -116,19 +130,46 @@ def check_weights(store: Store, entry: Entry) -> None:
             check_cached(entry.md5, what)
 
 
-def card_path(store: Store, model_id: str) -> str:
-    """Return the path of a logged model's card relative to the checkout, or its address if it is not in there."""
-    location = str(store.client.get_logged_model(model_id).artifact_location)
+def card_path(store: Store, version: "ModelVersion") -> str:
+    """Return the path of a version's card relative to the checkout, or its address if it is not in there.
+
+    Raises:
+        InputError: the version has lost its logged model.
+    """
+    location = str(logged_model_of(store, version).artifact_location)
     folder = local_folder(location)
     if folder and folder.is_relative_to(main_checkout()):
         return (folder.relative_to(main_checkout()) / CARD).as_posix()
     return f"{location}/{CARD}"
 
 
-def _make_loadable(store: Store, entry: Entry, model_id: str, *, upload: bool) -> None:
-    logged = store.client.get_logged_model(model_id)
-    folder = local_folder(logged.artifact_location)
-    is_written = IS_EXTERNAL not in logged.tags and not (folder and not (folder / "MLmodel").exists())
+def _logged(store: Store, entry: Entry) -> "LoggedModel":
+    return logged_model_of(store, store.client.get_model_version(entry.name, str(entry.version)))
+
+
+def _make_folder(entry: Entry, folder: Path) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"MLflow keeps {entry.name} version {entry.version} in {folder}, which is gone and cannot be made "
+            f"({error.strerror}): bring that folder back, or have trueline restore bring a backup into this checkout"
+        ) from None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Tell whether a folder has a description that MLflow can read, and what it names; the weights are hashed apart."""
+    try:
+        description = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    is_described = isinstance(description, dict) and "python_function" in (description.get("flavors") or {})
+    return is_described and all((folder / name).exists() for name in ("conda.yaml", trueline_model.HASHES))
+
+
+def _make_loadable(store: Store, entry: Entry, logged: "LoggedModel", *, upload: bool) -> None:
+    model_id, folder = logged.model_id, local_folder(logged.artifact_location)
+    is_written = IS_EXTERNAL not in logged.tags and not (folder and not _is_whole(folder))
     if is_written or not (folder or upload):
         return
     try:

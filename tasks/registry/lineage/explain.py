@@ -35,8 +35,8 @@ def why(params: Params, version_or_alias: str) -> dict[str, Any]:
         "version": policy["version"],
         "aliases": list(version.aliases),
         "weights_deleted": version.tags.get(WEIGHTS_DELETED),
-        "card": card_path(store, version.tags["model_id"]),
-        "reward_card": reward and card_path(store, reward.tags["model_id"]),
+        "card": card_path(store, version),
+        "reward_card": reward and card_path(store, reward),
         **record,
         # A version that was registered before a stage existed has no key of it.
         "runs": {stage: _run_id(store, record["keys"][stage]) for stage in TRACKED if stage in record["keys"]},

@@ -24,6 +24,7 @@ from tasks.registry.promotion.versions import (
     create_reward,
     find_by_alias,
     find_version,
+    lost,
     policy_tags,
 )
 from tasks.settings.params import Params
@@ -55,12 +56,16 @@ def apply_pending(store: Store, params: Params, lock: ServerLock | None = None) 
         if applied not in known:
             raise InputError(_missing_decision(store, params, applied, moves))
         _check_order(moves[known.index(applied) :])
-    if not decisions or (applied and applied == moves[-1]["id"]):
+    if not decisions:
+        return None
+    lacks_version = bool(moves) and _lacks_version(store, params, moves[-1])
+    is_applied = applied is not None and applied == moves[-1]["id"]
+    if is_applied and not lacks_version:
         return None
     if lock is None:
         with lock_server(store, params.registry.policy) as own:
             return apply_pending(store, params, own)
-    if applied is None or _lacks_version(store, params, moves[-1]):
+    if applied is None or lacks_version:
         _recreate_versions(store, params, decisions)
     if not moves:
         return None
@@ -68,7 +73,7 @@ def apply_pending(store: Store, params: Params, lock: ServerLock | None = None) 
     which = f"{last['action']} of version {last['policy']['version']} ({last['time']})"
     logger.warning("%s has a decision that the registry has not followed yet: %s; it follows now", DECISIONS, which)
     apply_decision(store, params, last, lock)
-    return last
+    return None if is_applied else last
 
 
 def apply_decision(store: Store, params: Params, decision: Decision, lock: ServerLock) -> None:
@@ -183,19 +188,27 @@ def _recreate_versions(store: Store, params: Params, decisions: list[Decision]) 
     for policy in sorted([*shared, *newest.values()], key=lambda policy: policy["reward_version"]):
         record, number = policy["record"], policy["reward_version"]
         reward = _find_recreated(store, params.registry.reward, record["reward"]["md5"], number)
-        _check_number(reward or create_reward(store, params, record, number), number)
+        if reward:
+            _check_number(reward, number)
+        else:
+            _check_made(store, create_reward(store, params, record, number), number)
     for number, policy in sorted(newest.items()):
         found = _find_recreated(store, params.registry.policy, policy["md5"], number)
-        if found is None:
-            found = create_policy(store, params, policy["record"], policy["reward_version"], number)
+        if found:
+            _check_number(found, number)
+        else:
+            _check_made(store, create_policy(store, params, policy["record"], policy["reward_version"], number), number)
             write_models(store, params, policy)
-        _check_number(found, number)
 
 
 def _lacks_version(store: Store, params: Params, decision: Decision) -> bool:
-    """Tell whether the registry is older than a decision, as after a backup was restored: it has no such version."""
+    """Tell whether the registry lacks a version that a decision names: it is older, or somebody has deleted it."""
     versions = filter(None, (decision["policy"], decision["previous"]))
-    return any(find_version(store, params.registry.policy, version["md5"]) is None for version in versions)
+    if any(find_version(store, params.registry.policy, version["md5"]) is None for version in versions):
+        return True
+    reward = decision["policy"]["record"]["reward"]
+    is_own = reward.get("name") == params.registry.reward  # else registry.reward had another name at that time
+    return is_own and find_version(store, params.registry.reward, reward["md5"]) is None
 
 
 def _find_recreated(store: Store, name: str, md5: str, number: int) -> "ModelVersion | None":
@@ -205,6 +218,13 @@ def _find_recreated(store: Store, name: str, md5: str, number: int) -> "ModelVer
         store.client.delete_model_version(name, found.version)
         return None
     return found
+
+
+def _check_made(store: Store, version: "ModelVersion", number: int) -> None:
+    """Check that a version was made again under its old number; MLflow gives none twice, also not a deleted one's."""
+    if int(version.version) != number:
+        store.client.delete_model_version(version.name, version.version)
+        raise lost(version.name, number, "been deleted")
 
 
 def _check_number(version: "ModelVersion", logged: int) -> None:

@@ -20,6 +20,7 @@ from tasks.registry.promotion.server_lock import ensure_model
 from tasks.settings.params import Params
 
 if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
 
 logger = logging.getLogger(__name__)
@@ -46,12 +47,15 @@ def read_policy_version(version: "ModelVersion") -> PolicyVersion:
     """Read a policy version from its tags; its record names the registered model that has it.
 
     Raises:
-        InputError: the version was not registered by this project.
+        InputError: the version was not registered by this project, or its record is damaged.
     """
     tag = _record_tag(version)
     if tag is None:
         raise InputError(f"{version.name} version {version.version} was not registered by trueline: choose another")
-    record = redact_record(with_todays_names(json.loads(tag)))
+    try:
+        record = redact_record(with_todays_names(json.loads(tag)))
+    except ValueError as error:
+        raise lost(version.name, version.version, f"a damaged tag {RECORD_TAG}") from error
     record["policy"]["name"] = version.name  # an earlier release copied versions into a model of another name
     return PolicyVersion(
         version=int(version.version),
@@ -142,6 +146,39 @@ def create_policy(
     return _create(store, params.registry.policy, Path(record["policy"]["path"]), tags, number)
 
 
+def logged_model_of(store: Store, version: "ModelVersion") -> "LoggedModel":
+    """Return the logged model that a version points to.
+
+    Raises:
+        InputError: it has been deleted.
+    """
+    found = _logged_model(store, version.tags.get("model_id"))
+    if found is None:
+        raise lost(version.name, version.version, "lost its logged model")
+    return found
+
+
+def lost(name: str, number: int | str, what: str) -> InputError:
+    """Say what a version has lost in MLflow, and how it is made again."""
+    return InputError(
+        f"{name} version {number} has {what} in MLflow: delete the whole registered model {name} there, and run "
+        "trueline sync, which makes its versions again"
+    )
+
+
+def _logged_model(store: Store, model_id: str | None) -> "LoggedModel | None":
+    from mlflow.exceptions import MlflowException
+
+    if model_id is None:
+        return None
+    try:
+        return store.client.get_logged_model(model_id)
+    except MlflowException as error:
+        if error.error_code not in NOT_FOUND:
+            raise
+        return None
+
+
 def _record_tag(version: "ModelVersion") -> str | None:
     return version.tags.get(RECORD_TAG, version.tags.get(EARLIER_RECORD))
 
@@ -165,8 +202,8 @@ def _create(store: Store, name: str, folder: Path, tags: dict[str, str], number:
     """Create a version that points at its run's logged model, which points at the model in DVC."""
     client, run = store.client, find_run(store, tags["key"])
     run_id = run.info.run_id if run else None
-    model_id = run.data.tags.get("model_id") if run else None
-    model_id = model_id or log_model(store, folder, tags["md5"], tags["key"], run_id)
+    logged = _logged_model(store, run.data.tags.get("model_id")) if run else None
+    model_id = logged.model_id if logged else log_model(store, folder, tags["md5"], tags["key"], run_id)
     source = client.get_logged_model(model_id).artifact_location
     ensure_model(store, name)
     while True:
