@@ -198,7 +198,9 @@ def test_a_record_behind_the_registry_is_refused(promoted_twice, params):
     DECISION_LOG.write_text(DECISION_LOG.read_text().splitlines(keepends=True)[0])
     for change in (lambda: champion.promote(params), lambda: champion.rollback(params, "why not")):
         with pytest.raises(
-            InputError, match=r"decisions\.jsonl lacks decision \w+, which the registry has carried out"
+            InputError,
+            match=r"^decisions\.jsonl lacks decision \w+, which the registry has carried out "
+            r"\(version 2: promote \S+ by \S+\): pull it from where it was made \(trueline merge\), or restore",
         ):
             change()
 

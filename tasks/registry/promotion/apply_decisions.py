@@ -32,6 +32,7 @@ from tasks.settings.params import Params
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
+REASONS = ": "  # between what was decided and why
 logger = logging.getLogger(__name__)
 
 
@@ -116,7 +117,7 @@ def _check_order(moves: list[Decision]) -> None:
     for before, after in pairwise(moves):
         if after["previous"] is None or after["previous"]["md5"] != before["policy"]["md5"]:
             raise InputError(
-                f"{DECISIONS} has decision {after['id']} ({_summary(after)}) after {before['id']}, but it was made "
+                f"{DECISIONS} has decision {after['id']} ({_heading(after)}) after {before['id']}, but it was made "
                 "while another version was champion, and the registry has not followed it: run trueline merge, which "
                 "puts its line before that one"
             )
@@ -149,7 +150,8 @@ def _lost_race(store: Store, params: Params, applied: str, ours: Decision) -> st
 
 def _not_in_log(store: Store, params: Params, applied: str) -> str:
     last = _applied_version(store, params, applied)
-    what = f" (version {last.version}: {last.tags['decided']})" if last and "decided" in last.tags else ""
+    decided = last and last.tags.get("decided")
+    what = f" (version {last.version}: {decided.partition(REASONS)[0]})" if last and decided else ""
     return f"{DECISIONS} lacks decision {applied}, which the registry has carried out{what}"
 
 
@@ -172,9 +174,13 @@ def _move_alias(store: Store, params: Params, alias: str, version: VersionId | N
 
 
 def _summary(decision: Decision) -> str:
+    return f"{_heading(decision)}{REASONS}{' '.join(decision['reasons'])}"
+
+
+def _heading(decision: Decision) -> str:
     review = decision["review"]
     approved = f", approved by {review['by']}" if review else ""
-    return f"{decision['action']} {decision['time']} by {decision['who']}{approved}: {' '.join(decision['reasons'])}"
+    return f"{decision['action']} {decision['time']} by {decision['who']}{approved}"
 
 
 def _recreate_versions(store: Store, params: Params, decisions: list[Decision]) -> None:
