@@ -31,6 +31,7 @@ def gc(
 
 def backup(
     folder: Annotated[Path, typer.Argument(help="A new or an empty folder.")],
+    push: Annotated[bool, typer.Option("--push", help="First send what the aliases reach to DVC's remote.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Save the tracking database, record, lock file and settings.
@@ -40,7 +41,7 @@ def backup(
     from flows.display.keeping import show_backup
     from tasks.registry.backup.save import backup as save
 
-    saved = save(settings(), folder)
+    saved = save(settings(), folder, push=push)
     print_result(saved, as_json, show_backup)
     if saved["unreachable"]:
         raise typer.Exit(1)

@@ -59,7 +59,7 @@ def _show_reach(found: Mapping[str, Any]) -> None:
     for sentence in found["unreachable"]:
         print_sentence(_console, f"Missing: {sentence}.")
     if found["unreachable"]:
-        command = "dvc push --run-cache --all-commits"
+        command = "trueline backup --push FOLDER"
         _console.print(shown(f"To send what is missing, where it lies: {command}"), soft_wrap=True)
     if names:
         verdict = "not all that they reach can be fetched" if found["unreachable"] else "all they reach can be fetched"

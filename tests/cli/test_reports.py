@@ -308,6 +308,6 @@ def test_what_cannot_be_fetched_is_named_with_exit_code_1(
     assert lines[: len(first)] == first
     assert lines[len(first) : len(first) + 3] == [
         "Missing: the policy of champion is not there.",
-        "To send what is missing, where it lies: dvc push --run-cache --all-commits",
+        "To send what is missing, where it lies: trueline backup --push FOLDER",
         "Aliases: champion (version 3); not all that they reach can be fetched.",
     ]

@@ -62,7 +62,11 @@ def pushed(own):
     """Version 2 is champion and 1 was before it; the remote has both."""
     assert champion.promote(load_params())["promoted"]
     dvc("remote", "add", "-d", "store", "../remote", cwd=own)
-    shutil.copytree(".dvc/cache", "../remote")  # dvc push takes the outputs of dvc.lock alone
+    dvc("push", "-q", "--run-cache", cwd=own)  # of dvc.lock alone
+    assert any(
+        "previous (version 1)" in sentence for sentence in backup(load_params(), Path("../first"))["unreachable"]
+    )
+    assert backup(load_params(), Path("../second"), push=True)["unreachable"] == []
     commit(own)
     return own
 

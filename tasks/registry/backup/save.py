@@ -13,6 +13,8 @@ from tasks.common.safe_text import without_secrets
 from tasks.registry.backup.databases import database_kind, save_database
 from tasks.registry.backup.manifest import Manifest, write_manifest
 from tasks.registry.dvc_outputs.reachable import unreachable
+from tasks.registry.dvc_outputs.remote import default_remote
+from tasks.registry.dvc_outputs.sending import send
 from tasks.registry.dvc_outputs.stages import LOCK_FILE
 from tasks.registry.export.mlflow_model import CARD, local_folder
 from tasks.registry.export.trueline_model import HASHES
@@ -27,10 +29,16 @@ DATABASE, ARTIFACTS, RECORD = Path("database"), Path("mlruns"), Path("record")
 PACKAGES = ("trueline", "mlflow", "dvc")
 
 
-def backup(params: Params, folder: Path) -> dict[str, Any]:
+def backup(params: Params, folder: Path, *, push: bool = False) -> dict[str, Any]:
     """Write a backup into a new or empty folder, complete or not at all, and check what the aliases reach.
 
     Weights and data are not in it: DVC's remote has them. A run may be under way.
+
+    Args:
+        params: all settings.
+        folder: new or empty.
+        push: whether what the aliases reach is sent from DVC's cache to its default remote first. `dvc push
+            --all-commits` leaves out commits that were made before the remote was named in .dvc/config.
 
     Returns:
         folder, made, database, files, bytes, aliases, notes (what must be saved elsewhere), unreachable (sentences).
@@ -46,6 +54,9 @@ def backup(params: Params, folder: Path) -> dict[str, Any]:
         with replacing(folder.resolve()) as draft:
             draft.mkdir()
             manifest = _write(store, params, draft, policies)
+    contents = wanted(policies)
+    if push and default_remote():
+        send([*contents.values()])
     return {
         "folder": str(folder),
         "made": manifest.made,
@@ -54,7 +65,7 @@ def backup(params: Params, folder: Path) -> dict[str, Any]:
         "bytes": sum(file.bytes for file in manifest.files.values()),
         "aliases": manifest.aliases,
         "notes": _notes(store, manifest),
-        "unreachable": unreachable(wanted(policies)),
+        "unreachable": unreachable(contents),
     }
 
 

@@ -31,7 +31,7 @@ def unreachable(contents: Mapping[str, str], *, counts_cache: bool = False) -> l
     """
     name = default_remote()
     if name is None:
-        cure = "name one (dvc remote add -d NAME ADDRESS) and run dvc push --run-cache --all-commits"
+        cure = "name one (dvc remote add -d NAME ADDRESS) and run trueline backup --push"
         return [f"DVC has no default remote, so models and data lie in this checkout alone: {cure}"]
     faults, known = [], dict[str, str | None]()
     with repository(wait=True) as repo, asked(repo) as remote:
