@@ -12,6 +12,6 @@ def test_a_server_without_its_database_is_healthy_and_not_ready(
 ) -> None:
     """Prefect says 503; another that does not know the question is as ready as it is healthy."""
     answers = {"health": 200, "ready": status}
-    monkeypatch.setattr(address.httpx, "get", lambda url, **_options: httpx.Response(answers[url.rpartition("/")[2]]))
+    monkeypatch.setattr(httpx, "get", lambda url, **_options: httpx.Response(answers[url.rpartition("/")[2]]))
     assert address.is_healthy("http://127.0.0.1:4200/api")
     assert address.is_ready("http://127.0.0.1:4200/api") == ready
