@@ -47,7 +47,7 @@ def is_ready(url: str) -> bool:
 def named_server_answers() -> bool:
     """Tell whether there is a Prefect server that the environment names, and that answers."""
     url = named_server()
-    return url is not None and is_healthy(url)
+    return url is not None and is_ready(url)
 
 
 def check_reachable(url: str) -> None:

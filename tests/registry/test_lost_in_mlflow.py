@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
@@ -91,7 +92,7 @@ def test_a_folder_of_artifacts_that_cannot_be_made_is_named(own):
 
 
 def test_a_record_that_is_cut_is_named():
-    cut = SimpleNamespace(name=POLICY, version="2", tags={"model_record": '{"half'})
+    cut: Any = SimpleNamespace(name=POLICY, version="2", tags={"model_record": '{"half'})
     with pytest.raises(InputError, match=f"^{POLICY} version 2 has a damaged tag model_record {AGAIN.format(POLICY)}"):
         read_policy_version(cut)
 
