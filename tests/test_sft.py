@@ -34,7 +34,7 @@ def test_the_stage_writes_what_it_says(params: Params, noted_run: NotedRun):
     sft(params)
     assert file_names("sft") == sorted([*MODEL_FILES, "generation_config.json"])
     assert moved_weights(MODELS / "base", MODELS / "sft") == set(load_file("models/base/model.safetensors"))
-    assert not list(Path(".trueline").rglob("*.pt"))  # the checkpoint has served
+    assert not Path(".trueline/checkpoints/sft").exists()  # the checkpoint has served
     assert noted_run.figures == read_json(Path("metrics/sft.json"))
     assert noted_run.folders == [Path("models/sft")]
 

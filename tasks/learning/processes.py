@@ -125,6 +125,15 @@ def gathered(items: Sequence[Item], device: torch.device | str = "cpu") -> list[
     return placed
 
 
+def from_main(item: Item) -> Item:
+    """Give all ranks what rank 0 has; what the others pass is not looked at."""
+    if world_size() == 1:
+        return item
+    sent: list[Item] = [item]
+    distributed.broadcast_object_list(sent, src=0)
+    return sent[0]
+
+
 def summed(metrics: Mapping[str, float]) -> dict[str, float]:
     """Sum metrics by name over all ranks; names keep the order of the first rank that has them."""
     if world_size() == 1:

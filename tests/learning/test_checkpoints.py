@@ -1,16 +1,17 @@
 """Checkpoints: exact, atomic, the last few of a stage, never of another fingerprint, never a pickle."""
 
+import errno
+import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, cast
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from tasks.learning.training.checkpoints import Checkpoints, Progress
-from tasks.learning.training.checksums import ChecksumWriter
 from tasks.learning.training.interrupts import delayed_interrupts
 from tasks.learning.training.optimisation import adamw
 from tasks.settings.fingerprint import Fingerprint
@@ -20,8 +21,20 @@ FOLDER = Path(".trueline/checkpoints/sft")
 FINGERPRINT = Fingerprint({"sft.learning_rate": 0.004}, {"data/validate": "a"})
 
 
-def file(step: int) -> Path:
-    return FOLDER / f"step-0000000{step}.pt"
+def folder(step: int) -> Path:
+    return FOLDER / f"step-0000000{step}"
+
+
+def contents(step: int) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder(step).iterdir()}
+
+
+def put(step: int, files: Mapping[str, bytes]) -> None:
+    """Make a checkpoint of some files."""
+    shutil.rmtree(folder(step), ignore_errors=True)
+    folder(step).mkdir(parents=True)
+    for name, content in files.items():
+        (folder(step) / name).write_bytes(content)
 
 
 @pytest.fixture(autouse=True)
@@ -74,8 +87,8 @@ def test_a_restored_run_goes_on_as_if_nothing_had_happened(make_params: MakePara
 
 def test_only_weights_that_learn_are_saved(make_params: MakeParams):
     Trained(make_params).save(2)
-    state = torch.load(file(2), weights_only=True)  # nothing that would need a pickle
-    assert sorted(state["models"]["critic"]) == ["weight"]
+    with safe_open(next(folder(2).glob("*.safetensors")), "pt") as saved:  # nothing that would need a pickle
+        assert sorted(saved.keys()) == ["critic.weight.weight", "policy.weight.bias", "policy.weight.weight"]
 
 
 def test_one_of_another_fingerprint_is_refused_with_the_reason(
@@ -88,18 +101,18 @@ def test_one_of_another_fingerprint_is_refused_with_the_reason(
     for ours, theirs in zip(other.weights(), before, strict=True):
         assert ours.equal(theirs)
     reason = "sft.learning_rate was 0.004 and is 0.002; data/validate has changed"
-    assert caplog.messages == [f"{file(4)} is not used: {reason}; training starts from the beginning"]
+    assert caplog.messages == [f"{folder(4)} is not used: {reason}; training starts from the beginning"]
     # Users who take the change back go on; the first checkpoint of the new training takes the place of the old ones.
     assert Trained(make_params).checkpoints.restore().step == 4
     other.save(2)
-    assert sorted(FOLDER.iterdir()) == [file(2)]
+    assert sorted(FOLDER.iterdir()) == [folder(2)]
 
 
 def test_an_older_one_that_fits_is_taken_up_beside_a_newer_one_that_does_not(make_params: MakeParams):
     Trained(make_params).save(4)
-    newer = file(4).read_bytes()
+    newer = contents(4)
     Trained(make_params, fingerprint=Fingerprint({}, {})).save(2)
-    file(4).write_bytes(newer)  # what a kill leaves between the saving and the dropping of others
+    put(4, newer)  # what a kill leaves between the saving and the dropping of others
     again = Trained(make_params, fingerprint=Fingerprint({}, {}))
     assert again.checkpoints.restore().step == 2
     again.save(4)
@@ -112,7 +125,7 @@ def test_saved_at_multiples_and_at_the_end(make_params: MakeParams):
     assert not FOLDER.exists()
     assert trained.checkpoints.last_saved == "no checkpoint had been saved yet"
     trained.save(2)
-    assert trained.checkpoints.last_saved == f"the last good checkpoint, of step 2, lies in {file(2)}"
+    assert trained.checkpoints.last_saved == f"the last good checkpoint, of step 2, lies in {folder(2)}"
     trained.checkpoints.save(Progress(3), final=True)
     assert Trained(make_params).checkpoints.restore().step == 3
 
@@ -131,14 +144,14 @@ def test_the_last_few_stay_also_over_a_restart(make_params: MakeParams, max_chec
     again = Trained(make_params, max_checkpoints=max_checkpoints)
     assert again.checkpoints.restore().step == 6
     again.save(8)
-    assert sorted(FOLDER.iterdir()) == [file(step) for step in steps]
+    assert sorted(FOLDER.iterdir()) == [folder(step) for step in steps]
 
 
 def test_no_leftovers(make_params: MakeParams):
-    (FOLDER / ".step-00000002.pt.killed").mkdir(parents=True)  # what kill -9 leaves in the middle of a save
-    (FOLDER / "last.pt").touch()
+    (FOLDER / ".step-00000002.killed").mkdir(parents=True)  # what kill -9 leaves in the middle of a save
+    (FOLDER / "step-00000001.pt").touch()  # of an earlier version
     Trained(make_params).save(2)
-    assert list(FOLDER.iterdir()) == [file(2)]
+    assert list(FOLDER.iterdir()) == [folder(2)]
 
 
 def test_finished_stages_leave_nothing(make_params: MakeParams):
@@ -149,64 +162,90 @@ def test_finished_stages_leave_nothing(make_params: MakeParams):
     trained.checkpoints.finish()  # twice does no harm
 
 
-def test_an_interrupted_save_keeps_the_last_one(make_params: MakeParams, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_save_keeps_the_last_one(
+    make_params: MakeParams, monkeypatch: pytest.MonkeyPatch, interruption: type[BaseException]
+):
     trained = Trained(make_params)
     trained.save(2)
-    saved = file(2).read_bytes()
+    saved = contents(2)
 
-    def killed(_state, opened):
-        opened.write(b"half")
-        raise KeyboardInterrupt
+    def killed(*_arguments: object) -> None:
+        raise interruption
 
-    monkeypatch.setattr(torch, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr("torch.distributed.checkpoint.filesystem._write_item", killed)
+    with pytest.raises(interruption):
         trained.save(4)
-    assert list(FOLDER.iterdir()) == [file(2)]
-    assert file(2).read_bytes() == saved
+    assert list(FOLDER.iterdir()) == [folder(2)]
+    assert contents(2) == saved
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999])
+def test_a_full_disk_is_told_by_its_name(make_params: MakeParams, monkeypatch: pytest.MonkeyPatch):
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("torch.distributed.checkpoint.filesystem._write_item", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{folder(2)}'"):
+        Trained(make_params).save(2)
+    assert list(FOLDER.iterdir()) == []
+
+
+NAMES = ("shard-00001-model-00001-of-00001.safetensors", "progress.pt", "checksums.json")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.999])
 def test_one_with_a_flipped_bit_falls_back_to_the_one_before(
-    make_params: MakeParams, caplog: pytest.LogCaptureFixture, share: float
+    make_params: MakeParams, caplog: pytest.LogCaptureFixture, name: str, share: float
 ):
     Trained(make_params).save(2, 4)
-    whole = bytearray(file(4).read_bytes())
-    whole[int(share * len(whole))] ^= 4
-    file(4).write_bytes(whole)
+    assert sorted(contents(4)) == sorted(NAMES)
+    damaged = bytearray(contents(4)[name])
+    damaged[int(share * len(damaged))] ^= 4
+    (folder(4) / name).write_bytes(damaged)
     again = Trained(make_params)
     assert again.checkpoints.restore().step == 2
-    assert caplog.messages == [f"{file(4)} is damaged (its checksum does not match) and is skipped"]
-    assert again.checkpoints.last_saved.endswith(f"of step 2, lies in {file(2)}")
+    assert caplog.messages == [f"{folder(4)} is damaged (its checksums do not match) and is skipped"]
+    assert again.checkpoints.last_saved.endswith(f"of step 2, lies in {folder(2)}")
     again.save(4)
     assert Trained(make_params).checkpoints.restore().step == 4
 
 
-def another_step(whole: bytes, earlier: bytes) -> bytes:
+def another_step(_own: Mapping[str, bytes], earlier: Mapping[str, bytes]) -> Mapping[str, bytes]:
     return earlier
 
 
-def another_tool(whole: bytes, _earlier: bytes) -> bytes:
-    """A whole archive that nobody sealed."""
-    return whole[:-64]
+def without(name: str) -> Callable[..., Mapping[str, bytes]]:
+    return lambda own, _: {each: content for each, content in own.items() if each != name}
 
 
-@pytest.mark.parametrize(
-    "spoil", [lambda whole, _: whole[:100], lambda *_: b"", lambda whole, _: whole + whole, another_step, another_tool]
-)
+def more(own: Mapping[str, bytes], _: object) -> Mapping[str, bytes]:
+    return {**own, "shard-00002-model-00001-of-00001.safetensors": own[NAMES[0]]}
+
+
+def cut(own: Mapping[str, bytes], _: object) -> Mapping[str, bytes]:
+    return {**own, NAMES[0]: own[NAMES[0]][:-1]}
+
+
+@pytest.mark.parametrize("spoil", [another_step, *map(without, NAMES), more, cut])
 def test_one_that_is_cut_or_another_in_its_place_is_passed_over(make_params: MakeParams, spoil):
     Trained(make_params).save(2, 4)
-    file(4).write_bytes(spoil(file(4).read_bytes(), file(2).read_bytes()))
+    put(4, spoil(contents(4), contents(2)))
     assert Trained(make_params).checkpoints.restore().step == 2
 
 
-def test_one_of_an_earlier_release_is_read(make_params: MakeParams):
-    Trained(make_params).save(2)
-    state = torch.load(file(2), weights_only=True)
-    state["origin"] = state.pop("fingerprint")
-    with file(2).open("wb") as opened:
-        checksummed = ChecksumWriter(opened, f"sft/{file(2).name}")
-        torch.save(state, cast("IO[bytes]", checksummed))
-        checksummed.end()
+def test_one_of_an_earlier_version_is_passed_over_with_a_word(
+    make_params: MakeParams, caplog: pytest.LogCaptureFixture
+):
+    FOLDER.mkdir(parents=True)
+    (FOLDER / "step-00000009.pt").touch()
+    trained = Trained(make_params)
+    assert trained.checkpoints.restore() == Progress()
+    [message] = caplog.messages
+    assert message.endswith(
+        ".pt is not used: an earlier version of Trueline saved it; training starts from the beginning"
+    )
+    trained.save(2)
     assert Trained(make_params).checkpoints.restore().step == 2
 
 
@@ -214,8 +253,7 @@ def test_one_of_another_stage_is_passed_over(make_params: MakeParams):
     Trained(make_params).save(2)
     settings = make_params().runtime
     other = Checkpoints("reward", FINGERPRINT, settings, {}, {})
-    Path(".trueline/checkpoints/reward").mkdir()
-    Path(".trueline/checkpoints/reward", file(2).name).write_bytes(file(2).read_bytes())
+    shutil.copytree(FOLDER, ".trueline/checkpoints/reward")
     assert other.restore() == Progress(0, (), {})
 
 
@@ -223,13 +261,25 @@ def test_where_all_are_damaged_training_begins_anew_and_says_so(
     make_params: MakeParams, caplog: pytest.LogCaptureFixture
 ):
     Trained(make_params).save(2, 4)
-    file(2).write_bytes(b"")
-    torch.save({"step": 4}, file(4))
+    put(2, {})
+    put(4, without("checksums.json")(contents(4), {}))
     again = Trained(make_params)
     assert again.checkpoints.restore() == Progress(0, (), {})
     assert caplog.messages[-1] == f"all 2 checkpoints in {FOLDER} are damaged; training starts from the beginning"
     again.save(2)
-    assert list(FOLDER.iterdir()) == [file(2)]
+    assert list(FOLDER.iterdir()) == [folder(2)]
+
+
+def test_large_tensors_have_files_of_their_own(make_params: MakeParams, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tasks.learning.training.sharded_state.BYTES_OF_FILE", 20)
+    trained = Trained(make_params)
+    trained.step()
+    trained.save(2)
+    # Weight, step and moments of the policy: 24 | 4 | 24 | 24, its bias: 8 + 4 + 8 | 8, the critic: + 12 | 4 + 12 | 12.
+    assert len(list(folder(2).glob("*.safetensors"))) == 8
+    again = Trained(make_params, seed=1)
+    again.checkpoints.restore()
+    assert [weight.equal(other) for weight, other in zip(again.weights()[:2], trained.weights()[:2], strict=True)]
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
@@ -240,7 +290,7 @@ def test_an_interruption_saves_the_last_step_and_says_so(make_params: MakeParams
     with pytest.raises(interruption) as seen, trained.checkpoints:
         trained.models["policy"](torch.ones(1, 3)).sum().backward()  # in the middle of the next step
         raise interruption
-    assert seen.value.__notes__ == [f"the last good checkpoint, of step 7, lies in {file(7)}"]
+    assert seen.value.__notes__ == [f"the last good checkpoint, of step 7, lies in {folder(7)}"]
     again = Trained(make_params, seed=1)
     assert again.checkpoints.restore().step == 7
     for ours, theirs in zip(again.weights()[:2], trained.weights()[:2], strict=True):
@@ -253,8 +303,8 @@ def test_weights_that_have_moved_since_the_last_step_are_not_saved(make_params: 
     trained.step()
     with pytest.raises(KeyboardInterrupt) as seen, trained.checkpoints:
         raise KeyboardInterrupt
-    assert seen.value.__notes__ == [f"the last good checkpoint, of step 2, lies in {file(2)}"]
-    assert list(FOLDER.iterdir()) == [file(2)]
+    assert seen.value.__notes__ == [f"the last good checkpoint, of step 2, lies in {folder(2)}"]
+    assert list(FOLDER.iterdir()) == [folder(2)]
 
 
 def test_several_processes_keep_what_they_had_saved_together(make_params: MakeParams, monkeypatch: pytest.MonkeyPatch):
@@ -263,7 +313,7 @@ def test_several_processes_keep_what_they_had_saved_together(make_params: MakePa
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit), trained.checkpoints:
         raise SystemExit(143)
-    assert list(FOLDER.iterdir()) == [file(2)]
+    assert list(FOLDER.iterdir()) == [folder(2)]
 
 
 def test_an_error_that_is_no_interruption_saves_nothing(make_params: MakeParams):

@@ -211,6 +211,28 @@ def test_every_weight_is_sharded_and_offloaded_where_the_launcher_says_so(
     assert placements == [{"policies": [policy] * 3, "not_sharded": []}] * count
 
 
+@pytest.mark.slow
+def test_no_process_gathers_what_all_save_or_restore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    launch_module("fsdp", "tests.learning.sharded_checkpoints", count=2)
+    for rank in range(2):
+        found = json.loads(Path(f"checkpoint-{rank}.json").read_text(encoding="utf-8"))
+        assert found["equal"]
+        # Gathered they are three times as much: weights and two moments.
+        assert found["saving"] < found["all_weights"]
+        assert found["restoring"] < 1.5 * found["all_weights"]
+
+
+@pytest.mark.slow
+def test_all_processes_stop_where_one_cannot_read_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    launch_module("fsdp", "tests.learning.sharded_checkpoints", "1", count=2)
+    errors = [json.loads(Path(f"checkpoint-{rank}.json").read_text(encoding="utf-8"))["error"] for rank in range(2)]
+    place = ".trueline/checkpoints/sft/step-00000002"
+    cure = "all processes need the checkout on a file system that they share"
+    assert errors == [f"{place}: process 1 cannot read it (Input/output error): {cure}"] * 2
+
+
 def test_alone_there_is_nothing_to_add_up(monkeypatch: pytest.MonkeyPatch):
     assert (processes.world_size(), processes.rank(), processes.is_main()) == (1, 0, True)
     assert processes.share([2, 0, 1], [5, 3, 9]) == [1, 0, 2]  # by length

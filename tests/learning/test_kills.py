@@ -45,7 +45,7 @@ def params(workspace: Path, make_params: MakeParams) -> Params:
 
 def saved_steps(stage: str) -> list[int]:
     """The steps whose checkpoints there are."""
-    return sorted(int(path.stem[-8:]) for path in Path(".trueline/checkpoints", stage).glob("step-*.pt"))
+    return sorted(int(path.name[-8:]) for path in Path(".trueline/checkpoints", stage).glob("step-*"))
 
 
 def left(stage: str) -> tuple[dict[str, str], str]:
@@ -101,7 +101,7 @@ def test_an_interruption_keeps_the_last_step(stage, blow, number, code, params: 
     assert struck(stage, params, blow, number) == code
     [step] = saved_steps(stage)
     assert step == blow.call - 1
-    file = f".trueline/checkpoints/{stage}/step-{step:08}.pt"
+    file = f".trueline/checkpoints/{stage}/step-{step:08}"
     message = f"{stage}: interrupted; the last good checkpoint, of step {step}, lies in {file}; run again to continue"
     assert PRINTED.read_text().endswith(f"{message}\n")
     assert undisturbed(stage, params) == expected

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from tasks.common.errors import InputError
@@ -73,7 +74,7 @@ def test_a_checkpoint_of_other_settings_is_not_taken_up(
             STAGES[stage](make_params())
     STAGES[stage](other)
     assert output_hashes(stage) == undisturbed
-    checkpoint = f".trueline/checkpoints/{stage}/step-00000004.pt"
+    checkpoint = f".trueline/checkpoints/{stage}/step-00000004"
     rate = make_params().model_dump()[stage]["learning_rate"]
     differences = f"{stage}.epochs was 2 and is 1; {stage}.learning_rate was {rate} and is 0.005"
     assert caplog.messages == [f"{checkpoint} is not used: {differences}; training starts from the beginning"]
@@ -98,10 +99,10 @@ def test_a_nan_stops_at_its_step_and_keeps_checkpoint_and_outputs(
         InputError, match=r"stopped at step 5: the gradient norm is nan; the last good checkpoint, of step 4"
     ):
         STAGES[stage](params)
-    *_, last_saved = sorted(Path(".trueline/checkpoints").rglob("*.pt"))
-    state = torch.load(last_saved, weights_only=True)
-    assert state["step"] == 4
-    assert all(weight.isfinite().all() for weight in state["models"]["model"].values())
+    *_, last_saved = sorted(Path(".trueline/checkpoints").glob("*/step-*"))
+    assert last_saved.name == "step-00000004"
+    [saved] = last_saved.glob("*.safetensors")
+    assert all(tensor.isfinite().all() for tensor in load_file(saved).values())
     assert output_hashes(stage) == earlier
 
 

@@ -1,32 +1,35 @@
 """The last checkpoints of a stage, so that a killed run goes on where it was and ends with the same bytes.
 
 They lie outside DVC's outputs. Each holds the fingerprint of what it follows from: training never resumes from one of
-other settings, data, models or code. Each ends with a checksum, to detect damage. No random state is saved: what is
-random is a pure function of the seed and the step.
+other settings, data, models or code. Each has checksums, to detect damage. No random state is saved: what is random is
+a pure function of the seed and the step. Several processes write and read one together, and all use the same.
 """
 
 import logging
 import shutil
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tasks.common.errors import is_out_of_memory
+from tasks.common.errors import InputError
 from tasks.common.files import STATE, replacing
 from tasks.common.full_disk import writing
 from tasks.common.progress import request_grace
 from tasks.learning import processes
-from tasks.learning.sharding import full_tensors, set_full_value, shard_like
-from tasks.learning.training.checksums import ChecksumWriter, is_intact
+from tasks.learning.training.checksums import own_share_is_intact, write_checksums
+from tasks.learning.training.sharded_state import load_state, save_state
 from tasks.settings.fingerprint import Fingerprint
 from tasks.settings.params import Runtime
 
 CurveRow = dict[str, float]
+PROGRESS = "progress.pt"
+FORMER_SUFFIX = ".pt"  # of the one file that a checkpoint was
 SECONDS_TO_SAVE = 900.0  # at most, of a large checkpoint on a slow disk
 logger = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ class Checkpoints:
         """Save under a stage's name and a fingerprint; the settings say how often, and how many checkpoints stay."""
         self._folder, self._fingerprint = _folder(stage), fingerprint
         self._every, self._max = runtime.checkpoint_every, runtime.max_checkpoints
-        self._models, self._optimizers = models, optimisers
+        self._models, self._optimisers = models, optimisers
         self._now: Progress | None = None  # the step that left the weights as they are; None once they have changed
         self._saved: list[Path] = []  # of this fingerprint, the newest last
         for optimiser in optimisers.values():
@@ -78,7 +81,7 @@ class Checkpoints:
         """
         if not isinstance(error, KeyboardInterrupt | SystemExit):
             return
-        if self._every and self._now and processes.world_size() == 1 and self._file(self._now.step) not in self._saved:
+        if self._every and self._now and processes.world_size() == 1 and self._place(self._now.step) not in self._saved:
             signal.alarm(0)  # of the process that interrupted: a large checkpoint may take longer than it waits
             request_grace(SECONDS_TO_SAVE)
             self._write(self._now)
@@ -87,17 +90,23 @@ class Checkpoints:
     def restore(self) -> Progress:
         """Load the last checkpoint into models and optimisers; without one, leave them as they are.
 
-        One that is damaged or has another fingerprint is skipped, and a warning says why.
+        One that is damaged or has another fingerprint is skipped, and a warning says why. All processes use the same.
+
+        Raises:
+            InputError: a process cannot read what another one can.
         """
-        found = sorted(self._folder.glob("step-*.pt"))
-        unusable = [f"all {len(found)} checkpoints in {self._folder} are damaged"] if found else []
+        there = processes.from_main(sorted(self._folder.glob("step-*")))
+        found = [each for each in there if each.suffix != FORMER_SUFFIX]
+        unusable = [f"{each} is not used: an earlier version of Trueline saved it" for each in there[-1:]]
+        if found:
+            unusable = [f"all {len(found)} checkpoints in {self._folder} are damaged"]
         while found:
-            state = _read(found[-1])
-            if state:
-                difference = self._fingerprint.differences(Fingerprint(*state["fingerprint"]))
+            saved = _read(found[-1])
+            if saved:
+                difference = processes.from_main(self._fingerprint.differences(saved.fingerprint))
                 if not difference:
                     self._saved = found
-                    return self._load(state)
+                    return self._load(found[-1], saved.progress)
                 unusable.append(f"{found[-1]} is not used: {difference}")
             found.pop()
         if unusable:
@@ -122,35 +131,25 @@ class Checkpoints:
         step = int(self._saved[-1].stem.removeprefix("step-"))
         return f"the last good checkpoint, of step {step}, lies in {self._saved[-1]}"
 
-    def _load(self, state: Mapping[str, Any]) -> Progress:
-        for name, model in self._models.items():
-            _load_trainable(model, state["models"][name])
-        for name, optimiser in self._optimizers.items():
-            _load_optimiser(optimiser, state["optimisers"][name])
-        self._now = Progress(state["step"], state["rows"], state["extra"])
-        return self._now
+    def _load(self, folder: Path, progress: Progress) -> Progress:
+        load_state(self._models, self._optimisers, folder)
+        self._now = progress
+        return progress
 
     def _write(self, progress: Progress) -> None:
-        file = self._file(progress.step)
-        state = {
-            "fingerprint": tuple(self._fingerprint),
-            "step": progress.step,
-            "rows": [dict(row) for row in progress.rows],
-            "extra": dict(progress.extra),
-            "models": {name: _weights(model) for name, model in self._models.items()},
-            "optimisers": {name: full_tensors(optimiser.state_dict()) for name, optimiser in self._optimizers.items()},
-        }
-        if processes.is_main():
-            with replacing(file) as draft, writing(file), draft.open("wb") as opened:
-                checksummed = ChecksumWriter(opened, _name(file))
-                torch.save(state, cast("IO[bytes]", checksummed))
-                checksummed.end()
-        self._saved = [*(each for each in self._saved if each != file), file][-self._max :]
+        folder = self._place(progress.step)
+        with _replacing_together(folder) as draft, writing(folder):
+            if processes.is_main():
+                rows, extra = [dict(row) for row in progress.rows], dict(progress.extra)
+                torch.save([*self._fingerprint, progress.step, rows, extra], draft / PROGRESS)
+            save_state(self._models, self._optimisers, draft)
+            write_checksums(draft, _name(folder))
+        self._saved = [*(each for each in self._saved if each != folder), folder][-self._max :]
         if processes.is_main():
             self._drop_others()
 
-    def _file(self, step: int) -> Path:
-        return self._folder / f"step-{step:08}.pt"
+    def _place(self, step: int) -> Path:
+        return self._folder / f"step-{step:08}"
 
     def _drop_others(self) -> None:
         """Delete older checkpoints, those of another fingerprint and what killed runs left half written."""
@@ -174,53 +173,53 @@ def _folder(stage: str) -> Path:
     return STATE / "checkpoints" / stage
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    """Give what a checkpoint holds, or None, with a warning, where it is damaged."""
-    if not is_intact(file, _name(file)):
-        _warn("%s is damaged (its checksum does not match) and is skipped", file)
-        return None
+class _Saved(NamedTuple):
+    """What a checkpoint says of itself."""
+
+    fingerprint: Fingerprint
+    progress: Progress
+
+
+def _read(folder: Path) -> _Saved | None:
+    """Give what a checkpoint says of itself, in all processes, or None, with a warning, where it is damaged."""
+    fault, unreadable, saved = "", "", None
     try:
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        if "origin" in state:  # what earlier releases called it
-            state["fingerprint"] = state.pop("origin")
-        Fingerprint(*state["fingerprint"])
-    except OSError:  # of the disk, not of the archive
-        raise
-    except Exception as error:  # a damaged archive raises whatever its first broken byte leads to
-        if is_out_of_memory(error):
+        if not own_share_is_intact(folder, _name(folder)):
+            fault = "its checksums do not match"
+        else:
+            settings, hashes, step, rows, extra = torch.load(folder / PROGRESS, map_location="cpu", weights_only=True)
+            saved = _Saved(Fingerprint(settings, hashes), Progress(step, rows, extra))
+    except OSError as error:  # of the disk, or of a disk that is not shared
+        if processes.world_size() == 1:
             raise
-        _warn("%s is damaged (%s) and is skipped", file, type(error).__name__)
-        return None
-    return state
+        unreadable = f"process {processes.rank()} cannot read it ({error.strerror})"
+    of_all = processes.gathered([(fault, unreadable)])
+    for _, unreadable in of_all:
+        if unreadable:
+            raise InputError(
+                f"{folder}: {unreadable}: all processes need the checkout on a file system that they share"
+            )
+    for fault, _ in of_all:
+        if fault:
+            _warn("%s is damaged (%s) and is skipped", folder, fault)
+            return None
+    return saved
 
 
-def _name(file: Path) -> str:
+@contextmanager
+def _replacing_together(folder: Path) -> Iterator[Path]:
+    """Yield, in all processes, a new folder that takes the place of `folder`."""
+    with replacing(folder) if processes.is_main() else nullcontext(folder) as own:
+        if processes.is_main():
+            own.mkdir()
+        yield processes.from_main(own)
+
+
+def _name(folder: Path) -> str:
     """Stage and step, so that another checkpoint under this name is not taken for it."""
-    return f"{file.parent.name}/{file.name}"
+    return f"{folder.parent.name}/{folder.name}"
 
 
 def _warn(message: str, *arguments: object) -> None:
     if processes.is_main():
         logger.warning(message, *arguments)
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: weight.detach() for name, weight in full_tensors(trainable_weights(model)).items()}
-
-
-def trainable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that learn, by name."""
-    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-
-
-def _load_trainable(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    for name, weight in trainable_weights(model).items():
-        set_full_value(weight, saved[name])
-
-
-def _load_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    optimiser.load_state_dict(saved)
-    for weight, moments in optimiser.state.items():
-        for name, moment in moments.items():
-            if moment.shape == weight.shape:  # not the count of steps
-                moments[name] = shard_like(moment, weight)

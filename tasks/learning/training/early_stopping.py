@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.learning.sharding import full_tensors, set_full_value
-from tasks.learning.training.checkpoints import trainable_weights
+from tasks.learning.training.sharded_state import trainable_weights
 
 STATE = "early_stopping"
 
