@@ -1,6 +1,6 @@
 """Ending an interrupted command in good order, with a message, and soon.
 
-The first SIGTERM or Ctrl+C unwinds the block: what runs saves its checkpoint and ends, and the Prefect server is told.
+The first SIGTERM or Ctrl+C unwinds the block: what runs saves its checkpoint and ends, and Prefect's server knows it.
 A thread ends the process where a server that hangs or is away would hold that up. A second signal ends it at once.
 """
 
@@ -60,7 +60,7 @@ class _Ending:
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(self.code)
 
     def _limit(self) -> None:
-        """End the process when nothing works any more and nobody can be told."""
+        """End the process when nothing works any more and nobody can be informed."""
         idle_since = time.monotonic()
         while (idle := time.monotonic() - idle_since) < LONGEST_TO_TELL:
             if is_working():
@@ -69,7 +69,7 @@ class _Ending:
                 break
             time.sleep(SECONDS_BETWEEN_LOOKS)
         if not self._is_reported:  # else Prefect's threads keep the process, whose work is done
-            self.report(", and a server that does not answer was not told")
+            self.report(", and a server that does not answer does not know")
         kill_children()
         _end_process(self.code)
 
@@ -83,7 +83,7 @@ def report_interruption(server_answers: Callable[[], bool]) -> Iterator[None]:
     """Let SIGTERM end the block as Ctrl+C does, and print how to continue; the process is to end then.
 
     Args:
-        server_answers: whether there is a Prefect server that can be told.
+        server_answers: whether there is a Prefect server, and it answers.
     """
     ending = _Current.ending = _Ending(server_answers)
     earlier = {number: signal.signal(number, ending.on_signal) for number in SIGNALS}
@@ -95,7 +95,7 @@ def report_interruption(server_answers: Callable[[], bool]) -> Iterator[None]:
     except Exception:
         if ending.since is None:
             raise
-        ending.report()  # the error is a server's that could not be told
+        ending.report()  # the error is a server's that was away
         raise SystemExit(ending.code) from None
     finally:
         for number, handler in earlier.items():

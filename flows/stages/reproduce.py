@@ -58,7 +58,7 @@ def reproduce(stage: str, *, fetched: bool = False) -> StageRun:
 
     Args:
         stage: its name.
-        fetched: whether its result was fetched just now, and said to be: that DVC finds it in the cache is not shown.
+        fetched: whether its result was fetched just now, as a message says: that DVC has it in the cache is not shown.
 
     Raises:
         InputError: the stage says that its input must be fixed.

@@ -82,7 +82,7 @@ def test_a_damaged_lock_is_named(repository):
 
 
 def test_a_lock_that_dvc_is_writing_is_read_when_it_is_whole(repository, monkeypatch):
-    """Of half a file `trueline status` said that it is damaged, or DVC's "validation failed"."""
+    """Of half a file `trueline status` reported that it is damaged, or DVC's "validation failed"."""
     expected, plan, whole = stages.lock_key("sft"), graph.plan(), Path("dvc.lock").read_text()
     for read in (lambda: stages.lock_key("sft"), graph.plan):
         Path("dvc.lock").write_text(whole[: len(whole) // 2] + "\n  half: [")

@@ -13,7 +13,7 @@ from tests.registry.conftest import commit, run_again, shell
 from tests.services.conftest import champions
 
 TIMES = 10  # by each of the two
-# Decides and publishes as often as it is told; takes in what the other has published wherever it is refused.
+# Decides and publishes as often as it is asked to; takes in what the other has published wherever it is refused.
 DECIDE = """
 import sys, time
 from flows.sharing import publish
@@ -70,9 +70,9 @@ def test_twenty_at_once_leave_one_champion_and_every_decision(checkout: Path, or
         for process in processes:
             print("go", file=process.stdin, flush=True)
     finally:
-        told = [process.communicate(timeout=200)[0].split() for process in processes]
-    assert [conflicts for _, conflicts in told] == ["0", "0"]
-    assert sum(int(refused) for refused, _ in told)  # they were in each other's way
+        printed = [process.communicate(timeout=200)[0].split() for process in processes]
+    assert [conflicts for _, conflicts in printed] == ["0", "0"]
+    assert sum(int(refused) for refused, _ in printed)  # they were in each other's way
 
     subprocess.run(["git", "clone", "-q", str(origin), "../merged"], check=True)
     rows = [json.loads(line) for line in Path("../merged/decisions.jsonl").read_text().splitlines()]

@@ -15,7 +15,8 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from tasks.common.errors import InputError
 from tasks.common.files import replacing, write_json
@@ -160,8 +161,8 @@ def _make_folder(entry: Entry, folder: Path) -> None:
 def _is_whole(folder: Path) -> bool:
     """Tell whether a folder has a description that MLflow can read, and what it names; the weights are hashed apart."""
     try:
-        description = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        description = YAML(typ="safe").load((folder / "MLmodel").read_text(encoding="utf-8"))
+    except (OSError, ValueError, YAMLError):
         return False
     is_described = isinstance(description, dict) and "python_function" in (description.get("flavors") or {})
     return is_described and all((folder / name).exists() for name in ("conda.yaml", trueline_model.HASHES))

@@ -98,7 +98,7 @@ def test_the_runner_s_own_signal_is_left_to_prefect_and_a_second_one_disturbs_no
 
 
 def test_a_second_signal_to_a_command_ends_it_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prefect's own handler would raise its exception once more, where it may be told to a server for minutes."""
+    """Prefect's own handler would raise its exception once more, where reporting it to a server may take minutes."""
     ended: list[int] = []
     monkeypatch.setattr(interrupts, "_end_process", ended.append)
     monkeypatch.setattr(interrupts, "SAME_REQUEST_SECONDS", 0.0)

@@ -33,7 +33,7 @@ with interrupts.report_interruption(lambda: sys.argv[4] == "answers"):
         open("unwinding", "w").close()
         time.sleep(float(sys.argv[5]))
 """
-LEFT_OUT = "trueline: interrupted, and a server that does not answer was not told; run again to continue\n"
+LEFT_OUT = "trueline: interrupted, and a server that does not answer does not know; run again to continue\n"
 
 
 @pytest.fixture(autouse=True)
