@@ -1,13 +1,21 @@
 """Learning rates, one update by hand, and the halt before a NaN."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
 from tasks.common.errors import InputError
-from tasks.learning.training.optimisation import adamw, check_finite, learning_rate, make_accelerator, update
+from tasks.learning.training.optimisation import (
+    LossSums,
+    adamw,
+    check_finite,
+    learning_rate,
+    make_accelerator,
+    update,
+)
 from tests.conftest import MakeParams
 
 LAST_SAVED = "the last good checkpoint, of step 4, lies in .trueline"
@@ -101,3 +109,29 @@ def test_finite_figures_pass_and_the_first_broken_one_is_named():
     check_finite(1, {"loss": 1.0, "gradient norm": 0.0}, LAST_SAVED)
     with pytest.raises(InputError, match=r"step 3: the value loss is nan; .*step 4, lies in .trueline; lower"):
         check_finite(3, {"loss": 1.0, "value loss": math.nan}, LAST_SAVED)
+
+
+def test_figures_of_a_step_are_read_from_the_device_once(make_params: MakeParams, monkeypatch: pytest.MonkeyPatch):
+    weight = torch.ones(1, requires_grad=True)
+    sums, reads = LossSums(make_accelerator(make_params())), list[str]()
+
+    def counted(name: str) -> Callable[[torch.Tensor], object]:
+        read = getattr(torch.Tensor, name)
+
+        def count_and_read(tensor: torch.Tensor) -> object:
+            reads.append(name)
+            return read(tensor)
+
+        return count_and_read
+
+    for name in ("item", "tolist", "__float__", "__bool__"):
+        monkeypatch.setattr(torch.Tensor, name, counted(name))
+    for part, share in ((0.1, 1.0), (0.3, 0.5), (0.7, 0.0)):
+        sums.backward({"loss": part * weight.sum(), "rows": torch.tensor(3)}, share)
+    assert reads == []
+    found = sums.over_ranks()
+    assert reads == ["tolist"]
+    # fp32's 0.1 and 0.3, as fp64: 0.10000000149 + 0.5 * 0.30000001192; 3 + 1.5 + 0.
+    assert found == {"loss": pytest.approx(0.2500000074505806, abs=1e-16), "rows": 4.5}
+    assert weight.grad is not None
+    assert weight.grad.item() == pytest.approx(0.25)

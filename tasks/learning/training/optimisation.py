@@ -68,22 +68,26 @@ def learning_rate(step: int, steps: int, peak: float, schedule: Schedule, warmup
 
 
 class LossSums:
-    """The gradient and the metrics of a step, summed over its micro-batches."""
+    """The gradient and the metrics of a step, summed over its micro-batches.
+
+    Metrics stay on their device until the step ends: to read one waits for all that the device still computes.
+    """
 
     def __init__(self, accelerator: Accelerator) -> None:
         """Begin at zero; the gradients of the weights must be zero too."""
         self._accelerator = accelerator
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, Tensor] = {}  # in fp64, as Python's own numbers
 
     def backward(self, losses: Mapping[str, Tensor], weight: float) -> None:
         """Add the gradient of losses["loss"] and the values of all entries, times the micro-batch's weight."""
         self._accelerator.backward(weight * losses["loss"])
         for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + weight * value.item()
+            self._sums[name] = self._sums.get(name, 0.0) + weight * value.detach().double()
 
     def over_ranks(self) -> dict[str, float]:
         """Give the metrics, summed over all processes too."""
-        return processes.summed(self._sums)
+        values = torch.stack([*self._sums.values()]).tolist() if self._sums else []
+        return processes.summed(dict(zip(self._sums, values, strict=True)))
 
 
 def check_finite(step: int, metrics: Mapping[str, float], last_checkpoint: str) -> None:
