@@ -30,7 +30,7 @@ quiet_dvc = of_registry.quiet_dvc  # a fixture of every test here, too
 
 HERE = Path(__file__).parent
 TRUELINE = [str(Path(sys.executable).parent / "trueline")]
-LONGEST = ("test_runs_that_end", "test_work_pools", "test_outages")
+LONGEST = ("test_runs_that_end", "test_work_pools", "test_outages", "test_run", "test_promotions")
 # Each stage leaves a line in `computed`. The one that the file `hold` names logs to MLflow until that file is gone.
 HELD = """
 import sys, time
