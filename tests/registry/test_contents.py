@@ -16,8 +16,8 @@ from flows.inspection.doctor import check_leftovers
 from flows.stages import reproduce as reproducing
 from flows.stages.reproduce import reproduce
 from tasks.common.errors import InputError
-from tasks.registry.dvc_outputs import graph, stages
-from tasks.registry.dvc_outputs.cache import DAMAGED, DamagedError, NotCachedError, materialise
+from tasks.registry.dvc_outputs import contents, graph, stages
+from tasks.registry.dvc_outputs.cache import DAMAGED, DamagedError, NotCachedError, materialise, secure
 from tasks.registry.dvc_outputs.contents import check_inputs, restore_outputs
 from tasks.registry.export.folders import export
 from tasks.registry.promotion import champion
@@ -99,6 +99,25 @@ def test_by_hand_only_what_is_missing_is_restored(repository):
     restore_outputs("sft")
     assert Path("models/sft/content.txt").read_text() == "made by hand"
     assert json.loads(Path("metrics/sft.json").read_text()) == {"loss": 0.5}
+
+
+@pytest.mark.slow
+def test_what_fills_the_disk_goes_before_anything_is_written(repository, monkeypatch):
+    before = Path("models/sft/content.txt").read_text()
+    Path("models/sft/half.bin").write_bytes(b"half")
+    monkeypatch.setenv("DVC_STAGE", "sft")
+    brought = []
+
+    def look_and_secure(*arguments):
+        brought.append(Path("models/sft").exists())
+        secure(*arguments)
+
+    monkeypatch.setattr(contents, "secure", look_and_secure)
+    restore_outputs("sft")
+
+    assert brought[0] is False
+    assert [path.name for path in Path("models/sft").iterdir()] == ["content.txt"]
+    assert Path("models/sft/content.txt").read_text() == before
 
 
 def test_what_the_cache_lacks_is_reported_and_left_alone(repository, caplog):

@@ -158,3 +158,13 @@ def test_a_folder_in_its_place_is_reported(tracked):
 def test_what_sqlite_says_becomes_a_sentence_with_its_cure(tmp_path, fault, message):
     assert re.search(message, database.sqlite_fault(f"sqlite:///{tmp_path}/mlflow.db", fault) or "")
     assert database.sqlite_fault("http://127.0.0.1:5000", fault) is None
+
+
+def test_a_folder_that_mlflow_cannot_store_is_refused(tmp_path, monkeypatch):
+    """Its statement that makes the first experiment writes a path as Python does, and not as SQL."""
+    folder = tmp_path / "a 'b' \"c\""
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match="both kinds of quotes in its name, which MLflow cannot store: rename the"):
+        open_store("trueline")
+    assert list(folder.iterdir()) == []

@@ -119,8 +119,12 @@ def restore_outputs(stage: str) -> None:
     runs_in_dvc = os.environ.get("DVC_STAGE") == stage_name(stage)
     restored: list[Output] = []
     with repository() as repo:
-        for output in load_stage(repo, stage).outs:
-            if not output.hash_info or not (runs_in_dvc or not output.exists):
+        outputs = [output for output in load_stage(repo, stage).outs if output.hash_info]
+        for output in outputs if runs_in_dvc else ():
+            if output.exists:
+                output.remove()  # half-written: it may be what fills the disk
+        for output in outputs:
+            if not (runs_in_dvc or not output.exists):
                 continue
             try:
                 secure(repo, str(output.hash_info.value), output.def_path, lambda files: _unprotected(repo, files))

@@ -34,12 +34,17 @@ def prepared(uri: str, checkout: Path) -> Iterator[None]:
         checkout: the folder whose own database has its lock in `.trueline`; another has it beside the file.
 
     Raises:
-        InputError: the file is damaged, locked, has another schema, or cannot be created.
+        InputError: the file is damaged, locked, has another schema, or cannot be created, or the checkout's name
+            cannot be stored.
     """
     file = database_file(uri)
     if file is None:
         yield
         return
+    if {"'", '"'} <= set(str(checkout)):
+        raise InputError(
+            f"{checkout} has both kinds of quotes in its name, which MLflow cannot store: rename the folder"
+        )
     try:
         lock = checkout / STATE / "mlflow.lock" if file.parent == checkout else file.with_name(f".{file.name}.lock")
         lock.parent.mkdir(parents=True, exist_ok=True)
