@@ -16,6 +16,7 @@ from flows.processes.children import child
 from flows.stages.reproduce import StageRun
 from flows.stages.walk import Walk
 from tasks.common.errors import InputError
+from tasks.registry.dvc_outputs.remote import is_known
 
 GPU_STAGES = ("sft", "reward", "held_out_reward", "reward_check", "align", "evaluate")
 
@@ -36,6 +37,8 @@ def with_gpu_part(
 ) -> Callable[[Walk, str], StageRun]:
     """Give a way to run a stage that has the GPU pool run all of its own first, once, if one of them is stale.
 
+    It raises InputError where the pool ends without a result, or with none that fits: nothing is trained here instead.
+
     Args:
         run_stage: runs or fetches a stage here.
         name: the deployment of the part, as FLOW/NAME.
@@ -45,10 +48,16 @@ def with_gpu_part(
     done: list[bool] = []
 
     def run(walk: Walk, stage: str) -> StageRun:
-        if stage in GPU_STAGES and not done and walk.is_stale(stage) and not walk.fetch(stage):
-            push()
-            _run_there(name, settings, remote)
-            done.append(True)
+        if stage in GPU_STAGES and walk.is_stale(stage) and not is_known(stage):
+            if not done:
+                push()
+                _run_there(name, settings, remote)
+                done.append(True)
+            if not is_known(stage):
+                raise InputError(
+                    f"the GPU part {name} made no {stage} from the code, data and settings that this run has: its "
+                    "clone has others (was the branch changed meanwhile?): run again"
+                )
         return run_stage(walk, stage)
 
     return run

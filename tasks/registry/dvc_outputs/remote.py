@@ -113,6 +113,17 @@ def fetch(name: str) -> bool:
     return True
 
 
+def is_known(name: str) -> bool:
+    """Whether DVC's cache or the default remote has a stage's result; what the stage reads lies in the working folder.
+
+    Raises:
+        RemoteError: the remote cannot be asked.
+        InputError: DVC cannot read the pipeline.
+    """
+    with repository(wait=True) as repo, asked(repo) as remote:
+        return _find(repo, remote, load_stage(repo, name), {}) is not None
+
+
 def bring(repo: "Repo", contents: Iterable[str]) -> None:
     """Bring contents from the default remote into DVC's cache, folders with their files; what it lacks stays away."""
     from dvc_data.hashfile.hash_info import HashInfo
