@@ -31,6 +31,7 @@ quiet_dvc = of_registry.quiet_dvc  # a fixture of every test here, too
 HERE = Path(__file__).parent
 TRUELINE = [str(Path(sys.executable).parent / "trueline")]
 LONGEST = ("test_runs_that_end", "test_work_pools", "test_outages", "test_run", "test_promotions")
+COMMANDS: list["subprocess.Popen[str]"] = []  # that the test has started
 # Each stage leaves a line in `computed`. The one that the file `hold` names logs to MLflow until that file is gone.
 HELD = """
 import sys, time
@@ -98,6 +99,17 @@ def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect-home")))
     yield
     patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def no_command_left() -> Iterator[None]:
+    """A command of a test that has failed ends with it, and so does what it has started (flows/processes)."""
+    yield
+    while COMMANDS:
+        process = COMMANDS.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
 
 @pytest.fixture
@@ -202,7 +214,7 @@ def start(
     *arguments: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> "subprocess.Popen[str]":
     """Start a command; it is the leader of a process group, as of a shell's job."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*TRUELINE, *arguments],
         cwd=cwd,
         env={**os.environ, **(environment or {})},
@@ -211,6 +223,8 @@ def start(
         text=True,
         start_new_session=True,
     )
+    COMMANDS.append(process)
+    return process
 
 
 def finished(process: "subprocess.Popen[str]", seconds: float = 200) -> "subprocess.CompletedProcess[str]":
