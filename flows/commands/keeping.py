@@ -50,6 +50,9 @@ def backup(
 def restore(
     folder: Annotated[Path, typer.Argument(help="A folder that trueline backup wrote.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Also replace what is newer here.")] = False,
+    fetch: Annotated[
+        bool, typer.Option("--fetch", help="Then fetch what the aliases reach from DVC's remote.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring a backup into this checkout, after a check of every file.
@@ -61,7 +64,7 @@ def restore(
     from tasks.registry.backup.load import restore as load
 
     with one_flow_at_a_time():
-        restored = load(folder, overwrite=overwrite)
+        restored = load(folder, overwrite=overwrite, fetch=fetch)
     print_result(restored, as_json, show_restored)
     if restored["unreachable"]:
         raise typer.Exit(1)

@@ -49,7 +49,8 @@ def show_restored(restored: Mapping[str, Any]) -> None:
     if restored["replaced"]:
         print_sentence(_console, f"What was replaced is in {restored['replaced']}.")
     _show_reach(restored)
-    _console.print(shown("Next: dvc fetch --run-cache --all-commits, then trueline sync"), soft_wrap=True)
+    first = "" if restored["fetched"] else f"trueline restore {restored['folder']} --fetch, then "
+    _console.print(shown(f"Next: {first}trueline sync"), soft_wrap=True)
 
 
 def _show_reach(found: Mapping[str, Any]) -> None:

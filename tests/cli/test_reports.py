@@ -35,6 +35,7 @@ RESTORED = {
     "record": "newer here",
     "replaced": ".trueline/replaced/now",
     "notes": [],
+    "fetched": False,
 }
 GARBAGE = {
     "deleted": False,

@@ -82,7 +82,9 @@ def test_the_drill(pushed, monkeypatch, where):
         shell("git", "clone", "-q", ".", where, cwd=".")
         monkeypatch.chdir(where)
         pushed.rename(pushed.with_name("lost"))
-    restored = restore(SAVED, overwrite=False)
+    fetches = where != "."
+    restored = restore(SAVED, overwrite=False, fetch=fetches)
+    assert Path(".dvc/cache/files/md5").exists() == fetches
     assert restored["aliases"] == {"champion": 2, "previous": 1}
     assert (restored["record"], restored["replaced"], restored["unreachable"]) == ("restored", None, [])
     assert answers() == before
@@ -91,7 +93,7 @@ def test_the_drill(pushed, monkeypatch, where):
 
     assert champion.rollback(load_params(), "it flatters")["champion"] == 1  # its weights come from the remote
     export(load_params(), "champion", Path("exported"))
-    dvc("fetch", "-q", "--run-cache", cwd=".")
+    assert restore(SAVED, overwrite=False, fetch=True)["record"] == "newer here"  # for it has the rollback
     assert sync.sync(load_params())["alarms"] == []
     assert len([*Path("mlruns").glob("**/model/content.txt")]) == 4  # MLflow loads both versions with their rewards
 

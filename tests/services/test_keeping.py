@@ -80,10 +80,9 @@ def test_what_is_kept_survives_gc_and_the_loss_of_the_checkout_and_of_the_databa
     for name in LOST:
         shutil.rmtree(name) if Path(name).is_dir() else Path(name).unlink()
     postgres.run_sql(up.ports["postgres"], up.passwords, EMPTY, database="mlflow")
-    restored = restore(SAVED, overwrite=False)
+    restored = restore(SAVED, overwrite=False, fetch=True)
     assert (restored["aliases"], restored["record"], restored["unreachable"]) == (before[-1], "restored", [])
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
-    dvc("fetch", "-q", "--run-cache", "--all-commits", cwd=checkout)
     assert (exported("../again"), why(load_params(), "champion"), history(load_params()), champions()) == before
     assert champion.rollback(load_params(), "it flatters")["champion"] == 2

@@ -15,6 +15,7 @@ from tasks.registry.backup.databases import database_kind, load_database, unknow
 from tasks.registry.backup.manifest import Manifest, read_manifest
 from tasks.registry.backup.save import ARTIFACTS, DATABASE, RECORD, aliased, wanted
 from tasks.registry.dvc_outputs.reachable import unreachable
+from tasks.registry.dvc_outputs.remote import default_remote, receive
 from tasks.registry.dvc_outputs.stages import in_repository
 from tasks.registry.mlflow_runs.store import main_checkout, open_store, tracking_uri
 from tasks.registry.promotion.decision_log import DECISIONS, read_decisions
@@ -24,7 +25,7 @@ from tasks.settings.params import load_params
 REPLACED = STATE / "replaced"  # what a restore has overwritten, by time
 
 
-def restore(folder: Path, *, overwrite: bool) -> dict[str, Any]:
+def restore(folder: Path, *, overwrite: bool, fetch: bool = False) -> dict[str, Any]:
     """Bring a backup's database, artifacts, record and settings into this checkout, and check what aliases reach.
 
     A record here that has all decisions of the backup and more stays, with its settings. After a kill, run it again.
@@ -32,10 +33,12 @@ def restore(folder: Path, *, overwrite: bool) -> dict[str, Any]:
     Args:
         folder: the backup.
         overwrite: whether it may take the place of what is newer here.
+        fetch: whether what the aliases reach is fetched from DVC's default remote into its cache. `dvc fetch
+            --all-commits` leaves out commits that were made before the remote was named in .dvc/config.
 
     Returns:
         folder, made, restored (paths), record (restored or newer here), replaced (folder of what was overwritten, if
-        anything was), aliases, notes, unreachable (sentences).
+        anything was), aliases, notes, fetched, unreachable (sentences).
 
     Raises:
         InputError: the backup is damaged, something here is newer, the checkout is no DVC repository, or the tracking
@@ -61,11 +64,11 @@ def restore(folder: Path, *, overwrite: bool) -> dict[str, Any]:
         "restored": restored,
         "record": "newer here" if is_newer else "restored",
         "replaced": str(aside.relative_to(main_checkout())) if aside.exists() else None,
-        **_reached(manifest),
+        **_reached(manifest, fetch),
     }
 
 
-def _reached(manifest: Manifest) -> dict[str, Any]:
+def _reached(manifest: Manifest, fetch: bool) -> dict[str, Any]:
     """Tell which aliases there are, and what of their contents can be had neither here nor from the remote."""
     params = load_params()
     with checkout_lock():
@@ -73,10 +76,15 @@ def _reached(manifest: Manifest) -> dict[str, Any]:
     notes = []
     if manifest.database == "server":
         notes.append("The backup has no database: trueline sync writes what MLflow lacks.")
+    contents = wanted(policies)
+    is_fetched = fetch and default_remote() is not None
+    if is_fetched:
+        receive([*contents.values()])
     return {
         "aliases": {alias: policy["version"] for alias, policy in policies.items()},
         "notes": notes,
-        "unreachable": unreachable(wanted(policies), counts_cache=True),
+        "fetched": is_fetched,
+        "unreachable": unreachable(contents, counts_cache=True),
     }
 
 

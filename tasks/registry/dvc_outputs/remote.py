@@ -124,6 +124,16 @@ def is_known(name: str) -> bool:
         return _find(repo, remote, load_stage(repo, name), {}) is not None
 
 
+def receive(contents: Iterable[str]) -> None:
+    """Bring contents from the default remote into DVC's cache, as `bring` does.
+
+    Raises:
+        RemoteError: the remote cannot be asked.
+    """
+    with repository(wait=True) as repo, asked(repo):
+        bring(repo, contents)
+
+
 def bring(repo: "Repo", contents: Iterable[str]) -> None:
     """Bring contents from the default remote into DVC's cache, folders with their files; what it lacks stays away."""
     from dvc_data.hashfile.hash_info import HashInfo
