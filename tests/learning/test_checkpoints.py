@@ -327,12 +327,8 @@ def test_an_error_that_is_no_interruption_saves_nothing(make_params: MakeParams)
 
 def test_signals_wait_for_the_end_of_the_block():
     done = []
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    try:
-        with pytest.raises(KeyboardInterrupt), delayed_interrupts():
-            signal.raise_signal(signal.SIGINT)
-            done.append("the rest of the block")
-        assert done == ["the rest of the block"]
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt), delayed_interrupts():
+        signal.raise_signal(signal.SIGINT)
+        done.append("the rest of the block")
+    assert done == ["the rest of the block"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
