@@ -128,9 +128,10 @@ def test_a_line_that_another_checkout_overtook_is_to_be_taken_out(challenged, mo
     champion.rollback(params, "made elsewhere")
     elsewhere = json.loads(Path("decisions.jsonl").read_bytes().splitlines()[-1])
     Path("decisions.jsonl").write_bytes(before)
-    with pytest.raises(
-        InputError, match=rf"lacks decision {elsewhere['id']}, .*\(version 1: rollback .* made elsewher"
-    ):
+    lacking = (
+        rf"lacks decision {elsewhere['id']}, .*\(version 1: rollback {elsewhere['time'][:10]}.* by [^:]*\): pull it"
+    )
+    with pytest.raises(InputError, match=lacking):
         champion.promote(params)
     ours = elsewhere | {"id": "ours"}
     Path("decisions.jsonl").write_bytes(before + json.dumps(ours).encode() + b"\n")
@@ -170,9 +171,11 @@ def test_of_two_checkouts_that_roll_back_at_once_one_does_twenty_times(challenge
             leader = 3 - leader
             winner = answers.index(leader)
             (sentence,) = [each for each in answers if isinstance(each, str)]
-            assert f"(version {leader}: rollback" in sentence
-            assert f"reason {number}): pull it" in sentence
             records = [(folder / "decisions.jsonl").read_bytes() for folder in clones]
+            decided = json.loads(records[winner].splitlines()[-1])
+            assert decided["reasons"] == [f"reason {number}"]
+            assert f"lacks decision {decided['id']}, " in sentence
+            assert f"(version {leader}: rollback" in sentence
             assert [content.count(b"\n") - number for content in records] == [3 - winner, 2 + winner]
             assert aliases()["trueline-policy"] == {"champion": leader, "previous": 3 - leader}
             (clones[1 - winner] / "decisions.jsonl").write_bytes(records[winner])  # as git pull does

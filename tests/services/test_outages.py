@@ -1,6 +1,6 @@
 """Each server goes away in the middle of a stage and comes back: the run goes on, its record is whole, and it can end.
 
-The suite holds one stage; with `--outage` every kind of stage is held, and every server is away at a stage's end.
+The suite holds one stage; with `--outage` every stage is held, and every server is away at a stage's end.
 """
 
 import signal
@@ -19,7 +19,19 @@ from tasks.settings.params import load_params
 from tests.flows.processes.test_children import eventually
 from tests.services.conftest import finished, hold, let_go, start, trueline, wait_until_held
 
-STAGES = ("gate", "prepare", "sft", "align")  # the first in every suite
+STAGES = (  # the first in every suite
+    "gate",
+    "prepare",
+    "base",
+    "validate",
+    "reward_functions",
+    "sft",
+    "reward",
+    "held_out_reward",
+    "reward_check",
+    "align",
+    "evaluate",
+)
 SERVERS = ("PostgreSQL", "S3", "MLflow", "Prefect")  # likewise
 
 
