@@ -45,6 +45,7 @@ def merge(*, only_record: bool = False) -> Merged:
     Raises:
         InputError: git refuses, or a file that no run writes is in conflict.
     """
+    git("--version")  # where it is not installed, what follows would find nothing to do
     other = under_way()
     if other:
         return resolve(other)
