@@ -12,6 +12,7 @@ DEFAULTS = {
     "PREFECT_HOME": str(Path(".trueline/prefect").resolve()),
     # The console belongs to the stages; the server keeps Prefect's own lines.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",  # a heartbeat that a server which is away has missed
 }
 for _name, _value in DEFAULTS.items():
     os.environ.setdefault(_name, _value)
