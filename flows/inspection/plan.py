@@ -1,7 +1,6 @@
 """What a run would do, before anything is trained: rows, tokens, steps, time, and what the gate can tell.
 
-Only the stages prepare and base run, which are cheap. Times are rough: speed.py
-measures what they rest on.
+Only the stages prepare and base run, which are cheap. Times are rough: speed.py measures what they rest on.
 """
 
 import math

@@ -120,7 +120,7 @@ def _full_tensor(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def set_full_value(weight: Tensor, values: Tensor) -> None:
     """Set a weight, sharded or not, to the values of a full tensor; all ranks take part."""
-    weight.copy_(shard_like(values, weight))
+    weight.copy_(_shard_like(values, weight))
 
 
 def is_sharded(weight: Tensor) -> bool:
@@ -132,7 +132,7 @@ def is_sharded(weight: Tensor) -> bool:
     return isinstance(weight, DTensor)
 
 
-def shard_like(tensor: Tensor, weight: Tensor) -> Tensor:
+def _shard_like(tensor: Tensor, weight: Tensor) -> Tensor:
     """Give this rank's shard of a full tensor, sharded as a weight is; all of it if the weight is not sharded."""
     if not is_sharded(weight):
         return tensor

@@ -17,28 +17,17 @@ from infra.services.services import Services
 from tasks.registry.mlflow_runs.store import open_store
 from tasks.settings.params import load_params
 from tests.flows.processes.test_children import eventually
+from tests.registry.conftest import STAGES
 from tests.services.conftest import finished, hold, let_go, start, trueline, wait_until_held
 
-STAGES = (  # the first in every suite
-    "gate",
-    "prepare",
-    "base",
-    "validate",
-    "reward_functions",
-    "sft",
-    "reward",
-    "held_out_reward",
-    "reward_check",
-    "align",
-    "evaluate",
-)
+HELD = ("gate", *STAGES[:-1])  # the first in every suite
 SERVERS = ("PostgreSQL", "S3", "MLflow", "Prefect")  # likewise
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A few in the suite, all where somebody names the length of an outage."""
     shown = None if metafunc.config.getoption("outage", None) else 1
-    for argument, values in {"held_stage": STAGES, "server_at_the_end": SERVERS}.items():
+    for argument, values in {"held_stage": HELD, "server_at_the_end": SERVERS}.items():
         if argument in metafunc.fixturenames:
             metafunc.parametrize(argument, values[:shown])
 
