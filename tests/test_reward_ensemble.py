@@ -16,6 +16,7 @@ from tasks.held_out_reward import held_out_reward
 from tasks.learning.batches import collate
 from tasks.learning.maths.ensembles import ensemble_scores
 from tasks.learning.maths.pairs import PairValues
+from tasks.learning.models.forward import unwrapped
 from tasks.learning.models.loading import RewardEnsemble, load_reward, load_scorer, new_reward_model
 from tasks.learning.models.outputs import completion_scores
 from tasks.learning.reward_model import head_fit
@@ -65,7 +66,7 @@ def test_members_are_centred_before_they_are_compared_and_the_ensemble_has_the_s
     assert (pair.chosen_score, pair.rejected_score) == (2.5 - 0.75, 0 - 0.5)
     # Demonstrated: -1 and 1, -2 and 2; means less half the deviation: -1.75 and 1.25, with mean -0.25, deviation 1.5.
     assert standardise(two, 0.5) == {"bias": -1.75, "gain": 1 / 1.5}
-    configs = [member.model.config for member in two]
+    configs = [unwrapped(member.model).config for member in two]
     assert [(each.score_bias, each.score_gain) for each in configs] == [(-1.75, 1 / 1.5), (-11.75, 1 / 1.5)]
     found = ensemble_figures(two, 1 / 1.5, "validation")["ensemble"]
     assert found["disagreement"] == pytest.approx((1.5 + 1.0) / 2 / 1.5)

@@ -4,6 +4,7 @@ Every model stays in evaluation mode, in training too: dropout off, so that the 
 log-probabilities agree (Huang et al. 2024, "The N+ implementation details of RLHF with PPO").
 """
 
+import copy
 import os
 import random
 import warnings
@@ -14,7 +15,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers import logging as transformers_logging
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -27,6 +28,7 @@ from tasks.data.encoding.context import usable_context
 from tasks.learning import processes
 from tasks.learning.models.compiling import compile_layers
 from tasks.learning.models.forward import compute_device, has_adapters, pack_if_exact, recompute_layers, unwrapped
+from tasks.learning.models.merging import is_coarse, merge_into
 from tasks.settings.choices import Pooling
 from tasks.settings.params import Lora, Params
 
@@ -119,10 +121,11 @@ class RewardEnsemble(nn.Module):
         self.members, self.penalty = nn.ModuleList(members), penalty
 
 
-def join_members(members: Sequence[PreTrainedModel], penalty: float) -> None:
+def join_members(members: Sequence[nn.Module], penalty: float) -> None:
     """Let the first of several members say in its config that it is not alone."""
     if len(members) > 1:
-        members[0].config.score_members, members[0].config.score_penalty = len(members), penalty
+        config = unwrapped(members[0]).config
+        config.score_members, config.score_penalty = len(members), penalty
 
 
 def member_folder(folder: Path, number: int) -> Path:
@@ -154,16 +157,35 @@ def new_reward_model(folder: Path, params: Params, pooling: Pooling = "last") ->
 
 def save_model(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, others: Sequence[nn.Module] = ()
-) -> None:
+) -> float | None:
     """Write full weights (adapters merged in) as safetensors, with the tokenizer, whole or not at all.
 
     `others` are the further members of an ensemble.
+
+    Returns:
+        The largest error of a merge (`merging.merge_into`); None where memory held the bases in fp32.
     """
     with replacing(folder) as draft, writing(folder):
-        merged(model).save_pretrained(draft)
+        errors = [_save_merged(model, draft)]
         tokenizer.save_pretrained(draft)
         for number, member in enumerate(others, start=2):
-            merged(member).save_pretrained(member_folder(draft, number))
+            errors.append(_save_merged(member, member_folder(draft, number)))
+    return max((error for error in errors if error is not None), default=None)
+
+
+def _save_merged(model: nn.Module, folder: Path) -> float | None:
+    """Save a model and give the error of its merge; where the base is coarse, into the weights of its own folder."""
+    error, full = None, merged(model)
+    if has_adapters(full):
+        inner = unwrapped(full)
+        source = Path(str(inner.name_or_path))
+        dtype = AutoConfig.from_pretrained(source, local_files_only=True).dtype or torch.float32
+        with _quiet():  # a scalar head is not there, and comes with the adapters
+            base, _ = load_with_mismatches(type(inner), source, config=copy.deepcopy(inner.config), dtype=dtype)
+        error, full = merge_into(base, full), base
+    assert isinstance(full, PreTrainedModel)
+    full.save_pretrained(folder)
+    return error
 
 
 def context_length(model: nn.Module) -> int | None:
@@ -213,11 +235,13 @@ def reference(model: nn.Module) -> Iterator[nn.Module]:
         yield model
 
 
-def merged(model: nn.Module) -> PreTrainedModel:
-    """Add the adapters to the weights for good; a model without any is given back as it is."""
-    merged_model = model.merge_and_unload() if has_adapters(model) else model
-    assert isinstance(merged_model, PreTrainedModel)
-    return merged_model
+def merged(model: nn.Module) -> nn.Module:
+    """Add the adapters to the weights for good; a model without any is given back as it is.
+
+    So is one whose base memory holds in less than fp32: there they would be rounded. `save_model` adds them to the
+    weights of the base's folder.
+    """
+    return model.merge_and_unload() if has_adapters(model) and not is_coarse(model) else model
 
 
 # --- The scalar head

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedModel
+from torch import nn
 
 from tasks.learning.maths.ensembles import ensemble_scores
 from tasks.learning.models.loading import normalise_scores
@@ -20,7 +20,7 @@ from tasks.learning.training.curves import Curve
 class Member(NamedTuple):
     """A trained reward model and what was measured of it."""
 
-    model: PreTrainedModel
+    model: nn.Module
     curve: Curve
     figures: dict[str, Any]  # of its training: steps, the loss of the last one, and what a fit or early stopping found
     losses: dict[str, float]  # on held-out pairs: before, after

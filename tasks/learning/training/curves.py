@@ -90,11 +90,14 @@ def publish(
 ) -> None:
     """Write models/<stage>, curves/<stage>.csv and metrics/<stage>.json, and log them to the run.
 
-    Only the main process does. `others` are the further members of an ensemble.
+    Only the main process does. `others` are the further members of an ensemble. The metrics gain the error of a merge
+    where there was one.
     """
     if not processes.is_main():
         return
-    save_model(model, tokenizer, MODELS / stage, others)
+    merge_error = save_model(model, tokenizer, MODELS / stage, others)
+    if merge_error is not None:
+        metrics = {**metrics, "merge_error": merge_error}
     curve.write(CURVES / f"{stage}.csv")
     write_json(METRICS / f"{stage}.json", metrics)
     run.summary(metrics)

@@ -1,0 +1,78 @@
+"""Adapters onto the weights of the folder that their base came from, where memory holds those in fewer bits.
+
+What is saved is then not quite what was trained: the base is finer. The error is that of the base in memory.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+def is_coarse(model: nn.Module) -> bool:
+    """Whether memory holds some weights in less than fp32."""
+    return any(weight.dtype != torch.float32 for weight in model.parameters())
+
+
+@torch.no_grad()
+def merge_into(base: PreTrainedModel, trained: "PeftModel") -> float:
+    """Add the active adapters of a model to the weights of another, its base in full precision, in place.
+
+    Sums are in fp32, one weight after the other, and each is rounded to the dtype of `base`. Parts that were trained
+    whole, such as a scalar head, are copied in theirs.
+
+    Returns:
+        |saved - trained| / |trained| over all weights that memory holds in less than fp32, Frobenius norms: `trained`
+        is what the model computed with, the adapters included.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    squared_error, squared_norm = 0.0, 0.0
+    for name, module in _outermost(trained.get_base_model()):
+        target = base.get_submodule(name)
+        if isinstance(module, ModulesToSaveWrapper):
+            (active,) = module.active_adapters
+            target.load_state_dict(module.modules_to_save[active].cpu().state_dict(), assign=True)
+            continue
+        weight, delta = target.get_parameter("weight"), torch.zeros(())
+        if isinstance(module, BaseTunerLayer):
+            delta = _delta(module)
+            weight.data = (weight.float() + delta).to(weight.dtype)
+            module = module.get_base_layer()  # noqa: PLW2901
+        if is_coarse(module):
+            computed_with = _dequantised(module) + delta
+            squared_error += (weight.float() - computed_with).square().sum().item()
+            squared_norm += computed_with.square().sum().item()
+    return math.sqrt(squared_error / squared_norm)
+
+
+def _delta(layer: Any) -> Tensor:  # noqa: ANN401
+    """What the active adapters add to a layer's weight, fp32 on the CPU."""
+    return torch.stack([layer.get_delta_weight(name).float().cpu() for name in layer.active_adapters]).sum(dim=0)
+
+
+def _outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules with adapters, those trained whole and those with a weight of their own, not what lies within them."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    found = ""
+    for name, module in model.named_modules():
+        if found and name.startswith(f"{found}."):
+            continue
+        if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper) or "weight" in module._parameters:
+            found = name
+            yield name, module
+
+
+def _dequantised(layer: nn.Module) -> Tensor:
+    from peft.utils.integrations import dequantize_module_weight
+
+    return dequantize_module_weight(layer).detach().float().cpu()
