@@ -113,7 +113,7 @@ def direct(job: Job, clock: Clock) -> None:
     trainer = trainer_for(job, clock, policy, lengths_of(pairs))
     with clock.before_the_steps():
         micro_batches = list(trainer.first_epoch())
-        reference = PairValues(*all_logps(policy, pairs, micro_batches, trainer.autocast, title="reference"))
+        reference = PairValues(*all_logps(policy, pairs, micro_batches, title="reference"))
     dpo.dpo_training_loop(trainer, policy, pairs, reference, params.dpo)
 
 

@@ -91,9 +91,7 @@ def dpo(params: Params) -> None:
         # Before training the policy is the reference, with or without adapters: no second model is loaded.
         reference_cache = ReferenceCache(SFT, are_compiled=params.runtime.compile)
         title = "dpo: reference"
-        reference = PairValues(
-            *reference_cache.logps(policy, pairs, list(trainer.first_epoch()), trainer.autocast, title=title)
-        )
+        reference = PairValues(*reference_cache.logps(policy, pairs, list(trainer.first_epoch()), title=title))
         logps_before = PairValues(*reference_cache.logps(policy, validation, held_out, title=title))
         dpo_training_loop(trainer, policy, pairs, reference, settings, weights=weights)
         policy = merged(full_model(policy))
@@ -136,8 +134,7 @@ def dpo_training_loop(
         with step.attempt():
             for micro_batch in step.micro_batches:
                 batch = collate_pairs([pairs[index] for index in micro_batch.items], compute_device(policy))
-                with trainer.autocast():
-                    logps = PairValues(*item_logps(policy, batch, 2))
+                logps = PairValues(*item_logps(policy, batch, 2))
                 reference_logps = PairValues(*(values[micro_batch.items] for values in reference))
                 tokens = PairValues(*batch.completion_mask.sum(dim=1).chunk(2))
                 of_batch = None if weights is None else weights[micro_batch.items]

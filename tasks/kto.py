@@ -133,10 +133,10 @@ def kto(params: Params) -> None:
         # Before training the policy is the reference, with or without adapters: no second model is loaded.
         cache = ReferenceCache(SFT, are_compiled=params.runtime.compile)
         groups, title = list(trainer.first_epoch()), "kto: reference"
-        of_answers = cache.logps(policy, train.answers, groups, trainer.autocast, title=title)[0]
+        of_answers = cache.logps(policy, train.answers, groups, title=title)[0]
         of_others = None  # apo_zero compares with none
         if settings.loss == "kto":
-            of_others = cache.logps(policy, train.others, groups, trainer.autocast, title=title)[0]
+            of_others = cache.logps(policy, train.others, groups, title=title)[0]
         before = [cache.logps(policy, items, held_out, title=title)[0] for items in validation[:2]]
         kto_training_loop(trainer, policy, train, RatedLogps(of_answers, of_others), settings)
         policy = merged(full_model(policy))
@@ -199,8 +199,7 @@ def kto_training_loop(
         with step.attempt():
             for micro_batch in step.micro_batches:
                 items = micro_batch.items
-                with trainer.autocast():
-                    logps = batch_logps(policy, train.answers, items)
+                logps = batch_logps(policy, train.answers, items)
                 answers = Answers(logps, reference.answers[items], train.is_desirable[items])
                 if step.number == 1:
                     check_first_ratios(answers)
@@ -216,8 +215,7 @@ def point_of(
         total = torch.zeros((), device=reference.device)
         with torch.no_grad():
             for items, weight in micro_batches:
-                with trainer.autocast():
-                    logps = batch_logps(policy, others, items)
+                logps = batch_logps(policy, others, items)
                 total.add_((logps - reference[items]).sum(), alpha=weight)
         return total
 

@@ -84,8 +84,7 @@ def sft_training_loop(trainer: SupervisedTrainer, policy: nn.Module, rows: Seque
         with step.attempt():
             for micro_batch in step.micro_batches:
                 batch = collate([rows[index] for index in micro_batch.items], compute_device(policy))
-                with trainer.autocast():
-                    log_probs = completion_log_probs(policy, batch)
+                log_probs = completion_log_probs(policy, batch)
                 step.backward(micro_batch, {"loss": sft_loss(log_probs, batch.completion_mask, token_count)})
 
 

@@ -47,8 +47,7 @@ def measure_speed(params: Params, row: int, prompt: int) -> Speed:
     seconds = []
     for _ in range(PASSES + 1):
         started = time.monotonic()
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=params.runtime.precision == "bf16"):
-            log_probs = completion_log_probs(policy, batch)
+        log_probs = completion_log_probs(policy, batch)
         sft_loss(log_probs, batch.completion_mask, log_probs.numel()).backward()  # type: ignore[no-untyped-call]
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -80,9 +80,8 @@ class EvaluationPoints:
             return
         sample = partial(
             generate,
-            self._policy,
-            self._tokenizer,
-            self._prompts,
+            tokenizer=self._tokenizer,
+            prompts=self._prompts,
             max_new_tokens=self._settings.max_new_tokens,
             temperature=self._temperature,
             seed=self._seed,

@@ -9,8 +9,7 @@ import json
 import logging
 import shutil
 from array import array
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from tasks.common.progress import Bar
 from tasks.data.encoding.tokens import Encoded
 from tasks.learning import processes
 from tasks.learning.batches import Batch, collate
-from tasks.learning.models.forward import compute_device
+from tasks.learning.models.forward import compute_device, compute_dtype
 from tasks.learning.models.outputs import completion_log_probs
 from tasks.learning.sharding import unsharded
 
@@ -34,7 +33,6 @@ FOLDER = STATE / "references"
 MAX_ENTRIES = 8  # entries of a number an answer; a run has two or four, of its training and its held-out rows
 LOGPS = "logps"
 Item = Sequence[Encoded]  # answers that one loss compares: a pair, or a single one
-Autocast = Callable[[], AbstractContextManager[None]]
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +52,6 @@ def all_logps(
     policy: nn.Module,
     items: Sequence[Item],
     groups: Sequence[Sequence[int]],
-    autocast: Autocast = nullcontext,
     *,
     title: str,
 ) -> Tensor:
@@ -64,7 +61,6 @@ def all_logps(
         policy: the model.
         items: all of them: pairs, or single answers.
         groups: indices of the items of each micro-batch of this rank; the processes have every item once.
-        autocast: gives the precision of the forward passes.
         title: names the progress bar.
     """
     device = compute_device(policy)
@@ -72,9 +68,8 @@ def all_logps(
     found = torch.zeros(width, len(items), device=device)
     with Bar(title, len(items), "item") as bar, unsharded(policy):
         for indices in groups:
-            with autocast():
-                batch = collate_items([items[index] for index in indices], device)
-                found[:, indices] = item_logps(policy, batch, width)
+            batch = collate_items([items[index] for index in indices], device)
+            found[:, indices] = item_logps(policy, batch, width)
             bar.update(len(indices))
     processes.all_reduce(found)
     return found
@@ -92,7 +87,6 @@ class ReferenceCache:
         policy: nn.Module,
         items: Sequence[Item],
         groups: Sequence[Sequence[int]],
-        autocast: Autocast = nullcontext,
         *,
         title: str,
     ) -> Tensor:
@@ -102,17 +96,16 @@ class ReferenceCache:
             policy: still the model of the folder; adapters that have learned nothing add exactly 0.
             items: as in `all_logps`.
             groups: as in `all_logps`.
-            autocast: as in `all_logps`.
             title: as in `all_logps`.
         """
         device = compute_device(policy)
         digests = processes.gathered([_digest(items, groups)])
-        key = self._key(device, digests, autocast) if processes.is_main() else ""
+        key = self._key(device, compute_dtype(policy), digests) if processes.is_main() else ""
         file = FOLDER / f"{key}.safetensors"
         found = processes.gathered(_read(file, key) if processes.is_main() else [])
         if found:
             return found[0].to(device)
-        values = all_logps(policy, items, groups, autocast, title=title)
+        values = all_logps(policy, items, groups, title=title)
         if processes.is_main():
             _write(file, key, values)
         return values
@@ -121,18 +114,16 @@ class ReferenceCache:
     def _hash(self) -> str:
         return hash_files(self._folder)
 
-    def _key(self, device: torch.device, digests: Sequence[str], autocast: Autocast) -> str:
+    def _key(self, device: torch.device, precision: torch.dtype, digests: Sequence[str]) -> str:
         """Hash all that the bits follow from: model, items, micro-batches, code and arithmetic."""
         on_cuda = device.type == "cuda"
-        with autocast():
-            is_cast, cast_to = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
         follow_from = {
             "model": self._hash,
             "items": digests,  # of each rank, in its micro-batches
             "code": [hash_files(file) for file in sorted(Path(__file__).parent.rglob("*.py"))],
             "libraries": [torch.__version__, transformers.__version__],
             "device": torch.cuda.get_device_name(device) if on_cuda else torch.backends.cpu.get_cpu_capability(),
-            "precision": str(cast_to) if is_cast else "fp32",
+            "precision": str(precision),
             "compiled": self._are_compiled,
             "threads": torch.get_num_threads(),
         }

@@ -86,6 +86,19 @@ def unsharded(*models: nn.Module | None) -> Iterator[None]:
             part.set_reshard_after_forward(isinstance(part, GradientCheckpointingLayer), recurse=False)
 
 
+def weightless(model: nn.Module) -> nn.Module | None:
+    """Give a copy of a sharded model as it was before, with weights on the meta device; None: it is not sharded."""
+    return copy.deepcopy(_copies[model]) if model in _copies else None
+
+
+def full_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield a sharded model's weights by name, each gathered when its turn comes; all ranks take part."""
+    for part in _fsdp_modules(model):
+        part.reshard()
+    for name, weight in model.named_parameters():
+        yield name, _full_tensor(weight.detach()).to(compute_device(model))
+
+
 def full_model(model: nn.Module) -> nn.Module:
     """Give the unsharded model with the current weights; one that was not sharded is given back.
 
@@ -93,12 +106,8 @@ def full_model(model: nn.Module) -> nn.Module:
     """
     if model not in _copies:
         return model
-    for part in _fsdp_modules(model):
-        part.reshard()
     full = _copies.pop(model)
-    device = compute_device(model)
-    weights = {name: weight.to(device) for name, weight in full_tensors(dict(model.named_parameters())).items()}
-    full.load_state_dict(weights, strict=False, assign=True)
+    full.load_state_dict(dict(full_weights(model)), strict=False, assign=True)
     unwrapped(full).tie_weights()
     return full
 

@@ -1,7 +1,6 @@
 """The reference's log-probabilities: computed once, found again by their content alone, and never where damaged."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from tasks.common.files import MODELS
 from tasks.data.encoding.tokens import Encoded, EncodedPair
 from tasks.dpo import dpo
 from tasks.learning import reference_cache
+from tasks.learning.models.forward import set_compute_dtype
 from tasks.learning.models.loading import load_policy, set_up
 from tasks.learning.reference_cache import FOLDER, MAX_ENTRIES, ReferenceCache
 from tasks.settings.params import Params
@@ -88,8 +88,9 @@ def test_everything_that_the_bits_follow_from_is_in_the_key(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", "another")
         ask(policy)
-    autocast = partial(torch.autocast, "cpu", torch.bfloat16)
-    ReferenceCache(MODELS / "sft").logps(policy, PAIRS, GROUPS, autocast, title="reference")
+    set_compute_dtype(policy, torch.bfloat16)
+    ask(policy)
+    set_compute_dtype(policy, torch.float32)
     assert len(computed) == 9
 
     ReferenceCache(MODELS / "sft", are_compiled=True).logps(policy, PAIRS, GROUPS, title="reference")

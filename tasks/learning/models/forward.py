@@ -31,6 +31,7 @@ _compute_devices: WeakKeyDictionary[nn.Module, torch.device] = WeakKeyDictionary
 PROBES = [Encoded([2, 3, 4, 5], [6, 7, 8]), Encoded([9, 8], [7, 6, 5, 4, 3]), Encoded([2, 3, 4, 5], [3, 9, 2, 5, 7])]
 MOVED = 1  # the probe that is read at the end of the context too; it shares nothing with the others
 BODY = "read_by_body"  # of a sharded model: its body, which gathers the weights first
+COMPUTE_DTYPE = "trueline_compute_dtype"  # of a model whose matrix products are not in fp32
 LARGEST_PACKING_ERROR = 1e-3  # of the largest hidden state: rounding is a thousand times smaller, a leak larger
 
 
@@ -39,10 +40,11 @@ def last_states(model: nn.Module, batch: Batch, wanted: Tensor) -> Tensor:
     inner = unwrapped(model)
     body = getattr(inner, BODY, inner.base_model)
     states: Tensor
-    if is_packed(model):
-        states = body(**_packed_inputs(batch)).last_hidden_state[0][batch.packing.places[wanted]]
-    else:
-        states = body(**_padded_inputs(batch)).last_hidden_state[wanted]
+    with computing(model):
+        if is_packed(model):
+            states = body(**_packed_inputs(batch)).last_hidden_state[0][batch.packing.places[wanted]]
+        else:
+            states = body(**_padded_inputs(batch)).last_hidden_state[wanted]
     return states
 
 
@@ -50,12 +52,13 @@ def completion_logits(policy: nn.Module, batch: Batch) -> Tensor:
     """Logits (N, V) that score the N completion tokens of a batch, row after row."""
     wanted = predicting(batch)
     logits: Tensor
-    if is_packed(policy):
-        places = batch.packing.places[wanted]
-        logits = policy(**_packed_inputs(batch), logits_to_keep=places).logits[0]
-    else:
-        columns = wanted.any(dim=0).nonzero()[:, 0]
-        logits = policy(**_padded_inputs(batch), logits_to_keep=columns).logits[wanted[:, columns]]
+    with computing(policy):
+        if is_packed(policy):
+            places = batch.packing.places[wanted]
+            logits = policy(**_packed_inputs(batch), logits_to_keep=places).logits[0]
+        else:
+            columns = wanted.any(dim=0).nonzero()[:, 0]
+            logits = policy(**_padded_inputs(batch), logits_to_keep=columns).logits[wanted[:, columns]]
     return logits
 
 
@@ -79,7 +82,9 @@ def plain_head(policy: nn.Module) -> nn.Module | None:
 @torch.no_grad()
 def _makes_logits(head: nn.Module, policy: nn.Module) -> bool:
     batch = collate(PROBES, compute_device(policy))
-    expected, found = completion_logits(policy, batch), head(last_states(policy, batch, predicting(batch)))
+    expected, states = completion_logits(policy, batch), last_states(policy, batch, predicting(batch))
+    with computing(policy):
+        found = head(states)
     return torch.allclose(found, expected, rtol=0, atol=1e-3 * expected.abs().max().item())
 
 
@@ -180,6 +185,26 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
     inner = model.get_base_model() if has_adapters(model) else model
     assert isinstance(inner, PreTrainedModel)
     return inner
+
+
+def computing(model: nn.Module) -> torch.autocast:
+    """Give the block in which a model computes its matrix products in its own precision, by torch's autocast.
+
+    Every forward pass has its own: no caller needs to know the precision.
+    """
+    dtype = compute_dtype(model)
+    return torch.autocast(compute_device(model).type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def compute_dtype(model: nn.Module) -> torch.dtype:
+    """Give the precision of a model's matrix products: fp32, or bf16 where `set_compute_dtype` said so."""
+    dtype: torch.dtype = getattr(unwrapped(model), COMPUTE_DTYPE, torch.float32)
+    return dtype
+
+
+def set_compute_dtype(model: nn.Module, dtype: torch.dtype) -> None:
+    """Record the precision of a model's matrix products; copies of the model have it too."""
+    setattr(unwrapped(model), COMPUTE_DTYPE, dtype)
 
 
 def compute_device(model: nn.Module) -> torch.device:

@@ -27,8 +27,16 @@ from tasks.data.base_model.soundness import check_sound
 from tasks.data.encoding.context import usable_context
 from tasks.learning import processes
 from tasks.learning.models.compiling import compile_layers
-from tasks.learning.models.forward import compute_device, has_adapters, pack_if_exact, recompute_layers, unwrapped
+from tasks.learning.models.forward import (
+    compute_device,
+    has_adapters,
+    pack_if_exact,
+    recompute_layers,
+    set_compute_dtype,
+    unwrapped,
+)
 from tasks.learning.models.merging import is_coarse, merge_into
+from tasks.learning.models.precision import DTYPES, round_frozen
 from tasks.settings.choices import Pooling
 from tasks.settings.params import Lora, Params
 
@@ -73,7 +81,9 @@ def device_of(params: Params) -> torch.device:
 
 
 def load_policy(folder: Path, params: Params, *, trainable: bool) -> PreTrainedModel:
-    """Load a causal language model in fp32 on the device of the settings, with gradients only where `trainable`.
+    """Load a causal language model on the device of the settings, with gradients only where `trainable`.
+
+    Its weights are in fp32, but for what `round_frozen` rounds.
 
     Raises:
         InputError: the folder holds no causal language model in safetensors, or not all of its weights.
@@ -82,7 +92,7 @@ def load_policy(folder: Path, params: Params, *, trainable: bool) -> PreTrainedM
 
 
 def load_reward(folder: Path, params: Params, *, trainable: bool = False) -> PreTrainedModel:
-    """Load a model with a scalar head in fp32: a reward model, or the critic that starts from one.
+    """Load a model with a scalar head, as `load_policy` does: a reward model, or the critic that starts from one.
 
     Raises:
         InputError: the folder holds no such model in safetensors, not all of its weights, or an unknown pooling.
@@ -223,6 +233,7 @@ def with_adapters(model: PreTrainedModel, lora: Lora) -> nn.Module:
             f"params.yaml: lora.targets {lora.targets} does not fit the model ({error}): change it"
         ) from None
     recompute_layers(adapted)
+    round_frozen(adapted)
     return adapted
 
 
@@ -325,7 +336,9 @@ def _on_device(model: PreTrainedModel, params: Params, trainable: bool) -> PreTr
     nn.Module.to(model, device_of(params))
     model.train(False).requires_grad_(trainable)
     check_sound(model, context_length(model), f"models of type {model.config.model_type}")
-    pack_if_exact(model)
+    pack_if_exact(model)  # in fp32: rounding must not look like a leak
+    set_compute_dtype(model, DTYPES[params.runtime.precision])
+    round_frozen(model)
     if trainable and params.runtime.gradient_checkpointing:
         _checkpoint_layers(model)
     if trainable and params.runtime.compile:

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tasks.learning.batches import Batch
 from tasks.learning.maths.ensembles import ensemble_scores
-from tasks.learning.models.forward import completion_logits, last_states, plain_head, predicting, unwrapped
+from tasks.learning.models.forward import completion_logits, computing, last_states, plain_head, predicting, unwrapped
 from tasks.learning.models.loading import RewardEnsemble, pooling_of, score_head
 
 # More numbers than these are not made at once: 2^26 in fp32 are 256 MiB, and their gradient is as much again.
@@ -104,10 +104,16 @@ def _over_vocabulary(
         return read(completion_logits(policy, batch), tokens)
     if states is None:
         states = last_states(policy, batch, predicting(batch))
+
+    def part(its_states: Tensor, its_tokens: Tensor) -> tuple[Tensor, ...]:
+        with computing(policy):
+            logits = head(its_states)
+        return read(logits, its_tokens)
+
     if len(tokens) <= at_once:
-        return read(head(states), tokens)
+        return part(states, tokens)
     parts = [
-        checkpoint(lambda part, its: read(head(part), its), *pair, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(part, *pair, use_reentrant=False, preserve_rng_state=False)
         for pair in zip(torch.split(states, at_once), torch.split(tokens, at_once), strict=True)
     ]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))

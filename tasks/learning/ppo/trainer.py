@@ -108,9 +108,8 @@ class PPOTrainer:
         policy, settings = self._models.policy, self._settings
         ask = partial(
             self._engine,
-            policy,
-            self._models.tokenizer,
-            prompts,
+            tokenizer=self._models.tokenizer,
+            prompts=prompts,
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             seed=seed,
@@ -127,8 +126,7 @@ class PPOTrainer:
             batch = collate([response.row for response in responses], compute_device(self._models.policy))
 
             def scored(micro_batches: Sequence[MicroBatch]) -> Tensor:
-                with self._accelerator.autocast():
-                    return reward_model_scores(model, batch, [each.items for each in micro_batches if each.weight])
+                return reward_model_scores(model, batch, [each.items for each in micro_batches if each.weight])
 
             lengths = [response.row.length for response in responses]
             of_model = self._limit.run(range(len(lengths)), lengths, scored)
@@ -172,7 +170,7 @@ class PPOTrainer:
         as_sampled = self._use_sampled(responses)
 
         def scored(micro_batches: Sequence[MicroBatch]) -> Rollouts:
-            with self._accelerator.autocast(), unsharded(self._models.policy, self._models.critic):
+            with unsharded(self._models.policy, self._models.critic):
                 return score_rollouts(
                     self._models,
                     responses,
@@ -275,14 +273,13 @@ class PPOTrainer:
     def _policy_losses(self, part: Rollouts, minibatch: Minibatch, states: Tensor | None = None) -> dict[str, Tensor]:
         settings, policy = self._settings, self._models.policy
         bonus: Tensor | float
-        with self._accelerator.autocast():
-            if settings.entropy_bonus:
-                log_probs, entropies, _ = token_outputs(policy, part.batch, settings.temperature, states)
-                # Entropies need the whole distribution of every token: computed only where they have a weight.
-                mean_entropy = aggregated(entropies, part.mask, settings.aggregation, minibatch.counts)
-                bonus = settings.entropy_bonus * mean_entropy
-            else:
-                log_probs, bonus = completion_log_probs(policy, part.batch, settings.temperature, states), 0.0
+        if settings.entropy_bonus:
+            log_probs, entropies, _ = token_outputs(policy, part.batch, settings.temperature, states)
+            # Entropies need the whole distribution of every token: computed only where they have a weight.
+            mean_entropy = aggregated(entropies, part.mask, settings.aggregation, minibatch.counts)
+            bonus = settings.entropy_bonus * mean_entropy
+        else:
+            log_probs, bonus = completion_log_probs(policy, part.batch, settings.temperature, states), 0.0
         found = policy_loss(
             log_probs,
             part.log_probs,
@@ -304,8 +301,7 @@ class PPOTrainer:
         return {"loss": loss, **dict(zip(POLICY_METRICS, found, strict=True))}
 
     def _value_losses(self, part: Rollouts, minibatch: Minibatch, states: Tensor | None = None) -> dict[str, Tensor]:
-        with self._accelerator.autocast():
-            values = critic_values(self._models, part.batch, states)
+        values = critic_values(self._models, part.batch, states)
         found = value_loss(
             values,
             part.values,
@@ -318,15 +314,14 @@ class PPOTrainer:
 
     def _shared_losses(self, part: Rollouts, minibatch: Minibatch) -> dict[str, Tensor]:
         """The losses of policy and value head, from one forward pass through the shared backbone."""
-        with self._accelerator.autocast():
-            states = shared_states(self._models, part.batch)
+        states = shared_states(self._models, part.batch)
         policy, value = self._policy_losses(part, minibatch, states), self._value_losses(part, minibatch, states)
         # One backward pass for both: two would walk through the shared backbone twice.
         return {**value, **policy, "loss": policy["loss"] + self._settings.value_weight * value["loss"]}
 
     def _value_head_losses(self, part: Rollouts, minibatch: Minibatch) -> dict[str, Tensor]:
         """The loss of the value head alone, weighted as beside the policy's loss; the shared backbone is frozen."""
-        with torch.no_grad(), self._accelerator.autocast():
+        with torch.no_grad():
             states = shared_states(self._models, part.batch)
         value = self._value_losses(part, minibatch, states)
         # Weighted as it will be later, so that AdamW's moments are of the right size when the backbone joins.

@@ -15,7 +15,9 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from tasks.common.errors import InputError
 from tasks.data.encoding.tokens import Encoded
-from tasks.learning.models.forward import compute_device, is_packed, layers_as_written, unwrapped
+from tasks.learning.models.forward import compute_device, compute_dtype, is_packed, layers_as_written, unwrapped
+from tasks.learning.models.precision import round_layer
+from tasks.learning.sampling.copies import sampling_copy
 from tasks.learning.sampling.sampler import Response, check_context, stop_tokens
 
 PAGE = 32  # tokens of one sequence that lie together in the cache
@@ -47,7 +49,7 @@ def generate(
     wanted = range(len(prompts)) if indices is None else sorted(indices)
     if not wanted:
         return []
-    asked, body = [list(prompts[number]) for number in wanted], unwrapped(model)
+    asked, body = [list(prompts[number]) for number in wanted], _body(model)
     drawing = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=temperature > 0,
         temperature=temperature or None,
@@ -77,6 +79,15 @@ def generate(
         Response(Encoded(prompt, answer.generated_tokens), torch.tensor(answer.logprobs, device=device), None)
         for prompt, answer in zip(asked, found, strict=True)
     ]
+
+
+def _body(model: nn.Module) -> PreTrainedModel:
+    """Give what is sampled from: in bf16 a copy that lies there whole, for autocast does not reach another thread."""
+    body = unwrapped(sampling_copy(model))
+    if compute_dtype(model) != torch.float32:
+        for module in body.modules():
+            round_layer(module, compute_dtype(model))
+    return body
 
 
 @contextmanager

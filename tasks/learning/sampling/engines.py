@@ -10,8 +10,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from tasks.learning import processes
 from tasks.learning.models.forward import compute_device
 from tasks.learning.sampling import continuous_batching, sampler
+from tasks.learning.sampling.copies import sampled_from
 from tasks.learning.sampling.sampler import Response
-from tasks.learning.sharding import unsharded
 from tasks.settings.choices import Engine as EngineName
 
 
@@ -52,15 +52,13 @@ def answer_in_shares(
 ) -> list[Response]:
     """Have every process of the run answer its share of the prompts, and give all of them all responses, in order.
 
-    Not to be called under autocast, which would cast every weight anew for every token.
-
     Args:
-        ask: an engine with all arguments but the `indices` of the prompts to answer.
-        policy: the model it samples from, sharded or not.
+        ask: an engine with all arguments but the model and the `indices` of the prompts to answer.
+        policy: the model that is sampled from, sharded or not.
         prompts: all that are asked.
     """
     mine = sorted(processes.share(range(len(prompts)), [len(prompt) for prompt in prompts]))
-    with unsharded(policy):
-        responses = ask(indices=mine)
+    with sampled_from(policy) as model:
+        responses = ask(model, indices=mine)
     numbered = processes.gathered(list(zip(mine, responses, strict=True)), compute_device(policy))
     return [response for _, response in sorted(numbered, key=itemgetter(0))]

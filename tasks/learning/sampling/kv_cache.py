@@ -12,6 +12,7 @@ from transformers import Cache
 
 from tasks.learning.batches import Packing
 from tasks.learning.models.attention import CacheView
+from tasks.learning.models.forward import computing
 
 ROWS_IN_A_BLOCK = 8
 
@@ -41,15 +42,16 @@ class RaggedCache(Cache):
         self.lengths[rows] = lengths
         self._places, self._taken = packing.places, rows
         ends = packing.places.gather(1, lengths[:, None] - 1)[:, 0]
-        logits: Tensor = model(
-            input_ids=packing.input_ids,
-            position_ids=packing.position_ids,
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=rows.device),
-            past_key_values=self,
-            use_cache=True,
-            logits_to_keep=ends,
-            trees=packing.trees,
-        ).logits[0]
+        with computing(model):
+            logits: Tensor = model(
+                input_ids=packing.input_ids,
+                position_ids=packing.position_ids,
+                attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=rows.device),
+                past_key_values=self,
+                use_cache=True,
+                logits_to_keep=ends,
+                trees=packing.trees,
+            ).logits[0]
         self._places = None
         return logits
 
@@ -57,15 +59,16 @@ class RaggedCache(Cache):
         """Read one more token (R,) into every row; returns the logits behind it, (R, V)."""
         view = self._view()
         self._filled = max(width for _, _, width in view.blocks)
-        logits: Tensor = model(
-            input_ids=tokens[:, None],
-            position_ids=self.lengths[:, None],
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tokens.device),
-            past_key_values=self,
-            use_cache=True,
-            logits_to_keep=1,
-            cache_view=view,
-        ).logits[:, -1]
+        with computing(model):
+            logits: Tensor = model(
+                input_ids=tokens[:, None],
+                position_ids=self.lengths[:, None],
+                attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tokens.device),
+                past_key_values=self,
+                use_cache=True,
+                logits_to_keep=1,
+                cache_view=view,
+            ).logits[:, -1]
         # A sequence that is done, and waits for another to take its row, may stand at the end of it.
         self.lengths = (self.lengths + 1).clamp(max=self._width - 1)
         return logits
@@ -90,11 +93,12 @@ class RaggedCache(Cache):
         keys, values = self._keys[layer_idx], self._values[layer_idx]
         if self._places is not None:
             width = self._places.shape[1]
-            keys[self._taken, :, :width] = key_states[0][:, self._places].transpose(0, 1)
-            values[self._taken, :, :width] = value_states[0][:, self._places].transpose(0, 1)
+            keys[self._taken, :, :width] = key_states[0][:, self._places].transpose(0, 1).to(keys.dtype)
+            values[self._taken, :, :width] = value_states[0][:, self._places].transpose(0, 1).to(values.dtype)
             return key_states, value_states
         rows = torch.arange(len(keys), device=keys.device)
-        keys[rows, :, self.lengths], values[rows, :, self.lengths] = key_states[:, :, 0], value_states[:, :, 0]
+        keys[rows, :, self.lengths] = key_states[:, :, 0].to(keys.dtype)
+        values[rows, :, self.lengths] = value_states[:, :, 0].to(values.dtype)
         return keys[:, :, : self._filled], values[:, :, : self._filled]
 
     def _view(self) -> CacheView:
@@ -106,8 +110,13 @@ class RaggedCache(Cache):
         return CacheView(self.lengths, blocks)
 
     def _room(self, states: Tensor) -> Tensor:
-        """Zeros, not empty memory: what is masked is still multiplied, and memory may hold NaN."""
-        return states.new_zeros(len(self.lengths), states.shape[1], self._width, states.shape[3])
+        """Zeros, not empty memory: what is masked is still multiplied, and memory may hold NaN.
+
+        In the precision that attention computes in, though rotated keys come in fp32 under autocast.
+        """
+        device = states.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+        return states.new_zeros(len(self.lengths), states.shape[1], self._width, states.shape[3], dtype=dtype)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Say how many tokens came before: no one number, but models are given every token's position and mask."""

@@ -15,8 +15,9 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from tasks.common.errors import InputError
 from tasks.data.encoding.tokens import Encoded
 from tasks.learning.batches import collate, positions
-from tasks.learning.models.forward import compute_device, is_packed, layers_as_written, unwrapped
+from tasks.learning.models.forward import compute_device, computing, is_packed, layers_as_written, unwrapped
 from tasks.learning.models.loading import context_length
+from tasks.learning.sampling.copies import sampling_copy
 from tasks.learning.sampling.kv_cache import RaggedCache
 
 # Finished rows leave the batch when no more than this share of it goes on: dropping them copies the cache.
@@ -83,6 +84,7 @@ def generate(
     Raises:
         InputError: a prompt and its response do not fit the model's context.
     """
+    model = sampling_copy(model)
     check_context(model, prompts, max_new_tokens)
     transcript = Transcript(
         model,
@@ -211,14 +213,15 @@ def _answer_padded(
     rows = torch.tensor(indices, device=device)
     is_open, cache = torch.ones_like(rows, dtype=torch.bool), None
     while True:
-        output = model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=positions(attention_mask)[:, -input_ids.shape[1] :],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        with computing(model):
+            output = model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=positions(attention_mask)[:, -input_ids.shape[1] :],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         cache, tokens, open_rows = output.past_key_values, torch.zeros_like(rows), is_open.nonzero()[:, 0]
         tokens[open_rows], is_open[open_rows] = transcript.draw(rows[open_rows], output.logits[open_rows, -1])
         unfinished = is_open.nonzero()[:, 0]

@@ -18,9 +18,8 @@ RATE_FACTOR = "rate_factor"  # of a group of weights: its learning rate over tha
 
 
 def make_accelerator(params: Params) -> Accelerator:
-    """Device placement, mixed precision and backward passes as the settings say."""
-    precision = "bf16" if params.runtime.precision == "bf16" else "no"
-    return Accelerator(mixed_precision=precision, cpu=device_of(params).type == "cpu")
+    """Device placement and backward passes as the settings say; models know their precision themselves."""
+    return Accelerator(cpu=device_of(params).type == "cpu")
 
 
 def adamw(

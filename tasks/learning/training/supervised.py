@@ -1,7 +1,7 @@
 """The training loop of sft, the reward models and dpo: they supply the losses, it does the rest."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -27,8 +27,7 @@ class SupervisedTrainer:
         for step in trainer.steps():
             with step.attempt():
                 for micro_batch in step.micro_batches:
-                    with trainer.autocast():
-                        loss = loss_of(micro_batch.items) / len(step.items)
+                    loss = loss_of(micro_batch.items) / len(step.items)
                     step.backward(micro_batch, {"loss": loss})
 
     The loop yields; the caller computes losses. Between steps the callback is called, if there is one.
@@ -114,11 +113,6 @@ class SupervisedTrainer:
         total = self._limit.run(items, self._lengths, work)
         processes.all_reduce(total)
         return total
-
-    def autocast(self) -> AbstractContextManager[None]:
-        """Run the model's matrix products in the precision of the settings."""
-        context: AbstractContextManager[None] = self._accelerator.autocast()
-        return context
 
     def check(self, metrics: Mapping[str, float]) -> None:
         """Stop where what was measured after the last step is not finite: no later loss would show it.
