@@ -197,7 +197,7 @@ def computing(model: nn.Module) -> torch.autocast:
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:
-    """Give the precision of a model's matrix products: fp32, or bf16 where `set_compute_dtype` said so."""
+    """Give the precision of a model's matrix products: fp32, or bf16 where it was set so."""
     dtype: torch.dtype = getattr(unwrapped(model), COMPUTE_DTYPE, torch.float32)
     return dtype
 
