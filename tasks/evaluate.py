@@ -1,7 +1,7 @@
 """Reads validated data, reward functions, models, answers along training and opponent.json, writes figures and answers.
 
 Candidate, SFT and opponent answer the same prompts with the same seeds and decoding, and every reward scores every
-answer. Arithmetic is fp32 whatever runtime.precision says: rounding must decide nothing.
+answer. Models compute in runtime.precision, as in training.
 """
 
 from collections.abc import Mapping, Sequence
