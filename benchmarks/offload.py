@@ -26,7 +26,7 @@ from tasks.learning.models.forward import compute_device
 from tasks.learning.models.loading import load_policy
 from tasks.learning.models.outputs import completion_log_probs
 from tasks.learning.sampling.sampler import generate
-from tasks.learning.sharding import full_model, unsharded
+from tasks.learning.sharding import unsharded
 from tasks.sft import sft_training_loop
 
 ACCELERATE = Path(__file__).parents[1] / "infra" / "accelerate"
@@ -78,14 +78,14 @@ def train(folder: Path, size: str, steps: int) -> None:
             seed=0,
             max_concurrent_sequences=1,
         )
-    full = full_model(policy)
+    device = compute_device(policy)
     with torch.no_grad():
-        logps = completion_log_probs(full, collate(rows[:4], compute_device(full)))
+        logps = completion_log_probs(policy, collate(rows[:4], device))
     if processes.is_main():
         found = {
             "losses": [row["loss"] for row in trainer.curve.rows],
             "logps": logps.sum(dim=1).tolist(),
-            "device": str(compute_device(full)),
+            "device": str(device),
             "memory": memory,
         }
         (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")

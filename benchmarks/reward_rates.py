@@ -23,13 +23,15 @@ from tasks.common.yaml_files import read_yaml
 from tasks.data.encoding.tokens import EncodedPair, encode, load_tokenizer
 from tasks.data.records import Message
 from tasks.data.splits import root_id, split_of
-from tasks.learning.batches import evenly_spaced, pair_batches
+from tasks.learning.batches import evenly_spaced
+from tasks.learning.held_out import pair_batches
 from tasks.learning.maths.pairs import PairValues
 from tasks.learning.models.forward import compute_device
 from tasks.learning.models.loading import new_reward_model, set_up, with_adapters
 from tasks.learning.reward_model.head_fit import HeadRows, head_rows, start_head
 from tasks.learning.reward_model.loss import PairTerms, loss_of
 from tasks.learning.reward_model.training import pair_scores, reward_training_loop
+from tasks.learning.training.sharded_state import Copies
 from tasks.learning.training.supervised import SupervisedTrainer
 from tasks.settings.fingerprint import Fingerprint
 from tasks.settings.params import PARAMS_FILE, Lora, Params, load_params
@@ -92,12 +94,13 @@ class Measured:
         """Prepare to measure."""
         self._model, self._params = model, params
         tokens = params.runtime.max_tokens_per_micro_batch
-        self._batches = pair_batches(held_out.encoded, tokens, compute_device(model))
+        self._held_out = pair_batches(held_out.encoded, tokens, compute_device(model))
         self.losses: list[float] = []
         self.right: list[float] = []
         self.state: Mapping[str, Any] = {}  # there are no checkpoints
+        self.copies: Copies = {}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any], copies: Copies) -> None:
         """Take nothing back."""
 
     @torch.no_grad()
@@ -105,7 +108,7 @@ class Measured:
         """Measure if an epoch begins or ends here."""
         if step % (num_steps // EPOCHS):
             return
-        found = [pair_scores(self._model, batch) for batch in self._batches]
+        found = [pair_scores(self._model, batch) for batch in self._held_out.batches]
         scores = PairValues(*(torch.cat(each) for each in zip(*found, strict=True)))
         self.losses.append(loss_of(scores, len(scores.margins), self._params.reward).item())
         self.right.append((scores.margins > 0).double().mean().item())

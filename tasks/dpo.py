@@ -20,9 +20,9 @@ from tasks.learning.dpo.preference_losses import implicit_rewards, preference_lo
 from tasks.learning.evaluation_points import EvaluationPoints
 from tasks.learning.maths.pairs import PairValues
 from tasks.learning.models.forward import compute_device
-from tasks.learning.models.loading import context_length, load_policy, merged, set_up, with_adapters
+from tasks.learning.models.loading import context_length, load_policy, set_up, with_adapters
 from tasks.learning.reference_cache import ReferenceCache, all_logps, item_logps
-from tasks.learning.sharding import full_model
+from tasks.learning.sharding import measurable
 from tasks.learning.training.curves import publish
 from tasks.learning.training.supervised import SupervisedTrainer
 from tasks.registry.dvc_outputs.stages import stage_fingerprint
@@ -94,7 +94,7 @@ def dpo(params: Params) -> None:
         reference = PairValues(*reference_cache.logps(policy, pairs, list(trainer.first_epoch()), title=title))
         logps_before = PairValues(*reference_cache.logps(policy, validation, held_out, title=title))
         dpo_training_loop(trainer, policy, pairs, reference, settings, weights=weights)
-        policy = merged(full_model(policy))
+        policy = measurable(policy)
         logps_after = PairValues(*all_logps(policy, validation, held_out, title="dpo: validation"))
         before, after = (
             held_out_metrics(logps, logps_before, validation, settings, weights=validation_weights)

@@ -22,10 +22,10 @@ from tasks.learning.evaluation_points import EvaluationPoints
 from tasks.learning.kto.mismatched import mismatched
 from tasks.learning.kto.rated_losses import rated_loss, reference_point
 from tasks.learning.models.forward import compute_device
-from tasks.learning.models.loading import context_length, load_policy, merged, set_up, with_adapters
+from tasks.learning.models.loading import context_length, load_policy, set_up, with_adapters
 from tasks.learning.processes import MicroBatch
 from tasks.learning.reference_cache import Item, ReferenceCache, all_logps, collate_items, item_logps
-from tasks.learning.sharding import full_model
+from tasks.learning.sharding import measurable
 from tasks.learning.training.curves import publish
 from tasks.learning.training.supervised import SupervisedTrainer, TrainingStep
 from tasks.registry.dvc_outputs.stages import stage_fingerprint
@@ -139,7 +139,7 @@ def kto(params: Params) -> None:
             of_others = cache.logps(policy, train.others, groups, title=title)[0]
         before = [cache.logps(policy, items, held_out, title=title)[0] for items in validation[:2]]
         kto_training_loop(trainer, policy, train, RatedLogps(of_answers, of_others), settings)
-        policy = merged(full_model(policy))
+        policy = measurable(policy)
         after = [all_logps(policy, items, held_out, title="kto: validation")[0] for items in validation[:2]]
         at_first, at_last = (
             held_out_metrics(logps, before, validation.is_desirable, settings) for logps in (before, after)

@@ -40,9 +40,9 @@ from tasks.learning.ppo.missing_eos import SFTAnswers, missing_eos_penalty
 from tasks.learning.ppo.rewards import by_reward, curve_name, function_scores, prompts_on_disk, weighted_sum
 from tasks.learning.ppo.scoring import PPOModels, reference_policy
 from tasks.learning.ppo.trainer import PPOTrainer
+from tasks.learning.sampling.engines import answer_in_shares
 from tasks.learning.sampling.sampler import generate
 from tasks.learning.seeds import seed_for
-from tasks.learning.sharding import full_model
 from tasks.learning.training.checkpoints import Checkpoints
 from tasks.learning.training.curves import publish
 from tasks.learning.training.loop import TrainingLoop
@@ -109,7 +109,6 @@ def ppo(params: Params) -> None:
         loop = TrainingLoop("ppo", settings.iterations, checkpoints, NamedForMlflow(run), evaluation_points)
         with loop:
             ppo_training_loop(loop, trainer, TrainingPrompts(prompts, records), functions, params=params, run=run)
-            models = models._replace(policy=full_model(models.policy))
             run.table("samples", samples(models, functions, shown, params))
             metrics = summary(loop.curve.rows, settings.rollouts)
             evaluation_points.write("ppo")
@@ -291,7 +290,8 @@ def samples(
     records, prompts = [record for record, _ in shown], [prompt for _, prompt in shown]
 
     def answered(policy: nn.Module) -> tuple[list[str], list[float]]:
-        responses = generate(
+        sample = partial(
+            generate,
             policy,
             tokenizer,
             prompts,
@@ -300,6 +300,7 @@ def samples(
             seed=seed_for(params.seed, "samples", 0),
             max_concurrent_sequences=SAMPLES,
         )
+        responses = answer_in_shares(sample, policy, prompts)
         batch = collate([response.row for response in responses], compute_device(policy))
         of_functions = function_scores(
             functions, records, range(len(records)), responses, tokenizer, reasoning=params.base.reasoning

@@ -11,16 +11,17 @@ import torch
 from torch import nn
 
 from tasks.common.files import MODELS, VALIDATED
-from tasks.common.progress import track
 from tasks.data.encoding.encoded import EncodedRows, encoded_demonstrations
 from tasks.data.encoding.tokens import Encoded, load_tokenizer
 from tasks.data.records import Split
-from tasks.learning.batches import Batch, collate, require_rows, row_batches
+from tasks.learning import processes
+from tasks.learning.batches import collate, require_rows
+from tasks.learning.held_out import HeldOut, row_batches
 from tasks.learning.maths.losses import sft_loss
 from tasks.learning.models.forward import compute_device
-from tasks.learning.models.loading import context_length, load_policy, merged, set_up, with_adapters
+from tasks.learning.models.loading import context_length, load_policy, set_up, with_adapters
 from tasks.learning.models.outputs import completion_log_probs, token_outputs
-from tasks.learning.sharding import full_model
+from tasks.learning.sharding import measurable
 from tasks.learning.training.curves import publish
 from tasks.learning.training.supervised import SupervisedTrainer
 from tasks.registry.dvc_outputs.stages import stage_fingerprint
@@ -64,7 +65,7 @@ def sft(params: Params) -> None:
         )
         before = likelihood(policy, held_out, "sft: held-out rows before")
         sft_training_loop(trainer, policy, rows)
-        policy = merged(full_model(policy))
+        policy = measurable(policy)
         after = likelihood(policy, held_out, "sft: held-out rows after")
         trainer.check({"held-out loss": after.loss})
         metrics = {
@@ -89,14 +90,16 @@ def sft_training_loop(trainer: SupervisedTrainer, policy: nn.Module, rows: Seque
 
 
 @torch.no_grad()
-def likelihood(policy: nn.Module, batches: Sequence[Batch], title: str) -> Likelihood:
+def likelihood(policy: nn.Module, held_out: HeldOut, title: str) -> Likelihood:
     """Measure a policy on answers it was not trained on, in fp32; `title` names the progress bar."""
-    nats, hits, count = 0.0, 0, 0
-    for batch in track(batches, title, "batch"):
+    sums = {"nats": 0.0, "hits": 0, "count": 0}
+    for batch, group in held_out.tracked(title):
         tokens = token_outputs(policy, batch)
-        nats -= tokens.log_probs.sum().item()
-        hits += int(tokens.are_likeliest.sum())
-        count += int(batch.completion_mask.sum())
+        if group.weight:
+            sums["nats"] -= tokens.log_probs.sum().item()
+            sums["hits"] += int(tokens.are_likeliest.sum())
+            sums["count"] += int(batch.completion_mask.sum())
+    nats, hits, count = processes.summed(sums).values()
     return Likelihood(nats / count, math.exp(nats / count), hits / count)
 
 

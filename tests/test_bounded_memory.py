@@ -16,7 +16,8 @@ from tasks.data.checks.tables import tables
 from tasks.data.encoding import tokens
 from tasks.data.encoding.encoded import ENCODED, encoded_preferences
 from tasks.data.records import TYPES
-from tasks.learning.batches import collate_pairs, pair_batches, training_batches
+from tasks.learning.batches import collate_pairs, training_batches
+from tasks.learning.held_out import pair_batches
 from tasks.learning.processes import micro_batches_of_rank
 from tasks.prepare import prepare
 from tasks.settings.params import Params
@@ -97,6 +98,6 @@ def test_training_holds_no_ids(settings: Params):
             for group in micro_batches_of_rank(items, lengths, 200):
                 collate_pairs([pairs[item] for item in group.items])
         held_out: Any = pair_batches(pairs, 200, "cpu")  # type: ignore[arg-type]
-        assert sum(len(batch.rows) for batch in held_out) == 2 * len(pairs)
+        assert sum(len(batch.rows) for batch in held_out.batches) == 2 * len(pairs)
 
     assert bytes_a_row(read, settings) < MOST_BYTES

@@ -16,7 +16,8 @@ from tasks.data.encoding.encoded import encoded_demonstrations, encoded_preferen
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import Message, Preference, Vote, write_records
 from tasks.held_out_reward import held_out_reward
-from tasks.learning.batches import collate, pair_batches, row_batches
+from tasks.learning.batches import collate
+from tasks.learning.held_out import pair_batches, row_batches
 from tasks.learning.models.loading import load_reward, new_reward_model, normalise_scores
 from tasks.learning.models.outputs import completion_scores
 from tasks.learning.reward_model.calibration import ScoredPair, reward_metrics
@@ -91,7 +92,7 @@ def test_scores_of_demonstrated_answers_have_mean_0_and_deviation_1(params: Para
     rows = encoded_demonstrations(VALIDATED, "validation", tokenizer, None)
     batches = row_batches(rows, 4, CPU)
     with torch.no_grad():
-        scores = [score for batch in batches for score in completion_scores(model, batch).tolist()]
+        scores = [score for batch in batches.batches for score in completion_scores(model, batch).tolist()]
     assert statistics.fmean(scores) == pytest.approx(0.0, abs=1e-4)  # scores near 1e-2 scaled up 100 times, in fp32
     assert statistics.pstdev(scores) == pytest.approx(1.0, abs=1e-4)
     config, metrics = read_json(Path("models/reward/config.json")), read_json(Path("metrics/reward.json"))

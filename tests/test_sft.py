@@ -16,7 +16,7 @@ from tasks.data.encoding import encoded
 from tasks.data.encoding.encoded import encoded_demonstrations
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import write_records
-from tasks.learning.batches import row_batches
+from tasks.learning.held_out import row_batches
 from tasks.learning.models.loading import load_policy
 from tasks.settings.params import Params
 from tasks.sft import likelihood, sft

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from tasks.common.errors import InputError
-from tasks.common.lazy import LazySequence
 from tasks.data.encoding.tokens import Encoded, EncodedPair
 
 Rows = TypeVar("Rows", bound=Sized)
@@ -161,15 +160,3 @@ def micro_batches(indices: Sequence[int], lengths: Sequence[int], tokens: int) -
         group.append(index)
     if group:
         yield group
-
-
-def row_batches(rows: Sequence[Encoded], tokens: int, device: torch.device) -> LazySequence[Batch]:
-    """Every row once, in batches of at most `tokens` tokens, for measuring; each is laid out when it is its turn."""
-    groups = list(micro_batches(range(len(rows)), [row.length for row in rows], tokens))
-    return LazySequence(len(groups), lambda number: collate([rows[index] for index in groups[number]], device))
-
-
-def pair_batches(pairs: Sequence[EncodedPair], tokens: int, device: torch.device) -> LazySequence[Batch]:
-    """Every pair once, in batches of at most `tokens` tokens, for measuring; each is laid out when it is its turn."""
-    groups = list(micro_batches(range(len(pairs)), [2 * pair.length for pair in pairs], tokens))
-    return LazySequence(len(groups), lambda number: collate_pairs([pairs[index] for index in groups[number]], device))

@@ -19,6 +19,7 @@ from tasks.learning.models.loading import context_length
 from tasks.learning.sampling.engines import answer_in_shares
 from tasks.learning.sampling.sampler import generate
 from tasks.learning.training.optimisation import check_finite
+from tasks.learning.training.sharded_state import Copies
 from tasks.settings.params import MethodSettings, Params
 
 
@@ -60,7 +61,7 @@ class EvaluationPoints:
         self._temperature = temperature
         self.answers: list[Answer] = []
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any], _copies: Copies) -> None:
         """Take back the answers of a checkpoint, if it holds some."""
         self.answers = [Answer(**row) for row in state.get("answers", ())]
 
@@ -68,6 +69,11 @@ class EvaluationPoints:
     def state(self) -> dict[str, list[dict[str, Any]]]:
         """What a checkpoint saves: the answers so far."""
         return {"answers": [each._asdict() for each in self.answers]}
+
+    @property
+    def copies(self) -> Copies:
+        """A checkpoint saves no other weights for it."""
+        return {}
 
     def at_step(self, step: int, num_steps: int) -> None:
         """Answer the prompts if `step` is an evaluation point without answers; all processes take part.

@@ -78,9 +78,9 @@ def shares(items: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
     return [by_length[each :: world_size()] for each in range(world_size())]
 
 
-def groups_of_rank(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Split this rank's share of all items into groups of at most `tokens` tokens, for passes without a gradient."""
-    return list(micro_batches(share(range(len(lengths)), lengths), lengths, tokens))
+def groups_of_rank(lengths: Sequence[int], tokens: int) -> list[MicroBatch]:
+    """Split this rank's share of all items into micro-batches of at most `tokens` tokens."""
+    return micro_batches_of_rank(range(len(lengths)), lengths, tokens)
 
 
 def micro_batches_of_rank(items: Sequence[int], lengths: Sequence[int], tokens: int) -> list[MicroBatch]:

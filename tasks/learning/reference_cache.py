@@ -27,7 +27,7 @@ from tasks.learning import processes
 from tasks.learning.batches import Batch, collate
 from tasks.learning.models.forward import compute_device, compute_dtype
 from tasks.learning.models.outputs import completion_log_probs
-from tasks.learning.sharding import unsharded
+from tasks.learning.processes import MicroBatch
 
 FOLDER = STATE / "references"
 MAX_ENTRIES = 8  # entries of a number an answer; a run has two or four, of its training and its held-out rows
@@ -51,7 +51,7 @@ def item_logps(policy: nn.Module, batch: Batch, width: int) -> Tensor:
 def all_logps(
     policy: nn.Module,
     items: Sequence[Item],
-    groups: Sequence[Sequence[int]],
+    groups: Sequence[MicroBatch],
     *,
     title: str,
 ) -> Tensor:
@@ -60,17 +60,19 @@ def all_logps(
     Args:
         policy: the model.
         items: all of them: pairs, or single answers.
-        groups: indices of the items of each micro-batch of this rank; the processes have every item once.
+        groups: this rank's micro-batches; the processes have every item once.
         title: names the progress bar.
     """
     device = compute_device(policy)
     width = len(items[0])
     found = torch.zeros(width, len(items), device=device)
-    with Bar(title, len(items), "item") as bar, unsharded(policy):
-        for indices in groups:
+    with Bar(title, len(items), "item") as bar:
+        for indices, weight in groups:
             batch = collate_items([items[index] for index in indices], device)
-            found[:, indices] = item_logps(policy, batch, width)
-            bar.update(len(indices))
+            logps = item_logps(policy, batch, width)
+            if weight:
+                found[:, indices] = logps
+                bar.update(len(indices))
     processes.all_reduce(found)
     return found
 
@@ -86,7 +88,7 @@ class ReferenceCache:
         self,
         policy: nn.Module,
         items: Sequence[Item],
-        groups: Sequence[Sequence[int]],
+        groups: Sequence[MicroBatch],
         *,
         title: str,
     ) -> Tensor:
@@ -130,10 +132,10 @@ class ReferenceCache:
         return hashlib.sha256(json.dumps(follow_from).encode()).hexdigest()
 
 
-def _digest(items: Sequence[Item], groups: Sequence[Sequence[int]]) -> str:
+def _digest(items: Sequence[Item], groups: Sequence[MicroBatch]) -> str:
     """Hash the token ids of groups of items; lengths stand before what they count, so no two contents read alike."""
     digest = hashlib.sha256()
-    for indices in groups:
+    for indices, _ in groups:
         digest.update(array("q", [len(indices), *indices]))
         for row in (row for index in indices for row in items[index]):
             digest.update(array("q", [len(row.prompt), len(row.completion), *row.prompt, *row.completion]))

@@ -1,26 +1,26 @@
 """Weights, gradients and optimiser state in shards, one per rank, by torch's FSDP2.
 
 A layer's weights are gathered just before it runs and freed after it, so all ranks must run the model equally often.
-Where they cannot (sampling, measuring shares of unequal size) all weights are gathered first, by `unsharded`.
+Where they cannot (sampling) all weights are gathered first, by `unsharded`.
 With offload the shards lie in CPU memory with their gradients and optimiser state, where clipping and AdamW run too.
 
 Source: Zhao et al. 2023, "PyTorch FSDP".
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tasks.learning import processes
 from tasks.learning.models.forward import BODY, compute_device, plain_head, set_compute_device, unwrapped
+from tasks.learning.models.loading import merged
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -43,7 +43,8 @@ def shard(model: nn.Module) -> None:
         id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=weight.requires_grad)
         for weight in model.parameters()
     }
-    _copies[model] = copy.deepcopy(model, memo=without_weights)
+    # What is learned of its scores is written into the config of the model that is measured.
+    _copies[model] = copy.deepcopy(model, memo={**without_weights, id(inner.config): inner.config})
     set_compute_device(model, compute_device(model))
     _fully_shard(model)
 
@@ -86,6 +87,18 @@ def unsharded(*models: nn.Module | None) -> Iterator[None]:
             part.set_reshard_after_forward(isinstance(part, GradientCheckpointingLayer), recurse=False)
 
 
+def trainable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that learn, by name; of a sharded model this rank's shards."""
+    for part in _fsdp_modules(model):
+        part.reshard()  # a pass without a gradient leaves the root's weights gathered
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def measurable(model: nn.Module) -> nn.Module:
+    """Give a trained model as its held-out figures are taken: with merged adapters, or sharded as it is."""
+    return model if model in _copies else merged(model)
+
+
 def weightless(model: nn.Module) -> nn.Module | None:
     """Give a copy of a sharded model as it was before, with weights on the meta device; None: it is not sharded."""
     return copy.deepcopy(_copies[model]) if model in _copies else None
@@ -96,60 +109,46 @@ def full_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for part in _fsdp_modules(model):
         part.reshard()
     for name, weight in model.named_parameters():
-        yield name, _full_tensor(weight.detach()).to(compute_device(model))
+        yield name, whole(weight.detach()).to(compute_device(model))
 
 
 def full_model(model: nn.Module) -> nn.Module:
     """Give the unsharded model with the current weights; one that was not sharded is given back.
 
-    All ranks get one, so each needs memory for all weights, but not for gradients or optimiser state.
+    All ranks take part. Rank 0 gets it on its CPU; a device holds one gathered weight at a time. The others' has no
+    weights (meta device).
     """
     if model not in _copies:
         return model
     full = _copies.pop(model)
-    full.load_state_dict(dict(full_weights(model)), strict=False, assign=True)
-    unwrapped(full).tie_weights()
+    weights: dict[str, Tensor] = {}
+    for name, weight in full_weights(model):
+        if processes.is_main():
+            weights[name] = weight.cpu()
+    if processes.is_main():
+        full.load_state_dict(weights, strict=False, assign=True)
+        unwrapped(full).tie_weights()
+        nn.Module.to(full, "cpu")  # buffers, too
     return full
 
 
-def full_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Gather the sharded tensors of a state dict; all ranks take part, and each gets them."""
-    if not processes.uses_fsdp():
-        return dict(state)
-    found: dict[str, Any] = tree_map_only(Tensor, _full_tensor, dict(state))
-    return found
-
-
-def _full_tensor(tensor: Tensor) -> Tensor:
+def whole(tensor: Tensor) -> Tensor:
+    """Gather a sharded tensor on every rank; one that is not sharded is given back."""
+    if not is_sharded(tensor):
+        return tensor
     from torch.distributed.tensor import DTensor
 
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    assert isinstance(tensor, DTensor)
+    return tensor.full_tensor()
 
 
-@torch.no_grad()
-def set_full_value(weight: Tensor, values: Tensor) -> None:
-    """Set a weight, sharded or not, to the values of a full tensor; all ranks take part."""
-    weight.copy_(_shard_like(values, weight))
-
-
-def is_sharded(weight: Tensor) -> bool:
-    """Whether this rank holds only a shard of a weight."""
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this rank holds only a shard of a tensor."""
     if not processes.uses_fsdp():
         return False
     from torch.distributed.tensor import DTensor
 
-    return isinstance(weight, DTensor)
-
-
-def _shard_like(tensor: Tensor, weight: Tensor) -> Tensor:
-    """Give this rank's shard of a full tensor, sharded as a weight is; all of it if the weight is not sharded."""
-    if not is_sharded(weight):
-        return tensor
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(weight, DTensor)
-    part = distribute_tensor(tensor, weight.device_mesh, weight.placements, src_data_rank=None)
-    return part.to(weight.device)  # of an offloaded weight the mesh's device is another
+    return isinstance(tensor, DTensor)
 
 
 def _fsdp_modules(model: nn.Module) -> "list[FSDPModule]":

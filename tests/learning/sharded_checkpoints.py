@@ -1,4 +1,4 @@
-"""Saves and restores shards in one process of several, and writes what that took to `checkpoint-RANK.json`.
+"""Saves, restores and gathers shards in one process of several, and writes what that took to `checkpoint-RANK.json`.
 
 With an argument, the process of that number cannot read.
 """
@@ -17,9 +17,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tasks.common.errors import InputError
 from tasks.learning import processes
-from tasks.learning.sharding import shard
+from tasks.learning.sharding import full_model, shard
 from tasks.learning.training import checkpoints as module
 from tasks.learning.training.checkpoints import Checkpoints, Progress
+from tasks.learning.training.early_stopping import EarlyStopping
 from tasks.learning.training.optimisation import adamw
 from tasks.settings.fingerprint import Fingerprint
 from tasks.settings.params import Runtime, load_params
@@ -66,7 +67,10 @@ def main(*unreadable_for: str) -> None:
     model(torch.ones(1, 4, dtype=torch.long)).logits.sum().backward()
     optimiser.step()
     optimiser.zero_grad()
-    found: dict[str, Any] = {"saving": peak_of(lambda: checkpoints.save(Progress(2, [{"loss": 0.5}])))}
+    stopping = EarlyStopping(model, lambda: 0.5, every=1, patience=1)
+    found: dict[str, Any] = {"remembering": peak_of(lambda: stopping.at_step(0, 2))}
+    progress = Progress(2, [{"loss": 0.5}], copies=stopping.copies)
+    found["saving"] = peak_of(lambda: checkpoints.save(progress))
     again, other, sharded = checkpoints_of(runtime, 1)
     if [str(processes.rank())] == list(unreadable_for):
         pytest.MonkeyPatch().setattr(module, "own_share_is_intact", raising(OSError(5, "Input/output error")))
@@ -78,6 +82,7 @@ def main(*unreadable_for: str) -> None:
         )
     except InputError as error:
         found["error"] = str(error)
+    found["gathering"] = peak_of(lambda: full_model(model))
     found["all_weights"] = sum(weight.numel() for weight in model.parameters()) * 4
     Path(f"checkpoint-{processes.rank()}.json").write_text(json.dumps(found), encoding="utf-8")
     distributed.destroy_process_group()

@@ -11,9 +11,7 @@ from tasks.learning.batches import (
     collate_pairs,
     epoch_order,
     micro_batches,
-    pair_batches,
     positions,
-    row_batches,
     steps_in,
     training_batches,
 )
@@ -107,12 +105,3 @@ def test_micro_batches_hold_every_item_once_within_the_bound(lengths: list[int],
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     for group in groups:
         assert len(group) == 1 or len(group) * max(lengths[index] for index in group) <= tokens
-
-
-def test_measuring_meets_every_row_once():
-    device = torch.device("cpu")
-    assert [len(batch.input_ids) for batch in row_batches([LONG, SHORT, LONG], 10, device)] == [2, 1]
-    pairs = [EncodedPair(SHORT, LONG)] * 3
-    # a pair counts as two rows of five tokens, and is never cut
-    assert [len(batch.input_ids) for batch in pair_batches(pairs, 20, device)] == [4, 2]
-    assert [len(batch.input_ids) for batch in pair_batches(pairs, 1, device)] == [2, 2, 2]

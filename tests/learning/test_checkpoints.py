@@ -74,15 +74,28 @@ def test_a_restored_run_goes_on_as_if_nothing_had_happened(make_params: MakePara
     first = Trained(make_params)
     first.step()
     first.step()
-    first.checkpoints.save(Progress(2, [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1 / 3}], {"kl_coefficient": 0.1}))
+    rows = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1 / 3}]
+    first.checkpoints.save(Progress(2, rows, {"kl_coefficient": 0.1}))
     again = Trained(make_params, seed=1)
     again.models["critic"].bias.data = first.models["critic"].bias.data.clone()  # frozen: comes from the model's folder
     progress = again.checkpoints.restore()
-    assert progress == (2, [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1 / 3}], {"kl_coefficient": 0.1})
+    assert progress == Progress(2, rows, {"kl_coefficient": 0.1})
     first.step()
     again.step()
     for ours, theirs in zip(again.weights(), first.weights(), strict=True):
         assert ours.equal(theirs)
+
+
+def test_the_weights_of_another_step_come_back_beside_those_of_the_last(make_params: MakeParams):
+    first = Trained(make_params)
+    best = {"critic": {"weight": first.models["critic"].weight.detach().clone()}}
+    first.step()
+    first.checkpoints.save(Progress(2, copies=best))
+    again = Trained(make_params, seed=1)
+    found = again.checkpoints.restore().copies
+    assert {name: set(of_one) for name, of_one in found.items()} == {"critic": {"weight"}}
+    assert found["critic"]["weight"].equal(best["critic"]["weight"])
+    assert again.models["critic"].weight.equal(first.models["critic"].weight)
 
 
 def test_only_weights_that_learn_are_saved(make_params: MakeParams):

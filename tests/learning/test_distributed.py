@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch import distributed
 
 from tasks.common.files import MODELS
@@ -178,10 +179,13 @@ def test_a_checkpoint_of_shards_is_taken_up_by_one_process_and_the_other_way_rou
     for (_, one), (_, other) in zip(noted_run.rows, expected, strict=True):
         assert one == pytest.approx(other, rel=1e-4)
 
+    whole = load_file(MODELS / "sft/model.safetensors")
     stop_after(4, monkeypatch)
     with pytest.raises(EnoughError):
         sft(params)
     launch(config, "sft")
+    for name, weight in load_file(MODELS / "sft/model.safetensors").items():
+        torch.testing.assert_close(weight, whole[name], rtol=0, atol=1e-5)
     for one, other in zip(curve(Path("together/sft/sft.csv")), curve(Path("curves/sft.csv")), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
 
@@ -212,15 +216,20 @@ def test_every_weight_is_sharded_and_offloaded_where_the_launcher_says_so(
 
 
 @pytest.mark.slow
-def test_no_process_gathers_what_all_save_or_restore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_no_process_gathers_what_all_save_or_restore_and_one_what_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     launch_module("fsdp", "tests.learning.sharded_checkpoints", count=2)
     for rank in range(2):
         found = json.loads(Path(f"checkpoint-{rank}.json").read_text(encoding="utf-8"))
         assert found["equal"]
-        # Gathered they are three times as much: weights and two moments.
+        # Gathered they are three times as much, weights and two moments, and the best weights once more.
+        assert found["remembering"] < 0.7 * found["all_weights"]
         assert found["saving"] < found["all_weights"]
-        assert found["restoring"] < 1.5 * found["all_weights"]
+        assert found["restoring"] < 2 * found["all_weights"]
+        # The first process gets the model that is written, and the others nothing.
+        assert found["gathering"] < (1.3 if rank == 0 else 0.3) * found["all_weights"]
 
 
 @pytest.mark.slow
@@ -245,7 +254,7 @@ def test_groups_of_all_ranks_hold_every_item_once_and_no_more_tokens_than_allowe
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        found.append(processes.groups_of_rank(lengths, 16))
+        found.append([group.items for group in processes.groups_of_rank(lengths, 16)])
     # Every second by length; a group is as long as its longest item for each: 2 * 3, 7, 9 and 2 * 6, 8 tokens.
     assert found == [[[1, 5], [4], [0]], [[3, 6], [2]]]
 

@@ -69,13 +69,13 @@ def test_a_checkpoint_brings_answers_back_that_its_policy_could_not_give_again()
     first = points(tiny_policy(seed=0))
     first.at_step(0, 6)
     again = points(tiny_policy(seed=3))
-    again.restore(first.state)
+    again.restore(first.state, {})
     again.at_step(0, 6)
     assert again.answers == first.answers
     again.at_step(3, 6)
     assert [answer.tokens for answer in again.answers[5:]] != [answer.tokens for answer in first.answers]
     fresh = points(tiny_policy())
-    fresh.restore({})
+    fresh.restore({}, {})
     assert fresh.answers == []
 
 

@@ -12,6 +12,7 @@ from tasks.dpo import dpo
 from tasks.learning import reference_cache
 from tasks.learning.models.forward import set_compute_dtype
 from tasks.learning.models.loading import load_policy, set_up
+from tasks.learning.processes import MicroBatch
 from tasks.learning.reference_cache import FOLDER, MAX_ENTRIES, ReferenceCache
 from tasks.settings.params import Params
 from tests.conftest import MakeParams, NotedRun, output_hashes
@@ -25,7 +26,7 @@ PAIRS = [
     EncodedPair(Encoded([4], [4, 4, 2]), Encoded([4], [2])),
     EncodedPair(Encoded([9, 9, 9], [3, 2]), Encoded([9, 9, 9], [2])),
 ]
-GROUPS = [[2, 0], [1]]
+GROUPS = [MicroBatch([2, 0]), MicroBatch([1])]
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def policy(params: Params) -> nn.Module:
 
 
 def ask(
-    policy: nn.Module, pairs: Sequence[EncodedPair] = PAIRS, groups: Sequence[Sequence[int]] = GROUPS
+    policy: nn.Module, pairs: Sequence[EncodedPair] = PAIRS, groups: Sequence[MicroBatch] = GROUPS
 ) -> list[torch.Tensor]:
     return list(ReferenceCache(MODELS / "sft").logps(policy, pairs, groups, title="reference"))
 
@@ -75,8 +76,8 @@ def test_everything_that_the_bits_follow_from_is_in_the_key(
     policy: nn.Module, computed: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     ask(policy)
-    ask(policy, groups=[[0, 2], [1]])  # another order within a pass
-    ask(policy, groups=[[2], [0], [1]])
+    ask(policy, groups=[MicroBatch([0, 2]), MicroBatch([1])])  # another order within a pass
+    ask(policy, groups=[MicroBatch([2]), MicroBatch([0]), MicroBatch([1])])
     ask(policy, pairs=[*PAIRS[:2], PAIRS[2]._replace(rejected=Encoded([9, 9, 9], [3]))])
     ask(policy, pairs=[*PAIRS[:2], PAIRS[2]._replace(rejected=Encoded([9, 9], [9, 2]))])  # the same ids, cut elsewhere
     ask(policy, pairs=[EncodedPair(pair.rejected, pair.chosen) for pair in PAIRS])
@@ -142,7 +143,7 @@ def test_the_entries_used_last_stay(policy: nn.Module, computed: list[str]):
     [first] = FOLDER.iterdir()
     (FOLDER / ".killed").mkdir()  # what kill -9 leaves in the middle of a write
     for number in range(MAX_ENTRIES):
-        ask(policy, pairs=[PAIRS[0]] * (number + 1), groups=[range(number + 1)])
+        ask(policy, pairs=[PAIRS[0]] * (number + 1), groups=[MicroBatch([*range(number + 1)])])
         ask(policy)  # used in between
     assert len(computed) == 1 + MAX_ENTRIES
     assert len(list(FOLDER.iterdir())) == MAX_ENTRIES

@@ -116,7 +116,8 @@ def answer_features(model: torch.nn.Module, pairs: Sequence[EncodedPair], tokens
         tokens: at most, in a micro-batch.
         title: names the progress bar.
     """
-    groups = processes.groups_of_rank([2 * pair.length for pair in pairs], tokens)
+    lengths = [2 * pair.length for pair in pairs]
+    groups = [each.items for each in processes.groups_of_rank(lengths, tokens) if each.weight]
     found: list[tuple[int, Tensor, Tensor]] = []
     for group in track(groups, title, "batch"):
         states = pooled_states(model, collate_pairs([pairs[place] for place in group], compute_device(model)))

@@ -11,7 +11,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tasks.common.files import CURVES, METRICS, MODELS, VALIDATED, replacing, write_csv, write_json
-from tasks.common.progress import track
 from tasks.data.encoding.encoded import EncodedRows, encoded_demonstrations, encoded_preferences
 from tasks.data.encoding.tokens import EncodedPair, load_tokenizer
 from tasks.data.records import Preference, Record, Split, read_records
@@ -22,18 +21,15 @@ from tasks.learning.batches import (
     Batch,
     collate_pairs,
     evenly_spaced,
-    micro_batches,
-    pair_batches,
     require_rows,
-    row_batches,
     steps_in,
 )
+from tasks.learning.held_out import HeldOut, pair_batches, row_batches
 from tasks.learning.maths.pairs import PairValues
 from tasks.learning.models.forward import compute_device
 from tasks.learning.models.loading import (
     context_length,
     join_members,
-    merged,
     new_reward_model,
     set_up,
     with_adapters,
@@ -52,7 +48,7 @@ from tasks.learning.reward_model.ensemble import (
 from tasks.learning.reward_model.head_fit import HeadRows, head_rows, start_head
 from tasks.learning.reward_model.loss import PairTerms, loss_of, pair_terms
 from tasks.learning.seeds import seed_for
-from tasks.learning.sharding import full_model
+from tasks.learning.sharding import full_model, measurable
 from tasks.learning.training.checkpoints import delete_checkpoints
 from tasks.learning.training.curves import NO_STEPS, CountedOn, Log, Run, publish
 from tasks.learning.training.early_stopping import EarlyStopping
@@ -85,10 +81,10 @@ class TrainingData(NamedTuple):
     terms: PairTerms  # of the pairs, on the CPU
     fitted_on: HeadRows | None  # None: heads start at random
     stopped_by: Callable[[], Sequence[EncodedPair]]  # gives the pairs of early stopping
-    watched: Sequence[Batch]
+    watched: HeldOut
     test: EncodedRows[EncodedPair]
     conversations: list[str]  # of the test pairs
-    demonstrated: Sequence[Batch]  # answers that SFT learned
+    demonstrated: HeldOut  # answers that SFT learned
 
 
 def train_reward_model(
@@ -244,17 +240,17 @@ def train_member(
     before = held_out_loss(model, data.watched, settings, f"{name}: held-out pairs before")
     reward_training_loop(trainer, model, pairs, settings, terms=data.terms.to(device))
     stopped = {"early_stopping": stopping.restore_best()} if stopping else {}
-    full = merged(full_model(model))
+    trained = measurable(model)
     after = before  # of a fitted head alone, which no step has changed
     if trainer.curve.rows:
-        after = held_out_loss(full, data.watched, settings, f"{name}: held-out pairs after")
-    raw = scored_pairs(full, data.test, tokens, f"{name}: test pairs")  # raw scores: their margins are the log-odds
+        after = held_out_loss(trained, data.watched, settings, f"{name}: held-out pairs after")
+    raw = scored_pairs(trained, data.test, tokens, f"{name}: test pairs")  # raw scores: their margins are the log-odds
     scored = [pair._replace(prompt=each) for pair, each in zip(raw, data.conversations, strict=True)]
     trainer.check({"held-out loss": after, "held-out margin": statistics.fmean(pair.margin for pair in scored)})
-    with torch.no_grad():
-        demonstrated = [score for batch in data.demonstrated for score in completion_scores(full, batch).tolist()]
+    demonstrated = scores_of(trained, data.demonstrated, f"{name}: demonstrated answers")
     figures = {**trainer.summary(), **head, **stopped}
-    if settings.ensemble > 1:
+    full = full_model(trained)
+    if settings.ensemble > 1 and not processes.uses_fsdp():
         full.cpu()  # the next one needs the room
     return Member(full, trainer.curve, figures, {"before": before, "after": after}, scored, demonstrated)
 
@@ -324,14 +320,26 @@ def pair_scores(model: nn.Module, batch: Batch) -> PairValues:
 
 
 @torch.no_grad()
-def held_out_loss(model: nn.Module, batches: Sequence[Batch], settings: Reward, title: str) -> float:
-    """Mean loss over the pairs of some batches, in fp32; `title` names the progress bar."""
-    total, pair_count = 0.0, 0
-    for batch in track(batches, title, "batch"):
+def held_out_loss(model: nn.Module, held_out: HeldOut, settings: Reward, title: str) -> float:
+    """Mean loss over some pairs, in fp32; `title` names the progress bar."""
+    sums = {"loss": 0.0, "pairs": 0}
+    for batch, group in held_out.tracked(title):
         scores = pair_scores(model, batch)
-        total += loss_of(scores, 1, settings).item()
-        pair_count += len(scores.chosen)
+        if group.weight:
+            sums["loss"] += loss_of(scores, 1, settings).item()
+            sums["pairs"] += len(scores.chosen)
+    total, pair_count = processes.summed(sums).values()
     return total / pair_count
+
+
+@torch.no_grad()
+def scores_of(model: nn.Module, held_out: HeldOut, title: str) -> list[float]:
+    """Score answers in fp32, of all processes, in the order of their batches; `title` names the progress bar."""
+    found: list[float] = []
+    for batch, group in held_out.tracked(title):
+        scores = completion_scores(model, batch).tolist()
+        found += scores if group.weight else []
+    return processes.gathered(found)
 
 
 @torch.no_grad()
@@ -340,14 +348,13 @@ def scored_pairs(model: nn.Module, pairs: EncodedRows[EncodedPair], tokens: int,
 
     `title` names the progress bar.
     """
-    scored: dict[int, ScoredPair] = {}
-    groups = list(micro_batches(range(len(pairs)), (2 * pairs.lengths).tolist(), tokens))
-    for indices in track(groups, title, "batch"):
-        batch = collate_pairs([pairs[index] for index in indices], compute_device(model))
+    held_out = pair_batches(pairs, tokens, compute_device(model))
+    found: list[tuple[int, ScoredPair]] = []
+    for batch, (places, weight) in held_out.tracked(title):
         lengths = batch.completion_mask.sum(dim=1).chunk(2)
         columns = [values.tolist() for values in (*pair_scores(model, batch), *lengths)]
-        scored |= zip(indices, map(ScoredPair, *columns), strict=True)
-    return [scored[index] for index in range(len(pairs))]
+        found += zip(places, map(ScoredPair, *columns), strict=True) if weight else ()
+    return [pair for _, pair in sorted(processes.gathered(found))]
 
 
 def pair_sources(split: Split) -> list[PairSource]:

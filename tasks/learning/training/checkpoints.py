@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tasks.common.errors import InputError
 from tasks.common.files import STATE, replacing
@@ -39,7 +39,8 @@ class Progress(NamedTuple):
 
     step: int = 0  # steps done
     rows: Sequence[CurveRow] = ()  # the curve so far
-    extra: Mapping[str, Any] = {}  # what else the trainer carries from step to step: plain data and tensors
+    extra: Mapping[str, Any] = {}  # what else the trainer carries from step to step: plain data
+    copies: Mapping[str, Mapping[str, Tensor]] = {}  # of weights at another step
 
 
 class Checkpoints:
@@ -132,9 +133,8 @@ class Checkpoints:
         return f"the last good checkpoint, of step {step}, lies in {self._saved[-1]}"
 
     def _load(self, folder: Path, progress: Progress) -> Progress:
-        load_state(self._models, self._optimisers, folder)
-        self._now = progress
-        return progress
+        self._now = progress._replace(copies=load_state(self._models, self._optimisers, folder))
+        return self._now
 
     def _write(self, progress: Progress) -> None:
         folder = self._place(progress.step)
@@ -142,7 +142,7 @@ class Checkpoints:
             if processes.is_main():
                 rows, extra = [dict(row) for row in progress.rows], dict(progress.extra)
                 torch.save([*self._fingerprint, progress.step, rows, extra], draft / PROGRESS)
-            save_state(self._models, self._optimisers, draft)
+            save_state(self._models, self._optimisers, progress.copies, draft)
             write_checksums(draft, _name(folder))
         self._saved = [*(each for each in self._saved if each != folder), folder][-self._max :]
         if processes.is_main():

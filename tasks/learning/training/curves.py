@@ -11,6 +11,7 @@ from tasks.common.files import CURVES, METRICS, MODELS, write_csv, write_json
 from tasks.common.progress import Bar
 from tasks.learning import processes
 from tasks.learning.models.loading import save_model
+from tasks.learning.sharding import full_model
 from tasks.learning.training.checkpoints import CurveRow
 
 NO_STEPS = ("step", "loss")  # the columns of a curve without a step
@@ -90,12 +91,13 @@ def publish(
 ) -> None:
     """Write models/<stage>, curves/<stage>.csv and metrics/<stage>.json, and log them to the run.
 
-    Only the main process does. `others` are the further members of an ensemble. The metrics gain the error of a merge
-    where there was one.
+    Only the main process does; the others give it their shards. `others` are the further members of an ensemble. The
+    metrics gain the error of a merge where there was one.
     """
+    full, *full_others = [full_model(each) for each in (model, *others)]
     if not processes.is_main():
         return
-    merge_error = save_model(model, tokenizer, MODELS / stage, others)
+    merge_error = save_model(full, tokenizer, MODELS / stage, full_others)
     if merge_error is not None:
         metrics = {**metrics, "merge_error": merge_error}
     curve.write(CURVES / f"{stage}.csv")

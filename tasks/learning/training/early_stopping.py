@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.learning.sharding import full_tensors, set_full_value
-from tasks.learning.training.sharded_state import trainable_weights
+from tasks.learning.sharding import trainable_weights
+from tasks.learning.training.sharded_state import MODEL, Copies
 
 STATE = "early_stopping"
 
@@ -19,7 +19,7 @@ class EarlyStopping:
         """Prepare to measure.
 
         Args:
-            model: whose trainable weights are remembered, sharded or not.
+            model: whose trainable weights are remembered on the CPU, of a sharded one each rank's own shards.
             measured_loss: computes the loss of the model as it is; all ranks call it.
             every: steps between two evaluations; one is before the first step and one after the last.
             patience: evaluations in a row without a new minimum, after which training ends.
@@ -30,13 +30,17 @@ class EarlyStopping:
 
     @property
     def state(self) -> Mapping[str, Any]:
-        """The evaluations so far, and the best weights."""
-        return {STATE: {"evaluations": [*self.evaluations], "best": self._best}}
+        """The evaluations so far."""
+        return {STATE: [*self.evaluations]}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    @property
+    def copies(self) -> Copies:
+        """The best weights."""
+        return {MODEL: self._best}
+
+    def restore(self, state: Mapping[str, Any], copies: Copies) -> None:
         """Take the state of a checkpoint back."""
-        saved = state.get(STATE, {"evaluations": [], "best": {}})
-        self.evaluations, self._best = list(saved["evaluations"]), dict(saved["best"])
+        self.evaluations, self._best = list(state.get(STATE, ())), dict(copies.get(MODEL, {}))
 
     def at_step(self, step: int, num_steps: int) -> bool:
         """Evaluate if it is time; says whether training ends."""
@@ -44,7 +48,7 @@ class EarlyStopping:
             return False
         loss = self._measured_loss()
         if not self.evaluations or loss < self.evaluations[self._best_place]["loss"]:
-            weights = full_tensors(trainable_weights(self._model))
+            weights = trainable_weights(self._model)
             self._best = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
         self.evaluations.append({"step": step, "loss": loss})
         return len(self.evaluations) - 1 - self._best_place >= self._patience
@@ -53,7 +57,7 @@ class EarlyStopping:
     def restore_best(self) -> dict[str, Any]:
         """Give the model its best weights back; returns the evaluations and the best step, for metrics."""
         for name, weight in trainable_weights(self._model).items():
-            set_full_value(weight, self._best[name])
+            weight.copy_(self._best[name].to(weight.device))
         return {"best_step": self.evaluations[self._best_place]["step"], "evaluations": self.evaluations}
 
     @property

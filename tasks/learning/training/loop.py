@@ -8,6 +8,7 @@ from tasks.learning import processes
 from tasks.learning.training.checkpoints import Checkpoints, Progress
 from tasks.learning.training.curves import Curve, Log
 from tasks.learning.training.optimisation import check_finite
+from tasks.learning.training.sharded_state import Copies
 
 
 class StepCallback(Protocol):
@@ -15,9 +16,13 @@ class StepCallback(Protocol):
 
     @property
     def state(self) -> Mapping[str, Any]:
-        """What a checkpoint saves of it: plain data and tensors."""
+        """What a checkpoint saves of it: plain data."""
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    @property
+    def copies(self) -> Copies:
+        """The weights of another step that a checkpoint saves for it."""
+
+    def restore(self, state: Mapping[str, Any], copies: Copies) -> None:
         """Take the state of a checkpoint back."""
 
     def at_step(self, step: int, num_steps: int) -> bool | None:
@@ -68,7 +73,7 @@ class TrainingLoop:
         self.curve = Curve(self._stage, self.num_steps, self._log, done.rows)
         self.state = dict(done.extra)
         if self._callback:
-            self._callback.restore(done.extra)
+            self._callback.restore(done.extra, done.copies)
         for step in range(done.step + 1, self.num_steps + 1):
             if self._call(step - 1):
                 return
@@ -82,7 +87,8 @@ class TrainingLoop:
         """
         self.curve.add(step, metrics, *shown)
         extra = {**self.state, **(self._callback.state if self._callback else {})}
-        self._checkpoints.save(Progress(step, self.curve.rows, extra), final=step == self.num_steps)
+        copies = self._callback.copies if self._callback else {}
+        self._checkpoints.save(Progress(step, self.curve.rows, extra, copies), final=step == self.num_steps)
 
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
         """Stop where a metric is not finite.

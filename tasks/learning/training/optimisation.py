@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tasks.common.errors import InputError, is_out_of_memory
 from tasks.learning import processes
 from tasks.learning.models.loading import device_of
-from tasks.learning.sharding import full_tensors, is_sharded
+from tasks.learning.sharding import is_sharded, whole
 from tasks.settings.choices import Schedule
 from tasks.settings.params import Params
 
@@ -127,7 +127,7 @@ def update(
     processes.all_reduce_gradients(
         weight for weight in weights if not is_sharded(weight)
     )  # shards were summed in the backward pass
-    norm = float(full_tensors({"norm": accelerator.clip_grad_norm_(weights, max_grad_norm)})["norm"])
+    norm = float(whole(accelerator.clip_grad_norm_(weights, max_grad_norm)))
     check_finite(step, {"loss": loss, "gradient norm": norm}, last_checkpoint)
     for group in optimiser.param_groups:
         group["lr"] = learning_rate * group.get(RATE_FACTOR, 1.0)

@@ -15,19 +15,28 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
+from tasks.learning.sharding import trainable_weights
+
+Copies = Mapping[str, Mapping[str, Tensor]]  # by the name of the model and of the weight
+
 BYTES_OF_FILE = 1 << 26  # of all processes together; a process makes one such file at a time in memory
 LOGGER = "c10d-NullHandler-dcp_logger"  # of that library
 WEIGHT = "weight"
 STEP = "step"  # how many AdamW has taken, without a dimension
+COPY = "copy"  # of a weight, as it was at another step
+MODEL = "model"  # the name of a model that learns alone
 KINDS = (STEP, "exp_avg", "exp_avg_sq")  # AdamW's state of a weight
 
 
-def save_state(models: Mapping[str, nn.Module], optimisers: Mapping[str, Optimizer], folder: Path) -> None:
+def save_state(
+    models: Mapping[str, nn.Module], optimisers: Mapping[str, Optimizer], copies: Copies, folder: Path
+) -> None:
     """Write the files of a state; all processes take part.
 
     Args:
         models: by a name without a dot.
         optimisers: of their trainable weights, by the same names.
+        copies: of trainable weights, of all of a model or of none.
         folder: exists, on a file system that all processes share.
     """
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -39,13 +48,18 @@ def save_state(models: Mapping[str, nn.Module], optimisers: Mapping[str, Optimiz
         for path, weight in trainable_weights(model).items()
         for kind, tensor in ({WEIGHT: weight.detach()} | optimisers[name].state.get(weight, {})).items()
     }
+    tensors |= {_key(name, COPY, path): tensor for name, found in copies.items() for path, tensor in found.items()}
     with _first_error():
         writer = HuggingFaceStorageWriter(str(folder), _file_numbers(tensors), save_distributed=True)
         save(tensors, storage_writer=writer, no_dist=not distributed.is_initialized())
 
 
-def load_state(models: Mapping[str, nn.Module], optimisers: Mapping[str, Optimizer], folder: Path) -> None:
-    """Set weights and optimisers, sharded or not, to what `save_state` has written; all processes take part."""
+def load_state(models: Mapping[str, nn.Module], optimisers: Mapping[str, Optimizer], folder: Path) -> Copies:
+    """Set weights and optimisers, sharded or not, to what `save_state` has written; all processes take part.
+
+    Returns:
+        The copies, on the CPU, sharded as the weights are.
+    """
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
@@ -57,6 +71,7 @@ def load_state(models: Mapping[str, nn.Module], optimisers: Mapping[str, Optimiz
         if isinstance(found, TensorStorageMetadata)
     }
     tensors: dict[str, Tensor] = {}
+    copies: dict[str, dict[str, Tensor]] = {}
     for name, model in models.items():
         for path, weight in trainable_weights(model).items():
             tensors[_key(name, WEIGHT, path)] = weight.detach()
@@ -64,13 +79,11 @@ def load_state(models: Mapping[str, nn.Module], optimisers: Mapping[str, Optimiz
                 kind: _empty(weight, kind, saved[key]) for kind in KINDS if (key := _key(name, kind, path)) in saved
             }
             tensors |= {_key(name, kind, path): _with_dimension(tensor) for kind, tensor in state.items()}
+            if (key := _key(name, COPY, path)) in saved:
+                copies.setdefault(name, {})[path] = tensors[key] = torch.zeros_like(weight.detach()).cpu()
     with _first_error():
         load(tensors, storage_reader=reader, no_dist=not distributed.is_initialized())
-
-
-def trainable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that learn, by name."""
-    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    return copies
 
 
 def _key(name: str, kind: str, path: str) -> str:

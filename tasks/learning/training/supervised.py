@@ -17,6 +17,7 @@ from tasks.learning.training.interrupts import delayed_interrupts
 from tasks.learning.training.loop import StepCallback, TrainingLoop
 from tasks.learning.training.micro_batches import MicroBatchLimit
 from tasks.learning.training.optimisation import LossSums, adamw, learning_rate, make_accelerator, update
+from tasks.learning.training.sharded_state import MODEL
 from tasks.settings.fingerprint import Fingerprint
 from tasks.settings.params import Params, Training
 
@@ -70,14 +71,14 @@ class SupervisedTrainer:
         self._optimiser = adamw(
             model, weight_decay=settings.weight_decay, epsilon=epsilon, head=head, head_factor=factor
         )
-        checkpoints = Checkpoints(stage, fingerprint, params.runtime, {"model": model}, {"model": self._optimiser})
+        checkpoints = Checkpoints(stage, fingerprint, params.runtime, {MODEL: model}, {MODEL: self._optimiser})
         num_steps = steps_in(len(lengths), settings.batch_size, settings.epochs)
         self._loop = TrainingLoop(stage, num_steps, checkpoints, run, callback)
 
-    def first_epoch(self) -> Iterator[list[int]]:
+    def first_epoch(self) -> Iterator[MicroBatch]:
         """Yield every item of this rank's share once, in the micro-batches of the first epoch."""
         for _, indices in training_batches(len(self._lengths), self._settings.batch_size, 1, self._seed):
-            yield from (each.items for each in self._limit.split(indices, self._lengths) if each.weight)
+            yield from self._limit.split(indices, self._lengths)
 
     def steps(self) -> Iterator["TrainingStep"]:
         """Resume from the last checkpoint, or begin, and yield the steps to come.
