@@ -292,9 +292,8 @@ def samples(
     def answered(policy: nn.Module) -> tuple[list[str], list[float]]:
         sample = partial(
             generate,
-            policy,
-            tokenizer,
-            prompts,
+            tokenizer=tokenizer,
+            prompts=prompts,
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             seed=seed_for(params.seed, "samples", 0),

@@ -45,6 +45,8 @@ def sampling_copy(model: nn.Module) -> nn.Module:
         copied = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
     else:
         _gather(model, copied, dtype)
+        if has_adapters(model):
+            _switch_off_adapters(model, copied)
     inner = unwrapped(copied)
     if has_adapters(copied):
         _merge_adapters(inner)
@@ -62,6 +64,17 @@ def _gather(model: nn.Module, copied: nn.Module, dtype: torch.dtype) -> None:
         value = weight.to(dtype) if id(layer) in rounded else weight
         setattr(layer, attribute, nn.Parameter(value, requires_grad=False))
     unwrapped(copied).tie_weights()
+
+
+def _switch_off_adapters(model: nn.Module, copied: nn.Module) -> None:
+    """Have those adapters of a copy add nothing that are switched off in the model."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer) and layer.disable_adapters:
+            other = copied.get_submodule(name)
+            assert isinstance(other, LoraLayer)
+            other.enable_adapters(enabled=False)
 
 
 def _merge_adapters(model: nn.Module) -> None:
