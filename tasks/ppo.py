@@ -38,6 +38,7 @@ from tasks.learning.ppo.groups import Round, Scored, sample_dynamically
 from tasks.learning.ppo.metrics import MLFLOW_NAMES, objective, summary
 from tasks.learning.ppo.missing_eos import SFTAnswers, missing_eos_penalty
 from tasks.learning.ppo.rewards import by_reward, curve_name, function_scores, prompts_on_disk, weighted_sum
+from tasks.learning.ppo.rollout_correction import check_mismatch
 from tasks.learning.ppo.scoring import PPOModels, reference_policy
 from tasks.learning.ppo.trainer import PPOTrainer
 from tasks.learning.sampling.engines import answer_in_shares
@@ -160,6 +161,7 @@ def ppo_training_loop(
         if settings.missing_eos_penalty:
             metrics["missing_eos_penalty"] = penalty
         loop.check(iteration, {"mean score": metrics["reward"], "mean KL": metrics["kl"]})
+        check_mismatch(metrics.get("rollout_kl", 0.0), settings.max_rollout_kl, iteration, loop.last_checkpoint)
         with clock("update"):
             metrics |= trainer.update(rollouts, iteration, loop.last_checkpoint, kl_coefficient)
         if settings.kl_target is not None:

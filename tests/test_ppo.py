@@ -31,7 +31,8 @@ SETTINGS = {
     "kl_horizon": 50,
 }
 OF_GROUPS = {"uniform_prompts", "prompts_sampled"}
-ALWAYS = [name for name in MLFLOW_NAMES if name not in OF_GROUPS]
+OF_MISMATCH = {"rollout_kl", "rollout_ratio_mean", "rollout_ratio_outside"}
+ALWAYS = [name for name in MLFLOW_NAMES if name not in OF_GROUPS | OF_MISMATCH]
 OUTPUTS = ("models/ppo/model.safetensors", "metrics/ppo.json", "curves/ppo.csv", "reports/ppo/answers.jsonl")
 
 
@@ -78,6 +79,31 @@ def written():
 def curve():
     with Path("curves/ppo.csv").open(encoding="utf-8") as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def test_in_bf16_the_mismatch_of_sampler_and_trainer_is_in_the_curve(workspace, noted_run, make_params):
+    params = make_params(ppo={**SETTINGS, "iterations": 2, "max_rollout_kl": 0.01}, runtime={"precision": "bf16"})
+    write_reward_model(params)
+    ppo(params)
+    rows = curve()
+    assert set(rows[0]) == {"step", *ALWAYS, *OF_MISMATCH, "reward/reward_model"}
+    for row in rows:
+        assert 0 <= row["rollout_kl"] < 1e-3
+        assert row["rollout_ratio_mean"] == pytest.approx(1, abs=0.02)
+        assert row["ratio_mean"] == pytest.approx(1, abs=0.02)
+    assert rows[0]["kl"] == 0  # policy and reference are one, to the bit
+
+
+def test_a_sampler_too_far_from_the_policy_stops_the_run(ready, monkeypatch):
+    sample = PPOTrainer.sample
+
+    def another(self, *rest):
+        return [each._replace(log_probs=each.log_probs - 1.0, entropies=None) for each in sample(self, *rest)]
+
+    monkeypatch.setattr(PPOTrainer, "sample", another)
+    with pytest.raises(InputError, match=r"iteration 1: the sampler is 0\.718 nats a token .* of 0\.1;"):
+        ppo(ready)
+    assert not Path("models/ppo").exists()
 
 
 def test_files_columns_and_figures(ready, noted_run):
@@ -148,7 +174,7 @@ def test_estimators_without_a_critic(ready, make_params, noted_run, settings):
     ppo(make_params(ppo=SETTINGS | {"critic_warmup": 0} | settings))
     rows = curve()
     without = {"value_loss", "value_clip_fraction", "explained_variance", "grad_norm_critic"}
-    without |= {"prompts_sampled"} if "responses_per_prompt" in settings else OF_GROUPS
+    without |= OF_MISMATCH | ({"prompts_sampled"} if "responses_per_prompt" in settings else OF_GROUPS)
     names = [name for name in MLFLOW_NAMES if name not in without]
     assert list(rows[0]) == ["step", *names, "reward/reward_model"]
     assert rows[-1]["kl"] != 0

@@ -15,6 +15,7 @@ from tasks.settings.choices import (
     PolicyLossName,
     PreferenceLoss,
     RatedLoss,
+    RolloutCorrection,
     Schedule,
 )
 from tasks.settings.section import Count, Held, NotNegative, Positive, Section, Share
@@ -101,6 +102,9 @@ class Ppo(MethodSettings):
     whiten_rewards: bool
     reward_smoothing: Annotated[float, Field(gt=0, le=1)]
     max_update_kl: Positive | None
+    rollout_correction: RolloutCorrection
+    rollout_correction_cap: Annotated[float, Field(gt=1)]
+    max_rollout_kl: Positive | None
 
     @property
     def is_grouped(self) -> bool:

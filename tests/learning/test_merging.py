@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tasks.common.files import read_json
@@ -29,7 +29,7 @@ LORA = Lora(rank=4, alpha=8, targets="all-linear")
 
 def learned(model: nn.Module, *, coarse: bool) -> nn.Module:
     """A model with adapters that are not 0, its frozen linear layers in bf16 if `coarse`."""
-    assert isinstance(model, nn.Module)
+    assert isinstance(model, PreTrainedModel)
     torch.manual_seed(3)
     adapted = with_adapters(model, LORA)
     for name, weight in adapted.named_parameters():
@@ -37,7 +37,7 @@ def learned(model: nn.Module, *, coarse: bool) -> nn.Module:
             weight.data += 0.1 * torch.randn_like(weight)
     if coarse:
         inner = unwrapped(adapted)
-        head = inner.get_output_embeddings()  # type: ignore[no-untyped-call]
+        head = inner.get_output_embeddings()
         for module in inner.modules():
             if isinstance(module, nn.Linear | Conv1D) and not module.weight.requires_grad and module is not head:
                 module.weight.data = module.weight.bfloat16()

@@ -39,8 +39,14 @@ def models():
 
 
 def scored(models, rows=ROWS, groups=((1, 0), (2,)), penalty=0.0, **ppo):
-    responses = [Response(row, torch.empty(0), torch.empty(0)) for row in rows]
-    return scored_responses(models, responses, groups, False, tiny_params(**ppo), penalty)
+    return scored_responses(models, responses_of(models, rows), groups, False, tiny_params(**ppo), penalty)
+
+
+@torch.no_grad()
+def responses_of(models, rows):
+    log_probs = completion_log_probs(models.policy, collate(rows))
+    masks = collate(rows).completion_mask
+    return [Response(row, each[mask], None) for row, each, mask in zip(rows, log_probs, masks, strict=True)]
 
 
 def scored_responses(models, responses, groups, as_sampled, params, penalty=0.0):
@@ -172,7 +178,7 @@ def test_grpo_does_not_divide_normalised_rewards_again(models):
     def found(combine):
         params = tiny_params(estimator="grpo", responses_per_prompt=2, kl_estimator="k2")
         params = params.model_copy(update={"rewards": params.rewards.model_copy(update={"combine": combine})})
-        responses = [Response(row, torch.empty(0), torch.empty(0)) for row in (*ROWS, ROWS[0])]
+        responses = responses_of(models, [*ROWS, ROWS[0]])
         return scored_responses(models, responses, [[0, 1, 2, 3]], False, params)
 
     ours = found("normalise_then_sum")

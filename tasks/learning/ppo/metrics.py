@@ -6,6 +6,7 @@ from typing import Any
 
 from tasks.learning.ppo.advantages import explained_variance, masked_mean
 from tasks.learning.ppo.rewards import curve_name, is_of_a_reward
+from tasks.learning.ppo.rollout_correction import mismatch
 from tasks.learning.ppo.scoring import Rollouts
 from tasks.learning.training.checkpoints import CurveRow
 
@@ -31,6 +32,9 @@ MLFLOW_NAMES = {
     "explained_variance": "value/explained_variance",
     "grad_norm_policy": "policy/grad_norm",
     "grad_norm_critic": "value/grad_norm",
+    "rollout_kl": "rollout/kl",
+    "rollout_ratio_mean": "rollout/ratio_mean",
+    "rollout_ratio_outside": "rollout/ratio_outside",
     "kl_coefficient": "objective/kl_coefficient",
     "missing_eos_penalty": "objective/missing_eos_penalty",
     "learning_rate": "policy/learning_rate",
@@ -47,6 +51,7 @@ SUMMARISED = (
     "explained_variance",
     "uniform_prompts",
     "prompts_sampled",
+    "rollout_kl",
 )
 
 
@@ -69,6 +74,8 @@ def objective(rollouts: Rollouts, kl_coefficient: float, *, has_critic: bool) ->
         "entropy": masked_mean(rollouts.entropies, mask),
     }
     metrics |= {curve_name(name): scores.mean() for name, scores in rollouts.by_reward.items()}
+    if rollouts.sampled_log_probs is not None:
+        metrics |= mismatch(rollouts.log_probs - rollouts.sampled_log_probs, mask)
     if has_critic:
         metrics["explained_variance"] = explained_variance(rollouts.returns, rollouts.values, mask)
     return {**{name: value.item() for name, value in metrics.items()}, "kl_coefficient": kl_coefficient}

@@ -34,6 +34,7 @@ from tasks.learning.ppo.advantages import (
     whiten,
 )
 from tasks.learning.ppo.rewards import normalised_sum, weighted_sum
+from tasks.learning.ppo.rollout_correction import correction_weights
 from tasks.learning.sampling.sampler import Response
 from tasks.settings.params import Ppo, Rewards
 
@@ -67,10 +68,11 @@ class Rollouts(NamedTuple):
     |---------------------|-------------|--------------------------------------------------------------------|
     | batch               | 3 x (B, L)  | token ids, attention mask, completion mask (the response's tokens)  |
     | log_probs           | (B, L)      | under the policy that sampled, at the sampling temperature          |
+    | sampled_log_probs   | (B, L)      | as the sampler gave them; None: they are the log_probs              |
     | reference_log_probs | (B, L)      | under the reference, at the same temperature                        |
     | entropies           | (B, L)      | nats, of the distribution each token was drawn from                 |
     | values              | (B, L)      | critic before the update; 0 without one                             |
-    | advantages          | (B, L)      | whitened over the rollouts, or computed within groups               |
+    | advantages          | (B, L)      | whitened, or computed within groups; times the rollout correction   |
     | returns             | (B, L)      | targets of the critic, not whitened                                 |
     | scores              | (B,)        | weighted sum of the rewards: before clip, penalty, KL and smoothing |
     | learned_scores      | (B,)        | what is learned from: combined, clipped, less penalties             |
@@ -82,6 +84,7 @@ class Rollouts(NamedTuple):
 
     batch: Batch
     log_probs: Tensor
+    sampled_log_probs: Tensor | None
     reference_log_probs: Tensor
     entropies: Tensor
     values: Tensor
@@ -154,9 +157,15 @@ def score_rollouts(
     advantages, returns = advantages_of(
         of_tokens, outputs.values, batch.completion_mask, settings, divide_by_std=divide_by_std
     )
+    sampled = None if as_sampled else sampled_log_probs(responses, batch)
+    if sampled is not None:
+        kind, cap = settings.rollout_correction, settings.rollout_correction_cap
+        # A weight of a token's loss is one of its advantage: every loss is proportional to it, and no weight negative.
+        advantages = advantages * correction_weights(outputs.log_probs - sampled, batch.completion_mask, kind, cap)
     return Rollouts(
         batch=batch,
         log_probs=outputs.log_probs,
+        sampled_log_probs=sampled,
         reference_log_probs=outputs.reference_log_probs,
         entropies=outputs.entropies,
         values=outputs.values,
@@ -276,6 +285,11 @@ def advantages_of(
     return Advantages(of_tokens, rewards_to_go(rewards, mask, gamma=1.0))
 
 
+def sampled_log_probs(responses: Sequence[Response], batch: Batch) -> Tensor:
+    """Lay the log-probabilities that the sampler gave on the places of a batch's completions, (B, L)."""
+    return spread(torch.cat([each.log_probs for each in responses]), batch.completion_mask)
+
+
 @torch.no_grad()
 def sampler_matches_training(policy: nn.Module, responses: Sequence[Response], temperature: float) -> bool:
     """Whether the log-probabilities of the sampler are those of the policy's training pass."""
@@ -305,7 +319,7 @@ def model_outputs(
     shape = batch.input_ids.shape
     log_probs, references, entropies, values = (torch.zeros(shape, device=batch.input_ids.device) for _ in range(4))
     if sampled is not None:
-        log_probs = spread(torch.cat([each.log_probs for each in sampled]), batch.completion_mask)
+        log_probs = sampled_log_probs(sampled, batch)
         known = [each.entropies for each in sampled if each.entropies is not None]
         entropies = spread(torch.cat(known), batch.completion_mask)
     for rows in micro_batches:

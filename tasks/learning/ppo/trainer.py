@@ -328,16 +328,19 @@ class PPOTrainer:
         return {**value, "loss": self._settings.value_weight * value["loss"]}
 
     def _use_sampled(self, responses: Sequence[Response]) -> bool:
-        """Whether the sampler's log-probabilities and entropies are as good as those of a forward pass."""
+        """Whether the sampler's log-probabilities and entropies are as good as those of a forward pass.
+
+        In bf16 they are not, for the sampler rounds otherwise: the ratio of a first step would not be 1.
+        """
         if self._as_sampled is None:
-            probes = responses[:NUM_PROBES]
-            with unsharded(self._models.policy):
-                matches = sampler_matches_training(self._models.policy, probes, self._settings.temperature)
-            if not matches:
-                logger.warning("the sampler's log-probabilities differ from those of the training pass: recomputed")
-            has_entropies = all(response.entropies is not None for response in probes)
-            # The ratio of a first step is 1 only if both its sides were computed in the same precision.
-            self._as_sampled = matches and has_entropies and self._runtime.precision == "fp32"
+            self._as_sampled = self._runtime.precision == "fp32" and responses[0].entropies is not None
+            if self._as_sampled:
+                with unsharded(self._models.policy):
+                    self._as_sampled = sampler_matches_training(
+                        self._models.policy, responses[:NUM_PROBES], self._settings.temperature
+                    )
+                if not self._as_sampled:
+                    logger.warning("the sampler's log-probabilities differ from those of the training pass: recomputed")
         return self._as_sampled
 
     def _update(self, name: str, minibatch: Minibatch, loss: float) -> float:
