@@ -44,7 +44,7 @@ GSM8K = "gsm8k"
 PAIRS = {"truthfulqa": 120, "sentiment": 120, GSM8K: 48}  # each of another prompt
 LONGEST = 160  # tokens of a row
 RATES = {"LoRA": (2e-4, 8e-4, 2e-3), "full": (1e-5, 3e-5, 1e-4)}
-LORA = Lora(rank=16, alpha=32, targets="all-linear")
+LORA = Lora(rank=16, alpha=32, targets="all-linear", quantize=None)
 EPOCHS, FOLDS = 2, 2
 TRAINING = {"head_init": "fit", "epochs": EPOCHS, "batch_size": 8, "warmup_ratio": 0.1}
 

@@ -99,7 +99,7 @@ def needed_by(roots: Iterable[Requirement]) -> set[str]:
 
 
 def test_every_import_of_a_run_is_declared() -> None:
-    assert undeclared(imports(["flows", "tasks"]), names(requirements("nvidia", "production"))) == {}
+    assert undeclared(imports(["flows", "tasks"]), names(requirements("nvidia", "production", "quantize"))) == {}
     assert undeclared(imports(["infra"]), names(requirements("production", "services"))) == {}
 
 

@@ -27,6 +27,7 @@ from tasks.learning import processes
 from tasks.learning.batches import Batch, collate
 from tasks.learning.models.forward import compute_device, compute_dtype
 from tasks.learning.models.outputs import completion_log_probs
+from tasks.learning.models.quantised import quantised_in
 from tasks.learning.processes import MicroBatch
 
 FOLDER = STATE / "references"
@@ -102,7 +103,7 @@ class ReferenceCache:
         """
         device = compute_device(policy)
         digests = processes.gathered([_digest(items, groups)])
-        key = self._key(device, compute_dtype(policy), digests) if processes.is_main() else ""
+        key = self._key(policy, digests) if processes.is_main() else ""
         file = FOLDER / f"{key}.safetensors"
         found = processes.gathered(_read(file, key) if processes.is_main() else [])
         if found:
@@ -116,8 +117,9 @@ class ReferenceCache:
     def _hash(self) -> str:
         return hash_files(self._folder)
 
-    def _key(self, device: torch.device, precision: torch.dtype, digests: Sequence[str]) -> str:
+    def _key(self, policy: nn.Module, digests: Sequence[str]) -> str:
         """Hash all that the bits follow from: model, items, micro-batches, code and arithmetic."""
+        device = compute_device(policy)
         on_cuda = device.type == "cuda"
         follow_from = {
             "model": self._hash,
@@ -125,7 +127,8 @@ class ReferenceCache:
             "code": [hash_files(file) for file in sorted(Path(__file__).parent.rglob("*.py"))],
             "libraries": [torch.__version__, transformers.__version__],
             "device": torch.cuda.get_device_name(device) if on_cuda else torch.backends.cpu.get_cpu_capability(),
-            "precision": str(precision),
+            "precision": str(compute_dtype(policy)),
+            "quantised": quantised_in(policy),
             "compiled": self._are_compiled,
             "threads": torch.get_num_threads(),
         }

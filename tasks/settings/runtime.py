@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.settings.choices import Device, Precision
+from tasks.settings.choices import Device, Precision, Quantisation
 from tasks.settings.section import Count, Held, Positive, Section
 
 
@@ -45,3 +45,13 @@ class Lora(Section):
     rank: Annotated[int, Field(ge=0, le=2**16)]
     alpha: Positive
     targets: Literal["all-linear"] | list[str]
+    quantize: Quantisation | None
+
+    @model_validator(mode="after")
+    def _quantises_what_is_frozen(self) -> "Lora":
+        if self.quantize and self.rank == 0:
+            raise ValueError(
+                f"quantize is {self.quantize}, but rank is 0, which trains all weights, and quantised ones cannot be "
+                "trained: set rank to 1 or more, or quantize to null"
+            )
+        return self

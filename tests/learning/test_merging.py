@@ -24,12 +24,11 @@ from tasks.learning.models.loading import (
 from tasks.settings.params import Lora, Params
 from tests.families import FAMILIES, causal
 
-LORA = Lora(rank=4, alpha=8, targets="all-linear")
+LORA = Lora(rank=4, alpha=8, targets="all-linear", quantize=None)
 
 
-def learned(model: nn.Module, *, coarse: bool) -> nn.Module:
+def learned(model: PreTrainedModel, *, coarse: bool) -> nn.Module:
     """A model with adapters that are not 0, its frozen linear layers in bf16 if `coarse`."""
-    assert isinstance(model, PreTrainedModel)
     torch.manual_seed(3)
     adapted = with_adapters(model, LORA)
     for name, weight in adapted.named_parameters():

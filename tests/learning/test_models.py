@@ -34,7 +34,7 @@ from tasks.settings.params import Lora, Params
 from tests.conftest import MakeParams
 from tests.families import FAMILIES, ROWS, SHAPE, causal, scoring
 
-LORA = Lora(rank=4, alpha=8, targets="all-linear")
+LORA = Lora(rank=4, alpha=8, targets="all-linear", quantize=None)
 
 
 def test_normalised_scores_are_shifted_then_scaled(tmp_path: Path):
@@ -122,7 +122,8 @@ def test_activations_computed_again_give_the_same_gradients(
     def gradients(settings: Params) -> tuple[list[torch.Tensor], int]:
         torch.manual_seed(1)  # of the adapters
         policy = with_adapters(
-            load_policy(tiny_model, settings, trainable=True), Lora(rank=rank, alpha=4, targets="all-linear")
+            load_policy(tiny_model, settings, trainable=True),
+            Lora(rank=rank, alpha=4, targets="all-linear", quantize=None),
         )
         passes = []
         first = unwrapped(policy).get_submodule("model.layers.0.mlp")
@@ -153,7 +154,9 @@ def test_only_adapters_hold_their_own_reference(tiny_model: Path, params: Params
 
 def test_adapter_targets_that_name_nothing(tiny_model: Path, params: Params):
     with pytest.raises(InputError, match=r"lora.targets \['nowhere'\] does not fit the model"):
-        with_adapters(load_policy(tiny_model, params, trainable=True), Lora(rank=2, alpha=4, targets=["nowhere"]))
+        with_adapters(
+            load_policy(tiny_model, params, trainable=True), Lora(rank=2, alpha=4, targets=["nowhere"], quantize=None)
+        )
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))

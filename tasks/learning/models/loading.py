@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from tasks.learning.models.forward import (
 )
 from tasks.learning.models.merging import is_coarse, merge_into
 from tasks.learning.models.precision import DTYPES, round_frozen
+from tasks.learning.models.quantised import quantise, quiet_library
 from tasks.settings.choices import Pooling
 from tasks.settings.params import Lora, Params
 
@@ -88,7 +89,7 @@ def load_policy(folder: Path, params: Params, *, trainable: bool) -> PreTrainedM
     Raises:
         InputError: the folder holds no causal language model in safetensors, or not all of its weights.
     """
-    return _on_device(_load(AutoModelForCausalLM, folder), params, trainable)
+    return _on_device(_load(AutoModelForCausalLM, folder, _dtype(params, trainable)), params, trainable)
 
 
 def load_reward(folder: Path, params: Params, *, trainable: bool = False) -> PreTrainedModel:
@@ -97,7 +98,7 @@ def load_reward(folder: Path, params: Params, *, trainable: bool = False) -> Pre
     Raises:
         InputError: the folder holds no such model in safetensors, not all of its weights, or an unknown pooling.
     """
-    model = _load(AutoModelForSequenceClassification, folder, num_labels=1)
+    model = _load(AutoModelForSequenceClassification, folder, _dtype(params, trainable), num_labels=1)
     if pooling_of(model) not in get_args(Pooling):
         raise InputError(
             f"{folder}: config.json has the score_pooling {pooling_of(model)}, which is not known: train it anew"
@@ -152,7 +153,8 @@ def new_reward_model(folder: Path, params: Params, pooling: Pooling = "last") ->
     Raises:
         InputError: the folder holds no model or not all of its weights, or its family has none with a scalar head.
     """
-    model = _load(AutoModelForSequenceClassification, folder, new_head=True, num_labels=1)
+    dtype = _dtype(params, trainable=True)
+    model = _load(AutoModelForSequenceClassification, folder, dtype, new_head=True, num_labels=1)
     head = score_head(model)
     assert isinstance(head, nn.Linear)
     generator = torch.Generator().manual_seed(params.seed)
@@ -221,6 +223,7 @@ def with_adapters(model: PreTrainedModel, lora: Lora) -> nn.Module:
     task = TaskType.SEQ_CLS if hasattr(model, "score") else TaskType.CAUSAL_LM
     alpha: Any = lora.alpha  # peft annotates an int and only divides by the rank
     config = LoraConfig(task_type=task, r=lora.rank, lora_alpha=alpha, target_modules=lora.targets)
+    quiet_library()
     try:
         with warnings.catch_warnings():
             # GPT-2 stores its weights transposed; peft sets that right by itself and says so.
@@ -303,13 +306,18 @@ class ValueHead(nn.Linear):
             return super().forward(states.float())[..., 0]
 
 
-def _load(kind: AutoClass, folder: Path, *, new_head: bool = False, **options: int) -> PreTrainedModel:
+def _dtype(params: Params, trainable: bool) -> torch.dtype | Literal["auto"]:
+    """In what weights are read: those to be quantised stay in the file, in its own dtype, till their turn comes."""
+    return "auto" if trainable and params.lora.quantize else torch.float32
+
+
+def _load(
+    kind: AutoClass, folder: Path, dtype: torch.dtype | Literal["auto"], *, new_head: bool = False, **options: int
+) -> PreTrainedModel:
     """Load a model whose every weight comes from the folder, but those of a new scalar head."""
     try:
         with _quiet():  # mismatches are reported below, by name
-            model, mismatches = load_with_mismatches(
-                kind, folder, dtype=torch.float32, ignore_mismatched_sizes=True, **options
-            )
+            model, mismatches = load_with_mismatches(kind, folder, dtype=dtype, ignore_mismatched_sizes=True, **options)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
@@ -333,7 +341,10 @@ def _but_for_head(mismatches: Mismatches, backbone: str) -> Mismatches:
 
 
 def _on_device(model: PreTrainedModel, params: Params, trainable: bool) -> PreTrainedModel:
-    nn.Module.to(model, device_of(params))
+    device = device_of(params)
+    if trainable and params.lora.quantize:
+        quantise(model, params.lora.quantize, device)
+    nn.Module.to(model, device, torch.float32)  # what is quantised lies in whole numbers
     model.train(False).requires_grad_(trainable)
     check_sound(model, context_length(model), f"models of type {model.config.model_type}")
     pack_if_exact(model)  # in fp32: rounding must not look like a leak

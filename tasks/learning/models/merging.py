@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tasks.learning.models.quantised import QuantisedLinear, quantised_in
+
 if TYPE_CHECKING:
     from peft import PeftModel
 
 
 def is_coarse(model: nn.Module) -> bool:
     """Whether memory holds some weights in less than fp32."""
-    return any(weight.dtype != torch.float32 for weight in model.parameters())
+    return quantised_in(model) is not None or any(weight.dtype != torch.float32 for weight in model.parameters())
 
 
 @torch.no_grad()
@@ -47,7 +49,7 @@ def merge_into(base: PreTrainedModel, trained: "PeftModel") -> float:
             weight.data = (weight.float() + delta).to(weight.dtype)
             module = module.get_base_layer()  # noqa: PLW2901
         if is_coarse(module):
-            computed_with = _dequantised(module) + delta
+            computed_with = _computed_with(module) + delta
             squared_error += (weight.float() - computed_with).square().sum().item()
             squared_norm += computed_with.square().sum().item()
     return math.sqrt(squared_error / squared_norm)
@@ -67,12 +69,15 @@ def _outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if found and name.startswith(f"{found}."):
             continue
-        if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper) or "weight" in module._parameters:
+        if (
+            isinstance(module, BaseTunerLayer | ModulesToSaveWrapper | QuantisedLinear)
+            or "weight" in module._parameters
+        ):
             found = name
             yield name, module
 
 
-def _dequantised(layer: nn.Module) -> Tensor:
-    from peft.utils.integrations import dequantize_module_weight
-
-    return dequantize_module_weight(layer).detach().float().cpu()
+def _computed_with(layer: nn.Module) -> Tensor:
+    """The weight of a layer, fp32 on the CPU."""
+    weight = layer.dequantised(torch.float32) if isinstance(layer, QuantisedLinear) else layer.get_parameter("weight")
+    return weight.float().cpu()
