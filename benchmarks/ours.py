@@ -11,7 +11,8 @@ from benchmarks.workloads import SIZES, Texts
 from tasks import dpo, sft
 from tasks.data.encoding.tokens import EncodedPair, load_tokenizer
 from tasks.learning.maths.pairs import PairValues
-from tasks.learning.models.loading import ValueHead, load_policy, load_reward, new_reward_model, save_model, set_up
+from tasks.learning.models.loading import ValueHead, load_policy, load_reward, new_reward_model, set_up
+from tasks.learning.models.saving import save_model
 from tasks.learning.ppo.scoring import PPOModels
 from tasks.learning.ppo.trainer import PPOTrainer
 from tasks.learning.reference_cache import all_logps

@@ -13,7 +13,8 @@ from tasks.data.base_model.from_scratch import make_scratch
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import Demonstration, Message, Prompt, read_prompts, write_records
 from tasks.learning.evaluation_points import EvaluationPoints
-from tasks.learning.models.loading import load_policy, new_reward_model, save_model
+from tasks.learning.models.loading import load_policy, new_reward_model
+from tasks.learning.models.saving import save_model
 from tasks.registry.mlflow_runs import tracking
 from tasks.rewards.copies import GROUND_TRUTH, TRAINING
 from tasks.rewards.sources import write_copies

@@ -13,7 +13,8 @@ from tasks.common.files import MODELS, VALIDATED, read_json
 from tasks.data.answers import read_answers
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import Prompt, read_prompts, write_records
-from tasks.learning.models.loading import load_policy, load_reward, new_reward_model, normalise_scores, save_model
+from tasks.learning.models.loading import load_policy, load_reward, new_reward_model, normalise_scores
+from tasks.learning.models.saving import save_model
 from tasks.learning.ppo.metrics import MLFLOW_NAMES
 from tasks.learning.ppo.trainer import PPOTrainer
 from tasks.ppo import drawn_prompts, ppo

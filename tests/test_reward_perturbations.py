@@ -12,7 +12,8 @@ from tasks.common.record import read_record
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import Message, Prompt, write_records
 from tasks.evaluation.reward_check_record import REWARD_CHECK, RewardCheck
-from tasks.learning.models.loading import new_reward_model, save_model
+from tasks.learning.models.loading import new_reward_model
+from tasks.learning.models.saving import save_model
 from tasks.reward_check import PASSED, reward_check
 from tasks.rewards.copies import TRAINING
 from tasks.rewards.perturbations import PERTURBATIONS

@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tasks.learning import processes
 from tasks.learning.models.forward import BODY, compute_device, plain_head, set_compute_device, unwrapped
-from tasks.learning.models.loading import merged
+from tasks.learning.models.merging import merged
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule

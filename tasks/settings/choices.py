@@ -5,6 +5,7 @@ from typing import Literal
 Device = Literal["auto", "cpu", "cuda"]
 Quantisation = Literal["nf4", "int8"]
 Precision = Literal["fp32", "bf16"]
+OutputDtype = Literal["base", "fp32", "bf16"]
 Schedule = Literal["linear", "cosine", "constant"]
 PreferenceLoss = Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm", "simpo"]
 RatedLoss = Literal["kto", "apo_zero"]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.settings.choices import Device, Precision, Quantisation
+from tasks.settings.choices import Device, OutputDtype, Precision, Quantisation
 from tasks.settings.section import Count, Held, Positive, Section
 
 
@@ -16,6 +16,7 @@ class Runtime(Section):
     device: Device
     threads: Annotated[int, Field(ge=1, le=4096)]
     precision: Precision
+    output_dtype: OutputDtype
     max_tokens_per_micro_batch: Count
     gradient_checkpointing: bool
     compile: bool

@@ -173,7 +173,8 @@ def test_the_reward_model_gives_the_same_pairs_again(params: Params) -> None:
 @pytest.fixture
 def tiny_reward_model(params: Params) -> None:
     from tasks.data.encoding.tokens import load_tokenizer
-    from tasks.learning.models.loading import new_reward_model, save_model
+    from tasks.learning.models.loading import new_reward_model
+    from tasks.learning.models.saving import save_model
 
     save_model(new_reward_model(MODELS / "sft", params), load_tokenizer(MODELS / "sft"), MODELS / "reward")
 

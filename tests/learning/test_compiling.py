@@ -22,14 +22,9 @@ from tasks.dpo import dpo
 from tasks.learning.batches import collate
 from tasks.learning.models import compiling
 from tasks.learning.models.compiling import compile_layers
-from tasks.learning.models.loading import (
-    load_policy,
-    new_reward_model,
-    normalise_scores,
-    save_model,
-    with_adapters,
-)
+from tasks.learning.models.loading import load_policy, new_reward_model, normalise_scores, with_adapters
 from tasks.learning.models.outputs import completion_log_probs
+from tasks.learning.models.saving import save_model
 from tasks.learning.sampling.sampler import generate
 from tasks.ppo import ppo
 from tasks.settings.params import Params

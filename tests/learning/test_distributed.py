@@ -21,7 +21,8 @@ from tasks.data.encoding.tokens import load_tokenizer
 from tasks.dpo import dpo
 from tasks.kto import kto
 from tasks.learning import processes
-from tasks.learning.models.loading import new_reward_model, normalise_scores, save_model
+from tasks.learning.models.loading import new_reward_model, normalise_scores
+from tasks.learning.models.saving import save_model
 from tasks.learning.training.supervised import TrainingStep
 from tasks.ppo import ppo
 from tasks.reward import reward

@@ -9,7 +9,8 @@ from tasks.common.errors import InputError
 from tasks.common.files import MODELS
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.dpo import dpo
-from tasks.learning.models.loading import new_reward_model, normalise_scores, save_model
+from tasks.learning.models.loading import new_reward_model, normalise_scores
+from tasks.learning.models.saving import save_model
 from tasks.ppo import ppo
 from tasks.reward import reward
 from tasks.settings.params import Params

@@ -9,7 +9,8 @@ import pytest
 
 from tasks.common.files import MODELS
 from tasks.data.encoding.tokens import load_tokenizer
-from tasks.learning.models.loading import new_reward_model, normalise_scores, save_model
+from tasks.learning.models.loading import new_reward_model, normalise_scores
+from tasks.learning.models.saving import save_model
 from tasks.settings.params import Params
 from tests.conftest import MakeParams, output_hashes
 from tests.learning.interrupted import LOGGED, PRINTED, WAITS, Blow, end_of, linger, start, wait

@@ -15,12 +15,12 @@ from tasks.learning.models.loading import (
     join_members,
     load_policy,
     load_scorer,
-    merged,
     new_reward_model,
     normalise_scores,
-    save_model,
     with_adapters,
 )
+from tasks.learning.models.merging import merged
+from tasks.learning.models.saving import Rounding, save_model
 from tasks.settings.params import Lora, Params
 from tests.families import FAMILIES, causal
 
@@ -54,8 +54,8 @@ def test_adapters_are_merged_into_the_folders_weights(family: str, tmp_path: Pat
     base, tokenizer = folder_of(family, tmp_path / "base", tiny_model), AutoTokenizer.from_pretrained(tiny_model)
     fine, coarse = (learned(load_policy(base, params, trainable=True), coarse=each) for each in (False, True))
     assert merged(coarse) is coarse
-    error = save_model(coarse, tokenizer, tmp_path / "coarse")
-    assert save_model(fine, tokenizer, tmp_path / "fine") is None
+    error = save_model(coarse, tokenizer, tmp_path / "coarse").merge_error
+    assert save_model(fine, tokenizer, tmp_path / "fine") == Rounding(None, None)
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "coarse" / name).read_bytes() == (tmp_path / "fine" / name).read_bytes()
     # Between half a step of bf16 and an even spread of roundings below it.
@@ -85,7 +85,7 @@ def test_reward_models_keep_their_heads_and_what_their_configs_say(tmp_path: Pat
         for model in models:
             normalise_scores(model, 0.5, 2.0)
         join_members(models, 0.25)
-        return save_model(models[0], AutoTokenizer.from_pretrained(tiny_model), folder, models[1:])
+        return save_model(models[0], AutoTokenizer.from_pretrained(tiny_model), folder, models[1:]).merge_error
 
     assert saved(tmp_path / "fine", coarse=False) is None
     assert saved(tmp_path / "coarse", coarse=True)

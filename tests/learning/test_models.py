@@ -21,15 +21,15 @@ from tasks.learning.models.loading import (
     device_of,
     load_policy,
     load_reward,
-    merged,
     new_reward_model,
     normalise_scores,
     reference,
-    save_model,
     score_head,
     with_adapters,
 )
+from tasks.learning.models.merging import merged
 from tasks.learning.models.outputs import completion_log_probs, completion_scores, completion_values
+from tasks.learning.models.saving import save_model
 from tasks.settings.params import Lora, Params
 from tests.conftest import MakeParams
 from tests.families import FAMILIES, ROWS, SHAPE, causal, scoring

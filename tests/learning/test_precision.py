@@ -14,12 +14,12 @@ from tasks.learning.models.loading import (
     load_reward,
     new_reward_model,
     reference,
-    save_model,
     score_head,
     with_adapters,
 )
 from tasks.learning.models.outputs import completion_log_probs, completion_scores
 from tasks.learning.models.precision import linear_layers, round_frozen
+from tasks.learning.models.saving import save_model
 from tasks.learning.sampling.copies import sampling_copy
 from tasks.learning.sampling.engines import engine_of
 from tasks.learning.sampling.kv_cache import RaggedCache

@@ -286,7 +286,8 @@ def give_models(sft, folder):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from tasks.learning.models.loading import new_reward_model, normalise_scores, save_model
+    from tasks.learning.models.loading import new_reward_model, normalise_scores
+    from tasks.learning.models.saving import save_model
 
     shutil.copytree(sft, folder / "given/sft")
     with torch.random.fork_rng():

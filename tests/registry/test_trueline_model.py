@@ -11,15 +11,9 @@ from tasks.common.errors import InputError
 from tasks.data.encoding.tokens import encode, load_tokenizer
 from tasks.data.records import Message
 from tasks.learning.batches import collate
-from tasks.learning.models.loading import (
-    join_members,
-    load_reward,
-    load_scorer,
-    new_reward_model,
-    normalise_scores,
-    save_model,
-)
+from tasks.learning.models.loading import join_members, load_reward, load_scorer, new_reward_model, normalise_scores
 from tasks.learning.models.outputs import completion_scores
+from tasks.learning.models.saving import save_model
 from tasks.registry.export import adapter
 from tasks.registry.export.trueline_model import ChatModel, RewardModel
 from tasks.settings.choices import Pooling

@@ -1,6 +1,7 @@
 """Weights that do not belong to their config.json: transformers would draw what is missing, and drop the rest."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,8 +42,22 @@ def load_with_mismatches(kind: Any, folder: Path, **options: object) -> tuple[An
         folder: of the model.
         options: of `from_pretrained`.
     """
-    model, found = kind.from_pretrained(folder, **SAFELY, output_loading_info=True, **options)
+    with _quiet():
+        model, found = kind.from_pretrained(folder, **SAFELY, output_loading_info=True, **options)
     return model, mismatches_of(found)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Print no table of mismatches: they are reported in a sentence, and a new head is no mismatch."""
+    from transformers import logging  # costs seconds to import: only a load pays
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def mismatches_of(found: Mapping[str, Any]) -> Mismatches:

@@ -1,10 +1,9 @@
-"""Models of any family: loading, adapters, saving, and the scalar head.
+"""Models of any family: loading, adapters, and the scalar head.
 
 Every model stays in evaluation mode, in training too: dropout off, so that the policy, its reference and the sampled
 log-probabilities agree (Huang et al. 2024, "The N+ implementation details of RLHF with PPO").
 """
 
-import copy
 import os
 import random
 import warnings
@@ -15,13 +14,10 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers import logging as transformers_logging
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from tasks.common.errors import InputError
-from tasks.common.files import replacing
-from tasks.common.full_disk import writing
 from tasks.data.base_model.mismatches import Mismatches, load_with_mismatches, refuse_mismatches
 from tasks.data.base_model.soundness import check_sound
 from tasks.data.encoding.context import usable_context
@@ -35,9 +31,9 @@ from tasks.learning.models.forward import (
     set_compute_dtype,
     unwrapped,
 )
-from tasks.learning.models.merging import is_coarse, merge_into
 from tasks.learning.models.precision import DTYPES, round_frozen
 from tasks.learning.models.quantised import quantise, quiet_library
+from tasks.learning.models.saving import member_folder, save_in
 from tasks.settings.choices import Pooling
 from tasks.settings.params import Lora, Params
 
@@ -78,7 +74,7 @@ def device_of(params: Params) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-# --- Loading and saving
+# --- Loading
 
 
 def load_policy(folder: Path, params: Params, *, trainable: bool) -> PreTrainedModel:
@@ -139,11 +135,6 @@ def join_members(members: Sequence[nn.Module], penalty: float) -> None:
         config.score_members, config.score_penalty = len(members), penalty
 
 
-def member_folder(folder: Path, number: int) -> Path:
-    """Where a member after the first lies, by its number from 2."""
-    return folder / f"member-{number}"
-
-
 def new_reward_model(folder: Path, params: Params, pooling: Pooling = "last") -> PreTrainedModel:
     """Put a scalar head on the backbone of a causal model: weights from N(0, 1/(d+1)), d the hidden size, no bias.
 
@@ -165,39 +156,6 @@ def new_reward_model(folder: Path, params: Params, pooling: Pooling = "last") ->
             head.bias.zero_()
     model.config.score_pooling = pooling
     return _on_device(model, params, trainable=True)
-
-
-def save_model(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, others: Sequence[nn.Module] = ()
-) -> float | None:
-    """Write full weights (adapters merged in) as safetensors, with the tokenizer, whole or not at all.
-
-    `others` are the further members of an ensemble.
-
-    Returns:
-        The largest error of a merge (`merging.merge_into`); None where memory held the bases in fp32.
-    """
-    with replacing(folder) as draft, writing(folder):
-        errors = [_save_merged(model, draft)]
-        tokenizer.save_pretrained(draft)
-        for number, member in enumerate(others, start=2):
-            errors.append(_save_merged(member, member_folder(draft, number)))
-    return max((error for error in errors if error is not None), default=None)
-
-
-def _save_merged(model: nn.Module, folder: Path) -> float | None:
-    """Save a model and give the error of its merge; where the base is coarse, into the weights of its own folder."""
-    error, full = None, merged(model)
-    if has_adapters(full):
-        inner = unwrapped(full)
-        source = Path(str(inner.name_or_path))
-        dtype = AutoConfig.from_pretrained(source, local_files_only=True).dtype or torch.float32
-        with _quiet():  # a scalar head is not there, and comes with the adapters
-            base, _ = load_with_mismatches(type(inner), source, config=copy.deepcopy(inner.config), dtype=dtype)
-        error, full = merge_into(base, full), base
-    assert isinstance(full, PreTrainedModel)
-    full.save_pretrained(folder)
-    return error
 
 
 def context_length(model: nn.Module) -> int | None:
@@ -247,15 +205,6 @@ def reference(model: nn.Module) -> Iterator[nn.Module]:
         raise TypeError("only a model with adapters holds its own reference")
     with model.disable_adapter():
         yield model
-
-
-def merged(model: nn.Module) -> nn.Module:
-    """Add the adapters to the weights for good; a model without any is given back as it is.
-
-    So is one whose base memory holds in less than fp32: there they would be rounded. `save_model` adds them to the
-    weights of the base's folder.
-    """
-    return model.merge_and_unload() if has_adapters(model) and not is_coarse(model) else model
 
 
 # --- The scalar head
@@ -316,8 +265,7 @@ def _load(
 ) -> PreTrainedModel:
     """Load a model whose every weight comes from the folder, but those of a new scalar head."""
     try:
-        with _quiet():  # mismatches are reported below, by name
-            model, mismatches = load_with_mismatches(kind, folder, dtype=dtype, ignore_mismatched_sizes=True, **options)
+        model, mismatches = load_with_mismatches(kind, folder, dtype=dtype, ignore_mismatched_sizes=True, **options)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
@@ -346,6 +294,8 @@ def _on_device(model: PreTrainedModel, params: Params, trainable: bool) -> PreTr
         quantise(model, params.lora.quantize, device)
     nn.Module.to(model, device, torch.float32)  # what is quantised lies in whole numbers
     model.train(False).requires_grad_(trainable)
+    if trainable:
+        save_in(model, params.runtime.output_dtype)
     check_sound(model, context_length(model), f"models of type {model.config.model_type}")
     pack_if_exact(model)  # in fp32: rounding must not look like a leak
     set_compute_dtype(model, DTYPES[params.runtime.precision])
@@ -366,14 +316,3 @@ def _checkpoint_layers(model: PreTrainedModel) -> None:
         )
     model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
     recompute_layers(model)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Print no table of mismatches: they are reported in a sentence, and a new head is no mismatch."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tasks.learning.models.forward import has_adapters
 from tasks.learning.models.quantised import QuantisedLinear, quantised_in
 
 if TYPE_CHECKING:
@@ -22,12 +23,41 @@ def is_coarse(model: nn.Module) -> bool:
     return quantised_in(model) is not None or any(weight.dtype != torch.float32 for weight in model.parameters())
 
 
+def merged(model: nn.Module) -> nn.Module:
+    """Add the adapters to the weights for good; a model without any is given back as it is.
+
+    So is one whose base memory holds in less than fp32: there they would be rounded. `save_model` adds them to the
+    weights of the base's folder.
+    """
+    return model.merge_and_unload() if has_adapters(model) and not is_coarse(model) else model
+
+
+class SavedUpdate:
+    """How much of what training added to the weights is left once they are rounded to the dtype they are saved in."""
+
+    def __init__(self) -> None:
+        """Begin without weights."""
+        self._kept = self._whole = 0.0
+
+    def rounded(self, before: Tensor, trained: Tensor, dtype: torch.dtype) -> Tensor:
+        """Round the fp32 values of a weight, which was `before` when training began."""
+        saved, update = trained.to(dtype), trained - before.float()
+        self._kept += ((saved.float() - before.float()) * update).sum().item()
+        self._whole += update.square().sum().item()
+        return saved
+
+    @property
+    def share(self) -> float:
+        """The part of the saved update along the trained one: 1 where rounding costs nothing, 0 where all is lost."""
+        return self._kept / self._whole if self._whole else 1.0
+
+
 @torch.no_grad()
-def merge_into(base: PreTrainedModel, trained: "PeftModel") -> float:
+def merge_into(base: PreTrainedModel, trained: "PeftModel", dtype: torch.dtype, update: SavedUpdate) -> float:
     """Add the active adapters of a model to the weights of another, its base in full precision, in place.
 
-    Sums are in fp32, one weight after the other, and each is rounded to the dtype of `base`. Parts that were trained
-    whole, such as a scalar head, are copied in theirs.
+    Sums are in fp32, one weight after the other, and each is rounded to `dtype`. Parts that were trained whole, such as
+    a scalar head, are copied in theirs.
 
     Returns:
         |saved - trained| / |trained| over all weights that memory holds in less than fp32, Frobenius norms: `trained`
@@ -46,7 +76,7 @@ def merge_into(base: PreTrainedModel, trained: "PeftModel") -> float:
         weight, delta = target.get_parameter("weight"), torch.zeros(())
         if isinstance(module, BaseTunerLayer):
             delta = _delta(module)
-            weight.data = (weight.float() + delta).to(weight.dtype)
+            weight.data = update.rounded(weight, weight.float() + delta, dtype)
             module = module.get_base_layer()  # noqa: PLW2901
         if is_coarse(module):
             computed_with = _computed_with(module) + delta

@@ -1,5 +1,6 @@
 """The curve of a training: a row per step to MLflow, to a progress bar and, at the end, to a file."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,10 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from tasks.common.files import CURVES, METRICS, MODELS, write_csv, write_json
 from tasks.common.progress import Bar
 from tasks.learning import processes
-from tasks.learning.models.loading import save_model
+from tasks.learning.models.saving import save_model
 from tasks.learning.sharding import full_model
 from tasks.learning.training.checkpoints import CurveRow
 
+logger = logging.getLogger(__name__)
+MIN_UPDATE_SAVED = 0.9  # see `SavedUpdate.share`; below it a warning says so
 NO_STEPS = ("step", "loss")  # the columns of a curve without a step
 
 
@@ -92,14 +95,20 @@ def publish(
     """Write models/<stage>, curves/<stage>.csv and metrics/<stage>.json, and log them to the run.
 
     Only the main process does; the others give it their shards. `others` are the further members of an ensemble. The
-    metrics gain the error of a merge where there was one.
+    metrics gain what saving cost, where it did.
     """
     full, *full_others = [full_model(each) for each in (model, *others)]
     if not processes.is_main():
         return
-    merge_error = save_model(full, tokenizer, MODELS / stage, full_others)
-    if merge_error is not None:
-        metrics = {**metrics, "merge_error": merge_error}
+    rounding = save_model(full, tokenizer, MODELS / stage, full_others)
+    if rounding.update_saved is not None and rounding.update_saved < MIN_UPDATE_SAVED:
+        logger.warning(
+            "%s: of what was trained %.0f %% is left in the saved weights, for rounding undoes small changes: set "
+            "runtime.output_dtype to fp32, or train adapters",
+            stage,
+            100 * rounding.update_saved,
+        )
+    metrics = {**metrics, **{name: cost for name, cost in rounding._asdict().items() if cost is not None}}
     curve.write(CURVES / f"{stage}.csv")
     write_json(METRICS / f"{stage}.json", metrics)
     run.summary(metrics)
