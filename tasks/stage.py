@@ -36,7 +36,7 @@ SECONDS_BETWEEN_CHECKS = 1.0
 SECONDS_TO_STOP = 60
 OUT_OF_MEMORY = (
     "out of memory: lower runtime.max_tokens_per_micro_batch or runtime.max_concurrent_sequences in params.yaml, "
-    "or train adapters (lora)"
+    "or train adapters (lora.rank, lora.quantize)"
 )
 OUT_OF_MEMORY_FOR_DATA = (
     "out of memory for the data: give smaller files or fewer rows (limit in params.yaml, prepare), or more memory"

@@ -114,6 +114,15 @@ class Params(Methods):
     notify: Notify
 
     @model_validator(mode="after")
+    def _adapters_are_fp32(self) -> "Params":
+        if self.runtime.weights == "bf16" and self.lora.rank:
+            raise ValueError(
+                f"runtime.weights is bf16, but lora.rank {self.lora.rank} trains adapters, which are small and stay in "
+                "fp32: set runtime.weights to fp32 (what is frozen follows runtime.precision), or lora.rank to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _method_is_what_its_name_says(self) -> "Params":
         method = self.align.method
         for name, wanted in METHODS[method].settings.items():

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.settings.choices import Device, OutputDtype, Precision, Quantisation
+from tasks.settings.choices import Device, OptimiserName, OutputDtype, Precision, Quantisation
 from tasks.settings.section import Count, Held, Positive, Section
 
 
@@ -17,6 +17,8 @@ class Runtime(Section):
     threads: Annotated[int, Field(ge=1, le=4096)]
     precision: Precision
     output_dtype: OutputDtype
+    weights: Precision
+    optimiser: OptimiserName
     max_tokens_per_micro_batch: Count
     gradient_checkpointing: bool
     compile: bool
@@ -32,6 +34,12 @@ class Runtime(Section):
                 "it must start with a program: set a variable by env, as in env NAME=VALUE accelerate launch"
             )
         return launcher
+
+    @model_validator(mode="after")
+    def _computes_in_no_more_than_weights_have(self) -> "Runtime":
+        if self.weights == "bf16" and self.precision == "fp32":
+            raise ValueError("weights in bf16 are not computed with in fp32: set precision to bf16, or weights to fp32")
+        return self
 
     @model_validator(mode="after")
     def _compiles_what_is_not_recomputed(self) -> "Runtime":

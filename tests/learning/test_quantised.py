@@ -133,5 +133,5 @@ def test_what_cannot_be_quantised(tiny_model: Path, make_params: MakeParams, mon
         load_policy(tiny_model, params, trainable=True)
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(InputError, match=r"needs bitsandbytes: pip install 'trueline\[quantize\]'"):
+    with pytest.raises(InputError, match=r"lora\.quantize nf4 needs bitsandbytes: pip install 'trueline\[quantize\]'"):
         load_policy(tiny_model, params, trainable=True)

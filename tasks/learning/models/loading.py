@@ -31,7 +31,7 @@ from tasks.learning.models.forward import (
     set_compute_dtype,
     unwrapped,
 )
-from tasks.learning.models.precision import DTYPES, round_frozen
+from tasks.learning.models.precision import DTYPES, round_frozen, round_trained
 from tasks.learning.models.quantised import quantise, quiet_library
 from tasks.learning.models.saving import member_folder, save_in
 from tasks.settings.choices import Pooling
@@ -300,6 +300,8 @@ def _on_device(model: PreTrainedModel, params: Params, trainable: bool) -> PreTr
     pack_if_exact(model)  # in fp32: rounding must not look like a leak
     set_compute_dtype(model, DTYPES[params.runtime.precision])
     round_frozen(model)
+    if trainable and params.runtime.weights == "bf16":
+        round_trained(model)
     if trainable and params.runtime.gradient_checkpointing:
         _checkpoint_layers(model)
     if trainable and params.runtime.compile:

@@ -30,6 +30,18 @@ def round_frozen(model: nn.Module) -> None:
             round_layer(layer, dtype)
 
 
+def round_trained(model: nn.Module) -> None:
+    """Let the linear layers that are to be trained lie in the precision that the model computes in.
+
+    As in `round_frozen`, a head that is tied to the embeddings stays with them; so do biases, which are small.
+    """
+    inner, dtype = unwrapped(model), compute_dtype(model)
+    embeddings = inner.get_input_embeddings().weight
+    for layer in linear_layers(inner):
+        if layer.weight.requires_grad and layer.weight is not embeddings:
+            layer.weight = nn.Parameter(layer.weight.detach().to(dtype))
+
+
 def round_layer(layer: nn.Module, dtype: torch.dtype) -> None:
     """Give a layer weights of its own in a precision, without gradients, where it has them in another."""
     for name, weight in list(layer.named_parameters(recurse=False)):

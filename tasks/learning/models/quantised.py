@@ -37,7 +37,7 @@ class QuantisedLinear(nn.Linear):
         weight = layer.weight.detach().to(device, torch.float32)
         # A block a row: bitsandbytes 0.50 errs on a CPU where a block ends within a row, but not in a single row.
         weight = weight.view(-1, BLOCK_SIZE) if weight.numel() % BLOCK_SIZE == 0 else weight.flatten()
-        library = _bitsandbytes()
+        library = bitsandbytes_for(f"lora.quantize {self.kind}")
         if kind == "nf4":
             options = {"blocksize": BLOCK_SIZE, "quant_type": kind, "compress_statistics": True}
             packed, self._state = library.quantize_4bit(weight, **options)
@@ -48,7 +48,7 @@ class QuantisedLinear(nn.Linear):
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """The weight (out, in) that the layer computes with."""
-        library = _bitsandbytes()
+        library = bitsandbytes_for(f"lora.quantize {self.kind}")
         make = library.dequantize_4bit if self.kind == "nf4" else library.dequantize_blockwise
         self._state.dtype = dtype
         weight: Tensor = make(self.weight, self._state)
@@ -111,14 +111,18 @@ def quantised_in(model: nn.Module) -> Quantisation | None:
     return next((module.kind for module in model.modules() if isinstance(module, QuantisedLinear)), None)
 
 
-def _bitsandbytes() -> Any:  # noqa: ANN401
-    """Import the library where it is used, for that takes a second."""
+def bitsandbytes_for(setting: str) -> Any:  # noqa: ANN401
+    """Import the library's functions where a setting needs them, for that takes a second.
+
+    Raises:
+        InputError: it is not installed.
+    """
     quiet_library()
     try:
         from bitsandbytes import functional as library
     except ImportError:
         raise InputError(
-            "params.yaml: lora.quantize needs bitsandbytes: pip install 'trueline[quantize]', or set it to null"
+            f"params.yaml: {setting} needs bitsandbytes: pip install 'trueline[quantize]', or choose another value"
         ) from None
     return library
 

@@ -84,6 +84,8 @@ def _save(model: nn.Module, folder: Path) -> Rounding:
         for name, weight in full.named_parameters():
             if SCALAR_HEAD not in name.split("."):
                 weight.data = update.rounded(base.get_parameter(name).to(weight.device), weight.data, dtype)
+    else:
+        full.float()  # of weights that were trained in bf16
     assert isinstance(full, PreTrainedModel)
     full.save_pretrained(folder)
     return Rounding(error, update.share if dtype != torch.float32 else None)

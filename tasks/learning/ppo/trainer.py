@@ -90,7 +90,8 @@ class PPOTrainer:
         self._engine = engine_of(params.ppo.engine)
         self._as_sampled: bool | None = None  # whether the sampler's log-probabilities are used; None: not known yet
         self.optimisers: dict[str, torch.optim.Optimizer] = {
-            name: adamw(model) for name, model in self.trainable_models.items()
+            name: adamw(model, moments=params.runtime.optimiser, seed=params.seed)
+            for name, model in self.trainable_models.items()
         }
 
     @property

@@ -29,7 +29,7 @@ class MicroBatchLimit:
                 "out of memory in a process that shards or offloads weights: lower runtime.max_tokens_per_micro_batch"
             )
         if max(len(each.items) for each in failed) == 1:
-            cure = "lower validate.max_tokens, train adapters (lora.rank), or take a smaller base model"
+            cure = "lower validate.max_tokens, train adapters (lora.rank, lora.quantize), or take a smaller base model"
             raise InputError(f"out of memory with a single row in a micro-batch: {cure}")
         self.tokens //= 2
         logger.warning(

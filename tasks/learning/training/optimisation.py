@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -11,7 +12,8 @@ from tasks.common.errors import InputError, is_out_of_memory
 from tasks.learning import processes
 from tasks.learning.models.loading import device_of
 from tasks.learning.sharding import is_sharded, whole
-from tasks.settings.choices import Schedule
+from tasks.learning.training.lean_adamw import LeanAdamW
+from tasks.settings.choices import OptimiserName, Schedule
 from tasks.settings.params import Params
 
 RATE_FACTOR = "rate_factor"  # of a group of weights: its learning rate over that of the step
@@ -29,23 +31,38 @@ def adamw(
     epsilon: float = 1e-5,
     head: nn.Module | None = None,
     head_factor: float = 1.0,
+    moments: OptimiserName = "adamw",
+    seed: int = 0,
 ) -> torch.optim.Optimizer:
     """AdamW with betas 0.9 and 0.999 over the trainable weights; vectors (biases, norms) do not decay.
 
-    The learning rate of the weights in `head`, a part of the model, is `head_factor` times that of the others.
+    The learning rate of the weights in `head`, a part of the model, is `head_factor` times that of the others. With
+    `moments` adamw_8bit, or weights in bf16, it is `LeanAdamW`, which rounds weights at random, by `seed`.
+
+    Raises:
+        InputError: `LeanAdamW` would have to work on shards, or lacks its library.
 
     Source: Loshchilov and Hutter 2019; the epsilon of 1e-5 is that of Huang et al. 2024 for RLHF.
     """
     of_head = set() if head is None else {id(each) for each in head.parameters()}
-    groups = []
+    groups: list[dict[str, Any]] = []
     for factor, is_of_head in ((1.0, False), (head_factor, True)):
         weights = [each for each in model.parameters() if each.requires_grad and (id(each) in of_head) == is_of_head]
         groups += [
             {"params": [each for each in weights if each.ndim >= 2], "weight_decay": weight_decay, RATE_FACTOR: factor},
             {"params": [each for each in weights if each.ndim < 2], "weight_decay": 0.0, RATE_FACTOR: factor},
         ]
+    groups = [group for group in groups if group["params"]]
+    in_bf16 = any(weight.dtype == torch.bfloat16 for group in groups for weight in group["params"])
+    if moments == "adamw_8bit" or in_bf16:
+        if processes.uses_fsdp():
+            raise InputError(
+                "params.yaml: weights in bf16 and moments in 8 bits are not sharded: set runtime.weights to fp32 and "
+                "runtime.optimiser to adamw, or start by python -m or infra/accelerate/ddp.yaml"
+            )
+        return LeanAdamW(groups, moments=moments, epsilon=epsilon, seed=seed)
     # The rate is set anew at every step; fused is several times faster than the default on a CPU.
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, eps=epsilon, fused=True)
+    return torch.optim.AdamW(groups, lr=0.0, eps=epsilon, fused=True)
 
 
 def learning_rate(step: int, steps: int, peak: float, schedule: Schedule, warmup_ratio: float = 0.0) -> float:
@@ -136,7 +153,10 @@ def update(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        cure = "train adapters (lora.rank), or shard its state (infra/accelerate/fsdp.yaml, fsdp_offload.yaml)"
+        cure = (
+            "set runtime.optimiser to adamw_8bit, train adapters (lora.rank), or shard its state "
+            "(infra/accelerate/fsdp.yaml, fsdp_offload.yaml)"
+        )
         raise InputError(f"out of memory in optimiser step {step}; {last_checkpoint}; {cure}") from error
     optimiser.zero_grad()
     return norm

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, distributed, nn
@@ -19,13 +20,17 @@ from tasks.learning.sharding import trainable_weights
 
 Copies = Mapping[str, Mapping[str, Tensor]]  # by the name of the model and of the weight
 
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
 BYTES_OF_FILE = 1 << 26  # of all processes together; a process makes one such file at a time in memory
 LOGGER = "c10d-NullHandler-dcp_logger"  # of that library
 WEIGHT = "weight"
 STEP = "step"  # how many AdamW has taken, without a dimension
 COPY = "copy"  # of a weight, as it was at another step
 MODEL = "model"  # the name of a model that learns alone
-KINDS = (STEP, "exp_avg", "exp_avg_sq")  # AdamW's state of a weight
+MOMENTS = ("exp_avg", "exp_avg_sq")
+KINDS = (STEP, *MOMENTS, *(f"{moment}_scale" for moment in MOMENTS))  # AdamW's state of a weight; scales: in 8 bits
 
 
 def save_state(
@@ -66,7 +71,7 @@ def load_state(models: Mapping[str, nn.Module], optimisers: Mapping[str, Optimiz
 
     reader = HuggingFaceStorageReader(str(folder))
     saved = {
-        key: found.properties.dtype
+        key: found
         for key, found in reader.read_metadata().state_dict_metadata.items()
         if isinstance(found, TensorStorageMetadata)
     }
@@ -90,9 +95,12 @@ def _key(name: str, kind: str, path: str) -> str:
     return f"{name}.{kind}.{path}"
 
 
-def _empty(weight: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
+def _empty(weight: Tensor, kind: str, saved: "TensorStorageMetadata") -> Tensor:
+    dtype = saved.properties.dtype
     if kind == STEP:
         return torch.zeros((), dtype=dtype, device=weight.device)
+    if saved.size != weight.shape:  # scales
+        return torch.zeros(saved.size, dtype=dtype, device=weight.device)
     return torch.zeros_like(weight.detach(), dtype=dtype)
 
 

@@ -69,7 +69,13 @@ class SupervisedTrainer:
         head = None if head_learning_rate is None else score_head(model)
         factor = 1.0 if head_learning_rate is None else head_learning_rate / settings.learning_rate
         self._optimiser = adamw(
-            model, weight_decay=settings.weight_decay, epsilon=epsilon, head=head, head_factor=factor
+            model,
+            weight_decay=settings.weight_decay,
+            epsilon=epsilon,
+            head=head,
+            head_factor=factor,
+            moments=params.runtime.optimiser,
+            seed=params.seed,
         )
         checkpoints = Checkpoints(stage, fingerprint, params.runtime, {MODEL: model}, {MODEL: self._optimiser})
         num_steps = steps_in(len(lengths), settings.batch_size, settings.epochs)
