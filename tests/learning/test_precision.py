@@ -4,10 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from tasks.common.files import MODELS
+from tasks.data.base_model.mismatches import load_with_mismatches
 from tasks.data.encoding.tokens import Encoded, load_tokenizer
 from tasks.learning.batches import collate
+from tasks.learning.models import loading
 from tasks.learning.models.forward import pack_if_exact, set_compute_dtype, unwrapped
 from tasks.learning.models.loading import (
     load_policy,
@@ -18,7 +21,7 @@ from tasks.learning.models.loading import (
     with_adapters,
 )
 from tasks.learning.models.outputs import completion_log_probs, completion_scores
-from tasks.learning.models.precision import linear_layers, round_frozen
+from tasks.learning.models.precision import exactly, linear_layers, round_frozen, untied_layers
 from tasks.learning.models.saving import save_model
 from tasks.learning.sampling.copies import sampling_copy
 from tasks.learning.sampling.engines import engine_of
@@ -165,3 +168,51 @@ def test_transposed_layers_are_rounded_too(params):
     round_frozen(model.requires_grad_(False))
     assert model.transformer.h[0].mlp.c_fc.weight.dtype == BF16
     assert torch.equal(completion_log_probs(model, BATCH), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_bf16_file_is_never_read_in_fp32_and_gives_the_same_bits(make_params, workspace, monkeypatch, rank):
+    """Norms and embeddings in fp32, and a scalar head with the digits that it has in the file."""
+    params = make_params(runtime={"precision": "bf16"}, lora={"rank": rank})
+    AutoModelForCausalLM.from_pretrained(MODELS / "sft").bfloat16().save_pretrained(MODELS / "sft")
+    save_model(new_reward_model(MODELS / "sft", params), load_tokenizer(MODELS / "sft"), MODELS / "reward")
+    widest = {}
+
+    def loaded(kind, folder, **options):
+        widest[str(folder)] = options["dtype"]
+        return load_with_mismatches(kind, folder, **options)
+
+    monkeypatch.setattr(loading, "load_with_mismatches", loaded)
+    policy, reward = load_policy(MODELS / "sft", params, trainable=False), load_reward(MODELS / "reward", params)
+    assert set(widest.values()) == {BF16}
+    fp32 = make_params()
+    for narrow, wide in (
+        (policy, load_policy(MODELS / "sft", fp32, trainable=False)),
+        (reward, load_reward(MODELS / "reward", fp32)),
+    ):
+        for (name, ours), theirs in zip(narrow.named_parameters(), wide.parameters(), strict=True):
+            assert torch.equal(ours.float(), theirs), name
+        rounded = {id(weight) for layer in untied_layers(narrow) for weight in layer.parameters()}
+        assert all((weight.dtype == BF16) == (id(weight) in rounded) for weight in narrow.parameters())
+    head = score_head(reward).get_parameter("weight")
+    assert not torch.equal(head, head.bfloat16().float())
+    if rank:
+        adapted = with_adapters(load_policy(MODELS / "sft", params, trainable=True), params.lora)
+        assert set(widest.values()) == {BF16, torch.float32}  # the latter of the line above
+        assert torch.equal(completion_log_probs(adapted, BATCH), completion_log_probs(policy, BATCH))
+
+
+def test_layers_are_widened_one_at_a_time_and_given_back(params):
+    frozen = load_policy(MODELS / "sft", params, trainable=False)
+    wide, before = load_policy(MODELS / "sft", params, trainable=True), dict(frozen.named_parameters())
+    with torch.no_grad():
+        for name, weight in wide.named_parameters():
+            weight.copy_(before[name])
+        set_compute_dtype(wide, torch.float32)
+        set_compute_dtype(frozen, torch.float32)
+        with exactly(frozen):
+            assert torch.equal(completion_log_probs(frozen, BATCH), completion_log_probs(wide, BATCH))
+    assert all(weight is before[name] for name, weight in frozen.named_parameters())
+    with pytest.raises(RuntimeError, match="same dtype"):
+        completion_log_probs(frozen, BATCH)

@@ -45,6 +45,16 @@ def tensors_of(folder: Path, name: str) -> list[Stored]:
     return list(found.values())
 
 
+def read_tensors(folder: Path, prefix: str) -> "Iterator[tuple[str, Tensor]]":
+    """Read the tensors whose names begin so, as they are stored."""
+    from safetensors import safe_open
+
+    for stored in tensors_of(folder, str(folder)):
+        if stored.name.startswith(prefix):
+            with safe_open(folder / stored.file, framework="pt") as tensors:
+                yield stored.name, tensors.get_tensor(stored.name)
+
+
 def count_parameters(folder: Path, name: str) -> int:
     """Count the numbers in all weights that transformers loads from a folder."""
     return sum(math.prod(tensor.shape) for tensor in tensors_of(folder, name))

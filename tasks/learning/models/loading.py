@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from transformers import logging as transformers_logging
 from tasks.common.errors import InputError
 from tasks.data.base_model.mismatches import Mismatches, load_with_mismatches, refuse_mismatches
 from tasks.data.base_model.soundness import check_sound
+from tasks.data.base_model.weights import read_tensors
 from tasks.data.encoding.context import usable_context
 from tasks.learning import processes
 from tasks.learning.models.compiling import compile_layers
@@ -31,9 +32,17 @@ from tasks.learning.models.forward import (
     set_compute_dtype,
     unwrapped,
 )
-from tasks.learning.models.precision import DTYPES, round_frozen, round_trained
+from tasks.learning.models.precision import (
+    DTYPES,
+    SCALAR_HEAD,
+    exactly,
+    round_frozen,
+    round_layer,
+    round_trained,
+    untied_layers,
+)
 from tasks.learning.models.quantised import quantise, quiet_library
-from tasks.learning.models.saving import member_folder, save_in
+from tasks.learning.models.saving import member_folder, save_in, stored_dtype
 from tasks.settings.choices import Pooling
 from tasks.settings.params import Lora, Params
 
@@ -85,7 +94,8 @@ def load_policy(folder: Path, params: Params, *, trainable: bool) -> PreTrainedM
     Raises:
         InputError: the folder holds no causal language model in safetensors, or not all of its weights.
     """
-    return _on_device(_load(AutoModelForCausalLM, folder, _dtype(params, trainable)), params, trainable)
+    model = _load(AutoModelForCausalLM, folder, narrow=_is_narrow(params, trainable))
+    return _on_device(model, params, trainable)
 
 
 def load_reward(folder: Path, params: Params, *, trainable: bool = False) -> PreTrainedModel:
@@ -94,7 +104,7 @@ def load_reward(folder: Path, params: Params, *, trainable: bool = False) -> Pre
     Raises:
         InputError: the folder holds no such model in safetensors, not all of its weights, or an unknown pooling.
     """
-    model = _load(AutoModelForSequenceClassification, folder, _dtype(params, trainable), num_labels=1)
+    model = _load(AutoModelForSequenceClassification, folder, narrow=_is_narrow(params, trainable), num_labels=1)
     if pooling_of(model) not in get_args(Pooling):
         raise InputError(
             f"{folder}: config.json has the score_pooling {pooling_of(model)}, which is not known: train it anew"
@@ -144,8 +154,8 @@ def new_reward_model(folder: Path, params: Params, pooling: Pooling = "last") ->
     Raises:
         InputError: the folder holds no model or not all of its weights, or its family has none with a scalar head.
     """
-    dtype = _dtype(params, trainable=True)
-    model = _load(AutoModelForSequenceClassification, folder, dtype, new_head=True, num_labels=1)
+    narrow = _is_narrow(params, trainable=True)
+    model = _load(AutoModelForSequenceClassification, folder, narrow=narrow, new_head=True, num_labels=1)
     head = score_head(model)
     assert isinstance(head, nn.Linear)
     generator = torch.Generator().manual_seed(params.seed)
@@ -255,15 +265,19 @@ class ValueHead(nn.Linear):
             return super().forward(states.float())[..., 0]
 
 
-def _dtype(params: Params, trainable: bool) -> torch.dtype | Literal["auto"]:
-    """In what weights are read: those to be quantised stay in the file, in its own dtype, till their turn comes."""
-    return "auto" if trainable and params.lora.quantize else torch.float32
+def _is_narrow(params: Params, trainable: bool) -> bool:
+    """Whether linear layers are read in the dtype of their file: they are frozen, and will lie in 16 bits or fewer."""
+    is_frozen = not trainable or params.lora.rank > 0
+    return is_frozen and (params.runtime.precision != "fp32" or (trainable and params.lora.quantize is not None))
 
 
-def _load(
-    kind: AutoClass, folder: Path, dtype: torch.dtype | Literal["auto"], *, new_head: bool = False, **options: int
-) -> PreTrainedModel:
-    """Load a model whose every weight comes from the folder, but those of a new scalar head."""
+def _load(kind: AutoClass, folder: Path, *, narrow: bool, new_head: bool = False, **options: int) -> PreTrainedModel:
+    """Load a model whose every weight comes from the folder, but those of a new scalar head.
+
+    All are read in fp32, or, if `narrow`, those of linear layers in the dtype of their file, so that memory never holds
+    these in fp32.
+    """
+    dtype = stored_dtype(folder) if narrow else torch.float32
     try:
         model, mismatches = load_with_mismatches(kind, folder, dtype=dtype, ignore_mismatched_sizes=True, **options)
     except (OSError, ValueError) as error:
@@ -276,7 +290,22 @@ def _load(
         score_head(model)
         mismatches = _but_for_head(mismatches, f"{model.base_model_prefix}.")
     refuse_mismatches(mismatches, str(folder))
+    if dtype != torch.float32:
+        if any(buffer.is_floating_point() and buffer.dtype != torch.float32 for buffer in model.buffers()):
+            return _load(kind, folder, narrow=False, new_head=new_head, **options)  # computed in too few bits
+        _widen(model, folder)
     return model
+
+
+def _widen(model: PreTrainedModel, folder: Path) -> None:
+    """Have all weights but those of linear layers in fp32; those of a scalar head have more digits in the file."""
+    stay = {id(weight) for layer in untied_layers(model) for weight in layer.parameters()}
+    for weight in model.parameters():
+        if id(weight) not in stay:
+            weight.data = weight.data.float()
+    if hasattr(model, SCALAR_HEAD):
+        for name, value in read_tensors(folder, f"{SCALAR_HEAD}."):
+            model.get_parameter(name).data = value.float()
 
 
 def _but_for_head(mismatches: Mismatches, backbone: str) -> Mismatches:
@@ -292,12 +321,16 @@ def _on_device(model: PreTrainedModel, params: Params, trainable: bool) -> PreTr
     device = device_of(params)
     if trainable and params.lora.quantize:
         quantise(model, params.lora.quantize, device)
-    nn.Module.to(model, device, torch.float32)  # what is quantised lies in whole numbers
+    elif _is_narrow(params, trainable):
+        for layer in untied_layers(model):
+            round_layer(layer, DTYPES[params.runtime.precision])
+    nn.Module.to(model, device)
     model.train(False).requires_grad_(trainable)
     if trainable:
         save_in(model, params.runtime.output_dtype)
-    check_sound(model, context_length(model), f"models of type {model.config.model_type}")
-    pack_if_exact(model)  # in fp32: rounding must not look like a leak
+    with exactly(model):  # rounding must not look like a leak
+        check_sound(model, context_length(model), f"models of type {model.config.model_type}")
+        pack_if_exact(model)
     set_compute_dtype(model, DTYPES[params.runtime.precision])
     round_frozen(model)
     if trainable and params.runtime.weights == "bf16":

@@ -5,9 +5,13 @@ bits, take half the memory, and are not rounded anew. Embeddings, norms and scal
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tasks.learning.models.forward import compute_dtype, unwrapped
@@ -23,11 +27,36 @@ def round_frozen(model: nn.Module) -> None:
 
     A head that is tied to the embeddings stays with them.
     """
-    inner, dtype = unwrapped(model), compute_dtype(model)
-    embeddings = inner.get_input_embeddings().weight
-    for layer in linear_layers(inner):
-        if not layer.weight.requires_grad and layer.weight is not embeddings:
-            round_layer(layer, dtype)
+    for layer in untied_layers(unwrapped(model)):
+        if not layer.weight.requires_grad:
+            round_layer(layer, compute_dtype(model))
+
+
+@contextmanager
+def exactly(model: nn.Module) -> Iterator[None]:
+    """Have linear layers that lie in fewer bits compute in fp32 inside the block: one at a time is widened."""
+    hooks: list[RemovableHandle] = []
+    for layer in linear_layers(model):
+        narrow = dict(layer.named_parameters(recurse=False))
+        if any(weight.dtype != torch.float32 for weight in narrow.values()):
+            hooks.append(layer.register_forward_pre_hook(lambda layer, _: round_layer(layer, torch.float32)))
+            hooks.append(layer.register_forward_hook(partial(_give_back, narrow)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _give_back(weights: dict[str, nn.Parameter], layer: nn.Module, *_: object) -> None:
+    for name, weight in weights.items():
+        setattr(layer, name, weight)
+
+
+def untied_layers(model: PreTrainedModel) -> Iterator[nn.Linear | Conv1D]:
+    """Yield the linear layers whose weights are not those of the embeddings."""
+    embeddings = model.get_input_embeddings().weight
+    return (layer for layer in linear_layers(model) if layer.weight is not embeddings)
 
 
 def round_trained(model: nn.Module) -> None:
@@ -35,11 +64,9 @@ def round_trained(model: nn.Module) -> None:
 
     As in `round_frozen`, a head that is tied to the embeddings stays with them; so do biases, which are small.
     """
-    inner, dtype = unwrapped(model), compute_dtype(model)
-    embeddings = inner.get_input_embeddings().weight
-    for layer in linear_layers(inner):
-        if layer.weight.requires_grad and layer.weight is not embeddings:
-            layer.weight = nn.Parameter(layer.weight.detach().to(dtype))
+    for layer in untied_layers(unwrapped(model)):
+        if layer.weight.requires_grad:
+            layer.weight = nn.Parameter(layer.weight.detach().to(compute_dtype(model)))
 
 
 def round_layer(layer: nn.Module, dtype: torch.dtype) -> None:

@@ -34,7 +34,7 @@ def save_in(model: PreTrainedModel, dtype: OutputDtype) -> None:
     """Record the dtype that a model is saved in once it is trained; that of its folder where `dtype` says base."""
     match dtype:
         case "base":
-            found = _dtype_of(Path(str(model.name_or_path)))
+            found = stored_dtype(Path(str(model.name_or_path)))
         case "bf16":
             found = torch.bfloat16
         case "fp32":
@@ -94,12 +94,14 @@ def _save(model: nn.Module, folder: Path) -> Rounding:
 def _as_loaded(model: PreTrainedModel) -> PreTrainedModel:
     """Load the weights that a model was trained from once more, on the CPU; its scalar head may be in none of them."""
     folder, config = Path(str(model.name_or_path)), copy.deepcopy(model.config)
-    loaded, _ = load_with_mismatches(type(model), folder, config=config, dtype=_dtype_of(folder))
+    loaded, _ = load_with_mismatches(type(model), folder, config=config, dtype=stored_dtype(folder))
     assert isinstance(loaded, PreTrainedModel)
     return loaded
 
 
-def _dtype_of(folder: Path) -> torch.dtype:
-    """Give the dtype of a folder's weights: the narrowest, for a reward model's head is always in fp32."""
-    stored = {tensor.dtype for tensor in tensors_of(folder, str(folder))}
-    return next((dtype for name, dtype in DTYPES.items() if name in stored), torch.float32)
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Give the dtype of all weights of a folder but a scalar head, which is in fp32 whatever they are; else fp32."""
+    stored = {
+        tensor.dtype for tensor in tensors_of(folder, str(folder)) if not tensor.name.startswith(f"{SCALAR_HEAD}.")
+    }
+    return DTYPES.get(next(iter(stored)), torch.float32) if len(stored) == 1 else torch.float32
