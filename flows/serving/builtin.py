@@ -14,6 +14,7 @@ from flows.serving.prompts import answer_length, encoded
 from flows.serving.text import AnswerText, Decoder
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.learning.models.loading import context_length, load_policy
+from tasks.learning.sampling.copies import sampling_copy
 from tasks.learning.sampling.sampler import stop_tokens
 from tasks.learning.serving.worker import Asked, Token, Wanted, Worker, noise
 from tasks.settings.params import Params
@@ -37,7 +38,7 @@ class BuiltinBackend:
             InputError: the folder holds no model that can be used.
         """
         self._tokenizer = load_tokenizer(folder)
-        model = load_policy(folder, params, trainable=False)
+        model = sampling_copy(load_policy(folder, params, trainable=False))
         self._context, self._max_prompt_tokens = context_length(model), max_prompt_tokens
         self._decoder = Decoder(self._tokenizer, params.base.reasoning)
         self._worker = Worker(

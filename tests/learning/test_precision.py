@@ -26,6 +26,7 @@ from tasks.learning.models.saving import save_model
 from tasks.learning.sampling.copies import sampling_copy
 from tasks.learning.sampling.engines import engine_of
 from tasks.learning.sampling.kv_cache import RaggedCache
+from tasks.learning.serving.live_batch import live_batch
 from tests.families import FAMILIES, causal
 
 BF16 = torch.bfloat16
@@ -216,3 +217,18 @@ def test_layers_are_widened_one_at_a_time_and_given_back(params):
     assert all(weight is before[name] for name, weight in frozen.named_parameters())
     with pytest.raises(RuntimeError, match="same dtype"):
         completion_log_probs(frozen, BATCH)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_server_computes_in_bf16(params, packed):
+    model = load_policy(MODELS / "sft", params, trainable=False)
+    if not packed:
+        model.set_attn_implementation("sdpa")
+    served = sampling_copy(model)
+    batch = live_batch(served)
+    logits = [batch.add([[4, 5, 6]], [8])[-1], batch.step([7])[-1]]
+    with torch.no_grad():
+        row = collate([Encoded([4, 5, 6], [7, 8])])
+        expected = completion_log_probs(served, row)[0, 3:]
+    found = torch.stack([each.float().log_softmax(-1)[token] for each, token in zip(logits, [7, 8], strict=True)])
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from tasks.common.errors import InputError
+from tasks.data.encoding.tokens import Encoded
 from tasks.learning.batches import collate
 from tasks.learning.models.forward import pack_if_exact, recompute_layers
 from tasks.learning.models.outputs import token_outputs
+from tasks.learning.sampling.kv_cache import COLUMNS_AT_ONCE, RaggedCache
 from tasks.learning.sampling.sampler import generate, sample, stop_tokens
 from tests.families import FAMILIES, causal
 from tests.tiny import EOS, tiny_policy, tiny_tokenizer
@@ -181,3 +183,23 @@ def test_logits_that_are_no_numbers_still_give_a_token_of_the_vocabulary():
     """A broken policy must reach the check that says so, not fail as an index out of range before it."""
     logits = torch.full((2, 10), float("nan"))
     assert sample(logits, torch.tensor([0.0, 0.9]), 1.0).tokens.max() < 10
+
+
+def test_the_cache_grows_with_the_answers_and_no_further():
+    """Room for the longest answer there may be is not made before one is as long; what was read stays."""
+    policy = tiny_policy()
+    pack_if_exact(policy)
+    cache = RaggedCache(2, 1000, torch.device("cpu"))
+    prompts = [[4, 5, 6], [7, 8]]
+    packing = collate([Encoded(prompt, []) for prompt in prompts]).packing
+    with torch.no_grad():
+        cache.read_prompts(policy, packing, torch.tensor([3, 2]), torch.tensor([0, 1]))
+        for _ in range(40):
+            logits = cache.read_tokens(policy, torch.tensor([9, 10]))
+        assert {layer.shape[2] for layer in cache._keys} == {COLUMNS_AT_ONCE}
+        expected = policy(torch.tensor([[4, 5, 6, *[9] * 40]])).logits[0, -1]
+    torch.testing.assert_close(logits[0], expected, atol=1e-4, rtol=0)
+    cache._make_room(COLUMNS_AT_ONCE + 1)
+    assert {layer.shape[2] for layer in (*cache._keys, *cache._values)} == {2 * COLUMNS_AT_ONCE}
+    cache._make_room(999)
+    assert {layer.shape[2] for layer in cache._keys} == {1000}

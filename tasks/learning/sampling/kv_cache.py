@@ -15,16 +15,17 @@ from tasks.learning.models.attention import CacheView
 from tasks.learning.models.forward import computing
 
 ROWS_IN_A_BLOCK = 8
+COLUMNS_AT_ONCE = 64  # tokens that room is made for together
 
 
 class RaggedCache(Cache):
     """The cache that a model's attention layers write to and read from; it knows nothing of tokens."""
 
     def __init__(self, count: int, width: int, device: torch.device) -> None:
-        """Make room for `count` sequences of at most `width` tokens; layers take theirs when they first come by."""
+        """Begin with `count` sequences of at most `width` tokens; room is made as the longest of them grows."""
         super().__init__(layers=[])
         self.lengths = torch.zeros(count, dtype=torch.long, device=device)  # (R,) tokens in each row
-        self._width, self._filled = width, 0
+        self._width, self._columns, self._filled = width, 0, 0
         self._keys: list[Tensor] = []  # (R, K, width, D) each, one a layer
         self._values: list[Tensor] = []
         self._places: Tensor | None = None  # of a prompt's tokens in the packed row, while prompts are read
@@ -40,6 +41,7 @@ class RaggedCache(Cache):
             rows: (n,) where they go.
         """
         self.lengths[rows] = lengths
+        self._make_room(packing.places.shape[1] + 1)
         self._places, self._taken = packing.places, rows
         ends = packing.places.gather(1, lengths[:, None] - 1)[:, 0]
         with computing(model):
@@ -59,6 +61,7 @@ class RaggedCache(Cache):
         """Read one more token (R,) into every row; returns the logits behind it, (R, V)."""
         view = self._view()
         self._filled = max(width for _, _, width in view.blocks)
+        self._make_room(self._filled)
         with computing(model):
             logits: Tensor = model(
                 input_ids=tokens[:, None],
@@ -116,7 +119,22 @@ class RaggedCache(Cache):
         """
         device = states.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
-        return states.new_zeros(len(self.lengths), states.shape[1], self._width, states.shape[3], dtype=dtype)
+        return states.new_zeros(self._rows, states.shape[1], self._columns, states.shape[3], dtype=dtype)
+
+    @property
+    def _rows(self) -> int:
+        return len(self.lengths)
+
+    def _make_room(self, columns: int) -> None:
+        """Widen the layers, one after the other, by half at least: most answers end long before the longest may."""
+        if columns <= self._columns:
+            return
+        wanted, held = max(columns, self._columns * 3 // 2), self._columns
+        self._columns = min(-(-wanted // COLUMNS_AT_ONCE) * COLUMNS_AT_ONCE, self._width)
+        for layers in (self._keys, self._values):
+            for number, layer in enumerate(layers):
+                layers[number] = layer.new_zeros(*layer.shape[:2], self._columns, layer.shape[3])
+                layers[number][:, :, :held] = layer
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Say how many tokens came before: no one number, but models are given every token's position and mask."""

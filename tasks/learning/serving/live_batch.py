@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from tasks.data.encoding.tokens import Encoded
 from tasks.learning.batches import collate, positions
-from tasks.learning.models.forward import compute_device, is_packed
+from tasks.learning.models.forward import compute_device, computing, is_packed
 from tasks.learning.sampling.kv_cache import RaggedCache
 
 
@@ -91,15 +91,16 @@ class GrowingCache(RaggedCache):
             self._show()
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
-    def _room(self, states: Tensor) -> Tensor:
-        return states.new_zeros(self._capacity, states.shape[1], self._width, states.shape[3])
+    @property
+    def _rows(self) -> int:
+        return self._capacity
 
     def _resize(self, capacity: int, width: int) -> None:
         rows, columns = len(self.lengths), self._width
-        self._capacity, self._width = capacity, width
+        self._capacity, self._width, self._columns = capacity, width, width
         for layers in (self._all_keys, self._all_values):
             for number, layer in enumerate(layers):
-                layers[number] = self._room(layer)
+                layers[number] = layer.new_zeros(capacity, layer.shape[1], width, layer.shape[3])
                 layers[number][:rows, :, :columns] = layer[:rows]
 
     def _show(self) -> None:
@@ -175,14 +176,15 @@ class PaddedBatch:
         self._cache.reorder_cache(rows)
 
     def _read(self, ids: Tensor) -> Tensor:
-        output = self._model(
-            input_ids=ids,
-            attention_mask=self._mask,
-            position_ids=positions(self._mask)[:, -ids.shape[1] :],
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        with computing(self._model):
+            output = self._model(
+                input_ids=ids,
+                attention_mask=self._mask,
+                position_ids=positions(self._mask)[:, -ids.shape[1] :],
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         self._cache = output.past_key_values
         logits: Tensor = output.logits[:, -1]
         return logits
