@@ -44,6 +44,7 @@ from tasks.learning.ppo.trainer import PPOTrainer
 from tasks.learning.sampling.engines import answer_in_shares
 from tasks.learning.sampling.sampler import generate
 from tasks.learning.seeds import seed_for
+from tasks.learning.sharding import shard
 from tasks.learning.training.checkpoints import Checkpoints
 from tasks.learning.training.curves import publish
 from tasks.learning.training.loop import TrainingLoop
@@ -214,13 +215,17 @@ def inputs_of(params: Params) -> list[Path]:
 
 
 def load_models(params: Params) -> PPOModels:
-    """Load the models; the reward model only if it is a reward."""
+    """Load the models, the reward model only if it is a reward; each is sharded before the next is loaded."""
     policy = with_adapters(load_policy(SFT, params, trainable=True), params.lora)
+    shard(policy)
+    critic = load_critic(policy, params)
+    if critic is not None and not isinstance(critic, ValueHead):  # which is small: every rank has all of it
+        shard(critic)
     return PPOModels(
         tokenizer=load_tokenizer(SFT),
         policy=policy,
         reference=None if params.lora.rank else load_policy(SFT, params, trainable=False),
-        critic=load_critic(policy, params),
+        critic=critic,
         reward=load_scorer(REWARD, params) if params.rewards.use_model else None,
     )
 

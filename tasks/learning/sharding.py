@@ -30,11 +30,11 @@ _copies: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 
 
 def shard(model: nn.Module) -> None:
-    """Shard a model's weights in place, under FSDP.
+    """Shard a model's weights in place, under FSDP; one that is sharded already stays as it is.
 
     Gradients are summed over the ranks, as `processes.all_reduce_gradients` does without FSDP.
     """
-    if not processes.uses_fsdp():
+    if not processes.uses_fsdp() or model in _copies:
         return
     inner = unwrapped(model)
     if inner.get_output_embeddings() is not None:  # type: ignore[no-untyped-call]
