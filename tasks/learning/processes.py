@@ -5,11 +5,11 @@ so the gradients of the shares add up to that of the step.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 from torch.utils._pytree import tree_map_only
 
 from tasks.common.errors import InputError
@@ -101,15 +101,6 @@ def all_reduce(*tensors: Tensor) -> None:
     if world_size() > 1:
         for tensor in tensors:
             distributed.all_reduce(tensor)
-
-
-def all_reduce_gradients(weights: Iterable[nn.Parameter]) -> None:
-    """Replace the gradients by their sums over all ranks; a rank without a gradient adds zeros."""
-    if world_size() > 1:
-        for weight in weights:
-            if weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
-            distributed.all_reduce(weight.grad)
 
 
 def gathered(items: Sequence[Item], device: torch.device | str = "cpu") -> list[Item]:

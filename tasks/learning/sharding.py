@@ -32,7 +32,7 @@ _copies: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 def shard(model: nn.Module) -> None:
     """Shard a model's weights in place, under FSDP; one that is sharded already stays as it is.
 
-    Gradients are summed over the ranks, as `processes.all_reduce_gradients` does without FSDP.
+    Gradients are summed over the ranks, as `GradientSums` does without FSDP.
     """
     if not processes.uses_fsdp() or model in _copies:
         return

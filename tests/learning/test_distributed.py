@@ -32,7 +32,9 @@ from tasks.settings.params import Params
 from tasks.sft import sft
 from tests.conftest import ROOT, MakeParams, NotedRun
 from tests.learning.distributed_run import EnoughError, stop_after
+from tests.learning.ranks import run_ranks
 
+RUN, SETTINGS = "tests.learning.distributed_run", "settings.yaml"
 STAGES = {"sft": sft, "reward": reward, "dpo": dpo, "kto": kto, "ppo": ppo}
 # All that a reward model has besides its plain training.
 REWARD = {"pooling": "mean", "head_init": "fit", "head_learning_rate": 5e-3, "early_stopping": 9}
@@ -54,7 +56,7 @@ def alone(workspace: Path, make_params: MakeParams, noted_run: NotedRun) -> Curv
         train(params)
         if train is reward:
             replace_reward_model(params)
-    Path("settings.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True)), encoding="utf-8")
+    Path(SETTINGS).write_text(yaml.safe_dump(params.model_dump(by_alias=True)), encoding="utf-8")
     curves = {stage: curve(Path(f"curves/{stage}.csv")) for stage in STAGES}
     assert min(row["score_std"] for row in curves["ppo"]) > 0.1  # else wrong scores of a process would not show
     shutil.rmtree("curves")
@@ -68,23 +70,15 @@ def replace_reward_model(params: Params) -> None:
     save_model(model, load_tokenizer(MODELS / "sft"), MODELS / "reward")
 
 
-def launch(config: str, *stages: str, count: int = 2) -> None:
+def train_together(config: str, *stages: str, count: int = 2) -> None:
     """Train in two processes, or another count, in the way of a file in infra/accelerate."""
-    launch_module(config, "tests.learning.distributed_run", "settings.yaml", *stages, count=count)
+    run_ranks(config, RUN, SETTINGS, *stages, count=count)
 
 
-def launch_module(config: str, *arguments: str, count: int) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        f"{ROOT}/infra/accelerate/{config}.yaml",
-        "--num_processes",
-        str(count),
-        "-m",
-        *arguments,
-    ]
+def launch(config: str, *stages: str) -> None:
+    """Train in two processes that the launcher starts."""
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", f"{ROOT}/infra/accelerate/{config}.yaml", "-m", RUN, SETTINGS, *stages]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
@@ -95,7 +89,8 @@ def launch_module(config: str, *arguments: str, count: int) -> None:
 @pytest.mark.parametrize("config", ["ddp", "fsdp", "fsdp_offload"])
 def test_two_processes_train_as_one_does(config: str, alone: Curves):
     # The last first, so that each begins with what one process left; dpo twice, the second time from cache.
-    launch(config, "ppo", "kto", "dpo", "dpo", "reward", "sft")
+    start = launch if config == "ddp" else train_together
+    start(config, "ppo", "kto", "dpo", "dpo", "reward", "sft")
     for stage, expected in alone.items():
         of_both = curve(Path("together") / stage / f"{stage}.csv")
         for one, other in zip(of_both, expected, strict=True):
@@ -111,8 +106,8 @@ def test_two_processes_train_a_shared_critic_as_one_does(
     save_model(new_reward_model(MODELS / "sft", params), load_tokenizer(MODELS / "sft"), MODELS / "reward")
     ppo(params)
     expected = curve(Path("curves/ppo.csv"))
-    Path("settings.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True)), encoding="utf-8")
-    launch(config, "ppo@2", "ppo")  # of which the second goes on from the checkpoint of the first
+    Path(SETTINGS).write_text(yaml.safe_dump(params.model_dump(by_alias=True)), encoding="utf-8")
+    train_together(config, "ppo@2", "ppo")  # of which the second goes on from the checkpoint of the first
     for one, other in zip(curve(Path("together/ppo/ppo.csv")), expected, strict=True):
         assert one == pytest.approx(other, rel=2e-3, abs=1e-5)
 
@@ -145,8 +140,8 @@ def test_two_processes_score_by_functions_as_one_does(
     save_model(new_reward_model(MODELS / "sft", params), load_tokenizer(MODELS / "sft"), MODELS / "reward")
     ppo(params)
     expected = curve(Path("curves/ppo.csv"))
-    Path("settings.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True)), encoding="utf-8")
-    launch("ddp", "ppo")
+    Path(SETTINGS).write_text(yaml.safe_dump(params.model_dump(by_alias=True)), encoding="utf-8")
+    train_together("ddp", "ppo")
     for one, other in zip(curve(Path("together/ppo/ppo.csv")), expected, strict=True):
         assert one == pytest.approx(other, rel=5e-4, abs=1e-5)
 
@@ -162,11 +157,11 @@ def test_a_checkpoint_of_shards_is_taken_up_by_one_process_and_the_other_way_rou
     monkeypatch: pytest.MonkeyPatch,
 ):
     params = make_params(lora={"rank": lora}, runtime={"checkpoint_every": 1})
-    Path("settings.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True)), encoding="utf-8")
+    Path(SETTINGS).write_text(yaml.safe_dump(params.model_dump(by_alias=True)), encoding="utf-8")
     sft(params)
     expected, noted_run.rows = noted_run.rows, []
 
-    launch(config, "sft@2")
+    train_together(config, "sft@2")
     taken: list[int] = []
     take = TrainingStep._take
 
@@ -184,7 +179,7 @@ def test_a_checkpoint_of_shards_is_taken_up_by_one_process_and_the_other_way_rou
     stop_after(4, monkeypatch)
     with pytest.raises(EnoughError):
         sft(params)
-    launch(config, "sft")
+    train_together(config, "sft")
     for name, weight in load_file(MODELS / "sft/model.safetensors").items():
         torch.testing.assert_close(weight, whole[name], rtol=0, atol=1e-5)
     for one, other in zip(curve(Path("together/sft/sft.csv")), curve(Path("curves/sft.csv")), strict=True):
@@ -194,9 +189,9 @@ def test_a_checkpoint_of_shards_is_taken_up_by_one_process_and_the_other_way_rou
 @pytest.mark.slow
 def test_one_process_may_offload_and_resume(workspace: Path, make_params: MakeParams, noted_run: NotedRun):
     params = make_params(runtime={"checkpoint_every": 1})
-    Path("settings.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True)), encoding="utf-8")
+    Path(SETTINGS).write_text(yaml.safe_dump(params.model_dump(by_alias=True)), encoding="utf-8")
     sft(params)
-    launch("fsdp_offload", "sft@2", "sft", count=1)
+    train_together("fsdp_offload", "sft@2", "sft", count=1)
     for one, other in zip(curve(Path("together/sft/sft.csv")), curve(Path("curves/sft.csv")), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
 
@@ -210,7 +205,7 @@ def test_every_weight_is_sharded_and_offloaded_where_the_launcher_says_so(
     config: str, count: int, policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    launch_module(config, "tests.learning.sharded_placement", count=count)
+    run_ranks(config, "tests.learning.sharded_placement", count=count)
     placements = [json.loads(Path(f"placement-{rank}.json").read_text(encoding="utf-8")) for rank in range(count)]
     # Two layers and the root; clipping can mix no shards with other weights, which may lie on another device.
     assert placements == [{"policies": [policy] * 3, "not_sharded": []}] * count
@@ -221,7 +216,7 @@ def test_no_process_gathers_what_all_save_or_restore_and_one_what_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    launch_module("fsdp", "tests.learning.sharded_checkpoints", count=2)
+    run_ranks("fsdp", "tests.learning.sharded_checkpoints", count=2)
     for rank in range(2):
         found = json.loads(Path(f"checkpoint-{rank}.json").read_text(encoding="utf-8"))
         assert found["equal"]
@@ -236,11 +231,24 @@ def test_no_process_gathers_what_all_save_or_restore_and_one_what_is_written(
 @pytest.mark.slow
 def test_all_processes_stop_where_one_cannot_read_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    launch_module("fsdp", "tests.learning.sharded_checkpoints", "1", count=2)
+    run_ranks("fsdp", "tests.learning.sharded_checkpoints", "1", count=2)
     errors = [json.loads(Path(f"checkpoint-{rank}.json").read_text(encoding="utf-8"))["error"] for rank in range(2)]
     place = ".trueline/checkpoints/sft/step-00000002"
     cure = "all processes need the checkout on a file system that they share"
     assert errors == [f"{place}: process 1 cannot read it (Input/output error): {cure}"] * 2
+
+
+@pytest.mark.slow
+def test_gradients_travel_during_the_last_pass_and_are_the_sums_over_all_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    run_ranks("ddp", "tests.learning.gradient_sums", count=2)
+    for rank in range(2):
+        found = json.loads(Path(f"gradients-{rank}.json").read_text(encoding="utf-8"))
+        assert [each["given"] for each in found] == [each["expected"] for each in found]
+        # Three layers' while the pass goes on; not that of the unused one, and none in a process without rows.
+        assert [each["early"] for each in found] == ([3, 3, 3] * 2 if rank == 0 else [3, 3, 0] * 2)
 
 
 def test_alone_there_is_nothing_to_add_up(monkeypatch: pytest.MonkeyPatch):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tasks.common.errors import InputError
+from tasks.learning.training.gradients import GradientSums
 from tasks.learning.training.optimisation import (
     LossSums,
     adamw,
@@ -112,8 +113,8 @@ def test_finite_figures_pass_and_the_first_broken_one_is_named():
 
 
 def test_figures_of_a_step_are_read_from_the_device_once(make_params: MakeParams, monkeypatch: pytest.MonkeyPatch):
-    weight = torch.ones(1, requires_grad=True)
-    sums, reads = LossSums(make_accelerator(make_params())), list[str]()
+    weight = nn.Parameter(torch.ones(1))
+    sums, reads = LossSums(make_accelerator(make_params()), GradientSums([weight])), list[str]()
 
     def counted(name: str) -> Callable[[torch.Tensor], object]:
         read = getattr(torch.Tensor, name)
@@ -127,7 +128,7 @@ def test_figures_of_a_step_are_read_from_the_device_once(make_params: MakeParams
     for name in ("item", "tolist", "__float__", "__bool__"):
         monkeypatch.setattr(torch.Tensor, name, counted(name))
     for part, share in ((0.1, 1.0), (0.3, 0.5), (0.7, 0.0)):
-        sums.backward({"loss": part * weight.sum(), "rows": torch.tensor(3)}, share)
+        sums.backward({"loss": part * weight.sum(), "rows": torch.tensor(3)}, share, is_last=share == 0)
     assert reads == []
     found = sums.over_ranks()
     assert reads == ["tolist"]

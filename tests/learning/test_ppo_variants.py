@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.learning.ppo_variants import VARIANTS, trained
-from tests.learning.test_distributed import launch_module
+from tests.learning.ranks import run_ranks
 
 
 def assert_alike(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -27,7 +27,7 @@ def test_micro_batches_change_nothing_but_rounding(tokens: int, variant: str):
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does(tmp_path: Path):
     file = tmp_path / "variants.json"
-    launch_module("ddp", "tests.learning.ppo_variants", str(file), count=2)
+    run_ranks("ddp", "tests.learning.ppo_variants", str(file), count=2)
     found = json.loads(file.read_text(encoding="utf-8"))
     assert set(found) == set(VARIANTS)
     for name, variant in VARIANTS.items():

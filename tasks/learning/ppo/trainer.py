@@ -36,6 +36,7 @@ from tasks.learning.sampling.engines import answer_in_shares, engine_of
 from tasks.learning.sampling.sampler import Response, stop_tokens
 from tasks.learning.seeds import seed_for
 from tasks.learning.sharding import shard, unsharded
+from tasks.learning.training.gradients import GradientSums
 from tasks.learning.training.micro_batches import MicroBatchLimit
 from tasks.learning.training.optimisation import (
     LossSums,
@@ -89,6 +90,7 @@ class PPOTrainer:
                 shard(model)
         self._engine = engine_of(params.ppo.engine)
         self._as_sampled: bool | None = None  # whether the sampler's log-probabilities are used; None: not known yet
+        self._gradients: dict[tuple[str, ...], GradientSums] = {}  # by the names of what is trained together
         self.optimisers: dict[str, torch.optim.Optimizer] = {
             name: adamw(model, moments=params.runtime.optimiser, seed=params.seed)
             for name, model in self.trainable_models.items()
@@ -263,13 +265,20 @@ class PPOTrainer:
         parts = [(rollouts.take(each.items), each.weight) for each in micro_batches]
         for name in names:
             self.optimisers[name].zero_grad()  # an attempt that ran out of memory left a part of a gradient
-        sums = LossSums(self._accelerator)
-        for part, weight in parts:
-            sums.backward(losses(part, minibatch), weight)
+        sums = LossSums(self._accelerator, self._gradients_of(names))
+        for number, (part, weight) in enumerate(parts, start=1):
+            sums.backward(losses(part, minibatch), weight, is_last=number == len(parts))
         metrics = sums.over_ranks()
         loss = metrics.pop("loss")
         check_finite(minibatch.iteration, {f"loss of the {names[0]}": loss}, minibatch.last_checkpoint)
         return {f"grad_norm_{name}": self._update(name, minibatch, loss) for name in names} | metrics
+
+    def _gradients_of(self, names: Sequence[str]) -> GradientSums:
+        """The sums of gradients of the models that a loss trains together."""
+        if (*names,) not in self._gradients:
+            models = [self.trainable_models[name] for name in names]
+            self._gradients[(*names,)] = GradientSums(weight for model in models for weight in model.parameters())
+        return self._gradients[(*names,)]
 
     def _policy_losses(self, part: Rollouts, minibatch: Minibatch, states: Tensor | None = None) -> dict[str, Tensor]:
         settings, policy = self._settings, self._models.policy

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from tasks.common.errors import InputError, is_out_of_memory
 from tasks.learning import processes
 from tasks.learning.models.loading import device_of
-from tasks.learning.sharding import is_sharded, whole
+from tasks.learning.sharding import whole
+from tasks.learning.training.gradients import GradientSums
 from tasks.learning.training.lean_adamw import LeanAdamW
 from tasks.settings.choices import OptimiserName, Schedule
 from tasks.settings.params import Params
@@ -89,19 +91,24 @@ class LossSums:
     Metrics stay on their device until the step ends: to read one waits for all that the device still computes.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        """Begin at zero; the gradients of the weights must be zero too."""
-        self._accelerator = accelerator
+    def __init__(self, accelerator: Accelerator, gradients: GradientSums) -> None:
+        """Begin at zero; the gradients of the weights, which `gradients` sums, must be zero too."""
+        self._accelerator, self._gradients = accelerator, gradients
         self._sums: dict[str, Tensor] = {}  # in fp64, as Python's own numbers
 
-    def backward(self, losses: Mapping[str, Tensor], weight: float) -> None:
-        """Add the gradient of losses["loss"] and the values of all entries, times the micro-batch's weight."""
-        self._accelerator.backward(weight * losses["loss"])
+    def backward(self, losses: Mapping[str, Tensor], weight: float, *, is_last: bool) -> None:
+        """Add the gradient of losses["loss"] and the values of all entries, times the micro-batch's weight.
+
+        The gradients of this rank's last micro-batch of a step are sent to the others while they are found.
+        """
+        with self._gradients.travelling() if is_last else nullcontext():
+            self._accelerator.backward(weight * losses["loss"])
         for name, value in losses.items():
             self._sums[name] = self._sums.get(name, 0.0) + weight * value.detach().double()
 
     def over_ranks(self) -> dict[str, float]:
-        """Give the metrics, summed over all processes too."""
+        """Give the metrics, summed over all processes too, as the gradients are from now on."""
+        self._gradients.finish()
         values = torch.stack([*self._sums.values()]).tolist() if self._sums else []
         return processes.summed(dict(zip(self._sums, values, strict=True)))
 
@@ -141,9 +148,6 @@ def update(
             for the step, which cannot be tried again: a part of it may be taken, and other processes are past it.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    processes.all_reduce_gradients(
-        weight for weight in weights if not is_sharded(weight)
-    )  # shards were summed in the backward pass
     norm = float(whole(accelerator.clip_grad_norm_(weights, max_grad_norm)))
     check_finite(step, {"loss": loss, "gradient norm": norm}, last_checkpoint)
     for group in optimiser.param_groups:

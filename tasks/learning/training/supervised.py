@@ -13,6 +13,7 @@ from tasks.learning.processes import MicroBatch
 from tasks.learning.sharding import shard
 from tasks.learning.training.checkpoints import Checkpoints
 from tasks.learning.training.curves import Curve, Log
+from tasks.learning.training.gradients import GradientSums
 from tasks.learning.training.interrupts import delayed_interrupts
 from tasks.learning.training.loop import StepCallback, TrainingLoop
 from tasks.learning.training.micro_batches import MicroBatchLimit
@@ -65,7 +66,7 @@ class SupervisedTrainer:
         shard(model)
         self._model, self._lengths, self._settings, self._seed = model, lengths, settings, params.seed
         self._limit = MicroBatchLimit(params.runtime.max_tokens_per_micro_batch)
-        self._accelerator = make_accelerator(params)
+        self._accelerator, self._gradients = make_accelerator(params), GradientSums(model.parameters())
         head = None if head_learning_rate is None else score_head(model)
         factor = 1.0 if head_learning_rate is None else head_learning_rate / settings.learning_rate
         self._optimiser = adamw(
@@ -161,7 +162,7 @@ class TrainingStep:
         self.number, self.items, self.micro_batches = number, items, micro_batches
         self.was_attempted = self.is_taken = False
         self._trainer, self._pending = trainer, list(micro_batches)
-        self._sums = LossSums(trainer._accelerator)
+        self._sums = LossSums(trainer._accelerator, trainer._gradients)
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
@@ -204,7 +205,7 @@ class TrainingStep:
         if micro_batch not in self._pending:
             raise RuntimeError(f"step {self.number}: a micro-batch had two backward passes, or is of another step")
         self._pending.remove(micro_batch)
-        self._sums.backward(losses, micro_batch.weight)
+        self._sums.backward(losses, micro_batch.weight, is_last=not self._pending)
 
     def _take(self) -> None:
         trainer, settings, loop = self._trainer, self._trainer._settings, self._trainer._loop
