@@ -5,35 +5,27 @@ worth a retry; 1 a bug, with its traceback; 130 and 143 interrupted. DVC turns e
 message are also written to a file for the process that started DVC.
 """
 
-import ctypes
 import errno
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
+from typing import Literal, NamedTuple, NoReturn
 
-from tasks import STARTED_BY
 from tasks.common import progress
+from tasks.common.children import SECONDS_TO_STOP, exit_with_parent
 from tasks.common.errors import InputError, is_out_of_memory, is_process_group_lost, system_error
 from tasks.common.files import STATE, read_json, write_json
 from tasks.common.output_folders import FULL, check_output_folders
 from tasks.common.safe_text import clean_logs, clean_traceback, sentence
 from tasks.settings.params import Params, load_params
 
-if TYPE_CHECKING:
-    from psutil import Process
-
 FAILURE_FILE = STATE / "failure.json"
 EXIT_CODES: dict["FailureKind", int] = {"input": 2, "transient": 75, "bug": 1, "interrupted": 130}
 IS_RANK_0 = os.environ.get("RANK", "0") == "0"  # of several training processes
-SECONDS_BETWEEN_CHECKS = 1.0
-SECONDS_TO_STOP = 60
 OUT_OF_MEMORY = (
     "out of memory: lower runtime.max_tokens_per_micro_batch or runtime.max_concurrent_sequences in params.yaml, "
     "or train adapters (lora.rank, lora.quantize)"
@@ -139,33 +131,6 @@ def _system_error(error: BaseException) -> OSError | None:
 def last_failure() -> Failure | None:
     """Return the last failure, if a stage has failed since the last success."""
     return Failure(**read_json(FAILURE_FILE)) if FAILURE_FILE.exists() else None
-
-
-def exit_with_parent() -> None:
-    """Let the kernel end this process when its parent dies: a killed dvc must not leave a trainer running (Linux).
-
-    Raises:
-        SystemExit: the parent has died already.
-    """
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
-    if os.getppid() != STARTED_BY:
-        sys.exit(143)
-    if "WORLD_SIZE" in os.environ:
-        import psutil
-
-        launcher = psutil.Process(os.getppid())
-        threading.Thread(target=_exit_with_starter_of, args=(launcher, launcher.ppid()), daemon=True).start()
-
-
-def _exit_with_starter_of(launcher: "Process", started_by: int) -> None:
-    """End this process, and so its launcher, when dvc dies: a launcher of several processes does not notice."""
-    while launcher.is_running() and launcher.ppid() == started_by:
-        time.sleep(SECONDS_BETWEEN_CHECKS)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(SECONDS_TO_STOP)
-    os.kill(os.getpid(), signal.SIGKILL)  # it may wait for another process that has ended
 
 
 def _stop(number: int, _frame: FrameType | None) -> NoReturn:

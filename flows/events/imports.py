@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flows.processes.children import child
+from tasks.common.children import child
 from tasks.common.errors import InputError
 from tasks.common.safe_text import without_secrets
 from tasks.common.yaml_files import read_yaml

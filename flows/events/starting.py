@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import IO, Literal
 
 from flows.prefect_server.deployments import DEPLOYMENT, PIPELINE
-from flows.processes.children import child
 from flows.processes.locks import running_flow
+from tasks.common.children import child
 from tasks.common.errors import InputError
 from tasks.common.safe_text import without_secrets
 

@@ -12,9 +12,9 @@ from prefect.deployments import run_deployment
 from prefect.states import Cancelling
 
 from flows.prefect_server.own_run import AWAY, POLL_SECONDS
-from flows.processes.children import child
 from flows.stages.reproduce import StageRun
 from flows.stages.walk import Walk
+from tasks.common.children import child
 from tasks.common.errors import InputError
 from tasks.registry.dvc_outputs.remote import is_known
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flows.prefect_server.address import check_reachable, is_healthy, named_server
-from flows.processes.children import child, end_group
+from tasks.common.children import child, end_group
 from tasks.common.errors import InputError
 from tasks.common.files import STATE
 from tasks.common.network import check_proxies

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from flows.processes.children import is_working, kill_children
+from tasks.common.children import is_working, kill_children
 from tasks.stage import last_failure
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

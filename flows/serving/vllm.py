@@ -16,12 +16,12 @@ from typing import Any
 
 import httpx
 
-from flows.processes.children import child, end_group
 from flows.serving.backends import Ended, Event, Part, Question, Started
 from flows.serving.errors import RequestError
 from flows.serving.limits import Limits
 from flows.serving.prompts import answer_length, encoded
 from flows.serving.text import Decoder, Splitter
+from tasks.common.children import child, end_group
 from tasks.common.errors import InputError
 from tasks.common.files import STATE
 from tasks.data.encoding.context import usable_context

@@ -8,9 +8,9 @@ import subprocess
 import sys
 from typing import TypedDict
 
-from flows.processes.children import child
 from flows.sharing.git import RECORD, GitError, Upstream, answers, changed, check_identity, commit_record, git
 from flows.sharing.merging import Merged, merge, resolve, take_in, under_way
+from tasks.common.children import child
 from tasks.common.errors import InputError
 from tasks.common.escapes import visible
 from tasks.common.safe_text import without_secrets

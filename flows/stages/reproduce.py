@@ -7,8 +7,8 @@ import time
 from typing import Literal, NamedTuple
 
 from flows.checks.surroundings import check_locations
-from flows.processes.children import child
 from flows.stages.figures import headline_figure
+from tasks.common.children import child
 from tasks.common.errors import InputError
 from tasks.common.escapes import visible
 from tasks.common.safe_text import without_secrets

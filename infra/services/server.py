@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from flows.processes.children import end_group
+from tasks.common.children import end_group
 from tasks.common.errors import InputError
 
 STARTUP_SECONDS = 240.0
@@ -47,10 +47,10 @@ class Server:
         self._process: subprocess.Popen[str] | None = None
 
     def launch(self) -> None:
-        """Start the process; the kernel ends it should this process be killed (flows/processes/children.py)."""
+        """Start the process; the kernel ends it should this process be killed (tasks/common/children.py)."""
         with self.log.open("a", encoding="utf-8") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "flows.processes.children", *self._command],
+                [sys.executable, "-m", "tasks.common.children", *self._command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -21,7 +21,7 @@ from tasks.evaluation.llm_judge.comparisons import (
 from tasks.settings.params import LlmJudge
 from tests.chat_server import answers_in, chat_server, prefers
 from tests.evaluation.test_summary import make_prompts
-from tests.flows.processes.test_children import ROOT, eventually
+from tests.test_children import ROOT, eventually
 
 RESAMPLING = Resampling(resamples=100, confidence=0.95, seed=1)
 

@@ -15,8 +15,8 @@ from flows.stages.reproduce import reproduce
 from tasks.settings.params import PARAMS_FILE
 from tests.conftest import ROOT, SMALL, MakeParams
 from tests.flows.conftest import dvc
-from tests.flows.processes.test_children import eventually
 from tests.flows.training import PID, WAIT
+from tests.test_children import eventually
 
 DVC = [sys.executable, "-m", "dvc", "repro"]
 FLOW = [sys.executable, "-c", "from flows.stages.reproduce import reproduce; reproduce('sft')"]

@@ -22,9 +22,9 @@ from tasks.registry.dvc_outputs.graph import graph_status
 from tasks.registry.mlflow_runs.store import open_store
 from tasks.settings.params import load_params
 from tests.conftest import ROOT
-from tests.flows.processes.test_children import eventually
 from tests.registry import conftest as of_registry
 from tests.registry.conftest import EVALUATION, FIGURES, MAKE, change_params, commit, dvc, shell, write_pipeline
+from tests.test_children import eventually
 
 quiet_dvc = of_registry.quiet_dvc  # a fixture of every test here, too
 

@@ -10,7 +10,7 @@ from flows.pipeline import flow as module
 from flows.pipeline.steps import Result
 from flows.prefect_server.deployments import PIPELINE
 from flows.prefect_server.heartbeats import ensure_rule, send_heartbeats
-from flows.processes.children import child
+from tasks.common.children import child
 
 # Until the file is gone.
 SLEEP = """

@@ -13,8 +13,8 @@ from flows.events.prefect_events import SOURCE_CHANGED, emit_named
 from infra.services import s3
 from infra.services.services import Services
 from tests.conftest import ROOT
-from tests.flows.processes.test_children import eventually
 from tests.registry.conftest import dvc
+from tests.test_children import eventually
 
 SECONDS = 60.0  # for an answer, on a busy machine
 ASK = "import sys; from flows.events.starting import ask_server; print(ask_server(sys.argv[1], int(sys.argv[2])))"

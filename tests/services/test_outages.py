@@ -16,9 +16,9 @@ from infra.services.server import Server
 from infra.services.services import Services
 from tasks.registry.mlflow_runs.store import open_store
 from tasks.settings.params import load_params
-from tests.flows.processes.test_children import eventually
 from tests.registry.conftest import STAGES
 from tests.services.conftest import finished, hold, let_go, start, trueline, wait_until_held
+from tests.test_children import eventually
 
 HELD = ("gate", *STAGES[:-1])  # the first in every suite
 SERVERS = ("PostgreSQL", "S3", "MLflow", "Prefect")  # likewise

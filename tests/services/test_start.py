@@ -11,8 +11,8 @@ import pytest
 from infra.services import postgres
 from infra.services.services import Services
 from tests.conftest import ROOT
-from tests.flows.processes.test_children import eventually
 from tests.registry.conftest import shell
+from tests.test_children import eventually
 
 READY_SECONDS = 240
 

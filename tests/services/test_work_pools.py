@@ -13,9 +13,9 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from tests.flows.processes.test_children import eventually
 from tests.registry.conftest import commit, shell
 from tests.services.conftest import trueline
+from tests.test_children import eventually
 
 pytestmark = pytest.mark.timeout(1200)
 GPU = {"sft", "reward", "held_out_reward", "reward_check", "align", "evaluate"}

@@ -9,7 +9,7 @@ import pytest
 from flows.processes.interrupts import report_interruption
 from tasks.common.files import write_json
 from tasks.stage import FAILURE_FILE, Failure
-from tests.flows.processes.test_children import ROOT, eventually, grandchild, is_gone
+from tests.test_children import ROOT, eventually, grandchild, is_gone
 
 # A command whose end hangs, as where a Prefect server accepts a request and never answers it.
 CHILD = """
@@ -22,7 +22,7 @@ time.sleep(60)
 COMMAND = f"""
 import sys, time
 from flows.processes import interrupts
-from flows.processes.children import child
+from tasks.common.children import child
 interrupts.SECONDS_TO_TELL, interrupts.LONGEST_TO_TELL, interrupts.SAME_REQUEST_SECONDS = map(float, sys.argv[1:4])
 interrupts.SECONDS_BETWEEN_LOOKS = 0.1
 with interrupts.report_interruption(lambda: sys.argv[4] == "answers"):

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.processes.children import child
 from flows.stages import reproduce
 from flows.stages import walk as module
 from flows.stages.walk import Walk
+from tasks.common.children import child
 from tasks.registry.dvc_outputs import graph
 from tasks.registry.dvc_outputs.graph import graph_status, plan
 from tasks.registry.dvc_outputs.stages import repository as opened

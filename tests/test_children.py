@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.processes.children import child, end_group
+from tasks.common.children import child, end_group
 
 # A parent that waits for a child, which notes its process id: the shape of DVC and its stage.
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[1]
 SLEEPS = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60)"
 FAMILY = f"""
 import subprocess, sys
@@ -20,7 +20,7 @@ subprocess.run([sys.executable, "-c", {SLEEPS!r}])
 """
 KEEPS = """
 import sys
-from flows.processes.children import child
+from tasks.common.children import child
 with child([sys.executable, "-c", sys.argv[1]]) as process:
     process.wait()
 """

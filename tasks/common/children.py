@@ -4,10 +4,12 @@ A child leads a process group of its own, and the whole group is ended when its 
 cancellation. The kernel ends the child should this process be killed outright (Linux).
 """
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,8 +18,11 @@ from typing import IO
 
 import psutil
 
+from tasks import STARTED_BY
 from tasks.common.progress import running
 
+SECONDS_BETWEEN_CHECKS = 1.0
+SECONDS_TO_STOP = 60  # that a stage has once it is asked to end
 GRACE_SECONDS = 15.0  # for a process that asks for no more (tasks/common/progress.py)
 
 
@@ -120,8 +125,31 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PATH": programs, "PYTHONUNBUFFERED": "1"}
 
 
-if __name__ == "__main__":
-    from tasks.stage import exit_with_parent
+def exit_with_parent() -> None:
+    """Let the kernel end this process when its parent dies: a killed dvc must not leave a trainer running (Linux).
 
+    Raises:
+        SystemExit: the parent has died already.
+    """
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    if os.getppid() != STARTED_BY:
+        sys.exit(143)
+    if "WORLD_SIZE" in os.environ:
+        launcher = psutil.Process(os.getppid())
+        threading.Thread(target=_exit_with_starter_of, args=(launcher, launcher.ppid()), daemon=True).start()
+
+
+def _exit_with_starter_of(launcher: psutil.Process, started_by: int) -> None:
+    """End this process, and so its launcher, when dvc dies: a launcher of several processes does not notice."""
+    while launcher.is_running() and launcher.ppid() == started_by:
+        time.sleep(SECONDS_BETWEEN_CHECKS)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SECONDS_TO_STOP)
+    os.kill(os.getpid(), signal.SIGKILL)  # it may wait for another process that has ended
+
+
+if __name__ == "__main__":
     exit_with_parent()  # outlasts the exec
     os.execvp(sys.argv[1], sys.argv[1:])
