@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from tasks.common.files import hash_files
 from tasks.settings.params import PARAMS_FILE, Params
 
-# They say how often and in how many processes, not what is computed: a checkpoint is good for others, too.
-CHANGE_NO_RESULT = frozenset({"launcher", "checkpoint_every", "max_checkpoints"})
+# They say how often, where and in how many processes, not what is computed: a checkpoint is good for others, too.
+CHANGE_NO_RESULT = frozenset({"launcher", "checkpoint_every", "max_checkpoints", "vllm"})
 LISTED = 3  # differences that are listed one by one
 
 

@@ -5,8 +5,25 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from tasks.common.network import fault_of_server
 from tasks.settings.choices import Device, OptimiserName, OutputDtype, Precision, Quantisation
 from tasks.settings.section import Count, Held, Positive, Section
+
+
+class Vllm(Section):
+    """The server that samples PPO's answers where ppo.engine is vllm."""
+
+    url: str | None
+    weights_folder: Annotated[str, Field(min_length=1)]
+    options: list[str]
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, url: str | None) -> str | None:
+        example = "http://127.0.0.1:8000"
+        if url is not None and (fault := fault_of_server(url, example)):
+            raise ValueError(f"it names a server, {fault}, or null")
+        return url
 
 
 class Runtime(Section):
@@ -23,6 +40,7 @@ class Runtime(Section):
     gradient_checkpointing: bool
     compile: bool
     max_concurrent_sequences: Held
+    vllm: Vllm
     checkpoint_every: Annotated[int, Field(ge=0)]
     max_checkpoints: Count
 

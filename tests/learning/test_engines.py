@@ -37,7 +37,7 @@ def a_policy():
 
 def responses(name, policy, prompts=PROMPTS, seed=5, **options):
     asked = {"max_new_tokens": 12, "temperature": 1.0, "max_concurrent_sequences": 3} | options
-    return engine_of(name)(policy, TOKENIZER, prompts, seed=seed, **asked)
+    return engine_of(name, tiny_params().runtime)(policy, TOKENIZER, prompts, seed=seed, **asked)
 
 
 def answers(name, policy, prompts=PROMPTS, **options):

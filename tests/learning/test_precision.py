@@ -28,6 +28,7 @@ from tasks.learning.sampling.engines import engine_of
 from tasks.learning.sampling.kv_cache import RaggedCache
 from tasks.learning.serving.live_batch import live_batch
 from tests.families import FAMILIES, causal
+from tests.tiny import tiny_params
 
 BF16 = torch.bfloat16
 ROWS = [Encoded([4, 5, 6], [7, 8, 9, 1]), Encoded([9, 3], [5, 6, 1])]
@@ -51,7 +52,7 @@ def adapted(make_params, params):
 
 
 def answered(engine, model, prompts):
-    return engine_of(engine)(
+    return engine_of(engine, tiny_params().runtime)(
         model,
         load_tokenizer(MODELS / "sft"),
         prompts,

@@ -88,7 +88,7 @@ class PPOTrainer:
         for model in self.trainable_models.values():
             if not isinstance(model, ValueHead):  # which is small: every rank has all of it
                 shard(model)
-        self._engine = engine_of(params.ppo.engine)
+        self._engine = engine_of(params.ppo.engine, params.runtime)
         self._as_sampled: bool | None = None  # whether the sampler's log-probabilities are used; None: not known yet
         self._gradients: dict[tuple[str, ...], GradientSums] = {}  # by the names of what is trained together
         self.optimisers: dict[str, torch.optim.Optimizer] = {
@@ -118,7 +118,7 @@ class PPOTrainer:
             seed=seed,
             max_concurrent_sequences=self._runtime.max_concurrent_sequences,
         )
-        return answer_in_shares(ask, policy, prompts)
+        return answer_in_shares(ask, policy, prompts, by_main=settings.engine == "vllm")
 
     def reward_scores(
         self, responses: Sequence[Response], of_functions: Mapping[str, Tensor] | None = None
