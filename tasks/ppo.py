@@ -33,6 +33,7 @@ from tasks.learning.models.loading import (
     with_adapters,
 )
 from tasks.learning.models.outputs import completion_scores
+from tasks.learning.models.shared_base import SharedBase, shared_base
 from tasks.learning.ppo.advantages import adapted_kl_coefficient
 from tasks.learning.ppo.groups import Round, Scored, sample_dynamically
 from tasks.learning.ppo.metrics import MLFLOW_NAMES, objective, summary
@@ -216,9 +217,11 @@ def inputs_of(params: Params) -> list[Path]:
 
 def load_models(params: Params) -> PPOModels:
     """Load the models, the reward model only if it is a reward; each is sharded before the next is loaded."""
-    policy = with_adapters(load_policy(SFT, params, trainable=True), params.lora)
+    base = load_policy(SFT, params, trainable=True)
+    shared = shared_base(base, params)
+    policy = with_adapters(base, params.lora)
     shard(policy)
-    critic = load_critic(policy, params)
+    critic = load_critic(policy, params, shared)
     if critic is not None and not isinstance(critic, ValueHead):  # which is small: every rank has all of it
         shard(critic)
     return PPOModels(
@@ -226,20 +229,29 @@ def load_models(params: Params) -> PPOModels:
         policy=policy,
         reference=None if params.lora.rank else load_policy(SFT, params, trainable=False),
         critic=critic,
-        reward=load_scorer(REWARD, params) if params.rewards.use_model else None,
+        reward=load_reward_model(params, shared) if params.rewards.use_model else None,
     )
 
 
-def load_critic(policy: nn.Module, params: Params) -> nn.Module | None:
+def load_reward_model(params: Params, shared: SharedBase | None) -> nn.Module:
+    """Load the reward model or ensemble, on the policy's base where that is possible."""
+    return (shared and shared.scorer(REWARD)) or load_scorer(REWARD, params)
+
+
+def load_critic(policy: nn.Module, params: Params, shared: SharedBase | None = None) -> nn.Module | None:
     """Load the critic, if the estimator has one.
 
     It is a value head on the policy's backbone, or a copy of the reward model, of an ensemble the first member, with
-    its scale; without a reward model it is the SFT model with a new scalar head that gives 0 everywhere at first.
+    its scale; without a reward model it is the SFT model with a new scalar head that gives 0 everywhere at first. Where
+    that is possible it stands on the policy's base.
     """
     if params.ppo.critic == "shared":
         return ValueHead(policy)
     if params.ppo.estimator != "gae":
         return None
+    on_base = shared and shared.critic(REWARD if params.rewards.use_model else None, params.lora)
+    if on_base:
+        return on_base
     if params.rewards.use_model:
         return with_adapters(load_reward(REWARD, params, trainable=True), params.lora)
     critic = new_reward_model(SFT, params)

@@ -18,6 +18,7 @@ from tasks.learning.models.saving import save_model
 from tasks.learning.ppo.metrics import MLFLOW_NAMES
 from tasks.learning.ppo.trainer import PPOTrainer
 from tasks.ppo import drawn_prompts, ppo
+from tasks.reward import reward
 from tasks.settings.params import Params
 
 SETTINGS = {
@@ -159,6 +160,23 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(ready, make_params, m
     expected = written()
     assert kill_and_resume(params, monkeypatch, iteration=3) == [3, 4]
     assert written() == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_on_one_base_a_killed_run_goes_on_and_ends_with_the_same_bytes(
+    ready, make_params, monkeypatch, caplog, quantize
+):
+    params = make_params(
+        ppo=SETTINGS, runtime={"checkpoint_every": 1, "precision": "bf16"}, lora={"rank": 2, "quantize": quantize}
+    )
+    reward(params)
+    ppo(params)
+    assert "is loaded whole" not in caplog.text
+    expected = written()
+    assert kill_and_resume(params, monkeypatch, iteration=3) == [3, 4]
+    assert written() == expected
+    assert curve()[-1]["grad_norm_critic"] > 0
 
 
 @pytest.mark.parametrize(

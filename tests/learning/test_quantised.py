@@ -48,7 +48,7 @@ def test_weights_are_near_what_they_were_and_small(kind: Quantisation):
     least, most = ERRORS[kind]
     assert least < ((weight - layer.weight).norm() / layer.weight.norm()).item() < most
     assert len(weight.flatten()[:64].unique()) <= (16 if kind == "nf4" else 64)
-    held = small.weight.nbytes + small._state.absmax.nbytes
+    held = small.weight.nbytes + small.scales.absmax.nbytes
     assert held / weight.numel() == BYTES[kind]
 
 

@@ -132,7 +132,7 @@ class RewardEnsemble(nn.Module):
     In its folder the first member lies as a model that is alone does, the others below.
     """
 
-    def __init__(self, members: Sequence[PreTrainedModel], penalty: float) -> None:
+    def __init__(self, members: Sequence[nn.Module], penalty: float) -> None:
         """Join models, on one device."""
         super().__init__()
         self.members, self.penalty = nn.ModuleList(members), penalty

@@ -5,9 +5,11 @@ What is saved is then not quite what was trained: the base is finer. The error i
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -16,6 +18,9 @@ from tasks.learning.models.quantised import QuantisedLinear, quantised_in
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+ADAPTER = "adapter/weights.safetensors"  # of a reward model, within its folder
+SCALING = "scaling"
 
 
 def is_coarse(model: nn.Module) -> bool:
@@ -111,3 +116,25 @@ def _computed_with(layer: nn.Module) -> Tensor:
     """The weight of a layer, fp32 on the CPU."""
     weight = layer.dequantised(torch.float32) if isinstance(layer, QuantisedLinear) else layer.get_parameter("weight")
     return weight.float().cpu()
+
+
+def save_adapter(model: "PeftModel", file: Path) -> None:
+    """Write the low-rank factors A (r, in) and B (out, r) by the names of their layers, if all are linear layers'.
+
+    Not in peft's format, whose config lists the layers in another order each time.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    inner, tensors, scaling = model.get_base_model(), {}, 0.0
+    layers: list[tuple[str, Any]] = [
+        (name, each) for name, each in inner.named_modules() if isinstance(each, BaseTunerLayer)
+    ]
+    for name, layer in layers:
+        if not isinstance(layer.get_base_layer(), nn.Linear):
+            return
+        (active,) = layer.active_adapters
+        scaling = layer.scaling[active]
+        for part, of_all in (("A", layer.lora_A), ("B", layer.lora_B)):
+            tensors[f"{name}.{part}"] = of_all[active].weight.detach().cpu().contiguous()
+    file.parent.mkdir()
+    save_file(tensors, file, metadata={SCALING: str(scaling)})

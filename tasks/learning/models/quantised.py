@@ -23,7 +23,10 @@ BLOCK_SIZE = 64  # weights that share a scale
 
 
 class QuantisedLinear(nn.Linear):
-    """A frozen linear layer in `nf4` (4 bits, scales quantised again) or `int8` (8 bits), blocks of 64 weights."""
+    """A frozen linear layer in `nf4` (4 bits, scales quantised again) or `int8` (8 bits), blocks of 64 weights.
+
+    Its `weight` holds the codes.
+    """
 
     def __init__(self, layer: nn.Linear, kind: Quantisation, device: torch.device) -> None:
         """Quantise a layer on a device."""
@@ -40,18 +43,18 @@ class QuantisedLinear(nn.Linear):
         library = bitsandbytes_for(f"lora.quantize {self.kind}")
         if kind == "nf4":
             options = {"blocksize": BLOCK_SIZE, "quant_type": kind, "compress_statistics": True}
-            packed, self._state = library.quantize_4bit(weight, **options)
+            packed, self.scales = library.quantize_4bit(weight, **options)
         else:
             levels = library.create_linear_map(signed=True, total_bits=8).to(device)
-            packed, self._state = library.quantize_blockwise(weight, levels, blocksize=BLOCK_SIZE)
+            packed, self.scales = library.quantize_blockwise(weight, levels, blocksize=BLOCK_SIZE)
         self.register_buffer("weight", packed)
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """The weight (out, in) that the layer computes with."""
         library = bitsandbytes_for(f"lora.quantize {self.kind}")
         make = library.dequantize_4bit if self.kind == "nf4" else library.dequantize_blockwise
-        self._state.dtype = dtype
-        weight: Tensor = make(self.weight, self._state)
+        self.scales.dtype = dtype
+        weight: Tensor = make(self.weight, self.scales)
         return weight.view(self.out_features, self.in_features)
 
     def forward(self, states: Tensor) -> Tensor:
@@ -64,7 +67,7 @@ class QuantisedLinear(nn.Linear):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantisedLinear":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._state.to(self.weight.device)
+        self.scales.to(self.weight.device)
         return self
 
 

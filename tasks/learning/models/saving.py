@@ -15,7 +15,7 @@ from tasks.common.full_disk import writing
 from tasks.data.base_model.mismatches import load_with_mismatches
 from tasks.data.base_model.weights import tensors_of
 from tasks.learning.models.forward import has_adapters, unwrapped
-from tasks.learning.models.merging import SavedUpdate, merge_into, merged
+from tasks.learning.models.merging import ADAPTER, SavedUpdate, merge_into, merged, save_adapter
 from tasks.learning.models.precision import SCALAR_HEAD
 from tasks.settings.choices import OutputDtype
 
@@ -88,6 +88,9 @@ def _save(model: nn.Module, folder: Path) -> Rounding:
         full.float()  # of weights that were trained in bf16
     assert isinstance(full, PreTrainedModel)
     full.save_pretrained(folder)
+    if error is not None and hasattr(full, SCALAR_HEAD):
+        assert has_adapters(model)
+        save_adapter(model, folder / ADAPTER)
     return Rounding(error, update.share if dtype != torch.float32 else None)
 
 
