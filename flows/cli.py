@@ -83,17 +83,31 @@ app.command(rich_help_panel=PIPELINE)(rounds)
 
 
 @app.command(rich_help_panel=PIPELINE)
-def plan(as_json: AsJson = False) -> None:
-    """Predict rows, steps, time, and what the gate can tell.
+def plan(
+    gpu: Annotated[float | None, typer.Option(help="Memory of a GPU, in GB.", min=1)] = None,
+    gpus: Annotated[int, typer.Option(help="How many there are.", min=1)] = 1,
+    tflops: Annotated[float | None, typer.Option(help="Of a GPU's matrix products.", min=0.001)] = None,
+    shape: Annotated[
+        Path | None, typer.Option(help="A model's config.json: its memory alone, without data or weights.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict rows, steps, time, memory, and what the gate can tell.
 
     It runs prepare and base where they have changed, and trains nothing.
     """
+    from flows.display.memory import show_memory
     from flows.display.results import show_plan
+    from flows.inspection.memory import Devices, memory_plan, read_shape
     from flows.inspection.plan import make_plan
     from flows.processes.locks import refuse_a_second
 
+    devices = Devices(gpu, gpus, tflops)
+    if shape is not None:
+        print_result(memory_plan(settings(), read_shape(shape), devices), as_json, show_memory)
+        return
     refuse_a_second()
-    print_result(make_plan(settings()), as_json, show_plan)
+    print_result(make_plan(settings(), devices), as_json, show_plan)
 
 
 @app.command(rich_help_panel=PIPELINE)

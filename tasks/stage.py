@@ -43,6 +43,7 @@ CURES = {
 }
 IN_THE_WAY = "a file, or a link to nothing, is where {} needs a folder: move it away and run again"
 PEER_LOST = "another training process has ended or cannot be reached: run again to continue"
+STAGES_WITH_MODELS = ("sft", "reward", "held_out_reward", "dpo", "kto", "ppo", "evaluate")
 FailureKind = Literal["input", "transient", "bug", "interrupted"]
 
 
@@ -69,6 +70,7 @@ def main(stage: Callable[[Params], None]) -> NoReturn:
         params = load_params()
         if IS_RANK_0:
             _check_inputs(stage.__name__)
+        _check_memory(stage.__name__, params)
         stage(params)
     except BaseException as error:
         kind, message = classify(error)
@@ -91,6 +93,13 @@ def _check_inputs(stage: str) -> None:
     from tasks.registry.dvc_outputs.contents import check_inputs
 
     check_inputs(stage)
+
+
+def _check_memory(stage: str, params: Params) -> None:
+    if stage in STAGES_WITH_MODELS:  # the others do not import torch
+        from tasks.learning.memory.check import check_memory
+
+        check_memory(stage, params)
 
 
 def classify(error: BaseException) -> tuple[FailureKind, str]:

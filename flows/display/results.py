@@ -12,6 +12,7 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
+from flows.display.memory import show_memory
 from flows.display.tables import Cell, make_console, print_sentence, shown, table
 from flows.events.freshness import lines
 from tasks.common.rounding import chance, number
@@ -76,6 +77,7 @@ def show_plan(plan: Mapping[str, Any]) -> None:
         f"Times are rough, from {plan['measured']['how']}. Starting, loading, optimiser "
         "steps and evaluation points come on top; other checks of validate may take more rows out."
     )
+    show_memory(plan["memory"])
     gate = plan["gate"]
     _sentence(
         f"With {gate['prompts']} test prompts the gate can call a win rate from {_share(gate['win_rate'])} better than "

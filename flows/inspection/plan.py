@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from flows.inspection.memory import HERE, Devices, memory_plan, read_shape
 from flows.inspection.speed import Speed, measure_speed
 from flows.stages.reproduce import reproduce
 from tasks.common.files import MODELS
@@ -19,6 +20,7 @@ from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import TYPES, Kind
 from tasks.evaluation.power import prompts_needed
 from tasks.learning.batches import steps_in
+from tasks.learning.memory.stages import RowLengths
 from tasks.learning.reward_model.calibration import wilson_interval
 from tasks.methods import METHODS
 from tasks.registry.dvc_outputs.graph import graph_status
@@ -60,8 +62,12 @@ class Work(NamedTuple):
     sampled: int  # tokens, at most
 
 
-def make_plan(params: Params, measure: Callable[[Params, int, int], Speed] = measure_speed) -> dict[str, Any]:
+def make_plan(
+    params: Params, devices: Devices = HERE, measure: Callable[[Params, int, int], Speed] = measure_speed
+) -> dict[str, Any]:
     """Run prepare and base where they are stale, and say what the other stages would do with their outputs.
+
+    Memory is that of `devices`.
 
     Raises:
         InputError: a source or a setting is wrong, or the base model is not sound.
@@ -72,21 +78,23 @@ def make_plan(params: Params, measure: Callable[[Params, int, int], Speed] = mea
     for stage in ("prepare", "base"):
         if stage in stale:
             reproduce(stage)
-    return plan_of(params, measure)
+    return plan_of(params, measure, devices)
 
 
-def plan_of(params: Params, measure: Callable[[Params, int, int], Speed]) -> dict[str, Any]:
+def plan_of(params: Params, measure: Callable[[Params, int, int], Speed], devices: Devices = HERE) -> dict[str, Any]:
     """Plan from data/prepare and models/base, with a function that measures speed at a row's and a prompt's length."""
     lengths = _lengths(params)
     works = list(_works(params, lengths))
     typical = lengths["demonstrations"].kept("train")
     asked = lengths["prompts"].kept("train")
-    speed = measure(params, *(max(2, round(_mean(found))) for found in (typical, asked)))
+    row, prompt = (max(2, round(_mean(found))) for found in (typical, asked))
+    speed = measure(params, row, prompt)
     gate = gate_power(params, len(lengths["prompts"].kept("test")), len(lengths["preferences"].kept("test")))
     return {
         "rows": {kind: _rows(found) for kind, found in lengths.items()},
         "stages": [_timed(work, speed) for work in works],
         "measured": speed._asdict(),
+        "memory": memory_plan(params, read_shape(MODELS / "base"), devices, RowLengths(row, min(prompt, row - 1))),
         "gate": gate,
         "warnings": [*length_warnings(params, lengths), *gate_warnings(gate)],
     }

@@ -79,6 +79,11 @@ def plain_head(policy: nn.Module) -> nn.Module | None:
     return head if _heads[inner] else None
 
 
+def assume_plain_head(policy: nn.Module, makes_logits: bool) -> None:
+    """Say whether a model's head alone makes its logits, of a model without data, which cannot be tried out."""
+    _heads[unwrapped(policy)] = makes_logits
+
+
 @torch.no_grad()
 def _makes_logits(head: nn.Module, policy: nn.Module) -> bool:
     batch = collate(PROBES, compute_device(policy))

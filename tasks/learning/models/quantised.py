@@ -85,8 +85,12 @@ class _Product(torch.autograd.Function):
         return gradient @ ctx.layer.dequantised(gradient.dtype), None
 
 
-def quantise(model: PreTrainedModel, kind: Quantisation, device: torch.device) -> None:
+def quantise(
+    model: PreTrainedModel, kind: Quantisation, device: torch.device, of_layer: type[QuantisedLinear] = QuantisedLinear
+) -> None:
     """Quantise the linear layers of a model in place, one after the other; heads stay as they are.
+
+    `of_layer` makes a layer's quantised one.
 
     Raises:
         InputError: bitsandbytes is not installed, weights are sharded, or there are no such layers.
@@ -106,7 +110,7 @@ def quantise(model: PreTrainedModel, kind: Quantisation, device: torch.device) -
             "can be quantised: set it to null"
         )
     for name, module in found:
-        model.set_submodule(name, QuantisedLinear(module, kind, device))
+        model.set_submodule(name, of_layer(module, kind, device))
 
 
 def quantised_in(model: nn.Module) -> Quantisation | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.display.results import show_plan
+from flows.inspection import plan
 from flows.inspection.plan import gate_power, gate_warnings, plan_of
 from flows.inspection.speed import Speed, measure_speed
 from tasks.common.files import AI_VALIDATED, MODELS, PREPARED, VALIDATED
@@ -17,9 +18,20 @@ from tests.conftest import MakeParams
 
 SPEED = Speed(trained_a_second=100.0, sampled_a_second=50.0, how="a test")
 
+MEMORY = {
+    "device": {"memory_gb": 8, "number": 1, "is_gpu": False},
+    "rows": {"row": 20, "prompt": 10},
+    "matrix_tflops": None,
+    "stages": [],
+    "fits": True,
+    "change": None,
+}
+
 
 @pytest.fixture(autouse=True)
-def checkout(workspace: Path) -> None:
+def checkout(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows; their memory, which takes seconds to count, is that of a test."""
+    monkeypatch.setattr(plan, "memory_plan", lambda *_: MEMORY)
     for folder in (VALIDATED, AI_VALIDATED):
         shutil.copytree(folder, PREPARED, dirs_exist_ok=True)
 
@@ -61,7 +73,7 @@ def test_many_long_rows_are_named_and_cut_ones_are_kept(
     assert lost > 0.1 * 18
     assert f"{sentence}: raise validate.max_tokens, or cut them (validate.truncate)" in dropping["warnings"]
     assert not [each for each in cutting["warnings"] if "demonstrations" in each]
-    rows, cut_rows = (plan["rows"]["demonstrations"] for plan in (dropping, cutting))
+    rows, cut_rows = (found["rows"]["demonstrations"] for found in (dropping, cutting))
     assert sum(split["kept"] for split in rows["splits"].values()) == 18 - lost
     assert sum(split["kept"] for split in cut_rows["splits"].values()) == 18
     assert (rows["truncated"], cut_rows["truncated"]) == (0, lost)
@@ -113,19 +125,19 @@ def test_what_the_gate_can_tell(make_params: MakeParams) -> None:
 def test_no_reward_model_is_planned_where_none_is_trained(make_params: MakeParams) -> None:
     function = {"name": "short", "source": "infra/example/rules.py:short", "weight": 1.0}
 
-    plan = plan_of(make_params(rewards={"training": [function]}), given)
+    found = plan_of(make_params(rewards={"training": [function]}), given)
 
-    assert [each["stage"] for each in plan["stages"]] == ["sft", "ppo", "evaluate"]
-    assert plan["gate"]["pairs"] is None
-    assert len(plan["warnings"]) == 1  # of the prompts
+    assert [each["stage"] for each in found["stages"]] == ["sft", "ppo", "evaluate"]
+    assert found["gate"]["pairs"] is None
+    assert len(found["warnings"]) == 1  # of the prompts
 
 
 def test_speed_is_measured_with_the_base_model_and_shown(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = plan_of(params, measure_speed)
+    found = plan_of(params, measure_speed)
 
-    assert plan["measured"]["trained_a_second"] > 0
-    assert plan["measured"]["sampled_a_second"] > 0
-    show_plan(plan)
+    assert found["measured"]["trained_a_second"] > 0
+    assert found["measured"]["sampled_a_second"] > 0
+    show_plan(found)
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"from {plan['measured']['how']}" in shown
+    assert f"from {found['measured']['how']}" in shown
     assert "Warning: 4 test prompts can hardly show" in shown

@@ -1,0 +1,1 @@
+"""How much memory a stage takes, known before it loads anything."""

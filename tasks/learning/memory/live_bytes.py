@@ -1,0 +1,71 @@
+"""The most memory that tensors hold at once while something runs, for tensors without data too."""
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts, inside its block, the bytes of all storages that torch's operations make, until they are freed.
+
+    What a kernel needs for itself while it runs is not seen.
+    """
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        """Begin at zero; the `known` tensors, and views of them, are not counted."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._living: dict[int, weakref.ref[Any]] = {}
+        self._now = self._gradients = 0
+        self._peaks = [0, 0]
+        self._is_in_second_half = False
+        for tensor in known:
+            self._add(tensor, 0)
+
+    @property
+    def peak(self) -> int:
+        """The most so far."""
+        return max(self._peaks)
+
+    @property
+    def halves(self) -> tuple[int, int]:
+        """The most until half of the gradient was there, and after that."""
+        return self._peaks[0], self._peaks[1]
+
+    def watch_gradients(self, weights: Iterable[Tensor]) -> None:
+        """Tell the halves of a backward pass apart by the gradients of some weights."""
+        watched = list(weights)
+        half = sum(weight.nbytes for weight in watched) / 2
+
+        def arrived(weight: Tensor) -> None:
+            self._gradients += weight.nbytes
+            self._is_in_second_half = self._gradients >= half
+
+        for weight in watched:
+            weight.register_post_accumulate_grad_hook(arrived)  # type: ignore[no-untyped-call]
+
+    def _add(self, tensor: Tensor, size: int) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._living:
+            return
+
+        def freed(_: object) -> None:
+            del self._living[key]
+            self._now -= size
+
+        self._living[key] = weakref.ref(storage, freed)
+        self._now += size
+        self._peaks[self._is_in_second_half] = max(self._peaks[self._is_in_second_half], self._now)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        """Run an operation, and count what it gives."""
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor, tensor.untyped_storage().nbytes())
+        return found
