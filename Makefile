@@ -21,7 +21,7 @@ export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run check test static fuzz kill-test bench format server mlflow production services test-services vllm test-vllm check-alerts lock lock-vllm deps hook clean
+.PHONY: help install run check test static fuzz kill-test bench gpu format server mlflow production services test-services vllm test-vllm check-alerts lock lock-vllm deps hook clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -61,6 +61,9 @@ kill-test: $(INSTALLED_DEV) ## Kill every stage and command at random moments, K
 
 bench: $(INSTALLED_DEV) ## Our trainers beside TRL's and a plain PPO: about an hour on 2 cores
 	$(BIN)/python -m benchmarks $(BENCH)
+
+gpu: $(INSTALLED_DEV) ## Check a GPU and measure training on it, in 8 minutes, for docs/benchmarks.md; SIZE=xs on a CPU
+	$(BIN)/python -m benchmarks.gpu $(if $(SIZE),--size $(SIZE)) $(if $(SECONDS),--seconds $(SECONDS))
 
 format: $(INSTALLED_DEV) ## Fix the format, and of the lint what ruff can fix
 	$(BIN)/ruff format .

@@ -22,7 +22,7 @@ LARGEST_DIFFERENCE = {"fp32": 1e-5, "bf16": 1e-3}
 LIBRARIES = ("torch", "transformers", "trl", "accelerate")
 SCALING = "scaling"
 # Counted steps of a run: batches of the trainers on given rows, rounds of whatever samples.
-STEPS = {"XS": (10, 2), "S": (8, 1), "M": (4, 1), "L": (20, 3)}
+STEPS = {"XS": (10, 2), "S": (8, 1), "M": (4, 1), "L": (20, 3), "0.5B": (20, 2), "1.5B": (15, 2)}
 
 
 def main(  # noqa: PLR0917  each is an option
@@ -30,7 +30,7 @@ def main(  # noqa: PLR0917  each is an option
         list[str] | None, typer.Argument(help=f"of {', '.join((*KINDS, SCALING))}; all unless named")
     ] = None,
     size: Annotated[
-        list[str] | None, typer.Option(help="XS, S, M or L; may be given twice; S unless named, L on a GPU")
+        list[str] | None, typer.Option(help="of workloads.SIZES; may be given twice; S unless named, L on a GPU")
     ] = None,
     rounds: Annotated[int, typer.Option(help="of all variants")] = 3,
     steps: Annotated[

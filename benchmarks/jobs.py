@@ -38,6 +38,8 @@ class Job(NamedTuple):
     answers: int = 64  # sampled in a round
     longest: int = 128  # tokens of an answer
     by_wall: bool = False  # seconds of the wall clock count, not those of the CPU
+    rows_at_once: int | None = None  # of TRL, which pads, in a forward and backward pass; None: all of a step
+    compiled: bool = False  # layers of our trained models, by torch
 
     @property
     def is_sampled(self) -> bool:

@@ -40,15 +40,20 @@ def main(
     steps: Annotated[int, typer.Option(help="of SFT, 8 rows each")] = 5,
 ) -> None:
     """Compare infra/accelerate/fsdp.yaml with fsdp_offload.yaml; exit code 1 if results differ by more."""
+    found, largest = compared(size, count, steps)
+    print(f"largest relative difference: {largest:.2g} (at most {TOLERANCE:g})")
+    for name, each in found.items():
+        print(f"{name}: {each['device']}, peak {each['memory']:.0f} MiB")
+    sys.exit(largest > TOLERANCE)
+
+
+def compared(size: str, count: int, steps: int) -> tuple[dict[str, dict[str, Any]], float]:
+    """Train with and without offload, and give what each found and the largest relative difference between them."""
     with tempfile.TemporaryDirectory() as folder:
         make_model(SIZES[size], Path(folder) / "policy")
-        plain, offloaded = (started(config, count, folder, size, steps) for config in ("fsdp", "fsdp_offload"))
-    pairs = zip(chain(plain["losses"], plain["logps"]), chain(offloaded["losses"], offloaded["logps"]), strict=True)
-    largest = max(abs(one - other) / abs(one) for one, other in pairs)
-    print(f"largest relative difference: {largest:.2g} (at most {TOLERANCE:g})")
-    for name, found in (("fsdp", plain), ("fsdp_offload", offloaded)):
-        print(f"{name}: {found['device']}, peak {found['memory']:.0f} MiB")
-    sys.exit(largest > TOLERANCE)
+        found = {config: started(config, count, folder, size, steps) for config in ("fsdp", "fsdp_offload")}
+    plain, offloaded = (chain(each["losses"], each["logps"]) for each in found.values())
+    return found, max(abs(one - other) / abs(one) for one, other in zip(plain, offloaded, strict=True))
 
 
 def started(config: str, count: int, folder: str, size: str, steps: int) -> dict[str, Any]:

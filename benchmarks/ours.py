@@ -59,6 +59,7 @@ def settings_for(job: Job) -> Params:
         "precision": job.precision,
         "checkpoint_every": 0,
         "max_tokens_per_micro_batch": job.tokens,
+        "compile": job.compiled,
     }
     # TRL's RLOO takes one step on a round; PPO goes over it twice, a quarter of it in a step.
     steps = {"epochs": 2, "num_minibatches": 4} if job.kind == "ppo" else {"epochs": 1, "num_minibatches": 1}

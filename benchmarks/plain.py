@@ -68,7 +68,8 @@ class PlainPPO:
 
     def sample(self, prompts: list[list[int]], seed: int) -> list[Encoded]:
         """Phase 1."""
-        return generated(self._models.policy, self._models.tokenizer, prompts, self._settings.max_new_tokens, seed)
+        with self._autocast():
+            return generated(self._models.policy, self._models.tokenizer, prompts, self._settings.max_new_tokens, seed)
 
     @torch.no_grad()
     def score(self, padded: Padded) -> Experience:

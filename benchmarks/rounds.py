@@ -26,7 +26,7 @@ def variants(kind: str) -> dict[str, Variant]:
             return {
                 "TRL": theirs.supervised,
                 "TRL as shipped": partial(theirs.supervised, shipped=True),
-                "TRL padding-free": partial(theirs.supervised, padding_free=True, max_length=None),
+                "TRL padding-free": theirs.tuned_supervised,
                 "TRL by length": partial(theirs.supervised, train_sampling_strategy="group_by_length"),
                 OURS: ours.supervised,
             }

@@ -3,6 +3,7 @@
 import tempfile
 import time
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -22,6 +23,13 @@ CONTINUOUS: dict[str, Any] = {
 }
 
 
+def tuned_supervised(job: Job, clock: Clock) -> None:
+    """SFTTrainer at its best: no padding, and the kernels that are installed."""
+    has_flash, has_liger = (find_spec(name) is not None for name in ("flash_attn", "liger_kernel"))
+    attention = "flash_attention_2" if has_flash else None
+    supervised(job, clock, attention=attention, padding_free=True, max_length=None, use_liger_kernel=has_liger)
+
+
 def in_our_order(job: Job) -> list[int]:
     """The rows as our trainers meet them."""
     return [index for _, rows in training_batches(job.rows, job.batch_size, 1, SEED) for index in rows]
@@ -34,7 +42,8 @@ def arguments(job: Job, *, shipped: bool, **options: Any) -> dict[str, Any]:  # 
         "report_to": "none",
         "save_strategy": "no",
         "disable_tqdm": True,
-        "per_device_train_batch_size": job.batch_size,
+        "per_device_train_batch_size": job.rows_at_once or job.batch_size,
+        "gradient_accumulation_steps": job.batch_size // (job.rows_at_once or job.batch_size),
         "num_train_epochs": 1,
         "learning_rate": job.learning_rate,
         "lr_scheduler_type": "constant",
@@ -57,19 +66,20 @@ def text(ids: list[int]) -> str:
 
 
 class Timer(TrainerCallback):
-    """EvaluationPoints the end of every step with the loss that the trainer computed."""
+    """Ends every step with the loss that the trainer computed: the mean of its passes', which have equal shares."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self.loss = float("nan")
+        self.losses: list[torch.Tensor] = []
 
     def on_step_end(self, *_: Any, **__: Any) -> None:  # noqa: ANN401
         """Called by the trainer."""
-        self._clock.record(loss=self.loss)
+        self._clock.record(loss=float(torch.stack(self.losses).mean()))
+        self.losses.clear()
 
 
 class RoundTimer(TrainerCallback):
-    """EvaluationPoints the end of every round with what the trainer says of its answers."""
+    """Ends every round with what the trainer says of its answers."""
 
     def __init__(self, clock: Clock, answers: int) -> None:
         self._clock, self._answers = clock, answers
@@ -90,7 +100,7 @@ def timed(trainer_class: type, clock: Clock, **options: Any) -> Any:  # noqa: AN
     class Timed(trainer_class):  # type: ignore[misc]
         def compute_loss(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             found = super().compute_loss(*args, **kwargs)
-            timer.loss = float((found[0] if isinstance(found, tuple) else found).detach())
+            timer.losses.append((found[0] if isinstance(found, tuple) else found).detach())
             return found
 
     trainer = Timed(callbacks=[timer], **options)
@@ -98,7 +108,14 @@ def timed(trainer_class: type, clock: Clock, **options: Any) -> Any:  # noqa: AN
     return trainer
 
 
-def supervised(job: Job, clock: Clock, *, shipped: bool = False, **options: Any) -> None:  # noqa: ANN401
+def supervised(
+    job: Job,
+    clock: Clock,
+    *,
+    shipped: bool = False,
+    attention: str | None = None,
+    **options: Any,  # noqa: ANN401
+) -> None:
     """SFTTrainer."""
     trl: Any = import_module("trl")
     from datasets import Dataset
@@ -111,7 +128,7 @@ def supervised(job: Job, clock: Clock, *, shipped: bool = False, **options: Any)
     timed(
         trl.SFTTrainer,
         clock,
-        model=AutoModelForCausalLM.from_pretrained(job.folder, dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(job.folder, dtype=torch.float32, attn_implementation=attention),
         args=trl.SFTConfig(**arguments(job, shipped=shipped, **options)),
         train_dataset=Dataset.from_list(examples),
         processing_class=AutoTokenizer.from_pretrained(job.folder),

@@ -32,6 +32,8 @@ SIZES = {
     "S": Size(vocabulary=8192, hidden=256, layers=6, heads=4, inner=704),
     "M": Size(vocabulary=8192, hidden=512, layers=8, heads=8, inner=1408),
     "L": Size(vocabulary=32_768, hidden=1536, layers=24, heads=24, inner=4096),  # .8 billion weights, for a GPU
+    "0.5B": Size(vocabulary=32_768, hidden=1280, layers=20, heads=20, inner=3456),
+    "1.5B": Size(vocabulary=32_768, hidden=2048, layers=26, heads=16, inner=5632),
 }
 
 
@@ -52,7 +54,8 @@ def make_model(size: Size, folder: Path) -> None:
         eos_token_id=EOS,
         bos_token_id=None,
     )
-    model = LlamaForCausalLM(config)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # a GPU draws a billion weights in no time
+        model = LlamaForCausalLM(config)
     assert model.generation_config is not None
     # Random weights hardly ever choose one certain token: with these an answer ends after 64 tokens on average.
     model.generation_config.eos_token_id = [EOS, *range(size.vocabulary - size.vocabulary // 64, size.vocabulary)]
