@@ -134,10 +134,11 @@ def dpo_training_loop(
         with step.attempt():
             for micro_batch in step.micro_batches:
                 batch = collate_pairs([pairs[index] for index in micro_batch.items], compute_device(policy))
-                logps = PairValues(*item_logps(policy, batch, 2))
+                # Before the pass: to choose by a list waits for a GPU.
                 reference_logps = PairValues(*(values[micro_batch.items] for values in reference))
-                tokens = PairValues(*batch.completion_mask.sum(dim=1).chunk(2))
                 of_batch = None if weights is None else weights[micro_batch.items]
+                logps = PairValues(*item_logps(policy, batch, 2))
+                tokens = PairValues(*batch.completion_mask.sum(dim=1).chunk(2))
                 metrics = pair_metrics(logps, reference_logps, tokens, counts, settings, weights=of_batch)
                 if step.number == 1:
                     check_first_rewards(metrics, settings)

@@ -199,8 +199,8 @@ def kto_training_loop(
         with step.attempt():
             for micro_batch in step.micro_batches:
                 items = micro_batch.items
-                logps = batch_logps(policy, train.answers, items)
-                answers = Answers(logps, reference.answers[items], train.is_desirable[items])
+                known = reference.answers[items], train.is_desirable[items]  # before the pass, as in dpo
+                answers = Answers(batch_logps(policy, train.answers, items), *known)
                 if step.number == 1:
                     check_first_ratios(answers)
                 step.backward(micro_batch, rated_metrics(answers, point, counts, settings)._asdict())
@@ -215,8 +215,8 @@ def point_of(
         total = torch.zeros((), device=reference.device)
         with torch.no_grad():
             for items, weight in micro_batches:
-                logps = batch_logps(policy, others, items)
-                total.add_((logps - reference[items]).sum(), alpha=weight)
+                known = reference[items]
+                total.add_((batch_logps(policy, others, items) - known).sum(), alpha=weight)
         return total
 
     total: Tensor = trainer.summed(step.items, log_ratios)

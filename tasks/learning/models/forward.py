@@ -42,7 +42,8 @@ def last_states(model: nn.Module, batch: Batch, wanted: Tensor) -> Tensor:
     states: Tensor
     with computing(model):
         if is_packed(model):
-            states = body(**_packed_inputs(batch)).last_hidden_state[0][batch.packing.places[wanted]]
+            places = batch.packing.places[wanted]  # before the pass: a GPU would be waited for
+            states = body(**_packed_inputs(batch)).last_hidden_state[0][places]
         else:
             states = body(**_padded_inputs(batch)).last_hidden_state[wanted]
     return states

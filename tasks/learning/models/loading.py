@@ -62,6 +62,8 @@ def set_up(params: Params) -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
     torch.set_num_threads(params.runtime.threads)
     torch.use_deterministic_algorithms(True)
+    # Which would also write to all memory that torch takes, before it is written to: nothing here reads it before.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     random.seed(params.seed)
     torch.manual_seed(params.seed)
     device = device_of(params)

@@ -136,8 +136,8 @@ def pooled_states(model: nn.Module, batch: Batch) -> Tensor:
     which may be the end-of-sequence id. `mean` is the mean over the completion's tokens, in fp32.
     """
     if pooling_of(model) == "mean":
+        counts = [len(row.completion) for row in batch.rows]
         states = last_states(model, batch, batch.completion_mask).float()
-        counts = batch.completion_mask.sum(dim=1).tolist()
         return torch.stack([row.mean(dim=0) for row in torch.split(states, counts)])
     place = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
     last = (place * batch.attention_mask).amax(dim=1, keepdim=True)

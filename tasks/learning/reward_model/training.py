@@ -304,8 +304,8 @@ def reward_training_loop(
         with step.attempt():
             for micro_batch in step.micro_batches:
                 batch = collate_pairs([pairs[index] for index in micro_batch.items], compute_device(model))
+                of_batch = None if terms is None else terms.take(micro_batch.items)  # before the pass, as in dpo
                 scores = pair_scores(model, batch)
-                of_batch = None if terms is None else terms.take(micro_batch.items)
                 losses = {
                     "loss": loss_of(scores, total_weight, settings, of_batch),
                     "accuracy": (scores.margins > 0).sum() / pair_count,
