@@ -5,6 +5,7 @@ answer. Models compute in runtime.precision, as in training.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase as Tokenizer
@@ -14,7 +15,7 @@ from tasks.common.files import MODELS, REPORTS, STATE, VALIDATED, temporary_fold
 from tasks.common.record import write_record
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import Prompt
-from tasks.evaluation.best_of import BestOf, best_of
+from tasks.evaluation.best_of import best_of
 from tasks.evaluation.compare import Resampling
 from tasks.evaluation.llm_judge import comparisons
 from tasks.evaluation.measured import Measured, measure
@@ -24,11 +25,13 @@ from tasks.evaluation.over_optimisation import EvaluationPoint, point_rows
 from tasks.evaluation.prompts import choose_prompts, conversations_of
 from tasks.evaluation.schema import EVALUATION, RESPONSES
 from tasks.evaluation.scorer import Scorer
-from tasks.evaluation.scores import HELD_OUT, in_groups
+from tasks.evaluation.scores import HELD_OUT, Scores, in_groups
 from tasks.evaluation.summary import readable, response_rows, rounded, summarise
+from tasks.learning import processes
 from tasks.learning.answering.compared import ComparedAnswers, compare_answers
 from tasks.learning.answering.reward_model import ModelReward
 from tasks.learning.answering.sampled import Sampled
+from tasks.learning.answering.shared_reward import SharedReward
 from tasks.learning.answering.snapshots import Snapshot
 from tasks.learning.models.loading import load_scorer, set_up
 from tasks.registry.dvc_outputs.cache import materialise
@@ -53,15 +56,19 @@ def evaluate(params: Params) -> None:
     prompts, opponent, settings = choose_prompts(params), read_opponent(), params.evaluate
     _check_models(params)
     functions = read_copies(TRAINING), read_copies(GROUND_TRUTH)  # before hours of work
-    if settings.llm_judge:
+    if settings.llm_judge and processes.is_main():
         comparisons.check(settings.llm_judge)
     set_up(params)
     with tracking.run("evaluate", params, inputs=[VALIDATED / "prompts.jsonl"]) as run:
         tokenizer = load_tokenizer(MODELS / "sft")
         found, scorer = _answers(prompts, tokenizer, opponent, params), _scorer(*functions, tokenizer, params)
-        models = {name: _measured(prompts, sampled, scorer) for name, sampled in found.by_model.items()}
-        models.setdefault("opponent", models["sft"])
+        scores = {name: scorer(_answered(prompts, sampled)) for name, sampled in found.by_model.items()}
         points = [_point(snapshot, scorer) for snapshot in found.snapshots]
+        of_best = _best_of_scores(prompts, found.best_of, scorer, settings.best_of)
+        if not processes.is_main():
+            return
+        models = {name: _measured(prompts, sampled, scores[name]) for name, sampled in found.by_model.items()}
+        models.setdefault("opponent", models["sft"])
         resampling = Resampling(settings.bootstrap, settings.confidence, params.seed, conversations_of(prompts))
         evaluation = summarise(
             prompts,
@@ -69,7 +76,7 @@ def evaluate(params: Params) -> None:
             found.kl,
             opponent=opponent,
             perplexity=found.perplexity,
-            best_of_sft=_best_of(prompts, found.best_of, scorer, models["sft"], settings.best_of),
+            best_of_sft=best_of(of_best, models["sft"].scores.by_name) if of_best else [],
             points=points,
             resampling=resampling,
             llm_judge=_ask_llm_judge(settings.llm_judge, prompts, models, resampling),
@@ -91,11 +98,12 @@ def _check_models(params: Params) -> None:
 
 
 def _answers(prompts: Sequence[Prompt], tokenizer: Tokenizer, opponent: Opponent, params: Params) -> ComparedAnswers:
-    """Have all models answer; the champion's folder is fetched from DVC's cache."""
-    with temporary_folder(STATE / "opponent") as found:
+    """Have all models answer; the champion's folder is fetched from DVC's cache, by one process for all."""
+    with temporary_folder(STATE / "opponent") if processes.is_main() else nullcontext(STATE) as found:
         champion = found / "opponent"
-        if opponent.policy:
+        if opponent.policy and processes.is_main():
             materialise(opponent.policy, champion, what="the champion")
+        champion = processes.from_main(champion)
         return compare_answers(prompts, tokenizer, champion if opponent.policy else None, params)
 
 
@@ -107,13 +115,13 @@ def _scorer(
     def model(folder: str, name: str) -> ModelReward:
         return ModelReward(name, load_scorer(MODELS / folder, params), tokenizer, params)
 
-    functions = {function.name: function for function in trained_on}
+    functions = {function.name: SharedReward(function) for function in trained_on}
     training = [
         (each.weight, model("reward", each.name) if each.is_model else functions[each.name])
         for each in params.rewards.training
     ]
     held_out = model("held_out_reward", HELD_OUT) if params.rewards.use_model else None
-    return Scorer(training, held_out, ground_truth)
+    return Scorer(training, held_out, [SharedReward(function) for function in ground_truth])
 
 
 def _ask_llm_judge(
@@ -129,17 +137,17 @@ def _answered(prompts: Sequence[Prompt], sampled: Sampled) -> Answered:
     return answered(prompts, sampled.texts, [row.completion for row in sampled.encoded])
 
 
-def _measured(prompts: Sequence[Prompt], sampled: Sampled, scorer: Scorer) -> Measured:
-    return measure(prompts, Answers(sampled.texts, sampled.lengths, sampled.ended), scorer(_answered(prompts, sampled)))
+def _measured(prompts: Sequence[Prompt], sampled: Sampled, scores: Scores) -> Measured:
+    return measure(prompts, Answers(sampled.texts, sampled.lengths, sampled.ended), scores)
 
 
-def _best_of(
-    prompts: Sequence[Prompt], sampled: Sampled | None, scorer: Scorer, sft: Measured, each: int
-) -> list[BestOf]:
+def _best_of_scores(
+    prompts: Sequence[Prompt], sampled: Sampled | None, scorer: Scorer, each: int
+) -> dict[str, list[Sequence[float]]] | None:
     if sampled is None:
-        return []
+        return None
     repeated = [prompt for prompt in prompts for _ in range(each)]
-    return best_of(in_groups(scorer(_answered(repeated, sampled)).by_name, each), sft.scores.by_name)
+    return in_groups(scorer(_answered(repeated, sampled)).by_name, each)
 
 
 def _point(snapshot: Snapshot, scorer: Scorer) -> EvaluationPoint:

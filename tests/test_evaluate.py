@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tasks import evaluate as stage
 from tasks.common import progress
@@ -37,8 +38,11 @@ from tests.evaluated_checkout import (
     write_prompts,
     write_rewards,
 )
+from tests.evaluated_together import bring_champion
 from tests.evaluation.evaluations import NO_REWARD_CHECK, reward_model
 from tests.evaluation.test_report import VALIDATION
+from tests.learning.ranks import run_ranks
+from tests.test_reward import flat
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +211,33 @@ def test_the_champion_is_brought_back_by_its_hash(run, params, monkeypatch):
     assert found["opponent"] == {"name": "champion", "version": 3} | found["candidate"]
     assert found["win_rate"]["vs_opponent"]["ties"] == 1  # here the candidate is the champion's equal
     assert [path.name for path in Path(".trueline").iterdir()] == ["encoded"]  # the champion is not left there
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one_does(run, params, monkeypatch):
+    Path("mine.py").write_text("def few(answers):\n    return [-float(len(answer)) for answer in answers]\n")
+    training = [
+        {"name": "reward_model", "source": "model", "weight": 1.0},
+        {"name": "few", "source": "mine.py:few", "weight": 1.0},
+    ]
+    mixed = rewarded(params, training, [])
+    write_rewards(mixed)
+    write_opponent("champion", 3, "ab.dir")
+    monkeypatch.setattr(stage, "materialise", bring_champion)
+    evaluate(mixed)
+    expected, rows = figures(), responses()
+    Path("settings.yaml").write_text(yaml.safe_dump(mixed.model_dump(by_alias=True)), encoding="utf-8")
+    METRICS.unlink()
+    POINTS.unlink()
+    run_ranks("ddp", "tests.evaluated_together", "settings.yaml", count=2)
+    for model in ("candidate", "sft", "opponent"):
+        assert [row[model]["answer"] for row in responses()] == [row[model]["answer"] for row in rows]
+    found, known = flat(figures()), flat(expected)
+    names = [name for name, value in known.items() if isinstance(value, str)]
+    assert [found.pop(name) for name in names] == [known.pop(name) for name in names]
+    assert found == pytest.approx(known, rel=1e-4, abs=1e-4)
+    assert POINTS.exists()
+    assert not Path(".trueline/opponent").exists()
 
 
 def test_a_champion_of_another_base_is_scored_in_the_reward_models_tokens(run, params, monkeypatch):

@@ -25,14 +25,17 @@ class Answered:
 
     def at(self, index: int) -> "Answered":
         """Give one answer alone."""
-        each = slice(index, index + 1)
+        return self.take([index])
+
+    def take(self, places: Sequence[int]) -> "Answered":
+        """Give some of the answers."""
         return Answered(
-            self.prompts[each],
-            self.answers[each],
-            self.answer_ids[each],
-            self.references[each],
-            self.columns[each],
-            self.ids[each],
+            [self.prompts[place] for place in places],
+            [self.answers[place] for place in places],
+            [self.answer_ids[place] for place in places],
+            [self.references[place] for place in places],
+            [self.columns[place] for place in places],
+            [self.ids[place] for place in places] if self.ids else (),
         )
 
 

@@ -12,8 +12,9 @@ from tasks.common.files import VALIDATED
 from tasks.common.progress import track
 from tasks.data.encoding.encoded import encoded_demonstrations
 from tasks.data.encoding.tokens import Encoded
+from tasks.learning import processes
 from tasks.learning.answering.sampled import Sampled, sample
-from tasks.learning.batches import Batch, collate, micro_batches
+from tasks.learning.batches import Batch, collate
 from tasks.learning.models.loading import context_length, device_of
 from tasks.learning.models.outputs import completion_log_probs
 from tasks.settings.params import Params
@@ -66,7 +67,7 @@ def perplexity(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, para
 
 @torch.inference_mode()
 def by_batch(compute: Callable[[Batch], Tensor], encoded: Sequence[Encoded], params: Params, title: str) -> list[float]:
-    """Give one number a row.
+    """Give one number a row; every process computes a share.
 
     Args:
         compute: maps a batch of B rows to (B,).
@@ -74,10 +75,9 @@ def by_batch(compute: Callable[[Batch], Tensor], encoded: Sequence[Encoded], par
         params: runtime.
         title: of the progress bar.
     """
-    device, values = device_of(params), [0.0] * len(encoded)
-    lengths, most = [row.length for row in encoded], params.runtime.max_tokens_per_micro_batch
-    for group in track(list(micro_batches(range(len(encoded)), lengths, most)), title, "batch"):
-        found = compute(collate([encoded[number] for number in group], device)).tolist()
-        for number, value in zip(group, found, strict=True):
-            values[number] = value
-    return values
+    device, found = device_of(params), list[tuple[int, float]]()
+    groups = processes.groups_of_rank([row.length for row in encoded], params.runtime.max_tokens_per_micro_batch)
+    for places in track([group.items for group in groups if group.weight], title, "batch"):
+        values = compute(collate([encoded[place] for place in places], device)).tolist()
+        found += zip(places, values, strict=True)
+    return [value for _, value in sorted(processes.gathered(found))]

@@ -1,6 +1,8 @@
 """What a policy answers to the prompts of an evaluation."""
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 from transformers import PreTrainedModel
@@ -10,7 +12,9 @@ from tasks.common.progress import Bar
 from tasks.data.encoding.tokens import Encoded, decode, encode, encode_prompts
 from tasks.data.reasoning import answer_text
 from tasks.data.records import Prompt
+from tasks.learning import processes
 from tasks.learning.models.loading import context_length
+from tasks.learning.sampling.engines import answer_in_shares
 from tasks.learning.sampling.sampler import generate, stop_tokens
 from tasks.settings.params import Params
 
@@ -59,18 +63,22 @@ def sample(
     temperature: float,
     params: Params,
 ) -> list[list[int]]:
-    """Sample the tokens of an answer to every encoded prompt; at temperature 0 they are the likeliest."""
-    with Bar(f"evaluate: {name}", len(asked), "answer") as bar:
-        responses = generate(
-            policy,
-            tokenizer,
-            asked,
+    """Sample the tokens of an answer to every encoded prompt; at temperature 0 they are the likeliest.
+
+    Every process answers a share, with the random numbers that a prompt has by its place.
+    """
+    with Bar(f"evaluate: {name}", math.ceil(len(asked) / processes.world_size()), "answer") as bar:
+        ask = partial(
+            generate,
+            tokenizer=tokenizer,
+            prompts=asked,
             max_new_tokens=params.evaluate.max_new_tokens,
             temperature=temperature,
             seed=params.seed,
             max_concurrent_sequences=params.runtime.max_concurrent_sequences,
             on_progress=bar.update,
         )
+        responses = answer_in_shares(ask, policy, asked)
     return [response.row.completion for response in responses]
 
 
