@@ -21,7 +21,7 @@ from tasks.learning.evaluation_points import EvaluationPoints
 from tasks.learning.maths.pairs import PairValues
 from tasks.learning.models.forward import compute_device
 from tasks.learning.models.loading import context_length, load_policy, set_up, with_adapters
-from tasks.learning.reference_cache import ReferenceCache, all_logps, item_logps
+from tasks.learning.reference_cache import ReferenceCache, all_logps, check_first_ratios, item_logps
 from tasks.learning.sharding import measurable
 from tasks.learning.training.curves import publish
 from tasks.learning.training.supervised import SupervisedTrainer
@@ -35,7 +35,6 @@ SFT = MODELS / "sft"
 PREFERENCES, AI_PREFERENCES = (validated_folder(kind) / f"{kind}.jsonl" for kind in PAIRS)
 PROMPTS = VALIDATED / "prompts.jsonl"
 # At the first step policy and reference are one model in the same micro-batches: any difference is an error.
-LARGEST_FIRST_REWARD = 1e-4
 
 
 class PairMetrics(NamedTuple):
@@ -140,8 +139,8 @@ def dpo_training_loop(
                 logps = PairValues(*item_logps(policy, batch, 2))
                 tokens = PairValues(*batch.completion_mask.sum(dim=1).chunk(2))
                 metrics = pair_metrics(logps, reference_logps, tokens, counts, settings, weights=of_batch)
-                if step.number == 1:
-                    check_first_rewards(metrics, settings)
+                if step.number == 1 and settings.loss != "simpo":  # which has no reference
+                    check_first_ratios(policy, *(torch.cat(each) for each in (logps, reference_logps, tokens)))
                 step.backward(micro_batch, metrics._asdict())
 
 
@@ -202,17 +201,6 @@ def held_out_metrics(
     counts = StepCounts(len(pairs), int(tokens.chosen.sum()), weight)
     metrics = pair_metrics(logps, reference, tokens, counts, settings, weights=weights)
     return {name: value.item() for name, value in metrics._asdict().items()}
-
-
-def check_first_rewards(metrics: PairMetrics, settings: Dpo) -> None:
-    """Before the first step policy and reference are one model, so every implicit reward is 0 (SimPO has no reference).
-
-    Raises:
-        AssertionError: they are not: the reference is another model than the SFT model.
-    """
-    largest = max(abs(metrics.rewards_chosen.item()), abs(metrics.rewards_rejected.item()))
-    if settings.loss != "simpo" and largest > LARGEST_FIRST_REWARD:
-        raise AssertionError(f"rewards of {largest} before the first step: policy and reference differ")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from tasks.common.errors import InputError
@@ -13,7 +12,8 @@ from tasks.data.answers import read_answers
 from tasks.data.encoding.encoded import encoded_preferences
 from tasks.data.encoding.tokens import load_tokenizer
 from tasks.data.records import write_records
-from tasks.dpo import PairMetrics, check_first_rewards, dpo
+from tasks.dpo import PairMetrics, dpo
+from tasks.learning.reference_cache import ReferenceCache
 from tasks.settings.choices import PreferenceLoss
 from tasks.settings.params import Params
 from tests.conftest import MakeParams, NotedRun, file_names, moved_weights, records_of
@@ -110,11 +110,12 @@ def test_adapters_are_merged_into_full_weights(make_params: MakeParams):
     assert moved_weights(MODELS / "sft", MODELS / "dpo") == linear
 
 
-def test_another_reference_than_the_policy_is_noticed(params: Params, make_params: MakeParams):
-    figures = PairMetrics(*torch.full((len(PairMetrics._fields),), 0.01))
+def test_another_reference_than_the_policy_is_noticed(make_params: MakeParams, monkeypatch: pytest.MonkeyPatch):
+    logps = ReferenceCache.logps
+    monkeypatch.setattr(ReferenceCache, "logps", lambda *given, **options: logps(*given, **options) + 0.01)
     with pytest.raises(AssertionError, match="policy and reference differ"):
-        check_first_rewards(figures, params.dpo)
-    check_first_rewards(figures, make_params(dpo={"loss": "simpo"}).dpo)
+        dpo(make_params())
+    dpo(make_params(dpo={"loss": "simpo"}))  # which has none
 
 
 def test_an_empty_split_says_the_cure(params: Params):

@@ -14,7 +14,8 @@ from tasks.common.errors import InputError
 from tasks.common.files import MODELS, VALIDATED, read_json
 from tasks.data.answers import read_answers
 from tasks.data.records import write_records
-from tasks.kto import Answers, RatedMetrics, check_first_ratios, kto
+from tasks.kto import RatedMetrics, kto
+from tasks.learning.reference_cache import ReferenceCache
 from tasks.settings.choices import RatedLoss
 from tasks.settings.params import Params
 from tests.conftest import MakeParams, NotedRun, file_names, moved_weights, output_hashes, records_of
@@ -165,7 +166,8 @@ def test_an_empty_split_says_the_cure(params: Params):
         kto(params)
 
 
-def test_another_reference_than_the_policy_is_noticed():
-    apart = Answers(torch.tensor([0.0]), torch.tensor([0.01]), torch.tensor([True]))
+def test_another_reference_than_the_policy_is_noticed(params: Params, monkeypatch: pytest.MonkeyPatch):
+    logps = ReferenceCache.logps
+    monkeypatch.setattr(ReferenceCache, "logps", lambda *given, **options: logps(*given, **options) + 0.01)
     with pytest.raises(AssertionError, match="policy and reference differ"):
-        check_first_ratios(apart)
+        kto(params)

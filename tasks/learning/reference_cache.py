@@ -33,6 +33,8 @@ from tasks.learning.processes import MicroBatch
 FOLDER = STATE / "references"
 MAX_ENTRIES = 8  # entries of a number an answer; a run has two or four, of its training and its held-out rows
 LOGPS = "logps"
+LARGEST_FIRST_RATIO = 1e-3  # nats an answer
+LARGEST_FIRST_RATIO_IN_BF16 = 0.05  # nats a token of it
 Item = Sequence[Encoded]  # answers that one loss compares: a pair, or a single one
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,27 @@ def collate_items(items: Sequence[Item], device: torch.device | str) -> Batch:
 def item_logps(policy: nn.Module, batch: Batch, width: int) -> Tensor:
     """Log-probability of every completion of such a batch, summed over its tokens, in fp32: (W, N)."""
     return completion_log_probs(policy, batch).sum(dim=1).view(width, -1)
+
+
+def check_first_ratios(policy: nn.Module, logps: Tensor, reference: Tensor, lengths: Tensor) -> None:
+    """Before the first step policy and reference are one model, so every log-ratio is 0 but for rounding.
+
+    In bf16 that is large where a micro-batch is not the one that the reference was computed in: smaller, after memory
+    did not suffice.
+
+    Args:
+        policy: what is trained.
+        logps: (N,) of completions, under the policy.
+        reference: (N,) under the reference.
+        lengths: (N,) tokens of the completions.
+
+    Raises:
+        AssertionError: a ratio is larger: the reference is another model.
+    """
+    is_exact = compute_dtype(policy) == torch.float32
+    ratios = (logps.detach() - reference).abs() / (1 if is_exact else lengths.to(logps.device))
+    if (largest := ratios.max().item()) > (LARGEST_FIRST_RATIO if is_exact else LARGEST_FIRST_RATIO_IN_BF16):
+        raise AssertionError(f"log-ratios of {largest} before the first step: policy and reference differ")
 
 
 @torch.no_grad()
