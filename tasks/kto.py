@@ -208,7 +208,8 @@ def kto_training_loop(
                 known = reference.answers[items], train.is_desirable[items]  # before the pass, as in dpo
                 answers = Answers(batch_logps(policy, train.answers, items), *known)
                 if step.number == 1:
-                    check_first_ratios(policy, answers.logps, answers.reference, completion_lengths(train.answers, items))
+                    lengths = completion_lengths(train.answers, items)
+                    check_first_ratios(policy, answers.logps, answers.reference, lengths)
                 step.backward(micro_batch, rated_metrics(answers, point, counts, settings)._asdict())
 
 
