@@ -16,7 +16,7 @@ from tests.learning.distributed_run import unrecorded
 
 def main(settings: str) -> None:
     tracking.run = unrecorded
-    stage.materialise = bring_champion  # type: ignore[assignment]
+    vars(stage)["materialise"] = bring_champion
     stage.evaluate(parse_params(yaml.safe_load(Path(settings).read_text(encoding="utf-8"))))
     distributed.destroy_process_group()
 
