@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from tasks.learning.memory.passes import NoPasses, Output, PassCounter, Rows
 from tasks.learning.memory.unloaded import Kind, WeightBytes, unloaded_model, weight_bytes
+from tasks.learning.models.shared_base import may_share
 from tasks.learning.sampling.copies import sampling_copy
 from tasks.methods import METHODS
 from tasks.settings.alignment import MethodSettings
@@ -138,16 +139,20 @@ class MemoryModel:
         policy = self._weights("policy", params, trainable=True)
         held = _held(policy, sharing)
         has_critic = settings.estimator == "gae" and settings.critic == "separate"
-        critic = self._weights("scorer", params, trainable=True) if has_critic else None
+        of_reward = self._weights("scorer", params, trainable=True)
+        critic = of_reward if has_critic else None
+        is_shared = may_share(params) and not sharing.is_sharded
         if critic is not None:
             of_critic = _held(critic, sharing)
+            if is_shared:  # the reward model's adapters, and its own
+                of_critic = of_critic._replace(weights=2 * critic.trained)
             held = held._replace(
                 weights=held.weights + of_critic.weights, optimiser=held.optimiser + of_critic.optimiser
             )
         if not params.lora.rank:
             held = held._replace(weights=held.weights + self._weights("policy", params, trainable=False).all)
         if params.rewards.use_model:
-            scorer = self._weights("scorer", params, trainable=False).all
+            scorer = of_reward.trained if is_shared else self._weights("scorer", params, trainable=False).all
             held = held._replace(weights=held.weights + params.reward.ensemble * scorer)
         answers = -(-settings.rollouts // sharing.processes)
         items = -(-answers // settings.num_minibatches)

@@ -19,7 +19,7 @@ from tasks.data.base_model.weights import tensors_of
 from tasks.learning import processes
 from tasks.learning.models.forward import compute_dtype, set_compute_dtype, unwrapped
 from tasks.learning.models.loading import RewardEnsemble, with_adapters
-from tasks.learning.models.merging import ADAPTER, SCALING, is_coarse
+from tasks.learning.models.merging import ADAPTER, SCALING
 from tasks.learning.models.precision import SCALAR_HEAD
 from tasks.learning.models.quantised import QuantisedLinear
 from tasks.learning.models.saving import member_folder
@@ -139,9 +139,13 @@ class SharedBase:
 
 def shared_base(policy: PreTrainedModel, params: Params) -> SharedBase | None:
     """Give the base of a policy without adapters, if other models may share it; None: each is loaded whole."""
-    if not params.lora.rank or not is_coarse(policy) or params.runtime.compile or processes.uses_fsdp():
-        return None
-    return SharedBase(policy)
+    return SharedBase(policy) if may_share(params) and not processes.uses_fsdp() else None
+
+
+def may_share(params: Params) -> bool:
+    """Whether the settings let models share a base that is not sharded: frozen, and in less than fp32."""
+    is_coarse = params.runtime.precision != "fp32" or params.lora.quantize is not None
+    return params.lora.rank > 0 and is_coarse and not params.runtime.compile
 
 
 def _with_same_tensors(model: nn.Module) -> Any:  # noqa: ANN401

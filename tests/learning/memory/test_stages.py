@@ -76,6 +76,20 @@ def test_ppo_holds_four_models_and_less_with_a_shared_critic_or_adapters():
     assert adapted.weights < four.weights - 4 * ALL * 0.9  # no reference of its own
 
 
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_ppo_under_adapters_holds_one_base(quantize: str | None):
+    def learning_with(**options: object) -> Moment:
+        lora = {"rank": RANK, "quantize": quantize}
+        return learning("ppo", settings(lora=lora, **{"runtime": {"precision": "bf16"}, **options}))
+
+    alone, four = learning_with(ppo={"critic": "shared", "estimator": "gae"}), learning_with()
+    reward = LAYERS * RANK * (2 * 2 * WIDTH + 2 * (WIDTH + WIDTH // 2) + 3 * (WIDTH + INNER)) + WIDTH  # and a head
+    # Of the critic its own adapters and those of the reward model, which the reward model has too.
+    assert four.weights - alone.weights == 2 * 4 * reward
+    compiled = learning_with(runtime={"precision": "bf16", "compile": True})
+    assert compiled.weights - four.weights > LINEAR
+
+
 def test_sampling_in_bf16_holds_a_copy_of_the_linear_layers():
     moments = {moment.name: moment for moment in predicted("ppo", settings(runtime={"precision": "bf16"})).moments}
     assert moments["sample"].weights - moments["learn"].weights == 2 * (LINEAR + EMBEDDINGS)
