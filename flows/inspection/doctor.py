@@ -9,29 +9,32 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from flows.checks.preflight import check_exists, sources
 from flows.checks.surroundings import check_git, check_locations, check_room, free_bytes
 from flows.inspection.status import record_fault, registry
 from flows.prefect_server.address import check_reachable, named_server
 from flows.processes import locks
+from tasks.common.cpus import usable_cpus
 from tasks.common.errors import InputError
-from tasks.common.files import STATE
+from tasks.common.files import MODELS, STATE, read_json
 from tasks.common.network import check_proxies
+from tasks.common.python_files import is_python
 from tasks.common.safe_text import without_secrets
 from tasks.registry.dvc_outputs.cache import DAMAGED
 from tasks.registry.dvc_outputs.graph import graph_status, places
 from tasks.registry.dvc_outputs.stages import needs_git
 from tasks.registry.mlflow_runs.addresses import TRACKING, named
 from tasks.registry.mlflow_runs.provenance import commit_fault
-from tasks.settings.params import load_params
+from tasks.settings.params import Params, load_params
 from tasks.stage import last_failure
 
 Level = Literal["ok", "warn", "fail"]
 LOCK_FILE = Path("requirements.lock")
 OLDEST_PYTHON = (3, 11)
 GIGABYTE = 2**30
+USUAL_WIDTH = 1024  # of hidden states, where the base model is not here yet
 # DVC's cache keeps every model ever made, until `trueline gc`. DVC's own gc would take what aliases need.
 LITTLE_FREE = 10 * GIGABYTE
 
@@ -137,6 +140,7 @@ def check_settings() -> Iterator[Finding]:
         uri = without_secrets(named(TRACKING) or "")
         yield Finding("MLflow", "ok", uri or "mlflow.db in the checkout", "")
     yield from check_device(params.runtime.device)
+    yield from check_threads(params)
 
 
 def check_record() -> Iterator[Finding]:
@@ -158,6 +162,31 @@ def check_device(wanted: str) -> Iterator[Finding]:
         yield Finding("device", "fail", found, "trueline configure runtime.device=auto")
     else:
         yield Finding("device", "ok", f"{found}, {os.cpu_count()} CPU cores", "")
+
+
+def check_threads(params: Params) -> Iterator[Finding]:
+    """No other number of CPU threads is clearly faster here and now; half a second of measuring."""
+    from flows.inspection.threads import better, measured
+
+    now, cpus = params.runtime.threads, usable_cpus()
+    if faster := better(now, measured(sorted({1, now, cpus}), _width(params))):
+        best, shown = faster
+        cure = f"trueline configure runtime.threads={best} (results differ by rounding)"
+        yield Finding("threads", "warn", shown, cure)
+    else:
+        yield Finding("threads", "ok", f"{now} of {cpus} CPUs", "")
+
+
+def _width(params: Params) -> int:
+    """The width of the base model's hidden states, as far as it is known."""
+    if is_python(params.base.source):
+        return params.base.scratch.hidden_size
+    for folder in (Path(params.base.source), MODELS / "base"):
+        if (folder / "config.json").is_file():
+            config: dict[str, Any] = read_json(folder / "config.json")
+            width = (config.get("text_config") or config).get("hidden_size")
+            return width if isinstance(width, int) else USUAL_WIDTH
+    return USUAL_WIDTH
 
 
 def check_leftovers() -> Iterator[Finding]:

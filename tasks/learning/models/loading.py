@@ -4,6 +4,7 @@ Every model stays in evaluation mode, in training too: dropout off, so that the 
 log-probabilities agree (Huang et al. 2024, "The N+ implementation details of RLHF with PPO").
 """
 
+import logging
 import os
 import random
 import warnings
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers import logging as transformers_logging
 
+from tasks.common.cpus import too_many_threads
 from tasks.common.errors import InputError
 from tasks.data.base_model.mismatches import Mismatches, load_with_mismatches, refuse_mismatches
 from tasks.data.base_model.soundness import check_sound
@@ -46,6 +48,8 @@ from tasks.learning.models.saving import member_folder, save_in, stored_dtype
 from tasks.settings.choices import Pooling
 from tasks.settings.params import Lora, Params
 
+logger = logging.getLogger(__name__)
+
 AutoClass = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
 
 
@@ -68,6 +72,9 @@ def set_up(params: Params) -> torch.device:
     torch.manual_seed(params.seed)
     device = device_of(params)
     processes.initialise(device)
+    fault = too_many_threads(params.runtime.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if fault and device.type == "cpu" and processes.is_main():
+        logger.warning("%s: fewer may be several times faster (runtime.threads; results differ by rounding)", fault)
     return device
 
 
