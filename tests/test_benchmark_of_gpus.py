@@ -14,17 +14,17 @@ from benchmarks.gpu_report import BEGIN, END, PAGE, data_sheet_peak, row_lines, 
 from benchmarks.rounds import KINDS, OURS, variants
 
 # As a run of size XS on a CPU gave them.
-ROW = {"kind": "sft", "size": "XS", "seconds_a_token": 2.5e-4, "of_peak": 0.0125, "memory": 768.0}
-SAMPLED = {"kind": "ppo", "size": "XS", "seconds": 0.002, "memory": 512.0, "length": 60.0}
+ROW = {"kind": "sft", "size": "XS", "seconds_a_token": 1 / 3338, "of_peak": 0.0152, "memory": 1024.0}
+SAMPLED = {"kind": "ppo", "size": "XS", "seconds": 1 / 731, "memory": 1536.0, "length": 60.0}
 MACHINE: dict[str, Any] = {
     "date": "2026-11-30",
     "device": "x86_64",
-    "commit": "a2ca7da",
+    "commit": "38184e9",
     "versions": {"Python": "3.11.7", "torch": "2.13.0+cpu"},
-    "peak": 2.6e11,
+    "peak": 2.02e11,
     "peak_from": "(measured)",
-    "measured_peak": 2.6e11,
-    "seconds": 300.0,
+    "measured_peak": 2.02e11,
+    "seconds": 592.0,
 }
 
 
@@ -65,12 +65,12 @@ def slow(place: Path) -> str:
 
 
 def test_rows_stand_beside_the_other_and_say_how_much_faster_ours_are():
-    other = ROW | {"variant": "TRL padding-free", "seconds_a_token": 5e-4, "of_peak": 0.00625, "difference": 2e-4}
+    other = ROW | {"variant": "TRL padding-free", "seconds_a_token": 1 / 2467, "of_peak": 0.0112, "difference": 5.6e-5}
     first, ours = row_lines([other, ROW | {"variant": OURS, "difference": 0.0}])
-    assert first == "| sft XS: TRL padding-free | 2,000 |  | 1% | 0.8 | 2.0e-04 |"
-    assert ours == "| **sft XS: Trueline** | 4,000 | 2.00 | 1% | 0.8 |  |"
+    assert first == "| sft XS: TRL padding-free | 2,467 |  | 1% | 1.0 | 5.6e-05 |"
+    assert ours == "| **sft XS: Trueline** | 3,338 | 1.35 | 2% | 1.0 |  |"
     [sampled] = row_lines([SAMPLED | {"variant": OURS}])
-    assert sampled == "| **ppo XS: Trueline** | 500 |  |  | 0.5 |  |"
+    assert sampled == "| **ppo XS: Trueline** | 731 |  |  | 1.5 |  |"
 
 
 def test_the_section_names_checks_and_what_was_left_out_and_fills_its_tables():
