@@ -33,7 +33,10 @@ SETTINGS = {
         "missing_eos_penalty": 0.0,
         "learning_rate": 1e-3,
         "critic_learning_rate": 1e-3,
+        "evaluation_points": 1,
+        "evaluation_prompts": 32,
     },
+    "evaluate": {"prompts": 128, "best_of": 1},
 }
 
 
