@@ -31,6 +31,7 @@ def initialise(device: torch.device) -> None:
         from accelerate import PartialState
 
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # every process loads its models itself
+        os.environ["ACCELERATE_USE_PARALLELISM_CONFIG"] = "false"  # it is read here, and refused there on CPUs
         PartialState(cpu=device.type == "cpu")
 
 
@@ -65,6 +66,24 @@ def uses_fsdp() -> bool:
 def offloads_to_cpu() -> bool:
     """Whether FSDP keeps shards, gradients and optimiser state in CPU memory (`fsdp_offload_params`)."""
     return os.environ.get("FSDP_OFFLOAD_PARAMS") == "true"
+
+
+def replicas() -> int:
+    """How many groups of processes hold all shards each under FSDP; more than one: hybrid sharding (HSDP).
+
+    Raises:
+        InputError: the groups cannot be of one size.
+    """
+    names = ("PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "PARALLELISM_CONFIG_DP_SHARD_SIZE")
+    if not all(name in os.environ for name in names):
+        return 1
+    groups, size = (int(os.environ[name]) for name in names)
+    if groups * size != world_size():
+        raise InputError(
+            f"runtime.launcher: {world_size()} processes are not {groups} groups of {size}: set num_processes to "
+            "dp_replicate_size times dp_shard_size"
+        )
+    return groups
 
 
 def share(items: Sequence[int], lengths: Sequence[int]) -> list[int]:

@@ -54,7 +54,10 @@ def _fully_shard(model: nn.Module) -> None:
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
 
     inner, device = unwrapped(model), compute_device(model)
-    mesh = init_device_mesh(device.type, (processes.world_size(),))
+    groups = processes.replicas()
+    shape = (groups, processes.world_size() // groups)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+    mesh = mesh if groups > 1 else mesh["shard"]
     policy: OffloadPolicy = OffloadPolicy()
     if processes.offloads_to_cpu():
         policy = CPUOffloadPolicy(pin_memory=device.type == "cuda")  # torch pins nothing without a GPU

@@ -147,6 +147,18 @@ def test_two_processes_score_by_functions_as_one_does(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("config", ["hsdp", "ddp"])
+def test_four_processes_train_as_one_does(config: str, workspace: Path, make_params: MakeParams, noted_run: NotedRun):
+    params = make_params()
+    Path(SETTINGS).write_text(yaml.safe_dump(params.model_dump(by_alias=True)), encoding="utf-8")
+    sft(params)
+    expected = curve(Path("curves/sft.csv"))
+    train_together(config, "sft@2", "sft", count=4)
+    for one, other in zip(curve(Path("together/sft/sft.csv")), expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "lora"), [("fsdp", 0), ("fsdp", 2), ("fsdp_offload", 0)])
 def test_a_checkpoint_of_shards_is_taken_up_by_one_process_and_the_other_way_round(
     config: str,
