@@ -78,15 +78,15 @@ def test_ppo_holds_four_models_and_less_with_a_shared_critic_or_adapters():
 
 @pytest.mark.parametrize("quantize", [None, "nf4"])
 def test_ppo_under_adapters_holds_one_base(quantize: str | None):
-    def learning_with(**options: object) -> Moment:
+    def learning_with(*, critic: str = "separate", **runtime: object) -> Moment:
         lora = {"rank": RANK, "quantize": quantize}
-        return learning("ppo", settings(lora=lora, **{"runtime": {"precision": "bf16"}, **options}))
+        return learning("ppo", settings(lora=lora, ppo={"critic": critic}, runtime={"precision": "bf16", **runtime}))
 
-    alone, four = learning_with(ppo={"critic": "shared", "estimator": "gae"}), learning_with()
+    alone, four = learning_with(critic="shared"), learning_with()
     reward = LAYERS * RANK * (2 * 2 * WIDTH + 2 * (WIDTH + WIDTH // 2) + 3 * (WIDTH + INNER)) + WIDTH  # and a head
     # Of the critic its own adapters and those of the reward model, which the reward model has too.
     assert four.weights - alone.weights == 2 * 4 * reward
-    compiled = learning_with(runtime={"precision": "bf16", "compile": True})
+    compiled = learning_with(compile=True)
     assert compiled.weights - four.weights > LINEAR
 
 
