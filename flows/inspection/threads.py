@@ -1,5 +1,6 @@
 """Whether another number of CPU threads would be faster, by two short measurements of each."""
 
+import math
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,7 +22,7 @@ class Rates(NamedTuple):
 
     def over(self, other: "Rates") -> float:
         """How much faster than another, as the geometric mean of both."""
-        return (self.sampling / other.sampling * self.training / other.training) ** 0.5
+        return math.sqrt(self.sampling / other.sampling * self.training / other.training)
 
 
 def measured(counts: Sequence[int], width: int) -> dict[int, Rates]:
