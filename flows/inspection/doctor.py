@@ -37,6 +37,10 @@ GIGABYTE = 2**30
 USUAL_WIDTH = 1024  # of hidden states, where the base model is not here yet
 # DVC's cache keeps every model ever made, until `trueline gc`. DVC's own gc would take what aliases need.
 LITTLE_FREE = 10 * GIGABYTE
+ROOM = (
+    "trueline gc, or have outputs be links to DVC's cache (dvc config --local cache.type hardlink,copy), or move it to "
+    "another disk (dvc cache dir --local FOLDER)"
+)
 
 
 class Finding(NamedTuple):
@@ -95,7 +99,7 @@ def check_disk() -> Iterator[Finding]:
     """All that a run writes to are real folders on disks that may be written, with room for what it will write."""
     free = free_bytes(Path.cwd())
     level: Level = "warn" if free < LITTLE_FREE else "ok"
-    cure = "" if level == "ok" else "trueline gc, or move DVC's cache to another disk (dvc cache dir --local FOLDER)"
+    cure = "" if level == "ok" else ROOM
     yield Finding("disk", level, f"{free / GIGABYTE:.1f} GB free", cure)
     folders = _outcome("folders", check_locations, "real ones, and can be written")
     yield folders

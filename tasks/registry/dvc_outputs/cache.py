@@ -77,6 +77,12 @@ def materialise(md5: str, folder: Path, links: Sequence[str] = (), *, what: str 
     return files
 
 
+def has_hard_links() -> bool:
+    """Whether DVC's settings (cache.type) have outputs be hard links to its cache."""
+    with repository() as repo:
+        return "hardlink" in repo.cache.local.cache_types
+
+
 def check_cached(md5: str, what: str) -> None:
     """Hash all that DVC's cache holds of a content, and bring back what is damaged.
 

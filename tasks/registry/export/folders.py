@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from tasks.common.errors import InputError
 from tasks.common.files import read_json, replacing, write_json
-from tasks.registry.dvc_outputs.cache import NotCachedError, materialise
+from tasks.registry.dvc_outputs.cache import NotCachedError, has_hard_links, materialise
 from tasks.registry.export.card import has_reward_model
 from tasks.registry.export.deleted_weights import WEIGHTS_DELETED
 from tasks.registry.export.mlflow_model import CARD
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 BASE = "base"  # folder of an adapter's base model, beside the adapter
-# No hard or symbolic links: writing into the exported folder would change DVC's cache.
-LINKS = ("reflink", "copy")
+# Writing into a hard link would change DVC's cache: only where DVC's own settings have them. Never a symbolic link,
+# which would leave the folder empty wherever it is taken.
+LINKS = ("reflink", "hardlink", "copy")
 
 
 class Exported(TypedDict):
@@ -60,7 +61,7 @@ def export(params: Params, version_or_alias: str, folder: Path, *, as_adapter: b
             _write_adapter(policy, lora, draft)
         else:
             _restore(policy["md5"], draft, f"version {policy['version']}")
-        (draft / CARD).write_text(policy_card(policy, as_adapter=as_adapter), encoding="utf-8")
+        _write_card(draft, policy_card(policy, as_adapter=as_adapter))
     return _exported(params.registry.policy, policy["version"], policy["md5"], folder)
 
 
@@ -79,7 +80,7 @@ def export_reward(params: Params, version_or_alias: str, folder: Path) -> Export
     version, md5 = policy["reward_version"], policy["record"]["reward"]["md5"]
     with _explained(asked), replacing(target) as draft:
         _restore(md5, draft, f"reward model version {version}")
-        (draft / CARD).write_text(reward_card(policy), encoding="utf-8")
+        _write_card(draft, reward_card(policy))
     return _exported(policy["record"]["reward"]["name"], version, md5, folder)
 
 
@@ -124,9 +125,15 @@ def _write_adapter(policy: PolicyVersion, lora: dict[str, Any], draft: Path) -> 
     write_json(described, read_json(described) | {"base_model_name_or_path": BASE})
 
 
+def _write_card(folder: Path, text: str) -> None:
+    (folder / CARD).unlink(missing_ok=True)  # the model's own may be a link
+    (folder / CARD).write_text(text, encoding="utf-8")
+
+
 def _restore(md5: str, folder: Path, what: str) -> None:
+    links = [link for link in LINKS if link != "hardlink" or has_hard_links()]
     try:
-        materialise(md5, folder, LINKS, what=what)
+        materialise(md5, folder, links, what=what)
     except NotCachedError as error:
         raise NotCachedError(f"DVC's cache lacks the weights of {what} ({md5})", error.cure) from None
 
