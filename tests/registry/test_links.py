@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tasks.registry.dvc_outputs import stages
-from tasks.registry.export import folders
 from tasks.registry.export.folders import _restore, _write_card
+from tasks.registry.export.mlflow_model import CARD
 from tests.registry.conftest import change_figures, dvc, repro
 
 SFT = Path("models/sft")
@@ -59,7 +59,7 @@ def test_an_export_is_a_link_where_outputs_are_and_a_copy_across_file_systems(li
 def test_a_card_takes_the_place_of_a_linked_one(tmp_path):
     (tmp_path / "cached").write_text("the model's own")
     (tmp_path / "out").mkdir()
-    os.link(tmp_path / "cached", tmp_path / "out" / folders.CARD)
+    os.link(tmp_path / "cached", tmp_path / "out" / CARD)
     _write_card(tmp_path / "out", "ours")
-    assert (tmp_path / "out" / folders.CARD).read_text() == "ours"
+    assert (tmp_path / "out" / CARD).read_text() == "ours"
     assert (tmp_path / "cached").read_text() == "the model's own"
