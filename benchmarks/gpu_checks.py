@@ -25,7 +25,7 @@ LOSS_BOUND = 1e-2  # in nats
 FIRST_RATIO_BOUND = 1e-2  # the passes that score and that learn have other shapes, and so other roundings
 FIRST_MARGIN_BOUND = 1e-4
 STEPS, ROWS = 3, 8
-NO_VLLM = "no vLLM environment"
+NO_VLLM = "not part of this yet; make test-vllm compares log-probabilities"
 
 
 class Check(NamedTuple):
