@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -75,12 +75,19 @@ def collate(rows: Sequence[Encoded], device: torch.device | str = "cpu") -> Batc
     length = max(row.length for row in rows)
     padded = [[*row.prompt, *row.completion, *[0] * (length - row.length)] for row in rows]
     position = torch.arange(length, device=device)
-    starts = torch.tensor([[len(row.prompt)] for row in rows], device=device)
-    ends = torch.tensor([[row.length] for row in rows], device=device)
+    starts = placed([[len(row.prompt)] for row in rows], device)
+    ends = placed([[row.length] for row in rows], device)
     attention_mask = position < ends
     completion_mask = attention_mask & (position >= starts)
-    input_ids, packing = torch.tensor(padded, device=device), pack(rows, length, device)
+    input_ids, packing = placed(padded, device), pack(rows, length, device)
     return Batch(input_ids, attention_mask, completion_mask, packing, rows)
+
+
+def placed(values: Any, device: torch.device | str) -> Tensor:  # noqa: ANN401  nested lists of numbers
+    """Make a tensor on a device; on a GPU by way of pinned memory, so that nobody waits for the copy."""
+    if torch.device(device).type != "cuda":
+        return torch.tensor(values, device=device)
+    return torch.tensor(values).pin_memory().to(device, non_blocking=True)
 
 
 def pack(rows: Sequence[Encoded], length: int, device: torch.device | str) -> Packing:
@@ -105,8 +112,8 @@ def pack(rows: Sequence[Encoded], length: int, device: torch.device | str) -> Pa
             position_ids += range(len(prompt), row.length)
             bounds.append(len(ids))
         trees.append(bounds)
-    input_ids, positions_in_rows = torch.tensor([[ids], [position_ids]], device=device)
-    return Packing(input_ids, positions_in_rows, torch.tensor(places, device=device), Trees(trees))
+    input_ids, positions_in_rows = placed([[ids], [position_ids]], device)
+    return Packing(input_ids, positions_in_rows, placed(places, device), Trees(trees))
 
 
 def collate_pairs(pairs: Sequence[EncodedPair], device: torch.device | str = "cpu") -> Batch:

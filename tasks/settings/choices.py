@@ -4,7 +4,8 @@ from typing import Literal
 
 Device = Literal["auto", "cpu", "cuda"]
 Quantisation = Literal["nf4", "int8"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
+WeightsDtype = Literal["fp32", "bf16"]
 OutputDtype = Literal["base", "fp32", "bf16"]
 OptimiserName = Literal["adamw", "adamw_8bit"]
 Schedule = Literal["linear", "cosine", "constant"]

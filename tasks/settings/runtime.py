@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tasks.common.network import fault_of_server
-from tasks.settings.choices import Device, OptimiserName, OutputDtype, Precision, Quantisation
+from tasks.settings.choices import Device, OptimiserName, OutputDtype, Precision, Quantisation, WeightsDtype
 from tasks.settings.section import Count, Held, Positive, Section
 
 
@@ -34,7 +34,7 @@ class Runtime(Section):
     threads: Annotated[int, Field(ge=1, le=4096)]
     precision: Precision
     output_dtype: OutputDtype
-    weights: Precision
+    weights: WeightsDtype
     optimiser: OptimiserName
     max_tokens_per_micro_batch: Count
     gradient_checkpointing: bool
@@ -55,8 +55,10 @@ class Runtime(Section):
 
     @model_validator(mode="after")
     def _computes_in_no_more_than_weights_have(self) -> "Runtime":
-        if self.weights == "bf16" and self.precision == "fp32":
-            raise ValueError("weights in bf16 are not computed with in fp32: set precision to bf16, or weights to fp32")
+        if self.weights == "bf16" and self.precision != "bf16":
+            raise ValueError(
+                f"weights in bf16 are not computed with in {self.precision}: set precision to bf16, or weights to fp32"
+            )
         return self
 
     @model_validator(mode="after")

@@ -66,6 +66,7 @@ def set_up(params: Params) -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
     torch.set_num_threads(params.runtime.threads)
     torch.use_deterministic_algorithms(True)
+    torch.backends.cuda.matmul.allow_tf32 = params.runtime.precision == "tf32"
     # Which would also write to all memory that torch takes, before it is written to: nothing here reads it before.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     random.seed(params.seed)
@@ -277,7 +278,7 @@ class ValueHead(nn.Linear):
 def _is_narrow(params: Params, trainable: bool) -> bool:
     """Whether linear layers are read in the dtype of their file: they are frozen, and will lie in 16 bits or fewer."""
     is_frozen = not trainable or params.lora.rank > 0
-    return is_frozen and (params.runtime.precision != "fp32" or (trainable and params.lora.quantize is not None))
+    return is_frozen and (params.runtime.precision == "bf16" or (trainable and params.lora.quantize is not None))
 
 
 def _load(kind: AutoClass, folder: Path, *, narrow: bool, new_head: bool = False, **options: int) -> PreTrainedModel:

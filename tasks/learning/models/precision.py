@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from tasks.learning.models.forward import compute_dtype, unwrapped
 from tasks.settings.choices import Precision
 
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 LINEAR = (nn.Linear, Conv1D)  # transformers' Conv1D is a linear layer whose weight is transposed
 SCALAR_HEAD = "score"
 

@@ -144,7 +144,7 @@ def shared_base(policy: PreTrainedModel, params: Params) -> SharedBase | None:
 
 def may_share(params: Params) -> bool:
     """Whether the settings let models share a base that is not sharded: frozen, and in less than fp32."""
-    is_coarse = params.runtime.precision != "fp32" or params.lora.quantize is not None
+    is_coarse = params.runtime.precision == "bf16" or params.lora.quantize is not None
     return params.lora.rank > 0 and is_coarse and not params.runtime.compile
 
 

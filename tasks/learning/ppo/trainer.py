@@ -343,7 +343,7 @@ class PPOTrainer:
         In bf16 they are not, for the sampler rounds otherwise: the ratio of a first step would not be 1.
         """
         if self._as_sampled is None:
-            self._as_sampled = self._runtime.precision == "fp32" and responses[0].entropies is not None
+            self._as_sampled = self._runtime.precision != "bf16" and responses[0].entropies is not None
             if self._as_sampled:
                 with unsharded(self._models.policy):
                     self._as_sampled = sampler_matches_training(
