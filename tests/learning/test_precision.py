@@ -28,7 +28,6 @@ from tasks.learning.sampling.engines import engine_of
 from tasks.learning.sampling.kv_cache import RaggedCache
 from tasks.learning.serving.live_batch import live_batch
 from tests.families import FAMILIES, causal
-from tests.tiny import tiny_params
 
 BF16 = torch.bfloat16
 ROWS = [Encoded([4, 5, 6], [7, 8, 9, 1]), Encoded([9, 3], [5, 6, 1])]
@@ -51,8 +50,8 @@ def adapted(make_params, params):
     return model
 
 
-def answered(engine, model, prompts):
-    return engine_of(engine, tiny_params().runtime)(
+def answered(engine, model, prompts, params):
+    return engine_of(engine, params.runtime)(
         model,
         load_tokenizer(MODELS / "sft"),
         prompts,
@@ -138,7 +137,7 @@ def test_in_fp32_a_model_is_sampled_from_itself(workspace, make_params):
 @pytest.mark.parametrize("engine", ["builtin", "continuous"])
 def test_engines_sample_in_bf16(params, engine):
     model = load_policy(MODELS / "sft", params, trainable=True)
-    found = answered(engine, model, [[4, 5, 6], [9, 3], [7, 7]])
+    found = answered(engine, model, [[4, 5, 6], [9, 3], [7, 7]], params)
     assert all(1 <= len(response.row.completion) <= 6 for response in found)
     expected = completion_log_probs(model, collate([response.row for response in found]))
     for response, row, mask in zip(found, expected, collate([r.row for r in found]).completion_mask, strict=True):
@@ -157,7 +156,7 @@ def test_the_cache_lies_in_the_precision_of_attention(params, monkeypatch):
     monkeypatch.setattr(RaggedCache, "_room", logged_room)
     for trainable in (True, False):
         model = load_policy(MODELS / "sft", params, trainable=trainable)
-        answered("builtin", model, [[4, 5, 6]])
+        answered("builtin", model, [[4, 5, 6]], params)
     assert {each.dtype for each in made} == {BF16}
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from tests.conftest import MakeParams
 
 SPEED = Speed(trained_a_second=100.0, sampled_a_second=50.0, how="a test")
 
-MEMORY = {
+MEMORY: dict[str, Any] = {
     "device": {"memory_gb": 8, "number": 1, "is_gpu": False},
     "rows": {"row": 20, "prompt": 10},
     "matrix_tflops": None,
