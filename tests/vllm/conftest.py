@@ -8,7 +8,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.conftest import make_tokenizer
+from tests.registry.conftest import empty_database, finished, quiet_dvc, real_models
 from tests.tiny import EOS, PAD, WORDS
+
+__all__ = ["empty_database", "finished", "quiet_dvc", "real_models"]  # fixtures
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,18 +24,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def config(**options: Any) -> LlamaConfig:
     """A Llama of two layers with heads of 32 numbers."""
-    sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1} | options
-    return LlamaConfig(
-        vocab_size=len(WORDS),
-        intermediate_size=96,
-        num_hidden_layers=2,
-        max_position_embeddings=64,
-        pad_token_id=PAD,
-        bos_token_id=None,
-        eos_token_id=EOS,
-        initializer_range=0.2,
-        **sizes,
-    )
+    sizes = {
+        "vocab_size": len(WORDS),
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 64,
+        "pad_token_id": PAD,
+        "eos_token_id": EOS,
+    }
+    return LlamaConfig(bos_token_id=None, initializer_range=0.2, **(sizes | options))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As the one of all tests, with wider heads."""
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(folder)
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    torch.manual_seed(0)
+    LlamaForCausalLM(config(vocab_size=len(tokenizer), max_position_embeddings=4096, **ids)).save_pretrained(folder)
+    return folder
 
 
 def a_policy(seed: int = 0, **options: Any) -> Any:
