@@ -56,12 +56,12 @@ def a_policy(seed: int = 0, **options: Any) -> Any:
     return LlamaForCausalLM(config(**options)).eval()
 
 
-def servers() -> list[psutil.Process]:
-    """All processes of vLLM's servers that this machine runs from this checkout."""
+def servers(folder: Path) -> list[psutil.Process]:
+    """All processes of vLLM's servers that were started from a working folder."""
     found = []
     for process in psutil.process_iter(["cmdline", "cwd", "status"]):
         words = process.info["cmdline"] or [""]
         is_one = words[0].startswith("VLLM::") or (len(words) > 1 and words[1].endswith(".venv-vllm/bin/vllm"))
-        if is_one and process.info["status"] != psutil.STATUS_ZOMBIE and process.info["cwd"] == str(Path.cwd()):
+        if is_one and process.info["status"] != psutil.STATUS_ZOMBIE and process.info["cwd"] == str(folder):
             found.append(process)
     return found

@@ -1,6 +1,7 @@
 """PPO's engine with vLLM itself: what it samples, whose weights it serves, and what is left when something dies."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,12 +44,22 @@ def engine_at(folder, url=None):
     return VllmEngine(tiny_params(runtime={"vllm": vllm, "max_concurrent_sequences": 32}).runtime)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def checkout(tmp_path_factory):
+    """A working folder of their own, by which servers are known from those of others."""
+    folder = tmp_path_factory.mktemp("checkout")
+    shutil.copy(ROOT / "params.yaml", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
+def engine(tmp_path_factory, checkout):
     found = engine_at(tmp_path_factory.mktemp("weights"))
     yield found
     found.close()
-    assert eventually(lambda: not servers())
+    assert eventually(lambda: not servers(checkout))
 
 
 def ask(engine, policy, prompts=PROMPTS, seed=5, **options):
@@ -112,14 +123,14 @@ def test_other_weights_than_the_policys_are_refused(engine, monkeypatch):
         ask(engine, a_policy(seed=1))
 
 
-def test_an_engine_that_dies_in_a_round_is_replaced_and_the_round_sampled_again(engine, caplog):
+def test_an_engine_that_dies_in_a_round_is_replaced_and_the_round_sampled_again(engine, checkout, caplog):
     policy, many = a_policy(), [[4, 5, 3]] * 400
     calm = tokens(ask(engine, policy, many, max_new_tokens=40))
     killed: list[int] = []
 
     def kill():
         time.sleep(1.0)
-        for process in servers():
+        for process in servers(checkout):
             if "EngineCore" in process.cmdline()[0]:
                 killed.append(process.pid)
                 process.kill()
@@ -150,10 +161,11 @@ def test_heads_that_vllm_does_not_compute_are_its_reason(tmp_path):
         ask(engine_at(tmp_path), a_policy(num_attention_heads=4))
 
 
-def test_a_stage_that_is_killed_leaves_no_process(tmp_path):
+def test_a_stage_that_is_killed_leaves_no_process(engine, checkout, tmp_path):
+    engine.close()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
     ended = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
 
     assert (ended.returncode, ended.stdout) == (-signal.SIGKILL, "answered\n"), ended.stderr
-    assert eventually(lambda: not servers())
+    assert eventually(lambda: not servers(checkout))

@@ -138,7 +138,13 @@ class Client:
                 on_progress(1)
             return _sampled(answer.json()["choices"][0])
 
-        return await asyncio.gather(*(answered(*each) for each in zip(prompts, seeds, strict=True)))
+        tasks = [asyncio.create_task(answered(*each)) for each in zip(prompts, seeds, strict=True)]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:  # where one fails, the others end before their connections do
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _in_session(self, work: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401
         async with httpx.AsyncClient(base_url=self.url, limits=httpx.Limits(max_connections=CONNECTIONS)) as session:
