@@ -138,13 +138,14 @@ class Client:
                 on_progress(1)
             return _sampled(answer.json()["choices"][0])
 
-        tasks = [asyncio.create_task(answered(*each)) for each in zip(prompts, seeds, strict=True)]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:  # where one fails, the others end before their connections do
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        # Where one fails, the others end by themselves: given up while they connect, they would leave sockets open.
+        found = await asyncio.gather(
+            *(answered(*each) for each in zip(prompts, seeds, strict=True)), return_exceptions=True
+        )
+        answers = [each for each in found if isinstance(each, Sampled)]
+        if failures := [each for each in found if isinstance(each, BaseException)]:
+            raise failures[0]
+        return answers
 
     async def _in_session(self, work: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401
         async with httpx.AsyncClient(base_url=self.url, limits=httpx.Limits(max_connections=CONNECTIONS)) as session:
