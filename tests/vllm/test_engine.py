@@ -5,8 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -128,17 +126,13 @@ def test_an_engine_that_dies_in_a_round_is_replaced_and_the_round_sampled_again(
     calm = tokens(ask(engine, policy, many, max_new_tokens=40))
     killed: list[int] = []
 
-    def kill():
-        time.sleep(1.0)
-        for process in servers(checkout):
+    def kill(_: int):
+        for process in [] if killed else servers(checkout):
             if "EngineCore" in process.cmdline()[0]:
                 killed.append(process.pid)
                 process.kill()
 
-    thread = threading.Thread(target=kill)
-    thread.start()
-    again = tokens(ask(engine, policy, many, max_new_tokens=40))
-    thread.join()
+    again = tokens(ask(engine, policy, many, max_new_tokens=40, on_progress=kill))
 
     assert killed
     assert "the round is sampled again" in caplog.text
