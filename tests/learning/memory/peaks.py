@@ -23,6 +23,7 @@ from tasks.data.encoding.tokens import Encoded, EncodedPair
 from tasks.learning.maths.pairs import PairValues
 from tasks.learning.models import loading
 from tasks.learning.models.loading import load_policy, load_reward, set_up, with_adapters
+from tasks.learning.models.precision import DTYPES
 from tasks.learning.ppo.scoring import PPOModels
 from tasks.learning.ppo.trainer import PPOTrainer
 from tasks.learning.reference_cache import all_logps
@@ -56,10 +57,10 @@ def llama(**shape: Any) -> LlamaConfig:
     return config
 
 
-def saved(config: LlamaConfig, folder: Path) -> Path:
-    """A policy and a reward model of random weights."""
+def saved(config: LlamaConfig, folder: Path, params: Params) -> Path:
+    """A policy and a reward model of random weights, in files of the precision that they are computed in."""
     for name, kind in (("policy", LlamaForCausalLM), ("reward", LlamaForSequenceClassification)):
-        kind(config).save_pretrained(folder / name)
+        kind(config).to(DTYPES[params.runtime.precision]).save_pretrained(folder / name)
     return folder
 
 
@@ -113,11 +114,11 @@ def main(case: dict[str, Any]) -> None:
     params = settings_of(case)
     set_up(params)
     with tempfile.TemporaryDirectory() as name:
-        folder = saved(llama(pad_token_id=0, eos_token_id=1, **case["shape"]), Path(name))
+        folder = saved(llama(pad_token_id=0, eos_token_id=1, **case["shape"]), Path(name), params)
         rows = rows_of(case, case["shape"]["vocab_size"])
         tiny = llama(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=64)
         few = [row._replace(prompt=[5, 6], completion=[7, 8]) for row in rows[:4]]
-        train(case["stage"], saved(tiny, Path(name) / "tiny"), few, params)  # libraries make what they make once
+        train(case["stage"], saved(tiny, Path(name) / "tiny", params), few, params)  # libraries make what they make once
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = resident("VmRSS")
