@@ -17,6 +17,7 @@ from tasks.learning.ppo.scoring import (
     token_rewards,
 )
 from tasks.learning.ppo.trainer import PPOTrainer
+from tasks.learning.processes import MicroBatch
 from tasks.learning.sampling.sampler import Response
 from tasks.settings.params import TrainingReward
 from tests.tiny import EOS, PAD, tiny_models, tiny_params
@@ -60,7 +61,7 @@ def scored_responses(models, responses, groups, as_sampled, params, penalty=0.0)
         scores={"reward_model": reward_model_scores(models.reward, batch, groups)},
         kl_coefficient=0.1,
         missing_eos_penalty=penalty,
-        micro_batches=groups,
+        micro_batches=[MicroBatch(list(group)) for group in groups],
         as_sampled=as_sampled,
     )
 
@@ -108,7 +109,7 @@ def test_what_the_sampler_computed_saves_its_pass_and_changes_nothing_but_roundi
 def test_policy_equal_to_reference_has_no_kl_and_rewards_sum_to_the_penalised_score(models):
     rollouts = scored(models, penalty=1.0, score_clip=None)
     assert torch.equal(rollouts.log_probs, rollouts.reference_log_probs)
-    outputs = model_outputs(models, rollouts.batch, 1.0, [[1, 0], [2]], None)
+    outputs = model_outputs(models, rollouts.batch, 1.0, [MicroBatch([1, 0]), MicroBatch([2])], None)
     settings = tiny_params(score_clip=None).ppo
     rewards = token_rewards(outputs, rollouts.learned_scores, rollouts.mask, settings, 0.1)
     assert rollouts.has_ended.tolist() == [True, False, True]

@@ -162,7 +162,7 @@ class MemoryModel:
         if critic is not None:
             yield trains(held, Trained(critic, "scorer", "values", rows, is_one))
         read = self._answered(params, answers, settings.max_new_tokens)
-        gathered = _gathered(policy, sharing) + (_gathered(critic, sharing) if critic is not None else 0)
+        gathered = max(_gathered_by_layer(each, sharing) for each in (policy, critic) if each is not None)
         reading = self._counter.reading("policy", params, "log_probs", read, trainable=True)
         yield held._replace(name="score", gradients=0, activations=reading + gathered)
         yield self._sampling(held, params, answers, settings.max_new_tokens, sharing, trainable=True)

@@ -35,6 +35,7 @@ from tasks.learning.ppo.advantages import (
 )
 from tasks.learning.ppo.rewards import normalised_sum, weighted_sum
 from tasks.learning.ppo.rollout_correction import correction_weights
+from tasks.learning.processes import MicroBatch
 from tasks.learning.sampling.sampler import Response
 from tasks.settings.params import Ppo, Rewards
 
@@ -129,7 +130,7 @@ def score_rollouts(
     scores: Mapping[str, Tensor],
     kl_coefficient: float,
     missing_eos_penalty: float,
-    micro_batches: Sequence[Sequence[int]],
+    micro_batches: Sequence[MicroBatch],
     as_sampled: bool,
 ) -> Rollouts:
     """Compute the outputs of all models for responses, and advantages from the scores of all rewards.
@@ -143,7 +144,7 @@ def score_rollouts(
         scores: (B,) of each reward, by name.
         kl_coefficient: weight of the KL penalty in this iteration.
         missing_eos_penalty: what an answer without an end costs.
-        micro_batches: indices of the responses of each micro-batch of this rank.
+        micro_batches: of this rank, of the responses.
         as_sampled: take the policy's log-probabilities and entropies from the responses, not from a forward pass.
     """
     rows = [response.row for response in responses]
@@ -304,7 +305,7 @@ def model_outputs(
     models: PPOModels,
     batch: Batch,
     temperature: float,
-    micro_batches: Sequence[Sequence[int]],
+    micro_batches: Sequence[MicroBatch],
     sampled: Sequence[Response] | None,
 ) -> ModelOutputs:
     """Run the models over the rows of a batch, with the forward passes of training; all ranks take part.
@@ -313,7 +314,7 @@ def model_outputs(
         models: all on one device.
         batch: B rows in L columns.
         temperature: of sampling.
-        micro_batches: row indices of each micro-batch of this rank.
+        micro_batches: of this rank; where models are sharded, as many as the others have.
         sampled: the responses, if their log-probabilities and entropies are to be used; None: compute them.
     """
     shape = batch.input_ids.shape
@@ -322,19 +323,21 @@ def model_outputs(
         log_probs = sampled_log_probs(sampled, batch)
         known = [each.entropies for each in sampled if each.entropies is not None]
         entropies = spread(torch.cat(known), batch.completion_mask)
-    for rows in micro_batches:
+    for rows, weight in micro_batches:
         index = torch.tensor(rows, device=batch.input_ids.device)
         part = batch.take(rows)
-        width = part.input_ids.shape[1]
+        found: list[tuple[Tensor, Tensor]] = []  # of all rows, and of these
         # One pass through the backbone serves the log-probabilities and a shared critic's values.
         states = shared_states(models, part)
         if sampled is None:
             tokens = token_outputs(models.policy, part, temperature, states)
-            log_probs[index, :width], entropies[index, :width] = tokens.log_probs, tokens.entropies
+            found += [(log_probs, tokens.log_probs), (entropies, tokens.entropies)]
         with reference_policy(models) as frozen:
-            references[index, :width] = completion_log_probs(frozen, part, temperature)
+            found.append((references, completion_log_probs(frozen, part, temperature)))
         if models.critic is not None:
-            values[index, :width] = critic_values(models, part, states)
+            found.append((values, critic_values(models, part, states)))
+        for of_all, of_part in found if weight else ():  # 0: it keeps this rank in step, and its rows are another's
+            of_all[index, : of_part.shape[1]] = of_part
     # Each rank filled its own rows and left zeros elsewhere, so the sum is the whole.
     processes.all_reduce(references, values, *(() if sampled is not None else (log_probs, entropies)))
     return ModelOutputs(log_probs, references, entropies, values)

@@ -35,7 +35,7 @@ from tasks.learning.processes import MicroBatch
 from tasks.learning.sampling.engines import answer_in_shares, engine_of
 from tasks.learning.sampling.sampler import Response, stop_tokens
 from tasks.learning.seeds import seed_for
-from tasks.learning.sharding import shard, unsharded
+from tasks.learning.sharding import shard
 from tasks.learning.training.gradients import GradientSums
 from tasks.learning.training.micro_batches import MicroBatchLimit
 from tasks.learning.training.optimisation import (
@@ -173,19 +173,18 @@ class PPOTrainer:
         as_sampled = self._use_sampled(responses)
 
         def scored(micro_batches: Sequence[MicroBatch]) -> Rollouts:
-            with unsharded(self._models.policy, self._models.critic):
-                return score_rollouts(
-                    self._models,
-                    responses,
-                    self._stops,
-                    self._settings,
-                    self._rewards,
-                    scores=scores,
-                    kl_coefficient=kl_coefficient,
-                    missing_eos_penalty=missing_eos_penalty,
-                    micro_batches=[each.items for each in micro_batches if each.weight],
-                    as_sampled=as_sampled,
-                )
+            return score_rollouts(
+                self._models,
+                responses,
+                self._stops,
+                self._settings,
+                self._rewards,
+                scores=scores,
+                kl_coefficient=kl_coefficient,
+                missing_eos_penalty=missing_eos_penalty,
+                micro_batches=micro_batches,
+                as_sampled=as_sampled,
+            )
 
         return self._limit.run(range(len(lengths)), lengths, scored)
 
@@ -345,10 +344,9 @@ class PPOTrainer:
         if self._as_sampled is None:
             self._as_sampled = self._runtime.precision != "bf16" and responses[0].entropies is not None
             if self._as_sampled:
-                with unsharded(self._models.policy):
-                    self._as_sampled = sampler_matches_training(
-                        self._models.policy, responses[:NUM_PROBES], self._settings.temperature
-                    )
+                self._as_sampled = sampler_matches_training(
+                    self._models.policy, responses[:NUM_PROBES], self._settings.temperature
+                )
                 if not self._as_sampled:
                     logger.warning("the sampler's log-probabilities differ from those of the training pass: recomputed")
         return self._as_sampled

@@ -60,7 +60,9 @@ def llama(**shape: Any) -> LlamaConfig:
 def saved(config: LlamaConfig, folder: Path, params: Params) -> Path:
     """A policy and a reward model of random weights, in files of the precision that they are computed in."""
     for name, kind in (("policy", LlamaForCausalLM), ("reward", LlamaForSequenceClassification)):
-        kind(config).to(DTYPES[params.runtime.precision]).save_pretrained(folder / name)
+        model: Any = kind(config)
+        model.to(DTYPES[params.runtime.precision])
+        model.save_pretrained(folder / name)
     return folder
 
 
@@ -118,7 +120,9 @@ def main(case: dict[str, Any]) -> None:
         rows = rows_of(case, case["shape"]["vocab_size"])
         tiny = llama(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=64)
         few = [row._replace(prompt=[5, 6], completion=[7, 8]) for row in rows[:4]]
-        train(case["stage"], saved(tiny, Path(name) / "tiny", params), few, params)  # libraries make what they make once
+        train(
+            case["stage"], saved(tiny, Path(name) / "tiny", params), few, params
+        )  # libraries make what they make once
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = resident("VmRSS")
