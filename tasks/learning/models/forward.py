@@ -199,7 +199,9 @@ def computing(model: nn.Module) -> torch.autocast:
     Every forward pass has its own: no caller needs to know the precision.
     """
     dtype = compute_dtype(model)
-    return torch.autocast(compute_device(model).type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+    is_cast = dtype == torch.bfloat16
+    # A pass needs each weight once, so to cache casts would only hold a copy of all that are trained to its end.
+    return torch.autocast(compute_device(model).type, torch.bfloat16, enabled=is_cast, cache_enabled=False)
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:
