@@ -20,33 +20,14 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Begin at zero; the `known` tensors, and views of them, are not counted."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._living: dict[int, weakref.ref[Any]] = {}
-        self._now = self._gradients = 0
-        self._peaks = [0, 0]
-        self._is_in_second_half = False
+        self._now = 0
+        self.peaks = [0]  # the most in each phase so far
         for tensor in known:
             self._add(tensor, 0)
 
-    @property
-    def peak(self) -> int:
-        """The most so far."""
-        return max(self._peaks)
-
-    @property
-    def halves(self) -> tuple[int, int]:
-        """The most until half of the gradient was there, and after that."""
-        return self._peaks[0], self._peaks[1]
-
-    def watch_gradients(self, weights: Iterable[Tensor]) -> None:
-        """Tell the halves of a backward pass apart by the gradients of some weights."""
-        watched = list(weights)
-        half = sum(weight.nbytes for weight in watched) / 2
-
-        def arrived(weight: Tensor) -> None:
-            self._gradients += weight.nbytes
-            self._is_in_second_half = self._gradients >= half
-
-        for weight in watched:
-            weight.register_post_accumulate_grad_hook(arrived)  # type: ignore[no-untyped-call]
+    def begin_phase(self) -> None:
+        """Let another phase begin, with what is there."""
+        self.peaks.append(self._now)
 
     def _add(self, tensor: Tensor, size: int) -> None:
         storage = tensor.untyped_storage()
@@ -60,7 +41,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         self._living[key] = weakref.ref(storage, freed)
         self._now += size
-        self._peaks[self._is_in_second_half] = max(self._peaks[self._is_in_second_half], self._now)
+        self.peaks[-1] = max(self.peaks[-1], self._now)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Run an operation, and count what it gives."""

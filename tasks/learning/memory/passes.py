@@ -1,6 +1,7 @@
 """What a pass of a model needs beside its weights: it is run on a model without data, and what it makes is counted.
 
-Layers are alike, so two shallow models are run, and what a layer more takes is added for each that the model has more.
+Layers are alike, so two shallow models are run, and what a layer more takes is added for each that the model has more:
+in each phase of a pass, for which of them needs most may change with the layers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tasks.common.errors import InputError
 from tasks.data.encoding.tokens import Encoded, EncodedPair
@@ -54,13 +56,6 @@ class Rows(NamedTuple):
         return collate_pairs([EncodedPair(row, row) for row in rows]) if self.are_pairs else collate(rows)
 
 
-class PassBytes(NamedTuple):
-    """The most that a forward and backward pass needs beside weights and optimiser."""
-
-    beside_gradients: int  # where all gradients are there, from the micro-batches before
-    with_gradients: int  # where there are none before, and those that are made are counted too
-
-
 class SamplingBytes(NamedTuple):
     """The most that sampling needs beside the weights of the model that is sampled from."""
 
@@ -77,24 +72,23 @@ class PassCounter:
         self._layers: int = config.get_text_config().num_hidden_layers
         self._known: dict[object, tuple[float, ...]] = {}
 
-    def training(self, kind: Kind, params: Params, output: Output, rows: Rows) -> PassBytes:
-        """Count a forward and a backward pass over a micro-batch."""
-        found = self._count(kind, params, ("training", output, rows), partial(_train, output=output, rows=rows), True)
-        beside, first, second = found
-        return PassBytes(int(beside), int(max(first, second)))
+    def training(self, kind: Kind, params: Params, output: Output, rows: Rows) -> int:
+        """Count a forward and a backward pass over a micro-batch, beside the gradients of those before."""
+        work = partial(_train, output=output, rows=rows)
+        return int(max(self._count(kind, params, ("training", output, rows), work, True)))
 
     def reading(self, kind: Kind, params: Params, output: Output, rows: Rows, *, trainable: bool) -> int:
         """Count a forward pass without gradients."""
-        [found] = self._count(
+        found = self._count(
             kind, params, ("reading", output, rows, trainable), partial(_read, output=output, rows=rows), trainable
         )
-        return int(found)
+        return int(max(found))
 
     def sampling(self, params: Params, prompt: int, answer: int, count: int, *, trainable: bool) -> SamplingBytes:
         """Count the sampling of `count` answers side by side."""
         work = partial(_sample, prompt=prompt, answer=answer, count=count)  # of the copy that is sampled from
-        found = self._count("policy", params, ("sampling", prompt, answer, count, trainable), work, trainable)
-        return SamplingBytes(*map(int, found))
+        cache, *phases = self._count("policy", params, ("sampling", prompt, answer, count, trainable), work, trainable)
+        return SamplingBytes(int(max(phases)), int(cache))
 
     def _count(
         self,
@@ -119,12 +113,9 @@ class PassCounter:
             models = [self._model(kind, params, trainable, depth, is_sampled=key[0] == "sampling") for depth in depths]
             with self._attention(params):
                 figures = [work(model) for model in models]
-            steps = [
-                (deep - shallow) / (depths[-1] - depths[0]) if len(depths) > 1 else 0.0
-                for shallow, deep in zip(figures[0], figures[-1], strict=True)
-            ]
+            further = self._layers - depths[-1]  # each of which takes as much as the second of the two
             self._known[known] = tuple(
-                figure + step * (self._layers - depths[-1]) for figure, step in zip(figures[-1], steps, strict=True)
+                deep + further * (deep - shallow) for shallow, deep in zip(figures[0], figures[-1], strict=True)
             )
         return self._known[known]
 
@@ -149,9 +140,9 @@ class PassCounter:
 class NoPasses(PassCounter):
     """Counts nothing: where what lies between passes is asked for alone."""
 
-    def training(self, kind: Kind, params: Params, output: Output, rows: Rows) -> PassBytes:
+    def training(self, kind: Kind, params: Params, output: Output, rows: Rows) -> int:
         """Nothing."""
-        return PassBytes(0, 0)
+        return 0
 
     def reading(self, kind: Kind, params: Params, output: Output, rows: Rows, *, trainable: bool) -> int:
         """Nothing."""
@@ -173,38 +164,54 @@ def _counted(model: nn.Module, others: Sequence[Tensor] = ()) -> Iterator[LiveBy
         raise InputError(f"what models of type {kind} need cannot be counted ({error})") from None
 
 
+@contextmanager
+def _layers_ending_a_phase(model: nn.Module, counter: LiveBytes) -> Iterator[None]:
+    """Let another phase begin whenever the last layer has run: autocast frees its copies there, and the head begins."""
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    hooks = [layer.register_forward_hook(lambda *_: counter.begin_phase()) for layer in layers[-1:]]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def _train(model: nn.Module, *, output: Output, rows: Rows) -> tuple[float, ...]:
-    batch, read = rows.batch(), OUTPUTS[output]
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    with _counted(model) as first:
-        first.watch_gradients(trained)
-        read(model, batch).sum().backward()  # type: ignore[no-untyped-call]
+    for weight in trained:
+        weight.grad = torch.empty_like(weight)
     gradients = [weight.grad for weight in trained if weight.grad is not None]
-    with _counted(model, gradients) as second:
-        read(model, batch).sum().backward()  # type: ignore[no-untyped-call]
-    return (second.peak, *first.halves)
+    with _counted(model, gradients) as counter:
+        with _layers_ending_a_phase(model, counter):
+            loss = OUTPUTS[output](model, rows.batch()).sum()
+        counter.begin_phase()
+        loss.backward()  # type: ignore[no-untyped-call]
+    return (*counter.peaks,)
 
 
 def _read(model: nn.Module, *, output: Output, rows: Rows) -> tuple[float, ...]:
     batch = rows.batch()
-    with torch.no_grad(), _counted(model) as counter:
+    with torch.no_grad(), _counted(model) as counter, _layers_ending_a_phase(model, counter):
         OUTPUTS[output](model, batch)
-    return (counter.peak,)
+    return (*counter.peaks,)
 
 
 def _sample(model: nn.Module, *, prompt: int, answer: int, count: int) -> tuple[float, ...]:
     """Read prompts, draw a token, read it, and drop finished answers as late as the sampler does."""
     packing = collate([Encoded([number] * prompt, []) for number in range(count)]).packing
     rows, noise = torch.arange(count), torch.rand(count, dtype=torch.float64)
-    with torch.no_grad(), layers_as_written(model), _counted(model) as counter:
+    with torch.no_grad(), layers_as_written(model), _counted(model) as counter, _layers_ending_a_phase(model, counter):
         cache = RaggedCache(count, prompt + answer, rows.device)
         logits = cache.read_prompts(model, packing, torch.full((count,), prompt), rows)
         tokens = sample(logits, noise, 1.0).tokens
+        del logits
+        counter.begin_phase()
         cache.lengths[:] = prompt + answer - 1  # as wide as it gets
         sample(cache.read_tokens(model, tokens), noise, 1.0)
         held = sum(each.nbytes for each in (*cache._keys, *cache._values))
+        counter.begin_phase()
         cache.keep(rows[: int(COMPACT_AT * count)])
-    return counter.peak, held
+    return (held, *counter.peaks)
 
 
 def _attend_as_on_gpu(

@@ -206,9 +206,9 @@ class MemoryModel:
         gathered += round(
             gathered * trained.weights.trained / trained.weights.all
         )  # gradients before they are shared out
-        activations = counted.beside_gradients
-        if trained.is_one and not sharing.is_sharded:
-            activations = max(0, counted.with_gradients - gradients)
+        activations = counted
+        if trained.is_one and not sharing.is_sharded:  # gradients come as activations go, one layer after the other
+            activations = max(counted - gradients, counted // self._config.get_text_config().num_hidden_layers)
         return held._replace(name="learn", gradients=gradients, activations=activations + gathered)
 
     def _sampling(
