@@ -27,6 +27,7 @@ def main() -> None:
         "not_sharded": [name for name, weight in model.named_parameters() if not is_sharded(weight)],
     }
     Path(f"placement-{processes.rank()}.json").write_text(json.dumps(placement), encoding="utf-8")
+    distributed.barrier()  # the first that ends takes with it what the others meet by
     distributed.destroy_process_group()
 
 
